@@ -1,0 +1,40 @@
+# `make` prints this file's targets; every target works from a bare clone.
+VENV   ?= .venv
+PYTHON ?= python3
+BIN     = $(VENV)/bin
+STAMP   = $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install lint test bench demo shards clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## create .venv with every dependency, at the tested versions
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: '$(PYTHON)' not found: install Python 3.10 or newer (Debian: apt-get install python3 python3-venv), or name one with PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; v=sys.version_info; sys.exit(0 if v >= (3, 10) else f"make: {sys.executable} is Python {v[0]}.{v[1]}; wanted 3.10 or newer: name one with PYTHON=...")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: Python's venv module is missing (Debian: apt-get install python3-venv)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (PyTorch, DeepSpeed, DALI: one or two minutes, longer with CUDA)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,test]'
+	@touch $@
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: $(STAMP) ## every test that needs no GPU (with a GPU, those too)
+	$(BIN)/pytest -n auto $(ARGS)
+
+bench: $(STAMP) ## benchmarks against floor and peers; writes runs/bench/*.json
+	$(BIN)/python -m pytest tests/benchmarks -q -s -p no:xdist -o addopts="" $(ARGS)
+
+shards: $(STAMP) ## SRC=folder OUT=folder: identity folders of aligned faces to WebDataset tars
+	@test -n "$(SRC)" && test -n "$(OUT)" || { echo "usage: make shards SRC=folder-of-identity-folders OUT=folder"; exit 2; }
+	$(BIN)/python stages/shard.py "$(SRC)" "$(OUT)" $(ARGS)
+
+clean: ## remove .venv and runs
+	rm -rf $(VENV) runs

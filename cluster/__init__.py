@@ -1,0 +1,1 @@
+"""Where it runs: ranks, collectives, telemetry, launch files. Knows nothing of faces."""

@@ -1,0 +1,61 @@
+"""The rooms of the project: who may import whom, and where each big dependency lives."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted(p for room in ("pipeline", "cluster", "stages") for p in (ROOT / room).rglob("*.py"))
+
+# Room -> rooms it must never import.
+FORBIDDEN = {
+    "cluster": {"pipeline", "stages", "tests"},
+    "pipeline": {"stages", "tests"},
+    "stages": {"stages", "tests"},
+}
+
+# Dependency -> the only places that may import it.
+HOMES = {
+    "nvidia": ("pipeline/reading/dali.py",),
+    "deepspeed": ("pipeline/training/engine.py",),
+    "prometheus_client": ("cluster/telemetry.py",),
+    "torch.distributed": ("cluster/", "pipeline/training/checkpoint.py"),
+    "os.environ": ("cluster/", "stages/"),
+}
+
+
+def imported_modules(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            names.add(f"{node.value.id}.{node.attr}")
+    return names
+
+
+def within(name: str, module: str) -> bool:
+    return name == module or name.startswith(module + ".")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way_and_dependencies_stay_home(path: Path) -> None:
+    relative = path.relative_to(ROOT).as_posix()
+    for name in imported_modules(path):
+        for room in FORBIDDEN[relative.split("/")[0]]:
+            assert not within(name, room), f"{relative} imports {name}"
+        for dependency, homes in HOMES.items():
+            if within(name, dependency):
+                assert relative.startswith(homes), f"{relative} uses {name}, whose home is {homes}"
+
+
+def test_the_rule_sees_a_violation(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text("import os\nfrom stages import train\nvalue = os.environ['X']\n")
+    found = imported_modules(bad)
+    assert any(within(name, "stages") for name in found)
+    assert any(within(name, "os.environ") for name in found)
