@@ -1,0 +1,75 @@
+"""The indexes beside the tars: one binary index of the whole set, and one text index a tar for DALI's reader.
+
+`index.npy` holds one row a sample, in tar order and then in order inside the tar. Every rank maps it:
+42 million rows are 672 MB of page cache, shared by all processes of a machine.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.shards.errors import ShardError
+from pipeline.shards.files import write_all, written_whole
+from pipeline.shards.manifest import Manifest
+
+FILE_NAME = "index.npy"
+
+# offset: byte offset of the image payload inside its tar; size: its bytes; label: line of identities.txt.
+SAMPLE = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<u4")])
+
+# One member of a sample as DALI lists it: extension, offset of the payload, size in bytes, member name.
+Component = tuple[str, int, int, str]
+
+
+def open_index(folder: Path, manifest: Manifest) -> NDArray[np.void]:
+    """Map `folder/index.npy` read-only: [samples] of `SAMPLE`.
+
+    Raises:
+        ShardError: it is missing, is no index, or its rows are not the manifest's samples.
+    """
+    path = folder / FILE_NAME
+    try:
+        rows: NDArray[np.void] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise ShardError(f"{path}: not found, wanted the index of {manifest.samples} samples") from error
+    except (ValueError, EOFError) as error:
+        raise ShardError(f"{path}: not an index ({error})") from error
+    if rows.dtype != SAMPLE or rows.shape != (manifest.samples,):
+        wanted = f"({manifest.samples},) of {SAMPLE}"
+        raise ShardError(f"{path}: got {rows.shape} of {rows.dtype}, wanted {wanted} as in manifest.json")
+    return rows
+
+
+def write_index(folder: Path, pieces: Iterable[NDArray[np.void]], samples: int) -> str:
+    """Write `folder/index.npy` from the rows of each tar in order and return its SHA-256.
+
+    `samples` is the sum of their lengths. One piece is in memory at a time.
+    """
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": np.lib.format.dtype_to_descr(SAMPLE), "fortran_order": False, "shape": (samples,)}
+    )
+    digest = hashlib.sha256(header.getvalue())
+    with written_whole(folder / FILE_NAME) as file:
+        write_all(file, header.getvalue())
+        for rows in pieces:
+            block = rows.astype(SAMPLE, copy=False).tobytes()
+            digest.update(block)
+            write_all(file, block)
+    return digest.hexdigest()
+
+
+def dali_index(samples: list[list[Component]]) -> bytes:
+    """The text of a DALI index (`wds2idx` format v1.2) of one tar: a count, then a line a sample.
+
+    Raises:
+        ShardError: the tar holds no sample; DALI refuses such an index.
+    """
+    if not samples:
+        raise ShardError("DALI index: got a tar of 0 samples, wanted at least 1")
+    lines = (" ".join(f"{ext} {offset} {size} {name}" for ext, offset, size, name in one) for one in samples)
+    return "\n".join([f"v1.2 {len(samples)}", *lines, ""]).encode()
