@@ -1,0 +1,111 @@
+"""Collectives with their gradients: conjugate pairs side by side, the group explicit, inputs never mutated.
+
+A `Group` of None is this process alone: every function is then the identity (with a leading dimension kept), so
+that code written for many ranks runs, and is tested, without a process group.
+
+The gradients assume what the head does: after the collective every rank computes the same scalar loss from the
+same values, and that scalar counts once, not once a rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+import torch.distributed as dist
+
+Group: TypeAlias = dist.ProcessGroup | None
+
+
+def num_ranks(group: Group) -> int:
+    """Ranks in the group; 1 for None."""
+    return 1 if group is None else dist.get_world_size(group)
+
+
+def rank_in(group: Group) -> int:
+    """This process's place in the group; 0 for None."""
+    return 0 if group is None else dist.get_rank(group)
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather forward, reduce-scatter (sum) backward."""
+
+    @staticmethod
+    def forward(ctx: Any, local: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+        ctx.group = group
+        return _all_gather(local, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return reduce_scatter_rows(grad, ctx.group), None
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """All-reduce (sum) forward, identity backward."""
+
+    @staticmethod
+    def forward(ctx: Any, local: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:  # noqa: ARG004
+        return _all_reduce(local, group, dist.ReduceOp.SUM)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # noqa: ARG004
+        return grad, None
+
+
+def gather_rows(local: torch.Tensor, group: Group) -> torch.Tensor:
+    """Rows of every rank in rank order: [B, ...] -> [N·B, ...]; B is the same on every rank.
+
+    One all-gather. Backward: one reduce-scatter, the sum over ranks of what each contributes to these rows.
+    """
+    return local if group is None else _GatherRows.apply(local, group)
+
+
+def reduce_scatter_rows(rows: torch.Tensor, group: Group) -> torch.Tensor:
+    """The sum over ranks of this rank's share of rows: [N·B, ...] -> [B, ...]. One reduce-scatter, no gradient."""
+    if group is None:
+        return rows
+    output = rows.new_empty(rows.shape[0] // num_ranks(group), *rows.shape[1:])
+    dist.reduce_scatter_tensor(output, rows.contiguous(), group=group)
+    return output
+
+
+def sum_over_ranks(local: torch.Tensor, group: Group) -> torch.Tensor:
+    """Elementwise sum over ranks, the same on every rank. One all-reduce. Backward: identity."""
+    return local if group is None else _SumOverRanks.apply(local, group)
+
+
+def max_over_ranks(local: torch.Tensor, group: Group) -> torch.Tensor:
+    """Elementwise maximum over ranks, the same on every rank. One all-reduce, no gradient."""
+    return local.detach() if group is None else _all_reduce(local.detach(), group, dist.ReduceOp.MAX)
+
+
+def any_rank(flag: bool, group: Group, device: torch.device) -> bool:
+    """Whether `flag` holds on at least one rank; every rank gets the same answer. One all-reduce of one number."""
+    return bool(max_over_ranks(torch.tensor([float(flag)], device=device), group).item())
+
+
+def gather_objects(value: Any, group: Group) -> list[Any]:
+    """One small picklable value of every rank, in rank order, on every rank."""
+    if group is None:
+        return [value]
+    values: list[Any] = [None] * num_ranks(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
+def barrier(group: Group) -> None:
+    """Wait until every rank of the group is here."""
+    if group is not None:
+        dist.barrier(group)
+
+
+def _all_gather(local: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    output = local.new_empty(num_ranks(group) * local.shape[0], *local.shape[1:])
+    dist.all_gather_into_tensor(output, local.contiguous(), group=group)
+    return output
+
+
+def _all_reduce(local: torch.Tensor, group: dist.ProcessGroup, op: Any) -> torch.Tensor:
+    result = local.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(result, op=op, group=group)
+    return result

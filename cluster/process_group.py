@@ -1,0 +1,53 @@
+"""The process group of a run: made once from the topology, bounded in time, torn down at the end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from cluster.topology import Topology
+
+logger = logging.getLogger(__name__)
+
+
+def device_of(topology: Topology) -> torch.device:
+    """The GPU of this rank where there is one, else the CPU.
+
+    Raises:
+        ValueError: when the host has GPUs, but fewer than ranks.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if topology.rank_of_node >= torch.cuda.device_count():
+        raise ValueError(
+            f"rank {topology.rank}: local rank {topology.rank_of_node}, but this host has "
+            f"{torch.cuda.device_count()} GPUs; wanted at most one rank a GPU"
+        )
+    return torch.device("cuda", topology.rank_of_node)
+
+
+@contextmanager
+def process_group(topology: Topology, device: torch.device, timeout_seconds: float) -> Iterator[dist.ProcessGroup]:
+    """All ranks as one group: NCCL between GPUs, gloo between CPUs; the group is gone afterwards.
+
+    `timeout_seconds` bounds the rendezvous and every collective: a rank that never comes ends the others.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    timeout = timedelta(seconds=timeout_seconds)
+    if topology.num_ranks == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)  # type: ignore[attr-defined]
+    else:
+        dist.init_process_group(backend, rank=topology.rank, world_size=topology.num_ranks, timeout=timeout)
+    try:
+        group = dist.group.WORLD
+        assert group is not None
+        yield group
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,84 @@
+"""Run a function on several ranks in this machine's processes: file rendezvous, no ports, a hang is a failure."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+# A server that has imported torch once and forks ranks from there: seconds less a test.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["torch", "torch.distributed"])
+
+TIMEOUT_SECONDS = 120
+
+
+def run_ranks(function: Callable[..., Any], num_ranks: int, *args: Any) -> list[Any]:
+    """``function(rank, num_ranks, *args)`` on every rank inside a gloo group; their results in rank order.
+
+    Raises AssertionError with every failed rank's traceback, or when a rank does not answer in time.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        pipes, processes = [], []
+        for rank in range(num_ranks):
+            ours, theirs = _context.Pipe()
+            process = _context.Process(
+                target=_rank_main,
+                args=(theirs, function, rank, num_ranks, f"{folder}/store", args),
+                daemon=True,
+            )
+            process.start()
+            theirs.close()
+            pipes.append(ours)
+            processes.append(process)
+        try:
+            answers = [_answer(pipe, rank) for rank, pipe in enumerate(pipes)]
+        finally:
+            for process in processes:
+                process.join(timeout=10)
+                process.kill()
+    failed = [text for ok, text in answers if not ok]
+    assert not failed, "\n".join(failed)
+    return [pickle.loads(value) for _, value in answers]
+
+
+def _answer(pipe: Connection, rank: int) -> tuple[bool, Any]:
+    if not pipe.poll(TIMEOUT_SECONDS):
+        return False, f"[rank {rank}] no answer in {TIMEOUT_SECONDS} s"
+    try:
+        return pipe.recv()  # type: ignore[no-any-return]
+    except EOFError:
+        return False, f"[rank {rank}] died without a word"
+
+
+def _rank_main(
+    pipe: Connection,
+    function: Callable[..., Any],
+    rank: int,
+    num_ranks: int,
+    store: str,
+    args: tuple[Any, ...],
+) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        store=dist.FileStore(store, num_ranks),
+        rank=rank,
+        world_size=num_ranks,
+        timeout=timedelta(seconds=TIMEOUT_SECONDS),
+    )
+    try:
+        result = (True, pickle.dumps(function(rank, num_ranks, *args)))
+    except BaseException:
+        result = (False, f"[rank {rank}]\n{traceback.format_exc()}")
+    pipe.send(result)
+    pipe.close()
+    dist.destroy_process_group()

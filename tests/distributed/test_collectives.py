@@ -1,0 +1,57 @@
+"""Collectives and their gradients against plain sums over the ranks' inputs."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from cluster.collectives import any_rank, gather_objects, gather_rows, max_over_ranks, sum_over_ranks
+from tests.distributed.ranks import run_ranks
+
+
+def inputs(num_ranks: int) -> list[torch.Tensor]:
+    return [
+        torch.randn(2, 3, generator=torch.Generator().manual_seed(r), dtype=torch.float64) for r in range(num_ranks)
+    ]
+
+
+def on_a_rank(rank: int, num_ranks: int) -> dict[str, torch.Tensor]:
+    group = dist.group.WORLD
+    x = inputs(num_ranks)[rank].requires_grad_()
+    kept = x.detach().clone()
+    gathered = gather_rows(x, group)
+    # a different downstream weight on each rank, as each rank's rows are different
+    (gathered * (rank + 1)).sum().backward()
+    gather_grad, x.grad = x.grad, None
+    summed = sum_over_ranks(x, group)
+    (summed * 3).sum().backward()
+    assert torch.equal(x.detach(), kept), "a collective changed its input"
+    return {
+        "gathered": gathered.detach(),
+        "gather_grad": gather_grad,
+        "summed": summed.detach(),
+        "sum_grad": x.grad,
+        "maximum": max_over_ranks(x, group),
+        "any": torch.tensor([any_rank(rank == 1, group, x.device), any_rank(False, group, x.device)]),
+        "objects": torch.tensor(gather_objects(rank * 10, group)),
+    }
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_forward_and_backward(num_ranks: int) -> None:
+    every = inputs(num_ranks)
+    for got in run_ranks(on_a_rank, num_ranks):
+        assert torch.equal(got["gathered"], torch.cat(every))
+        assert torch.equal(got["gather_grad"], torch.full((2, 3), sum(range(1, num_ranks + 1)), dtype=torch.float64))
+        torch.testing.assert_close(got["summed"], torch.stack(every).sum(0))
+        assert torch.equal(got["sum_grad"], torch.full((2, 3), 3.0, dtype=torch.float64))
+        assert torch.equal(got["maximum"], torch.stack(every).amax(0))
+        assert got["any"].tolist() == [num_ranks > 1, False]
+        assert got["objects"].tolist() == [r * 10 for r in range(num_ranks)]
+
+
+def test_without_a_group_everything_is_the_identity() -> None:
+    x = inputs(1)[0]
+    assert gather_rows(x, None) is x
+    assert sum_over_ranks(x, None) is x
+    assert torch.equal(max_over_ranks(x, None), x)
+    assert gather_objects("a", None) == ["a"]
