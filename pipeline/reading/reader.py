@@ -1,0 +1,140 @@
+"""This rank's batches from any position on, decoded in the background while the step runs."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline.reading.dali import Decoder, EncodedBatch
+from pipeline.reading.order import Order, mirrored
+from pipeline.reading.tars import ShardSet
+
+logger = logging.getLogger(__name__)
+
+# The label of a sample that could not be decoded: the head leaves it out of the loss.
+IGNORED = -1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's share of a global batch.
+
+    Attributes:
+        step: the global batch's position in training.
+        images_BCHW: float32 on the decoder's device, ``(x - 127.5) / 128``.
+        labels_B: int64 on the same device; `IGNORED` where the image could not be decoded.
+        ids_B: sample ids.
+    """
+
+    step: int
+    images_BCHW: torch.Tensor
+    labels_B: torch.Tensor
+    ids_B: np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+class Reader:
+    """Rank r of N's batches, in order, from `first_step` on; endless (the caller stops).
+
+    A thread reads and decodes up to `depth` batches ahead. The position is the reader's whole state: to resume,
+    make a reader with another `first_step`.
+
+    Args:
+        shards, order, decoder: what to read, in which order, and how.
+        rank, num_ranks: this rank's place; num_ranks divides the global batch.
+        first_step: position of the first batch.
+        mirror: whether samples are flipped by the hash.
+        depth: batches held ready.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        order: Order,
+        decoder: Decoder,
+        *,
+        rank: int = 0,
+        num_ranks: int = 1,
+        first_step: int = 0,
+        mirror: bool = True,
+        depth: int = 3,
+    ) -> None:
+        self.decode_failures = 0
+        self._shards, self._order, self._decoder = shards, order, decoder
+        self._rank, self._num_ranks, self._mirror = rank, num_ranks, mirror
+        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=depth)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(first_step,), name="reader", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch; raises in the caller what went wrong in the background."""
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    @property
+    def ready(self) -> int:
+        """Batches decoded and waiting; 0 means that training waits for data."""
+        return self._ready.qsize()
+
+    def close(self) -> None:
+        """Stop the background thread and drop what it had ready."""
+        self._stopping.set()
+        while self._thread.is_alive():
+            try:
+                self._ready.get(timeout=0.05)  # make room, so that a blocked put can end
+            except queue.Empty:
+                continue
+        self._thread.join()
+
+    def _work(self, first_step: int) -> None:
+        try:
+            for batch in self._batches(first_step):
+                self._put(batch)
+        except BaseException as error:
+            self._put(error)
+
+    def _put(self, item: Batch | BaseException) -> None:
+        while not self._stopping.is_set():
+            try:
+                return self._ready.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+        return None
+
+    def _batches(self, first_step: int) -> Iterator[Batch]:
+        under_way: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
+
+        def encoded() -> Iterator[EncodedBatch]:
+            step = first_step
+            while not self._stopping.is_set():
+                ids = self._order.rank_batch(step, self._rank, self._num_ranks)
+                under_way.append(ids)
+                yield EncodedBatch(self._shards.read(ids), self._flips(step, ids))
+                step += 1
+
+        for step, decoded in enumerate(self._decoder.decode(encoded()), start=first_step):
+            ids = under_way.pop(0)
+            labels = self._shards.labels(ids)
+            labels[list(decoded.bad)] = IGNORED
+            for position in decoded.bad:
+                self.decode_failures += 1
+                logger.warning("cannot decode %s: left out of step %d", self._shards.describe(int(ids[position])), step)
+            yield Batch(step, decoded.images, torch.from_numpy(labels).to(decoded.images.device), ids)
+
+    def _flips(
+        self, step: int, ids: np.ndarray[tuple[int], np.dtype[np.int64]]
+    ) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        if not self._mirror:
+            return np.zeros(len(ids), dtype=bool)
+        return mirrored(self._order.seed, self._order.epoch_of(step), ids)

@@ -1,0 +1,105 @@
+"""Bytes of any sample by its id: memory-mapped tars and the set's binary index."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.shards.index import SAMPLE
+from pipeline.shards.manifest import Manifest, ShardError
+
+
+class ShardSet:
+    """A folder of shards, open for reading; ids count samples through the tars in the manifest's order.
+
+    Every rank of a host maps the same files, so they share one page-cache copy; opening reads the manifest and
+    the index's header only, whatever the number of samples.
+
+    Raises:
+        ShardError: when the folder, the index or a tar is missing, cut short, or not what the manifest says.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = Manifest.load(folder)
+        self._index = self._map_index()
+        counts = np.asarray([tar.samples for tar in self.manifest.tars], dtype=np.int64)
+        self._first_ids = np.concatenate([[0], np.cumsum(counts)])
+        for tar in self.manifest.tars:
+            self._check_size(folder / tar.name, tar.bytes)
+        self._maps: dict[int, mmap.mmap] = {}
+
+    @property
+    def samples_per_tar(self) -> tuple[int, ...]:
+        """Samples in each tar, as `Order` takes them."""
+        return tuple(tar.samples for tar in self.manifest.tars)
+
+    def labels(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The identity of each sample, a line number of ``identities.txt``.
+
+        Raises:
+            ShardError: naming the tar, when a label lies outside the manifest's identities.
+        """
+        labels = self._index["label"][ids].astype(np.int64)
+        outside = np.flatnonzero(labels >= self.manifest.identities)
+        if len(outside):
+            first = int(ids[outside[0]])
+            raise ShardError(
+                f"{self.folder / 'index.npy'}: sample {first} in {self.tar_name(first)} has label "
+                f"{labels[outside[0]]}, wanted less than {self.manifest.identities} identities; shard again"
+            )
+        return labels
+
+    def read(self, ids: Sequence[int] | np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+        """The encoded image of each sample, a ``uint8`` view into the mapped tar: nothing is copied."""
+        tars = np.searchsorted(self._first_ids, ids, side="right") - 1
+        rows = self._index[np.asarray(ids)]
+        return [
+            np.frombuffer(self._map(int(tar)), np.uint8, count=int(row["size"]), offset=int(row["offset"]))
+            for tar, row in zip(tars, rows, strict=True)
+        ]
+
+    def tar_name(self, sample: int) -> str:
+        """The tar that holds `sample`."""
+        return self.manifest.tars[int(np.searchsorted(self._first_ids, sample, side="right")) - 1].name
+
+    def describe(self, sample: int) -> str:
+        """Where `sample` lies, in the words of a log line: tar and byte range."""
+        row = self._index[sample]
+        return f"sample {sample} ({self.tar_name(sample)}, {row['size']} bytes at {row['offset']})"
+
+    def _map(self, tar: int) -> mmap.mmap:
+        if tar not in self._maps:
+            with (self.folder / self.manifest.tars[tar].name).open("rb") as file:
+                self._maps[tar] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._maps[tar]
+
+    def _map_index(self) -> np.ndarray[Any, Any]:
+        path = self.folder / "index.npy"
+        if not path.is_file():
+            raise ShardError(f"{path}: missing index; shard again, or copy the folder whole")
+        try:
+            index: np.ndarray[Any, Any] = np.load(path, mmap_mode="r")
+        except (ValueError, OSError) as error:
+            raise ShardError(f"{path}: not a readable index ({error}); shard again") from error
+        if index.dtype != SAMPLE or index.shape != (self.manifest.samples,):
+            raise ShardError(
+                f"{path}: got {index.shape} rows of {index.dtype}, but manifest.json wants "
+                f"({self.manifest.samples},) of {SAMPLE}"
+            )
+        return index
+
+    @staticmethod
+    def _check_size(path: Path, wanted: int) -> None:
+        """A map past the end of a truncated file would kill the process, so sizes are checked at opening."""
+        if not path.is_file():
+            raise ShardError(f"{path}: missing tar, wanted {wanted} bytes as in manifest.json")
+        if path.stat().st_size != wanted:
+            raise ShardError(
+                f"{path}: got {path.stat().st_size} bytes, wanted {wanted} as in manifest.json; truncated or "
+                "replaced: copy it again or shard again"
+            )

@@ -1,0 +1,141 @@
+"""The order's guarantees, by properties."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.reading.order import Order, mirrored
+
+
+@st.composite
+def orders(draw: st.DrawFn) -> Order:
+    tars = tuple(draw(st.lists(st.integers(1, 40), min_size=1, max_size=12)))
+    batch = draw(st.integers(1, min(24, sum(tars))))
+    streams = draw(st.sampled_from([s for s in range(1, batch + 1) if batch % s == 0]))
+    return Order(tars, draw(st.integers(0, 2**32)), batch, streams, draw(st.integers(1, 5)))
+
+
+def epoch_ids(order: Order, epoch: int) -> np.ndarray:
+    first = epoch * order.steps_per_epoch
+    return np.concatenate([order.batch(first + t) for t in range(order.steps_per_epoch)])
+
+
+@given(orders(), st.integers(0, 3))
+@settings(max_examples=100, deadline=None)
+def test_each_sample_at_most_once_an_epoch_and_all_but_the_remainder_seen(order: Order, epoch: int) -> None:
+    ids = epoch_ids(order, epoch)
+    assert len(np.unique(ids)) == len(ids)
+    assert 0 <= ids.min() and ids.max() < order.samples
+    assert order.samples - len(ids) < order.global_batch
+
+
+@given(orders(), st.integers(0, 50))
+@settings(max_examples=100, deadline=None)
+def test_every_rank_count_that_divides_gives_the_same_global_batches(order: Order, step: int) -> None:
+    whole = order.batch(step)
+    for num_ranks in (n for n in range(1, order.global_batch + 1) if order.global_batch % n == 0):
+        parts = [order.rank_batch(step, rank, num_ranks) for rank in range(num_ranks)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+@given(orders(), st.integers(0, 50))
+@settings(max_examples=50, deadline=None)
+def test_a_position_is_reached_without_replaying(order: Order, step: int) -> None:
+    fresh = Order(order.samples_per_tar, order.seed, order.global_batch, order.streams, order.window)
+    for earlier in range(step):
+        order.batch(earlier)
+    np.testing.assert_array_equal(order.batch(step), fresh.batch(step))
+
+
+def naive_batch(order: Order, step: int) -> list[int]:
+    """The epoch written out whole, by lists, as the module's docstring describes it."""
+
+    def shuffled(items: list[int], part: int) -> list[int]:
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([order.seed, epoch, part])))
+        return [items[i] for i in generator.permutation(len(items))]
+
+    epoch, t = divmod(step, order.steps_per_epoch)
+    members, first = [], 0
+    for count in order.samples_per_tar:
+        members.append(list(range(first, first + count)))
+        first += count
+    tars = shuffled(list(range(len(members))), 0)
+    sequence: list[int] = []
+    for w in range(0, len(tars), order.window):
+        inside = [i for tar in tars[w : w + order.window] for i in members[tar]]
+        sequence += shuffled(inside, w // order.window + 1)
+    sequence = sequence[: order.steps_per_epoch * order.global_batch]
+    piece, share = len(sequence) // order.streams, order.global_batch // order.streams
+    return [sequence[s * piece + t * share + i] for s in range(order.streams) for i in range(share)]
+
+
+@given(orders(), st.integers(0, 60))
+@settings(max_examples=100, deadline=None)
+def test_equals_the_epoch_written_out(order: Order, step: int) -> None:
+    assert order.batch(step).tolist() == naive_batch(order, step)
+
+
+def test_different_epochs_and_seeds_differ_and_drop_other_samples() -> None:
+    order = Order((50, 50, 50, 53), seed=1, global_batch=20, window=2)
+    first, second = epoch_ids(order, 0), epoch_ids(order, 1)
+    assert not np.array_equal(first, second)
+    assert set(first) != set(second)
+    assert not np.array_equal(first, epoch_ids(Order(order.samples_per_tar, 2, 20, window=2), 0))
+
+
+def test_streams_are_near_sequential() -> None:
+    """Between two steps a stream stays inside its window of tars, but for the steps that cross into the next."""
+    per_tar, tars, window, streams, batch = 100, 64, 4, 4, 64
+    order = Order((per_tar,) * tars, 7, batch, streams, window)
+    share = batch // streams
+    touched = 0
+    for step in range(order.steps_per_epoch):
+        for s in range(streams):
+            touched += len(np.unique(order.batch(step)[s * share : (s + 1) * share] // per_tar))
+    windows_in_a_share = np.array(
+        [len(np.unique(order.batch(t)[:share] // per_tar)) for t in range(order.steps_per_epoch)]
+    )
+    assert windows_in_a_share.max() <= 2 * window
+    # a random order over all tars would touch min(share, tars) distinct tars nearly every time
+    assert touched / (order.steps_per_epoch * streams) <= window + 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"global_batch": 11}, "global_batch: got 11, but the set holds 10 samples"),
+        ({"streams": 3}, "streams: got 3, wanted a divisor of global_batch 4"),
+        ({"streams": 0}, "streams: got 0"),
+        ({"window": 0}, "window: got 0, wanted at least 1 tar"),
+    ],
+)
+def test_impossible_orders_are_refused(change: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Order(**{"samples_per_tar": (5, 5), "seed": 0, "global_batch": 4, **change})
+
+
+def test_ranks_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match="global_batch: got 4, wanted a multiple of 3 ranks"):
+        Order((10,), 0, 4).rank_batch(0, 0, 3)
+
+
+def test_mirror_is_a_fair_hash_of_seed_epoch_and_sample() -> None:
+    ids = np.arange(20_000)
+    flips = mirrored(3, 5, ids)
+    assert abs(flips.mean() - 0.5) < 4 * 0.5 / np.sqrt(len(ids))
+    np.testing.assert_array_equal(flips[::-1], mirrored(3, 5, ids[::-1].copy()))
+    for other in (mirrored(3, 6, ids), mirrored(4, 5, ids)):
+        assert abs((other == flips).mean() - 0.5) < 0.02
+
+
+def test_mirror_equals_splitmix64_in_plain_integers() -> None:
+    def splitmix(state: int) -> int:
+        z = (state + 0x9E3779B97F4A7C15) % 2**64
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+        return z ^ (z >> 31)
+
+    for seed, epoch, sample in [(0, 0, 0), (3, 5, 123_456_789), (2**40, 9, 2**33)]:
+        want = splitmix((splitmix((splitmix(seed) + epoch) % 2**64) + sample) % 2**64) >> 63
+        assert mirrored(seed, epoch, np.array([sample]))[0] == bool(want)
