@@ -1,0 +1,97 @@
+"""Pairs files: what is read, and the one-line message for everything that is wrong with one."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.evaluation.pairs import read_pairs
+
+HEADER = "fold\tpath_a\tpath_b\tsame\n"
+GOOD = [
+    "1\tann/1.jpg\tann/2.jpg\t1",
+    "1\tann/1.jpg\tbob/1.jpg\t0",
+    "2\tbob/1.jpg\tbob/2.jpg\t1",
+    "2\tbob/2.jpg\tann/2.jpg\t0",
+]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    for name in ("ann/1.jpg", "ann/2.jpg", "bob/1.jpg", "bob/2.jpg"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return tmp_path / "images"
+
+
+def write(folder: Path, lines: list[str], header: str = HEADER) -> Path:
+    file = folder / "pairs.tsv"
+    file.write_text(header + "\n".join(lines) + "\n")
+    return file
+
+
+def test_images_identities_and_folds_are_numbered_in_order_of_mention(tmp_path: Path, images: Path) -> None:
+    pairs = read_pairs(write(tmp_path, GOOD), images)
+    assert pairs.paths == ("ann/1.jpg", "ann/2.jpg", "bob/1.jpg", "bob/2.jpg")
+    assert pairs.identity.tolist() == [0, 0, 1, 1]
+    assert (pairs.a.tolist(), pairs.b.tolist()) == ([0, 0, 2, 3], [1, 2, 3, 1])
+    assert pairs.same.tolist() == [True, False, True, False]
+    assert (pairs.folds, pairs.fold.tolist()) == (("1", "2"), [0, 0, 1, 1])
+    assert pairs.impostors == 2
+
+
+def test_scores_join_their_identities(tmp_path: Path, images: Path) -> None:
+    scored = read_pairs(write(tmp_path, GOOD), images).scored(np.arange(4.0))
+    assert (scored.identity_a.tolist(), scored.identity_b.tolist()) == ([0, 0, 1, 1], [0, 1, 1, 0])
+    assert scored.weight.tolist() == [1, 1, 1, 1]
+
+
+def test_columns_may_stand_in_any_order_beside_others(tmp_path: Path, images: Path) -> None:
+    lines = ["\t".join([f[3], f[2], "note", f[1], f[0]]) for f in (line.split("\t") for line in GOOD)]
+    shuffled = read_pairs(write(tmp_path, lines, "same\tpath_b\tremark\tpath_a\tfold\n"), images)
+    assert shuffled.a.tolist() == read_pairs(write(tmp_path, GOOD), images).a.tolist()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("2\tbob/1.jpg\tann/1.jpg\tyes", r"pairs.tsv, line 6: same: got 'yes', wanted 0 or 1"),
+        ("2\tbob/1.jpg\tann/1.jpg", r"line 6: got no value for same, wanted 4 tab-separated values"),
+        ("2\t\tann/1.jpg\t0", r"line 6: got no value for path_a"),
+        ("2\tann/1.jpg\tann/1.jpg\t1", r"line 6: got ann/1.jpg twice, wanted two different images"),
+        (
+            "2\tann/1.jpg\tann/2.jpg\t0",
+            r"line 6: same: got 0 for ann/1.jpg and ann/2.jpg, wanted 1 exactly when",
+        ),
+        (
+            "2\tann/1.jpg\tbob/2.jpg\t1",
+            r"line 6: same: got 1 for ann/1.jpg and bob/2.jpg, wanted 1 exactly when",
+        ),
+        ("3\tann/1.jpg\tann/2.jpg\t1", r"fold 3: got 1 same and 0 different pairs, wanted some of each"),
+        ("2\tann/1.jpg\teve/1.jpg\t0", r"names eve/1.jpg, wanted a file in .*images"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, images: Path, line: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        read_pairs(write(tmp_path, [*GOOD, line]), images)
+    assert "\n" not in str(caught.value)
+
+
+def test_absent_images_are_counted(tmp_path: Path, images: Path) -> None:
+    lines = [*GOOD, "2\teve/1.jpg\teve/2.jpg\t1", "2\teve/1.jpg\tann/3.jpg\t0"]
+    with pytest.raises(ValueError, match=r"names eve/1.jpg \(and 2 more\)"):
+        read_pairs(write(tmp_path, lines), images)
+
+
+def test_a_bad_file_is_named(tmp_path: Path, images: Path) -> None:
+    with pytest.raises(ValueError, match=r"pairs: cannot read .*none.tsv: No such file"):
+        read_pairs(tmp_path / "none.tsv", images)
+    with pytest.raises(ValueError, match=r"got no column 'same', wanted fold, path_a, path_b, same"):
+        read_pairs(write(tmp_path, GOOD, "fold\tpath_a\tpath_b\tlabel\n"), images)
+    with pytest.raises(ValueError, match=r"got no column 'fold'"):
+        read_pairs(write(tmp_path, [], ""), images)
+    with pytest.raises(ValueError, match=r"got 1 folds, wanted at least 2"):
+        read_pairs(write(tmp_path, GOOD[:2]), images)
+    with pytest.raises(ValueError, match=r"images: got .*none, wanted an existing folder"):
+        read_pairs(write(tmp_path, GOOD), images.parent / "none")
