@@ -1,0 +1,140 @@
+"""The report's pictures, each a function from numbers to an SVG string fit for pasting into HTML."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from pipeline.evaluation.verification import FloatArray, Roc, ScoredPairs
+
+INK, MUTED, GRID = "#1f2933", "#616e7c", "#e4e7eb"
+SAME, DIFFERENT = "#1864ab", "#d9622b"
+# Models in the order in which they are listed: the starting point recedes, the rest stay apart in grey print too.
+MODELS = ("#9aa5b1", "#1864ab", "#d9622b", "#2b8a3e", "#862e9c", "#c92a2a")
+STYLE = {
+    "svg.fonttype": "none",  # text stays text: it can be selected, searched and read aloud
+    "svg.hashsalt": "spherescale",  # the same numbers give the same bytes
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9aa5b1",
+    "axes.labelcolor": MUTED,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+}
+
+
+def line_plot(steps: FloatArray, values: FloatArray, title: str, log: bool = False) -> str:
+    """One quantity of training against the step, with its running median where the quantity is noisy."""
+    figure, axes = _figure(4.6, 2.5)
+    smooth = running_median(values)
+    axes.plot(steps, values, color=MODELS[0] if smooth is not None else SAME, linewidth=1)
+    if smooth is not None:
+        axes.plot(steps, smooth, color=SAME)
+    axes.set(xlabel="step")
+    axes.set_yscale("log" if log and len(values) and values.min() > 0 else "linear")
+    return _svg(figure, axes, title)
+
+
+def time_split_plot(seconds: Mapping[str, float]) -> str:
+    """Where a step's time goes: one bar a part, in milliseconds and per cent of the whole."""
+    figure, axes = _figure(4.6, 2.5)
+    total = sum(seconds.values()) or 1.0
+    names = [name.replace("_", " ") for name in seconds]
+    bars = axes.barh(names, [1000 * value for value in seconds.values()], color=SAME, height=0.6)
+    labels = [f"{1000 * value:.3g} ms, {value / total:.0%}" for value in seconds.values()]
+    axes.bar_label(bars, labels, padding=4, color=MUTED, fontsize=8)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.margins(x=0.32)
+    axes.set(xlabel="milliseconds")
+    return _svg(figure, axes, "time of a step by part")
+
+
+def roc_plot(curves: Mapping[str, Roc]) -> str:
+    """True accept rate against false accept rate, the latter logarithmic down to one accepted impostor."""
+    figure, axes = _figure(4.6, 3.4)
+    floor = min(1 / curve.impostors for curve in curves.values())
+    for (name, curve), color in zip(curves.items(), _colors(len(curves)), strict=True):
+        # A step curve: between two attainable points no threshold lies.
+        axes.step(np.maximum(curve.far, floor / 2), curve.tar, where="post", color=color, label=name)
+    axes.plot(*2 * [np.geomspace(floor, 1)], color=MUTED, linewidth=0.8, linestyle=":", label="chance")
+    axes.set(xscale="log", xlim=(floor, 1), ylim=(0, 1.01))
+    axes.set(xlabel="false accept rate", ylabel="true accept rate")
+    axes.legend(loc="best")
+    return _svg(figure, axes, "ROC")
+
+
+def histogram_plot(pairs: ScoredPairs, threshold: float, title: str, limits: tuple[float, float]) -> str:
+    """Cosine similarities of same and different pairs, each as a density, and the mean threshold."""
+    figure, axes = _figure(4.6, 2.3)
+    bins = np.linspace(*limits, 60)
+    for chosen, color, label in ((~pairs.same, DIFFERENT, "different"), (pairs.same, SAME, "same")):
+        axes.hist(pairs.scores[chosen], bins=bins, density=True, color=color, alpha=0.55, label=label)
+    axes.axvline(threshold, color=INK, linewidth=1, linestyle="--", label="threshold")
+    axes.set(xlabel="cosine similarity", xlim=limits)
+    axes.set_yticks([])
+    axes.legend(loc="best", fontsize=8)
+    return _svg(figure, axes, title)
+
+
+def fold_plot(accuracies: Mapping[str, Sequence[float]]) -> str:
+    """Accuracy on each fold: a dot for each fold and model, a line at each model's mean."""
+    figure, axes = _figure(4.6, 3.4)
+    for i, ((name, values), color) in enumerate(zip(accuracies.items(), _colors(len(accuracies)), strict=True)):
+        # Beside each other, so that equal accuracies do not hide one another.
+        places = np.arange(1, len(values) + 1) + 0.12 * (i - (len(accuracies) - 1) / 2)
+        axes.plot(places, values, "o", color=color, markersize=5, label=name)
+        axes.axhline(float(np.nanmean(values)), color=color, linewidth=0.9, linestyle="--")
+    axes.grid(visible=False, axis="x")
+    axes.set_xticks(range(1, max(map(len, accuracies.values())) + 1))
+    axes.set(xlabel="fold", xlim=(0.5, max(map(len, accuracies.values())) + 0.5))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.legend(loc="best", fontsize=8)
+    return _svg(figure, axes, "accuracy by fold")
+
+
+def running_median(values: FloatArray, width: int = 15) -> FloatArray | None:
+    """Median over a window of `width` around each point, or None where there are too few points to smooth."""
+    if len(values) < 4 * width:
+        return None
+    half = width // 2
+    padded = np.pad(values, half, mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, width)
+    return np.asarray(np.median(windows, axis=1))
+
+
+def _colors(count: int) -> list[str]:
+    return [MODELS[i % len(MODELS)] for i in range(count)] if count > 1 else [SAME]
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    # rcParams act when artists are made and again when they are drawn, so `_svg` sets them too.
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.add_subplot()
+
+
+def _svg(figure: Any, axes: Any, title: str) -> str:
+    """The figure as an `<svg>` element whose ids meet no other plot's on the same page."""
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    stream = io.StringIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    prefix = "p" + hashlib.sha256(text.encode()).hexdigest()[:8] + "-"
+    text = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{prefix}", text)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)

@@ -1,0 +1,172 @@
+"""The result of one evaluation: the rates that are reported, and the scores that they came from.
+
+On disk an evaluation is ``step-00000123.json`` (rates and circumstances, for people and dashboards) beside
+``step-00000123.npz`` (every score with its paths, from which every rate and plot can be computed again).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.evaluation.bootstrap import identity_bootstrap
+from pipeline.evaluation.verification import (
+    FloatArray,
+    ScoredPairs,
+    attained_tar,
+    auc,
+    kfold_accuracy,
+    roc,
+    tar_at_far,
+)
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Rate(_Record):
+    """A rate between 0 and 1 with its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class TarAtFar(_Record):
+    """The true accept rate at a false accept rate."""
+
+    far: float
+    tar: Rate
+
+
+class Verification(_Record):
+    """What a verification protocol reports, with intervals over identities.
+
+    Attributes:
+        accuracy: mean k-fold accuracy, each fold at the threshold of the others.
+        deviation: sample standard deviation of the accuracy over folds.
+        folds, thresholds: accuracy and threshold of each fold.
+        auc: area under the ROC.
+        tar: true accept rates, in the order in which the false accept rates were asked for.
+        genuine, impostors, identities: how much data stands behind it.
+        confidence: of every interval.
+    """
+
+    accuracy: Rate
+    deviation: float
+    folds: tuple[float, ...]
+    thresholds: tuple[float, ...]
+    auc: Rate
+    tar: tuple[TarAtFar, ...]
+    genuine: int
+    impostors: int
+    identities: int
+    confidence: float
+
+
+class Settings(_Record):
+    """What a result depends on besides the weights; equal settings make a stored result good."""
+
+    images: str
+    pairs: str
+    pairs_sha256: str
+    far: tuple[float, ...]
+    resamples: int
+    seed: int
+
+
+class Summary(_Record):
+    """The JSON beside the scores."""
+
+    step: int
+    settings: Settings
+    verification: Verification
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A summary with its scores: `P` pairs, and the paths `[P]` of their images below the image folder."""
+
+    summary: Summary
+    pairs: ScoredPairs
+    path_a: NDArray[np.str_]
+    path_b: NDArray[np.str_]
+
+
+def verify(
+    pairs: ScoredPairs, fars: tuple[float, ...], resamples: int, seed: int = 0, confidence: float = 0.95
+) -> Verification:
+    """Every verification rate of `pairs` with its interval.
+
+    Raises ValueError when the impostors cannot resolve one of `fars` (see `verification.require_resolvable`).
+    """
+    curve, folds = roc(pairs), kfold_accuracy(pairs)
+    values = [folds.mean, auc(curve), *(tar_at_far(curve, far) for far in fars)]
+
+    def statistics(drawn: ScoredPairs) -> FloatArray:
+        curve = roc(drawn)
+        tars = [attained_tar(curve, far) for far in fars]
+        return np.array([kfold_accuracy(drawn).mean, auc(curve), *tars])
+
+    intervals = identity_bootstrap(pairs, statistics, resamples, seed, confidence)
+    accuracy, area, *tars = (
+        Rate(value=float(value), low=float(low), high=float(high))
+        for value, (low, high) in zip(values, intervals, strict=True)
+    )
+    return Verification(
+        accuracy=accuracy,
+        deviation=folds.deviation,
+        folds=tuple(folds.accuracies.tolist()),
+        thresholds=tuple(folds.thresholds.tolist()),
+        auc=area,
+        tar=tuple(TarAtFar(far=far, tar=tar) for far, tar in zip(fars, tars, strict=True)),
+        genuine=int(curve.genuine),
+        impostors=int(curve.impostors),
+        identities=len(np.union1d(pairs.identity_a, pairs.identity_b)),
+        confidence=confidence,
+    )
+
+
+def result_file(folder: Path, step: int) -> Path:
+    """Where the summary of `step` lies; its scores lie beside it as ``.npz``."""
+    return folder / f"step-{step:08d}.json"
+
+
+def save(evaluation: Evaluation, folder: Path) -> Path:
+    """Write both files below `folder`, the summary last: where it exists, the evaluation is complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = result_file(folder, evaluation.summary.step)
+    arrays: dict[str, Any] = {"path_a": evaluation.path_a, "path_b": evaluation.path_b}
+    aside = file.with_suffix(".npz.part")
+    with aside.open("wb") as stream:
+        np.savez_compressed(stream, **vars(evaluation.pairs), **arrays)
+    aside.replace(file.with_suffix(".npz"))
+    aside = file.with_suffix(".json.part")
+    aside.write_text(evaluation.summary.model_dump_json(indent=2) + "\n")
+    aside.replace(file)
+    return file
+
+
+def load(file: Path) -> Evaluation:
+    """Read what `save` wrote, given the summary's path; raises ValueError naming a file it cannot use."""
+    try:
+        summary = Summary.model_validate_json(file.read_bytes())
+        with file.with_suffix(".npz").open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            columns = dict(arrays)
+        paths = columns.pop("path_a"), columns.pop("path_b")
+        return Evaluation(summary, ScoredPairs.of(**columns), *paths)
+    except (OSError, KeyError, TypeError, ValueError, BadZipFile) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{file}: not a complete evaluation: {reason}; evaluate again with --force") from error
+
+
+def load_all(folder: Path) -> list[Evaluation]:
+    """Every complete evaluation below `folder`, by ascending step."""
+    return [load(file) for file in sorted(folder.glob("step-*.json"))]

@@ -1,0 +1,183 @@
+"""The report: complete, well-formed, self-contained, and safe from what a run's files may hold."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.evaluation.report import face_uri, hardest_tiles, write_report
+from pipeline.evaluation.results import Evaluation, Settings, Summary, save, verify
+from pipeline.evaluation.verification import ScoredPairs
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Outline(HTMLParser):
+    """Fails on tags that do not nest; collects ids, addresses and visible text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        self.collect(attrs)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
+        self.collect(attrs)
+
+    def collect(self, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids += [str(value) for name, value in attrs if name == "id"]
+        self.addresses += [str(value) for name, value in attrs if name in {"href", "src", "xlink:href", "srcset"}]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in {"style", "script"}:
+            self.text.append(data)
+
+
+def parse(page: str) -> tuple[Outline, str]:
+    outline = Outline()
+    outline.feed(page)
+    outline.close()
+    assert outline.open == []
+    return outline, re.sub(r"\s+", " ", " ".join(outline.text))
+
+
+def make_run(folder: Path) -> Path:
+    """A run as training and evaluation leave it, with faces of six people."""
+    images = folder / "faces"
+    for person in range(6):
+        for shot in range(4):
+            file = images / f"p{person}" / f"{shot}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (24, 28), (40 * person, 60 * shot, 90)).save(file)
+    run = folder / "quick"
+    run.mkdir()
+    lines = [
+        {
+            "step": step,
+            "loss": 5 - step / 100,
+            "lambda": 1500 / (1 + step),
+            "learning_rate": 0.1,
+            "images_per_second": 90.0,
+            "seconds": {"forward": 0.2, "backward": 0.4, "data_wait": 0.01},
+        }
+        for step in range(0, 100, 10)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 100, "lo')
+    facts = {"command": "deepspeed train.py --set a='<b>'", "versions": {"torch": "9.8.7"}, "ranks": 2}
+    (run / "run.json").write_text(json.dumps(facts))
+    (run / "recipe.yaml").write_text("backbone:\n  name: sphereface4\n")
+    for step, gain in ((0, 0.1), (90, 2.0)):
+        save(make_evaluation(images, step, gain), run / "evaluations" / "held_out")
+    return run
+
+
+def make_evaluation(images: Path, step: int, gain: float) -> Evaluation:
+    identity = np.repeat(np.arange(6), 4)
+    names = np.array([f"p{person}/{shot}.jpg" for person in range(6) for shot in range(4)])
+    a, b = np.triu_indices(24, 1)
+    same = identity[a] == identity[b]
+    scores = np.tanh(np.random.default_rng(step).normal(gain * same, 1))
+    fold = (identity[a] + identity[b]) % 3
+    pairs = ScoredPairs.of(scores, same, fold, identity_a=identity[a], identity_b=identity[b])
+    settings = Settings(images=str(images), pairs="x.tsv", pairs_sha256="00", far=(0.1,), resamples=10, seed=0)
+    summary = Summary(step=step, settings=settings, verification=verify(pairs, (0.1,), 10))
+    return Evaluation(summary, pairs, names[a], names[b])
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_report(make_run(tmp_path_factory.mktemp("report"))).read_text()
+
+
+def test_the_report_holds_what_it_promises(page: str, tmp_path: Path) -> None:
+    _, text = parse(page)
+    promised = ["quick", "held_out", "before training", "after step 90", "accuracy", "TAR at FAR 0.1", "AUC"]
+    promised += ["loss", "λ", "learning rate", "throughput", "time of a step", "ROC", "accuracy by fold", "threshold"]
+    promised += ["torch 9.8.7", "name: sphereface4", "deepspeed train.py", "2 ranks", "Different people, most alike"]
+    for words in promised:
+        assert words in text, words
+    assert page.count("<svg") == 4 + 5
+    assert page.count("data:image/jpeg;base64,") == 2 * 2 * 8
+    final = make_evaluation(tmp_path / "faces", 90, 2.0).summary.verification
+    assert f"{final.accuracy.value:.2%} ({final.accuracy.low:.1%} to {final.accuracy.high:.1%})" in text
+
+
+def test_the_report_needs_nothing_from_outside(page: str) -> None:
+    outline, _ = parse(page)
+    assert all(address.startswith(("data:", "#")) for address in outline.addresses)
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+    assert "<script" not in page
+
+
+def test_every_reference_of_a_plot_finds_its_own_plot(page: str) -> None:
+    outline, _ = parse(page)
+    assert len(outline.ids) == len(set(outline.ids))
+    referenced = set(re.findall(r"url\(#([^)]+)\)", page)) | {a[1:] for a in outline.addresses if a.startswith("#")}
+    assert referenced <= set(outline.ids)
+
+
+def test_what_a_run_wrote_cannot_become_markup(page: str) -> None:
+    assert "&lt;b&gt;" in page
+    assert "a='<b>'" not in page
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert write_report(run).read_bytes() == write_report(run, tmp_path / "again.html").read_bytes()
+
+
+def test_a_run_with_evaluations_alone_still_has_a_report(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for name in ("metrics.jsonl", "run.json", "recipe.yaml"):
+        (run / name).unlink()
+    _, text = parse(write_report(run).read_text())
+    assert "held_out" in text
+    assert "Training" not in text
+
+
+def test_a_run_without_evaluations_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"got no evaluation, wanted one under evaluations/"):
+        write_report(tmp_path)
+
+
+def test_the_hardest_pairs_are_the_worst_of_their_kind(tmp_path: Path) -> None:
+    before, after = make_evaluation(tmp_path, 0, 0.1), make_evaluation(tmp_path, 90, 2.0)
+    for same in (True, False):
+        shown = [float(tile.scores[-1]) for tile in hardest_tiles([before, after], same)]
+        every = np.sort(after.pairs.scores[after.pairs.same == same])
+        worst = every[:8] if same else every[::-1][:8]
+        np.testing.assert_allclose(shown, worst, atol=0.005)
+    tile = hardest_tiles([before, after], same=False)[0]
+    i = int(np.flatnonzero((after.path_a == tile.names[0]) & (after.path_b == tile.names[1]))[0])
+    assert tile.scores == (f"{before.pairs.scores[i]:.2f}", f"{after.pairs.scores[i]:.2f}")
+    threshold = after.summary.verification.thresholds[after.pairs.fold[i]]
+    assert tile.wrong == (after.pairs.scores[i] >= threshold)
+    assert tile.faces == ("", "")
+
+
+def test_faces_are_jpeg_whatever_they_were(tmp_path: Path) -> None:
+    picture = Image.new("L", (8, 9), 77)
+    picture.save(tmp_path / "a.jpg")
+    picture.save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("no image")
+    jpeg = base64.b64decode(face_uri(tmp_path / "a.jpg").partition(",")[2])
+    assert jpeg == (tmp_path / "a.jpg").read_bytes()
+    png = Image.open(io.BytesIO(base64.b64decode(face_uri(tmp_path / "a.png").partition(",")[2])))
+    assert (png.format, png.size) == ("JPEG", (8, 9))
+    assert (face_uri(tmp_path / "a.txt"), face_uri(tmp_path / "none.jpg")) == ("", "")
