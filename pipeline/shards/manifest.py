@@ -70,9 +70,7 @@ class Manifest:
         """
         path = folder / FILE_NAME
         if not path.is_file():
-            raise ShardError(
-                f"{path}: not found, wanted a finished shard folder (a killed run: run it again)"
-            )
+            raise ShardError(f"{path}: not found, wanted a finished shard folder (a killed run: run it again)")
         try:
             raw = json.loads(path.read_bytes())
         except ValueError as error:

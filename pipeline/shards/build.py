@@ -1,0 +1,88 @@
+"""From a source to a folder of shards: each tar whole or absent, then the manifest.
+
+Every tar depends on the plan alone. So any process may write any of them, a killed run goes on with those
+that are missing, and the bytes are the same whatever happened on the way.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from pipeline.shards.errors import ShardError
+from pipeline.shards.files import write_file
+from pipeline.shards.index import write_index
+from pipeline.shards.manifest import Manifest, TarEntry
+from pipeline.shards.one_tar import read_record, write_tar
+from pipeline.shards.plan import PROGRESS, Plan, claim_folder
+from pipeline.shards.sources import SetAside
+from pipeline.shards.workers import each_done
+
+IDENTITIES_NAME = "identities.txt"
+REJECTED_NAME = "rejected.tsv"
+
+# Characters that would break a line or a column of rejected.tsv.
+_ESCAPES = {ord(character): repr(character)[1:-1] for character in "\t\r\n"}
+
+
+def make_shards(plan: Plan, *, workers: int = 1, progress: Callable[[int], object] = lambda _files: None) -> Manifest:
+    """Write the shards of `plan`, going on where an earlier run of it stopped.
+
+    Args:
+        plan: what to write.
+        workers: processes that write tars; the result does not depend on it.
+        progress: called with the number of source files that each finished tar took.
+
+    Raises:
+        ShardError: another set is there, the disk is full, a worker died, or every file was set aside.
+    """
+    finished = claim_folder(plan)
+    if finished is not None:
+        return finished
+    for files in each_done(partial(write_tar, plan), plan.tars, workers):
+        progress(files)
+    return _finish(plan)
+
+
+def _finish(plan: Plan) -> Manifest:
+    """Join the records of all tars into the set's own files, the manifest last."""
+    tars: list[TarEntry] = []
+    set_aside = list(plan.source.set_aside)
+    images = np.zeros(len(plan.source.identities), np.int64)
+    for tar in range(plan.tars):
+        record = read_record(plan, tar)
+        set_aside += record.set_aside
+        images += np.bincount(record.rows["label"], minlength=len(images))
+        tars += [record.entry] if record.entry.samples else []
+    # Labels are in the tars by now, so such an identity stays as a class without samples.
+    set_aside += [SetAside(plan.source.identities[label], "identity left empty") for label in np.where(images == 0)[0]]
+    samples = int(images.sum())
+    write_file(plan.folder / REJECTED_NAME, _table(set_aside))
+    if not samples:
+        raise ShardError(f"{plan.folder}: every file was set aside; see {REJECTED_NAME} for the reasons")
+    identities = "".join(f"{name}\n" for name in plan.source.identities).encode()
+    write_file(plan.folder / IDENTITIES_NAME, identities)
+    pieces = (read_record(plan, tar).rows for tar in range(plan.tars))
+    manifest = Manifest(
+        samples=samples,
+        identities=len(plan.source.identities),
+        image_height=plan.image_height,
+        image_width=plan.image_width,
+        tars=tuple(tars),
+        identities_sha256=hashlib.sha256(identities).hexdigest(),
+        index_sha256=write_index(plan.folder, pieces, samples),
+        set_aside=len(set_aside),
+        made=plan.made,
+    )
+    manifest.save(plan.folder)
+    shutil.rmtree(plan.folder / PROGRESS)
+    return manifest
+
+
+def _table(set_aside: list[SetAside]) -> bytes:
+    """`rejected.tsv`: path and reason, sorted, one file a line whatever its name holds."""
+    lines = (f"{path.translate(_ESCAPES)}\t{reason}\n" for path, reason in sorted(set_aside))
+    # A path that is not UTF-8 shows the bytes that are not as \udc80 and so on.
+    return "".join(["path\treason\n", *lines]).encode("utf-8", "backslashreplace")

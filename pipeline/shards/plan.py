@@ -1,0 +1,114 @@
+"""What will be written, decided before anything is: all that the bytes of a set of shards depend on."""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.shards.errors import SetAsideError, ShardError
+from pipeline.shards.files import write_file
+from pipeline.shards.images import read_header
+from pipeline.shards.manifest import FORMAT, Made, Manifest
+from pipeline.shards.shuffle import cut, permutation
+from pipeline.shards.sources import Source
+
+# Work in progress: the plan, and a record of each finished tar. It goes when the manifest comes.
+PROGRESS = ".progress"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which samples go to which tar, in which order: `order[bounds[t]:bounds[t + 1]]` are those of tar `t`."""
+
+    source: Source
+    folder: Path
+    made: Made
+    image_height: int
+    image_width: int
+    order: NDArray[np.int64]
+    bounds: NDArray[np.int64]
+
+    @property
+    def tars(self) -> int:
+        """How many tars there will be."""
+        return len(self.bounds) - 1
+
+    def tar_name(self, tar: int) -> str:
+        """File name of a tar without its suffix."""
+        return f"faces-{tar:06d}"
+
+    def facts(self) -> dict[str, object]:
+        """What must be equal for two runs to write the same bytes."""
+        made = {name: value for name, value in asdict(self.made).items() if name != "tool"}
+        return {**made, "image_height": self.image_height, "image_width": self.image_width, "format": FORMAT}
+
+
+def make_plan(source: Source, folder: Path, *, seed: int, samples_per_tar: int, size: tuple[int, int] | None) -> Plan:
+    """Plan the shards of `source` in `folder`.
+
+    Args:
+        source: where the faces are.
+        folder: where the shards go.
+        seed: of the shuffle over the whole set.
+        samples_per_tar: the most that a tar holds; the tars are of nearly equal size.
+        size: (height, width) in pixels of every image; that of the first readable one when None.
+
+    Raises:
+        ShardError: a number out of range, or no image of the source is readable.
+    """
+    if samples_per_tar < 1:
+        raise ShardError(f"samples per tar: got {samples_per_tar}, wanted at least 1")
+    height, width = size or _first_size(source)
+    made = Made(source.kind, source.digest(), seed, samples_per_tar, f"spherescale {version('spherescale')}")
+    samples = len(source.labels)
+    return Plan(source, folder, made, height, width, permutation(samples, seed), cut(samples, samples_per_tar))
+
+
+def claim_folder(plan: Plan) -> Manifest | None:
+    """Make the plan's folder ready to write in, or return the manifest when the shards are there already.
+
+    Raises:
+        ShardError: the folder holds something else, or (part of) the shards of another plan.
+    """
+    folder, progress = plan.folder, plan.folder / PROGRESS / "plan.json"
+    if (folder / "manifest.json").is_file():
+        manifest = Manifest.load(folder)
+        same = replace(plan, image_height=manifest.image_height, image_width=manifest.image_width)
+        _refuse_other(folder, replace(same, made=manifest.made).facts(), plan.facts())
+        # A run killed between its last two steps has a manifest and its records still.
+        shutil.rmtree(progress.parent, ignore_errors=True)
+        return manifest
+    if progress.is_file():
+        _refuse_other(folder, json.loads(progress.read_bytes()), plan.facts())
+        return None
+    if folder.exists() and (not folder.is_dir() or any(p.name != PROGRESS for p in folder.iterdir())):
+        raise ShardError(f"{folder}: is not empty and holds no shards, wanted a new or an empty folder")
+    try:
+        progress.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ShardError(f"{folder}: not made: {error.strerror}") from error
+    write_file(progress, json.dumps(plan.facts(), indent=1).encode())
+    return None
+
+
+def _refuse_other(folder: Path, there: dict[str, object], wanted: dict[str, object]) -> None:
+    """Name every fact in which the folder's shards differ from the plan's."""
+    names = [name for name in wanted if there.get(name) != wanted[name]]
+    if names:
+        differences = ", ".join(f"{name}: got {there.get(name)}, wanted {wanted[name]}" for name in names)
+        raise ShardError(f"{folder}: holds other shards ({differences}); choose another folder or remove it")
+
+
+def _first_size(source: Source) -> tuple[int, int]:
+    """(height, width) of the first readable image of the listing."""
+    reason = ""
+    for sample in range(len(source.labels)):
+        try:
+            return read_header(source.read(sample))[1:]
+        except SetAsideError as error:
+            reason = reason or f"{source.key(sample)}: {error}"
+    raise ShardError(f"no readable image in {len(source.labels)} files; the first: {reason}")

@@ -1,0 +1,87 @@
+"""Work spread over forked processes: a shared counter hands out the next job, a pipe brings each result back.
+
+`concurrent.futures` would pickle the plan for every job and leave orphans when the parent is killed. Here the plan
+of 42 million samples (a gigabyte) is inherited as shared pages, and a worker whose parent is gone ends.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from multiprocessing.sharedctypes import Synchronized
+from typing import Any, TypeVar
+
+from pipeline.shards.errors import ShardError
+
+Result = TypeVar("Result")
+
+
+def each_done(work: Callable[[int], Result], jobs: int, workers: int) -> Iterator[Result]:
+    """Call `work(0)` … `work(jobs - 1)`, each once, and yield the results as they finish.
+
+    With one worker (or one job) all runs in this process. An exception of `work` is raised here, and the other
+    workers are ended; closing the iterator ends them too.
+
+    Raises:
+        ShardError: a worker died without a word, as one that is killed for its memory does.
+    """
+    if min(workers, jobs) <= 1:
+        yield from map(work, range(jobs))
+        return
+    context = multiprocessing.get_context("fork")
+    counter = context.Value("q", 0)
+    team: dict[Connection, BaseProcess] = {}
+    try:
+        for _ in range(min(workers, jobs)):
+            receive, send = context.Pipe(duplex=False)
+            process: BaseProcess = context.Process(target=_work, args=(work, jobs, counter, send), daemon=True)
+            process.start()
+            # The worker alone holds the sending end now, so its death is an end of file here.
+            send.close()
+            team[receive] = process
+        yield from _results(team)
+    finally:
+        for process in team.values():
+            process.terminate()
+            process.join()
+
+
+def _results(team: "dict[Connection, BaseProcess]") -> Iterator[Any]:
+    """Results of all workers until each has come to its end."""
+    running = list(team)
+    while running:
+        ready = wait(running)
+        for pipe in [pipe for pipe in running if pipe in ready]:
+            try:
+                result, error = pipe.recv()
+            except EOFError:
+                running.remove(pipe)
+                team[pipe].join()
+                if code := team[pipe].exitcode:
+                    raise ShardError(f"a worker died: got exit code {code}, wanted 0; run it again") from None
+                continue
+            if error:
+                raise error
+            yield result
+
+
+def _work(work: Callable[[int], Any], jobs: int, counter: "Synchronized[int]", results: Connection) -> None:
+    """One worker: take the next number until none is left or the parent is gone."""
+    # Ctrl-C reaches the whole process group: the parent answers it, and ends the workers with SIGTERM,
+    # which must unwind the stack so that no file is left half-written.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    parent = os.getppid()
+    try:
+        while os.getppid() == parent:
+            with counter.get_lock():
+                job = counter.value
+                counter.value += 1
+            if job >= jobs:
+                return
+            results.send((work(job), None))
+    except Exception as error:  # whatever it was, the parent raises it
+        results.send((None, error))

@@ -1,0 +1,75 @@
+"""Stage 1: aligned faces to shards. `python stages/shard.py SRC OUT`."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pipeline.shards.build import make_shards
+from pipeline.shards.manifest import Manifest, ShardError
+from pipeline.shards.plan import make_plan
+from pipeline.shards.sources.folder import FolderSource
+
+
+def main() -> int:
+    """Parse, list, plan, write; every fault of the input is one line and exit code 1."""
+    args = _parser().parse_args()
+    # The progress bar's monitor thread must not be there when the workers are forked.
+    tqdm.monitor_interval = 0
+    try:
+        manifest = _shard(args)
+    except ShardError as error:
+        print(f"shard: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"shard: stopped; run the same command again to go on in {args.out}", file=sys.stderr)
+        return 130
+    size = sum(tar.bytes for tar in manifest.tars) / 1e6
+    print(
+        f"{args.out}: {manifest.samples:,} samples of {manifest.identities:,} identities, "
+        f"{manifest.image_height}x{manifest.image_width}, in {len(manifest.tars):,} tars ({size:,.1f} MB); "
+        f"{manifest.set_aside:,} files set aside" + (" (rejected.tsv)" if manifest.set_aside else "")
+    )
+    return 0
+
+
+def _shard(args: argparse.Namespace) -> Manifest:
+    if args.out.resolve().is_relative_to(args.src.resolve()):
+        raise ShardError(f"{args.out}: lies inside {args.src}, wanted a folder outside it")
+    source = FolderSource.scan(args.src)
+    plan = make_plan(source, args.out, seed=args.seed, samples_per_tar=args.samples_per_tar, size=args.size)
+    with tqdm(total=len(source.labels), unit=" images", smoothing=0.1, disable=None) as bar:
+        return make_shards(plan, workers=args.workers, progress=bar.update)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("src", type=Path, help="folder of identity folders of aligned JPEG or PNG faces")
+    parser.add_argument("out", type=Path, help="folder for the shards; an unfinished one is gone on with")
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffle over the whole set (default 0)")
+    parser.add_argument("--samples-per-tar", type=int, default=10_000, help="the most a tar holds (default 10000)")
+    parser.add_argument("--size", type=_size, metavar="HxW", help="wanted image size (default: the first image's)")
+    parser.add_argument(
+        "--workers", type=_count, default=len(os.sched_getaffinity(0)), help="processes (default: one a CPU)"
+    )
+    return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    try:
+        height, width = map(int, text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted HEIGHTxWIDTH such as 112x96") from None
+    return height, width
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a whole number of at least 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

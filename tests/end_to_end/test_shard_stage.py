@@ -1,0 +1,215 @@
+"""`stages/shard.py` as people run it: by path, from elsewhere, killed, interrupted, on a full disk."""
+
+import contextlib
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.shards.manifest import Manifest
+
+STAGE = Path(__file__).parents[2] / "stages" / "shard.py"
+# Large payloads make the writing, not the start of Python, the time in which a kill arrives.
+HEADER = bytes.fromhex("ffd8ffc0000b080010001001011100")
+PEOPLE, EACH = 30, 20
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """600 files that look like JPEGs of 16x16 to a header reader, 20 KB each."""
+    root = tmp_path_factory.mktemp("faces")
+    noise = np.random.default_rng(0)
+    for person in range(PEOPLE):
+        folder = root / f"id{person:03d}"
+        folder.mkdir()
+        for number in range(EACH):
+            (folder / f"{number}.jpg").write_bytes(HEADER + noise.bytes(20_000) + b"\xff\xd9")
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The bytes of a run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("whole")
+    assert shard(faces, out).returncode == 0
+    return snapshot(out)
+
+
+def command(faces: Path, out: Path, *more: str) -> list[str]:
+    return [sys.executable, str(STAGE), str(faces), str(out), "--samples-per-tar", "40", *more]
+
+
+def shard(faces: Path, out: Path, *more: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(faces, out, *more), capture_output=True, text=True, cwd="/", check=False, **options)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_one_line_says_what_was_made(faces: Path, tmp_path: Path) -> None:
+    done = shard(faces, tmp_path / "out")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert "600 samples of 30 identities, 16x16, in 15 tars" in done.stdout
+    assert "0 files set aside" in done.stdout
+    assert shard(faces, tmp_path / "out").stdout == done.stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--size", "112"], "got '112', wanted HEIGHTxWIDTH such as 112x96"),
+        (["--samples-per-tar", "0"], "shard: samples per tar: got 0, wanted at least 1"),
+        (["--workers", "0"], "got '0', wanted a whole number of at least 1"),
+    ],
+)
+def test_a_wrong_option_is_named(faces: Path, tmp_path: Path, more: list[str], message: str) -> None:
+    done = shard(faces, tmp_path / "out", *more)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = shard(tmp_path / "empty", tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"shard: {tmp_path}/empty: got no identity folders")
+
+
+def test_shards_inside_their_source_are_refused(faces: Path) -> None:
+    done = shard(faces, faces / "out")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "lies inside" in done.stderr
+
+
+def test_runs_killed_at_random_moments_end_in_the_same_bytes(
+    faces: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    chance = random.Random(0)
+    out = tmp_path / "out"
+    cut_short = 0
+    for _ in range(15):
+        run = subprocess.Popen(command(faces, out, "--workers", "2"), stdout=subprocess.DEVNULL, start_new_session=True)
+        wait_for_more(out, chance.randint(1, 3), run)
+        time.sleep(chance.uniform(0, 0.02))
+        cut_short += run.poll() is None
+        with contextlib.suppress(ProcessLookupError):  # it may be over
+            os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+        for name, content in snapshot(out).items():
+            if name.endswith((".tar", ".idx", ".npy", ".json")) and name in whole:
+                assert content == whole[name], f"{name} is not whole"
+        if (out / "manifest.json").exists():
+            assert snapshot(out) == whole
+            shutil.rmtree(out)
+    assert cut_short >= 5
+    assert shard(faces, out).returncode == 0
+    assert snapshot(out) == whole
+
+
+def wait_for_more(out: Path, tars: int, run: subprocess.Popen[bytes]) -> None:
+    """Until so many more tars are there, or the run is over."""
+    there = len(list(out.glob("*.tar")))
+    while run.poll() is None and len(list(out.glob("*.tar*"))) < there + tars:
+        time.sleep(0.001)
+
+
+def test_workers_end_with_a_killed_parent(faces: Path, tmp_path: Path) -> None:
+    run = subprocess.Popen(command(faces, tmp_path / "out", "--workers", "2"), start_new_session=True)
+    wait_for_more(tmp_path / "out", 1, run)
+    run.kill()
+    run.wait()
+    for _ in range(1000):
+        if not living(run.pid):
+            return
+        time.sleep(0.01)
+    pytest.fail("a worker outlived its parent")
+
+
+def living(group: int) -> list[str]:
+    """Processes of a group that are more than zombies, which wait for init to collect them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _parent, of_group = path.read_text().rpartition(")")[2].split()[:3]
+            found += [path.parent.name] if int(of_group) == group and state != "Z" else []
+    return found
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_leaves_no_half_file_and_says_how_to_go_on(
+    faces: Path, whole: dict[str, bytes], tmp_path: Path, workers: str
+) -> None:
+    out = tmp_path / "out"
+    run = subprocess.Popen(
+        command(faces, out, "--workers", workers), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for_more(out, 1, run)
+    os.killpg(run.pid, signal.SIGINT)
+    _, errors = run.communicate()
+    if run.returncode:  # else it was over before the signal
+        assert run.returncode == 130
+        assert errors == f"shard: stopped; run the same command again to go on in {out}\n"
+        assert not list(out.rglob("*.part"))
+    assert shard(faces, out).returncode == 0
+    assert snapshot(out) == whole
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MB; 600 samples take 13."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"may not mount: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_full_disk_keeps_the_finished_tars(
+    faces: Path, whole: dict[str, bytes], small_disk: Path, workers: str
+) -> None:
+    out = small_disk / "out"
+    done = shard(faces, out, "--workers", workers)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert ": not written: No space left on device" in done.stderr
+    assert not list(out.rglob("*.part"))
+    tars = {p.name: p.read_bytes() for p in out.glob("*.tar")}
+    assert tars
+    assert tars.items() <= whole.items()
+    # With room again the same command goes on.
+    subprocess.run(["mount", "-o", "remount,size=40m", small_disk], check=True)
+    assert shard(faces, out, "--workers", workers).returncode == 0
+    assert snapshot(out) == whole
+
+
+def test_a_file_size_limit_is_like_a_full_disk(faces: Path, tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+
+    done = shard(faces, tmp_path / "out", preexec_fn=limit)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert ": not written: File too large" in done.stderr
+    assert not list((tmp_path / "out").rglob("*.part"))
+
+
+def test_the_manifest_of_the_stage_is_that_of_the_library(whole: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(whole["manifest.json"])
+    manifest = Manifest.load(tmp_path)
+    assert (manifest.samples, manifest.made.source, manifest.made.samples_per_tar) == (600, "folder", 40)
