@@ -1,0 +1,235 @@
+"""What a rank tells Prometheus: one table of metrics, and the object that the training loop reports to.
+
+The table is data: a dashboard, an alert or a document names what stands here and nothing else. Every series carries
+the constant labels ``job``, ``rank`` and ``host``, and all series exist from the start, at 0, so that a rate over
+them is right from the first event. An update costs about a microsecond; nothing is computed until a scrape.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from wsgiref.simple_server import WSGIServer
+
+import torch
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "spherescale_"
+PARTS = ("data_wait", "forward", "backward", "head", "communication", "update")
+
+_UNITS = ("seconds", "bytes")
+_NOT_BASE_UNITS = ("ms", "milliseconds", "microseconds", "minutes", "hours", "kb", "mb", "gb", "mib", "gib", "percent")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the table.
+
+    Args:
+        name: as exposed, without `PREFIX`; ends with its unit, and with ``_total`` if and only if a counter.
+        kind: "gauge" is set, "counter" added to, "histogram" observed; "computed" is a gauge read at the scrape.
+        help: what it is, for a person.
+        unit: a base unit, "seconds" or "bytes", or "" for a plain number.
+        label, values: one label and all of its values, where a metric is split.
+        buckets: upper bounds of a histogram, in its unit.
+
+    Raises:
+        ValueError: when a row contradicts itself or Prometheus' naming conventions.
+    """
+
+    name: str
+    kind: Literal["gauge", "counter", "histogram", "computed"]
+    help: str
+    unit: str = ""
+    label: str = ""
+    values: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        stem = self.name.removesuffix("_total")
+        suffix = stem.rsplit("_", 1)[-1]
+        for wrong, wanted in (
+            (not re.fullmatch(r"[a-z][a-z0-9_]*", self.name), "lower case letters, digits and underscores"),
+            ((self.kind == "counter") != self.name.endswith("_total"), "_total on counters, and only there"),
+            (suffix in _NOT_BASE_UNITS, f"a base unit ({', '.join(_UNITS)})"),
+            ((suffix if suffix in _UNITS else "") != self.unit, f"a name that ends with its unit {self.unit!r}"),
+            (bool(self.label) != bool(self.values), "a label together with all of its values"),
+            ((self.kind == "histogram") != bool(self.buckets), "buckets on histograms, and only there"),
+        ):
+            if wrong:
+                raise ValueError(f"metric: got {self.name!r} ({self.kind}), wanted {wanted}")
+
+
+_STEP_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_SAVE_BUCKETS = (0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
+
+METRICS = (
+    Metric("ranks", "gauge", "Ranks that the run was started with."),
+    Metric("step", "gauge", "Optimizer steps since the run began, resumes included."),
+    Metric("epoch", "gauge", "Passes over the data since the run began, with the fraction of the current one."),
+    Metric("loss", "gauge", "Mean loss of the latest global batch."),
+    Metric("margin_lambda", "gauge", "Annealing weight of the margin at the latest step; small means full margin."),
+    Metric("learning_rate", "gauge", "Learning rate of the latest step."),
+    Metric("global_samples_per_second", "gauge", "Samples a second over all ranks, smoothed by the loop."),
+    Metric("rank_samples_per_second", "gauge", "Samples a second of this rank, smoothed by the loop."),
+    Metric("samples_total", "counter", "Samples that this process has trained on."),
+    Metric("step_seconds", "histogram", "Wall time of a whole step.", "seconds", buckets=_STEP_BUCKETS),
+    Metric("step_part_seconds_total", "counter", "Wall time by part of the step.", "seconds", "part", PARTS),
+    Metric("skipped_steps_total", "counter", "Steps dropped on every rank because a value was not finite."),
+    Metric("decode_failures_total", "counter", "Samples that could not be decoded and were left out."),
+    Metric("prefetch_batches", "gauge", "Decoded batches that wait for the loop; 0 means the loop waits."),
+    Metric("checkpoint_interval_steps", "gauge", "Steps from one checkpoint to the next."),
+    Metric("checkpoint_timestamp_seconds", "computed", "When the last one was complete; 0: none yet.", "seconds"),
+    Metric("checkpoint_age_seconds", "computed", "Since the last checkpoint or, before it, the start.", "seconds"),
+    Metric("checkpoint_save_seconds", "histogram", "Time to save.", "seconds", buckets=_SAVE_BUCKETS),
+    Metric("restarts_total", "counter", "Times that the run was started again before this process."),
+    Metric("resident_memory_bytes", "computed", "Resident memory of this process.", "bytes"),
+    Metric("gpu_allocated_bytes", "computed", "GPU memory in tensors now; 0 without a GPU.", "bytes"),
+    Metric("gpu_peak_allocated_bytes", "computed", "Most GPU memory ever in tensors; 0 without a GPU.", "bytes"),
+)
+
+
+class Telemetry:
+    """The metrics of one rank, in a registry of their own, and the endpoint that shows them.
+
+    Args:
+        rank: place among all ranks.
+        host: name of the machine.
+        job: name of the run.
+        cuda_device: index of this rank's GPU; None without one.
+    """
+
+    def __init__(self, *, rank: int, host: str, job: str, cuda_device: int | None = None) -> None:
+        self.registry = CollectorRegistry()
+        self.labels = {"job": job, "rank": str(rank), "host": host}
+        # By (kind, name, value of the metric's own label); made here, so that an update is one look-up.
+        self._series: dict[tuple[str, str, str], Any] = {}
+        self._server: tuple[WSGIServer, threading.Thread] | None = None
+        self._target: Path | None = None
+        self._checkpoint_at = 0.0
+        started = time.time()
+        for metric in METRICS:
+            self._register(metric)
+        # The device is named because a scrape runs in a thread, and CUDA's current device is per thread.
+        for name, function in {
+            "checkpoint_timestamp_seconds": lambda: self._checkpoint_at,
+            "checkpoint_age_seconds": lambda: time.time() - (self._checkpoint_at or started),
+            "resident_memory_bytes": _resident_bytes,
+            "gpu_allocated_bytes": lambda: _on_gpu(torch.cuda.memory_allocated, cuda_device),
+            "gpu_peak_allocated_bytes": lambda: _on_gpu(torch.cuda.max_memory_allocated, cuda_device),
+        }.items():
+            self._series["computed", name, ""].set_function(function)
+
+    def _register(self, metric: Metric) -> None:
+        labels = [*self.labels, *filter(None, [metric.label])]
+        about: dict[str, Any] = {"labelnames": labels, "unit": metric.unit, "registry": self.registry}
+        if metric.kind == "histogram":
+            about["buckets"] = metric.buckets
+        make = {"counter": Counter, "histogram": Histogram}.get(metric.kind, Gauge)
+        family = make(PREFIX + metric.name, metric.help, **about)
+        for value in metric.values or ("",):
+            own = {metric.label: value} if metric.label else {}
+            self._series[metric.kind, metric.name, value] = family.labels(**self.labels, **own)
+
+    def set(self, name: str, value: float, label: str = "") -> None:
+        """Set a gauge. Raises ValueError for a name, kind or label value that the table does not have."""
+        self._find("gauge", name, label).set(value)
+
+    def add(self, name: str, amount: float = 1, label: str = "") -> None:
+        """Add to a counter. Raises ValueError as `set` does, and for a negative amount."""
+        self._find("counter", name, label).inc(amount)
+
+    def observe(self, name: str, value: float, label: str = "") -> None:
+        """Put a value into a histogram. Raises ValueError as `set` does."""
+        self._find("histogram", name, label).observe(value)
+
+    def checkpoint_saved(self, seconds: float) -> None:
+        """Note that a checkpoint, `seconds` in the saving, is complete as of now."""
+        self._checkpoint_at = time.time()
+        self.observe("checkpoint_save_seconds", seconds)
+
+    def _find(self, kind: str, name: str, label: str) -> Any:
+        try:
+            return self._series[kind, name, label]
+        except KeyError:
+            known = {metric.name: metric for metric in METRICS}
+            if name not in known:
+                raise ValueError(f"metric: got {name!r}, wanted one of {', '.join(known)}") from None
+            if known[name].kind != kind:
+                raise ValueError(f"{name}: got a {kind}'s call, wanted that of a {known[name].kind}") from None
+            wanted = f"one of {', '.join(known[name].values)}" if known[name].label else "no label"
+            raise ValueError(f"{name}: label: got {label!r}, wanted {wanted}") from None
+
+    def serve(self, port: int, address: str = "127.0.0.1") -> int | None:
+        """Start the HTTP endpoint in a daemon thread; returns its port (`port` 0: any free one).
+
+        A run must not die of its monitoring: when the endpoint cannot start, one warning says why and what to do,
+        and the result is None.
+        """
+        try:
+            self._server = start_http_server(port, address, self.registry)
+        except OSError as error:
+            logger.warning(
+                "telemetry: no endpoint on %s port %d (%s); the run goes on without one: "
+                "free the port, or choose another telemetry port (0 takes any free one)",
+                address,
+                port,
+                error.strerror or error,
+            )
+            return None
+        return int(self._server[0].server_port)
+
+    def announce(self, folder: Path, reachable_at: str = "127.0.0.1") -> Path:
+        """Write `folder/<rank>.json`, by which Prometheus finds this endpoint (``file_sd_configs``).
+
+        `close` removes it, and a killed process leaves it: so Prometheus sees a lost rank as a target that is down,
+        and a finished run as no target at all.
+
+        Raises:
+            RuntimeError: before `serve` has started an endpoint.
+        """
+        if self._server is None:
+            raise RuntimeError("telemetry: got announce without an endpoint, wanted serve first")
+        folder.mkdir(parents=True, exist_ok=True)
+        target = {"targets": [f"{reachable_at}:{self._server[0].server_port}"], "labels": self.labels}
+        self._target = folder / f"{self.labels['rank']}.json"
+        # Prometheus watches the folder: it must never read half a file.
+        aside = self._target.with_suffix(".tmp")
+        aside.write_text(json.dumps([target]))
+        aside.replace(self._target)
+        return self._target
+
+    def close(self) -> None:
+        """Withdraw the announcement and stop the endpoint and its thread; twice is harmless."""
+        if self._target is not None:
+            self._target.unlink(missing_ok=True)
+            self._target = None
+        if self._server is not None:
+            server, thread = self._server
+            server.shutdown()
+            server.server_close()
+            thread.join()
+            self._server = None
+
+
+def _resident_bytes() -> float:
+    try:
+        pages = Path("/proc/self/statm").read_text().split()[1]
+    except OSError:  # no /proc outside Linux
+        return math.nan
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _on_gpu(read: Callable[[int], int], device: int | None) -> float:
+    return 0.0 if device is None else read(device)

@@ -1,0 +1,188 @@
+"""What Prometheus sees of a rank: scraped over HTTP and read with Prometheus' own parser."""
+
+import json
+import logging
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from prometheus_client import REGISTRY
+from prometheus_client.parser import text_string_to_metric_families
+
+from cluster.telemetry import METRICS, PARTS, PREFIX, Metric, Telemetry
+
+LABELS = {"job": "demo", "rank": "3", "host": "node-1"}
+
+
+@pytest.fixture
+def telemetry() -> Iterator[Telemetry]:
+    made = Telemetry(rank=3, host="node-1", job="demo")
+    yield made
+    made.close()
+
+
+def scrape(port: int) -> dict[tuple[str, str], float]:
+    """Every sample by its name and its own label's value (or a bucket's bound); constant labels are checked."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as response:
+        text = response.read().decode()
+    samples = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = dict(sample.labels)
+            assert LABELS.items() <= labels.items(), sample
+            (own,) = [v for k, v in labels.items() if k not in LABELS] or [""]
+            samples[sample.name, own] = sample.value
+    return samples
+
+
+def test_what_is_scraped_is_what_was_reported(telemetry: Telemetry) -> None:
+    telemetry.set("loss", 2.5)
+    telemetry.set("step", 7)
+    telemetry.add("samples_total", 512)
+    telemetry.add("samples_total", 512)
+    telemetry.add("step_part_seconds_total", 0.25, "head")
+    telemetry.observe("step_seconds", 0.3)
+    telemetry.observe("step_seconds", 4.0)
+    port = telemetry.serve(0)
+    assert port is not None
+    got = scrape(port)
+    assert got["spherescale_loss", ""] == 2.5
+    assert got["spherescale_step", ""] == 7
+    assert got["spherescale_samples_total", ""] == 1024
+    assert got["spherescale_step_part_seconds_total", "head"] == 0.25
+    assert got["spherescale_step_seconds_count", ""] == 2
+    assert got["spherescale_step_seconds_sum", ""] == 4.3
+    assert got["spherescale_step_seconds_bucket", "0.2"] == 0
+    assert got["spherescale_step_seconds_bucket", "0.5"] == 1
+    assert got["spherescale_step_seconds_bucket", "+Inf"] == 2
+
+
+def test_every_series_exists_before_the_first_event(telemetry: Telemetry) -> None:
+    got = scrape(telemetry.serve(0) or 0)
+    for metric in METRICS:
+        names = [f"{metric.name}_{part}" for part in ("sum", "count")] if metric.buckets else [metric.name]
+        for name in names:
+            for value in metric.values or ("",):
+                assert (PREFIX + name, value) in got
+    assert {own for name, own in got if name == "spherescale_step_part_seconds_total"} == set(PARTS)
+
+
+def test_types_and_help_reach_prometheus(telemetry: Telemetry) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{telemetry.serve(0)}/metrics", timeout=30) as response:
+        families = {f.name: f for f in text_string_to_metric_families(response.read().decode())}
+    for metric in METRICS:
+        # The parser names a counter's family without its suffix.
+        family = families[PREFIX + metric.name.removesuffix("_total")]
+        assert family.type == {"computed": "gauge"}.get(metric.kind, metric.kind)
+        assert family.documentation == metric.help
+
+
+def test_checkpoint_age_grows_between_scrapes_and_a_save_resets_it(
+    telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = telemetry.serve(0) or 0
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 100)
+    before = scrape(port)
+    assert before["spherescale_checkpoint_age_seconds", ""] == pytest.approx(100, abs=5)  # none yet: since the start
+    assert before["spherescale_checkpoint_timestamp_seconds", ""] == 0
+    telemetry.checkpoint_saved(3.5)
+    monkeypatch.setattr(time, "time", lambda: now + 130)
+    after = scrape(port)
+    assert after["spherescale_checkpoint_age_seconds", ""] == pytest.approx(30)
+    assert after["spherescale_checkpoint_timestamp_seconds", ""] == pytest.approx(now + 100)
+    assert after["spherescale_checkpoint_save_seconds_sum", ""] == 3.5
+
+
+def test_memory_is_read_at_the_scrape(telemetry: Telemetry) -> None:
+    port = telemetry.serve(0) or 0
+    before = scrape(port)
+    held = torch.ones(64 << 20, dtype=torch.uint8)
+    after = scrape(port)
+    grown = after["spherescale_resident_memory_bytes", ""] - before["spherescale_resident_memory_bytes", ""]
+    assert 0.9 * len(held) < grown < 2 * len(held)
+    assert after["spherescale_gpu_allocated_bytes", ""] == 0
+
+
+def test_a_taken_port_is_a_warning_and_the_run_goes_on(telemetry: Telemetry, caplog: pytest.LogCaptureFixture) -> None:
+    port = telemetry.serve(0)
+    second = Telemetry(rank=3, host="node-1", job="demo")
+    with caplog.at_level(logging.WARNING, "cluster.telemetry"):
+        assert second.serve(port or 0) is None
+    (record,) = caplog.records
+    assert f"port {port} (Address already in use)" in record.getMessage()
+    assert "choose another telemetry port" in record.getMessage()
+    second.set("loss", 1.0)
+    second.close()
+
+
+def test_two_endpoints_in_one_process_are_apart(telemetry: Telemetry) -> None:
+    second = Telemetry(rank=3, host="node-1", job="demo")
+    ports = telemetry.serve(0), second.serve(0)
+    telemetry.set("loss", 1.0)
+    second.set("loss", 2.0)
+    assert [scrape(port or 0)["spherescale_loss", ""] for port in ports] == [1.0, 2.0]
+    second.close()
+    assert not [m.name for m in REGISTRY.collect() if m.name.startswith(PREFIX)]
+
+
+def test_close_stops_the_thread_and_frees_the_port(telemetry: Telemetry) -> None:
+    threads = threading.active_count()
+    port = telemetry.serve(0) or 0
+    telemetry.close()
+    telemetry.close()
+    assert threading.active_count() == threads
+    assert telemetry.serve(port) == port
+
+
+def test_prometheus_finds_the_endpoint_until_it_is_closed(telemetry: Telemetry, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="wanted serve first"):
+        telemetry.announce(tmp_path)
+    port = telemetry.serve(0)
+    file = telemetry.announce(tmp_path / "targets")
+    assert json.loads(file.read_text()) == [{"targets": [f"127.0.0.1:{port}"], "labels": LABELS}]
+    assert [p.name for p in file.parent.iterdir()] == ["3.json"]
+    telemetry.close()
+    assert not file.exists()
+
+
+def test_misuse_names_what_is_wanted(telemetry: Telemetry) -> None:
+    with pytest.raises(ValueError, match=r"metric: got 'los', wanted one of ranks, step,"):
+        telemetry.set("los", 1)
+    with pytest.raises(ValueError, match=r"samples_total: got a gauge's call, wanted that of a counter"):
+        telemetry.set("samples_total", 1)
+    with pytest.raises(ValueError, match=r"checkpoint_age_seconds: got a gauge's call, wanted that of a computed"):
+        telemetry.set("checkpoint_age_seconds", 1)
+    with pytest.raises(ValueError, match=r"step_part_seconds_total: label: got 'lunch', wanted one of data_wait,"):
+        telemetry.add("step_part_seconds_total", 1, "lunch")
+    with pytest.raises(ValueError, match=r"loss: label: got 'head', wanted no label"):
+        telemetry.set("loss", 1, "head")
+    with pytest.raises(ValueError, match="non-negative"):
+        telemetry.add("samples_total", -1)
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted"),
+    [
+        ({"name": "Loss", "kind": "gauge"}, "lower case"),
+        ({"name": "samples", "kind": "counter"}, "_total on counters"),
+        ({"name": "samples_total", "kind": "gauge"}, "_total on counters"),
+        ({"name": "step_ms", "kind": "gauge"}, "a base unit"),
+        ({"name": "step_seconds", "kind": "gauge"}, "ends with its unit ''"),
+        ({"name": "step", "kind": "gauge", "unit": "seconds"}, "ends with its unit 'seconds'"),
+        ({"name": "wait_total", "kind": "counter", "label": "part"}, "a label together with"),
+        ({"name": "step_seconds", "kind": "histogram", "unit": "seconds"}, "buckets on histograms"),
+    ],
+)
+def test_a_row_against_the_conventions_is_refused(row: dict[str, str], wanted: str) -> None:
+    with pytest.raises(ValueError, match=f"metric: got {row['name']!r} .*wanted .*{wanted}"):
+        Metric(help="x", **row)
+
+
+def test_no_name_stands_twice() -> None:
+    assert len({metric.name for metric in METRICS}) == len(METRICS)
+    assert all(metric.help.endswith(".") for metric in METRICS)
