@@ -72,8 +72,9 @@ class Verification(_Record):
 
 
 class Settings(_Record):
-    """What a result depends on besides the weights; equal settings make a stored result good."""
+    """What a result depends on: a stored one with equal settings need not be computed again."""
 
+    weights_sha256: str
     images: str
     pairs: str
     pairs_sha256: str

@@ -153,6 +153,11 @@ def require_resolvable(far: float, impostors: float) -> None:
         )
 
 
+def resolvable_fars(impostors: float) -> list[float]:
+    """The powers of ten from 0.1 down to 1e-6 that so many impostors resolve; never empty above 10 of them."""
+    return [far for far in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6) if far * impostors >= 1 - 1e-9]
+
+
 def tar_at_far(curve: Roc, far: float) -> float:
     """The highest TAR whose FAR does not exceed `far`, never interpolated: some threshold attains it.
 

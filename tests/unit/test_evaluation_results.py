@@ -9,7 +9,9 @@ from pipeline.evaluation.bootstrap import identity_bootstrap
 from pipeline.evaluation.results import Evaluation, Settings, Summary, load, load_all, save, verify
 from pipeline.evaluation.verification import ScoredPairs, attained_tar, auc, kfold_accuracy, roc
 
-SETTINGS = Settings(images="faces", pairs="p.tsv", pairs_sha256="00", far=(0.1,), resamples=20, seed=3)
+SETTINGS = Settings(
+    images="faces", pairs="p.tsv", pairs_sha256="00", weights_sha256="11", far=(0.1,), resamples=20, seed=3
+)
 
 
 def make_pairs(seed: int = 0) -> ScoredPairs:

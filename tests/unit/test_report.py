@@ -94,7 +94,9 @@ def make_evaluation(images: Path, step: int, gain: float) -> Evaluation:
     scores = np.tanh(np.random.default_rng(step).normal(gain * same, 1))
     fold = (identity[a] + identity[b]) % 3
     pairs = ScoredPairs.of(scores, same, fold, identity_a=identity[a], identity_b=identity[b])
-    settings = Settings(images=str(images), pairs="x.tsv", pairs_sha256="00", far=(0.1,), resamples=10, seed=0)
+    settings = Settings(
+        images=str(images), pairs="x.tsv", pairs_sha256="00", weights_sha256="11", far=(0.1,), resamples=10, seed=0
+    )
     summary = Summary(step=step, settings=settings, verification=verify(pairs, (0.1,), 10))
     return Evaluation(summary, pairs, names[a], names[b])
 

@@ -1,0 +1,98 @@
+"""Faces to features as SphereFace tests them: the embeddings of the image and of its mirror, concatenated.
+
+Liu et al., "SphereFace", CVPR 2017, section 4.1: "the final representation of a testing face is obtained by
+concatenating its original face features and its horizontally flipped features", compared by cosine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from pipeline.reading.dali import Decoder, EncodedBatch
+
+
+def embed(backbone: nn.Module, batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Features `[B, 2D]` float32 on the CPU for each batch of pixels `[B, 3, H, W]`, in order.
+
+    Runs in evaluation mode without gradients; the training mode of every submodule is as before when the iterator
+    ends or is closed.
+    """
+    with _evaluating(backbone):
+        for images in batches:
+            with torch.inference_mode():
+                features = torch.cat([backbone(images), backbone(images.flip(3))], dim=1)
+            yield features.float().cpu()
+
+
+def embed_files(
+    backbone: nn.Module,
+    folder: Path,
+    paths: Sequence[str],
+    decoder: Decoder,
+    progress: bool = False,
+) -> NDArray[np.float32]:
+    """Features `[N, 2D]` of the image files `paths` below `folder`; pixels go where the decoder puts them.
+
+    Raises ValueError naming the file when one cannot be read or decoded at the decoder's size, or when its features
+    have no direction: a rate must not silently leave out a pair.
+    """
+    bar = tqdm(total=len(paths), unit=" images", smoothing=0.1, disable=None if progress else True)
+    rows: list[torch.Tensor] = []
+    with bar:
+        for features in embed(backbone, _decoded(folder, paths, decoder)):
+            rows.append(features)
+            bar.update(len(features))
+    features_ND = torch.cat(rows).numpy()
+    norms = np.linalg.norm(features_ND, axis=1)
+    broken = np.flatnonzero(~((norms > 0) & np.isfinite(norms)))
+    if len(broken):
+        raise ValueError(
+            f"{folder / paths[broken[0]]}: got features of norm {norms[broken[0]]} (and {len(broken) - 1} more such"
+            " images), wanted finite and above 0: the weights are broken"
+        )
+    return features_ND
+
+
+def _decoded(folder: Path, paths: Sequence[str], decoder: Decoder) -> Iterator[torch.Tensor]:
+    _, height, width = decoder.shape
+    start = 0
+    for batch in decoder.decode(_encoded(folder, paths, decoder.batch_size)):
+        if batch.bad:
+            raise ValueError(
+                f"{folder / paths[start + batch.bad[0]]}: cannot be decoded, wanted an image"
+                f" {height} high and {width} wide"
+            )
+        start += len(batch.images)
+        yield batch.images
+
+
+def _encoded(folder: Path, paths: Sequence[str], batch_size: int) -> Iterator[EncodedBatch]:
+    for start in range(0, len(paths), batch_size):
+        images: list[NDArray[Any]] = []
+        for path in paths[start : start + batch_size]:
+            try:
+                images.append(np.fromfile(folder / path, np.uint8))
+            except OSError as error:
+                raise ValueError(f"{folder / path}: cannot be read: {error.strerror}") from None
+        yield EncodedBatch(images, np.zeros(len(images), bool))
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    # Each submodule on its own: a frozen BatchNorm inside a training network must stay frozen afterwards.
+    before = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in before.items():
+            part.training = training
