@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 from wsgiref.simple_server import WSGIServer
 
 import torch
@@ -191,7 +192,7 @@ class Telemetry:
         return int(self._server[0].server_port)
 
     def announce(self, folder: Path, reachable_at: str = "127.0.0.1") -> Path:
-        """Write `folder/<rank>.json`, by which Prometheus finds this endpoint (``file_sd_configs``).
+        """Write `folder/<job>-<rank>.json`, by which Prometheus finds this endpoint (``file_sd_configs``).
 
         `close` removes it, and a killed process leaves it: so Prometheus sees a lost rank as a target that is down,
         and a finished run as no target at all.
@@ -203,7 +204,8 @@ class Telemetry:
             raise RuntimeError("telemetry: got announce without an endpoint, wanted serve first")
         folder.mkdir(parents=True, exist_ok=True)
         target = {"targets": [f"{reachable_at}:{self._server[0].server_port}"], "labels": self.labels}
-        self._target = folder / f"{self.labels['rank']}.json"
+        # A job's name may hold slashes; one folder serves all jobs, since file_sd matches within a folder only.
+        self._target = folder / f"{quote(self.labels['job'], safe='')}-{self.labels['rank']}.json"
         # Prometheus watches the folder: it must never read half a file.
         aside = self._target.with_suffix(".tmp")
         aside.write_text(json.dumps([target]))

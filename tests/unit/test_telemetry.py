@@ -145,7 +145,7 @@ def test_prometheus_finds_the_endpoint_until_it_is_closed(telemetry: Telemetry, 
     port = telemetry.serve(0)
     file = telemetry.announce(tmp_path / "targets")
     assert json.loads(file.read_text()) == [{"targets": [f"127.0.0.1:{port}"], "labels": LABELS}]
-    assert [p.name for p in file.parent.iterdir()] == ["3.json"]
+    assert [p.name for p in file.parent.iterdir()] == ["demo-3.json"]
     telemetry.close()
     assert not file.exists()
 
