@@ -1,8 +1,8 @@
 """Stage 3: how well a trained network verifies people it never saw.
 
 Pairs of faces go through the backbone of a run (image and mirror, concatenated), are compared by cosine and judged by
-k-fold accuracy, ROC and TAR at FAR, each with a bootstrap interval over people. Results go to
-RUN/evaluations/<name of the pairs file>/ and stay good until weights, pairs or options change.
+k-fold accuracy, ROC and TAR at FAR, each with a bootstrap interval over people. Results go to RUN/evaluations/NAME/
+and stay good until weights, pairs or options change.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def _evaluate(args: argparse.Namespace, step: int | None, pairs: Pairs, fars: tu
         resamples=args.resamples,
         seed=args.seed,
     )
-    folder = args.run / "evaluations" / args.pairs.stem
+    folder = args.run / "evaluations" / (args.name or args.pairs.stem)
     stored = result_file(folder, trained.step)
     if stored.exists() and not args.force:
         evaluation = load(stored)
@@ -104,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a training run")
     parser.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="aligned faces")
     parser.add_argument("--pairs", type=Path, required=True, metavar="FILE", help="pairs to verify, see below")
+    parser.add_argument("--name", help="of this evaluation in the report (default: the pairs file's)")
     parser.add_argument(
         "--step",
         type=_step,

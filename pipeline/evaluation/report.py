@@ -102,6 +102,7 @@ def evaluation_section(name: str, models: dict[str, Evaluation]) -> dict[str, An
         "name": name,
         "models": tuple(models),
         "result": final.summary.verification,
+        "others": [(label, e.summary.verification.accuracy.value) for label, e in list(models.items())[:-1]],
         "rows": result_rows([e.summary.verification for e in models.values()]),
         "plots": [
             plots.roc_plot({label: roc(e.pairs) for label, e in models.items()}),

@@ -133,7 +133,8 @@ def test_a_fault_is_one_line_and_exit_code_1(
 
 def test_report_alone(scene: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(scene)
-    assert run_stage("evaluate.py", *OPTIONS) == 0
+    assert run_stage("evaluate.py", *OPTIONS, "--name", "strangers") == 0
+    assert (scene / "run/evaluations/strangers/step-00000020.json").exists()
     assert run_stage("report.py", "run", "--out", "other.html") == 0
     assert (scene / "other.html").read_text().startswith("<!doctype html>")
     capsys.readouterr()

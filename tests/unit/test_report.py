@@ -117,6 +117,8 @@ def test_the_report_holds_what_it_promises(page: str, tmp_path: Path) -> None:
     assert page.count("data:image/jpeg;base64,") == 2 * 2 * 8
     final = make_evaluation(tmp_path / "faces", 90, 2.0).summary.verification
     assert f"{final.accuracy.value:.2%} ({final.accuracy.low:.1%} to {final.accuracy.high:.1%})" in text
+    first = make_evaluation(tmp_path / "faces", 0, 0.1).summary.verification
+    assert f"; before training in {first.accuracy.value:.2%}." in text
 
 
 def test_the_report_needs_nothing_from_outside(page: str) -> None:
