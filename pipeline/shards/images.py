@@ -46,6 +46,18 @@ def read_header(data: bytes) -> ImageHeader:
     return header
 
 
+def extension_of(data: bytes, height: int, width: int) -> str:
+    """The extension of an image that must have this size.
+
+    Raises:
+        SetAsideError: it has another, or is no whole JPEG or PNG.
+    """
+    header = read_header(data)
+    if (header.height, header.width) != (height, width):
+        raise SetAsideError(f"wrong size: got {header.height}x{header.width}, wanted {height}x{width}")
+    return header.extension
+
+
 def _read_jpeg(data: bytes) -> ImageHeader:
     """Walk the marker segments to the frame header (ITU-T T.81, B.1.1 and B.2.2)."""
     at = 2

@@ -2,20 +2,25 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.shards.errors import SetAsideError
 from pipeline.shards.files import write_file, written_whole
-from pipeline.shards.images import read_header
-from pipeline.shards.index import SAMPLE, Component, dali_index
+from pipeline.shards.images import extension_of
+from pipeline.shards.index import SAMPLE, dali_lines
 from pipeline.shards.manifest import TarEntry
 from pipeline.shards.plan import PROGRESS, Plan
 from pipeline.shards.sources import SetAside
 from pipeline.shards.tars import TarStream
+
+# Samples that are read and then written at once: enough to spread the cost of a call, 1 to 2 MB of memory.
+BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -27,16 +32,25 @@ class TarRecord:
     rows: NDArray[np.void]
 
 
+class Sample(NamedTuple):
+    """One sample on its way into a tar; `stem` is the name of its three members without extension."""
+
+    stem: str
+    extension: str
+    image: bytes
+    label: int
+    key: str
+
+
 def write_tar(plan: Plan, tar: int) -> int:
     """Write tar number `tar` of the plan unless it is there; return how many source files it took.
 
     Raises:
         ShardError: the disk is full, or the source is gone.
     """
-    samples = plan.order[plan.bounds[tar] : plan.bounds[tar + 1]].tolist()
     if not _is_whole(plan, tar):
-        _write(plan, tar, samples)
-    return len(samples)
+        _write(plan, tar)
+    return int(plan.bounds[tar + 1] - plan.bounds[tar])
 
 
 def read_record(plan: Plan, tar: int) -> TarRecord:
@@ -47,44 +61,60 @@ def read_record(plan: Plan, tar: int) -> TarRecord:
     return TarRecord(TarEntry(**raw["entry"]), set_aside, np.load(path.with_suffix(".npy")))
 
 
-def _write(plan: Plan, tar: int, samples: list[int]) -> None:
+def _write(plan: Plan, tar: int) -> None:
     path = plan.folder / f"{plan.tar_name(tar)}.tar"
-    rows: list[tuple[int, int, int]] = []
-    members: list[list[Component]] = []
+    rows = [np.empty(0, SAMPLE)]
+    lines: list[str] = []
     set_aside: list[SetAside] = []
     with written_whole(path) as file:
         stream = TarStream(file)
-        # A sample's number is its place in the shuffled listing; a file set aside leaves a gap.
-        for number, sample in enumerate(samples, start=int(plan.bounds[tar])):
-            try:
-                one = _add_sample(stream, plan, number, sample)
-            except SetAsideError as error:
-                set_aside.append(SetAside(plan.source.key(sample), str(error)))
-            else:
-                members.append(one)
-                rows.append((one[0][1], one[0][2], int(plan.source.labels[sample])))
+        for start in range(plan.bounds[tar], plan.bounds[tar + 1], BATCH):
+            stop = min(start + BATCH, plan.bounds[tar + 1])
+            if samples := list(_read(plan, start, stop, set_aside)):
+                new_rows, new_lines = _add(stream, samples)
+                rows.append(new_rows)
+                lines.append(new_lines)
         digest = stream.close()
-    if rows:
-        write_file(path.with_suffix(".idx"), dali_index(members))
+    entry = TarEntry(path.name, sum(map(len, rows)), stream.written, digest)
+    if entry.samples:
+        write_file(path.with_suffix(".idx"), f"v1.2 {entry.samples}\n{''.join(lines)}".encode())
     else:
         path.unlink()  # DALI refuses a tar without samples
-    entry = TarEntry(path.name, len(rows), stream.written, digest)
-    _save_record(plan, tar, TarRecord(entry, set_aside, np.array(rows, SAMPLE)))
+    _save_record(plan, tar, TarRecord(entry, set_aside, np.concatenate(rows)))
 
 
-def _add_sample(stream: TarStream, plan: Plan, number: int, sample: int) -> list[Component]:
-    """Append image, label and key of one sample; the image's bytes are the source's."""
-    image = plan.source.read(sample)
-    extension, height, width = read_header(image)
-    if (height, width) != (plan.image_height, plan.image_width):
-        wanted = f"{plan.image_height}x{plan.image_width}"
-        raise SetAsideError(f"wrong size: got {height}x{width}, wanted {wanted}")
-    label = b"%d" % plan.source.labels[sample]
-    key = f'{{"key": {json.dumps(plan.source.key(sample))}}}'.encode()
-    return [
-        stream.add(f"{number:012d}", suffix, payload)
-        for suffix, payload in ((extension, image), ("cls", label), ("json", key))
-    ]
+def _read(plan: Plan, start: int, stop: int, set_aside: list[SetAside]) -> Iterator[Sample]:
+    """Samples at places start..stop of the order; those that cannot be used are appended to `set_aside`."""
+    source = plan.source
+    numbers = plan.order[start:stop]
+    # A sample's name is its place in the shuffled listing; a file set aside leaves a gap.
+    places = zip(range(start, stop), numbers.tolist(), source.labels[numbers].tolist(), strict=True)
+    for place, number, label in places:
+        key = source.key(number)
+        try:
+            image = source.read(number)
+            extension = extension_of(image, plan.image_height, plan.image_width)
+        except SetAsideError as error:
+            set_aside.append(SetAside(key, str(error)))
+        else:
+            yield Sample(f"{place:012d}", extension, image, label, key)
+
+
+def _add(stream: TarStream, samples: list[Sample]) -> tuple[NDArray[np.void], str]:
+    """Append image, label and key of each sample; returns its rows and its lines of the two indexes."""
+    extensions: list[str] = []
+    names: list[str] = []
+    payloads: list[bytes] = []
+    for stem, extension, image, label, key in samples:
+        extensions += (extension, "cls", "json")
+        names += (f"{stem}.{extension}", f"{stem}.cls", f"{stem}.json")
+        payloads += (image, b"%d" % label, f'{{"key": {json.dumps(key)}}}'.encode())
+    offsets = stream.add(names, payloads)
+    sizes = list(map(len, payloads))
+    rows = np.empty(len(samples), SAMPLE)
+    rows["offset"], rows["size"] = offsets[::3], sizes[::3]
+    rows["label"] = [sample.label for sample in samples]
+    return rows, dali_lines(extensions, offsets.tolist(), sizes, names)
 
 
 def _save_record(plan: Plan, tar: int, record: TarRecord) -> None:

@@ -164,6 +164,14 @@ def test_another_seed_gives_another_order_of_the_same_images(faces: Path, tmp_pa
     assert sizes[0] == sizes[1]
 
 
+def test_batches_inside_a_tar_do_not_show(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (faces / "person 4" / "1.JPG").write_text("bad")
+    make_shards(plan(faces, tmp_path / "one", per_tar=28))
+    monkeypatch.setattr("pipeline.shards.one_tar.BATCH", 1)
+    make_shards(plan(faces, tmp_path / "many", per_tar=28))
+    assert snapshot(tmp_path / "one") == snapshot(tmp_path / "many")
+
+
 def test_progress_counts_every_file(faces: Path, tmp_path: Path) -> None:
     for workers in (1, 2):
         seen: list[int] = []

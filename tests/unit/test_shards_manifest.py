@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.shards.index import SAMPLE, dali_index, open_index, write_index
+from pipeline.shards.index import SAMPLE, dali_lines, open_index, write_index
 from pipeline.shards.manifest import Made, Manifest, ShardError, TarEntry
 
 MANIFEST = Manifest(
@@ -110,6 +110,6 @@ def test_a_cut_index_is_named(tmp_path: Path) -> None:
         open_index(tmp_path, MANIFEST)
 
 
-def test_dali_refuses_an_empty_index_so_do_we() -> None:
-    with pytest.raises(ShardError, match="got a tar of 0 samples, wanted at least 1"):
-        dali_index([])
+def test_dali_lines_name_each_file_of_a_sample_in_order() -> None:
+    lines = dali_lines(["jpg", "cls", "json"] * 2, [*range(6)], [*range(10, 16)], list("abcdef"))
+    assert lines == "jpg 0 10 a cls 1 11 b json 2 12 c\njpg 3 13 d cls 4 14 e json 5 15 f\n"

@@ -16,7 +16,7 @@ from pipeline.shards.errors import SetAsideError, ShardError
 from pipeline.shards.files import write_file, written_whole
 from pipeline.shards.images import read_header
 from pipeline.shards.shuffle import cut, permutation
-from pipeline.shards.tars import TarStream, member_header
+from pipeline.shards.tars import TarStream, member_headers
 
 
 def encoded(height: int, width: int, kind: str = "JPEG", mode: str = "RGB", **options: object) -> bytes:
@@ -131,40 +131,43 @@ def test_cuts_cover_everything_in_nearly_equal_tars(samples: int, per_tar: int) 
         assert 1 <= sizes.min() <= sizes.max() <= per_tar
 
 
-@given(name=st.text("0123456789.jpgcls", min_size=1, max_size=99), size=st.integers(0, 8 * 2**30 - 1))
-@settings(deadline=None)
-def test_member_headers_are_those_of_tarfile(name: str, size: int) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = size
-    expected = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
-    # tarfile leaves the device numbers of a regular file empty in some versions; they count in the sum.
-    ours = member_header(name.encode(), size)
-    assert len(ours) == 512
-    parsed = tarfile.TarInfo.frombuf(ours, "utf-8", "strict")  # checks the sum
-    assert (parsed.name, parsed.size, parsed.mtime, parsed.mode) == (name, size, 0, 0o644)
-    assert (parsed.uid, parsed.gid, parsed.uname, parsed.gname, parsed.isreg()) == (0, 0, "", "", True)
-    assert ours[:148] == bytes(expected[:148])
+MEMBERS = st.lists(
+    st.tuples(st.text("0123456789.jpgcls", min_size=1, max_size=100), st.integers(0, 8 * 2**30 - 1)), max_size=9
+)
 
 
-@given(payloads=st.lists(st.binary(max_size=1500), max_size=30), flush=st.integers(1, 5000))
+@given(members=MEMBERS)
 @settings(deadline=None)
-def test_a_tar_stream_is_what_tarfile_writes(payloads: list[bytes], flush: int) -> None:
+def test_member_headers_are_those_of_tarfile(members: list[tuple[str, int]]) -> None:
+    names = [name.encode() for name, _ in members]
+    headers = member_headers(names, np.array([size for _, size in members], np.int64))
+    assert headers.shape == (len(members), 512)
+    for (name, size), header in zip(members, headers, strict=True):
+        parsed = tarfile.TarInfo.frombuf(header.tobytes(), "utf-8", "strict")  # checks the sum
+        assert (parsed.name, parsed.size, parsed.mtime, parsed.mode) == (name, size, 0, 0o644)
+        assert (parsed.uid, parsed.gid, parsed.uname, parsed.gname, parsed.isreg()) == (0, 0, "", "", True)
+        # Up to the checksum, which differs where tarfile leaves a regular file's device numbers empty.
+        assert header[:148].tobytes() == parsed.tobuf(tarfile.USTAR_FORMAT)[:148]
+
+
+@given(batches=st.lists(st.lists(st.binary(max_size=1500), min_size=1, max_size=8), max_size=6))
+@settings(deadline=None)
+def test_a_tar_stream_is_what_tarfile_writes(batches: list[list[bytes]]) -> None:
     ours, theirs = io.BytesIO(), io.BytesIO()
-    with pytest.MonkeyPatch.context() as patch, tarfile.open(fileobj=theirs, mode="w") as tar:
-        patch.setattr("pipeline.shards.tars.FLUSH", flush)
-        stream = TarStream(ours)
-        for number, payload in enumerate(payloads):
-            info = tarfile.TarInfo(f"{number:012d}.jpg")
+    stream = TarStream(ours)
+    with tarfile.open(fileobj=theirs, mode="w") as tar:
+        for payload in (payload for batch in batches for payload in batch):
+            info = tarfile.TarInfo("a.jpg")
             info.size = len(payload)
             tar.addfile(info, io.BytesIO(payload))
-            extension, offset, size, name = stream.add(f"{number:012d}", "jpg", payload)
-            assert (extension, size, name) == ("jpg", len(payload), info.name)
-            assert ours.getvalue()[offset : offset + size] in {payload, b""}  # b"": not flushed yet
-        digest = stream.close()
-    assert stream.written == len(ours.getvalue())
-    assert digest == hashlib.sha256(ours.getvalue()).hexdigest()
+    for batch in batches:
+        offsets = stream.add(["a.jpg"] * len(batch), batch)
+        written = ours.getvalue()
+        assert stream.written == len(written)
+        assert [written[o : o + len(p)] for o, p in zip(offsets, batch, strict=True)] == batch
+    assert stream.close() == hashlib.sha256(ours.getvalue()).hexdigest()
     with tarfile.open(fileobj=io.BytesIO(ours.getvalue())) as tar:
-        assert [tar.extractfile(member).read() for member in tar] == payloads
+        assert [tar.extractfile(member).read() for member in tar] == [p for batch in batches for p in batch]
     assert len(ours.getvalue()) == len(theirs.getvalue())
 
 
