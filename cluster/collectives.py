@@ -14,7 +14,13 @@ from typing import Any, TypeAlias
 import torch
 import torch.distributed as dist
 
+from cluster.stopwatch import STEP
+
 Group: TypeAlias = dist.ProcessGroup | None
+
+# torch 2.13 renamed these two and warns of the old names.
+_all_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter_into = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 def num_ranks(group: Group) -> int:
@@ -65,7 +71,8 @@ def reduce_scatter_rows(rows: torch.Tensor, group: Group) -> torch.Tensor:
     if group is None:
         return rows
     output = rows.new_empty(rows.shape[0] // num_ranks(group), *rows.shape[1:])
-    dist.reduce_scatter_tensor(output, rows.contiguous(), group=group)
+    with STEP.part("communication"):
+        _reduce_scatter_into(output, rows.contiguous(), group=group)
     return output
 
 
@@ -101,11 +108,13 @@ def barrier(group: Group) -> None:
 
 def _all_gather(local: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     output = local.new_empty(num_ranks(group) * local.shape[0], *local.shape[1:])
-    dist.all_gather_into_tensor(output, local.contiguous(), group=group)
+    with STEP.part("communication"):
+        _all_gather_into(output, local.contiguous(), group=group)
     return output
 
 
 def _all_reduce(local: torch.Tensor, group: dist.ProcessGroup, op: Any) -> torch.Tensor:
     result = local.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(result, op=op, group=group)
+    with STEP.part("communication"):
+        dist.all_reduce(result, op=op, group=group)
     return result

@@ -42,7 +42,7 @@ def process_group(topology: Topology, device: torch.device, timeout_seconds: flo
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_seconds)
     if topology.num_ranks == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
         dist.init_process_group(backend, rank=topology.rank, world_size=topology.num_ranks, timeout=timeout)
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.shards.index import SAMPLE
+from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest, ShardError
 
 
@@ -26,9 +26,8 @@ class ShardSet:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest = Manifest.load(folder)
-        self._index = self._map_index()
-        counts = np.asarray([tar.samples for tar in self.manifest.tars], dtype=np.int64)
-        self._first_ids = np.concatenate([[0], np.cumsum(counts)])
+        self._index = open_index(folder, self.manifest)
+        self._first_ids = self.manifest.first_rows
         for tar in self.manifest.tars:
             self._check_size(folder / tar.name, tar.bytes)
         self._maps: dict[int, mmap.mmap] = {}
@@ -77,21 +76,6 @@ class ShardSet:
             with (self.folder / self.manifest.tars[tar].name).open("rb") as file:
                 self._maps[tar] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return self._maps[tar]
-
-    def _map_index(self) -> np.ndarray[Any, Any]:
-        path = self.folder / "index.npy"
-        if not path.is_file():
-            raise ShardError(f"{path}: missing index; shard again, or copy the folder whole")
-        try:
-            index: np.ndarray[Any, Any] = np.load(path, mmap_mode="r")
-        except (ValueError, OSError) as error:
-            raise ShardError(f"{path}: not a readable index ({error}); shard again") from error
-        if index.dtype != SAMPLE or index.shape != (self.manifest.samples,):
-            raise ShardError(
-                f"{path}: got {index.shape} rows of {index.dtype}, but manifest.json wants "
-                f"({self.manifest.samples},) of {SAMPLE}"
-            )
-        return index
 
     @staticmethod
     def _check_size(path: Path, wanted: int) -> None:

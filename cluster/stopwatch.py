@@ -1,0 +1,69 @@
+"""Where the time of a step goes: exclusive seconds by part, on the host's clock or on the GPU's."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+class Stopwatch:
+    """Adds up the time spent in named parts; a part inside another is not counted twice.
+
+    On a CUDA device the marks are events on the current stream, so that queued work is counted where it runs;
+    they are read, and the stream waited for, only by `take`.
+    """
+
+    def __init__(self) -> None:
+        self._running = False
+        self._on_gpu = False
+        self._stack: list[str] = []
+        self._marks: list[tuple[Any, str | None]] = []
+
+    def use(self, device: torch.device) -> None:
+        """Measure on `device` from now on; until then every part passes unmeasured."""
+        self._running = True
+        self._on_gpu = device.type == "cuda"
+        self._marks.clear()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count the time inside as `name`; the part around it pauses."""
+        if not self._running:
+            yield
+            return
+        self._mark()
+        self._stack.append(name)
+        try:
+            yield
+        finally:
+            self._mark()
+            self._stack.pop()
+
+    def take(self) -> dict[str, float]:
+        """Seconds by part since the last call."""
+        seconds: dict[str, float] = defaultdict(float)
+        if self._on_gpu and self._marks:
+            self._marks[-1][0].synchronize()
+        for (start, _), (stop, name) in zip(self._marks, self._marks[1:], strict=False):
+            if name is not None:
+                seconds[name] += start.elapsed_time(stop) / 1e3 if self._on_gpu else stop - start
+        self._marks.clear()
+        return dict(seconds)
+
+    def _mark(self) -> None:
+        """Remember now, and that the time since the last mark belongs to the innermost part."""
+        if self._on_gpu:
+            now: Any = torch.cuda.Event(enable_timing=True)
+            now.record()
+        else:
+            now = time.perf_counter()
+        self._marks.append((now, self._stack[-1] if self._stack else None))
+
+
+# One process trains one model: its collectives and its loop share this stopwatch.
+STEP = Stopwatch()

@@ -1,0 +1,282 @@
+"""The recipe: everything that decides a training run, typed, frozen and checked before anything starts.
+
+A recipe is a YAML file; ``--set a.b=c`` changes one key. A key that does not exist, a value of another type or an
+impossible combination is refused with the key, the value got and the value wanted. The resolved recipe is saved with
+the run, so that a run can be repeated from its folder alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.backbones import BACKBONES
+from pipeline.head.margins import MARGINS
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message is one line a fault, for the user."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Data(_Section):
+    """What is read, and in which order."""
+
+    shards: Path
+    """Folder written by `make shards` (manifest.json, index.npy, tars)."""
+    global_batch: int = Field(ge=1)
+    """G, samples a step over all ranks and accumulation steps."""
+    accumulation: int = Field(1, ge=1)
+    """Micro-batches a step; each rank decodes and holds G / (ranks · accumulation) images at a time."""
+    streams: int = Field(1, ge=1)
+    """Pieces of the epoch read side by side; divides global_batch. More mix better, fewer read more sequentially."""
+    window: int = Field(4, ge=1)
+    """Tars shuffled together."""
+    mirror: bool = True
+    """Flip half of the samples left to right, by a hash of (seed, epoch, sample)."""
+    decode_threads: int = Field(2, ge=1)
+    """Host threads that decode, a rank."""
+    prefetch: int = Field(3, ge=1)
+    """Decoded batches held ready, a rank."""
+
+
+class Backbone(_Section):
+    """The network from image to embedding."""
+
+    name: str
+    """One of the published networks: sphereface4 … sphereface64, iresnet18 … iresnet100."""
+    embedding_dim: int = Field(512, ge=1)
+    """D."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Backbone:
+        if self.name not in BACKBONES:
+            raise ValueError(f"name: got {self.name!r}, wanted one of {', '.join(BACKBONES)}")
+        return self
+
+
+class Head(_Section):
+    """The classifier and its margin."""
+
+    margin: str = "a_softmax"
+    """softmax, modified_softmax or a_softmax."""
+    m: float = Field(4.0, ge=1)
+    """A-Softmax's angular multiplier."""
+    lambda_max: float = Field(1500.0, ge=0)
+    """λ at step 0 (the authors' solver: 1000)."""
+    lambda_min: float = Field(5.0, ge=0)
+    """λ's floor; 0 ends at the pure A-Softmax loss."""
+    lambda_gamma: float = Field(0.1, ge=0)
+    """λ = max(λ_min, λ_max (1 + γ·step)^-power)."""
+    lambda_power: float = Field(1.0, ge=0)
+    """See lambda_gamma."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Head:
+        if self.margin not in MARGINS:
+            raise ValueError(f"margin: got {self.margin!r}, wanted one of {', '.join(MARGINS)}")
+        if self.lambda_min > self.lambda_max:
+            raise ValueError(f"lambda_min: got {self.lambda_min}, wanted at most lambda_max {self.lambda_max}")
+        return self
+
+
+class Optimizer(_Section):
+    """SGD with momentum and a stepped learning rate, for backbone and head alike."""
+
+    steps: int = Field(ge=1)
+    """Steps to train."""
+    learning_rate: float = Field(gt=0)
+    """The base rate, after the warm-up and before the first milestone."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the rate rises linearly from near 0."""
+    milestones: tuple[int, ...] = ()
+    """Steps at which the rate is multiplied by decay."""
+    decay: float = Field(0.1, gt=0, le=1)
+    """Factor at each milestone."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """SGD momentum, no dampening, not Nesterov."""
+    weight_decay: float = Field(5e-4, ge=0)
+    """L2 penalty, added to the gradient."""
+    bias_rate_factor: float = Field(1.0, gt=0)
+    """Biases learn at this multiple of the rate (Caffe's lr_mult; the authors' nets: 2)."""
+    bias_weight_decay: float | None = Field(None, ge=0)
+    """Weight decay of biases (the authors' nets: 0); null: the same as weight_decay."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Optimizer:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones: got {list(self.milestones)}, wanted rising steps")
+        return self
+
+
+class Checkpoint(_Section):
+    """When the run is saved."""
+
+    every: int = Field(1000, ge=1)
+    """Steps between checkpoints; the last step is always saved, and step 0 before training."""
+    keep: int = Field(3, ge=1)
+    """The newest checkpoints kept, besides step 0."""
+
+
+class Log(_Section):
+    """What is shown and exported."""
+
+    every: int = Field(10, ge=1)
+    """Steps between progress lines and rows of metrics.jsonl."""
+    metrics_port: int | None = Field(9400, ge=0, le=65535)
+    """Prometheus port of a host's first rank; rank r of the host takes port + r. 0: any free port; null: none."""
+    metrics_address: str = "127.0.0.1"
+    """Address the endpoints listen on; loopback unless told otherwise."""
+
+
+class Recipe(_Section):
+    """One training run."""
+
+    seed: int = Field(0, ge=0)
+    """Of the order, the mirror hash, the backbone and the head's rows."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the products: bfloat16 is autocast; parameters, sums and losses stay float32."""
+    zero_stage: Literal[0, 1, 2] = 0
+    """DeepSpeed ZeRO stage of the backbone: 1 splits its momenta over the ranks, 2 its gradients too."""
+    deterministic: bool = True
+    """Ask torch for repeatable kernels on the GPU (the CPU's are); exact resume needs it."""
+    timeout_seconds: float = Field(600.0, gt=0)
+    """Bound on the rendezvous and on every collective."""
+    data: Data
+    backbone: Backbone
+    head: Head = Head()
+    optimizer: Optimizer
+    checkpoint: Checkpoint = Checkpoint()
+    log: Log = Log()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Recipe:
+        if self.data.global_batch % self.data.accumulation:
+            raise ValueError(
+                f"data.accumulation: got {self.data.accumulation}, wanted a divisor of "
+                f"data.global_batch {self.data.global_batch}"
+            )
+        if self.data.global_batch % self.data.streams:
+            raise ValueError(
+                f"data.streams: got {self.data.streams}, wanted a divisor of data.global_batch {self.data.global_batch}"
+            )
+        return self
+
+    def micro_batch(self, num_ranks: int) -> int:
+        """Images that one rank holds at a time."""
+        return self.data.global_batch // (num_ranks * self.data.accumulation)
+
+    def to_yaml(self) -> str:
+        """The resolved recipe, as it is saved with the run."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(path: Path, changes: list[str] = []) -> Recipe:  # noqa: B006 - read only
+    """The recipe in a YAML file, with ``a.b=value`` changes applied (values are YAML too).
+
+    Raises:
+        RecipeError: one line a fault: key, value got, value wanted.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror}; wanted a recipe file") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: got {type(tree).__name__}, wanted keys and values")
+    for change in changes:
+        _apply(tree, change)
+    try:
+        # JSON mode: lists become tuples and strings paths, but "1e-1" stays the string that YAML says it is.
+        return Recipe.model_validate_json(json.dumps(tree, default=str))
+    except ValidationError as error:
+        raise RecipeError("\n".join(_fault(e) for e in error.errors())) from None
+
+
+def check_against_set(recipe: Recipe, *, samples: int, identities: int, num_ranks: int) -> None:
+    """Refuse what only shows once the shards and the ranks are known.
+
+    Raises:
+        RecipeError: naming the key, the value got and the value wanted.
+    """
+    parts = num_ranks * recipe.data.accumulation
+    if recipe.data.global_batch % parts:
+        raise RecipeError(
+            f"data.global_batch: got {recipe.data.global_batch}, wanted a multiple of {parts} "
+            f"({num_ranks} ranks × accumulation {recipe.data.accumulation})"
+        )
+    if samples < recipe.data.global_batch:
+        raise RecipeError(f"data.global_batch: got {recipe.data.global_batch}, wanted at most the {samples} samples")
+    if identities < num_ranks:
+        raise RecipeError(
+            f"data.shards: got {identities} identities, wanted at least one for each of {num_ranks} ranks; "
+            "start fewer ranks"
+        )
+
+
+def describe_recipe() -> str:
+    """Every key with its type, default and meaning, for ``--help-recipe``."""
+    lines: list[str] = []
+    for name, field in Recipe.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, _Section):
+            lines.append(f"\n{name}: {section.__doc__}")
+            lines += [_describe_field(f"{name}.{key}", sub) for key, sub in section.model_fields.items()]
+        else:
+            lines.append(_describe_field(name, field))
+    return "\n".join(lines)
+
+
+def _describe_field(key: str, field: Any) -> str:
+    default = "required" if field.is_required() else f"default {json.dumps(field.default, default=str)}"
+    return f"  {key} ({default})\n      {field.description}"
+
+
+def _apply(tree: dict[str, Any], change: str) -> None:
+    key, separator, value = change.partition("=")
+    if not separator or not key:
+        raise RecipeError(f"--set: got {change!r}, wanted key=value, for example --set optimizer.steps=100")
+    *sections, last = key.split(".")
+    for section in sections:
+        below = tree.setdefault(section, {})
+        if not isinstance(below, dict):
+            raise RecipeError(f"--set: got {key!r}, but {section!r} is a value, not a section")
+        tree = below
+    tree[last] = yaml.safe_load(value)
+
+
+def _fault(error: Any) -> str:
+    """One line for the user from one of pydantic's errors."""
+    key = ".".join(str(part) for part in error["loc"])
+    got = error["input"]
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_suggestion(error['loc'])}"
+    if error["type"] == "missing":
+        return f"{key}: missing; wanted a value in the recipe or --set {key}=…"
+    if error["type"] == "value_error":
+        message = str(error["ctx"]["error"])
+        return f"{key}.{message}" if key else message
+    hint = ""
+    if isinstance(got, str) and error["type"].startswith(("float", "int")):
+        hint = " (YAML reads 1e-1 as text: write 0.1 or 1.0e-1)"
+    wanted = error["msg"].removeprefix("Input should be ")
+    return f"{key}: got {json.dumps(got, ensure_ascii=False)}, wanted {wanted}{hint}"
+
+
+def _suggestion(location: tuple[Any, ...]) -> str:
+    section: type[BaseModel] = Recipe
+    for part in location[:-1]:
+        annotation = section.model_fields[part].annotation
+        assert isinstance(annotation, type)
+        section = annotation
+    near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; wanted one of {', '.join(section.model_fields)}"
