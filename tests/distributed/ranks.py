@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import tempfile
 import traceback
@@ -16,7 +17,7 @@ import torch.distributed as dist
 
 # A server that has imported torch once and forks ranks from there: seconds less a test.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed"])
+_context.set_forkserver_preload(["torch", "torch.distributed", "deepspeed", "nvidia.dali"])
 
 TIMEOUT_SECONDS = 120
 
@@ -68,6 +69,7 @@ def _rank_main(
     args: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(num_ranks), LOCAL_RANK=str(rank))  # DeepSpeed looks
     dist.init_process_group(
         "gloo",
         store=dist.FileStore(store, num_ranks),

@@ -1,0 +1,134 @@
+"""The backbone inside DeepSpeed: the only file that knows DeepSpeed.
+
+The head's rows stay outside (they are split, never averaged); what passes between the two is the embeddings and
+their gradient. Facts that cost time to find:
+
+- DeepSpeed averages gradients over ranks. The head's embedding gradient is already that of the *mean over the global
+  batch*, so the ranks' gradients must be summed: `backward` multiplies by the number of ranks, the one place where
+  that factor stands.
+- Under ZeRO, SGD's momenta do not exist before the first step and cannot be loaded then. They are created as zeros
+  at the start, which leaves SGD's first step bit for bit what it is.
+- The ``torch_autocast`` block keeps parameters fp32; the ``bf16`` block would round BatchNorm's statistics.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import (
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+from torch import nn
+
+from cluster.stopwatch import STEP
+from pipeline.config import Optimizer, Recipe
+
+_MOMENTUM = "momentum_buffer"
+
+
+class Engine:
+    """Data-parallel training of a backbone: forward, backward from an embedding gradient, update, state.
+
+    Needs the process group to exist. Args: the backbone (moved to the engine's device), the recipe, ranks.
+    """
+
+    def __init__(self, backbone: nn.Module, recipe: Recipe, num_ranks: int) -> None:
+        self._num_ranks = num_ranks
+        self._zero = recipe.zero_stage > 0
+        if not torch.cuda.is_available():
+            # Only DeepSpeed's inference uses this kernel; without it a CPU run needs no C++ compiler.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        groups = parameter_groups(backbone, recipe.optimizer)
+        sgd = torch.optim.SGD(groups, lr=recipe.optimizer.learning_rate, momentum=recipe.optimizer.momentum)
+        self._engine, *_ = deepspeed.initialize(model=backbone, optimizer=sgd, config=_config(recipe, num_ranks))
+        # Timed apart from the backward pass. (ZeRO 2 reduces inside it: there, communication counts as backward.)
+        self._engine.allreduce_gradients = _timed(self._engine.allreduce_gradients)
+        self._sgd = self._engine.optimizer.optimizer if self._zero else sgd
+        self._create_momenta()
+
+    @property
+    def module(self) -> nn.Module:
+        """The backbone, parameters whole and fp32 on every rank."""
+        return self._engine.module
+
+    def embed(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Embeddings [B, D], with a graph for `backward`."""
+        return self._engine(images_BCHW)
+
+    def backward(self, embeddings_BD: torch.Tensor, grad_BD: torch.Tensor) -> None:
+        """Backpropagate dL/dx of a micro-batch, L being the mean over the whole global batch (see the module)."""
+        # A scalar with this gradient: DeepSpeed's backward takes scalars only.
+        surrogate = (embeddings_BD * (grad_BD * self._num_ranks)).sum()
+        self._engine.backward(surrogate, scale_wrt_gas=False)
+
+    def step(self, learning_rate: float) -> None:
+        """One SGD update at a step's last micro-batch; between micro-batches, nothing but the count."""
+        for group in self._sgd.param_groups:
+            group["lr"] = learning_rate * group["rate_factor"]
+        self._engine.step()
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """Parameters and buffers, whole, by name; the live tensors."""
+        return dict(self.module.state_dict())
+
+    def momenta(self) -> dict[str, torch.Tensor]:
+        """SGD's momentum of every parameter, whole, by name. Under ZeRO a collective on all ranks."""
+        if not self._zero:
+            return {name: self._sgd.state[p][_MOMENTUM] for name, p in self.module.named_parameters()}
+        return {
+            name: safe_get_full_optimizer_state(p, _MOMENTUM).view_as(p) for name, p in self.module.named_parameters()
+        }
+
+    def load(self, parameters: dict[str, torch.Tensor], momenta: dict[str, torch.Tensor]) -> None:
+        """Set both, from any number of ranks and any ZeRO stage; the names and shapes must match."""
+        self.module.load_state_dict(parameters)
+        for name, p in self.module.named_parameters():
+            if self._zero:
+                safe_set_full_fp32_param(p, parameters[name])
+                safe_set_full_optimizer_state(p, momenta[name], _MOMENTUM)
+            else:
+                self._sgd.state[p][_MOMENTUM].copy_(momenta[name])
+
+    def _create_momenta(self) -> None:
+        for group in self._sgd.param_groups:
+            for p in group["params"]:
+                self._sgd.state[p][_MOMENTUM] = torch.zeros_like(p)
+        if self._zero:
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def parameter_groups(backbone: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Weights and biases with their weight decay and the factor on the rate (Caffe's lr_mult, decay_mult)."""
+    biases = [p for name, p in backbone.named_parameters() if name.endswith("bias")]
+    others = [p for name, p in backbone.named_parameters() if not name.endswith("bias")]
+    bias_decay = optimizer.weight_decay if optimizer.bias_weight_decay is None else optimizer.bias_weight_decay
+    groups = [
+        {"params": others, "weight_decay": optimizer.weight_decay, "rate_factor": 1.0},
+        {"params": biases, "weight_decay": bias_decay, "rate_factor": optimizer.bias_rate_factor},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _config(recipe: Recipe, num_ranks: int) -> dict[str, Any]:
+    return {
+        "train_batch_size": recipe.data.global_batch,
+        "train_micro_batch_size_per_gpu": recipe.micro_batch(num_ranks),
+        "gradient_accumulation_steps": recipe.data.accumulation,
+        "zero_optimization": {"stage": recipe.zero_stage},
+        "gradient_clipping": 0.0,  # DeepSpeed clips to a norm of 1 unless told otherwise
+        "zero_allow_untested_optimizer": True,  # plain SGD
+        "torch_autocast": {"enabled": recipe.precision == "bfloat16", "dtype": "bfloat16"},
+        "steps_per_print": 2**62,  # our own progress line is enough
+    }
+
+
+def _timed(function: Any) -> Any:
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        with STEP.part("communication"):
+            return function(*args, **kwargs)
+
+    return timed

@@ -1,0 +1,177 @@
+#!/usr/bin/env python
+"""Stage 2: train a backbone and its split classifier on shards.
+
+  deepspeed stages/train.py --recipe stages/recipes/casia_sphereface20.yaml --run runs/casia20 \
+      --set data.shards=/data/casia-shards
+
+One node: `deepspeed --num_gpus 8 stages/train.py ...`; on CPUs, --num_gpus is the number of ranks.
+Many nodes: `deepspeed --hostfile hosts --master_addr HOST stages/train.py ...`.
+
+The run's folder holds recipe.yaml (as resolved), run.json (command, versions), metrics.jsonl and checkpoints/.
+Ctrl-C, SIGTERM or SIGUSR1 finishes the step, saves and exits with code 75; the same command then goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shlex
+import socket
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from cluster.process_group import device_of, process_group
+from cluster.stop import EXIT_STOPPED, StopRequest
+from cluster.telemetry import Telemetry
+from cluster.topology import Topology
+from pipeline.config import Recipe, RecipeError, check_against_set, describe_recipe, load_recipe
+from pipeline.reading.tars import ShardSet
+from pipeline.shards.manifest import ShardError
+from pipeline.training.checkpoint import CheckpointError, complete_steps
+from pipeline.training.loop import NonFiniteError, Trainer
+from pipeline.training.watch import Exporter, MetricsFile, Progress, Window
+
+logger = logging.getLogger("train")
+
+
+def parse() -> argparse.Namespace:
+    """The command line; what it decides beyond the recipe is where the run lives and whether it goes on."""
+    parser = argparse.ArgumentParser(
+        prog="deepspeed stages/train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", type=Path, help="YAML file; see stages/recipes/")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key; repeatable")
+    parser.add_argument("--run", type=Path, help="folder of the run (default: runs/<recipe's name>)")
+    parser.add_argument(
+        "--resume",
+        choices=["auto", "never"],
+        default="auto",
+        help="auto (default): go on from the newest complete checkpoint of the run's folder; "
+        "never: refuse a folder that holds a run",
+    )
+    parser.add_argument("--help-recipe", action="store_true", help="print every key of a recipe and exit")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
+    arguments = parser.parse_args()
+    if arguments.help_recipe:
+        print(describe_recipe())
+        raise SystemExit(0)
+    if arguments.recipe is None:
+        parser.error("--recipe is required, for example stages/recipes/demo.yaml")
+    return arguments
+
+
+def main() -> int:
+    """Check everything that can be checked alone, then meet the other ranks and train."""
+    arguments = parse()
+    topology = Topology.from_environment(os.environ)
+    logging.basicConfig(
+        level=logging.INFO if topology.rank == 0 else logging.WARNING,
+        format=f"[rank {topology.rank}] %(levelname)s %(name)s: %(message)s",
+    )
+    for noisy in ("DeepSpeed", "torch.distributed"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    run: Path = arguments.run or Path("runs") / arguments.recipe.stem
+    try:
+        recipe = load_recipe(arguments.recipe, arguments.set)
+        shards = ShardSet(recipe.data.shards)
+        manifest = shards.manifest
+        check_against_set(
+            recipe, samples=manifest.samples, identities=manifest.identities, num_ranks=topology.num_ranks
+        )
+        return train(recipe, shards, run, topology, arguments.resume)
+    except (RecipeError, ShardError, CheckpointError, NonFiniteError) as error:
+        # Faults of the input look alike on every rank: one of them says so.
+        if topology.rank == 0:
+            print(f"train.py: {error}", file=sys.stderr)
+        return 1
+
+
+def train(recipe: Recipe, shards: ShardSet, run: Path, topology: Topology, resume: str) -> int:
+    """Train from the newest checkpoint to the end; returns the exit code."""
+    steps_saved = complete_steps(run)
+    if steps_saved and resume == "never":
+        raise CheckpointError(f"{run}: holds checkpoints up to step {steps_saved[-1]}; wanted an empty folder")
+    if steps_saved and steps_saved[-1] >= recipe.optimizer.steps:
+        if topology.rank == 0:
+            print(f"train.py: {run} is finished: {steps_saved[-1]} steps; nothing to do", file=sys.stderr)
+        return 0
+    stop = StopRequest()
+    device = device_of(topology)
+    if recipe.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    with process_group(topology, device, recipe.timeout_seconds) as group:
+        trainer = Trainer(recipe, shards, run, topology, group, device)
+        if steps_saved:
+            trainer.resume(steps_saved[-1])
+            logger.info("resumed %s at step %d", run, trainer.step)
+        if topology.rank == 0:
+            record_run(recipe, shards, run, topology, device)
+        watched_train(trainer, stop)
+    if trainer.step < recipe.optimizer.steps and stop.signal is not None:
+        logger.warning("stopped by %s after step %d, saved; the same command goes on", stop.signal.name, trainer.step)
+    return 0 if trainer.step == recipe.optimizer.steps else EXIT_STOPPED
+
+
+def watched_train(trainer: Trainer, stop: StopRequest) -> None:
+    """Train, showing and exporting every step."""
+    recipe, topology = trainer.recipe, trainer.topology
+    telemetry = Telemetry(
+        rank=topology.rank, host=socket.gethostname(), job=trainer.run.name, cuda_device=trainer.device.index
+    )
+    serve(telemetry, recipe, topology, trainer.run)
+    exporter = Exporter(telemetry, topology.num_ranks, recipe.checkpoint.every)
+    window = Window(recipe.log.every)
+    first = topology.rank == 0
+    metrics = MetricsFile(trainer.run / "metrics.jsonl", trainer.step) if first else None
+    progress = Progress(recipe.optimizer.steps) if first else None
+    try:
+        for record in trainer.train(lambda: stop.asked):
+            window.add(record)
+            exporter.export(record, window)
+            if metrics and progress and (record.step % recipe.log.every == 0 or record.saved_seconds is not None):
+                metrics.write(record, window)
+                progress.show(record, window)
+    finally:
+        if metrics and progress:
+            progress.close()
+            metrics.close()
+        telemetry.close()
+
+
+def serve(telemetry: Telemetry, recipe: Recipe, topology: Topology, run: Path) -> None:
+    """Start this rank's endpoint where the recipe wants one, and tell Prometheus where it is."""
+    if recipe.log.metrics_port is None:
+        return
+    port = recipe.log.metrics_port + topology.rank_of_node if recipe.log.metrics_port else 0
+    if telemetry.serve(port, recipe.log.metrics_address) is not None:
+        telemetry.announce(run / "targets")
+
+
+def record_run(recipe: Recipe, shards: ShardSet, run: Path, topology: Topology, device: torch.device) -> None:
+    """Write recipe.yaml and run.json: enough to repeat the run from its folder."""
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "recipe.yaml").write_text(recipe.to_yaml())
+    packages = ("spherescale", "torch", "deepspeed", "nvidia-dali-cuda130", "webdataset", "numpy")
+    facts = {
+        "command": shlex.join(sys.argv),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "ranks": topology.num_ranks,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "shards": {"samples": shards.manifest.samples, "identities": shards.manifest.identities}
+        | {"digest": shards.manifest.digest},
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in packages},
+    }
+    (run / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

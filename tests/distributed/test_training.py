@@ -1,0 +1,174 @@
+"""A whole run on 1, 2 and 3 ranks against a dense float64 run written out by hand; resume, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from cluster.topology import Topology
+from pipeline.backbones import build_backbone
+from pipeline.config import Backbone, Checkpoint, Data, Head, Optimizer, Recipe
+from pipeline.head.rows import initial_rows
+from pipeline.reading.dali import Decoder
+from pipeline.reading.order import Order
+from pipeline.reading.reader import Reader
+from pipeline.reading.tars import ShardSet
+from pipeline.training.checkpoint import load_backbone
+from pipeline.training.loop import NonFiniteError, Trainer
+from tests.distributed.dense import dense_loss
+from tests.distributed.ranks import run_ranks
+from tests.faces import write_shards
+
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("set"), identities=7, images=6)
+
+
+def recipe(shards: Path, **changes: Any) -> Recipe:
+    fields: dict[str, Any] = {
+        "seed": 3,
+        "data": Data(shards=shards, global_batch=12, streams=2, decode_threads=1),
+        "backbone": Backbone(name="sphereface4", embedding_dim=8),
+        "head": Head(lambda_max=50, lambda_gamma=0.5),
+        "optimizer": Optimizer(
+            steps=STEPS, learning_rate=0.02, warmup_steps=3, milestones=(15,), bias_rate_factor=2, bias_weight_decay=0
+        ),
+        "checkpoint": Checkpoint(every=7),
+    }
+    return Recipe(**{**fields, **changes})
+
+
+def train_on(rank: int, ranks: int, plan: Recipe, run: Path, resume: int | None = None) -> dict[str, Any]:
+    group = dist.group.WORLD
+    trainer = Trainer(
+        plan, ShardSet(plan.data.shards), run, Topology(rank, ranks, rank, ranks), group, torch.device("cpu")
+    )
+    if resume is not None:
+        trainer.resume(resume)
+    records = list(trainer.train())
+    return {
+        "losses": [r.loss for r in records],
+        "backbone": {k: v.clone() for k, v in trainer.engine.parameters().items()},
+        "rows": trainer.head.weight_SD.detach().clone(),
+    }
+
+
+def dense_run(plan: Recipe) -> dict[str, Any]:
+    """The same run in float64 by the textbook: all rows and logits at once, SGD and schedules written out."""
+    shards = ShardSet(plan.data.shards)
+    torch.manual_seed(plan.seed)
+    backbone = build_backbone(plan.backbone.name, plan.backbone.embedding_dim, (32, 32)).double()
+    rows = initial_rows(range(shards.manifest.identities), plan.backbone.embedding_dim, plan.seed).double()
+    rows.requires_grad_()
+    named = {**dict(backbone.named_parameters()), "rows": rows}
+    velocity = {name: torch.zeros_like(p) for name, p in named.items()}
+    order = Order(shards.samples_per_tar, plan.seed, plan.data.global_batch, plan.data.streams, plan.data.window)
+    reader = Reader(shards, order, Decoder(12, 32, 32, torch.device("cpu"), 1))
+    losses = []
+    for step in range(STEPS):
+        batch = next(reader)
+        lam = max(5.0, 50 / (1 + 0.5 * step))
+        rate = 0.02 * min(1, (step + 1) / 3) * (0.1 if step >= 15 else 1)
+        loss = dense_loss(backbone(batch.images_BCHW.double()), rows, batch.labels_B, "a_softmax", 4, lam)
+        grads = torch.autograd.grad(loss, list(named.values()))
+        with torch.no_grad():
+            for (name, p), grad in zip(named.items(), grads, strict=True):
+                bias = name.endswith("bias")
+                velocity[name].mul_(0.9).add_(grad + (0 if bias else 5e-4) * p)
+                p.sub_(velocity[name] * rate * (2 if bias else 1))
+        losses.append(loss.item())
+    reader.close()
+    return {
+        "losses": losses,
+        "backbone": {k: v.detach() for k, v in backbone.named_parameters()},
+        "rows": rows.detach(),
+    }
+
+
+@pytest.fixture(scope="module")
+def dense(shards: Path) -> dict[str, Any]:
+    return dense_run(recipe(shards))
+
+
+VARIANTS = [(1, {}), (2, {}), (3, {}), (2, {"zero_stage": 1}), (2, {"zero_stage": 2}), (2, {"accumulation": 3})]
+
+
+@pytest.mark.parametrize(("ranks", "change"), VARIANTS, ids=str)
+def test_a_run_equals_the_dense_float64_run(
+    shards: Path, dense: dict[str, Any], tmp_path: Path, ranks: int, change: dict[str, Any]
+) -> None:
+    plan = recipe(shards)
+    if "accumulation" in change:
+        plan = recipe(shards, data=plan.data.model_copy(update=change))
+    else:
+        plan = recipe(shards, **change)
+    results = run_ranks(train_on, ranks, plan, tmp_path)
+    for result in results:
+        assert result["losses"] == pytest.approx(dense["losses"], rel=2e-5)
+        for name, want in dense["backbone"].items():
+            torch.testing.assert_close(result["backbone"][name].double(), want, rtol=1e-3, atol=2e-6)
+    rows = torch.cat([r["rows"] for r in results]).double()
+    torch.testing.assert_close(rows, dense["rows"], rtol=1e-4, atol=2e-6)
+    assert dense["losses"][-1] < dense["losses"][0], "the reference itself did not learn"
+
+
+def test_bf16_follows_the_dense_run(shards: Path, dense: dict[str, Any], tmp_path: Path) -> None:
+    (result,) = run_ranks(train_on, 1, recipe(shards, precision="bfloat16"), tmp_path)
+    assert result["losses"] == pytest.approx(dense["losses"], rel=0.05)
+    assert all(tensor.dtype == torch.float32 for tensor in result["backbone"].values())
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 0), (2, 1), (3, 2)])
+def test_resume_is_bitwise_on_the_same_ranks(shards: Path, tmp_path: Path, ranks: int, stage: int) -> None:
+    plan = recipe(shards, zero_stage=stage)
+    whole = run_ranks(train_on, ranks, plan, tmp_path)
+    again = run_ranks(train_on, ranks, plan, tmp_path, 7)
+    for first, second in zip(whole, again, strict=True):
+        assert second["losses"] == first["losses"][7:]
+        assert torch.equal(second["rows"], first["rows"])
+        assert all(torch.equal(second["backbone"][k], v) for k, v in first["backbone"].items())
+    saved = load_backbone(tmp_path)
+    assert all(torch.equal(saved[k], v) for k, v in whole[0]["backbone"].items())
+
+
+@pytest.mark.parametrize(("before", "after"), [((1, 0), (2, 2)), ((2, 1), (3, 0)), ((3, 2), (1, 1))])
+def test_resume_on_other_ranks_and_zero_stages(
+    shards: Path, tmp_path: Path, before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    whole = run_ranks(train_on, before[0], recipe(shards, zero_stage=before[1]), tmp_path)
+    again = run_ranks(train_on, after[0], recipe(shards, zero_stage=after[1]), tmp_path, 7)
+    assert again[0]["losses"] == pytest.approx(whole[0]["losses"][7:], rel=1e-5)
+
+
+def not_finite(rank: int, ranks: int, plan: Recipe, run: Path) -> tuple[str, bool]:
+    trainer = Trainer(
+        plan, ShardSet(plan.data.shards), run, Topology(rank, ranks, rank, ranks), dist.group.WORLD, torch.device("cpu")
+    )
+    records = trainer.train()
+    next(records)
+    if rank == 1:
+        with torch.no_grad():
+            trainer.head.weight_SD[0, 0] = torch.nan
+    before = {k: v.clone() for k, v in trainer.engine.parameters().items()}
+    rows = trainer.head.weight_SD.detach().clone()
+    try:
+        next(records)
+    except NonFiniteError as error:
+        same = torch.equal(rows.nan_to_num(), trainer.head.weight_SD.nan_to_num())
+        same &= all(torch.equal(before[k], v) for k, v in trainer.engine.parameters().items())
+        return str(error), same
+    return "went on", False
+
+
+def test_a_number_gone_wrong_on_one_rank_stops_all_before_anything_changes(shards: Path, tmp_path: Path) -> None:
+    for message, unchanged in run_ranks(not_finite, 2, recipe(shards), tmp_path):
+        assert message.startswith("step 1: loss nan")
+        assert "nothing of this step was applied" in message
+        assert unchanged

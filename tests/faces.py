@@ -1,0 +1,34 @@
+"""Small synthetic "faces" for tests: every identity has its own colours, so that a network can learn them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+
+def write_faces(folder: Path, identities: int, images: int, height: int = 32, width: int = 32, seed: int = 0) -> Path:
+    """`identities` folders of `images` JPEGs: a smooth pattern of the identity plus a little noise of the image."""
+    generator = np.random.default_rng(seed)
+    for identity in range(identities):
+        pattern = generator.integers(30, 226, (4, 4, 3))
+        home = folder / f"person{identity:03d}"
+        home.mkdir(parents=True)
+        for image in range(images):
+            noisy = np.clip(pattern + generator.integers(-25, 26, pattern.shape), 0, 255).astype(np.uint8)
+            face = Image.fromarray(noisy).resize((width, height), Image.Resampling.BICUBIC)
+            face.save(home / f"{image:04d}.jpg", quality=95)
+    return folder
+
+
+def write_shards(folder: Path, identities: int = 7, images: int = 6, **size: int) -> Path:
+    """Shards of such faces, made by the stage itself; the faces lie beside them."""
+    faces = write_faces(folder / "faces", identities, images, **size)
+    command = [sys.executable, ROOT / "stages" / "shard.py", faces, folder / "shards"]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return folder / "shards"
