@@ -141,15 +141,18 @@ def auc(curve: Roc) -> float:
     return float(np.sum(np.diff(curve.far) * (curve.tar[1:] + curve.tar[:-1]) / 2))
 
 
-def require_resolvable(far: float, impostors: float) -> None:
-    """Raise ValueError when `far` lies below the smallest rate above zero that so many impostors can show."""
-    if not 0 < far <= 1:
-        raise ValueError(f"far: got {far:g}, wanted above 0 and at most 1")
+def require_resolvable(rate: float, attempts: float, name: str = "far", of: str = "different pairs") -> None:
+    """Raise ValueError when `rate` lies below the smallest rate above zero that so many impostor attempts can show.
+
+    `name` and `of` are what the error calls the rate and the attempts.
+    """
+    if not 0 < rate <= 1:
+        raise ValueError(f"{name}: got {rate:g}, wanted above 0 and at most 1")
     # 1/49 × 49 falls a rounding short of 1.
-    if far * impostors < 1 - 1e-9:
+    if rate * attempts < 1 - 1e-9:
         raise ValueError(
-            f"far: got {far:g} with {impostors:g} different pairs, which resolve no rate below"
-            f" {1 / max(impostors, 1):.2g}; wanted at least {int(np.ceil(1 / far - 1e-9))} different pairs"
+            f"{name}: got {rate:g} with {attempts:g} {of}, which resolve no rate below"
+            f" {1 / max(attempts, 1):.2g}; wanted at least {int(np.ceil(1 / rate - 1e-9))} {of}"
         )
 
 

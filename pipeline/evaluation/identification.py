@@ -1,0 +1,97 @@
+"""One-to-many identification: who is this, among many. Ranks, CMC, TPIR at FPIR, and distractors by the million.
+
+A tie counts against the mate: its rank is one more than the rivals that score at least as high.
+
+Sources: Grother, Ngan, Hanaoka, FRVT part 2 (NISTIR 8271) for CMC and for TPIR at FPIR; Maze et al., "IARPA Janus
+Benchmark C", ICB 2018; Kemelmacher-Shlizerman et al., "The MegaFace Benchmark", CVPR 2016 for distractors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.evaluation.search import Neighbours
+from pipeline.evaluation.verification import FloatArray, IntArray, require_resolvable
+
+UNRANKED = np.iinfo(np.int64).max  # no mate among the neighbours that were kept
+
+
+def mate_ranks(found: Neighbours, probe_identity: IntArray, gallery_identity: IntArray) -> IntArray:
+    """Rank `[P]` of each probe's best mate: 1 when no row of another identity scores as high.
+
+    Rows of the probe's own identity do not compete with each other. `UNRANKED` where no mate is among the kept
+    neighbours, because the gallery holds none or because K others are closer.
+    """
+    mates_PK = gallery_identity[found.index_PK] == probe_identity[:, None]
+    best_P = np.where(mates_PK, found.scores_PK, -np.inf).max(axis=1)
+    rivals_P = np.sum(~mates_PK & (found.scores_PK >= best_P[:, None]), axis=1)
+    return np.where(mates_PK.any(axis=1), rivals_P + 1, UNRANKED).astype(np.int64)
+
+
+def cmc(ranks: IntArray, up_to: int, weight: FloatArray | None = None) -> FloatArray:
+    """Cumulative match characteristic `[up_to]`: the share of searches whose mate has rank 1, at most 2, ..."""
+    return np.array([np.average(ranks <= rank, weights=weight) for rank in range(1, up_to + 1)])
+
+
+def tpir_at_fpir(
+    found: Neighbours, probe_identity: IntArray, gallery_identity: IntArray, fpir: float, rank: int = 1
+) -> float:
+    """Open-set identification: the share of mated searches that return the mate, at a false positive rate.
+
+    FPIR is the share of searches for people who are not in the gallery that return anyone at or above the threshold;
+    the threshold is the lowest whose FPIR does not exceed `fpir`. A mated search succeeds when its best mate scores
+    at or above it and ranks at most `rank`.
+
+    Raises ValueError when there are no mated searches, or too few others to resolve `fpir`.
+    """
+    mated = np.isin(probe_identity, gallery_identity)
+    if not mated.any():
+        raise ValueError("identification: got no probe whose identity is in the gallery, wanted some")
+    false_alarms = found.scores_PK[~mated, 0]
+    require_resolvable(fpir, len(false_alarms), "fpir", "searches for people outside the gallery")
+    barrier = highest_rejected(false_alarms, fpir, len(false_alarms))
+    ranks = mate_ranks(found, probe_identity, gallery_identity)[mated]
+    mates_PK = gallery_identity[found.index_PK[mated]] == probe_identity[mated, None]
+    best = np.where(mates_PK, found.scores_PK[mated], -np.inf).max(axis=1)
+    return float(np.mean((ranks <= rank) & (best > barrier)))
+
+
+def distractor_ranks(mate_scores: NDArray[Any], probe: IntArray, distractors: Neighbours) -> IntArray:
+    """Rank `[M]` of each mate alone among all distractors, as MegaFace counts it.
+
+    Each of `M` trials hides one mate, whose score against the probe is given, among the distractors that were searched
+    for probe `probe[i]`. A rank above the K kept neighbours is `UNRANKED`.
+    """
+    rivals = np.sum(distractors.scores_PK[probe] >= mate_scores[:, None], axis=1)
+    complete = rivals < distractors.scores_PK.shape[1]
+    return np.where(complete, rivals + 1, UNRANKED).astype(np.int64)
+
+
+def distractor_tar(mate_scores: NDArray[Any], distractors: Neighbours, far: float) -> float:
+    """TAR of the mates at a FAR over every probe and distractor, as MegaFace's verification.
+
+    Raises ValueError when probes times distractors cannot resolve `far`, or when the search kept too few of the
+    highest scores to find its threshold (`highest` of at least ``far × compared + 1``).
+    """
+    require_resolvable(far, distractors.compared, of="pairs of probe and distractor")
+    needed = min(int(far * distractors.compared + 1e-9) + 1, distractors.compared)
+    if len(distractors.highest) < needed:
+        raise ValueError(
+            f"distractors: got the {len(distractors.highest)} highest scores, wanted {needed} for a FAR of {far:g}"
+        )
+    barrier = highest_rejected(distractors.highest, far, distractors.compared)
+    return float(np.mean(mate_scores > barrier))
+
+
+def highest_rejected(impostors: NDArray[Any], rate: float, attempts: int) -> float:
+    """The impostor score that must be rejected for the accepted share to stay within `rate`; accept what is above.
+
+    `impostors` are the highest scores of `attempts` impostor attempts. Minus infinity when all may be accepted.
+    """
+    allowed = int(rate * attempts + 1e-9)  # 1/49 × 49 falls a rounding short of 1
+    if allowed >= attempts:
+        return -np.inf
+    return float(np.sort(impostors)[::-1][allowed])
