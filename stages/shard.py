@@ -10,7 +10,7 @@ from tqdm import tqdm
 from pipeline.shards.build import make_shards
 from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.plan import make_plan
-from pipeline.shards.sources.folder import FolderSource
+from pipeline.shards.sources.detect import open_source
 
 
 def main() -> int:
@@ -38,7 +38,7 @@ def main() -> int:
 def _shard(args: argparse.Namespace) -> Manifest:
     if args.out.resolve().is_relative_to(args.src.resolve()):
         raise ShardError(f"{args.out}: lies inside {args.src}, wanted a folder outside it")
-    source = FolderSource.scan(args.src)
+    source = open_source(args.src)
     plan = make_plan(source, args.out, seed=args.seed, samples_per_tar=args.samples_per_tar, size=args.size)
     with tqdm(total=len(source.labels), unit=" images", smoothing=0.1, disable=None) as bar:
         return make_shards(plan, workers=args.workers, progress=bar.update)
@@ -46,7 +46,11 @@ def _shard(args: argparse.Namespace) -> Manifest:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("src", type=Path, help="folder of identity folders of aligned JPEG or PNG faces")
+    parser.add_argument(
+        "src",
+        type=Path,
+        help="aligned JPEG or PNG faces: a folder of identity folders, a folder with train.rec, or a list file",
+    )
     parser.add_argument("out", type=Path, help="folder for the shards; an unfinished one is gone on with")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle over the whole set (default 0)")
     parser.add_argument("--samples-per-tar", type=int, default=10_000, help="the most a tar holds (default 10000)")

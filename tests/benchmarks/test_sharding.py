@@ -21,7 +21,7 @@ from PIL import Image
 
 from pipeline.shards.build import make_shards
 from pipeline.shards.plan import make_plan
-from pipeline.shards.sources.folder import FolderSource
+from pipeline.shards.sources.folder import scan_folder
 
 ROOT = Path(__file__).parents[2]
 PEOPLE, EACH, SAMPLES_PER_TAR, ROUNDS = 400, 50, 2500, 7
@@ -51,7 +51,7 @@ def noisy_jpeg(noise: np.random.Generator) -> bytes:
 
 def ours(workers: int) -> Callable[[Path, Path], None]:
     def run(faces: Path, out: Path) -> None:
-        source = FolderSource.scan(faces)
+        source = scan_folder(faces)
         make_shards(make_plan(source, out, seed=0, samples_per_tar=SAMPLES_PER_TAR, size=None), workers=workers)
 
     return run

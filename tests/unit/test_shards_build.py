@@ -24,7 +24,7 @@ from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.plan import Plan, make_plan
 from pipeline.shards.shuffle import permutation
-from pipeline.shards.sources.folder import FolderSource
+from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.workers import each_done
 
 HEIGHT, WIDTH = 20, 16
@@ -51,7 +51,7 @@ def faces(tmp_path: Path) -> Path:
 
 
 def plan(root: Path, out: Path, seed: int = 1, per_tar: int = 6, size: tuple[int, int] | None = None) -> Plan:
-    return make_plan(FolderSource.scan(root), out, seed=seed, samples_per_tar=per_tar, size=size)
+    return make_plan(scan_folder(root), out, seed=seed, samples_per_tar=per_tar, size=size)
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -242,7 +242,7 @@ def fail_to_open(monkeypatch: pytest.MonkeyPatch, ending: str, fault: int) -> No
             raise OSError(fault, os.strerror(fault))
         return real(path, *args, **more)
 
-    monkeypatch.setattr("pipeline.shards.sources.folder.os.open", opened)
+    monkeypatch.setattr("pipeline.shards.sources.files.os.open", opened)
 
 
 def test_a_file_gone_since_the_listing_is_set_aside(faces: Path, tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def unprintable_name(root: Path) -> None:
         (only_files, "got no identity folders"),
         (only_empty_identities, "got 2 identity folders without images, wanted .jpg or .png"),
         (only_bad_images, "no readable image in 2 files; the first: a/1.jpg: not a JPEG or PNG"),
-        (unprintable_name, r"identity folder 'a\\nb': wanted a printable UTF-8 name"),
+        (unprintable_name, r"identity 'a\\nb': wanted a printable UTF-8 name"),
         (lambda root: root.rmdir(), "got no folder, wanted a folder of identity folders"),
     ],
 )

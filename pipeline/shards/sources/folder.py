@@ -1,94 +1,59 @@
 """A folder of identity folders: `root/<identity>/<image>`, one person a folder."""
 
-import errno
-import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.shards.errors import SetAsideError, ShardError
+from pipeline.shards.errors import ShardError
 from pipeline.shards.sources import SetAside
+from pipeline.shards.sources.files import FileSource
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-READ_BYTES = 1 << 16
-# Faults of one file. Any other error of the system (a mount gone, too many open files) is everyone's fault.
-FAULTS_OF_ONE_FILE = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR, errno.EIO}
 
 
-@dataclass(frozen=True)
-class FolderSource:
-    """Images of identity folders, both sorted by the bytes of their names; hidden names are skipped.
+def scan_folder(root: Path) -> FileSource:
+    """List the images of identity folders, both sorted by name; hidden names are skipped.
 
-    File names lie in one string, since ten million Python strings would take a gigabyte.
+    An identity folder without images is set aside whole and gets no label.
+
+    Raises:
+        ShardError: no such folder, no identity folders, no image in any, or a name that is no printable UTF-8.
     """
+    if not root.is_dir():
+        raise ShardError(f"{root}: got no folder, wanted a folder of identity folders")
+    folders, set_aside = _entries(root, want_folders=True)
+    if not folders:
+        raise ShardError(f"{root}: got no identity folders, wanted one folder of images a person")
+    identities: list[str] = []
+    counts: list[int] = []
+    pieces: list[str] = []
+    lengths: list[int] = []
+    for folder in folders:
+        images, others = _images(root, folder)
+        set_aside += others
+        if images:
+            paths = [f"{folder}/{image}" for image in images]
+            identities.append(printable(folder, root))
+            counts.append(len(paths))
+            pieces.append("".join(paths))
+            lengths += map(len, paths)
+    if not identities:
+        raise ShardError(f"{root}: got {len(folders)} identity folders without images, wanted .jpg or .png")
+    labels = np.repeat(np.arange(len(counts), dtype=np.uint32), counts)
+    ends = np.cumsum(lengths, dtype=np.int64)
+    return FileSource("folder", root, identities, labels, set_aside, "".join(pieces), ends)
 
-    root: Path
-    identities: Sequence[str]
-    labels: NDArray[np.uint32]
-    set_aside: Sequence[SetAside]
-    names: str
-    name_starts: NDArray[np.int64]
-    kind: str = "folder"
 
-    @classmethod
-    def scan(cls, root: Path) -> "FolderSource":
-        """List `root`.
+def printable(identity: str, where: Path) -> str:
+    """An identity's name, which must fit a line of `identities.txt`.
 
-        An identity folder without images is set aside whole and gets no label.
-
-        Raises:
-            ShardError: no such folder, no identity folders, no image in any, or a name that is no UTF-8 line.
-        """
-        if not root.is_dir():
-            raise ShardError(f"{root}: got no folder, wanted a folder of identity folders")
-        folders, set_aside = _entries(root, want_folders=True)
-        if not folders:
-            raise ShardError(f"{root}: got no identity folders, wanted one folder of images a person")
-        identities: list[str] = []
-        counts: list[int] = []
-        lengths: list[NDArray[np.int64]] = []
-        names: list[str] = []
-        for folder in folders:
-            images, others = _images(root, folder)
-            set_aside += others
-            if images:
-                identities.append(_printable(root, folder))
-                counts.append(len(images))
-                lengths.append(np.fromiter(map(len, images), np.int64, len(images)))
-                names.append("/".join([*images, ""]))
-        if not identities:
-            raise ShardError(f"{root}: got {len(folders)} identity folders without images, wanted .jpg or .png")
-        # Each name is followed by a slash, the one character (with NUL) that no file name holds.
-        starts = np.concatenate([[0], np.cumsum(np.concatenate(lengths) + 1)])
-        labels = np.repeat(np.arange(len(counts), dtype=np.uint32), counts)
-        return cls(root, identities, labels, set_aside, "".join(names), starts)
-
-    def digest(self) -> str:
-        """SHA-256 of identities, labels and file names."""
-        digest = hashlib.sha256("\n".join(self.identities).encode())
-        digest.update(b"\0")
-        digest.update(self.labels.astype("<u4", copy=False).tobytes())
-        digest.update(os.fsencode(self.names))
-        return digest.hexdigest()
-
-    def key(self, sample: int) -> str:
-        """`identity/file name`."""
-        name = self.names[self.name_starts[sample] : self.name_starts[sample + 1] - 1]
-        return f"{self.identities[self.labels[sample]]}/{name}"
-
-    def read(self, sample: int) -> bytes:
-        """The file's bytes; a missing or forbidden file is set aside, a vanished disk ends the run."""
-        path = f"{self.root}/{self.key(sample)}"
-        try:
-            return _read_file(path)
-        except OSError as error:
-            if error.errno in FAULTS_OF_ONE_FILE:
-                raise SetAsideError(f"unreadable: {error.strerror}") from error
-            raise ShardError(f"{path}: {error.strerror}") from error
+    Raises:
+        ShardError: it holds a line break, a control character, or bytes that are no UTF-8.
+    """
+    if not identity.isprintable():
+        raise ShardError(f"{where}: identity {identity!r}: wanted a printable UTF-8 name; rename it")
+    return identity
 
 
 def _images(root: Path, folder: str) -> tuple[list[str], list[SetAside]]:
@@ -109,7 +74,8 @@ def _entries(folder: Path, *, want_folders: bool) -> tuple[list[str], list[SetAs
     wanted: list[str] = []
     others: list[SetAside] = []
     try:
-        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        with os.scandir(folder) as listing:
+            entries = [entry for entry in listing if not entry.name.startswith(".")]
     except OSError as error:
         raise ShardError(f"{folder}: not listed: {error.strerror}") from error
     for entry in entries:
@@ -119,25 +85,3 @@ def _entries(folder: Path, *, want_folders: bool) -> tuple[list[str], list[SetAs
             reason = "not in an identity folder" if want_folders else "not a file"
             others.append(SetAside(entry.name, reason))
     return sorted(wanted), sorted(others)
-
-
-def _printable(root: Path, folder: str) -> str:
-    """An identity's name, which must fit a line of `identities.txt`."""
-    if not folder.isprintable():
-        raise ShardError(f"{root}: identity folder {folder!r}: wanted a printable UTF-8 name; rename it")
-    return folder
-
-
-def _read_file(path: str) -> bytes:
-    """A file's bytes. `os.read` takes half the time of `open().read()`, and faces fit one call."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        data = os.read(descriptor, READ_BYTES)
-        if len(data) < READ_BYTES:
-            return data
-        pieces = [data]
-        while pieces[-1]:
-            pieces.append(os.read(descriptor, READ_BYTES))
-        return b"".join(pieces)
-    finally:
-        os.close(descriptor)

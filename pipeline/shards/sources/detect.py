@@ -1,0 +1,24 @@
+"""Which kind of source a path is."""
+
+from pathlib import Path
+
+from pipeline.shards.errors import ShardError
+from pipeline.shards.sources import Source
+from pipeline.shards.sources.folder import scan_folder
+from pipeline.shards.sources.insightface import open_records
+from pipeline.shards.sources.list_file import read_list
+
+
+def open_source(path: Path) -> Source:
+    """Open and list a source: a folder with `train.rec`, a folder of identity folders, or a list file.
+
+    Raises:
+        ShardError: it is none of these, or holds no usable image.
+    """
+    if (path / "train.rec").is_file():
+        return open_records(path)
+    if path.is_file():
+        return read_list(path)
+    if not path.exists():
+        raise ShardError(f"{path}: not found, wanted identity folders, a folder with train.rec, or a list file")
+    return scan_folder(path)

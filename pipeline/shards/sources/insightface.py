@@ -1,0 +1,224 @@
+"""InsightFace's packing of a face set: `train.rec`, `train.idx` and `property` (MS1MV3, Glint360K, WebFace42M).
+
+Records without an image are descriptions: record 0 holds the range of the identity records' keys, and each identity
+record the range of its samples' keys. The labels of the samples are checked against them, since a record carries no
+checksum. Keys are stored as float32, which is exact below 2**24; larger ones are not used.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.shards.errors import ShardError
+from pipeline.shards.sources import SetAside
+from pipeline.shards.sources.list_file import number_names
+from pipeline.shards.sources.recordio import (
+    FIRST,
+    IMAGE_HEADER,
+    LENGTH_BITS,
+    LENGTH_MASK,
+    MAGIC,
+    PART_HEADER,
+    part_starts,
+    read_record,
+    split_image_record,
+)
+
+EXACT_KEYS = 1 << 24
+CHUNK = 1 << 20  # records whose headers are looked at together
+
+
+# Why a record is set aside; its number is its place here.
+REASONS = (
+    "",
+    "no record at its offset",
+    "truncated: the file ends in it",
+    "length: it is not followed by a record",
+    "image header: more labels than bytes",
+    "label: not the number of an identity",
+    "label: not that of its identity record",
+    "listed twice",
+)
+(SOUND, NO_RECORD, TRUNCATED, WRONG_LENGTH, TOO_MANY_LABELS, NO_IDENTITY, OTHER_IDENTITY, LISTED_TWICE) = range(8)
+
+
+@dataclass(frozen=True)
+class _Headers:
+    """Of all records: the first two labels, whether an image follows, and what is wrong (a number of `REASONS`)."""
+
+    labels: NDArray[np.float32]
+    has_image: NDArray[np.bool_]
+    problem: NDArray[np.uint8]
+
+    def part(self, records: slice) -> "_Headers":
+        """Views of some records."""
+        return _Headers(self.labels[records], self.has_image[records], self.problem[records])
+
+
+@dataclass(frozen=True)
+class RecordSource:
+    """Images of a RecordIO file in the order of their keys; an identity's name is its number in the file."""
+
+    path: Path
+    identities: Sequence[str]
+    labels: NDArray[np.uint32]
+    set_aside: Sequence[SetAside]
+    keys: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    descriptor: int
+    kind: str = "recordio"
+
+    def digest(self) -> str:
+        """SHA-256 of identities, labels, keys and offsets."""
+        digest = hashlib.sha256("\n".join(self.identities).encode())
+        for column in (self.labels, self.keys, self.offsets):
+            digest.update(column.tobytes())
+        return digest.hexdigest()
+
+    def key(self, sample: int) -> str:
+        """`identity/key`."""
+        return f"{self.identities[self.labels[sample]]}/{self.keys[sample]}"
+
+    def read(self, sample: int) -> bytes:
+        """The encoded image; a broken record is set aside."""
+        try:
+            _, image = split_image_record(read_record(self.descriptor, int(self.offsets[sample])))
+        except OSError as error:
+            raise ShardError(f"{self.path}: {error.strerror}") from error
+        return image
+
+
+def open_records(folder: Path) -> RecordSource:
+    """Open a folder with `train.rec`; `train.idx` and `property` are used when they are there.
+
+    Raises:
+        ShardError: no `train.rec`, an index that is no list of keys and offsets, or no usable image.
+    """
+    path = folder / "train.rec"
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise ShardError(f"{path}: {error.strerror}") from error
+    size = os.fstat(descriptor).st_size
+    if size < PART_HEADER.size:
+        raise ShardError(f"{path}: got {size} bytes, wanted records")
+    words = np.memmap(path, "<u4", "r", shape=(size // 4,))
+    keys, offsets = _positions(folder / "train.idx", words)
+    headers = _read_headers(words, size, offsets)
+    headers.problem[_listed_before(keys) | _listed_before(offsets)] = LISTED_TWICE
+    _check_labels(keys, headers, _classes(folder / "property"))
+    set_aside = [*_missing_images(keys, headers), *_problems(keys, headers)]
+    good = headers.has_image & (headers.problem == SOUND)
+    if not good.any():
+        first = ": ".join(set_aside[0]) if set_aside else "none"
+        raise ShardError(f"{path}: got no usable image in {len(keys)} records; the first fault: {first}")
+    numbers, labels = np.unique(headers.labels[good, 0].astype(np.int64), return_inverse=True)
+    return RecordSource(
+        path, number_names(numbers), labels.astype(np.uint32), set_aside, keys[good], offsets[good], descriptor
+    )
+
+
+def _positions(index: Path, words: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """[records] keys in ascending order and byte offsets, from the index or by looking for records."""
+    if not index.is_file():
+        offsets = part_starts(words)
+        return np.arange(len(offsets)), offsets
+    if not index.stat().st_size:
+        raise ShardError(f"{index}: got an empty index, wanted keys and offsets; without it the file is searched")
+    try:
+        table = np.loadtxt(index, np.int64, ndmin=2, usecols=(0, 1))
+    except ValueError as error:
+        raise ShardError(f"{index}: got a line that is not a key and an offset ({error})") from error
+    table = table[np.argsort(table[:, 0], kind="stable")]
+    return table[:, 0], table[:, 1]
+
+
+def _listed_before(values: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[records] whether an earlier record has the same value."""
+    repeated = np.ones(len(values), bool)
+    repeated[np.unique(values, return_index=True)[1]] = False
+    return repeated
+
+
+def _classes(path: Path) -> int:
+    """The number of identities in `property` (`identities,height,width`); without it, no label is too large."""
+    if not path.is_file():
+        return EXACT_KEYS
+    first = path.read_text(errors="replace").split(",")[0].strip()
+    if not first.isdecimal():
+        raise ShardError(f"{path}: got {first!r}, wanted identities,height,width")
+    return int(first)
+
+
+def _read_headers(words: NDArray[np.uint32], size: int, offsets: NDArray[np.int64]) -> _Headers:
+    """Headers of the records at `offsets` of a file of `size` bytes, a million at a time."""
+    count = len(offsets)
+    headers = _Headers(np.zeros((count, 2), np.float32), np.zeros(count, bool), np.zeros(count, np.uint8))
+    for first in range(0, count, CHUNK):
+        some = slice(first, first + CHUNK)
+        _read_some_headers(words, size, offsets[some], headers.part(some))
+    return headers
+
+
+def _read_some_headers(words: NDArray[np.uint32], size: int, offsets: NDArray[np.int64], into: _Headers) -> None:
+    def word(place: NDArray[np.int64] | int) -> NDArray[np.uint32]:
+        """The words so many words after each record's start; the last word of the file when that is past it."""
+        return words[np.clip(offsets // 4 + place, 0, len(words) - 1)]
+
+    length = (word(1) & LENGTH_MASK).astype(np.int64)
+    kind, flag = word(1) >> LENGTH_BITS, word(2).astype(np.int64)
+    header_size = IMAGE_HEADER.size + 4 * flag
+    end = PART_HEADER.size + (length + 3) // 4 * 4
+    is_record = (offsets >= 0) & (offsets % 4 == 0) & (word(0) == MAGIC) & (kind <= FIRST)
+    into.has_image[:] = (length > header_size) | (kind == FIRST)
+    # With flag 0 the label stands in the header, else all labels stand behind it.
+    into.labels[:, 0] = np.where(flag == 0, word(3), word(8)).astype("<u4").view("<f4")
+    into.labels[:, 1] = word(9).view("<f4")
+    into.problem[(length < header_size) | (flag > length)] = TOO_MANY_LABELS
+    into.problem[(offsets + end < size) & (word(end // 4) != MAGIC)] = WRONG_LENGTH
+    into.problem[offsets + PART_HEADER.size + length > size] = TRUNCATED
+    into.problem[~is_record] = NO_RECORD
+
+
+def _check_labels(keys: NDArray[np.int64], headers: _Headers, classes: int) -> None:
+    """Mark image records whose label is no identity, or not the one that the identity records give their key."""
+    sound = headers.problem == SOUND
+    label = headers.labels[:, 0]
+    with np.errstate(invalid="ignore"):
+        whole = (label >= 0) & (label < classes) & (label == np.floor(label))
+    headers.problem[sound & headers.has_image & ~whole] = NO_IDENTITY
+    ranges = np.flatnonzero(sound & ~headers.has_image & (keys != 0) & (headers.labels[:, 1] < EXACT_KEYS))
+    if not len(ranges):
+        return
+    described = keys[ranges] - keys[ranges[0]]  # the identity that each record describes
+    order = np.argsort(headers.labels[ranges, 0], kind="stable")
+    starts, ends = headers.labels[ranges[order]].T
+    place = np.searchsorted(starts, keys, side="right") - 1
+    inside = sound & headers.has_image & (place >= 0) & (keys < ends[place])
+    differs = inside & (label != described[order][place])
+    # Sets that were renumbered after packing have labels of their own everywhere; a damaged one has few.
+    if 2 * differs.sum() < inside.sum():
+        headers.problem[differs & (headers.problem == SOUND)] = OTHER_IDENTITY
+
+
+def _missing_images(keys: NDArray[np.int64], headers: _Headers) -> list[SetAside]:
+    """Whether record 0 describes as many samples as there are, below the keys that float32 holds exactly."""
+    if not len(keys) or keys[0] or headers.problem[0] or headers.has_image[0]:
+        return []
+    images = (headers.has_image | (headers.problem != SOUND)) & (headers.problem != LISTED_TWICE)
+    described, there = float(headers.labels[0, 0]) - 1, int(images.sum())
+    if described >= EXACT_KEYS or described == there:
+        return []
+    return [SetAside("train.rec:0", f"describes {described:.0f} images: got {there}")]
+
+
+def _problems(keys: NDArray[np.int64], headers: _Headers) -> list[SetAside]:
+    return [
+        SetAside(f"train.rec:{keys[i]}", f"{REASONS[headers.problem[i]]} (label {headers.labels[i, 0]:g})")
+        for i in np.flatnonzero(headers.problem).tolist()
+    ]
