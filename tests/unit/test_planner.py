@@ -1,0 +1,231 @@
+"""The planner's arithmetic against sums written out by hand, a simulated ring, counted FLOPs, and its command line."""
+
+import json
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from cluster import planner
+from cluster.planner import GIB, RESERVED_BYTES, Job, Network
+from pipeline.head.head import ShardedHead
+from pipeline.head.margins import Margin
+
+STAGE = Path(__file__).parents[2] / "stages" / "plan.py"
+JOB = Job(classes=1001, embedding_dim=8, global_batch=48, ranks=4, block=16, bf16=False)
+NETWORK = Network(parameters=1000, activation_bytes=300, macs=7000)
+
+jobs = st.builds(
+    lambda ranks, per_rank, accumulation, **rest: Job(
+        global_batch=ranks * accumulation * per_rank, ranks=ranks, accumulation=accumulation, **rest
+    ),
+    classes=st.integers(64, 10**8),
+    embedding_dim=st.sampled_from([64, 512]),
+    ranks=st.integers(1, 64),
+    per_rank=st.integers(1, 64),
+    accumulation=st.integers(1, 3),
+    block=st.sampled_from([128, 2048]),
+    zero_stage=st.integers(0, 2),
+    bf16=st.booleans(),
+)
+networks = st.builds(
+    Network,
+    parameters=st.integers(10**6, 10**8),
+    activation_bytes=st.integers(10**5, 10**8),
+    macs=st.integers(10**6, 10**10),
+)
+
+
+def total(moment: dict[str, int]) -> int:
+    return sum(moment.values()) - RESERVED_BYTES
+
+
+def test_memory_is_the_sum_written_out() -> None:
+    # 251 rows of 8 numbers of 4 bytes on the fullest rank; 12 samples a rank, 48 in the head
+    rows = 251 * 8 * 4
+    blocks = 4 * (16 * 48 * 2 + 16 * 8 * 2 + 5 * 48 * 8) + 4 * 48 * 8
+    moments = planner.memory(JOB, NETWORK)
+    assert total(moments["head"]) == 3 * rows + 2 * 4000 + 12 * 300 + blocks
+    assert total(moments["backward"]) == 3 * rows + 3 * 4000 + 12 * 300
+    # weight decay is added to a copy, of rows here since they are more
+    assert total(moments["update"]) == 3 * rows + 3 * 4000 + rows
+
+
+def test_zero_splits_momenta_then_gradients_and_pays_in_buckets() -> None:
+    at = [planner.memory(replace(JOB, zero_stage=stage), NETWORK)["backward"] for stage in (0, 1, 2)]
+    assert [moment["network momentum"] for moment in at] == [4000, 1000, 1000]
+    assert [moment["network gradient"] for moment in at] == [4000, 4000, 1000]
+    assert [moment.get("ZeRO buckets", 0) for moment in at] == [0, 2 * 10**9, 2 * 10**9]
+
+
+def test_a_fused_update_holds_no_row_gradient() -> None:
+    rows = 251 * 8 * 4
+    held, fused = (planner.memory(replace(JOB, fused_update=fused), NETWORK) for fused in (False, True))
+    assert total(held["head"]) - total(fused["head"]) == rows
+    assert total(held["update"]) - total(fused["update"]) == 2 * rows - 4000  # the network's copy is now the larger
+    assert not any("classifier gradient" in moment for moment in fused.values())
+
+
+def test_accumulation_holds_two_row_gradients_at_once() -> None:
+    moments = planner.memory(replace(JOB, accumulation=2), NETWORK)
+    assert moments["head"]["classifier gradient"] == 2 * moments["update"]["classifier gradient"]
+    assert moments["head"]["activations"] == 6 * 300
+
+
+def test_bf16_halves_nothing_that_is_summed() -> None:
+    fp32, bf16 = (planner.memory(replace(JOB, bf16=bf16), NETWORK)["head"] for bf16 in (False, True))
+    assert bf16["classifier rows"] == fp32["classifier rows"]
+    assert bf16["bf16 weights"] == 2000
+    assert bf16["classifier blocks"] - fp32["classifier blocks"] == 2 * (16 * 48 + 16 * 8 + 48 * 8)
+
+
+@given(jobs, networks)
+def test_the_head_beyond_its_rows_does_not_grow_with_the_classes(job: Job, network: Network) -> None:
+    many = replace(job, classes=job.classes + job.block * job.ranks)
+    more = replace(many, classes=10 * many.classes)
+    assert planner.head_block_bytes(many) == planner.head_block_bytes(more)
+    assert planner.traffic(many, network) == planner.traffic(more, network)
+
+
+@given(jobs, networks, st.integers(4, 80))
+def test_the_largest_number_of_classes_fits_and_one_more_row_does_not(job: Job, network: Network, gib: int) -> None:
+    largest = planner.largest_classes(job, network, gib * GIB)
+    assert largest % job.ranks == 0
+    if largest:
+        assert planner.peak(replace(job, classes=largest), network)[1] <= gib * GIB
+    assert planner.peak(replace(job, classes=largest + job.ranks), network)[1] > gib * GIB
+
+
+@given(jobs, networks, st.integers(4, 80))
+def test_a_change_lowers_the_peak_as_it_says(job: Job, network: Network, gib: int) -> None:
+    now = planner.peak(job, network)[1]
+    for change in planner.changes(job, network, gib * GIB):
+        assert change.peak_bytes < now
+        assert change.fits == (change.peak_bytes <= gib * GIB)
+
+
+def test_changes_name_what_fits() -> None:
+    job = Job(classes=29_000_000, embedding_dim=512, global_batch=1024, ranks=8, block=2048, zero_stage=1)
+    network = Network(parameters=43_590_848, activation_bytes=30 * 2**20, macs=6 * 10**9)
+    fitting = [change.what for change in planner.changes(job, network, 24 * GIB) if change.fits]
+    assert fitting == ["fused_update: no row gradient is held", "ranks 16"]
+    wide = [change.what for change in planner.changes(job, network, 80 * GIB)]
+    assert not any(what.startswith("accumulation") for what in wide)  # a second row gradient costs more than it frees
+
+
+def ring_bytes(ranks: int, numbers: int) -> int:
+    """Bytes that rank 0 sends while a ring sums `numbers` fp32 and passes the sums on, chunk by chunk."""
+    chunks = [numbers // ranks] * ranks
+    sent = 0
+    for step in range(2 * (ranks - 1)):
+        sent += 4 * chunks[-step % ranks]
+    return sent
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_traffic_is_that_of_rings(ranks: int) -> None:
+    sent = planner.traffic(replace(JOB, ranks=ranks), NETWORK)
+    per_rank = 48 // ranks
+    assert sent["all-reduce of the network's gradient"] == ring_bytes(ranks, 1000)
+    assert sent["all-reduces of the softmax"] == ring_bytes(ranks, 4 * 48)
+    assert sent["reduce-scatter of their gradients"] == ring_bytes(ranks, 48 * 8) // 2
+    assert sent["all-gather of embeddings and labels"] == (ranks - 1) * per_rank * (8 * 4 + 8)
+
+
+def test_flops_are_those_that_the_head_and_a_network_do() -> None:
+    head = ShardedHead(100, 8, Margin("a_softmax"), block=16)
+    x = torch.randn(48, 8, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        head(x, torch.arange(48)).loss.backward()
+    job = replace(JOB, classes=100, ranks=1)
+    assert planner.flops(job, NETWORK)["classifier"] == counter.get_total_flops()
+    layer = torch.nn.Linear(100, 70, bias=False)
+    with FlopCounterMode(display=False) as counter:
+        layer(torch.randn(12, 100, requires_grad=True)).sum().backward()
+    assert planner.flops(JOB, NETWORK)["network"] == counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": 3}, "classes: got 3, wanted at least one for each of 4 ranks"),
+        ({"global_batch": 50}, "global_batch: got 50, wanted a multiple of 4"),
+        ({"accumulation": 5}, "global_batch: got 48, wanted a multiple of 20"),
+        ({"zero_stage": 3}, "zero_stage: got 3, wanted 0, 1 or 2"),
+        ({"block": 0}, "block: got 0, wanted at least 1"),
+        ({"accumulation": 2, "fused_update": True}, "fused_update: got accumulation 2, wanted 1"),
+    ],
+)
+def test_impossible_jobs_name_the_field(change: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(JOB, **change)
+
+
+Plan = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Plan:
+    """The stage's command in this process: flags -> exit code, stdout, stderr."""
+    main = runpy.run_path(str(STAGE))["main"]
+
+    def run(*flags: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["plan.py", *flags])
+        return main(), *capsys.readouterr()
+
+    return run
+
+
+LARGE = ("--identities", "29000000", "--ranks", "8", "--backbone", "sphereface4", "--global-batch", "512")
+
+
+def test_the_command_says_what_fits(plan: Plan) -> None:
+    code, out, _ = plan(*LARGE)
+    assert (code, "\nfits: " in out) == (0, True)
+    code, out, _ = plan(*LARGE, "--gpu-memory-gib", "20")
+    assert (code, "\nDOES NOT FIT: " in out) == (1, True)
+    assert "fused_update: no row gradient is held: " in out
+    assert "no single change" not in out
+    code, out, _ = plan(*LARGE, "--gpu-memory-gib", "2.2")
+    assert "no single change is enough" in out
+
+
+def test_json_holds_the_same_numbers(plan: Plan) -> None:
+    answer = json.loads(plan(*LARGE, "--json")[1])
+    assert answer["fits"] is True
+    assert answer["peak_bytes"] == max(sum(parts.values()) for parts in answer["memory_bytes"].values())
+    assert answer["network"]["parameters"] == 12_562_496
+
+
+def test_the_command_prints_the_published_cases(plan: Plan) -> None:
+    table = [line for line in plan("--published-cases")[1].splitlines() if line.startswith("| ")]
+    assert len(table) == 2 + 6
+    assert any("2,059,906" in line for line in table)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "plan: --identities: missing, wanted the number of classes"),
+        (["--identities", "3"], "plan: classes: got 3, wanted at least one for each of 8 ranks"),
+        (["--identities", "100", "--backbone", "vgg"], "plan: backbone: got 'vgg', wanted one of sphereface4,"),
+    ],
+)
+def test_the_command_refuses_in_one_line(flags: list[str], message: str, plan: Plan) -> None:
+    code, _, err = plan(*flags)
+    assert code == 2
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+
+
+def test_the_command_runs_by_its_path_from_any_folder(tmp_path: Path) -> None:
+    run = subprocess.run([sys.executable, STAGE, "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "--published-cases" in run.stdout
