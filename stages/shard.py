@@ -26,6 +26,9 @@ def main() -> int:
     except KeyboardInterrupt:
         print(f"shard: stopped; run the same command again to go on in {args.out}", file=sys.stderr)
         return 130
+    if manifest is None:
+        print(f"{args.out}: part {args.part[0]}/{args.part[1]} is done, the set is not: wanted the other parts too")
+        return 0
     size = sum(tar.bytes for tar in manifest.tars) / 1e6
     print(
         f"{args.out}: {manifest.samples:,} samples of {manifest.identities:,} identities, "
@@ -35,13 +38,13 @@ def main() -> int:
     return 0
 
 
-def _shard(args: argparse.Namespace) -> Manifest:
+def _shard(args: argparse.Namespace) -> Manifest | None:
     if args.out.resolve().is_relative_to(args.src.resolve()):
         raise ShardError(f"{args.out}: lies inside {args.src}, wanted a folder outside it")
     source = open_source(args.src)
     plan = make_plan(source, args.out, seed=args.seed, samples_per_tar=args.samples_per_tar, size=args.size)
     with tqdm(total=len(source.labels), unit=" images", smoothing=0.1, disable=None) as bar:
-        return make_shards(plan, workers=args.workers, progress=bar.update)
+        return make_shards(plan, workers=args.workers, part=args.part, progress=bar.update)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,7 +61,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers", type=_count, default=len(os.sched_getaffinity(0)), help="processes (default: one a CPU)"
     )
+    parser.add_argument(
+        "--part",
+        type=_part,
+        metavar="I/N",
+        default=(0, 1),
+        help="write part I of N (from 0), on machines that share OUT: "
+        "srun bash -c 'python stages/shard.py SRC OUT --part $SLURM_PROCID/$SLURM_NTASKS'",
+    )
     return parser
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, parts = text.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and int(number) < int(parts)):
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted I/N with I from 0 to N - 1")
+    return int(number), int(parts)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -12,10 +12,11 @@ from functools import partial
 import numpy as np
 
 from pipeline.shards.errors import ShardError
-from pipeline.shards.files import write_file
+from pipeline.shards.files import locked, write_file
 from pipeline.shards.index import write_index
+from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest, TarEntry
-from pipeline.shards.one_tar import read_record, write_tar
+from pipeline.shards.one_tar import has_record, read_record, write_tar
 from pipeline.shards.plan import PROGRESS, Plan, claim_folder
 from pipeline.shards.sources import SetAside
 from pipeline.shards.workers import each_done
@@ -27,13 +28,23 @@ REJECTED_NAME = "rejected.tsv"
 _ESCAPES = {ord(character): repr(character)[1:-1] for character in "\t\r\n"}
 
 
-def make_shards(plan: Plan, *, workers: int = 1, progress: Callable[[int], object] = lambda _files: None) -> Manifest:
+def make_shards(
+    plan: Plan,
+    *,
+    workers: int = 1,
+    part: tuple[int, int] = (0, 1),
+    progress: Callable[[int], object] = lambda _files: None,
+) -> Manifest | None:
     """Write the shards of `plan`, going on where an earlier run of it stopped.
 
     Args:
         plan: what to write.
         workers: processes that write tars; the result does not depend on it.
+        part: (number, parts): write every `parts`-th tar only, the others being written elsewhere at any time.
         progress: called with the number of source files that each finished tar took.
+
+    Returns:
+        The manifest; None while tars of other parts are missing. Whoever is last writes it.
 
     Raises:
         ShardError: another set is there, the disk is full, a worker died, or every file was set aside.
@@ -41,9 +52,24 @@ def make_shards(plan: Plan, *, workers: int = 1, progress: Callable[[int], objec
     finished = claim_folder(plan)
     if finished is not None:
         return finished
-    for files in each_done(partial(write_tar, plan), plan.tars, workers):
+    for files in each_done(partial(write_tar, plan), range(part[0], plan.tars, part[1]), workers):
         progress(files)
-    return _finish(plan)
+    return _join(plan)
+
+
+def _join(plan: Plan) -> Manifest | None:
+    """Finish the set if all of its tars are there and nobody else has; two parts may be last at once."""
+    manifest = plan.folder / MANIFEST
+    try:
+        with locked(plan.folder / PROGRESS / "lock"):
+            if not manifest.is_file():
+                whole = all(has_record(plan, tar) for tar in range(plan.tars))
+                return _finish(plan) if whole else None
+    except ShardError:
+        # The lock goes when the manifest comes.
+        if not manifest.is_file():
+            raise
+    return Manifest.load(plan.folder)
 
 
 def _finish(plan: Plan) -> Manifest:

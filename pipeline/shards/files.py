@@ -1,5 +1,6 @@
 """Files that are whole or absent: written aside, synced, renamed."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,17 @@ def write_all(file: BinaryIO, content: bytes) -> None:
     view = memoryview(content)
     while view:
         view = view[file.write(view) :]
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock on a file, which is made if need be; the system frees it when its holder dies."""
+    try:
+        with path.open("a") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise ShardError(f"{path}: not locked: {error.strerror}") from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -53,6 +53,11 @@ def write_tar(plan: Plan, tar: int) -> int:
     return int(plan.bounds[tar + 1] - plan.bounds[tar])
 
 
+def has_record(plan: Plan, tar: int) -> bool:
+    """Whether the tar was finished, by whichever process."""
+    return _record_path(plan, tar).is_file()
+
+
 def read_record(plan: Plan, tar: int) -> TarRecord:
     """The record of a finished tar."""
     path = _record_path(plan, tar)
@@ -128,7 +133,7 @@ def _save_record(plan: Plan, tar: int, record: TarRecord) -> None:
 
 def _is_whole(plan: Plan, tar: int) -> bool:
     """Whether the tar has a record and its bytes are still those of the record."""
-    if not _record_path(plan, tar).is_file():
+    if not has_record(plan, tar):
         return False
     entry = read_record(plan, tar).entry
     path = plan.folder / entry.name

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.shards.errors import SetAsideError, ShardError
-from pipeline.shards.files import write_file
+from pipeline.shards.files import locked, write_file
 from pipeline.shards.images import read_header
+from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import FORMAT, Made, Manifest
 from pipeline.shards.shuffle import cut, permutation
 from pipeline.shards.sources import Source
@@ -74,24 +75,25 @@ def claim_folder(plan: Plan) -> Manifest | None:
     Raises:
         ShardError: the folder holds something else, or (part of) the shards of another plan.
     """
-    folder, progress = plan.folder, plan.folder / PROGRESS / "plan.json"
-    if (folder / "manifest.json").is_file():
+    folder, progress = plan.folder, plan.folder / PROGRESS
+    if (folder / MANIFEST).is_file():
         manifest = Manifest.load(folder)
         same = replace(plan, image_height=manifest.image_height, image_width=manifest.image_width)
         _refuse_other(folder, replace(same, made=manifest.made).facts(), plan.facts())
         # A run killed between its last two steps has a manifest and its records still.
-        shutil.rmtree(progress.parent, ignore_errors=True)
+        shutil.rmtree(progress, ignore_errors=True)
         return manifest
-    if progress.is_file():
-        _refuse_other(folder, json.loads(progress.read_bytes()), plan.facts())
-        return None
-    if folder.exists() and (not folder.is_dir() or any(p.name != PROGRESS for p in folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not progress.is_dir())):
         raise ShardError(f"{folder}: is not empty and holds no shards, wanted a new or an empty folder")
     try:
-        progress.parent.mkdir(parents=True, exist_ok=True)
+        progress.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ShardError(f"{folder}: not made: {error.strerror}") from error
-    write_file(progress, json.dumps(plan.facts(), indent=1).encode())
+    with locked(progress / "lock"):  # several machines may begin at once
+        if (progress / "plan.json").is_file():
+            _refuse_other(folder, json.loads((progress / "plan.json").read_bytes()), plan.facts())
+        else:
+            write_file(progress / "plan.json", json.dumps(plan.facts(), indent=1).encode())
     return None
 
 

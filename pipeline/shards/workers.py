@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
@@ -19,8 +19,8 @@ from pipeline.shards.errors import ShardError
 Result = TypeVar("Result")
 
 
-def each_done(work: Callable[[int], Result], jobs: int, workers: int) -> Iterator[Result]:
-    """Call `work(0)` … `work(jobs - 1)`, each once, and yield the results as they finish.
+def each_done(work: Callable[[int], Result], jobs: Sequence[int], workers: int) -> Iterator[Result]:
+    """Call `work(job)` for each job once, and yield the results as they finish.
 
     With one worker (or one job) all runs in this process. An exception of `work` is raised here, and the other
     workers are ended; closing the iterator ends them too.
@@ -28,14 +28,14 @@ def each_done(work: Callable[[int], Result], jobs: int, workers: int) -> Iterato
     Raises:
         ShardError: a worker died without a word, as one that is killed for its memory does.
     """
-    if min(workers, jobs) <= 1:
-        yield from map(work, range(jobs))
+    if min(workers, len(jobs)) <= 1:
+        yield from map(work, jobs)
         return
     context = multiprocessing.get_context("fork")
     counter = context.Value("q", 0)
     team: dict[Connection, BaseProcess] = {}
     try:
-        for _ in range(min(workers, jobs)):
+        for _ in range(min(workers, len(jobs))):
             receive, send = context.Pipe(duplex=False)
             process: BaseProcess = context.Process(target=_work, args=(work, jobs, counter, send), daemon=True)
             process.start()
@@ -68,7 +68,7 @@ def _results(team: "dict[Connection, BaseProcess]") -> Iterator[Any]:
             yield result
 
 
-def _work(work: Callable[[int], Any], jobs: int, counter: "Synchronized[int]", results: Connection) -> None:
+def _work(work: Callable[[int], Any], jobs: Sequence[int], counter: "Synchronized[int]", results: Connection) -> None:
     """One worker: take the next number until none is left or the parent is gone."""
     # Ctrl-C reaches the whole process group: the parent answers it, and ends the workers with SIGTERM,
     # which must unwind the stack so that no file is left half-written.
@@ -78,10 +78,10 @@ def _work(work: Callable[[int], Any], jobs: int, counter: "Synchronized[int]", r
     try:
         while os.getppid() == parent:
             with counter.get_lock():
-                job = counter.value
+                place = counter.value
                 counter.value += 1
-            if job >= jobs:
+            if place >= len(jobs):
                 return
-            results.send((work(job), None))
+            results.send((work(jobs[place]), None))
     except Exception as error:  # whatever it was, the parent raises it
         results.send((None, error))

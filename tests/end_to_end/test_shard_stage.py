@@ -65,11 +65,19 @@ def test_one_line_says_what_was_made(faces: Path, tmp_path: Path) -> None:
     assert shard(faces, tmp_path / "out").stdout == done.stdout
 
 
+def test_parts_make_the_same_set(faces: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    done = [shard(faces, tmp_path / "out", "--part", f"{part}/2") for part in (1, 0)]
+    assert "part 1/2 is done, the set is not" in done[0].stdout
+    assert "600 samples" in done[1].stdout
+    assert snapshot(tmp_path / "out") == whole
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--size", "112"], "got '112', wanted HEIGHTxWIDTH such as 112x96"),
         (["--samples-per-tar", "0"], "shard: samples per tar: got 0, wanted at least 1"),
+        (["--part", "3/3"], "got '3/3', wanted I/N with I from 0 to N - 1"),
         (["--workers", "0"], "got '0', wanted a whole number of at least 1"),
     ],
 )

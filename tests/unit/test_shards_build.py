@@ -413,6 +413,42 @@ def test_a_run_killed_after_its_manifest_is_tidied(faces: Path, tmp_path: Path) 
     assert not (tmp_path / "out" / ".progress").exists()
 
 
+# --- parts -------------------------------------------------------------------------------------------------
+
+
+def test_parts_written_anywhere_in_any_order_make_the_same_set(faces: Path, tmp_path: Path) -> None:
+    make_shards(plan(faces, tmp_path / "whole"))
+    out = tmp_path / "out"
+    assert make_shards(plan(faces, out), part=(2, 3)) is None
+    assert make_shards(plan(faces, out), part=(0, 3), workers=2) is None
+    assert make_shards(plan(faces, out), part=(0, 3)) is None  # run again: nothing to do
+    assert not (out / "manifest.json").exists()
+    assert make_shards(plan(faces, out), part=(1, 3)) == Manifest.load(out)
+    assert make_shards(plan(faces, out), part=(2, 3)) == Manifest.load(out)
+    assert snapshot(out) == snapshot(tmp_path / "whole")
+
+
+def one_part(faces: Path, out: Path, number: int) -> str | None:
+    manifest = make_shards(plan(faces, out), part=(number, 4))
+    return manifest.digest if manifest else None
+
+
+def test_parts_at_the_same_time_make_the_same_set(faces: Path, tmp_path: Path) -> None:
+    whole = make_shards(plan(faces, tmp_path / "whole"))
+    for attempt in range(8):
+        out = tmp_path / str(attempt)
+        digests = set(each_done(partial(one_part, faces, out), range(4), 4))
+        assert whole.digest in digests
+        assert digests <= {whole.digest, None}
+        assert snapshot(out) == snapshot(tmp_path / "whole")
+
+
+def test_part_of_another_plan_is_refused(faces: Path, tmp_path: Path) -> None:
+    make_shards(plan(faces, tmp_path / "out"), part=(0, 2))
+    with pytest.raises(ShardError, match="seed: got 1, wanted 9"):
+        make_shards(plan(faces, tmp_path / "out", seed=9), part=(1, 2))
+
+
 # --- workers -----------------------------------------------------------------------------------------------
 
 
@@ -434,19 +470,19 @@ def die_at(where: int, job: int) -> int:
 
 @pytest.mark.parametrize("workers", [1, 2, 5, 40])
 def test_each_job_is_done_once(workers: int) -> None:
-    assert sorted(each_done(square, 20, workers)) == [i * i for i in range(20)]
-    assert list(each_done(square, 0, workers)) == []
+    assert sorted(each_done(square, range(20), workers)) == [i * i for i in range(20)]
+    assert list(each_done(square, [], workers)) == []
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_an_error_of_a_job_is_raised_here(workers: int) -> None:
     with pytest.raises(ShardError, match="job three failed"):
-        list(each_done(partial(fail_at, 3), 20, workers))
+        list(each_done(partial(fail_at, 3), range(20), workers))
 
 
 def test_a_worker_that_dies_is_named_not_waited_for() -> None:
     with pytest.raises(ShardError, match="a worker died: got exit code -9, wanted 0"):
-        list(each_done(partial(die_at, 3), 20, 2))
+        list(each_done(partial(die_at, 3), range(20), 2))
 
 
 def note_and_wait(folder: Path, job: int) -> None:
@@ -455,7 +491,7 @@ def note_and_wait(folder: Path, job: int) -> None:
 
 
 def test_closing_the_results_ends_the_workers(tmp_path: Path) -> None:
-    results = each_done(partial(note_and_wait, tmp_path), 1000, 2)
+    results = each_done(partial(note_and_wait, tmp_path), range(1000), 2)
     next(results)
     results.close()
     pids = {int(p.name.split("-")[1]) for p in tmp_path.iterdir()}
