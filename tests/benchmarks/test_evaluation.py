@@ -1,0 +1,161 @@
+"""Evaluation against its floors: embedding against the bare network, search against one full matrix product.
+
+Contestants run in one process, round after round; the median of each counts. Peak memory is measured in a process of
+its own for each.
+"""
+
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.backbones import build_backbone
+from pipeline.evaluation.embed import embed_files
+from pipeline.evaluation.results import verify
+from pipeline.evaluation.search import blocks_of, nearest
+from pipeline.evaluation.verification import ScoredPairs
+from pipeline.reading.dali import Decoder
+
+ROOT = Path(__file__).parents[2]
+IMAGES, BATCH, ROUNDS = 512, 64, 5
+PROBES, GALLERY, WIDTH, K = 3530, 65_536, 1024, 10
+
+
+def medians(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, run in contestants.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def record(name: str, result: dict[str, Any]) -> None:
+    path = ROOT / "runs" / "bench" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"cpus": os.cpu_count(), **result}, indent=1))
+    print(f"\n{name}: {json.dumps(result, indent=1)}")
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    folder = tmp_path_factory.mktemp("faces")
+    noise = np.random.default_rng(0)
+    names = [f"{i:05d}.jpg" for i in range(IMAGES)]
+    for name in names:
+        shapes = Image.fromarray(noise.integers(0, 256, (14, 12, 3), dtype=np.uint8)).resize((96, 112))
+        shapes.save(folder / name, "JPEG", quality=90)
+    return folder, names
+
+
+def test_embedding_speed(faces: tuple[Path, list[str]]) -> None:
+    """The same network on one batch in memory is the floor; a loop over Pillow is what one would write instead."""
+    folder, names = faces
+    backbone = build_backbone("sphereface4", 512, (112, 96)).eval()
+    batch = torch.randn(BATCH, 3, 112, 96)
+
+    def two_passes(images: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return torch.cat([backbone(images), backbone(images.flip(3))], dim=1)
+
+    def with_pillow() -> None:
+        for start in range(0, IMAGES, BATCH):
+            encoded = [(folder / name).read_bytes() for name in names[start : start + BATCH]]
+            pixels = np.stack([np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in encoded])
+            two_passes(torch.from_numpy(pixels).permute(0, 3, 1, 2).float().sub(127.5).div(128))
+
+    seconds = medians(
+        {
+            "bare network": lambda: [two_passes(batch) for _ in range(IMAGES // BATCH)],
+            "embed_files": lambda: embed_files(
+                backbone, folder, names, Decoder(BATCH, 112, 96, torch.device("cpu"), threads=2)
+            ),
+            "Pillow loop": with_pillow,
+        },
+        ROUNDS,
+    )
+    rates = {name: IMAGES / value for name, value in seconds.items()}
+    shares = {name: rate / rates["bare network"] for name, rate in rates.items()}
+    record("embedding", {"images_per_second": rates, "share_of_bare_network": shares})
+
+
+def test_search_speed() -> None:
+    """One full matrix product with `topk` is what one would write instead, where it fits."""
+    generator = np.random.default_rng(0)
+    probes = generator.standard_normal((PROBES, WIDTH), np.float32)
+    gallery = generator.standard_normal((GALLERY, WIDTH), np.float32)
+    tensors = torch.from_numpy(probes), torch.from_numpy(gallery)
+
+    def full() -> None:
+        unit = [tensor / tensor.norm(dim=1, keepdim=True) for tensor in tensors]
+        (unit[0] @ unit[1].T).topk(K, dim=1)
+
+    seconds = medians(
+        {
+            "bare products": lambda: [tensors[0] @ block.T for block in tensors[1].split(8192)],
+            "full matrix, topk": full,
+            "nearest": lambda: nearest(probes, blocks_of(gallery), K),
+            "nearest, highest for FAR 1e-6": lambda: nearest(probes, blocks_of(gallery), K, highest=PROBES + 1),
+        },
+        3,
+    )
+    gigaflops = {name: 2e-9 * PROBES * GALLERY * WIDTH / value for name, value in seconds.items()}
+    record("search", {"probes": PROBES, "gallery": GALLERY, "width": WIDTH, "gflops": gigaflops})
+
+
+STREAM = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from pipeline.evaluation.search import nearest
+
+def peak():  # getrusage would inherit the peak of the process that started this one
+    line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM"))
+    return int(line.split()[1])
+
+probes, gallery, width = map(int, sys.argv[1:])
+generator = np.random.default_rng(0)
+rows = generator.standard_normal((8192, width), np.float32)
+queries = generator.standard_normal((probes, width), np.float32)
+before, start = peak(), time.perf_counter()
+blocks = (rows[: min(8192, gallery - first)] for first in range(0, gallery, 8192))
+found = nearest(queries, blocks, 10, highest=probes + 1)
+assert found.compared == probes * gallery
+print(time.perf_counter() - start, peak(), before)
+"""
+
+
+def test_memory_does_not_grow_with_the_gallery() -> None:
+    """MegaFace's probes; the whole process, imports included, must stay below 2 GiB whatever the gallery."""
+    result = {}
+    for gallery in (16_384, 262_144):
+        arguments = [sys.executable, "-c", STREAM, str(PROBES), str(gallery), str(WIDTH)]
+        printed = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        seconds, peak, before = map(float, printed.split())
+        gflops = 2e-9 * PROBES * gallery * WIDTH / seconds
+        result[str(gallery)] = {"gflops": gflops, "peak_gib": peak / 2**20, "before_gib": before / 2**20}
+        assert peak < 2 * 2**20
+    record("search_memory", result)
+
+
+def test_bootstrap_seconds() -> None:
+    """LFW's size: 6,000 pairs, 1,000 resamples with every threshold chosen again."""
+    generator = np.random.default_rng(0)
+    a, b = generator.integers(4000, size=(2, 6000))
+    b = np.where(np.arange(6000) % 2, a, (a + 1) % 4000)
+    scores = generator.normal(2.0 * (a == b), 1)
+    pairs = ScoredPairs.of(scores, a == b, np.arange(6000) // 600, identity_a=a, identity_b=b)
+    seconds = medians({"verify": lambda: verify(pairs, (1e-1, 1e-2, 1e-3), 1000)}, 3)
+    record("bootstrap", {"pairs": 6000, "resamples": 1000, "seconds": seconds})
