@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "src",
         type=Path,
-        help="aligned JPEG or PNG faces: a folder of identity folders, a folder with train.rec, or a list file",
+        help="aligned faces: a folder of identity folders, of tars or with train.rec, or a list file",
     )
     parser.add_argument("out", type=Path, help="folder for the shards; an unfinished one is gone on with")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle over the whole set (default 0)")

@@ -3,6 +3,7 @@
 import io
 import random
 import struct
+import tarfile
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -356,3 +357,95 @@ def test_an_empty_file_is_named(packed: Packed) -> None:
     packed.write(b"")
     with pytest.raises(ShardError, match=r"train\.rec: got 0 bytes, wanted records"):
         open_source(packed.folder)
+
+
+# --- tars --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shards(images: Path) -> Path:
+    """4 faces of 3 people in two tars."""
+    lines = [f"my face {n}.jpg\t{who}" for n, who in enumerate(["zoe", "adam", "zoe", "bea"])]
+    (images / "list.txt").write_text("\n".join(lines))
+    plan = make_plan(open_source(images / "list.txt"), images / "shards", seed=0, samples_per_tar=2, size=None)
+    make_shards(plan)
+    return images / "shards"
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_shards_are_a_source(shards: Path, indexed: bool) -> None:
+    if not indexed:
+        for index in shards.glob("*.idx"):
+            index.unlink()
+    source = open_source(shards)
+    assert contents(source) == {
+        f"my face {n}.jpg": (who, face(n)) for n, who in enumerate(["zoe", "adam", "zoe", "bea"])
+    }
+    assert not source.set_aside
+    out = shards.parent / "again"
+    manifest = make_shards(make_plan(source, out, seed=3, samples_per_tar=3, size=None))
+    assert manifest is not None
+    assert (manifest.samples, len(manifest.tars), manifest.made.source) == (4, 2, "tars")
+    assert contents(open_source(out)) == contents(source)
+
+
+def write_tar(path: Path, members: dict[str, bytes], **options: object) -> None:
+    with tarfile.open(path, "w", **options) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            info.mtime = 1.5  # needs an extended header in the pax format
+            tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_tars_of_other_tools_are_a_source(tmp_path: Path, kind: int) -> None:
+    deep = "d" * (60 if kind == tarfile.USTAR_FORMAT else 200) + "/x.y/"
+    members = {f"{deep}a.jpg": face(1), f"{deep}a.cls": b"12", "b.cls": b"3", "b.png": face(2, "PNG")}
+    members |= {"c.jpg": face(3), "d.cls": b"4", "e.jpg": face(5), "e.cls": b"x", "README": b"hello"}
+    write_tar(tmp_path / "a.tar", members, format=kind)
+    source = open_source(tmp_path)
+    assert [(source.identities[label], source.read(i)) for i, label in enumerate(source.labels)] == [
+        ("12", face(1)),
+        ("03", face(2, "PNG")),
+    ]
+    assert [path for path, _ in source.set_aside] == ["a.tar:c", "a.tar:d", "a.tar:e", "a.tar:README"]
+
+
+def test_names_of_labels_come_from_identities_txt(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"a.jpg": face(1), "a.cls": b"2"})
+    (tmp_path / "identities.txt").write_text("adam\nbea\nzoe\n")
+    assert list(open_source(tmp_path).identities) == ["zoe"]
+    (tmp_path / "identities.txt").write_text("adam\n")
+    with pytest.raises(ShardError, match=r"identities\.txt: got 1 names, wanted one for label 2"):
+        open_source(tmp_path)
+
+
+def test_an_index_of_another_tar_is_refused(shards: Path) -> None:
+    (shards / "faces-000000.idx").write_text((shards / "faces-000001.idx").read_text())
+    with pytest.raises(ShardError, match=r"faces-000000\.idx: got 000000000002\.jpg where the tar has"):
+        open_source(shards)
+
+
+def test_a_tar_cut_anywhere_gives_what_is_whole(shards: Path) -> None:
+    (shards / "faces-000000.idx").unlink()
+    tar = shards / "faces-000000.tar"
+    whole, truth = tar.read_bytes(), contents(open_source(shards))
+    for size in range(0, len(whole), 211):
+        tar.write_bytes(whole[:size])
+        # Where the cut takes the key, the place in the tar is the name.
+        assert set(contents(open_source(shards)).values()) <= set(truth.values())
+
+
+def test_a_label_cut_in_two_is_no_label(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"a.jpg": face(1), "a.cls": b"12"}, format=tarfile.USTAR_FORMAT)
+    whole = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[: whole.index(b"12\0", 1024) + 1])
+    with pytest.raises(ShardError, match="without labelled images"):
+        open_source(tmp_path)
+
+
+def test_tars_without_faces_are_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"a.txt": b""})
+    with pytest.raises(ShardError, match=r"got 1 tars without labelled images, wanted \.jpg or \.png with \.cls"):
+        open_source(tmp_path)

@@ -7,18 +7,21 @@ from pipeline.shards.sources import Source
 from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.sources.insightface import open_records
 from pipeline.shards.sources.list_file import read_list
+from pipeline.shards.sources.tar_folder import open_tars
 
 
 def open_source(path: Path) -> Source:
-    """Open and list a source: a folder with `train.rec`, a folder of identity folders, or a list file.
+    """Open and list a source: a folder with `train.rec`, of tars or of identity folders, or a list file.
 
     Raises:
         ShardError: it is none of these, or holds no usable image.
     """
     if (path / "train.rec").is_file():
         return open_records(path)
+    if next(path.glob("*.tar"), None):
+        return open_tars(path)
     if path.is_file():
         return read_list(path)
     if not path.exists():
-        raise ShardError(f"{path}: not found, wanted identity folders, a folder with train.rec, or a list file")
+        raise ShardError(f"{path}: not found, wanted identity folders, tars, a folder with train.rec, or a list file")
     return scan_folder(path)

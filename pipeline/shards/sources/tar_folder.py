@@ -1,0 +1,175 @@
+"""A folder of WebDataset tars, to be sharded again: other sizes, another order, or from another tool.
+
+A sample is the members of one stem: an image (`.jpg`, `.jpeg` or `.png`), its label (`.cls`, a number) and perhaps
+`.json` with a `key`. Names of identities come from `identities.txt` when it is there.
+"""
+
+import hashlib
+import json
+import os
+import tarfile
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.shards.errors import SetAsideError, ShardError
+from pipeline.shards.sources import SetAside
+from pipeline.shards.sources.list_file import number_names
+from pipeline.shards.tars import BLOCK
+
+IMAGES = {"jpg", "jpeg", "png"}
+# Where the payloads of a sample lie; sizes in bytes, 0 where there is no JSON.
+PLACE = np.dtype([("tar", "<u4"), ("image", "<u8"), ("image_size", "<u4"), ("json", "<u8"), ("json_size", "<u4")])
+
+
+class Member(NamedTuple):
+    """A regular file of a tar: name split at the first dot of its last part, place and size of the payload."""
+
+    stem: str
+    extension: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class TarSource:
+    """Samples of a folder's tars, in the order of the tars' names and then of their members."""
+
+    folder: Path
+    tars: Sequence[str]
+    identities: Sequence[str]
+    labels: NDArray[np.uint32]
+    set_aside: Sequence[SetAside]
+    places: NDArray[np.void]
+    kind: str = "tars"
+
+    def digest(self) -> str:
+        """SHA-256 of identities, labels, tars and places."""
+        digest = hashlib.sha256("\n".join([*self.identities, "", *self.tars]).encode())
+        digest.update(self.labels.tobytes())
+        digest.update(self.places.tobytes())
+        return digest.hexdigest()
+
+    def key(self, sample: int) -> str:
+        """The `key` of the sample's JSON, or the tar and the place in it."""
+        place = self.places[sample]
+        try:
+            key = json.loads(self._read(sample, "json"))["key"] if place["json_size"] else None
+        except (ValueError, KeyError, TypeError):
+            key = None
+        return str(key) if key else f"{self.tars[place['tar']]}:{place['image']}"
+
+    def read(self, sample: int) -> bytes:
+        """The encoded image."""
+        data = self._read(sample, "image")
+        if len(data) < self.places[sample]["image_size"]:
+            raise SetAsideError("truncated: the tar ends in it")
+        return data
+
+    def _read(self, sample: int, part: str) -> bytes:
+        # Opened each time: a set has more tars than a process may have open files.
+        place = self.places[sample]
+        path = self.folder / self.tars[place["tar"]]
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                return os.pread(descriptor, int(place[f"{part}_size"]), int(place[part]))
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise ShardError(f"{path}: {error.strerror}") from error
+
+
+def open_tars(folder: Path) -> TarSource:
+    """List the samples of a folder's tars by their headers.
+
+    Raises:
+        ShardError: no tar, no labelled image in any, or a label outside `identities.txt`.
+    """
+    tars = sorted(path.name for path in folder.glob("*.tar"))
+    places: list[NDArray[np.void]] = []
+    labels = array("q")
+    set_aside: list[SetAside] = []
+    for number, tar in enumerate(tars):
+        rows: list[tuple[int, int, int, int, int]] = []
+        for place, label in _samples(folder / tar, set_aside):
+            rows.append((number, *place))
+            labels.append(label)
+        places.append(np.array(rows, PLACE))
+    if not labels:
+        raise ShardError(f"{folder}: got {len(tars)} tars without labelled images, wanted .jpg or .png with .cls")
+    numbers, dense = np.unique(np.asarray(labels), return_inverse=True)
+    identities = _names(folder, numbers)
+    return TarSource(folder, tars, identities, dense.astype(np.uint32), set_aside, np.concatenate(places))
+
+
+def _samples(path: Path, set_aside: list[SetAside]) -> Iterator[tuple[tuple[int, int, int, int], int]]:
+    """(image, its size, JSON, its size) and label of each sample of a tar; what is none is set aside."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        for stem, group in groupby(_members(path, file, set_aside), key=lambda member: member.stem):
+            parts = {member.extension.lower(): member for member in group}
+            image = next((parts[extension] for extension in IMAGES & parts.keys()), None)
+            label = _number(file, parts["cls"]) if "cls" in parts else -1
+            if image is None or label < 0 or image.offset + image.size > size:
+                set_aside.append(SetAside(f"{path.name}:{stem}", "wanted a whole image and a number as .cls"))
+                continue
+            text = parts.get("json", Member(stem, "json", 0, 0))
+            yield (image.offset, image.size, text.offset, text.size), label
+
+
+def _members(path: Path, file: BinaryIO, set_aside: list[SetAside]) -> Iterator[Member]:
+    """Regular files of a tar, from the DALI index beside it when there is one (ten times faster), else by walking."""
+    index = path.with_suffix(".idx")
+    if index.is_file():
+        yield from _indexed_members(index, file)
+        return
+    try:
+        with tarfile.open(fileobj=file) as tar:
+            for info in tar:
+                if info.isreg():
+                    stem, extension = _split(info.name)
+                    yield Member(stem, extension, info.offset_data, info.size)
+                tar.members.clear()  # type: ignore[attr-defined]  # else memory grows with every member
+    except tarfile.TarError as error:
+        set_aside.append(SetAside(path.name, f"damaged: {error}; the rest of the tar is left out"))
+
+
+def _indexed_members(index: Path, file: BinaryIO) -> Iterator[Member]:
+    lines = index.read_text().splitlines()
+    for line in lines[1:]:
+        for extension, offset, size, name in zip(*[iter(line.split(" "))] * 4, strict=True):
+            member = Member(_split(name)[0], extension, int(offset), int(size))
+            header = os.pread(file.fileno(), len(name), member.offset - BLOCK)
+            if header != name.encode():
+                raise ShardError(f"{index}: got {name} where the tar has {header!r}; remove the index or make it anew")
+            yield member
+
+
+def _split(name: str) -> tuple[str, str]:
+    """A member's name at the first dot of its last part, as WebDataset splits it."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, extension = file.partition(".")
+    return folder + slash + stem, extension
+
+
+def _number(file: BinaryIO, member: Member) -> int:
+    """The number that a member holds, or -1 when it holds something else or is cut."""
+    text = os.pread(file.fileno(), member.size, member.offset)
+    return int(text) if len(text) == member.size < 20 and text.isdigit() else -1
+
+
+def _names(folder: Path, numbers: NDArray[np.int64]) -> list[str]:
+    path = folder / "identities.txt"
+    if not path.is_file():
+        return number_names(numbers)
+    names = path.read_text().split("\n")[:-1]
+    if numbers[-1] >= len(names):
+        raise ShardError(f"{path}: got {len(names)} names, wanted one for label {numbers[-1]}")
+    return [names[number] for number in numbers.tolist()]
