@@ -32,6 +32,31 @@ test: $(STAMP) ## every test that needs no GPU (with a GPU, those too)
 bench: $(STAMP) ## benchmarks against floor and peers; writes runs/bench/*.json
 	$(BIN)/python -m pytest tests/benchmarks -q -s -p no:xdist -o addopts="" $(ARGS)
 
+# --- the demo: each file is a finished stage, so that a second `make demo` does nothing twice ---
+DEMO    = runs/demo
+TRAINED = $(DEMO)/checkpoints/step-00000200/meta.json
+# Two ranks on two GPUs, else on the CPU.
+GPUS   := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
+ON_CPU  = $(if $(filter 0 1,$(GPUS)),CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu)
+FREE_PORT = $$($(BIN)/python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
+
+demo: $(DEMO)/report.html ## real faces to a verified embedding on two ranks: writes runs/demo/report.html
+	@echo "look at $(CURDIR)/$(DEMO)/report.html"
+
+$(DEMO)/faces/test/pairs.tsv: | $(STAMP)
+	$(BIN)/python stages/demo_faces.py $(DEMO)/faces
+
+$(DEMO)/shards/manifest.json: $(DEMO)/faces/test/pairs.tsv
+	$(BIN)/python stages/shard.py $(DEMO)/faces/train $(DEMO)/shards
+
+$(TRAINED): $(DEMO)/shards/manifest.json
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(ON_CPU) deepspeed --num_gpus 2 --master_port $(FREE_PORT) \
+	  stages/train.py --recipe stages/recipes/demo.yaml --run $(DEMO) --resume auto
+
+$(DEMO)/report.html: $(TRAINED)
+	$(BIN)/python stages/evaluate.py $(DEMO) --images $(DEMO)/faces/test --pairs $(DEMO)/faces/test/pairs.tsv \
+	  --name "people never seen" --step 0 --step last --report
+
 shards: $(STAMP) ## SRC=folder OUT=folder: identity folders of aligned faces to WebDataset tars
 	@test -n "$(SRC)" && test -n "$(OUT)" || { echo "usage: make shards SRC=folder-of-identity-folders OUT=folder"; exit 2; }
 	$(BIN)/python stages/shard.py "$(SRC)" "$(OUT)" $(ARGS)

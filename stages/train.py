@@ -24,6 +24,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -33,10 +34,12 @@ from cluster.telemetry import Telemetry
 from cluster.topology import Topology
 from pipeline.config import Recipe, RecipeError, check_against_set, describe_recipe, load_recipe
 from pipeline.reading.tars import ShardSet
-from pipeline.shards.manifest import ShardError
+from pipeline.shards.errors import ShardError
 from pipeline.training.checkpoint import CheckpointError, complete_steps
-from pipeline.training.loop import NonFiniteError, Trainer
-from pipeline.training.watch import Exporter, MetricsFile, Progress, Window
+from pipeline.training.errors import NonFiniteError
+
+if TYPE_CHECKING:
+    from pipeline.training.loop import Trainer
 
 logger = logging.getLogger("train")
 
@@ -95,6 +98,9 @@ def main() -> int:
 
 def train(recipe: Recipe, shards: ShardSet, run: Path, topology: Topology, resume: str) -> int:
     """Train from the newest checkpoint to the end; returns the exit code."""
+    # DeepSpeed and DALI take seconds to import: a faulty recipe is refused before.
+    from pipeline.training.loop import Trainer
+
     steps_saved = complete_steps(run)
     if steps_saved and resume == "never":
         raise CheckpointError(f"{run}: holds checkpoints up to step {steps_saved[-1]}; wanted an empty folder")
@@ -102,6 +108,7 @@ def train(recipe: Recipe, shards: ShardSet, run: Path, topology: Topology, resum
         if topology.rank == 0:
             print(f"train.py: {run} is finished: {steps_saved[-1]} steps; nothing to do", file=sys.stderr)
         return 0
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it, also where one rank needs no launcher
     stop = StopRequest()
     device = device_of(topology)
     if recipe.deterministic:
@@ -122,6 +129,8 @@ def train(recipe: Recipe, shards: ShardSet, run: Path, topology: Topology, resum
 
 def watched_train(trainer: Trainer, stop: StopRequest) -> None:
     """Train, showing and exporting every step."""
+    from pipeline.training.watch import Exporter, MetricsFile, Progress, Window
+
     recipe, topology = trainer.recipe, trainer.topology
     telemetry = Telemetry(
         rank=topology.rank, host=socket.gethostname(), job=trainer.run.name, cuda_device=trainer.device.index
@@ -160,8 +169,11 @@ def record_run(recipe: Recipe, shards: ShardSet, run: Path, topology: Topology, 
     run.mkdir(parents=True, exist_ok=True)
     (run / "recipe.yaml").write_text(recipe.to_yaml())
     packages = ("spherescale", "torch", "deepspeed", "nvidia-dali-cuda130", "webdataset", "numpy")
+    arguments = [argument for argument in sys.argv if not argument.startswith("--local_rank")]
+    launcher = ["deepspeed", "--num_gpus", str(topology.ranks_of_node)] if topology.num_ranks > 1 else ["python"]
     facts = {
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(launcher + arguments),
+        "host": socket.gethostname(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "ranks": topology.num_ranks,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",

@@ -19,6 +19,7 @@ import logging
 import os
 import shutil
 import time
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,10 @@ def load_backbone(run: Path, step: int | None = None) -> dict[str, torch.Tensor]
         for key, entry in stored.items()
         if key.startswith("backbone.") and isinstance(entry, TensorStorageMetadata)
     }
-    dcp.load(tensors, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        # one process without a group is what is meant here
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
     return {key.removeprefix("backbone."): tensor for key, tensor in tensors.items()}
 
 

@@ -24,13 +24,10 @@ from pipeline.reading.tars import ShardSet
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Meta, State
 from pipeline.training.engine import Engine
+from pipeline.training.errors import NonFiniteError
 from pipeline.training.schedule import learning_rate
 
 logger = logging.getLogger(__name__)
-
-
-class NonFiniteError(RuntimeError):
-    """The loss or a gradient stopped being a number; nothing of the step was applied on any rank."""
 
 
 @dataclass(frozen=True)

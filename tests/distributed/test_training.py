@@ -18,7 +18,8 @@ from pipeline.reading.order import Order
 from pipeline.reading.reader import Reader
 from pipeline.reading.tars import ShardSet
 from pipeline.training.checkpoint import load_backbone
-from pipeline.training.loop import NonFiniteError, Trainer
+from pipeline.training.errors import NonFiniteError
+from pipeline.training.loop import Trainer
 from tests.distributed.dense import dense_loss
 from tests.distributed.ranks import run_ranks
 from tests.faces import write_shards

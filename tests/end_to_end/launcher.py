@@ -1,0 +1,69 @@
+"""Start the stages as a user does: as subprocesses, through the ``deepspeed`` launcher, from another directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.faces import ROOT
+
+TRAIN = ROOT / "stages" / "train.py"
+DEEPSPEED = Path(sys.executable).with_name("deepspeed")
+
+RECIPE = """
+seed: 5
+data: {{shards: {shards}, global_batch: 12, streams: 2, decode_threads: 1}}
+backbone: {{name: sphereface4, embedding_dim: 8}}
+optimizer: {{steps: {steps}, learning_rate: 0.02, warmup_steps: 3}}
+checkpoint: {{every: 5}}
+log: {{every: 1, metrics_port: {port}}}
+"""
+
+
+def write_recipe(path: Path, shards: Path, steps: int, port: int | str = "null") -> Path:
+    path.write_text(RECIPE.format(shards=shards, steps=steps, port=port))
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start_training(folder: Path, ranks: int, *arguments: str | Path) -> subprocess.Popen[str]:
+    """The launcher on `ranks` ranks of this machine, in a process group of its own, output in one pipe."""
+    command = [DEEPSPEED, "--num_gpus", str(ranks), "--master_port", str(free_port()), TRAIN, *arguments]
+    return subprocess.Popen(
+        [str(part) for part in command],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{DEEPSPEED.parent}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def train(folder: Path, ranks: int, *arguments: str | Path) -> str:
+    """Train to the end; the output. Fails, showing it, unless the launcher exits with 0."""
+    process = start_training(folder, ranks, *arguments)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """The rows of metrics.jsonl; a torn last line is left out."""
+    rows = []
+    path = run / "metrics.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

@@ -1,0 +1,211 @@
+"""Training as a user starts it: launcher, kill, resume, signals, metrics, faulty input."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from cluster.stop import EXIT_STOPPED
+from pipeline.training.checkpoint import complete_steps
+from tests.end_to_end.launcher import TRAIN, metrics, start_training, train, write_recipe
+from tests.faces import write_shards
+
+STEPS = 14
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("set"), identities=7, images=6)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    recipe = write_recipe(folder / "recipe.yaml", shards, STEPS)
+    train(folder, 2, "--recipe", recipe, "--run", "run")
+    return folder / "run"
+
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """`start_training` whose processes do not outlive the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def remember(*arguments: Any) -> subprocess.Popen[str]:
+        started.append(start_training(*arguments))
+        return started[-1]
+
+    yield remember
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "waited two minutes"
+        time.sleep(0.02)
+
+
+def test_a_run_leaves_what_repeats_it(uninterrupted: Path) -> None:
+    assert complete_steps(uninterrupted) == [0, 5, 10, STEPS]
+    rows = metrics(uninterrupted)
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    facts = json.loads((uninterrupted / "run.json").read_text())
+    assert facts["ranks"] == 2
+    assert facts["command"].startswith("deepspeed --num_gpus 2 ")
+    assert "local_rank" not in facts["command"]
+    assert yaml.safe_load((uninterrupted / "recipe.yaml").read_text())["head"]["lambda_max"] == 1500.0
+    parts = rows[-1]["seconds"]
+    assert {"data_wait", "forward", "backward", "head", "communication", "update"} <= set(parts)
+    assert sum(parts.values()) <= rows[-1]["step_seconds"] * 1.01
+
+
+def test_killed_in_mid_epoch_and_resumed_it_gives_the_same_losses_bit_for_bit(
+    shards: Path, start: Start, uninterrupted: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", shards, STEPS)
+    process = start(tmp_path, 2, "--recipe", recipe, "--run", "run", "--resume", "auto")
+    wait_for(lambda: len(metrics(tmp_path / "run")) >= 7, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert complete_steps(tmp_path / "run")[-1] in {5, 10}
+    train(tmp_path, 2, "--recipe", recipe, "--run", "run", "--resume", "auto")
+    got = [(row["step"], row["loss"]) for row in metrics(tmp_path / "run")]
+    assert got == [(row["step"], row["loss"]) for row in metrics(uninterrupted)]
+
+
+def test_a_finished_run_is_not_trained_again(shards: Path, uninterrupted: Path) -> None:
+    recipe = write_recipe(uninterrupted.parent / "recipe.yaml", shards, STEPS)
+    before = (uninterrupted / "metrics.jsonl").stat().st_mtime_ns
+    assert "is finished: 14 steps; nothing to do" in train(uninterrupted.parent, 2, "--recipe", recipe, "--run", "run")
+    assert (uninterrupted / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_a_signal_to_one_rank_stops_all_after_a_saved_step(shards: Path, start: Start, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", shards, 2000)
+    process = start(tmp_path, 2, "--recipe", recipe, "--run", "run", "--set", "checkpoint.every=1000")
+    wait_for(lambda: len(metrics(tmp_path / "run")) >= 3, process)
+    ranks = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and is_rank(p, str(tmp_path))]
+    assert len(ranks) == 2
+    os.kill(ranks[0], signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == EXIT_STOPPED, output
+    saved = complete_steps(tmp_path / "run")[-1]
+    assert saved == metrics(tmp_path / "run")[-1]["step"] > 0
+    assert f"after step {saved}, saved; the same command goes on" in output
+
+
+def is_rank(process: Path, folder: str) -> bool:
+    """Whether a folder of /proc is a training process of the run in `folder`, not its launcher."""
+    try:
+        arguments = (process / "cmdline").read_bytes().decode().split("\0")
+    except OSError:
+        return False
+    return any(a.startswith("--local_rank=") for a in arguments) and any(folder in a for a in arguments)
+
+
+def scrape(target: Path) -> dict[str, float]:
+    address = json.loads(target.read_text())[0]["targets"][0]
+    text = urllib.request.urlopen(f"http://{address}/metrics", timeout=10).read().decode()
+    return {
+        sample.name + "".join(f" {v}" for k, v in sample.labels.items() if k == "part"): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_every_rank_is_scraped_while_it_trains(shards: Path, start: Start, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", shards, 2000, port=0)
+    process = start(tmp_path, 2, "--recipe", recipe, "--run", "run")
+    wait_for(lambda: len(metrics(tmp_path / "run")) >= 6, process)
+    targets = sorted((tmp_path / "run" / "targets").glob("*.json"))
+    assert [t.stem for t in targets] == ["run-0", "run-1"]
+    for values in map(scrape, targets):
+        assert values["spherescale_step"] >= 5
+        assert values["spherescale_ranks"] == 2
+        assert 0 < values["spherescale_loss"] < 10
+        assert values["spherescale_margin_lambda"] > 5
+        assert values["spherescale_learning_rate"] > 0
+        assert values["spherescale_global_samples_per_second"] > 0
+        assert values["spherescale_checkpoint_age_seconds"] < 600
+        assert values["spherescale_resident_memory_bytes"] > 1e6
+        for part in ("forward", "backward", "head", "communication", "update"):
+            assert values[f"spherescale_step_part_seconds_total {part}"] > 0
+
+
+def test_a_taken_port_is_told_and_the_run_goes_on(shards: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        recipe = write_recipe(tmp_path / "recipe.yaml", shards, 2, port=port)
+        output = train(tmp_path, 1, "--recipe", recipe, "--run", "run")
+    assert f"no endpoint on 127.0.0.1 port {port}" in output
+    assert complete_steps(tmp_path / "run")[-1] == 2
+
+
+def fail(*arguments: str | Path) -> str:
+    """A start of one rank that must be refused: exit code 1, one line a fault, no traceback."""
+    command = [sys.executable, TRAIN, *arguments]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("train.py: ")
+    return done.stderr
+
+
+def test_faulty_starts_are_refused_in_one_line(shards: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", shards, STEPS)
+    run = tmp_path / "run"
+    assert "optimizer.stepz: unknown key; did you mean steps?" in fail(
+        "--recipe", recipe, "--run", run, "--set", "optimizer.stepz=3"
+    )
+    assert "data.global_batch: got 1000, wanted at most the 42 samples" in fail(
+        "--recipe", recipe, "--run", run, "--set", "data.global_batch=1000"
+    )
+    assert "manifest.json: not found" in fail("--recipe", recipe, "--run", run, "--set", f"data.shards={tmp_path}")
+    assert "holds checkpoints up to step 14; wanted an empty folder" in fail(
+        "--recipe", recipe, "--run", uninterrupted, "--resume", "never"
+    )
+    assert not run.exists(), "a refused start left something behind"
+
+
+def test_shards_of_other_people_do_not_fit_the_checkpoint(uninterrupted: Path, tmp_path: Path) -> None:
+    other = write_shards(tmp_path, identities=8, images=6)
+    recipe = write_recipe(tmp_path / "recipe.yaml", other, STEPS + 1)
+    assert "num_classes: got 8, wanted 7 as saved: other shards; start another run" in fail(
+        "--recipe", recipe, "--run", uninterrupted
+    )
+
+
+def test_help_teaches() -> None:
+    for option, words in (
+        ("--help", ("--hostfile", "--resume", "code 75")),
+        ("--help-recipe", ("head.lambda_gamma", "default")),
+    ):
+        done = subprocess.run([sys.executable, TRAIN, option], capture_output=True, text=True, check=True)
+        assert all(word in done.stdout for word in words)
