@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.evaluation.embed import embed_files
+from pipeline.evaluation.embed import embed_pairs
 from pipeline.evaluation.pairs import Pairs, read_pairs
 from pipeline.evaluation.report import write_report
 from pipeline.evaluation.results import Evaluation, Settings, Summary, load, result_file, save, verify
@@ -28,7 +28,8 @@ examples:
   python stages/evaluate.py runs/casia --images lfw --pairs lfw.tsv --far 1e-2 1e-3
       rates that 3,000 different pairs resolve; 1e-4 would be refused
 
-pairs file (tab-separated, paths relative to --images, identity = the folder of an image):
+pairs file (tab-separated, paths relative to --images, identity = the folder of an image; stages/pairs.py writes one
+from LFW, YTF, an InsightFace .bin or your own folders):
   fold  path_a        path_b        same
   1     ann/0001.jpg  ann/0002.jpg  1
   1     ann/0001.jpg  bob/0001.jpg  0
@@ -84,7 +85,7 @@ def _evaluate(args: argparse.Namespace, step: int | None, pairs: Pairs, fars: tu
 def _features(args: argparse.Namespace, trained: TrainedBackbone, pairs: Pairs) -> np.ndarray:
     device = torch.device(args.device)
     decoder = Decoder(args.batch_size, *trained.image_size, device, args.threads)
-    return embed_files(trained.module.to(device), args.images, pairs.paths, decoder, progress=True)
+    return embed_pairs(trained.module.to(device), args.images, pairs, decoder, progress=True)
 
 
 def _print_table(evaluations: list[Evaluation]) -> None:

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
+from pipeline.evaluation.pairs import Pairs, frames_of
+from pipeline.evaluation.verification import FloatArray
 from pipeline.reading.dali import Decoder, EncodedBatch
 
 
@@ -60,6 +62,17 @@ def embed_files(
             " images), wanted finite and above 0: the weights are broken"
         )
     return features_ND
+
+
+def embed_pairs(
+    backbone: nn.Module, folder: Path, pairs: Pairs, decoder: Decoder, progress: bool = False
+) -> FloatArray:
+    """Features `[N, 2D]` of ``pairs.paths``, a folder of images (a video's frames) being the mean over its images."""
+    frames = [frames_of(folder, path) for path in pairs.paths]
+    every = embed_files(backbone, folder, [frame for group in frames for frame in group], decoder, progress)
+    starts = np.cumsum([0, *(len(group) for group in frames)])[:-1]
+    counts = np.array([len(group) for group in frames])
+    return np.add.reduceat(every.astype(np.float64), starts, axis=0) / counts[:, None]
 
 
 def _decoded(folder: Path, paths: Sequence[str], decoder: Decoder) -> Iterator[torch.Tensor]:

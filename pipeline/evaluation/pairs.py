@@ -1,7 +1,8 @@
 """Pairs files: which images a verification protocol compares.
 
 A tab-separated file with the header ``fold  path_a  path_b  same``: paths are relative to the image folder,
-an image's identity is the folder that holds it, and ``same`` is 1 or 0.
+an image's identity is the folder that holds it, and ``same`` is 1 or 0. A path may also name a folder of images, such
+as a video's frames: it counts as one image whose features are the mean of theirs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from pipeline.evaluation.verification import BoolArray, FloatArray, IntArray, ScoredPairs
 
 COLUMNS = ("fold", "path_a", "path_b", "same")
+SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
 class Row(NamedTuple):
@@ -96,10 +98,18 @@ def require_images(paths: tuple[str, ...], images: Path, source: str) -> None:
     """Raise ValueError naming the first of `paths` that the folder `images` lacks, and how many more."""
     if not images.is_dir():
         raise ValueError(f"images: got {images}, wanted an existing folder")
-    absent = [path for path in paths if not (images / path).is_file()]
+    absent = [path for path in paths if not frames_of(images, path)]
     if absent:
         more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
-        raise ValueError(f"{source}: names {absent[0]}{more}, wanted a file in {images}")
+        raise ValueError(f"{source}: names {absent[0]}{more}, wanted an image or a folder of images in {images}")
+
+
+def frames_of(images: Path, path: str) -> list[str]:
+    """The image files, relative to `images`, that `path` stands for: itself, or a folder's; empty where absent."""
+    place = images / path
+    if place.is_dir():
+        return sorted(f"{path}/{file.name}" for file in place.iterdir() if file.suffix.lower() in SUFFIXES)
+    return [path] if place.is_file() else []
 
 
 def _rows(file: Path) -> Iterator[Row]:

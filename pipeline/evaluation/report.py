@@ -19,6 +19,7 @@ from PIL import Image
 
 from pipeline.evaluation import plots
 from pipeline.evaluation.metrics_log import mean_seconds, read_metrics, series
+from pipeline.evaluation.pairs import frames_of
 from pipeline.evaluation.results import Evaluation, Rate, load_all
 from pipeline.evaluation.verification import roc
 
@@ -141,13 +142,19 @@ def hardest_tiles(models: list[Evaluation], same: bool) -> list[Tile]:
         one, other = str(final.path_a[i]), str(final.path_b[i])
         tiles.append(
             Tile(
-                faces=(face_uri(images / one), face_uri(images / other)),
+                faces=(_first_face(images, one), _first_face(images, other)),
                 names=(one, other),
                 scores=tuple(f"{score:.2f}" for score in _scores_of(models, i)),
                 wrong=bool((pairs.scores[i] >= threshold) != same),
             )
         )
     return tiles
+
+
+def _first_face(images: Path, path: str) -> str:
+    """The image that `path` names, or a video's first frame."""
+    frames = frames_of(images, path)
+    return face_uri(images / frames[0]) if frames else ""
 
 
 def face_uri(file: Path) -> str:

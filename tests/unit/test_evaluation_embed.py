@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pipeline.evaluation.embed import embed, embed_files
+from pipeline.evaluation.embed import embed, embed_files, embed_pairs
+from pipeline.evaluation.pairs import Row, assemble
 from pipeline.evaluation.trained import digest_of
 from pipeline.reading.dali import Decoder
 
@@ -75,6 +76,21 @@ def test_every_submodule_keeps_its_training_mode() -> None:
     with pytest.raises(RuntimeError):
         list(embed(backbone, broken()))
     assert [part.training for part in backbone.modules()] == before
+
+
+def test_a_folder_of_frames_has_the_mean_of_its_features(faces: tuple[Path, list[str]]) -> None:
+    folder, names = faces
+    for i in range(3):
+        (folder / f"video/0/{i}.png").parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"video/0/{i}.png").write_bytes((folder / names[i]).read_bytes())
+    rows = [Row("1", names[3], "video/0", False), Row("1", names[5], names[5], True)]
+    rows += [row._replace(fold="2") for row in rows]
+    pairs = assemble(rows, "here")
+    assert pairs.paths == (names[3], "video/0", names[5])
+    found = embed_pairs(tiny_backbone(), folder, pairs, decoder())
+    alone = [slow_features(tiny_backbone(), folder / name) for name in names]
+    expected = [alone[3], (alone[0] + alone[1] + alone[2]) / 3, alone[5]]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_an_undecodable_image_is_named(faces: tuple[Path, list[str]]) -> None:

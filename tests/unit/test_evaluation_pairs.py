@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.evaluation.pairs import read_pairs
+from pipeline.evaluation.pairs import frames_of, read_pairs
 
 HEADER = "fold\tpath_a\tpath_b\tsame\n"
 GOOD = [
@@ -69,7 +69,7 @@ def test_columns_may_stand_in_any_order_beside_others(tmp_path: Path, images: Pa
             r"line 6: same: got 1 for ann/1.jpg and bob/2.jpg, wanted 1 exactly when",
         ),
         ("3\tann/1.jpg\tann/2.jpg\t1", r"fold 3: got 1 same and 0 different pairs, wanted some of each"),
-        ("2\tann/1.jpg\teve/1.jpg\t0", r"names eve/1.jpg, wanted a file in .*images"),
+        ("2\tann/1.jpg\teve/1.jpg\t0", r"names eve/1.jpg, wanted an image or a folder of images in .*images"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, images: Path, line: str, message: str) -> None:
@@ -95,3 +95,18 @@ def test_a_bad_file_is_named(tmp_path: Path, images: Path) -> None:
         read_pairs(write(tmp_path, GOOD[:2]), images)
     with pytest.raises(ValueError, match=r"images: got .*none, wanted an existing folder"):
         read_pairs(write(tmp_path, GOOD), images.parent / "none")
+
+
+def test_a_folder_of_frames_counts_as_one_image(tmp_path: Path, images: Path) -> None:
+    for name in ("ann/0/2.jpg", "ann/0/1.png", "ann/0/notes.txt", "bob/0/1.jpg", "bob/1/1.jpg"):
+        (images / name).parent.mkdir(exist_ok=True)
+        (images / name).write_bytes(b"")
+    lines = [*GOOD, "2\tbob/0\tbob/1\t1", "2\tbob/0\tann/0\t0"]
+    pairs = read_pairs(write(tmp_path, lines), images)
+    assert pairs.paths[-3:] == ("bob/0", "bob/1", "ann/0")
+    assert pairs.identity.tolist() == [0, 0, 1, 1, 1, 1, 0]
+    assert frames_of(images, "ann/0") == ["ann/0/1.png", "ann/0/2.jpg"]
+    assert frames_of(images, "ann/1.jpg") == ["ann/1.jpg"]
+    (images / "bob/1/1.jpg").unlink()
+    with pytest.raises(ValueError, match=r"names bob/1, wanted an image or a folder of images"):
+        read_pairs(write(tmp_path, lines), images)

@@ -1,0 +1,70 @@
+"""A pairs file for stages/evaluate.py, from a published protocol or from your own folders."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pipeline.evaluation.insightface_bin import extract, read_bin
+from pipeline.evaluation.pairs import Row, assemble
+from pipeline.evaluation.protocols import folder_rows, lfw_rows, write_rows, ytf_rows
+
+EXAMPLES = """\
+examples:
+  python stages/pairs.py lfw pairs.txt lfw.tsv               LFW's 6,000 pairs
+  python stages/pairs.py ytf splits.txt ytf.tsv              YTF's 5,000 pairs of videos (folders of frames)
+  python stages/pairs.py bin agedb_30.bin agedb.tsv --images agedb
+                                                             InsightFace's set, its images written below agedb/
+  python stages/pairs.py folder faces mine.tsv --folds 10 --size 300 --seed 0
+                                                             your own identity folders, pairs drawn by the seed
+"""
+
+
+def main() -> int:
+    """Read the protocol, check it, write the pairs file; a fault is one line and exit code 1."""
+    args = _parser().parse_args()
+    try:
+        rows = _rows(args)
+        pairs = assemble(rows, str(args.source))
+        write_rows(rows, args.out)
+    except (ValueError, OSError) as error:
+        print(f"pairs: {error}", file=sys.stderr)
+        return 1
+    print(
+        f"{args.out}: {len(rows):,} pairs ({len(rows) - pairs.impostors:,} same, {pairs.impostors:,} different)"
+        f" of {len(pairs.paths):,} images in {len(pairs.folds)} folds"
+    )
+    return 0
+
+
+def _rows(args: argparse.Namespace) -> list[Row]:
+    if args.kind == "lfw":
+        return lfw_rows(args.source, args.suffix)
+    if args.kind == "ytf":
+        return ytf_rows(args.source)
+    if args.kind == "bin":
+        return extract(read_bin(args.source), args.images)
+    return folder_rows(args.source, args.folds, args.size, args.seed)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{lfw,ytf,bin,folder}")
+    lfw = kinds.add_parser("lfw", help="pairs.txt of Labeled Faces in the Wild")
+    lfw.add_argument("--suffix", default=".jpg", help="of the image files (default .jpg)")
+    ytf = kinds.add_parser("ytf", help="splits.txt of the YouTube Faces database")
+    binary = kinds.add_parser("bin", help="a verification set of InsightFace; read without executing its pickle")
+    binary.add_argument("--images", type=Path, required=True, help="folder for the images that the set holds")
+    folder = kinds.add_parser("folder", help="identity folders; no person appears in two folds")
+    folder.add_argument("--folds", type=int, default=10, help="(default 10)")
+    folder.add_argument("--size", type=int, default=300, help="pairs of each kind in a fold (default 300, as LFW)")
+    folder.add_argument("--seed", type=int, default=0, help="of the draw (default 0)")
+    for kind in (lfw, ytf, binary, folder):
+        kind.add_argument("source", type=Path, help="what to read")
+        kind.add_argument("out", type=Path, help="pairs file to write")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""`stages/pairs.py` turns each protocol into a file that the evaluation reads."""
+
+import pickle
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.evaluation.pairs import read_pairs
+
+STAGE = Path(__file__).parents[2] / "stages" / "pairs.py"
+LFW = "2\t1\nann\t1\t2\nann\t1\tbob\t1\nbob\t1\t2\nbob\t2\tann\t2\n"
+YTF = "split, first, second, same\n1, ann/0, ann/1, 1\n1, ann/0, bob/0, 0\n2, bob/0, bob/1, 1\n2, bob/1, ann/1, 0\n"
+
+
+def run_stage(*arguments: str) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["pairs.py", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(STAGE), run_name="__main__")
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for person in ("ann", "bob"):
+        for place in (
+            f"{person}/{person}_0001.jpg",
+            f"{person}/{person}_0002.jpg",
+            f"{person}/0/1.jpg",
+            f"{person}/1/1.jpg",
+        ):
+            (tmp_path / "faces" / place).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "faces" / place).write_bytes(b"")
+    for person in range(4):
+        for shot in range(2):
+            (tmp_path / f"frames/p{person}").mkdir(parents=True, exist_ok=True)
+            (tmp_path / f"frames/p{person}/{shot}.jpg").write_bytes(b"")
+    (tmp_path / "pairs.txt").write_text(LFW)
+    (tmp_path / "splits.txt").write_text(YTF)
+    images = [bytes([person, shot]) for i in range(20) for person, shot in ((i, 0), (i + i % 2, 1))]
+    (tmp_path / "set.bin").write_bytes(pickle.dumps((images, [i % 2 == 0 for i in range(20)])))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "images", "printed"),
+    [
+        (["lfw", "pairs.txt"], "faces", "4 pairs (2 same, 2 different) of 4 images in 2 folds"),
+        (["ytf", "splits.txt"], "faces", "4 pairs (2 same, 2 different) of 4 images in 2 folds"),
+        (["bin", "set.bin", "--images", "set"], "set", "20 pairs (10 same, 10 different)"),
+        (["folder", "frames", "--folds", "2", "--size", "1"], "frames", "4 pairs (2 same, 2 different)"),
+    ],
+)
+def test_every_protocol_becomes_a_pairs_file(
+    scene: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], images: str, printed: str
+) -> None:
+    kind, source, *options = arguments
+    assert run_stage(kind, source, "out.tsv", *options) == 0
+    assert printed in capsys.readouterr().out
+    assert len(read_pairs(scene / "out.tsv", scene / images).same) == int(printed.split(maxsplit=1)[0])
+
+
+def test_a_fault_is_one_line(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_stage("lfw", "splits.txt", "out.tsv") == 1
+    assert run_stage("bin", "pairs.txt", "out.tsv", "--images", "set") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["pairs", "pairs"]
+    assert not (scene / "out.tsv").exists()
