@@ -80,6 +80,8 @@ METRICS = (
     Metric("step", "gauge", "Optimizer steps since the run began, resumes included."),
     Metric("epoch", "gauge", "Passes over the data since the run began, with the fraction of the current one."),
     Metric("loss", "gauge", "Mean loss of the latest global batch."),
+    Metric("target_cosine", "gauge", "Mean cosine of a sample to its own class in the latest global batch."),
+    Metric("embedding_norm", "gauge", "Mean length of an embedding in the latest global batch."),
     Metric("margin_lambda", "gauge", "Annealing weight of the margin at the latest step; small means full margin."),
     Metric("learning_rate", "gauge", "Learning rate of the latest step."),
     Metric("global_samples_per_second", "gauge", "Samples a second over all ranks, smoothed by the loop."),
@@ -191,20 +193,21 @@ class Telemetry:
             return None
         return int(self._server[0].server_port)
 
-    def announce(self, folder: Path, reachable_at: str = "127.0.0.1") -> Path:
+    def announce(self, folder: Path) -> Path:
         """Write `folder/<job>-<rank>.json`, by which Prometheus finds this endpoint (``file_sd_configs``).
 
-        `close` removes it, and a killed process leaves it: so Prometheus sees a lost rank as a target that is down,
-        and a finished run as no target at all.
+        It names the address served on, or `host` where that is every address of the machine.
 
         Raises:
             RuntimeError: before `serve` has started an endpoint.
         """
         if self._server is None:
             raise RuntimeError("telemetry: got announce without an endpoint, wanted serve first")
+        address, port = str(self._server[0].server_address[0]), self._server[0].server_port
+        reachable = self.labels["host"] if address in ("0.0.0.0", "::") else address
+        target = {"targets": [f"{reachable}:{port}"], "labels": self.labels}
         folder.mkdir(parents=True, exist_ok=True)
-        target = {"targets": [f"{reachable_at}:{self._server[0].server_port}"], "labels": self.labels}
-        # A job's name may hold slashes; one folder serves all jobs, since file_sd matches within a folder only.
+        # A job's name may hold slashes.
         self._target = folder / f"{quote(self.labels['job'], safe='')}-{self.labels['rank']}.json"
         # Prometheus watches the folder: it must never read half a file.
         aside = self._target.with_suffix(".tmp")
@@ -212,17 +215,27 @@ class Telemetry:
         aside.replace(self._target)
         return self._target
 
-    def close(self) -> None:
-        """Withdraw the announcement and stop the endpoint and its thread; twice is harmless."""
-        if self._target is not None:
+    def close(self, finished: bool = True) -> None:
+        """Stop the endpoint and its thread; twice is harmless.
+
+        The announcement goes only when the rank has `finished`: one that failed leaves it, as a killed one does, so
+        that Prometheus sees a target that is down and raises RankGone, and a run that ended well as no target.
+        """
+        if self._target is not None and finished:
             self._target.unlink(missing_ok=True)
-            self._target = None
+        self._target = None
         if self._server is not None:
             server, thread = self._server
             server.shutdown()
             server.server_close()
             thread.join()
             self._server = None
+
+    def __enter__(self) -> Telemetry:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(finished=kind is None)
 
 
 def _resident_bytes() -> float:

@@ -150,6 +150,26 @@ def test_prometheus_finds_the_endpoint_until_it_is_closed(telemetry: Telemetry, 
     assert not file.exists()
 
 
+def test_an_endpoint_on_every_address_is_found_under_the_hosts_name(telemetry: Telemetry, tmp_path: Path) -> None:
+    port = telemetry.serve(0, "0.0.0.0")
+    assert json.loads(telemetry.announce(tmp_path).read_text())[0]["targets"] == [f"node-1:{port}"]
+
+
+def test_a_rank_that_fails_stays_announced(tmp_path: Path) -> None:
+    def run(error: Exception | None) -> list[str]:
+        with Telemetry(rank=3, host="node-1", job="demo") as telemetry:
+            telemetry.serve(0)
+            telemetry.announce(tmp_path)
+            if error:
+                raise error
+        return [p.name for p in tmp_path.iterdir()]
+
+    assert run(None) == []
+    with pytest.raises(ValueError, match="not finite"):
+        run(ValueError("not finite"))
+    assert [p.name for p in tmp_path.iterdir()] == ["demo-3.json"]
+
+
 def test_misuse_names_what_is_wanted(telemetry: Telemetry) -> None:
     with pytest.raises(ValueError, match=r"metric: got 'los', wanted one of ranks, step,"):
         telemetry.set("los", 1)

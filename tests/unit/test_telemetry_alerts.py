@@ -18,6 +18,8 @@ from cluster.telemetry import METRICS, PREFIX, Telemetry
 
 MONITORING = Path(__file__).parents[2] / "cluster" / "monitoring"
 RULES = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"][0]["rules"]
+ALERTS = [rule for rule in RULES if "alert" in rule]
+RECORDED = {rule["record"] for rule in RULES if "record" in rule}
 
 needs_promtool = pytest.mark.skipif(
     not shutil.which("promtool"), reason="needs promtool (Debian: apt-get install prometheus)"
@@ -35,9 +37,10 @@ def exposed_names() -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+@pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
 def test_an_alert_reads_metrics_that_exist_and_says_what_to_do(rule: dict[str, Any]) -> None:
-    assert set(re.findall(rf"{PREFIX}\w+", rule["expr"])) <= exposed_names()
+    assert set(re.findall(rf"(?<!:){PREFIX}\w+", rule["expr"])) <= exposed_names()
+    assert set(re.findall(rf"rank:{PREFIX}[\w:]+", rule["expr"])) <= RECORDED
     runbook = rule["annotations"]["runbook"]
     documented = {metric.name for metric in METRICS}
     assert {name.removeprefix(PREFIX) for name in re.findall(rf"{PREFIX}\w+", runbook)} <= documented
@@ -46,9 +49,14 @@ def test_an_alert_reads_metrics_that_exist_and_says_what_to_do(rule: dict[str, A
     assert rule["labels"]["severity"] in {"page", "ticket"}
 
 
+def test_a_recorded_series_reads_metrics_that_exist() -> None:
+    for rule in RULES:
+        assert set(re.findall(rf"(?<!:){PREFIX}\w+", rule["expr"])) <= exposed_names()
+
+
 def test_every_alert_is_made_to_fire() -> None:
     fired = set(re.findall(r'firing", alertname="(\w+)"', (MONITORING / "alerts_test.yml").read_text()))
-    assert fired == {rule["alert"] for rule in RULES}
+    assert fired == {rule["alert"] for rule in ALERTS}
 
 
 @needs_promtool
@@ -72,11 +80,10 @@ def test_promtool_finds_no_fault_in_what_is_exposed() -> None:
 
 @pytest.fixture
 def prometheus(tmp_path: Path) -> Iterator[str]:
-    """A real Prometheus on the shipped files, with its targets in tmp_path/runs/targets; its base URL."""
-    folder = tmp_path / "cluster" / "monitoring"
-    shutil.copytree(MONITORING, folder)
-    config = folder / "prometheus.yml"
-    config.write_text(config.read_text().replace("5s", "200ms"))
+    """A real Prometheus on the shipped files copied to tmp_path, a run's folder; its base URL."""
+    shutil.copy(MONITORING / "alerts.yml", tmp_path)
+    config = tmp_path / "prometheus.yml"
+    config.write_text((MONITORING / "prometheus.yml").read_text().replace("5s", "200ms"))
     log = tmp_path / "log"
     with log.open("w") as stream:
         process = subprocess.Popen(
@@ -117,15 +124,12 @@ def test_prometheus_finds_ranks_keeps_their_labels_and_sees_one_go(prometheus: s
     for rank, telemetry in enumerate(ranks):
         telemetry.set("loss", 1.5 + rank)
         telemetry.serve(0)
-        telemetry.announce(tmp_path / "runs" / "targets")
+        telemetry.announce(tmp_path / "targets")
     found = wait_for(lambda: len(got := query(prometheus, "spherescale_loss")) == 2 and got)
     losses = {(labels["job"], labels["rank"], labels["host"]): value for labels, value in found}
     assert losses == {("a/b", "0", "h0"): 1.5, ("a/b", "1", "h1"): 2.5}
 
-    announcement = next((tmp_path / "runs" / "targets").glob("*-1.json"))
-    text = announcement.read_text()
-    ranks[1].close()
-    announcement.write_text(text)  # as a killed process leaves it
+    ranks[1].close(finished=False)
     down = wait_for(lambda: query(prometheus, 'up{rank!=""} == 0'))
     assert [(labels["job"], labels["rank"], labels["host"]) for labels, _ in down] == [("a/b", "1", "h1")]
 
