@@ -12,7 +12,7 @@ DEMO = next(p for p in RECIPES if p.stem == "demo")
 FAULTS = {
     "optimizer.learnig_rate=0.1": "optimizer.learnig_rate: unknown key; did you mean learning_rate?",
     "head.zzz=1": "head.zzz: unknown key; wanted one of margin, m,",
-    "optimizer.learning_rate=1e-1": 'optimizer.learning_rate: got "1e-1", wanted a valid number (YAML reads
+    "optimizer.learning_rate=1e-1": 'optimizer.learning_rate: got "1e-1", wanted a valid number (YAML reads 1e-1 as',
     "optimizer.learning_rate=-1": "optimizer.learning_rate: got -1, wanted greater than 0",
     "optimizer.steps=1.5": "optimizer.steps: got 1.5, wanted a valid integer",
     "data.mirror=1": "data.mirror: got 1, wanted a valid boolean",
