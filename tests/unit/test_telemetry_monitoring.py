@@ -1,19 +1,21 @@
 """The monitoring files against the table of metrics, promtool, and a real Prometheus."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from cluster.monitoring.panels import PANELS
 from cluster.telemetry import METRICS, PREFIX, Telemetry
 
 MONITORING = Path(__file__).parents[2] / "cluster" / "monitoring"
@@ -37,21 +39,27 @@ def exposed_names() -> set[str]:
     return names
 
 
+def unknown_names(expression: str) -> set[str]:
+    """Metrics and recorded series that a query reads and nothing writes."""
+    recorded = set(re.findall(rf"rank:{PREFIX}[\w:]+", expression))
+    exposed = set(re.findall(rf"(?<!:){PREFIX}\w+", expression))
+    return (recorded - RECORDED) | (exposed - exposed_names())
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.get("alert") or rule["record"])
+def test_a_rule_reads_what_exists(rule: dict[str, Any]) -> None:
+    assert unknown_names(rule["expr"]) == set()
+    assert unknown_names("spherescale_los + rank:spherescale_nothing:rate5m") != set()
+
+
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
-def test_an_alert_reads_metrics_that_exist_and_says_what_to_do(rule: dict[str, Any]) -> None:
-    assert set(re.findall(rf"(?<!:){PREFIX}\w+", rule["expr"])) <= exposed_names()
-    assert set(re.findall(rf"rank:{PREFIX}[\w:]+", rule["expr"])) <= RECORDED
+def test_an_alert_says_what_to_do(rule: dict[str, Any]) -> None:
     runbook = rule["annotations"]["runbook"]
     documented = {metric.name for metric in METRICS}
     assert {name.removeprefix(PREFIX) for name in re.findall(rf"{PREFIX}\w+", runbook)} <= documented
     assert rule["annotations"]["summary"]
     assert "1. " in runbook
     assert rule["labels"]["severity"] in {"page", "ticket"}
-
-
-def test_a_recorded_series_reads_metrics_that_exist() -> None:
-    for rule in RULES:
-        assert set(re.findall(rf"(?<!:){PREFIX}\w+", rule["expr"])) <= exposed_names()
 
 
 def test_every_alert_is_made_to_fire() -> None:
@@ -103,10 +111,10 @@ def prometheus(tmp_path: Path) -> Iterator[str]:
         process.wait()
 
 
-def wait_for(ready: Any) -> Any:
+def wait_for(ready: Callable[[], Any], missing: object = "") -> Any:
     deadline = time.monotonic() + 60  # a hang becomes a failure
     while not (result := ready()):
-        assert time.monotonic() < deadline, "Prometheus did not get there"
+        assert time.monotonic() < deadline, f"Prometheus did not get there: {missing}"
         time.sleep(0.1)
     return result
 
@@ -135,3 +143,58 @@ def test_prometheus_finds_ranks_keeps_their_labels_and_sees_one_go(prometheus: s
 
     ranks[0].close()
     wait_for(lambda: len(query(prometheus, "up")) == 1)  # ended well: no target, no alert
+
+
+def test_every_metric_is_looked_at_by_a_panel_or_an_alert() -> None:
+    looked_at = " ".join(
+        [query for group in PANELS.values() for panel in group for query, _ in panel.queries]
+        + [rule["expr"] for rule in RULES]
+    )
+    # Memory now and the time of the last save are shown as the peak and as the age.
+    elsewhere = {"gpu_allocated_bytes", "checkpoint_timestamp_seconds", "rank_samples_per_second"}
+    assert {m.name for m in METRICS if not re.search(rf"{PREFIX}{m.name}\b|{PREFIX}{m.name}_", looked_at)} == elsewhere
+
+
+def test_the_committed_dashboards_are_current() -> None:
+    dashboards = pytest.importorskip("cluster.monitoring.dashboards", reason="needs grafana-foundation-sdk")
+    assert {path.stem for path in dashboards.FOLDER.glob("*.json")} == set(PANELS)
+    for group in PANELS:
+        committed = (dashboards.FOLDER / f"{group}.json").read_text()
+        assert committed == dashboards.build(group), "run: python -m cluster.monitoring.dashboards"
+
+
+def test_a_dashboard_holds_its_panels() -> None:
+    for group, panels in PANELS.items():
+        board = json.loads((MONITORING / "grafana" / f"{group}.json").read_text())
+        assert [panel["title"] for panel in board["panels"]] == [panel.title for panel in panels]
+        for drawn, panel in zip(board["panels"], panels, strict=True):
+            assert [target["expr"].replace("$__rate_interval", "$window") for target in drawn["targets"]] == [
+                query for query, _ in panel.queries
+            ]
+            assert len({target["refId"] for target in drawn["targets"]}) == len(panel.queries)
+
+
+@needs_prometheus
+def test_every_panel_has_data_from_two_ranks(prometheus: str, tmp_path: Path) -> None:
+    ranks = [Telemetry(rank=rank, host=f"h{rank}", job="a/b") for rank in range(2)]
+    for telemetry in ranks:
+        telemetry.serve(0)
+        telemetry.announce(tmp_path / "targets")
+    queries = [query for group in PANELS.values() for panel in group for query, _ in panel.queries]
+    empty = set(queries)
+
+    def train_and_look() -> bool:
+        for telemetry in ranks:
+            telemetry.observe("step_seconds", 0.3)
+            telemetry.add("samples_total", 64)
+            telemetry.add("step_part_seconds_total", 0.3, "forward")
+            telemetry.checkpoint_saved(0.1)
+        for query_text in sorted(empty):
+            got = query(prometheus, query_text.replace("$job", "a/b").replace("$window", "5s"))
+            if got and all(math.isfinite(value) for _, value in got):
+                empty.discard(query_text)
+        return not empty
+
+    wait_for(train_and_look, missing=empty)
+    for telemetry in ranks:
+        telemetry.close()

@@ -1,0 +1,69 @@
+"""Grafana dashboards from the table of panels, one a group: ``python -m cluster.monitoring.dashboards``.
+
+The JSON is committed, so that only who changes a panel needs ``grafana-foundation-sdk``; a test holds it current.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from grafana_foundation_sdk.builders import common, dashboard, heatmap, prometheus, timeseries
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.common import ScaleDistribution, StackingMode
+from grafana_foundation_sdk.models.dashboard import DataSourceRef, VariableRefresh
+
+from cluster.monitoring.panels import PANELS, Panel
+
+FOLDER = Path(__file__).parent / "grafana"
+TITLES = {"run": "Run", "ranks": "Ranks", "data": "Data", "head": "Head and loss", "checkpoints": "Checkpoints"}
+
+_UNITS = {"seconds": "s", "bytes": "bytes", "share": "percentunit", "": "short"}
+_SOURCE = DataSourceRef(type_val="prometheus", uid="$datasource")
+
+
+def build(group: str) -> str:
+    """The dashboard of a group of panels, as JSON."""
+    board = (
+        dashboard.Dashboard(f"spherescale: {TITLES[group]}")
+        .uid(f"spherescale-{group}")
+        .tags(["spherescale"])
+        .refresh("10s")
+        .time("now-1h", "now")
+        .with_variable(dashboard.DatasourceVariable("datasource").type("prometheus").label("Prometheus"))
+        .with_variable(
+            dashboard.QueryVariable("job")
+            .label("Run")
+            .datasource(_SOURCE)
+            .query("label_values(spherescale_step, job)")
+            .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+        )
+    )
+    for panel in PANELS[group]:
+        board = board.with_panel(_chart(panel))
+    return JSONEncoder(sort_keys=True, indent=1).encode(board.build()) + "\n"
+
+
+def _chart(panel: Panel) -> Any:
+    # The SDK's builders share these methods but no type that has them.
+    chart: Any = heatmap.Panel() if panel.kind == "heatmap" else timeseries.Panel()
+    if panel.kind == "stack":
+        chart.stacking(common.StackingConfig().mode(StackingMode.NORMAL)).fill_opacity(40)
+    if panel.logarithmic:
+        chart.scale_distribution(common.ScaleDistributionConfig().type(ScaleDistribution.LOG).log(10))
+    chart.title(panel.title).description(panel.about).unit(_UNITS[panel.unit]).datasource(_SOURCE).span(12).height(8)
+    for letter, (expression, legend) in zip("ABCD", panel.queries, strict=False):
+        query = prometheus.Dataquery().expr(expression.replace("$window", "$__rate_interval")).legend_format(legend)
+        chart.with_target(query.ref_id(letter).range())
+    return chart
+
+
+def write_all() -> None:
+    """Write every dashboard to `FOLDER`."""
+    FOLDER.mkdir(exist_ok=True)
+    for group in PANELS:
+        (FOLDER / f"{group}.json").write_text(build(group))
+
+
+if __name__ == "__main__":
+    write_all()

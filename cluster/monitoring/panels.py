@@ -1,0 +1,173 @@
+"""The panels of a run as data: what is worth looking at, in five groups, each with its queries.
+
+Whatever shows a run reads this table. In a query ``$job`` stands for the run's name and ``$window`` for the time to
+take rates over, a few scrapes long.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart.
+
+    Args:
+        title: what it shows.
+        about: how to read it, for a person.
+        queries: PromQL and the legend of its series, ``{{label}}`` filled in from the series.
+        unit: of the values: "seconds", "bytes", "share" (of 1) or "" for plain numbers.
+        kind: "lines", "stack" where the series add up, or "heatmap" with a row a series.
+        logarithmic: for what spans decades.
+    """
+
+    title: str
+    about: str
+    queries: tuple[tuple[str, str], ...]
+    unit: Literal["seconds", "bytes", "share", ""] = ""
+    kind: Literal["lines", "stack", "heatmap"] = "lines"
+    logarithmic: bool = False
+
+
+_JOB = '{job="$job"}'
+_PARTS = f"spherescale_step_part_seconds_total{_JOB}"
+_OWN = f"rank:spherescale_own_work:rate5m{_JOB}"
+_STEPS = f"rate(spherescale_step_seconds_count{_JOB}[$window])"
+
+
+def _gauge(name: str, legend: str, across: str = "max") -> tuple[tuple[str, str], ...]:
+    """A value that every rank reports alike."""
+    return ((f"{across}(spherescale_{name}{_JOB})", legend),)
+
+
+def _share_of(part: str) -> str:
+    series = f'spherescale_step_part_seconds_total{{job="$job", part="{part}"}}'
+    return f"sum by (rank, host) (rate({series}[$window]))"
+
+
+def _by_rank(expression: str) -> tuple[tuple[str, str], ...]:
+    return ((expression, "rank {{rank}} on {{host}}"),)
+
+
+PANELS: dict[str, tuple[Panel, ...]] = {
+    "run": (
+        Panel("Loss", "Mean over the global batch.", _gauge("loss", "loss")),
+        Panel("Samples a second", "All ranks together.", _gauge("global_samples_per_second", "samples/s")),
+        Panel(
+            "Step time",
+            "A tail far above the median is a stall: a checkpoint, a slow read, a slow rank.",
+            tuple(
+                (
+                    f"histogram_quantile({q}, sum by (le) (rate(spherescale_step_seconds_bucket{_JOB}[$window])))",
+                    legend,
+                )
+                for q, legend in ((0.5, "median"), (0.99, "99%"))
+            ),
+            "seconds",
+        ),
+        Panel(
+            "Where a step's time goes",
+            "Mean over ranks. Communication holds the waiting for slower ranks.",
+            ((f"sum by (part) (rate({_PARTS}[$window])) / scalar(sum({_STEPS}))", "{{part}}"),),
+            "seconds",
+            "stack",
+        ),
+        Panel("Epoch", "Passes over the data.", _gauge("epoch", "epoch")),
+        Panel(
+            "Ranks that answer",
+            "Below the line: see the alert RankGone.",
+            ((f"sum(up{_JOB})", "up"), *_gauge("ranks", "started with")),
+        ),
+    ),
+    "ranks": (
+        Panel(
+            "Own work by rank",
+            "Seconds of work a second, without the waiting for others. One bright row is the straggler.",
+            _by_rank(_OWN),
+            kind="heatmap",
+        ),
+        Panel(
+            "Slowest over median rank",
+            "1 is even; the alert Straggler begins at 1.2.",
+            ((f"max({_OWN}) / quantile(0.5, {_OWN})", "slowest / median"),),
+        ),
+        Panel(
+            "Communication by rank",
+            "The rank with the least is the one that the others wait for.",
+            _by_rank(_share_of("communication")),
+            "share",
+        ),
+        Panel(
+            "Resident memory", "Of each rank's process.", _by_rank(f"spherescale_resident_memory_bytes{_JOB}"), "bytes"
+        ),
+        Panel(
+            "Peak GPU memory",
+            "Most bytes in tensors so far.",
+            _by_rank(f"spherescale_gpu_peak_allocated_bytes{_JOB}"),
+            "bytes",
+        ),
+    ),
+    "data": (
+        Panel(
+            "Waiting for data",
+            "Share of a rank's time. Above a tenth: see the alert DataStarvation.",
+            _by_rank(_share_of("data_wait")),
+            "share",
+        ),
+        Panel("Batches ready", "0 means that the loop waits.", _by_rank(f"spherescale_prefetch_batches{_JOB}")),
+        Panel("Samples a second by rank", "", _by_rank(f"rate(spherescale_samples_total{_JOB}[$window])")),
+        Panel(
+            "Undecodable samples",
+            "Share of the samples read on a host.",
+            (
+                (
+                    f"sum by (host) (rate(spherescale_decode_failures_total{_JOB}[$window]))"
+                    f" / sum by (host) (rate(spherescale_samples_total{_JOB}[$window]))",
+                    "{{host}}",
+                ),
+            ),
+            "share",
+        ),
+    ),
+    "head": (
+        Panel("Loss", "Mean over the global batch.", _gauge("loss", "loss"), logarithmic=True),
+        Panel(
+            "Cosine to the own class",
+            "Rises as training works. Flat near 0 while lambda has fallen: the margin came too early.",
+            _gauge("target_cosine", "mean cosine"),
+        ),
+        Panel(
+            "Margin's lambda",
+            "Large: plain softmax; at its floor: the full margin.",
+            _gauge("margin_lambda", "lambda"),
+            logarithmic=True,
+        ),
+        Panel("Embedding length", "Mean of the latest batch.", _gauge("embedding_norm", "mean length")),
+        Panel("Learning rate", "", _gauge("learning_rate", "learning rate"), logarithmic=True),
+        Panel("Steps dropped", "Because a value was not finite.", _gauge("skipped_steps_total", "steps")),
+    ),
+    "checkpoints": (
+        Panel(
+            "Age of the last checkpoint",
+            "What a crash now would lose.",
+            _gauge("checkpoint_age_seconds", "age", "min"),
+            "seconds",
+        ),
+        Panel(
+            "Time to save",
+            "Mean of the saves within the hour.",
+            (
+                (
+                    f"sum(increase(spherescale_checkpoint_save_seconds_sum{_JOB}[1h]))"
+                    f" / sum(increase(spherescale_checkpoint_save_seconds_count{_JOB}[1h]))",
+                    "mean",
+                ),
+            ),
+            "seconds",
+        ),
+        Panel("Step", "Falls back to the last checkpoint when the run is started again.", _gauge("step", "step")),
+        Panel("Restarts", "", _gauge("restarts_total", "restarts")),
+    ),
+}
