@@ -1,66 +1,174 @@
-"""Stage 1: aligned faces to shards. `python stages/shard.py SRC OUT`."""
+"""Stage 1: aligned faces to shards, and what one does with shards.
+
+python stages/shard.py SRC OUT              write the shards of SRC (the same as `make SRC OUT`)
+python stages/shard.py verify SET           compare a set with its manifest
+python stages/shard.py subset SET OUT ...   some people or fewer images, without copying
+python stages/shard.py merge SET ... OUT    several sets as one, without copying
+"""
 
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
+import numpy as np
 from tqdm import tqdm
 
+from pipeline.shards import selection
 from pipeline.shards.build import make_shards
+from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.plan import make_plan
 from pipeline.shards.sources.detect import open_source
+from pipeline.shards.verify import verify
+from pipeline.shards.views import merge, read_identities, select
+
+CPUS = len(os.sched_getaffinity(0))
 
 
 def main() -> int:
-    """Parse, list, plan, write; every fault of the input is one line and exit code 1."""
-    args = _parser().parse_args()
+    """Run one command; every fault of the input is one line and exit code 1."""
+    words = sys.argv[1:]
+    # `SRC OUT` alone is the common case; a source that is called like a command is written ./verify.
+    args = _parser().parse_args(words if words and words[0] in {*COMMANDS, "-h", "--help"} else ["make", *words])
     # The progress bar's monitor thread must not be there when the workers are forked.
     tqdm.monitor_interval = 0
     try:
-        manifest = _shard(args)
+        code: int = args.run(args)
     except ShardError as error:
         print(f"shard: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"shard: stopped; run the same command again to go on in {args.out}", file=sys.stderr)
+        print("shard: stopped; run the same command again to go on", file=sys.stderr)
         return 130
-    if manifest is None:
-        print(f"{args.out}: part {args.part[0]}/{args.part[1]} is done, the set is not: wanted the other parts too")
-        return 0
-    size = sum(tar.bytes for tar in manifest.tars) / 1e6
-    print(
-        f"{args.out}: {manifest.samples:,} samples of {manifest.identities:,} identities, "
-        f"{manifest.image_height}x{manifest.image_width}, in {len(manifest.tars):,} tars ({size:,.1f} MB); "
-        f"{manifest.set_aside:,} files set aside" + (" (rejected.tsv)" if manifest.set_aside else "")
-    )
-    return 0
+    return code
 
 
-def _shard(args: argparse.Namespace) -> Manifest | None:
+def _make(args: argparse.Namespace) -> int:
     if args.out.resolve().is_relative_to(args.src.resolve()):
         raise ShardError(f"{args.out}: lies inside {args.src}, wanted a folder outside it")
     source = open_source(args.src)
     plan = make_plan(source, args.out, seed=args.seed, samples_per_tar=args.samples_per_tar, size=args.size)
-    with tqdm(total=len(source.labels), unit=" images", smoothing=0.1, disable=None) as bar:
-        return make_shards(plan, workers=args.workers, part=args.part, progress=bar.update)
+    with _bar(len(source.labels)) as bar:
+        manifest = make_shards(plan, workers=args.workers, part=args.part, progress=bar.update)
+    if manifest is None:
+        print(f"{args.out}: part {args.part[0]}/{args.part[1]} is done, the set is not: wanted the other parts too")
+    else:
+        _say(args.out, manifest)
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    manifest = Manifest.load(args.set)
+    with _bar(manifest.samples) as bar:
+        faults = verify(args.set, decode_every=args.decode_every, workers=args.workers, progress=bar.update)
+    for file, what in faults:
+        print(f"{file}: {what}")
+    print(f"{args.set}: {manifest.samples:,} samples in {len(manifest.tars):,} tars, {len(faults):,} faults")
+    return 1 if faults else 0
+
+
+def _subset(args: argparse.Namespace) -> int:
+    manifest = Manifest.load(args.set)
+    labels = open_index(args.set, manifest)["label"]
+    names = np.array(read_identities(args.set, manifest))
+    keep = np.ones(len(labels), bool)
+    if args.keep:
+        keep &= selection.of_identities(labels, np.isin(names, _names(args.keep, names)))
+    if args.drop:
+        keep &= ~selection.of_identities(labels, np.isin(names, _names(args.drop, names)))
+    if args.people:
+        keep &= selection.of_some_people(labels, len(names), args.people, args.seed)
+    if args.min_images:
+        keep &= selection.with_at_least(labels, args.min_images)
+    if args.max_images:
+        keep &= selection.at_most_each(labels, args.max_images)
+    _say(args.out, select(args.set, args.out, keep, kind="subset"))
+    return 0
+
+
+def _names(file: Path, known: "np.ndarray[tuple[int], np.dtype[np.str_]]") -> list[str]:
+    """Names of a file, one a line; one that is not in the set is more likely a slip than meant."""
+    try:
+        wanted = [line for line in file.read_text().splitlines() if line]
+    except OSError as error:
+        raise ShardError(f"{file}: {error.strerror}") from error
+    strange = sorted(set(wanted) - set(known.tolist()))
+    if strange:
+        raise ShardError(f"{file}: {len(strange)} names are not in identities.txt, the first {strange[0]!r}")
+    return wanted
+
+
+def _merge(args: argparse.Namespace) -> int:
+    _say(args.out, merge(args.sets, args.out, same_people=args.same_people))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "make": _make,
+    "verify": _verify,
+    "subset": _subset,
+    "merge": _merge,
+}
+
+
+def _say(out: Path, manifest: Manifest) -> None:
+    size = sum(tar.bytes for tar in manifest.tars) / 1e6
+    print(
+        f"{out}: {manifest.samples:,} samples of {manifest.identities:,} identities, "
+        f"{manifest.image_height}x{manifest.image_width}, in {len(manifest.tars):,} tars ({size:,.1f} MB); "
+        f"{manifest.set_aside:,} files set aside" + (" (rejected.tsv)" if manifest.set_aside else "")
+    )
+
+
+def _bar(total: int) -> "tqdm[NoReturn]":
+    return tqdm(total=total, unit=" images", smoothing=0.1, disable=None)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, summary: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=summary, description=summary)
+        one.set_defaults(run=COMMANDS[name])
+        return one
+
+    _add_make(command("make", "write the shards of a source"))
+
+    one = command("verify", "compare a set with its manifest: digests, indexes, labels, pixels")
+    one.add_argument("set", type=Path)
+    one.add_argument("--decode-every", type=_count, default=100, help="decode each N-th image, 1 for all (100)")
+    one.add_argument("--workers", type=_count, default=CPUS, help="processes (one a CPU)")
+
+    one = command("subset", "write a set of some people or fewer images over the same tars")
+    one.add_argument("set", type=Path)
+    one.add_argument("out", type=Path)
+    one.add_argument("--keep", type=Path, metavar="FILE", help="identities to keep, one a line")
+    one.add_argument("--drop", type=Path, metavar="FILE", help="identities to leave out, such as test people")
+    one.add_argument("--people", type=_count, help="so many identities, drawn by the seed")
+    one.add_argument("--min-images", type=_count, help="leave out identities with fewer images")
+    one.add_argument("--max-images", type=_count, help="so many images of each identity")
+    one.add_argument("--seed", type=int, default=0)
+
+    one = command("merge", "write one set over the tars of several")
+    one.add_argument("sets", type=Path, nargs="+")
+    one.add_argument("out", type=Path)
+    one.add_argument("--same-people", action="store_true", help="equal names are one person (else: folder/name)")
+    return parser
+
+
+def _add_make(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "src",
-        type=Path,
-        help="aligned faces: a folder of identity folders, of tars or with train.rec, or a list file",
+        "src", type=Path, help="aligned faces: a folder of identity folders, of tars or with train.rec, or a list file"
     )
     parser.add_argument("out", type=Path, help="folder for the shards; an unfinished one is gone on with")
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffle over the whole set (default 0)")
-    parser.add_argument("--samples-per-tar", type=int, default=10_000, help="the most a tar holds (default 10000)")
-    parser.add_argument("--size", type=_size, metavar="HxW", help="wanted image size (default: the first image's)")
-    parser.add_argument(
-        "--workers", type=_count, default=len(os.sched_getaffinity(0)), help="processes (default: one a CPU)"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffle over the whole set (0)")
+    parser.add_argument("--samples-per-tar", type=int, default=10_000, help="the most a tar holds (10000)")
+    parser.add_argument("--size", type=_size, metavar="HxW", help="wanted image size (the first image's)")
+    parser.add_argument("--workers", type=_count, default=CPUS, help="processes (one a CPU)")
     parser.add_argument(
         "--part",
         type=_part,
@@ -69,7 +177,6 @@ def _parser() -> argparse.ArgumentParser:
         help="write part I of N (from 0), on machines that share OUT: "
         "srun bash -c 'python stages/shard.py SRC OUT --part $SLURM_PROCID/$SLURM_NTASKS'",
     )
-    return parser
 
 
 def _part(text: str) -> tuple[int, int]:

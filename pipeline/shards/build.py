@@ -6,7 +6,7 @@ that are missing, and the bytes are the same whatever happened on the way.
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -85,7 +85,7 @@ def _finish(plan: Plan) -> Manifest:
     # Labels are in the tars by now, so such an identity stays as a class without samples.
     set_aside += [SetAside(plan.source.identities[label], "identity left empty") for label in np.where(images == 0)[0]]
     samples = int(images.sum())
-    write_file(plan.folder / REJECTED_NAME, _table(set_aside))
+    write_file(plan.folder / REJECTED_NAME, rejected_table(set_aside))
     if not samples:
         raise ShardError(f"{plan.folder}: every file was set aside; see {REJECTED_NAME} for the reasons")
     identities = "".join(f"{name}\n" for name in plan.source.identities).encode()
@@ -107,7 +107,7 @@ def _finish(plan: Plan) -> Manifest:
     return manifest
 
 
-def _table(set_aside: list[SetAside]) -> bytes:
+def rejected_table(set_aside: Sequence[SetAside]) -> bytes:
     """`rejected.tsv`: path and reason, sorted, one file a line whatever its name holds."""
     lines = (f"{path.translate(_ESCAPES)}\t{reason}\n" for path, reason in sorted(set_aside))
     # A path that is not UTF-8 shows the bytes that are not as \udc80 and so on.

@@ -64,9 +64,14 @@ def make_plan(source: Source, folder: Path, *, seed: int, samples_per_tar: int, 
     if samples_per_tar < 1:
         raise ShardError(f"samples per tar: got {samples_per_tar}, wanted at least 1")
     height, width = size or _first_size(source)
-    made = Made(source.kind, source.digest(), seed, samples_per_tar, f"spherescale {version('spherescale')}")
+    made = Made(source.kind, source.digest(), seed, samples_per_tar, tool_version())
     samples = len(source.labels)
     return Plan(source, folder, made, height, width, permutation(samples, seed), cut(samples, samples_per_tar))
+
+
+def tool_version() -> str:
+    """Name and version of this software, as the manifest keeps it."""
+    return f"spherescale {version('spherescale')}"
 
 
 def claim_folder(plan: Plan) -> Manifest | None:

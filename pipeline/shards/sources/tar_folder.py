@@ -9,7 +9,7 @@ import json
 import os
 import tarfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -23,7 +23,7 @@ from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.list_file import number_names
 from pipeline.shards.tars import BLOCK
 
-IMAGES = {"jpg", "jpeg", "png"}
+IMAGES = ("jpg", "jpeg", "png")
 # Where the payloads of a sample lie; sizes in bytes, 0 where there is no JSON.
 PLACE = np.dtype([("tar", "<u4"), ("image", "<u8"), ("image_size", "<u4"), ("json", "<u8"), ("json_size", "<u4")])
 
@@ -35,6 +35,20 @@ class Member(NamedTuple):
     extension: str
     offset: int
     size: int
+
+
+NOTHING = Member("", "", 0, 0)
+
+
+class TarSample(NamedTuple):
+    """One sample of a tar; places and sizes in bytes, sizes 0 and label -1 where there is none."""
+
+    stem: str
+    label: int
+    image: int
+    image_size: int
+    json: int
+    json_size: int
 
 
 @dataclass(frozen=True)
@@ -97,10 +111,14 @@ def open_tars(folder: Path) -> TarSource:
     labels = array("q")
     set_aside: list[SetAside] = []
     for number, tar in enumerate(tars):
-        rows: list[tuple[int, int, int, int, int]] = []
-        for place, label in _samples(folder / tar, set_aside):
-            rows.append((number, *place))
-            labels.append(label)
+        rows: list[tuple[int, ...]] = []
+        with (folder / tar).open("rb") as file:
+            for sample in samples_of(file, _members(folder / tar, file, set_aside)):
+                if sample.label < 0:
+                    set_aside.append(SetAside(f"{tar}:{sample.stem}", "wanted a whole image and a number as .cls"))
+                    continue
+                rows.append((number, *sample[2:]))
+                labels.append(sample.label)
         places.append(np.array(rows, PLACE))
     if not labels:
         raise ShardError(f"{folder}: got {len(tars)} tars without labelled images, wanted .jpg or .png with .cls")
@@ -109,36 +127,41 @@ def open_tars(folder: Path) -> TarSource:
     return TarSource(folder, tars, identities, dense.astype(np.uint32), set_aside, np.concatenate(places))
 
 
-def _samples(path: Path, set_aside: list[SetAside]) -> Iterator[tuple[tuple[int, int, int, int], int]]:
-    """(image, its size, JSON, its size) and label of each sample of a tar; what is none is set aside."""
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        for stem, group in groupby(_members(path, file, set_aside), key=lambda member: member.stem):
-            parts = {member.extension.lower(): member for member in group}
-            image = next((parts[extension] for extension in IMAGES & parts.keys()), None)
-            label = _number(file, parts["cls"]) if "cls" in parts else -1
-            if image is None or label < 0 or image.offset + image.size > size:
-                set_aside.append(SetAside(f"{path.name}:{stem}", "wanted a whole image and a number as .cls"))
-                continue
-            text = parts.get("json", Member(stem, "json", 0, 0))
-            yield (image.offset, image.size, text.offset, text.size), label
+def samples_of(file: BinaryIO, members: Iterable[Member]) -> Iterator[TarSample]:
+    """Group members of an open tar by stem; a sample that is not whole has label -1."""
+    size = os.fstat(file.fileno()).st_size
+    for stem, group in groupby(members, key=lambda member: member.stem):
+        parts = {member.extension.lower(): member for member in group}
+        image = next((parts[extension] for extension in IMAGES if extension in parts), NOTHING)
+        text = parts.get("json", NOTHING)
+        whole = image.size and image.offset + image.size <= size and "cls" in parts
+        label = _number(file, parts["cls"]) if whole else -1
+        yield TarSample(stem, label, image.offset, image.size, text.offset, text.size)
 
 
-def _members(path: Path, file: BinaryIO, set_aside: list[SetAside]) -> Iterator[Member]:
-    """Regular files of a tar, from the DALI index beside it when there is one (ten times faster), else by walking."""
-    index = path.with_suffix(".idx")
-    if index.is_file():
-        yield from _indexed_members(index, file)
-        return
+def walk(file: BinaryIO) -> Iterator[Member]:
+    """Regular files of a tar by its headers.
+
+    Raises:
+        SetAsideError: the tar is damaged; what came before is good.
+    """
     try:
         with tarfile.open(fileobj=file) as tar:
             for info in tar:
                 if info.isreg():
-                    stem, extension = _split(info.name)
-                    yield Member(stem, extension, info.offset_data, info.size)
+                    yield Member(*_split(info.name), info.offset_data, info.size)
                 tar.members.clear()  # type: ignore[attr-defined]  # else memory grows with every member
     except tarfile.TarError as error:
-        set_aside.append(SetAside(path.name, f"damaged: {error}; the rest of the tar is left out"))
+        raise SetAsideError(f"damaged: {error}; the rest of the tar is left out") from error
+
+
+def _members(path: Path, file: BinaryIO, set_aside: list[SetAside]) -> Iterator[Member]:
+    """Members from the DALI index beside the tar when there is one (ten times faster), else by walking."""
+    index = path.with_suffix(".idx")
+    try:
+        yield from _indexed_members(index, file) if index.is_file() else walk(file)
+    except SetAsideError as error:
+        set_aside.append(SetAside(path.name, str(error)))
 
 
 def _indexed_members(index: Path, file: BinaryIO) -> Iterator[Member]:

@@ -1,0 +1,135 @@
+"""Sets made from sets without copying images: an index and a manifest of their own over the same tars.
+
+Selecting samples, taking identities out, joining sets and cleaning all come to this. The sets they are made from
+stay as they are, so every step is taken back by using the older set.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.shards.build import IDENTITIES_NAME, REJECTED_NAME, rejected_table
+from pipeline.shards.errors import ShardError
+from pipeline.shards.files import write_file
+from pipeline.shards.index import open_index, write_index
+from pipeline.shards.manifest import Manifest, TarEntry
+from pipeline.shards.plan import tool_version
+from pipeline.shards.sources import SetAside
+
+# Kinds of `made.source`: the labels of such a set are those of its index, not those in its tars.
+VIEWS = ("subset", "merge", "clean")
+
+
+def read_identities(folder: Path, manifest: Manifest) -> list[str]:
+    """Names in label order.
+
+    Raises:
+        ShardError: the file is not the manifest's.
+    """
+    path = folder / IDENTITIES_NAME
+    content = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != manifest.identities_sha256:
+        raise ShardError(f"{path}: got {'other names' if content else 'no file'}, wanted those of manifest.json")
+    return content.decode().split("\n")[:-1]
+
+
+def select(
+    folder: Path, out: Path, keep: NDArray[np.bool_], *, kind: str, set_aside: Sequence[SetAside] = ()
+) -> Manifest:
+    """Write to `out` the set of those samples of `folder` for which `keep` ([samples]) is true.
+
+    Identities without a sample get no label; the others keep their order. Tars are named relative to `out`, so the
+    folders must move together.
+
+    Raises:
+        ShardError: nothing is kept, or `out` is not new.
+    """
+    manifest = Manifest.load(folder)
+    names = read_identities(folder, manifest)
+    if not keep.any():
+        raise ShardError(f"{folder}: nothing is left of {len(keep)} samples")
+    rows = open_index(folder, manifest)[keep]
+    kept, rows["label"] = np.unique(rows["label"], return_inverse=True)
+    counts = np.add.reduceat(keep, manifest.first_rows[:-1], dtype=np.int64).tolist()
+    entries = zip(_entries(folder, manifest, out), counts, strict=True)
+    tars = [replace(entry, samples=count) for entry, count in entries if count]
+    choice = f"{manifest.digest} {hashlib.sha256(np.packbits(keep).tobytes()).hexdigest()}"
+    return _write(out, [manifest], kind, choice, [rows], [names[label] for label in kept.tolist()], tars, set_aside)
+
+
+def merge(folders: Sequence[Path], out: Path, *, same_people: bool) -> Manifest:
+    """Write to `out` the set of all samples of several sets, one after the other.
+
+    Equal names are one person when `same_people`; else names get their folder's in front, `ms1mv3/0001`, since
+    "0001" is someone else in every set.
+
+    Raises:
+        ShardError: images differ in size, two folders have one name, or `out` is not new.
+    """
+    manifests = [Manifest.load(folder) for folder in folders]
+    sizes = {(m.image_height, m.image_width) for m in manifests}
+    if len(sizes) > 1:
+        raise ShardError(f"merge: got images of {' and '.join(f'{h}x{w}' for h, w in sorted(sizes))}, wanted one size")
+    prefixes = ["" if same_people else f"{folder.resolve().name}/" for folder in folders]
+    if not same_people and len(set(prefixes)) < len(prefixes):
+        raise ShardError(f"merge: got folders named {', '.join(prefixes)} twice, wanted names that tell people apart")
+    names = [
+        [prefix + name for name in read_identities(folder, manifest)]
+        for prefix, folder, manifest in zip(prefixes, folders, manifests, strict=True)
+    ]
+    identities = sorted(set().union(*names))
+    label_of = {name: label for label, name in enumerate(identities)}
+    pieces = []
+    for folder, manifest, own in zip(folders, manifests, names, strict=True):
+        rows = np.array(open_index(folder, manifest))
+        rows["label"] = np.array([label_of[name] for name in own], np.uint32)[rows["label"]]
+        pieces.append(rows)
+    tars = [
+        entry for folder, manifest in zip(folders, manifests, strict=True) for entry in _entries(folder, manifest, out)
+    ]
+    choice = " ".join([*(manifest.digest for manifest in manifests), *prefixes])
+    return _write(out, manifests, "merge", choice, pieces, identities, tars, [])
+
+
+def _entries(folder: Path, manifest: Manifest, out: Path) -> list[TarEntry]:
+    """The set's tars, named relative to another folder."""
+    place = os.path.relpath(folder.resolve(), out.resolve())
+    return [replace(tar, name=os.path.normpath(f"{place}/{tar.name}")) for tar in manifest.tars]
+
+
+def _write(
+    out: Path,
+    parents: Sequence[Manifest],
+    kind: str,
+    choice: str,
+    pieces: Sequence[NDArray[np.void]],
+    identities: Sequence[str],
+    tars: Sequence[TarEntry],
+    set_aside: Sequence[SetAside],
+) -> Manifest:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ShardError(f"{out}: is not empty, wanted a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    content = "".join(f"{name}\n" for name in identities).encode()
+    write_file(out / IDENTITIES_NAME, content)
+    write_file(out / REJECTED_NAME, rejected_table(set_aside))
+    samples = sum(map(len, pieces))
+    manifest = replace(
+        parents[0],
+        samples=samples,
+        identities=len(identities),
+        tars=tuple(tars),
+        identities_sha256=hashlib.sha256(content).hexdigest(),
+        index_sha256=write_index(out, pieces, samples),
+        set_aside=len(set_aside),
+        made=replace(
+            parents[0].made, source=kind, source_sha256=hashlib.sha256(choice.encode()).hexdigest(), tool=tool_version()
+        ),
+    )
+    manifest.save(out)
+    return manifest
