@@ -36,32 +36,27 @@ def embed(backbone: nn.Module, batches: Iterable[torch.Tensor]) -> Iterator[torc
 
 
 def embed_files(
-    backbone: nn.Module,
-    folder: Path,
-    paths: Sequence[str],
-    decoder: Decoder,
-    progress: bool = False,
-) -> NDArray[np.float32]:
-    """Features `[N, 2D]` of the image files `paths` below `folder`; pixels go where the decoder puts them.
+    backbone: nn.Module, folder: Path, paths: Sequence[str], decoder: Decoder, progress: bool = False
+) -> Iterator[NDArray[np.float32]]:
+    """Features `[B, 2D]` of the image files `paths` below `folder`, in order, a decoder's batch at a time.
 
     Raises ValueError naming the file when one cannot be read or decoded at the decoder's size, or when its features
     have no direction: a rate must not silently leave out a pair.
     """
-    bar = tqdm(total=len(paths), unit=" images", smoothing=0.1, disable=None if progress else True)
-    rows: list[torch.Tensor] = []
-    with bar:
-        for features in embed(backbone, _decoded(folder, paths, decoder)):
-            rows.append(features)
+    done = 0
+    with tqdm(total=len(paths), unit=" images", smoothing=0.1, disable=None if progress else True) as bar:
+        for batch in embed(backbone, _decoded(folder, paths, decoder)):
+            features = batch.numpy()
+            norms = np.linalg.norm(features, axis=1)
+            broken = np.flatnonzero(~((norms > 0) & np.isfinite(norms)))
+            if len(broken):
+                raise ValueError(
+                    f"{folder / paths[done + broken[0]]}: got features of norm {norms[broken[0]]},"
+                    " wanted finite and above 0: the weights are broken"
+                )
             bar.update(len(features))
-    features_ND = torch.cat(rows).numpy()
-    norms = np.linalg.norm(features_ND, axis=1)
-    broken = np.flatnonzero(~((norms > 0) & np.isfinite(norms)))
-    if len(broken):
-        raise ValueError(
-            f"{folder / paths[broken[0]]}: got features of norm {norms[broken[0]]} (and {len(broken) - 1} more such"
-            " images), wanted finite and above 0: the weights are broken"
-        )
-    return features_ND
+            done += len(features)
+            yield features
 
 
 def embed_pairs(
@@ -69,7 +64,8 @@ def embed_pairs(
 ) -> FloatArray:
     """Features `[N, 2D]` of ``pairs.paths``, a folder of images (a video's frames) being the mean over its images."""
     frames = [frames_of(folder, path) for path in pairs.paths]
-    every = embed_files(backbone, folder, [frame for group in frames for frame in group], decoder, progress)
+    files = [frame for group in frames for frame in group]
+    every = np.concatenate(list(embed_files(backbone, folder, files, decoder, progress)))
     starts = np.cumsum([0, *(len(group) for group in frames)])[:-1]
     counts = np.array([len(group) for group in frames])
     return np.add.reduceat(every.astype(np.float64), starts, axis=0) / counts[:, None]

@@ -79,8 +79,8 @@ def test_embedding_speed(faces: tuple[Path, list[str]]) -> None:
     seconds = medians(
         {
             "bare network": lambda: [two_passes(batch) for _ in range(IMAGES // BATCH)],
-            "embed_files": lambda: embed_files(
-                backbone, folder, names, Decoder(BATCH, 112, 96, torch.device("cpu"), threads=2)
+            "embed_files": lambda: list(
+                embed_files(backbone, folder, names, Decoder(BATCH, 112, 96, torch.device("cpu"), threads=2))
             ),
             "Pillow loop": with_pillow,
         },

@@ -140,3 +140,53 @@ def test_report_alone(scene: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     capsys.readouterr()
     assert run_stage("report.py", "faces") == 1
     assert capsys.readouterr().err.startswith("report: faces: got no evaluation")
+
+
+def test_embeddings_of_one_rank_and_of_two_are_the_same_rows(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.chdir(scene)
+    assert run_stage("embed.py", "run", "faces", "whole.parquet", "--step", "0") == 0
+    for rank in ("0", "1"):
+        for name, value in (("RANK", rank), ("WORLD_SIZE", "2"), ("LOCAL_RANK", rank), ("LOCAL_WORLD_SIZE", "2")):
+            monkeypatch.setenv(name, value)
+        assert run_stage("embed.py", "run", "faces", "parts", "--step", "0", "--batch-size", "5") == 0
+    whole, parts = pq.read_table("whole.parquet"), pq.read_table("parts")
+    assert len(list((scene / "parts").iterdir())) == 2
+    assert parts.column("path").to_pylist() == whole.column("path").to_pylist()
+    assert whole.column("path").to_pylist() == sorted(
+        p.relative_to("faces").as_posix() for p in Path("faces").glob("*/*")
+    )
+    rows = [np.array(table.column("embedding").to_pylist()) for table in (whole, parts)]
+    assert rows[0].shape == (18, 32)
+    np.testing.assert_allclose(rows[0], rows[1], atol=1e-5)
+
+
+def test_export_writes_its_three_files(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(scene)
+    assert run_stage("export.py", "run", "out") == 0
+    assert sorted(file.suffix for file in Path("out").iterdir()) == [".json", ".onnx", ".safetensors"]
+    assert json.loads(Path("out/backbone.json").read_text())["step"] == 20
+
+
+@pytest.mark.parametrize(
+    ("stage", "arguments", "missing"),
+    [("export.py", ["run", "out2"], "safetensors"), ("embed.py", ["run", "faces", "e.parquet"], "pyarrow")],
+)
+def test_a_missing_extra_is_named(
+    scene: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stage: str,
+    arguments: list[str],
+    missing: str,
+) -> None:
+    monkeypatch.chdir(scene)
+    for module in [
+        name for name in sys.modules if name.startswith(("pipeline.evaluation.export", "pipeline.evaluation.parquet"))
+    ]:
+        monkeypatch.delitem(sys.modules, module)
+    for name in (missing, f"{missing}.torch", f"{missing}.parquet"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert run_stage(stage, *arguments) == 1
+    assert "wanted: pip install 'spherescale[export]'" in capsys.readouterr().err

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pipeline.evaluation.embed import embed, embed_files, embed_pairs
+from pipeline.evaluation.embed import embed, embed_pairs
+from pipeline.evaluation.embed import embed_files as stream_files
 from pipeline.evaluation.pairs import Row, assemble
 from pipeline.evaluation.trained import digest_of
 from pipeline.reading.dali import Decoder
@@ -35,6 +36,10 @@ def faces(tmp_path: Path) -> tuple[Path, list[str]]:
 
 def decoder(batch_size: int = 3) -> Decoder:
     return Decoder(batch_size, HEIGHT, WIDTH, torch.device("cpu"))
+
+
+def embed_files(backbone: nn.Module, folder: Path, names: list[str], decoder: Decoder) -> np.ndarray:
+    return np.concatenate(list(stream_files(backbone, folder, names, decoder)))
 
 
 def slow_features(backbone: nn.Module, file: Path) -> np.ndarray:
@@ -118,8 +123,20 @@ def test_broken_weights_are_named(faces: tuple[Path, list[str]]) -> None:
     folder, names = faces
     backbone = tiny_backbone()
     nn.init.constant_(backbone[4].bias, float("nan"))
-    with pytest.raises(ValueError, match=r"p0/a.png: got features of norm nan \(and 6 more such images\)"):
+    with pytest.raises(ValueError, match=r"p0/a.png: got features of norm nan, wanted finite and above 0"):
         embed_files(backbone, folder, names, decoder())
+
+
+class BlindToWhite(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1) * (images.flatten(1).mean(1, keepdim=True) < 0.9)
+
+
+def test_the_one_image_without_features_is_named(faces: tuple[Path, list[str]]) -> None:
+    folder, names = faces
+    Image.new("RGB", (WIDTH, HEIGHT), "white").save(folder / names[5])
+    with pytest.raises(ValueError, match=r"p5/a.png: got features of norm 0.0"):
+        embed_files(BlindToWhite(), folder, names, decoder())
 
 
 def test_the_digest_sees_names_values_types_and_shapes_and_nothing_else() -> None:

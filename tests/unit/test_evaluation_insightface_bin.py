@@ -119,3 +119,11 @@ def test_folds_are_consecutive_tenths_and_the_pairs_file_reads(tmp_path: Path) -
     assert [row.fold for row in rows] == [str(i // 6 + 1) for i in range(60)]
     write_rows(rows, tmp_path / "set.tsv")
     assert read_pairs(tmp_path / "set.tsv", tmp_path / "images").same.tolist() == flags
+
+
+def test_flags_connect_people_through_third_pictures(tmp_path: Path) -> None:
+    pictures = ["a", "b", "c", "b", "c", "d", "x", "y"]
+    rows = extract(BinSet([encoded(p) for p in pictures], [True, True, True, False]), tmp_path)
+    people = [Path(path).parent.name for row in rows for path in (row.path_a, row.path_b)]
+    assert len(set(people[:6])) == 1
+    assert len(set(people)) == 3

@@ -1,0 +1,35 @@
+"""A run's backbone for use elsewhere: backbone.onnx, backbone.safetensors, and backbone.json on how to feed it.
+
+Needs the export extra: pip install 'spherescale[export]'.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pipeline.evaluation.trained import load_trained
+
+
+def main() -> int:
+    """Load the checkpoint and write the three files; a fault is one line and exit code 1."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a training run")
+    parser.add_argument("out", type=Path, metavar="FOLDER", help="where the files go")
+    parser.add_argument("--step", type=int, help="checkpoint to export (default: the newest)")
+    args = parser.parse_args()
+    try:
+        from pipeline.evaluation.export import export  # here, since the extra may be missing
+
+        for file in export(load_trained(args.run, args.step), args.out):
+            print(f"{file}: {file.stat().st_size / 1e6:,.1f} MB")
+    except ModuleNotFoundError as error:
+        print(f"export: {error}, wanted: pip install 'spherescale[export]'", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"export: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
