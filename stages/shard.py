@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from pipeline.shards import selection
 from pipeline.shards.build import make_shards
+from pipeline.shards.hygiene import clean
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.plan import make_plan
@@ -106,11 +107,30 @@ def _merge(args: argparse.Namespace) -> int:
     return 0
 
 
+def _clean(args: argparse.Namespace) -> int:
+    with _bar(Manifest.load(args.set).samples) as bar:
+        cleaned = clean(
+            args.set,
+            args.out,
+            min_images=args.min_images,
+            drop_grey=args.drop_grey,
+            drop_swapped=args.drop_swapped,
+            workers=args.workers,
+            progress=bar.update,
+        )
+    for counter, fate in ((cleaned.left_out, "left out"), (cleaned.only_counted, "kept")):
+        for reason, samples in counter.most_common():
+            print(f"{samples:>12,}  {fate}: {reason}")
+    _say(args.out, cleaned.manifest)
+    return 0
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "make": _make,
     "verify": _verify,
     "subset": _subset,
     "merge": _merge,
+    "clean": _clean,
 }
 
 
@@ -157,6 +177,16 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("sets", type=Path, nargs="+")
     one.add_argument("out", type=Path)
     one.add_argument("--same-people", action="store_true", help="equal names are one person (else: folder/name)")
+
+    one = command("clean", "write a set without the samples that something is wrong with")
+    one.add_argument("set", type=Path)
+    one.add_argument("out", type=Path)
+    one.add_argument(
+        "--min-images", type=_count, default=1, help="leave out identities with fewer images after all else"
+    )
+    one.add_argument("--drop-grey", action="store_true", help="leave out grey images (else they are counted)")
+    one.add_argument("--drop-swapped", action="store_true", help="leave out images bluer than red (else counted)")
+    one.add_argument("--workers", type=_count, default=CPUS, help="processes (one a CPU)")
     return parser
 
 

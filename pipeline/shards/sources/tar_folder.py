@@ -73,11 +73,7 @@ class TarSource:
     def key(self, sample: int) -> str:
         """The `key` of the sample's JSON, or the tar and the place in it."""
         place = self.places[sample]
-        try:
-            key = json.loads(self._read(sample, "json"))["key"] if place["json_size"] else None
-        except (ValueError, KeyError, TypeError):
-            key = None
-        return str(key) if key else f"{self.tars[place['tar']]}:{place['image']}"
+        return _key(self._read(sample, "json")) or f"{self.tars[place['tar']]}:{place['image']}"
 
     def read(self, sample: int) -> bytes:
         """The encoded image."""
@@ -125,6 +121,16 @@ def open_tars(folder: Path) -> TarSource:
     numbers, dense = np.unique(np.asarray(labels), return_inverse=True)
     identities = _names(folder, numbers)
     return TarSource(folder, tars, identities, dense.astype(np.uint32), set_aside, np.concatenate(places))
+
+
+def keys_of(tar: Path, offsets: Sequence[int]) -> list[str]:
+    """Keys of the samples whose images lie at these offsets of a tar: from their JSON, or else their place."""
+    with tar.open("rb") as file:
+        samples = {sample.image: sample for sample in samples_of(file, _members(tar, file, []))}
+        return [
+            _key(os.pread(file.fileno(), samples[offset].json_size, samples[offset].json)) or f"{tar.name}:{offset}"
+            for offset in offsets
+        ]
 
 
 def samples_of(file: BinaryIO, members: Iterable[Member]) -> Iterator[TarSample]:
@@ -180,6 +186,14 @@ def _split(name: str) -> tuple[str, str]:
     folder, slash, file = name.rpartition("/")
     stem, _, extension = file.partition(".")
     return folder + slash + stem, extension
+
+
+def _key(text: bytes) -> str:
+    """The `key` in a sample's JSON; empty when there is none."""
+    try:
+        return str(json.loads(text)["key"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _number(file: BinaryIO, member: Member) -> int:

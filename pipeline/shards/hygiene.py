@@ -1,0 +1,147 @@
+"""Cleaning a set without touching it: what is wrong is found from the images, and a selection leaves it out.
+
+Exact copies within an identity add nothing; the same image under two identities is label noise, and since nobody
+knows which is right, all of its copies go. Grey images and suspected swaps of red and blue are counted always and left
+out when asked.
+"""
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.shards.index import open_index
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.selection import with_at_least
+from pipeline.shards.sources import SetAside
+from pipeline.shards.sources.tar_folder import keys_of
+from pipeline.shards.views import select
+from pipeline.shards.workers import each_done
+
+# Of one image: a digest of its bytes, whether it decodes, the mean distance of its channels from grey, and how much
+# bluer than red it is, both in levels of 256.
+FACTS = np.dtype([("digest", "S16"), ("readable", "?"), ("colour", "<f4"), ("blueness", "<f4")])
+
+# JPEG's rounding alone makes a channel of a grey picture differ by less than a level.
+GREY_BELOW = 1.5
+# Skin of every tone is redder than blue, by 20 levels or more in most photographs.
+SWAPPED_ABOVE = 10.0
+
+KEPT, UNREADABLE, TWO_PEOPLE, COPY, GREY, SWAPPED, FEW_IMAGES = range(7)
+REASONS = (
+    "",
+    "does not decode",
+    "the same image under another identity",
+    "a copy within the identity",
+    "grey",
+    "bluer than red: channels swapped?",
+    "identity of too few images",
+)
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """The clean set, and how many samples were left out (or only counted) for each reason."""
+
+    manifest: Manifest
+    left_out: Counter[str]
+    only_counted: Counter[str]
+
+
+def clean(
+    folder: Path,
+    out: Path,
+    *,
+    min_images: int = 1,
+    drop_grey: bool = False,
+    drop_swapped: bool = False,
+    workers: int = 1,
+    progress: Callable[[int], object] = lambda _samples: None,
+) -> Cleaned:
+    """Write to `out` the set of the samples of `folder` that nothing is wrong with.
+
+    Args:
+        folder: a set of shards, which stays as it is.
+        out: a new folder for index, manifest and `rejected.tsv`.
+        min_images: identities with fewer, after all else, are left out.
+        drop_grey: leave out grey images.
+        drop_swapped: leave out images that are bluer than red.
+        workers: processes that read and decode.
+        progress: called with the number of samples of each tar.
+
+    Raises:
+        ShardError: nothing is left, or `out` is not new.
+    """
+    manifest = Manifest.load(folder)
+    labels = open_index(folder, manifest)["label"].astype(np.int64)
+    facts = np.empty(len(labels), FACTS)
+    for first, found in each_done(partial(_look_at_tar, folder, manifest), range(len(manifest.tars)), workers):
+        facts[first : first + len(found)] = found
+        progress(len(found))
+    verdicts = judge(facts, labels)
+    spared = [GREY] * (not drop_grey) + [SWAPPED] * (not drop_swapped)
+    only_counted = Counter(REASONS[v] for v in verdicts[np.isin(verdicts, spared)].tolist())
+    verdicts[np.isin(verdicts, spared)] = KEPT
+    kept = verdicts == KEPT
+    few = ~with_at_least(np.where(kept, labels + 1, 0), min_images)
+    verdicts[kept & few] = FEW_IMAGES
+    set_aside = list(_name(folder, manifest, verdicts))
+    view = select(folder, out, verdicts == KEPT, kind="clean", set_aside=set_aside)
+    return Cleaned(view, Counter(reason for _, reason in set_aside), only_counted)
+
+
+def look_at(image: bytes) -> tuple[bytes, bool, float, float]:
+    """The `FACTS` of one encoded image."""
+    digest = hashlib.blake2b(image, digest_size=15).digest() + b"."  # NumPy drops null bytes at the end
+    try:
+        with Image.open(io.BytesIO(image)) as picture:
+            pixels = np.asarray(picture.convert("RGB"), np.float32)
+    except (OSError, SyntaxError):  # Pillow raises SyntaxError on a broken PNG
+        return digest, False, 0.0, 0.0
+    red, _, blue = pixels.mean((0, 1)).tolist()
+    colour = float(np.abs(pixels - pixels.mean(2, keepdims=True)).mean())
+    return digest, True, colour, blue - red
+
+
+def judge(facts: NDArray[np.void], labels: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """[samples] number of the first of `REASONS` that speaks against each sample."""
+    verdicts = np.full(len(facts), KEPT, np.uint8)
+    verdicts[facts["blueness"] > SWAPPED_ABOVE] = SWAPPED
+    verdicts[facts["colour"] < GREY_BELOW] = GREY
+    _, image = np.unique(facts["digest"], return_inverse=True)
+    order = np.lexsort((np.arange(len(facts)), labels, image))
+    same_image = np.diff(image[order]) == 0
+    same_person = np.diff(labels[order]) == 0
+    verdicts[order[1:][same_image & same_person]] = COPY
+    of_two = np.unique(image[order[1:][same_image & ~same_person]])
+    verdicts[np.isin(image, of_two)] = TWO_PEOPLE
+    verdicts[~facts["readable"]] = UNREADABLE
+    return verdicts
+
+
+def _look_at_tar(folder: Path, manifest: Manifest, tar: int) -> tuple[int, NDArray[np.void]]:
+    """First row of a tar and the facts of its samples."""
+    first, stop = manifest.first_rows[tar : tar + 2].tolist()
+    facts = np.empty(stop - first, FACTS)
+    with (folder / manifest.tars[tar].name).open("rb") as file:
+        for place, (offset, size, _) in enumerate(open_index(folder, manifest)[first:stop].tolist()):
+            file.seek(offset)
+            facts[place] = look_at(file.read(size))
+    return first, facts
+
+
+def _name(folder: Path, manifest: Manifest, verdicts: NDArray[np.uint8]) -> Iterator[SetAside]:
+    """Key and reason of every sample that is left out; only the tars that hold one are read."""
+    rows = open_index(folder, manifest)
+    for tar, (first, stop) in enumerate(zip(manifest.first_rows, manifest.first_rows[1:], strict=False)):
+        places = np.flatnonzero(verdicts[first:stop]) + first
+        if len(places):
+            keys = keys_of(folder / manifest.tars[tar].name, rows["offset"][places].tolist())
+            yield from map(SetAside, keys, (REASONS[verdict] for verdict in verdicts[places]))
