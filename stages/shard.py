@@ -21,6 +21,7 @@ from pipeline.shards.build import make_shards
 from pipeline.shards.hygiene import clean
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest, ShardError
+from pipeline.shards.page import write_page
 from pipeline.shards.plan import make_plan
 from pipeline.shards.sources.detect import open_source
 from pipeline.shards.verify import verify
@@ -69,6 +70,13 @@ def _verify(args: argparse.Namespace) -> int:
         print(f"{file}: {what}")
     print(f"{args.set}: {manifest.samples:,} samples in {len(manifest.tars):,} tars, {len(faults):,} faults")
     return 1 if faults else 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    page = args.page or Path(f"{args.set.resolve().name}.html")
+    write_page(args.set, page)
+    print(page)
+    return 0
 
 
 def _subset(args: argparse.Namespace) -> int:
@@ -128,6 +136,7 @@ def _clean(args: argparse.Namespace) -> int:
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "make": _make,
     "verify": _verify,
+    "inspect": _inspect,
     "subset": _subset,
     "merge": _merge,
     "clean": _clean,
@@ -162,6 +171,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("set", type=Path)
     one.add_argument("--decode-every", type=_count, default=100, help="decode each N-th image, 1 for all (100)")
     one.add_argument("--workers", type=_count, default=CPUS, help="processes (one a CPU)")
+
+    one = command("inspect", "write an HTML page about a set")
+    one.add_argument("set", type=Path)
+    one.add_argument("page", type=Path, nargs="?", help="the file to write (the set's name with .html, here)")
 
     one = command("subset", "write a set of some people or fewer images over the same tars")
     one.add_argument("set", type=Path)

@@ -1,0 +1,93 @@
+"""One self-contained HTML page about a set of shards: how much of whom, what it looks like, what was set aside."""
+
+import base64
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.shards.build import REJECTED_NAME
+from pipeline.shards.index import open_index
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.views import read_identities
+
+FACES = 96  # on the contact sheet
+REASONS = 40  # rows of the table of reasons
+
+
+def write_page(folder: Path, out: Path) -> None:
+    """Write the page about the set in `folder` to the file `out`.
+
+    Raises:
+        ShardError: there is no sound set in `folder`.
+    """
+    manifest = Manifest.load(folder)
+    names, rows = read_identities(folder, manifest), open_index(folder, manifest)
+    counts = np.bincount(rows["label"], minlength=len(names))
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("pipeline.shards"), autoescape=True)
+    page = environment.get_template("set.html").render(
+        name=folder.resolve().name,
+        facts=_facts(manifest, rows),
+        spread=f"{counts.min():,} to {counts.max():,}, half of the identities have {np.median(counts):,.0f} or fewer.",
+        histogram=histogram(counts),
+        sheet=list(_sheet(folder, manifest, rows, names)),
+        reasons=reasons((folder / REJECTED_NAME).read_text(errors="replace")),
+        made=[*asdict(manifest.made).items(), ("digest of the manifest", manifest.digest)],
+    )
+    out.write_text(page)
+
+
+def _facts(manifest: Manifest, rows: NDArray[np.void]) -> list[tuple[str, str]]:
+    tars = [tar.bytes for tar in manifest.tars]
+    sizes = rows["size"][:: max(1, len(rows) // 100_000)]
+    return [
+        (f"{manifest.samples:,}", "samples"),
+        (f"{manifest.identities:,}", "identities"),
+        (f"{manifest.image_height} × {manifest.image_width}", "pixels, height × width"),
+        (f"{manifest.set_aside:,}", "files set aside"),
+        (f"{len(tars):,}", f"tars of {min(tars) / 1e6:,.1f} to {max(tars) / 1e6:,.1f} MB"),
+        (f"{sum(tars) / 1e9:,.2f} GB", "in all tars"),
+        (f"{sizes.mean() / 1e3:,.1f} KB", "an image on average"),
+    ]
+
+
+def histogram(counts: NDArray[np.integer]) -> list[tuple[str, int, float]]:
+    """(images, identities, percent of the longest bar) in classes that double: 1, 2, 3–4, 5–8 and so on; 0 if any."""
+    # The class of n is the exponent of the power of two that is not below it; frexp is exact where log2 rounds.
+    exponents = np.where(counts > 0, np.frexp(np.maximum(counts, 1) - 0.5)[1].clip(0), -1)
+    tally = Counter(exponents.tolist())
+    longest = max(tally.values())
+    bars = []
+    for exponent in range(-1 if -1 in tally else 0, max(tally) + 1):
+        low, high = (2**exponent // 2 + 1, 2**exponent) if exponent > 0 else (exponent + 1, exponent + 1)
+        identities = tally[exponent]
+        bars.append((f"{low:,}" if low == high else f"{low:,}–{high:,}", identities, 100 * identities / longest))
+    return bars
+
+
+def _sheet(folder: Path, manifest: Manifest, rows: NDArray[np.void], names: list[str]) -> Iterator[tuple[str, str]]:
+    """Data URI and identity of samples that are evenly spaced in the set."""
+    for row in np.unique(np.linspace(0, len(rows) - 1, FACES).astype(np.int64)).tolist():
+        tar = int(np.searchsorted(manifest.first_rows, row, side="right")) - 1
+        offset, size, label = rows[row].tolist()
+        with (folder / manifest.tars[tar].name).open("rb") as file:
+            file.seek(offset)
+            # Browsers look at the bytes, not at the type that is said.
+            yield f"data:image/jpeg;base64,{base64.b64encode(file.read(size)).decode()}", names[label]
+
+
+def reasons(rejected: str) -> list[tuple[int, str, str]]:
+    """(files, reason, a path) of the text of `rejected.tsv`, most first; numbers in a reason are one reason."""
+    tally: Counter[str] = Counter()
+    example: dict[str, str] = {}
+    for line in rejected.splitlines()[1:]:
+        path, _, reason = line.partition("\t")
+        kind = re.sub(r"got \S+|\(label [^)]*\)", "…", reason)
+        tally[kind] += 1
+        example.setdefault(kind, path)
+    return [(files, kind, example[kind]) for kind, files in tally.most_common(REASONS)]
