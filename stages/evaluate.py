@@ -47,7 +47,7 @@ def main() -> int:
         evaluations = [_evaluate(args, step, pairs, fars) for step in args.step or [None]]
         _print_table(evaluations)
         if args.report:
-            print(f"report: {write_report(args.run)}")
+            print(f"report: {write_report([args.run], args.run / 'report.html')}")
     except (ValueError, OSError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1

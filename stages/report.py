@@ -1,4 +1,4 @@
-"""The report of a run, from what lies in its folder; nothing is trained or evaluated again."""
+"""The report of a run, or of several side by side, from what lies in their folders; nothing is evaluated again."""
 
 import argparse
 import sys
@@ -8,13 +8,15 @@ from pipeline.evaluation.report import write_report
 
 
 def main() -> int:
-    """Render RUN/report.html; a fault is one line and exit code 1."""
+    """Render the page; a fault is one line and exit code 1."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run that stages/evaluate.py has evaluated")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where to write (default RUN/report.html)")
+    parser.add_argument("run", type=Path, nargs="+", metavar="RUN", help="folder that stages/evaluate.py has evaluated")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="where to write (default: report.html of the last RUN)"
+    )
     args = parser.parse_args()
     try:
-        print(write_report(args.run, args.out))
+        print(write_report(args.run, args.out or args.run[-1] / "report.html"))
     except (ValueError, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 1

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.evaluation.verification import FloatArray, IntArray, ScoredPairs
+from pipeline.evaluation.verification import FloatArray, IntArray, ScoredPairs, attained_tar, roc
 
 # Draws for each wanted resample before the set is called too small; 40 people rarely need a second one.
 PATIENCE = 50
@@ -53,6 +53,16 @@ def identity_bootstrap(
         f"bootstrap: {len(values)} of {PATIENCE * resamples} draws of {_identities(pairs)} identities hold"
         f" pairs of both kinds in two folds, wanted {resamples}: the set is too small for an interval"
     )
+
+
+def roc_band(pairs: ScoredPairs, fars: FloatArray, resamples: int = 200, seed: int = 0) -> FloatArray:
+    """95 % intervals of the TAR at each of `fars`, `[F, 2]`: the band around a ROC, point by point."""
+
+    def tars(drawn: ScoredPairs) -> FloatArray:
+        curve = roc(drawn)
+        return np.array([attained_tar(curve, far) for far in fars])
+
+    return identity_bootstrap(pairs, tars, resamples, seed)
 
 
 def resample_identities(pairs: ScoredPairs, generator: np.random.Generator) -> ScoredPairs:

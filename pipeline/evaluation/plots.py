@@ -36,15 +36,19 @@ STYLE = {
 }
 
 
-def line_plot(steps: FloatArray, values: FloatArray, title: str, log: bool = False) -> str:
-    """One quantity of training against the step, with its running median where the quantity is noisy."""
+def line_plot(lines: Mapping[str, tuple[FloatArray, FloatArray]], title: str, log: bool = False) -> str:
+    """A quantity of training against the step, for each run; a noisy one as its running median over its points."""
     figure, axes = _figure(4.6, 2.5)
-    smooth = running_median(values)
-    axes.plot(steps, values, color=MODELS[0] if smooth is not None else SAME, linewidth=1)
-    if smooth is not None:
-        axes.plot(steps, smooth, color=SAME)
+    for (name, (steps, values)), color in zip(lines.items(), _colors(len(lines)), strict=True):
+        smooth = running_median(values)
+        if smooth is not None:
+            axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.3)
+        axes.plot(steps, values if smooth is None else smooth, color=color, label=name)
     axes.set(xlabel="step")
-    axes.set_yscale("log" if log and len(values) and values.min() > 0 else "linear")
+    positive = all(values.min() > 0 for _, values in lines.values())
+    axes.set_yscale("log" if log and positive else "linear")
+    if len(lines) > 1:
+        axes.legend(loc="best", fontsize=8)
     return _svg(figure, axes, title)
 
 
@@ -63,18 +67,45 @@ def time_split_plot(seconds: Mapping[str, float]) -> str:
     return _svg(figure, axes, "time of a step by part")
 
 
-def roc_plot(curves: Mapping[str, Roc]) -> str:
-    """True accept rate against false accept rate, the latter logarithmic down to one accepted impostor."""
+def roc_plot(curves: Mapping[str, Roc], grid: FloatArray, bands: Mapping[str, FloatArray]) -> str:
+    """True accept rate against false accept rate, the latter logarithmic down to one accepted impostor.
+
+    `bands` are the intervals `[F, 2]` of the TAR at the FARs `grid`, shaded.
+    """
     figure, axes = _figure(4.6, 3.4)
-    floor = min(1 / curve.impostors for curve in curves.values())
     for (name, curve), color in zip(curves.items(), _colors(len(curves)), strict=True):
         # A step curve: between two attainable points no threshold lies.
-        axes.step(np.maximum(curve.far, floor / 2), curve.tar, where="post", color=color, label=name)
-    axes.plot(*2 * [np.geomspace(floor, 1)], color=MUTED, linewidth=0.8, linestyle=":", label="chance")
-    axes.set(xscale="log", xlim=(floor, 1), ylim=(0, 1.01))
+        axes.step(np.maximum(curve.far, grid[0] / 2), curve.tar, where="post", color=color, label=name)
+        axes.fill_between(grid, *bands[name].T, step="post", color=color, alpha=0.15, linewidth=0)
+    axes.plot(grid, grid, color=MUTED, linewidth=0.8, linestyle=":", label="chance")
+    axes.set(xscale="log", xlim=(grid[0], 1), ylim=(0, 1.01))
     axes.set(xlabel="false accept rate", ylabel="true accept rate")
-    axes.legend(loc="best")
-    return _svg(figure, axes, "ROC")
+    axes.legend(loc="best", fontsize=8)
+    return _svg(figure, axes, "ROC, 95% intervals shaded")
+
+
+def det_plot(curves: Mapping[str, Roc], grid: FloatArray, bands: Mapping[str, FloatArray]) -> str:
+    """Detection error trade-off: false reject rate against false accept rate, both logarithmic; `bands` as in a ROC."""
+    figure, axes = _figure(4.6, 3.4)
+    floor = min(1 / curve.genuine for curve in curves.values())
+    for (name, curve), color in zip(curves.items(), _colors(len(curves)), strict=True):
+        rejected = np.maximum(1 - curve.tar, floor / 2)
+        axes.step(np.maximum(curve.far, grid[0] / 2), rejected, where="post", color=color, label=name)
+        low, high = 1 - bands[name].T
+        axes.fill_between(
+            grid,
+            np.maximum(low, floor / 2),
+            np.maximum(high, floor / 2),
+            step="post",
+            color=color,
+            alpha=0.15,
+            linewidth=0,
+        )
+    axes.plot(grid, grid, color=MUTED, linewidth=0.8, linestyle=":", label="equal error")
+    axes.set(xscale="log", yscale="log", xlim=(grid[0], 1), ylim=(floor, 1))
+    axes.set(xlabel="false accept rate", ylabel="false reject rate")
+    axes.legend(loc="best", fontsize=8)
+    return _svg(figure, axes, "DET, 95% intervals shaded")
 
 
 def histogram_plot(pairs: ScoredPairs, threshold: float, title: str, limits: tuple[float, float]) -> str:
@@ -101,7 +132,7 @@ def fold_plot(accuracies: Mapping[str, Sequence[float]]) -> str:
     axes.grid(visible=False, axis="x")
     axes.set_xticks(range(1, max(map(len, accuracies.values())) + 1))
     axes.set(xlabel="fold", xlim=(0.5, max(map(len, accuracies.values())) + 0.5))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.legend(loc="best", fontsize=8)
     return _svg(figure, axes, "accuracy by fold")
 

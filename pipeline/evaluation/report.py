@@ -1,30 +1,34 @@
-"""One self-contained HTML page about a run: what was reached, where it fails, how it was trained.
+"""One self-contained HTML page about one run or several: what was reached, where it fails, how it was trained.
 
 The page holds its style, its plots (inline SVG) and its faces (base64 JPEG): it can be mailed, and opens without a
-network or the run's folder.
+network or the run's folder. One run is shown before and after training; several are shown side by side.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-from PIL import Image
 
 from pipeline.evaluation import plots
+from pipeline.evaluation.bootstrap import roc_band
+from pipeline.evaluation.hardest import hardest_tiles
 from pipeline.evaluation.metrics_log import mean_seconds, read_metrics, series
-from pipeline.evaluation.pairs import frames_of
 from pipeline.evaluation.results import Evaluation, Rate, load_all
-from pipeline.evaluation.verification import roc
+from pipeline.evaluation.verification import equal_error_rate, roc
 
-HARDEST = 8  # pairs of each kind that are shown
-CURVES = (("loss", "loss", False), ("lambda", "λ", True), ("learning_rate", "learning rate", False))
+CURVES = (
+    ("loss", "loss", False),
+    ("lambda", "λ", True),
+    ("learning_rate", "learning rate", False),
+    ("images_per_second", "throughput, images/s", False),
+)
+BAND_POINTS = 25  # FARs at which a ROC's interval is computed
 
 
 @dataclass(frozen=True)
@@ -35,36 +39,21 @@ class Row:
     values: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Tile:
-    """One hard pair: both faces (data URIs, empty where an image is gone), scores by model, right or wrong."""
+def write_report(runs: Sequence[Path], out: Path) -> Path:
+    """Render the report of the run folders to `out` and return it.
 
-    faces: tuple[str, str]
-    names: tuple[str, str]
-    scores: tuple[str, ...]
-    wrong: bool
-
-
-def write_report(run: Path, out: Path | None = None) -> Path:
-    """Render the report of a run folder to `out` (``report.html`` in the folder) and return its path.
-
-    Parts of the run that do not exist, such as the training log of a run trained elsewhere, are left out. Raises
-    ValueError when the folder holds no evaluation.
+    Parts of a run that do not exist, such as the training log of a run trained elsewhere, are left out. Raises
+    ValueError naming a run that holds no evaluation.
     """
-    sections = [
-        evaluation_section(folder.name, before_and_after(load_all(folder)))
-        for folder in sorted((run / "evaluations").glob("*/"))
-        if any(folder.glob("step-*.json"))
-    ]
-    if not sections:
-        raise ValueError(f"{run}: got no evaluation, wanted one under evaluations/: run stages/evaluate.py first")
-    out = out or run / "report.html"
+    named = _names(runs)
+    logs = {name: read_metrics(run / "metrics.jsonl") for name, run in named.items()}
     page = _template().render(
-        run=run.resolve().name,
-        facts=_read_facts(run / "run.json"),
-        recipe=_read_text(run / "recipe.yaml"),
-        training=training_section(read_metrics(run / "metrics.jsonl")),
-        sections=sections,
+        runs=[
+            {"name": name, **_read_facts(run / "run.json"), "recipe": _read_text(run / "recipe.yaml")}
+            for name, run in named.items()
+        ],
+        training=training_section({name: records for name, records in logs.items() if records}),
+        sections=[evaluation_section(name, models) for name, models in _compared(named).items()],
     )
     aside = out.with_name(out.name + ".part")
     aside.write_text(page, encoding="utf-8")
@@ -72,56 +61,67 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     return out
 
 
-def before_and_after(evaluations: list[Evaluation]) -> dict[str, Evaluation]:
-    """The first and the last evaluated step, under the names that the report gives them."""
-    first, last = evaluations[0], evaluations[-1]
-    if first.summary.step == last.summary.step:
-        return {_step_name(last.summary.step): last}
-    return {_step_name(first.summary.step): first, _step_name(last.summary.step): last}
+def before_and_after(steps: list[Evaluation]) -> dict[str, Evaluation]:
+    """The first and the last evaluated step of one run."""
+    return {_step_name(evaluation.summary.step): evaluation for evaluation in (steps[0], steps[-1])}
 
 
-def training_section(records: list[dict[str, Any]]) -> list[str]:
-    """Plots of the training log; a quantity that was not logged has none."""
+def last_steps(runs: Mapping[str, list[Evaluation]]) -> dict[str, Evaluation]:
+    """The last evaluated step of each run."""
+    return {name: steps[-1] for name, steps in runs.items()}
+
+
+def training_section(logs: Mapping[str, list[dict[str, Any]]]) -> list[str]:
+    """Plots of the training logs; a quantity that was not logged has none."""
     drawn = []
-    for key, title, log in (*CURVES, ("images_per_second", "throughput, images/s", False)):
-        steps, values = series(records, key)
-        if len(steps):
-            drawn.append(plots.line_plot(steps, values, title, log))
-    seconds = mean_seconds(records)
-    return [*drawn, plots.time_split_plot(seconds)] if seconds else drawn
+    for key, title, log in CURVES:
+        lines = {name: series(records, key) for name, records in logs.items()}
+        lines = {name: line for name, line in lines.items() if len(line[0])}
+        if lines:
+            drawn.append(plots.line_plot(lines, title, log))
+    if len(logs) == 1:
+        seconds = mean_seconds(*logs.values())
+        return [*drawn, plots.time_split_plot(seconds)] if seconds else drawn
+    return drawn
 
 
-def evaluation_section(name: str, models: dict[str, Evaluation]) -> dict[str, Any]:
+def evaluation_section(name: str, models: Mapping[str, Evaluation]) -> dict[str, Any]:
     """What the template shows of one evaluation set, models side by side; the last one is the one that counts."""
-    final = list(models.values())[-1]
-    limits = _score_limits(list(models.values()))
+    every = list(models.values())
+    limits = _score_limits(every)
     histograms = [
         plots.histogram_plot(e.pairs, float(np.nanmean(e.summary.verification.thresholds)), label, limits)
         for label, e in models.items()
     ]
+    curves = {label: roc(e.pairs) for label, e in models.items()}
+    grid = np.geomspace(min(1 / curve.impostors for curve in curves.values()), 1, BAND_POINTS)
+    bands = {label: roc_band(e.pairs, grid) for label, e in models.items()}
     return {
         "name": name,
         "models": tuple(models),
-        "result": final.summary.verification,
+        "result": every[-1].summary.verification,
         "others": [(label, e.summary.verification.accuracy.value) for label, e in list(models.items())[:-1]],
-        "rows": result_rows([e.summary.verification for e in models.values()]),
+        "rows": result_rows(every),
         "plots": [
-            plots.roc_plot({label: roc(e.pairs) for label, e in models.items()}),
-            plots.fold_plot({label: e.summary.verification.folds for label, e in models.items()}),
+            plots.roc_plot(curves, grid, bands),
+            plots.det_plot(curves, grid, bands),
             *histograms,
+            plots.fold_plot({label: e.summary.verification.folds for label, e in models.items()}),
         ],
-        "missed": hardest_tiles(list(models.values()), same=True),
-        "fooled": hardest_tiles(list(models.values()), same=False),
+        "missed": hardest_tiles(every, same=True),
+        "fooled": hardest_tiles(every, same=False),
     }
 
 
-def result_rows(results: list[Any]) -> list[Row]:
+def result_rows(models: list[Evaluation]) -> list[Row]:
     """The table of rates, a column for each model; a FAR that one of them lacks shows a dash there."""
+    results = [model.summary.verification for model in models]
     fars = sorted({entry.far for result in results for entry in result.tar}, reverse=True)
     rows = [
         Row("accuracy", tuple(_with_interval(result.accuracy) for result in results)),
         Row("deviation over folds", tuple(f"± {result.deviation:.2%}" for result in results)),
         Row("AUC", tuple(_with_interval(result.auc) for result in results)),
+        Row("equal error rate", tuple(f"{equal_error_rate(roc(model.pairs)):.2%}" for model in models)),
     ]
     for far in fars:
         tars = [{entry.far: entry.tar for entry in result.tar}.get(far) for result in results]
@@ -129,51 +129,29 @@ def result_rows(results: list[Any]) -> list[Row]:
     return rows
 
 
-def hardest_tiles(models: list[Evaluation], same: bool) -> list[Tile]:
-    """The last model's lowest-scoring same pairs or highest-scoring different ones, hardest first."""
-    final = models[-1]
-    pairs = final.pairs
-    kind = np.flatnonzero(pairs.same == same)
-    hardest = kind[np.argsort(pairs.scores[kind] * (1 if same else -1), kind="stable")][:HARDEST]
-    images = Path(final.summary.settings.images)
-    tiles = []
-    for i in hardest:
-        threshold = final.summary.verification.thresholds[pairs.fold[i]]
-        one, other = str(final.path_a[i]), str(final.path_b[i])
-        tiles.append(
-            Tile(
-                faces=(_first_face(images, one), _first_face(images, other)),
-                names=(one, other),
-                scores=tuple(f"{score:.2f}" for score in _scores_of(models, i)),
-                wrong=bool((pairs.scores[i] >= threshold) != same),
-            )
-        )
-    return tiles
+def _names(runs: Sequence[Path]) -> dict[str, Path]:
+    """A name for each run: its folder's, or its whole path where two folders share one."""
+    short = [run.resolve().name for run in runs]
+    return {name if short.count(name) == 1 else str(run): run for name, run in zip(short, runs, strict=True)}
 
 
-def _first_face(images: Path, path: str) -> str:
-    """The image that `path` names, or a video's first frame."""
-    frames = frames_of(images, path)
-    return face_uri(images / frames[0]) if frames else ""
+def _compared(named: Mapping[str, Path]) -> dict[str, dict[str, Evaluation]]:
+    """For each evaluation set the models to show: the steps of a single run, or the runs that were evaluated on it."""
+    loaded = {name: _load_sets(run) for name, run in named.items()}
+    sets = sorted({name for sets in loaded.values() for name in sets})
+    if len(loaded) == 1:
+        (alone,) = loaded.values()
+        return {name: before_and_after(alone[name]) for name in sets}
+    return {name: last_steps({run: found[name] for run, found in loaded.items() if name in found}) for name in sets}
 
 
-def face_uri(file: Path) -> str:
-    """The image as a data URI: a JPEG's own bytes, anything else re-encoded; empty when it cannot be read."""
-    try:
-        data = file.read_bytes()
-        if not data.startswith(b"\xff\xd8"):
-            stream = io.BytesIO()
-            Image.open(io.BytesIO(data)).convert("RGB").save(stream, "JPEG", quality=90)
-            data = stream.getvalue()
-    except OSError:
-        return ""
-    return "data:image/jpeg;base64," + base64.b64encode(data).decode()
-
-
-def _scores_of(models: list[Evaluation], i: int) -> list[float]:
-    """Pair `i`'s score under each model that was evaluated on the same list of pairs."""
-    final = models[-1]
-    return [e.pairs.scores[i] for e in models if e.summary.settings.pairs_sha256 == final.summary.settings.pairs_sha256]
+def _load_sets(run: Path) -> dict[str, list[Evaluation]]:
+    """Every evaluation of a run, by the name of its set and rising steps."""
+    sets = {folder.name: load_all(folder) for folder in (run / "evaluations").glob("*/")}
+    sets = {name: steps for name, steps in sets.items() if steps}
+    if not sets:
+        raise ValueError(f"{run}: got no evaluation, wanted one under evaluations/: run stages/evaluate.py first")
+    return sets
 
 
 def _with_interval(rate: Rate) -> str:

@@ -141,6 +141,15 @@ def auc(curve: Roc) -> float:
     return float(np.sum(np.diff(curve.far) * (curve.tar[1:] + curve.tar[:-1]) / 2))
 
 
+def equal_error_rate(curve: Roc) -> float:
+    """Where FAR and FRR (1 - TAR) meet, by linear interpolation between the two points of the ROC around it."""
+    gap = curve.far + curve.tar - 1  # FAR - FRR, rising from -1 to 1
+    after = int(np.argmax(gap >= 0))
+    before = after - 1
+    part = -gap[before] / (gap[after] - gap[before])
+    return float(curve.far[before] + part * (curve.far[after] - curve.far[before]))
+
+
 def require_resolvable(rate: float, attempts: float, name: str = "far", of: str = "different pairs") -> None:
     """Raise ValueError when `rate` lies below the smallest rate above zero that so many impostor attempts can show.
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.evaluation.report import face_uri, hardest_tiles, write_report
+from pipeline.evaluation.hardest import face_uri, hardest_tiles
+from pipeline.evaluation.report import write_report
 from pipeline.evaluation.results import Evaluation, Settings, Summary, save, verify
 from pipeline.evaluation.verification import ScoredPairs
 
@@ -59,6 +60,7 @@ def parse(page: str) -> tuple[Outline, str]:
 def make_run(folder: Path) -> Path:
     """A run as training and evaluation leave it, with faces of six people."""
     images = folder / "faces"
+    folder.mkdir(exist_ok=True)
     for person in range(6):
         for shot in range(4):
             file = images / f"p{person}" / f"{shot}.jpg"
@@ -101,19 +103,34 @@ def make_evaluation(images: Path, step: int, gain: float) -> Evaluation:
     return Evaluation(summary, pairs, names[a], names[b])
 
 
+def report_of(run: Path) -> Path:
+    return write_report([run], run / "report.html")
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_report(make_run(tmp_path_factory.mktemp("report"))).read_text()
+    return report_of(make_run(tmp_path_factory.mktemp("report"))).read_text()
 
 
 def test_the_report_holds_what_it_promises(page: str, tmp_path: Path) -> None:
     _, text = parse(page)
     promised = ["quick", "held_out", "before training", "after step 90", "accuracy", "TAR at FAR 0.1", "AUC"]
-    promised += ["loss", "λ", "learning rate", "throughput", "time of a step", "ROC", "accuracy by fold", "threshold"]
+    promised += [
+        "loss",
+        "λ",
+        "learning rate",
+        "throughput",
+        "time of a step",
+        "ROC",
+        "DET",
+        "equal error rate",
+        "accuracy by fold",
+        "threshold",
+    ]
     promised += ["torch 9.8.7", "name: sphereface4", "deepspeed train.py", "2 ranks", "Different people, most alike"]
     for words in promised:
         assert words in text, words
-    assert page.count("<svg") == 4 + 5
+    assert page.count("<svg") == 5 + 5
     assert page.count("data:image/jpeg;base64,") == 2 * 2 * 8
     final = make_evaluation(tmp_path / "faces", 90, 2.0).summary.verification
     assert f"{final.accuracy.value:.2%} ({final.accuracy.low:.1%} to {final.accuracy.high:.1%})" in text
@@ -143,21 +160,36 @@ def test_what_a_run_wrote_cannot_become_markup(page: str) -> None:
 
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    assert write_report(run).read_bytes() == write_report(run, tmp_path / "again.html").read_bytes()
+    assert report_of(run).read_bytes() == write_report([run], tmp_path / "again.html").read_bytes()
 
 
 def test_a_run_with_evaluations_alone_still_has_a_report(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     for name in ("metrics.jsonl", "run.json", "recipe.yaml"):
         (run / name).unlink()
-    _, text = parse(write_report(run).read_text())
+    _, text = parse(report_of(run).read_text())
     assert "held_out" in text
     assert "Training" not in text
 
 
 def test_a_run_without_evaluations_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"got no evaluation, wanted one under evaluations/"):
-        write_report(tmp_path)
+        report_of(tmp_path)
+
+
+def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
+    """Two runs, one of which was evaluated on a set of its own as well."""
+    one = make_run(tmp_path / "a")
+    other = make_run(tmp_path / "b").rename(tmp_path / "b" / "slow")
+    save(make_evaluation(tmp_path / "b/faces", 90, 3.0), other / "evaluations" / "alone")
+    outline, text = parse(write_report([one, other], tmp_path / "both.html").read_text())
+    assert "quick slow accuracy" in text
+    assert "before training" not in text
+    assert "Verification on alone" in text
+    assert text.count("name: sphereface4") == 2
+    assert len(outline.ids) == len(set(outline.ids))
+    twins = write_report([one, one.parent / "." / ".." / "a" / "quick"], tmp_path / "twins.html").read_text()
+    assert str(one) in twins
 
 
 def test_the_hardest_pairs_are_the_worst_of_their_kind(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pipeline.evaluation.verification import (
     auc,
     best_threshold,
     cosine_scores,
+    equal_error_rate,
     kfold_accuracy,
     require_resolvable,
     roc,
@@ -162,6 +163,17 @@ def test_the_threshold_of_a_fold_never_sees_that_fold() -> None:
     changed[pairs.fold == 1] = -changed[pairs.fold == 1] * 5
     after = scored(changed, pairs.same, pairs.fold)
     assert kfold_accuracy(pairs).thresholds[1] == kfold_accuracy(after).thresholds[1]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("levels", [3, None])
+def test_the_equal_error_rate_lies_where_the_errors_cross(seed: int, levels: int | None) -> None:
+    curve = roc(make_pairs(seed, levels=levels))
+    fine = np.linspace(0, 1, 200_001)
+    # Walk the polygon of (FAR, FRR) at equal arc parameter and find the point nearest the diagonal.
+    along = fine * (len(curve.far) - 1)
+    far, frr = (np.interp(along, np.arange(len(curve.far)), values) for values in (curve.far, 1 - curve.tar))
+    assert equal_error_rate(curve) == pytest.approx(far[np.argmin(np.abs(far - frr))], abs=1e-3)
 
 
 def test_perfect_scores_and_useless_scores() -> None:

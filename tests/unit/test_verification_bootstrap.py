@@ -5,8 +5,8 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from pipeline.evaluation.bootstrap import identity_bootstrap, pair_weights, resample_identities
-from pipeline.evaluation.verification import FloatArray, ScoredPairs, auc, kfold_accuracy, roc
+from pipeline.evaluation.bootstrap import identity_bootstrap, pair_weights, resample_identities, roc_band
+from pipeline.evaluation.verification import FloatArray, ScoredPairs, attained_tar, auc, kfold_accuracy, roc
 
 
 def all_pairs(people: int, images: int, seed: int) -> ScoredPairs:
@@ -74,6 +74,14 @@ def test_the_interval_covers_the_truth_where_an_interval_over_pairs_does_not() -
         covered_by_pairs += np.quantile(by_pair, 0.05) <= truth <= np.quantile(by_pair, 0.95)
     assert covered >= 33  # 36 of 40 is nominal
     assert covered_by_pairs <= 24
+
+
+def test_a_roc_band_is_the_interval_of_the_tar_at_each_far() -> None:
+    pairs = all_pairs(8, 3, seed=2)
+    band = roc_band(pairs, np.array([0.05, 0.3]), resamples=20, seed=1)
+    for i, far in enumerate((0.05, 0.3)):
+        alone = identity_bootstrap(pairs, lambda p, far=far: np.array([attained_tar(roc(p), far)]), 20, 1)
+        np.testing.assert_array_equal(band[i], alone[0])
 
 
 def test_a_draw_without_impostors_is_drawn_again() -> None:
