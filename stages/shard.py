@@ -23,7 +23,9 @@ from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.page import write_page
 from pipeline.shards.plan import make_plan
+from pipeline.shards.sequential import make_sequentially
 from pipeline.shards.sources.detect import open_source
+from pipeline.shards.sources.parquet import ParquetSource
 from pipeline.shards.verify import verify
 from pipeline.shards.views import merge, read_identities, select
 
@@ -53,8 +55,10 @@ def _make(args: argparse.Namespace) -> int:
         raise ShardError(f"{args.out}: lies inside {args.src}, wanted a folder outside it")
     source = open_source(args.src)
     plan = make_plan(source, args.out, seed=args.seed, samples_per_tar=args.samples_per_tar, size=args.size)
-    with _bar(len(source.labels)) as bar:
-        manifest = make_shards(plan, workers=args.workers, part=args.part, progress=bar.update)
+    in_order = isinstance(source, ParquetSource)
+    make = make_sequentially if in_order else make_shards
+    with _bar(len(source.labels) * (2 if in_order else 1)) as bar:
+        manifest = make(plan, workers=args.workers, part=args.part, progress=bar.update)
     if manifest is None:
         print(f"{args.out}: part {args.part[0]}/{args.part[1]} is done, the set is not: wanted the other parts too")
     else:
@@ -205,7 +209,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_make(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "src", type=Path, help="aligned faces: a folder of identity folders, of tars or with train.rec, or a list file"
+        "src",
+        type=Path,
+        help="aligned faces: a folder of identity folders, of tars, of Parquet files or with train.rec, or a list file",
     )
     parser.add_argument("out", type=Path, help="folder for the shards; an unfinished one is gone on with")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle over the whole set (0)")

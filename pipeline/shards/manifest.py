@@ -36,12 +36,13 @@ class TarEntry:
 class Made:
     """How the set was made: enough to make it again, or to see that a half-made one is of another input.
 
-    `source_sha256` is the digest of the listing (names and labels in order), not of the images.
+    `seed` is that of the shuffle, None for the order of the source. `source_sha256` is the digest of the listing
+    (names and labels in order), not of the images.
     """
 
     source: str
     source_sha256: str
-    seed: int
+    seed: int | None
     samples_per_tar: int
     tool: str
 

@@ -48,13 +48,15 @@ class Plan:
         return {**made, "image_height": self.image_height, "image_width": self.image_width, "format": FORMAT}
 
 
-def make_plan(source: Source, folder: Path, *, seed: int, samples_per_tar: int, size: tuple[int, int] | None) -> Plan:
+def make_plan(
+    source: Source, folder: Path, *, seed: int | None, samples_per_tar: int, size: tuple[int, int] | None
+) -> Plan:
     """Plan the shards of `source` in `folder`.
 
     Args:
         source: where the faces are.
         folder: where the shards go.
-        seed: of the shuffle over the whole set.
+        seed: of the shuffle over the whole set; None leaves the samples in the order of the source.
         samples_per_tar: the most that a tar holds; the tars are of nearly equal size.
         size: (height, width) in pixels of every image; that of the first readable one when None.
 
@@ -66,7 +68,8 @@ def make_plan(source: Source, folder: Path, *, seed: int, samples_per_tar: int, 
     height, width = size or _first_size(source)
     made = Made(source.kind, source.digest(), seed, samples_per_tar, tool_version())
     samples = len(source.labels)
-    return Plan(source, folder, made, height, width, permutation(samples, seed), cut(samples, samples_per_tar))
+    order = np.arange(samples) if seed is None else permutation(samples, seed)
+    return Plan(source, folder, made, height, width, order, cut(samples, samples_per_tar))
 
 
 def tool_version() -> str:

@@ -7,11 +7,12 @@ from pipeline.shards.sources import Source
 from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.sources.insightface import open_records
 from pipeline.shards.sources.list_file import read_list
+from pipeline.shards.sources.parquet import open_parquet
 from pipeline.shards.sources.tar_folder import open_tars
 
 
 def open_source(path: Path) -> Source:
-    """Open and list a source: a folder with `train.rec`, of tars or of identity folders, or a list file.
+    """Open and list a source: a folder (RecordIO, tars, Parquet, identities), a Parquet or a list file.
 
     Raises:
         ShardError: it is none of these, or holds no usable image.
@@ -20,8 +21,12 @@ def open_source(path: Path) -> Source:
         return open_records(path)
     if next(path.glob("*.tar"), None):
         return open_tars(path)
+    if path.suffix == ".parquet" or next(path.glob("*.parquet"), None):
+        return open_parquet(path)
     if path.is_file():
         return read_list(path)
     if not path.exists():
-        raise ShardError(f"{path}: not found, wanted identity folders, tars, a folder with train.rec, or a list file")
+        raise ShardError(
+            f"{path}: not found, wanted identity folders, tars, Parquet, a folder with train.rec, or a list file"
+        )
     return scan_folder(path)

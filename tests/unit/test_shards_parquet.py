@@ -1,0 +1,143 @@
+"""Parquet as Hugging Face `datasets` lays it out: labels of every kind, damaged files, and the shards of it."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.shards.build import make_shards
+from pipeline.shards.index import open_index
+from pipeline.shards.manifest import Manifest, ShardError
+from pipeline.shards.plan import make_plan
+from pipeline.shards.sequential import make_sequentially
+from pipeline.shards.sources.detect import open_source
+from pipeline.shards.sources.folder import scan_folder
+from pipeline.shards.verify import verify
+
+arrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+
+def face(number: int) -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def write(path: Path, images: list[object], labels: list[object], names: list[str] | None = None) -> None:
+    table = arrow.table({"image": images, "label": labels, "more": [0] * len(labels)})
+    if names:
+        features = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+    parquet.write_table(table, path, row_group_size=3)
+
+
+def rows(count: int, start: int = 0) -> list[object]:
+    return [{"bytes": face(start + i), "path": f"{i}.jpg"} for i in range(count)]
+
+
+def test_rows_of_several_files_are_samples(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows(7), [3, 3, 10, 0, 3, 0, 10])
+    write(tmp_path / "b.parquet", rows(4, start=7), [0, 0, 3, 3])
+    source = open_source(tmp_path)
+    assert list(source.identities) == ["00", "03", "10"]
+    assert source.labels.tolist() == [1, 1, 2, 0, 1, 0, 2, 0, 0, 1, 1]
+    assert [source.read(i) for i in range(11)] == [face(i) for i in range(11)]
+    assert [source.read(i) for i in (9, 2, 10, 0)] == [face(i) for i in (9, 2, 10, 0)]
+    assert source.key(8) == "00/b.parquet:8"
+
+
+def test_class_names_and_strings_are_identities(tmp_path: Path) -> None:
+    write(tmp_path / "classes.parquet", [face(0), face(1)], [2, 0], names=["ann", "bob", "cat"])
+    source = open_source(tmp_path / "classes.parquet")
+    assert [source.identities[label] for label in source.labels] == ["cat", "ann"]
+    write(tmp_path / "strings.parquet", [face(0), face(1)], ["zoe", "adam"])
+    source = open_source(tmp_path / "strings.parquet")
+    assert [source.identities[label] for label in source.labels] == ["zoe", "adam"]
+
+
+def test_rows_without_label_or_image_are_set_aside(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", [*rows(3), None, {"bytes": None, "path": "x"}, *rows(1)], [1, None, -1, 1, 1, 1])
+    source = open_source(tmp_path / "a.parquet")
+    assert [path for path, _ in source.set_aside] == ["a.parquet:1", "a.parquet:2"]
+    plan = make_plan(source, tmp_path / "out", seed=0, samples_per_tar=9, size=None)
+    manifest = make_sequentially(plan, workers=1, part=(0, 1), progress=lambda _samples: None)
+    assert manifest is not None
+    assert (manifest.samples, manifest.set_aside) == (2, 4)
+    assert "1/a.parquet:3\tno image bytes in the row" in (tmp_path / "out" / "rejected.tsv").read_text()
+
+
+def test_parquet_becomes_the_shards_of_the_same_images_in_folders(tmp_path: Path) -> None:
+    labels = [i % 4 for i in range(20)]
+    write(tmp_path / "a.parquet", rows(20), labels)
+    for number, label in sorted(enumerate(labels), key=lambda pair: pair[1]):
+        (tmp_path / "folders" / str(label)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folders" / str(label) / f"{number:02d}.jpg").write_bytes(face(number))
+    seen: list[int] = []
+    plan = make_plan(open_source(tmp_path / "a.parquet"), tmp_path / "out", seed=1, samples_per_tar=6, size=None)
+    made = make_sequentially(plan, workers=2, part=(0, 1), progress=seen.append)
+    assert made == Manifest.load(tmp_path / "out")
+    assert (made.made.source, made.made.seed, sum(seen)) == ("parquet", 1, 40)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.parquet", "folders", "out"]
+    assert verify(tmp_path / "out", decode_every=1) == []
+    folders = make_shards(
+        make_plan(scan_folder(tmp_path / "folders"), tmp_path / "other", seed=1, samples_per_tar=6, size=None)
+    )
+    assert images(tmp_path / "out", made) == images(tmp_path / "other", folders)
+    again = make_sequentially(plan, workers=1, part=(0, 1), progress=seen.append)
+    assert (again, sum(seen)) == (made, 40)
+
+
+def images(folder: Path, manifest: Manifest) -> list[tuple[int, bytes]]:
+    found, first = [], manifest.first_rows
+    for row, (offset, size, label) in enumerate(open_index(folder, manifest).tolist()):
+        tar = manifest.tars[int(np.searchsorted(first, row, side="right")) - 1]
+        found.append((label, (folder / tar.name).read_bytes()[offset : offset + size]))
+    return sorted(found)
+
+
+def test_parts_of_parquet_wait_for_each_other(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows(20), [0, 1] * 10)
+
+    def part(number: int) -> Manifest | None:
+        plan = make_plan(open_source(tmp_path / "a.parquet"), tmp_path / "out", seed=1, samples_per_tar=3, size=None)
+        return make_sequentially(plan, workers=1, part=(number, 2), progress=lambda _samples: None)
+
+    assert [part(0), part(1), part(1)] == [None, None, None]
+    assert part(0) == Manifest.load(tmp_path / "out")
+    assert Manifest.load(tmp_path / "out").samples == 20
+
+
+@pytest.mark.parametrize("cut", [0, 10, -5, -100])
+def test_a_damaged_file_is_named(tmp_path: Path, cut: int) -> None:
+    write(tmp_path / "a.parquet", rows(7), [1] * 7)
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(whole[:cut])
+    with pytest.raises(ShardError, match=r"a\.parquet: not a sound Parquet file: "):
+        open_source(tmp_path / "a.parquet")
+
+
+def test_a_damaged_row_group_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows(7), [1] * 7)
+    whole = bytearray((tmp_path / "a.parquet").read_bytes())
+    whole[100:1500] = bytes(1400)
+    (tmp_path / "a.parquet").write_bytes(whole)
+    source = open_source(tmp_path / "a.parquet")
+    with pytest.raises(ShardError, match=r"a\.parquet: row group 0: "):
+        source.read(0)
+
+
+def test_other_columns_are_named(tmp_path: Path) -> None:
+    parquet.write_table(arrow.table({"img": [b""], "label": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(ShardError, match="got columns img, label, wanted image and label"):
+        open_source(tmp_path / "a.parquet")
+
+
+def test_no_labels_at_all_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows(2), [-1, -1])
+    with pytest.raises(ShardError, match="got no row with a label"):
+        open_source(tmp_path / "a.parquet")
