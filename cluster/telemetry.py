@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 from wsgiref.simple_server import WSGIServer
 
 import torch
@@ -193,7 +194,7 @@ class Telemetry:
         return int(self._server[0].server_port)
 
     def announce(self, folder: Path, num_ranks: int | None = None) -> Path:
-        """Write `folder/<rank>.json`, by which Prometheus finds this endpoint (``file_sd_configs``).
+        """Write `folder/<job>-<rank>.json`, by which Prometheus finds this endpoint (``file_sd_configs``).
 
         It names the address served on, or `host` where that is every address of the machine. The folder is this
         run's; with `num_ranks`, files of ranks beyond go, which a killed and larger run of it may have left.
@@ -207,9 +208,9 @@ class Telemetry:
         reachable = self.labels["host"] if address in ("0.0.0.0", "::") else address
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob("*.json"):
-            if num_ranks is not None and int(left.stem) >= num_ranks:
+            if num_ranks is not None and int(left.stem.rpartition("-")[2]) >= num_ranks:
                 left.unlink(missing_ok=True)
-        self._target = folder / f"{self.labels['rank']}.json"
+        self._target = folder / f"{quote(self.labels['job'], safe='')}-{self.labels['rank']}.json"
         # Prometheus watches the folder: it must never read half a file.
         aside = self._target.with_suffix(".tmp")
         aside.write_text(json.dumps([{"targets": [f"{reachable}:{port}"], "labels": self.labels}]))

@@ -145,7 +145,7 @@ def test_prometheus_finds_the_endpoint_until_it_is_closed(telemetry: Telemetry, 
     port = telemetry.serve(0)
     file = telemetry.announce(tmp_path / "targets")
     assert json.loads(file.read_text()) == [{"targets": [f"127.0.0.1:{port}"], "labels": LABELS}]
-    assert [p.name for p in file.parent.iterdir()] == ["3.json"]
+    assert [p.name for p in file.parent.iterdir()] == ["demo-3.json"]
     telemetry.close()
     assert not file.exists()
 
@@ -157,12 +157,12 @@ def test_an_endpoint_on_every_address_is_found_under_the_hosts_name(telemetry: T
 
 def test_a_smaller_run_forgets_the_ranks_that_it_no_longer_has(telemetry: Telemetry, tmp_path: Path) -> None:
     for rank in (0, 4, 12):
-        (tmp_path / f"{rank}.json").touch()
+        (tmp_path / f"demo-{rank}.json").touch()
     telemetry.serve(0)
     telemetry.announce(tmp_path)
-    assert {p.stem for p in tmp_path.iterdir()} == {"0", "3", "4", "12"}
+    assert {p.stem for p in tmp_path.iterdir()} == {"demo-0", "demo-3", "demo-4", "demo-12"}
     telemetry.announce(tmp_path, num_ranks=4)
-    assert {p.stem for p in tmp_path.iterdir()} == {"0", "3"}
+    assert {p.stem for p in tmp_path.iterdir()} == {"demo-0", "demo-3"}
 
 
 def test_a_rank_that_fails_stays_announced(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_rank_that_fails_stays_announced(tmp_path: Path) -> None:
     assert run(None) == []
     with pytest.raises(ValueError, match="not finite"):
         run(ValueError("not finite"))
-    assert [p.name for p in tmp_path.iterdir()] == ["3.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["demo-3.json"]
 
 
 def test_misuse_names_what_is_wanted(telemetry: Telemetry) -> None:
