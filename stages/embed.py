@@ -14,6 +14,7 @@ from pathlib import Path
 from cluster.process_group import device_of
 from cluster.topology import Topology, split_range
 from pipeline.evaluation.embed import embed_files
+from pipeline.evaluation.pairs import list_images
 from pipeline.evaluation.trained import load_trained
 from pipeline.reading.dali import Decoder
 
@@ -31,7 +32,7 @@ def main() -> int:
 
 
 def _embed(args: argparse.Namespace, topology: Topology) -> int:
-    from pipeline.evaluation.parquet import list_images, write_embeddings  # here, since the extra may be missing
+    from pipeline.evaluation.parquet import write_embeddings  # here, since the extra may be missing
 
     # Ranks need not speak to each other: each takes its run of the sorted list and writes a file of its own.
     every = list_images(args.images)

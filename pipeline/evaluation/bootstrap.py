@@ -47,12 +47,31 @@ def identity_bootstrap(
         if _has_every_kind(drawn):
             values.append(statistics(drawn))
         if len(values) == resamples:
-            tails = [50 * (1 - confidence), 50 * (1 + confidence)]
-            return np.percentile(np.stack(values), tails, axis=0).T
+            return _percentiles(values, confidence)
     raise ValueError(
         f"bootstrap: {len(values)} of {PATIENCE * resamples} draws of {_identities(pairs)} identities hold"
         f" pairs of both kinds in two folds, wanted {resamples}: the set is too small for an interval"
     )
+
+
+def trial_bootstrap(
+    identity: IntArray,
+    statistics: Callable[[FloatArray], FloatArray],
+    resamples: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> FloatArray:
+    """Intervals `[K, 2]` over `M` trials that each concern one identity; `statistics` takes the trials' weights `[M]`.
+
+    A trial counts as often as its identity was drawn.
+    """
+    people, trial_person = np.unique(identity, return_inverse=True)
+    generator = np.random.default_rng(seed)
+    values = []
+    for _ in range(resamples):
+        drawn = np.bincount(generator.integers(len(people), size=len(people)), minlength=len(people))
+        values.append(statistics(drawn[trial_person].astype(np.float64)))
+    return _percentiles(values, confidence)
 
 
 def roc_band(pairs: ScoredPairs, fars: FloatArray, resamples: int = 200, seed: int = 0) -> FloatArray:
@@ -77,6 +96,11 @@ def pair_weights(pairs: ScoredPairs, drawn: IntArray) -> FloatArray:
     """How often each pair counts when identity i was drawn `drawn[i]` times."""
     one, other = drawn[pairs.identity_a], drawn[pairs.identity_b]
     return np.where(pairs.identity_a == pairs.identity_b, one, one * other).astype(np.float64)
+
+
+def _percentiles(values: list[FloatArray], confidence: float) -> FloatArray:
+    tails = [50 * (1 - confidence), 50 * (1 + confidence)]
+    return np.percentile(np.stack(values), tails, axis=0).T
 
 
 def _identities(pairs: ScoredPairs) -> int:

@@ -59,6 +59,23 @@ def tpir_at_fpir(
     return float(np.mean((ranks <= rank) & (best > barrier)))
 
 
+def mate_trials(features_ND: NDArray[Any], identity: IntArray) -> tuple[FloatArray, IntArray]:
+    """Every ordered pair of two images of one person: its cosine `[M]` and the row of the probe `[M]`.
+
+    Raises ValueError when nobody has two images.
+    """
+    unit = features_ND / np.linalg.norm(features_ND, axis=1, keepdims=True)
+    scores, probes = [], []
+    for person in np.unique(identity):
+        rows = np.flatnonzero(identity == person)
+        others = ~np.eye(len(rows), dtype=bool)
+        scores.append((unit[rows] @ unit[rows].T)[others])
+        probes.append(np.repeat(rows, len(rows) - 1))
+    if not sum(map(len, probes)):
+        raise ValueError(f"probes: got {len(identity)} images, no two of one person, wanted some to find again")
+    return np.concatenate(scores).astype(np.float64), np.concatenate(probes)
+
+
 def distractor_ranks(mate_scores: NDArray[Any], probe: IntArray, distractors: Neighbours) -> IntArray:
     """Rank `[M]` of each mate alone among all distractors, as MegaFace counts it.
 
@@ -70,8 +87,8 @@ def distractor_ranks(mate_scores: NDArray[Any], probe: IntArray, distractors: Ne
     return np.where(complete, rivals + 1, UNRANKED).astype(np.int64)
 
 
-def distractor_tar(mate_scores: NDArray[Any], distractors: Neighbours, far: float) -> float:
-    """TAR of the mates at a FAR over every probe and distractor, as MegaFace's verification.
+def distractor_barrier(distractors: Neighbours, far: float) -> float:
+    """The score that a mate must exceed for the FAR over every probe and distractor to stay within `far`.
 
     Raises ValueError when probes times distractors cannot resolve `far`, or when the search kept too few of the
     highest scores to find its threshold (`highest` of at least ``far × compared + 1``).
@@ -82,8 +99,7 @@ def distractor_tar(mate_scores: NDArray[Any], distractors: Neighbours, far: floa
         raise ValueError(
             f"distractors: got the {len(distractors.highest)} highest scores, wanted {needed} for a FAR of {far:g}"
         )
-    barrier = highest_rejected(distractors.highest, far, distractors.compared)
-    return float(np.mean(mate_scores > barrier))
+    return highest_rejected(distractors.highest, far, distractors.compared)
 
 
 def highest_rejected(impostors: NDArray[Any], rate: float, attempts: int) -> float:

@@ -112,6 +112,18 @@ def frames_of(images: Path, path: str) -> list[str]:
     return [path] if place.is_file() else []
 
 
+def list_images(folder: Path) -> list[str]:
+    """Every JPEG and PNG below `folder`, as sorted relative paths; raises ValueError when there is none."""
+    found = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and path.is_file()
+    )
+    if not found:
+        raise ValueError(f"{folder}: got no images, wanted at least one of {', '.join(sorted(SUFFIXES))}")
+    return found
+
+
 def _rows(file: Path) -> Iterator[Row]:
     try:
         stream = file.open(newline="", encoding="utf-8")

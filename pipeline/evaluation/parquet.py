@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,21 +11,9 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from pipeline.evaluation.pairs import SUFFIXES
+from pipeline.evaluation.search import regrouped
 
 ROWS_OF_GROUP = 8192
-
-
-def list_images(folder: Path) -> list[str]:
-    """Every JPEG and PNG below `folder`, as sorted relative paths; raises ValueError when there is none."""
-    found = sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file()
-    )
-    if not found:
-        raise ValueError(f"{folder}: got no images, wanted at least one of {', '.join(sorted(SUFFIXES))}")
-    return found
 
 
 def write_embeddings(
@@ -44,7 +32,7 @@ def write_embeddings(
     aside = file.with_name(file.name + ".part")
     done = 0
     with pq.ParquetWriter(aside, schema, compression="zstd") as writer:
-        for rows in _regrouped(batches):
+        for rows in regrouped(batches, ROWS_OF_GROUP):
             names = paths[done : done + len(rows)]
             writer.write_table(_table(names, rows, schema))
             done += len(rows)
@@ -58,15 +46,3 @@ def _table(names: Sequence[str], rows: NDArray[np.float32], schema: Any) -> Any:
     flat = pa.array(np.ascontiguousarray(rows).reshape(-1))
     embeddings = pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])
     return pa.Table.from_arrays([pa.array(names), pa.array(identities), embeddings], schema=schema)
-
-
-def _regrouped(batches: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
-    """The same rows in groups of about `ROWS_OF_GROUP`."""
-    held: list[NDArray[np.float32]] = []
-    for batch in batches:
-        held.append(batch)
-        if sum(map(len, held)) >= ROWS_OF_GROUP:
-            yield np.concatenate(held)
-            held = []
-    if held:
-        yield np.concatenate(held)

@@ -91,6 +91,27 @@ class Summary(_Record):
     verification: Verification
 
 
+class Identification(_Record):
+    """What identification among distractors reports (MegaFace), with intervals over the probes' identities.
+
+    Attributes:
+        cmc: the share of trials whose mate has rank 1, at most 2, ...
+        tar: true accept rates of the mates at FARs over every probe and distractor.
+        trials, identities, distractors: how much data stands behind it.
+        listing_sha256: digest of the lists of probe and distractor files.
+    """
+
+    step: int
+    weights_sha256: str
+    listing_sha256: str
+    cmc: tuple[Rate, ...]
+    tar: tuple[TarAtFar, ...]
+    trials: int
+    identities: int
+    distractors: int
+    confidence: float
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A summary with its scores: `P` pairs, and the paths `[P]` of their images below the image folder."""
@@ -133,6 +154,24 @@ def verify(
         identities=len(np.union1d(pairs.identity_a, pairs.identity_b)),
         confidence=confidence,
     )
+
+
+def save_identification(result: Identification, folder: Path) -> Path:
+    """Write the result of ``result.step`` below `folder`, complete or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = result_file(folder, result.step)
+    aside = file.with_suffix(".json.part")
+    aside.write_text(result.model_dump_json(indent=2) + "\n")
+    aside.replace(file)
+    return file
+
+
+def load_identification(file: Path) -> Identification:
+    """Read what `save_identification` wrote; raises ValueError naming a file that it cannot use."""
+    try:
+        return Identification.model_validate_json(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: not a complete identification: {str(error).splitlines()[0]}") from error
 
 
 def result_file(folder: Path, step: int) -> Path:

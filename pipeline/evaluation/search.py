@@ -44,6 +44,18 @@ def blocks_of(features_ND: NDArray[Any], rows: int = BLOCK) -> Iterator[NDArray[
         yield features_ND[start : start + rows]
 
 
+def regrouped(batches: Iterable[NDArray[Any]], rows: int = BLOCK) -> Iterator[NDArray[Any]]:
+    """The same rows in blocks of at least `rows`, the last one excepted: small batches make slow products."""
+    held: list[NDArray[Any]] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(map(len, held)) >= rows:
+            yield np.concatenate(held)
+            held = []
+    if held:
+        yield np.concatenate(held)
+
+
 def nearest(
     probes_PD: NDArray[Any],
     gallery: Iterable[NDArray[Any]],

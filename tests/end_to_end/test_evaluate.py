@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from PIL import Image
 
 from pipeline.backbones import build_backbone
-from pipeline.evaluation.results import load
+from pipeline.evaluation.results import load, load_identification
 from pipeline.evaluation.verification import roc, tar_at_far
 
 STAGES = Path(__file__).parents[2] / "stages"
@@ -190,3 +190,27 @@ def test_a_missing_extra_is_named(
         monkeypatch.setitem(sys.modules, name, None)
     assert run_stage(stage, *arguments) == 1
     assert "wanted: pip install 'spherescale[export]'" in capsys.readouterr().err
+
+
+def test_identification_among_distractors(
+    scene: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(scene)
+    Path("others").mkdir(exist_ok=True)
+    for i in range(30):
+        noise = np.random.default_rng(100 + i).integers(0, 256, (*SIZE, 3), np.uint8)
+        Image.fromarray(noise).save(f"others/{i}.jpg")
+    options = ["run", "--probes", "faces", "--distractors", "others", "--resamples", "20", "--ranks", "5"]
+    assert run_stage("identify.py", *options) == 0
+    printed = capsys.readouterr().out
+    assert "step 20: 36 searches for 6 people among 30 distractors" in printed
+    result = load_identification(Path("run/identifications/others/step-00000020.json"))
+    assert f"{result.cmc[0].value:.2%}" in printed
+    assert result.tar[0].far == 0.01
+    before = Path("run/identifications/others/step-00000020.json").stat().st_mtime_ns
+    assert run_stage("identify.py", *options) == 0
+    assert Path("run/identifications/others/step-00000020.json").stat().st_mtime_ns == before
+    assert run_stage("identify.py", *options, "--far", "0.1") == 0
+    assert Path("run/identifications/others/step-00000020.json").stat().st_mtime_ns > before
+    assert run_stage("identify.py", *options, "--far", "0.001") == 1
+    assert "far: got 0.001 with 540 pairs of probe and distractor" in capsys.readouterr().err

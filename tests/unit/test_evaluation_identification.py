@@ -3,16 +3,21 @@
 import numpy as np
 import pytest
 
+from pipeline.evaluation.distractors import identify
 from pipeline.evaluation.identification import (
     UNRANKED,
     cmc,
+    distractor_barrier,
     distractor_ranks,
-    distractor_tar,
     highest_rejected,
     mate_ranks,
     tpir_at_fpir,
 )
 from pipeline.evaluation.search import Neighbours, blocks_of, nearest
+
+
+def distractor_tar(mates: np.ndarray, found: Neighbours, far: float) -> float:
+    return float(np.mean(mates > distractor_barrier(found, far)))
 
 
 def make(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -135,3 +140,36 @@ def test_a_mate_that_scores_as_an_impostor_that_must_be_rejected_is_rejected_too
     found = neighbours([[0.5, 0.1], [0.9, 0.1], [0.5, 0.2]])
     assert tpir_at_fpir(found, np.array([0, 8, 9]), np.array([0, 1]), fpir=0.5) == 0
     assert distractor_tar(np.array([0.75]), neighbours([[0.5]], [0.9, 0.75], 1000), 0.001) == 0
+
+
+def test_identify_reports_the_rates_of_every_trial_with_intervals() -> None:
+    generator = np.random.default_rng(5)
+    centres = generator.normal(size=(7, 6))
+    identity = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 4, 4, 5, 5, 6, 6])
+    probes = (centres[identity] + 0.6 * generator.normal(size=(16, 6))).astype(np.float32)
+    distractors = generator.normal(size=(200, 6)).astype(np.float32)
+    found = identify(probes, identity, blocks_of(distractors, 32), 200, 5, (0.01, 0.001), resamples=30, seed=2)
+    rivals, mates = cosines(probes, distractors), cosines(probes, probes)
+    trials = [(i, j) for i in range(16) for j in range(16) if i != j and identity[i] == identity[j]]
+    ranks = np.array([1 + np.sum(rivals[i] >= mates[i, j]) for i, j in trials])
+    scores = np.array([mates[i, j] for i, j in trials])
+    assert found.trials == len(trials) == 26
+    np.testing.assert_allclose([rate.value for rate in found.cmc], [np.mean(ranks <= r) for r in range(1, 6)])
+    for entry, allowed in zip(found.tar, (32, 3), strict=True):
+        assert entry.tar.value == np.mean(scores > np.sort(rivals.ravel())[::-1][allowed])
+
+    # The bootstrap, literally: draw people with trials, put their trials together, average.
+    people = np.array([0, 1, 2, 4, 5, 6])
+    person = np.array([identity[i] for i, _ in trials])
+    generator = np.random.default_rng(2)
+    drawn = [people[generator.integers(6, size=6)] for _ in range(30)]
+    first = [np.mean(np.concatenate([ranks[person == p] for p in draw]) <= 1) for draw in drawn]
+    np.testing.assert_allclose((found.cmc[0].low, found.cmc[0].high), np.quantile(first, [0.025, 0.975]))
+
+
+def test_identify_refuses_what_it_cannot_show() -> None:
+    rows = np.eye(3, dtype=np.float32)
+    with pytest.raises(ValueError, match=r"far: got 0.001 with 6 pairs of probe and distractor"):
+        identify(rows[:2], np.array([0, 0]), [rows], 3, 1, (0.001,), 5)
+    with pytest.raises(ValueError, match=r"probes: got 2 images, no two of one person"):
+        identify(rows[:2], np.array([0, 1]), [rows], 3, 1, (0.5,), 5)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.evaluation.pairs import frames_of, read_pairs
+from pipeline.evaluation.pairs import frames_of, list_images, read_pairs
 
 HEADER = "fold\tpath_a\tpath_b\tsame\n"
 GOOD = [
@@ -110,3 +110,13 @@ def test_a_folder_of_frames_counts_as_one_image(tmp_path: Path, images: Path) ->
     (images / "bob/1/1.jpg").unlink()
     with pytest.raises(ValueError, match=r"names bob/1, wanted an image or a folder of images"):
         read_pairs(write(tmp_path, lines), images)
+
+
+def test_images_are_found_at_any_depth(tmp_path: Path) -> None:
+    for name in ("b/1.jpg", "a/x/2.PNG", "a/notes.txt", "3.jpeg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert list_images(tmp_path) == ["3.jpeg", "a/x/2.PNG", "b/1.jpg"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty: got no images, wanted at least one of .jpeg, .jpg, .png"):
+        list_images(tmp_path / "empty")

@@ -9,7 +9,7 @@ import pytest
 pq = pytest.importorskip("pyarrow.parquet")
 
 from pipeline.evaluation import parquet  # noqa: E402
-from pipeline.evaluation.parquet import list_images, write_embeddings  # noqa: E402
+from pipeline.evaluation.parquet import write_embeddings  # noqa: E402
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8, 50])
@@ -37,13 +37,3 @@ def test_a_failure_leaves_no_file_under_its_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"e.parquet: got 2 embeddings, wanted 3"):
         write_embeddings(tmp_path / "e.parquet", ["a", "b", "c"], [np.ones((2, 3), np.float32)], 3, {})
     assert not (tmp_path / "e.parquet").exists()
-
-
-def test_images_are_found_at_any_depth(tmp_path: Path) -> None:
-    for name in ("b/1.jpg", "a/x/2.PNG", "a/notes.txt", "3.jpeg"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
-    assert list_images(tmp_path) == ["3.jpeg", "a/x/2.PNG", "b/1.jpg"]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty: got no images, wanted at least one of .jpeg, .jpg, .png"):
-        list_images(tmp_path / "empty")

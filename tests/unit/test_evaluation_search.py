@@ -75,3 +75,11 @@ def test_bad_rows_are_named() -> None:
         nearest(probes, [], 1)
     with pytest.raises(ValueError, match=r"k: got 0"):
         nearest(probes, [gallery[:4]], 0)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7, 100])
+def test_regrouping_keeps_every_row_in_order(rows: int) -> None:
+    array = np.arange(46).reshape(23, 2)
+    blocks = list(search.regrouped((array[i : i + 3] for i in range(0, 23, 3)), rows))
+    np.testing.assert_array_equal(np.concatenate(blocks), array)
+    assert all(len(block) >= min(rows, 23) for block in blocks[:-1])

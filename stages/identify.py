@@ -1,0 +1,126 @@
+"""Identification among distractors, as MegaFace does it: is this person found again among a million others?
+
+Every image of a person searches for each other image of that person, hidden among the distractors. Distractors pass by
+as they are embedded: their number costs time, never memory. Results go to RUN/identifications/NAME/.
+"""
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+
+from pipeline.evaluation.distractors import identify
+from pipeline.evaluation.embed import embed_files
+from pipeline.evaluation.pairs import list_images
+from pipeline.evaluation.results import Identification, load_identification, result_file, save_identification
+from pipeline.evaluation.search import regrouped
+from pipeline.evaluation.trained import TrainedBackbone, load_trained
+from pipeline.evaluation.verification import require_resolvable, resolvable_fars
+from pipeline.reading.dali import Decoder
+
+EXAMPLES = """\
+example:
+  python stages/identify.py runs/casia --probes facescrub --distractors megaface --far 1e-6
+
+--probes holds a folder for each person (two images at least, to have one to find again); --distractors any tree of
+images of other people. Each rate of --far keeps far x probes x distractors scores in memory, 4 bytes each.
+"""
+
+
+def main() -> int:
+    """List, check, embed, search; a fault is one line and exit code 1."""
+    args = _parser().parse_args()
+    try:
+        probes, distractors = list_images(args.probes), list_images(args.distractors)
+        compared = len(probes) * len(distractors)
+        fars = tuple(args.far or resolvable_fars(compared)[-1:])
+        for far in fars:
+            require_resolvable(far, compared, of="pairs of probe and distractor")
+        for step in args.step or [None]:
+            _print(_identify(args, load_trained(args.run, step), probes, distractors, fars))
+    except (ValueError, OSError) as error:
+        print(f"identify: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _identify(
+    args: argparse.Namespace,
+    trained: TrainedBackbone,
+    probes: list[str],
+    distractors: list[str],
+    fars: tuple[float, ...],
+) -> Identification:
+    """The result for one checkpoint: a stored one when weights, files and options are the same."""
+    listing = hashlib.sha256("\n".join([*probes, "", *distractors]).encode()).hexdigest()
+    folder = args.run / "identifications" / (args.name or args.distractors.resolve().name)
+    file = result_file(folder, trained.step)
+    if file.exists() and not args.force:
+        stored = load_identification(file)
+        same = (stored.weights_sha256, stored.listing_sha256) == (trained.weights_sha256, listing)
+        if same and tuple(entry.far for entry in stored.tar) == fars and len(stored.cmc) == args.ranks:
+            return stored
+    device = torch.device(args.device)
+    module = trained.module.to(device)
+    decoder = Decoder(args.batch_size, *trained.image_size, device, args.threads)
+    features = np.concatenate(list(embed_files(module, args.probes, probes, decoder)))
+    people, identity = np.unique([PurePosixPath(path).parent.as_posix() for path in probes], return_inverse=True)
+    stream = regrouped(embed_files(module, args.distractors, distractors, decoder, progress=True))
+    found = identify(features, identity, stream, len(distractors), args.ranks, fars, args.resamples, args.seed, device)
+    result = Identification(
+        step=trained.step,
+        weights_sha256=trained.weights_sha256,
+        listing_sha256=listing,
+        cmc=found.cmc,
+        tar=found.tar,
+        trials=found.trials,
+        identities=len(people),
+        distractors=len(distractors),
+        confidence=0.95,
+    )
+    save_identification(result, folder)
+    return result
+
+
+def _print(result: Identification) -> None:
+    rates = [(f"rank-{rank}", result.cmc[rank - 1]) for rank in (1, len(result.cmc))]
+    rates += [(f"TAR at FAR {entry.far:g}", entry.tar) for entry in result.tar]
+    print(
+        f"step {result.step}: {result.trials:,} searches for {result.identities:,} people"
+        f" among {result.distractors:,} distractors"
+    )
+    for name, rate in dict(rates).items():
+        print(f"  {name:<20} {rate.value:.2%} ({rate.low:.2%}-{rate.high:.2%})")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a training run")
+    parser.add_argument("--probes", type=Path, required=True, metavar="FOLDER", help="people to find again")
+    parser.add_argument("--distractors", type=Path, required=True, metavar="FOLDER", help="other people")
+    parser.add_argument("--name", help="of the result in the report (default: the distractors' folder)")
+    parser.add_argument("--step", type=int, action="append", help="checkpoint, repeatable (default: the newest)")
+    parser.add_argument("--ranks", type=int, default=20, help="length of the CMC (default 20)")
+    parser.add_argument(
+        "--far", type=float, nargs="+", metavar="RATE", help="for TAR (default: the lowest power of ten resolved)"
+    )
+    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap over people (default 1000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
+    parser.add_argument("--batch-size", type=int, default=64, help="images embedded together (default 64)")
+    parser.add_argument("--threads", type=int, default=2, help="that decode images (default 2)")
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="where network and search run (default here: %(default)s)",
+    )
+    parser.add_argument("--force", action="store_true", help="search again what is already done")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
