@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from pipeline.evaluation.verification import FloatArray, Roc, ScoredPairs
 
@@ -106,6 +106,19 @@ def det_plot(curves: Mapping[str, Roc], grid: FloatArray, bands: Mapping[str, Fl
     axes.set(xlabel="false accept rate", ylabel="false reject rate")
     axes.legend(loc="best", fontsize=8)
     return _svg(figure, axes, "DET, 95% intervals shaded")
+
+
+def cmc_plot(curves: Mapping[str, FloatArray]) -> str:
+    """Share of searches whose mate has at most a rank: for each model `[R, 3]`, value, low and high of the interval."""
+    figure, axes = _figure(4.6, 3.4)
+    for (name, curve), color in zip(curves.items(), _colors(len(curves)), strict=True):
+        ranks = np.arange(1, len(curve) + 1)
+        axes.plot(ranks, curve[:, 0], "o-", markersize=3, color=color, label=name)
+        axes.fill_between(ranks, curve[:, 1], curve[:, 2], color=color, alpha=0.15, linewidth=0)
+    axes.set(xlabel="rank", ylabel="identification rate", ylim=(0, 1.01))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="best", fontsize=8)
+    return _svg(figure, axes, "CMC, 95% intervals shaded")
 
 
 def histogram_plot(pairs: ScoredPairs, threshold: float, title: str, limits: tuple[float, float]) -> str:

@@ -7,10 +7,10 @@ network or the run's folder. One run is shown before and after training; several
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 import numpy as np
@@ -19,7 +19,7 @@ from pipeline.evaluation import plots
 from pipeline.evaluation.bootstrap import roc_band
 from pipeline.evaluation.hardest import hardest_tiles
 from pipeline.evaluation.metrics_log import mean_seconds, read_metrics, series
-from pipeline.evaluation.results import Evaluation, Rate, load_all
+from pipeline.evaluation.results import Evaluation, Identification, Rate, TarAtFar, load, load_identification
 from pipeline.evaluation.verification import equal_error_rate, roc
 
 CURVES = (
@@ -29,6 +29,8 @@ CURVES = (
     ("images_per_second", "throughput, images/s", False),
 )
 BAND_POINTS = 25  # FARs at which a ROC's interval is computed
+
+Result = TypeVar("Result", Evaluation, Identification)
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,16 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     """Render the report of the run folders to `out` and return it.
 
     Parts of a run that do not exist, such as the training log of a run trained elsewhere, are left out. Raises
-    ValueError naming a run that holds no evaluation.
+    ValueError when no run holds a result.
     """
     named = _names(runs)
+    verified, identified = (
+        _compared(named, "evaluations", load),
+        _compared(named, "identifications", load_identification),
+    )
+    if not verified and not identified:
+        folders = ", ".join(map(str, runs))
+        raise ValueError(f"{folders}: got no evaluation, wanted one under evaluations/: run stages/evaluate.py first")
     logs = {name: read_metrics(run / "metrics.jsonl") for name, run in named.items()}
     page = _template().render(
         runs=[
@@ -53,7 +62,8 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
             for name, run in named.items()
         ],
         training=training_section({name: records for name, records in logs.items() if records}),
-        sections=[evaluation_section(name, models) for name, models in _compared(named).items()],
+        sections=[evaluation_section(name, models) for name, models in verified.items()],
+        identifications=[identification_section(name, models) for name, models in identified.items()],
     )
     aside = out.with_name(out.name + ".part")
     aside.write_text(page, encoding="utf-8")
@@ -61,13 +71,13 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     return out
 
 
-def before_and_after(steps: list[Evaluation]) -> dict[str, Evaluation]:
-    """The first and the last evaluated step of one run."""
-    return {_step_name(evaluation.summary.step): evaluation for evaluation in (steps[0], steps[-1])}
+def before_and_after(steps: list[Result]) -> dict[str, Result]:
+    """The first and the last step of one run."""
+    return {_step_name(result.step): result for result in (steps[0], steps[-1])}
 
 
-def last_steps(runs: Mapping[str, list[Evaluation]]) -> dict[str, Evaluation]:
-    """The last evaluated step of each run."""
+def last_steps(runs: Mapping[str, list[Result]]) -> dict[str, Result]:
+    """The last step of each run."""
     return {name: steps[-1] for name, steps in runs.items()}
 
 
@@ -113,20 +123,45 @@ def evaluation_section(name: str, models: Mapping[str, Evaluation]) -> dict[str,
     }
 
 
-def result_rows(models: list[Evaluation]) -> list[Row]:
-    """The table of rates, a column for each model; a FAR that one of them lacks shows a dash there."""
-    results = [model.summary.verification for model in models]
-    fars = sorted({entry.far for result in results for entry in result.tar}, reverse=True)
+def identification_section(name: str, models: Mapping[str, Identification]) -> dict[str, Any]:
+    """What the template shows of a search among distractors, models side by side."""
+    every = list(models.values())
+    depths = sorted({1, *(len(result.cmc) for result in every)})
     rows = [
+        Row(f"rank {depth}", tuple(_with_interval(r.cmc[depth - 1]) if depth <= len(r.cmc) else "–" for r in every))
+        for depth in depths
+    ]
+    curves = {
+        label: np.array([(rate.value, rate.low, rate.high) for rate in result.cmc]) for label, result in models.items()
+    }
+    return {
+        "name": name,
+        "models": tuple(models),
+        "result": every[-1],
+        "rows": [*rows, *tar_rows([result.tar for result in every])],
+        "plots": [plots.cmc_plot(curves)],
+    }
+
+
+def result_rows(models: list[Evaluation]) -> list[Row]:
+    """The table of rates, a column for each model; what one of them lacks shows a dash there."""
+    results = [model.summary.verification for model in models]
+    return [
         Row("accuracy", tuple(_with_interval(result.accuracy) for result in results)),
         Row("deviation over folds", tuple(f"± {result.deviation:.2%}" for result in results)),
         Row("AUC", tuple(_with_interval(result.auc) for result in results)),
         Row("equal error rate", tuple(f"{equal_error_rate(roc(model.pairs)):.2%}" for model in models)),
+        *tar_rows([result.tar for result in results]),
     ]
-    for far in fars:
-        tars = [{entry.far: entry.tar for entry in result.tar}.get(far) for result in results]
-        rows.append(Row(f"TAR at FAR {far:g}", tuple(_with_interval(tar) if tar else "–" for tar in tars)))
-    return rows
+
+
+def tar_rows(models: Sequence[tuple[TarAtFar, ...]]) -> list[Row]:
+    """A line for each FAR that any model has, falling."""
+    found = [{entry.far: entry.tar for entry in tars} for tars in models]
+    return [
+        Row(f"TAR at FAR {far:g}", tuple(_with_interval(tars[far]) if far in tars else "–" for tars in found))
+        for far in sorted({far for tars in found for far in tars}, reverse=True)
+    ]
 
 
 def _names(runs: Sequence[Path]) -> dict[str, Path]:
@@ -135,23 +170,20 @@ def _names(runs: Sequence[Path]) -> dict[str, Path]:
     return {name if short.count(name) == 1 else str(run): run for name, run in zip(short, runs, strict=True)}
 
 
-def _compared(named: Mapping[str, Path]) -> dict[str, dict[str, Evaluation]]:
-    """For each evaluation set the models to show: the steps of a single run, or the runs that were evaluated on it."""
-    loaded = {name: _load_sets(run) for name, run in named.items()}
-    sets = sorted({name for sets in loaded.values() for name in sets})
+def _compared(named: Mapping[str, Path], kind: str, read: Callable[[Path], Result]) -> dict[str, dict[str, Result]]:
+    """For each set of a kind the models to show: the steps of a single run, or the runs that have results on it."""
+    loaded = {name: _load_sets(run / kind, read) for name, run in named.items()}
+    sets = sorted({name for found in loaded.values() for name in found})
     if len(loaded) == 1:
         (alone,) = loaded.values()
         return {name: before_and_after(alone[name]) for name in sets}
     return {name: last_steps({run: found[name] for run, found in loaded.items() if name in found}) for name in sets}
 
 
-def _load_sets(run: Path) -> dict[str, list[Evaluation]]:
-    """Every evaluation of a run, by the name of its set and rising steps."""
-    sets = {folder.name: load_all(folder) for folder in (run / "evaluations").glob("*/")}
-    sets = {name: steps for name, steps in sets.items() if steps}
-    if not sets:
-        raise ValueError(f"{run}: got no evaluation, wanted one under evaluations/: run stages/evaluate.py first")
-    return sets
+def _load_sets(folder: Path, read: Callable[[Path], Result]) -> dict[str, list[Result]]:
+    """Every result below `folder`, by the name of its set and rising steps."""
+    files = {below.name: sorted(below.glob("step-*.json")) for below in folder.glob("*/")}
+    return {name: [read(file) for file in found] for name, found in files.items() if found}
 
 
 def _with_interval(rate: Rate) -> str:

@@ -121,6 +121,11 @@ class Evaluation:
     path_a: NDArray[np.str_]
     path_b: NDArray[np.str_]
 
+    @property
+    def step(self) -> int:
+        """The checkpoint that was evaluated."""
+        return self.summary.step
+
 
 def verify(
     pairs: ScoredPairs, fars: tuple[float, ...], resamples: int, seed: int = 0, confidence: float = 0.95
@@ -205,8 +210,3 @@ def load(file: Path) -> Evaluation:
     except (OSError, KeyError, TypeError, ValueError, BadZipFile) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{file}: not a complete evaluation: {reason}; evaluate again with --force") from error
-
-
-def load_all(folder: Path) -> list[Evaluation]:
-    """Every complete evaluation below `folder`, by ascending step."""
-    return [load(file) for file in sorted(folder.glob("step-*.json"))]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.bootstrap import identity_bootstrap
-from pipeline.evaluation.results import Evaluation, Settings, Summary, load, load_all, save, verify
+from pipeline.evaluation.results import Evaluation, Settings, Summary, load, save, verify
 from pipeline.evaluation.verification import ScoredPairs, attained_tar, auc, kfold_accuracy, roc
 
 SETTINGS = Settings(
@@ -57,12 +57,6 @@ def test_an_evaluation_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.path_a, saved.path_a)
     np.testing.assert_array_equal(loaded.path_b, saved.path_b)
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".npz"]
-
-
-def test_evaluations_are_listed_by_step(tmp_path: Path) -> None:
-    for step in (100, 0, 20):
-        save(make_evaluation(step), tmp_path)
-    assert [e.summary.step for e in load_all(tmp_path)] == [0, 20, 100]
 
 
 @pytest.mark.parametrize("suffix", [".json", ".npz"])

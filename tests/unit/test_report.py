@@ -13,7 +13,17 @@ from PIL import Image
 
 from pipeline.evaluation.hardest import face_uri, hardest_tiles
 from pipeline.evaluation.report import write_report
-from pipeline.evaluation.results import Evaluation, Settings, Summary, save, verify
+from pipeline.evaluation.results import (
+    Evaluation,
+    Identification,
+    Rate,
+    Settings,
+    Summary,
+    TarAtFar,
+    save,
+    save_identification,
+    verify,
+)
 from pipeline.evaluation.verification import ScoredPairs
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -190,6 +200,34 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
     assert len(outline.ids) == len(set(outline.ids))
     twins = write_report([one, one.parent / "." / ".." / "a" / "quick"], tmp_path / "twins.html").read_text()
     assert str(one) in twins
+
+
+def test_identification_has_its_table_and_curve(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    rates = tuple(Rate(value=0.5 + r / 10, low=0.4, high=0.95) for r in range(4))
+    for step in (0, 90):
+        result = Identification(
+            step=step,
+            weights_sha256="",
+            listing_sha256="",
+            cmc=rates,
+            tar=(TarAtFar(far=1e-6, tar=rates[1]),),
+            trials=1234,
+            identities=6,
+            distractors=1_000_000,
+            confidence=0.95,
+        )
+        save_identification(result, run / "identifications" / "crowd")
+    _, text = parse(report_of(run).read_text())
+    for words in (
+        "Identification among crowd",
+        "1,234 searches for 6 people, each hidden among 1,000,000 distractors",
+        "rank 1 50.00% (40.0% to 95.0%)",
+        "rank 4 80.00%",
+        "TAR at FAR 1e-06 60.00%",
+        "CMC",
+    ):
+        assert words in text, words
 
 
 def test_the_hardest_pairs_are_the_worst_of_their_kind(tmp_path: Path) -> None:
