@@ -1,0 +1,65 @@
+"""Faces and landmarks by MTCNN (Zhang et al., IEEE SPL 2016), whose weights the package `mtcnn-runtime` carries."""
+
+from functools import cache, partial
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.shards.alignment.similarity import Points
+from pipeline.shards.errors import ShardError
+
+
+class Face(NamedTuple):
+    """A detected face: box (left, top, right, bottom) in pixels, and its landmarks."""
+
+    box: NDArray[np.float64]
+    landmarks: Points
+
+    @property
+    def side(self) -> float:
+        """The shorter side of the box, in pixels."""
+        return float(min(self.box[2] - self.box[0], self.box[3] - self.box[1]))
+
+
+def detect(image: NDArray[np.uint8]) -> list[Face]:
+    """Faces of an RGB image [height, width, 3] of 20 pixels and more.
+
+    Raises:
+        ShardError: the detector is not installed.
+    """
+    detector, no_face = _detector()
+    try:
+        boxes, landmarks = detector.detect(np.ascontiguousarray(image[:, :, ::-1]))
+    except no_face:
+        # The package stacks the windows that its first stage found, and hands them on, also when there are none.
+        return []
+    return [
+        Face(np.asarray(box[:4], np.float64), np.asarray(points, np.float64).reshape(2, 5).T)
+        for box, points in zip(boxes, landmarks, strict=True)
+    ]
+
+
+def nearest_centre(faces: list[Face], height: int, width: int) -> Face:
+    """The face whose box lies nearest the centre of the image, as SphereFace takes it."""
+    centre = np.array([width, height]) / 2
+    return min(faces, key=lambda face: float(np.hypot(*((face.box[:2] + face.box[2:]) / 2 - centre))))
+
+
+@cache
+def _detector() -> tuple[Any, tuple[type[Exception], ...]]:
+    """The detector and what it raises where it finds nothing; made once in each process."""
+    try:
+        runtime: Any = import_module("onnxruntime")
+        package: Any = import_module("mtcnnruntime.detector")
+    except ImportError as error:
+        raise ShardError("alignment needs mtcnn-runtime: pip install 'spherescale[align]'") from error
+    # One thread a process: the workers already fill the machine, and the package has no such option.
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = partial(runtime.InferenceSession, sess_options=options)
+    package.onnxruntime = SimpleNamespace(InferenceSession=session)
+    errors = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    return package.MTCNN(), (ValueError, errors.InvalidArgument, errors.RuntimeException, errors.Fail)

