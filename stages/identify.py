@@ -15,7 +15,7 @@ import torch
 from pipeline.evaluation.distractors import identify
 from pipeline.evaluation.embed import embed_files
 from pipeline.evaluation.pairs import list_images
-from pipeline.evaluation.results import Identification, load_identification, result_file, save_identification
+from pipeline.evaluation.results import Identification, load_identification, result_file, save_summary
 from pipeline.evaluation.search import regrouped
 from pipeline.evaluation.trained import TrainedBackbone, load_trained
 from pipeline.evaluation.verification import require_resolvable, resolvable_fars
@@ -81,7 +81,7 @@ def _identify(
         distractors=len(distractors),
         confidence=0.95,
     )
-    save_identification(result, folder)
+    save_summary(result, folder)
     return result
 
 

@@ -108,6 +108,7 @@ def _identities(pairs: ScoredPairs) -> int:
 
 
 def _has_every_kind(pairs: ScoredPairs) -> bool:
+    """Whether accuracy and ROC exist: both kinds, and two folds where the whole set has them."""
     alive = pairs.weight > 0
-    folds = np.bincount(pairs.fold[alive])
-    return bool(np.count_nonzero(folds) >= 2 and 0 < np.count_nonzero(pairs.same[alive]) < np.count_nonzero(alive))
+    folds, wanted = np.unique(pairs.fold[alive]), min(2, len(np.unique(pairs.fold)))
+    return bool(len(folds) >= wanted and 0 < np.count_nonzero(pairs.same[alive]) < np.count_nonzero(alive))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.search import Neighbours
-from pipeline.evaluation.verification import FloatArray, IntArray, require_resolvable
+from pipeline.evaluation.verification import BoolArray, FloatArray, IntArray, require_resolvable
 
 UNRANKED = np.iinfo(np.int64).max  # no mate among the neighbours that were kept
 
@@ -25,10 +25,16 @@ def mate_ranks(found: Neighbours, probe_identity: IntArray, gallery_identity: In
     Rows of the probe's own identity do not compete with each other. `UNRANKED` where no mate is among the kept
     neighbours, because the gallery holds none or because K others are closer.
     """
+    best_P = mate_scores(found, probe_identity, gallery_identity)
+    rivals_PK = gallery_identity[found.index_PK] != probe_identity[:, None]
+    ahead_P = np.sum(rivals_PK & (found.scores_PK >= best_P[:, None]), axis=1)
+    return np.where(np.isfinite(best_P), ahead_P + 1, UNRANKED).astype(np.int64)
+
+
+def mate_scores(found: Neighbours, probe_identity: IntArray, gallery_identity: IntArray) -> NDArray[np.float32]:
+    """Score `[P]` of each probe's best mate; minus infinity where no mate is among the kept neighbours."""
     mates_PK = gallery_identity[found.index_PK] == probe_identity[:, None]
-    best_P = np.where(mates_PK, found.scores_PK, -np.inf).max(axis=1)
-    rivals_P = np.sum(~mates_PK & (found.scores_PK >= best_P[:, None]), axis=1)
-    return np.where(mates_PK.any(axis=1), rivals_P + 1, UNRANKED).astype(np.int64)
+    return np.where(mates_PK, found.scores_PK, np.float32(-np.inf)).max(axis=1)
 
 
 def cmc(ranks: IntArray, up_to: int, weight: FloatArray | None = None) -> FloatArray:
@@ -36,27 +42,19 @@ def cmc(ranks: IntArray, up_to: int, weight: FloatArray | None = None) -> FloatA
     return np.array([np.average(ranks <= rank, weights=weight) for rank in range(1, up_to + 1)])
 
 
-def tpir_at_fpir(
-    found: Neighbours, probe_identity: IntArray, gallery_identity: IntArray, fpir: float, rank: int = 1
-) -> float:
-    """Open-set identification: the share of mated searches that return the mate, at a false positive rate.
+def false_alarm_barrier(found: Neighbours, mated: BoolArray, fpir: float) -> float:
+    """The score that a search must exceed to return anyone, for open-set identification at a false positive rate.
 
-    FPIR is the share of searches for people who are not in the gallery that return anyone at or above the threshold;
-    the threshold is the lowest whose FPIR does not exceed `fpir`. A mated search succeeds when its best mate scores
-    at or above it and ranks at most `rank`.
+    FPIR is the share of searches for people outside the gallery (`mated` `[P]` is false) that return anyone. TPIR is
+    then the share of mated searches whose mate has rank 1 and a score above.
 
     Raises ValueError when there are no mated searches, or too few others to resolve `fpir`.
     """
-    mated = np.isin(probe_identity, gallery_identity)
     if not mated.any():
         raise ValueError("identification: got no probe whose identity is in the gallery, wanted some")
     false_alarms = found.scores_PK[~mated, 0]
     require_resolvable(fpir, len(false_alarms), "fpir", "searches for people outside the gallery")
-    barrier = highest_rejected(false_alarms, fpir, len(false_alarms))
-    ranks = mate_ranks(found, probe_identity, gallery_identity)[mated]
-    mates_PK = gallery_identity[found.index_PK[mated]] == probe_identity[mated, None]
-    best = np.where(mates_PK, found.scores_PK[mated], -np.inf).max(axis=1)
-    return float(np.mean((ranks <= rank) & (best > barrier)))
+    return highest_rejected(false_alarms, fpir, len(false_alarms))
 
 
 def mate_trials(features_ND: NDArray[Any], identity: IntArray) -> tuple[FloatArray, IntArray]:

@@ -46,6 +46,13 @@ class TarAtFar(_Record):
     tar: Rate
 
 
+class TpirAtFpir(_Record):
+    """The true positive identification rate at a false positive identification rate."""
+
+    fpir: float
+    tpir: Rate
+
+
 class Verification(_Record):
     """What a verification protocol reports, with intervals over identities.
 
@@ -112,6 +119,26 @@ class Identification(_Record):
     confidence: float
 
 
+class Gallery(_Record):
+    """1:N search of one gallery: closed-set rates at `ijb.RANKS`, open-set rates."""
+
+    name: str
+    ranks: tuple[Rate, ...]
+    tpir: tuple[TpirAtFpir, ...]
+
+
+class TemplateResult(_Record):
+    """What IJB reports, with intervals over subjects."""
+
+    step: int
+    weights_sha256: str
+    templates: int
+    genuine: int
+    impostors: int
+    tar: tuple[TarAtFar, ...]
+    galleries: tuple[Gallery, ...]
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A summary with its scores: `P` pairs, and the paths `[P]` of their images below the image folder."""
@@ -161,7 +188,7 @@ def verify(
     )
 
 
-def save_identification(result: Identification, folder: Path) -> Path:
+def save_summary(result: Identification | TemplateResult, folder: Path) -> Path:
     """Write the result of ``result.step`` below `folder`, complete or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     file = result_file(folder, result.step)
@@ -172,7 +199,7 @@ def save_identification(result: Identification, folder: Path) -> Path:
 
 
 def load_identification(file: Path) -> Identification:
-    """Read what `save_identification` wrote; raises ValueError naming a file that it cannot use."""
+    """Read what `save_summary` wrote; raises ValueError naming a file that it cannot use."""
     try:
         return Identification.model_validate_json(file.read_bytes())
     except (OSError, ValueError) as error:

@@ -9,15 +9,23 @@ from pipeline.evaluation.identification import (
     cmc,
     distractor_barrier,
     distractor_ranks,
+    false_alarm_barrier,
     highest_rejected,
     mate_ranks,
-    tpir_at_fpir,
+    mate_scores,
 )
 from pipeline.evaluation.search import Neighbours, blocks_of, nearest
 
 
 def distractor_tar(mates: np.ndarray, found: Neighbours, far: float) -> float:
     return float(np.mean(mates > distractor_barrier(found, far)))
+
+
+def tpir_at_fpir(found: Neighbours, probe: np.ndarray, gallery: np.ndarray, fpir: float, rank: int = 1) -> float:
+    mated = np.isin(probe, gallery)
+    barrier = false_alarm_barrier(found, mated, fpir)
+    hits = (mate_ranks(found, probe, gallery) <= rank) & (mate_scores(found, probe, gallery) > barrier)
+    return float(np.mean(hits[mated]))
 
 
 def make(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

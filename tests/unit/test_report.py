@@ -21,7 +21,7 @@ from pipeline.evaluation.results import (
     Summary,
     TarAtFar,
     save,
-    save_identification,
+    save_summary,
     verify,
 )
 from pipeline.evaluation.verification import ScoredPairs
@@ -217,7 +217,7 @@ def test_identification_has_its_table_and_curve(tmp_path: Path) -> None:
             distractors=1_000_000,
             confidence=0.95,
         )
-        save_identification(result, run / "identifications" / "crowd")
+        save_summary(result, run / "identifications" / "crowd")
     _, text = parse(report_of(run).read_text())
     for words in (
         "Identification among crowd",

@@ -1,0 +1,121 @@
+"""IJB-B or IJB-C: templates verified 1:1 and searched 1:N, with InsightFace's meta files and aligned crops.
+
+Results go to RUN/ijb/<set>/. Image names, templates and media come from META/<set>_face_tid_mid.txt, pairs from
+META/<set>_template_pair_label.txt, and 1:N from META/<set>_1N_gallery_G1.csv, ..._G2.csv and ..._probe_mixed.csv
+where they exist.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.evaluation.embed import embed_files
+from pipeline.evaluation.ijb import (
+    RANKS,
+    Templates,
+    fuse,
+    read_media,
+    read_subjects,
+    read_template_pairs,
+    search_templates,
+    verify_templates,
+)
+from pipeline.evaluation.pairs import require_images
+from pipeline.evaluation.results import Gallery, TemplateResult, save_summary
+from pipeline.evaluation.trained import TrainedBackbone, load_trained
+from pipeline.evaluation.verification import require_resolvable
+from pipeline.reading.dali import Decoder
+
+
+def main() -> int:
+    """Read and check the protocol, embed, fuse, verify and search; a fault is one line and exit code 1."""
+    args = _parser().parse_args()
+    try:
+        result = _evaluate(args, load_trained(args.run, args.step))
+        print(f"{save_summary(result, args.run / 'ijb' / args.set)}:")
+    except (ValueError, OSError) as error:
+        print(f"ijb: {error}", file=sys.stderr)
+        return 1
+    for entry in result.tar:
+        print(f"  1:1 TAR at FAR {entry.far:<8g} {entry.tar.value:.2%} ({entry.tar.low:.2%}-{entry.tar.high:.2%})")
+    for gallery in result.galleries:
+        for rank, rate in zip(RANKS, gallery.ranks, strict=True):
+            print(f"  {gallery.name} rank-{rank:<15} {rate.value:.2%} ({rate.low:.2%}-{rate.high:.2%})")
+        for found in gallery.tpir:
+            rate = found.tpir
+            print(f"  {gallery.name} TPIR at FPIR {found.fpir:<6g} {rate.value:.2%} ({rate.low:.2%}-{rate.high:.2%})")
+    return 0
+
+
+def _evaluate(args: argparse.Namespace, trained: TrainedBackbone) -> TemplateResult:
+    pairs = read_template_pairs(args.meta / f"{args.set}_template_pair_label.txt")
+    impostors = int(np.sum(~pairs[2]))
+    for far in args.far:
+        require_resolvable(far, impostors)
+    lists = {name: args.meta / f"{args.set}_1N_{name}.csv" for name in ("gallery_G1", "gallery_G2", "probe_mixed")}
+    subjects = {name: read_subjects(file) for name, file in lists.items() if file.exists()}
+    subject_of = {int(t): int(s) for ids, people in subjects.values() for t, s in zip(ids, people, strict=True)}
+    templates = _templates(args, trained)
+    tars = verify_templates(templates, pairs, subject_of, tuple(args.far), args.resamples, args.seed)
+    galleries = []
+    if "probe_mixed" in subjects:
+        for name in (name for name in subjects if name.startswith("gallery")):
+            ranks, tpir = search_templates(
+                templates, subjects[name], subjects["probe_mixed"], tuple(args.fpir), args.resamples, args.seed
+            )
+            galleries.append(Gallery(name=name.removeprefix("gallery_"), ranks=ranks, tpir=tpir))
+    return TemplateResult(
+        step=trained.step,
+        weights_sha256=trained.weights_sha256,
+        templates=len(templates.ids),
+        genuine=len(pairs[2]) - impostors,
+        impostors=impostors,
+        tar=tars,
+        galleries=tuple(galleries),
+    )
+
+
+def _templates(args: argparse.Namespace, trained: TrainedBackbone) -> Templates:
+    file = args.meta / f"{args.set}_face_tid_mid.txt"
+    media = read_media(file)
+    names, mention = np.unique(media.names, return_inverse=True)  # an image of several templates is embedded once
+    paths = tuple(str(name) for name in names)
+    require_images(paths, args.images, str(file))
+    device = torch.device(args.device)
+    decoder = Decoder(args.batch_size, *trained.image_size, device, args.threads)
+    features = np.concatenate(list(embed_files(trained.module.to(device), args.images, paths, decoder, progress=True)))
+    return fuse(features[mention], media)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a training run")
+    parser.add_argument("--set", choices=["ijbb", "ijbc"], default="ijbc", help="(default ijbc)")
+    parser.add_argument(
+        "--images", type=Path, required=True, metavar="FOLDER", help="aligned crops, as the meta names them"
+    )
+    parser.add_argument("--meta", type=Path, required=True, metavar="FOLDER", help="the meta files")
+    parser.add_argument("--step", type=int, help="checkpoint (default: the newest)")
+    parser.add_argument(
+        "--far",
+        type=float,
+        nargs="+",
+        default=[1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1],
+        help="of 1:1 (default 1e-6 to 1e-1)",
+    )
+    parser.add_argument("--fpir", type=float, nargs="+", default=[1e-2, 1e-1], help="of 1:N (default 0.01 and 0.1)")
+    parser.add_argument("--resamples", type=int, default=100, help="of the bootstrap over subjects (default 100)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
+    parser.add_argument("--batch-size", type=int, default=64, help="images embedded together (default 64)")
+    parser.add_argument("--threads", type=int, default=2, help="that decode images (default 2)")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default %(default)s)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
