@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.evaluation.bootstrap import roc_band
 from pipeline.evaluation.ijb import (
     Media,
     Templates,
@@ -15,6 +16,7 @@ from pipeline.evaluation.ijb import (
     search_templates,
     verify_templates,
 )
+from pipeline.evaluation.verification import ScoredPairs
 
 
 def make_media(seed: int = 0) -> tuple[np.ndarray, Media]:
@@ -73,6 +75,9 @@ def test_one_to_one_rates_equal_a_loop_and_intervals_resample_subjects() -> None
         barrier = impostors[int(entry.far * len(impostors))]
         assert entry.tar.value == np.mean(scores[same] > barrier)
         assert entry.tar.low <= entry.tar.value <= entry.tar.high
+    direct = ScoredPairs.of(scores, same, np.zeros(len(a)), identity_a=subject[a], identity_b=subject[b])
+    expected = roc_band(direct, np.array([0.1, 0.01]), 30)
+    np.testing.assert_allclose([(entry.tar.low, entry.tar.high) for entry in found], expected, atol=1e-12)
     # Without subjects every template is its own: intervals over 40 "people" are narrower than over 10.
     alone = verify_templates(templates, (ids[a], ids[b], same), {}, (0.1,), resamples=30)
     assert alone[0].tar.value == found[0].tar.value
@@ -102,6 +107,14 @@ def test_one_to_many_rates_equal_a_loop() -> None:
         assert entry.tpir.low <= entry.tpir.value <= entry.tpir.high
     with pytest.raises(ValueError, match=r"fpir: got 0.01 with 9 searches for people outside the gallery"):
         search_templates(templates, (ids[gallery], subject[gallery]), (ids[probes], subject[probes]), (0.01,), 5)
+
+
+def test_a_mate_that_scores_as_a_forbidden_alarm_is_not_returned() -> None:
+    """All probes alike: of two strangers' searches one may raise an alarm, so none of that score may."""
+    templates = Templates(np.arange(4), np.ones((4, 3)))
+    probes = np.array([1, 2, 3]), np.array([0, 8, 9])
+    _, (entry,) = search_templates(templates, (np.array([0]), np.array([0])), probes, (0.5,), resamples=3)
+    assert entry.tpir.value == 0
 
 
 def test_a_template_without_images_is_named() -> None:
