@@ -12,11 +12,11 @@ from functools import partial
 import numpy as np
 
 from pipeline.shards.errors import ShardError
-from pipeline.shards.files import locked, write_file
+from pipeline.shards.files import locked, sync, write_file
 from pipeline.shards.index import write_index
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest, TarEntry
-from pipeline.shards.one_tar import has_record, read_record, write_tar
+from pipeline.shards.one_tar import has_record, read_record, sync_tar, write_tar
 from pipeline.shards.plan import PROGRESS, Plan, claim_folder
 from pipeline.shards.sources import SetAside
 from pipeline.shards.workers import each_done
@@ -54,6 +54,9 @@ def make_shards(
         return finished
     for files in each_done(partial(write_tar, plan), range(part[0], plan.tars, part[1]), workers):
         progress(files)
+    for tar in range(part[0], plan.tars, part[1]):
+        sync_tar(plan, tar)
+    sync(plan.folder)
     return _join(plan)
 
 

@@ -13,10 +13,11 @@ ASIDE = ".part"
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
+def written_whole(path: Path, *, synced: bool = True) -> Iterator[BinaryIO]:
     """Yield a binary file that appears under `path` only when the block ends without an exception.
 
-    Unbuffered: pass large pieces. The bytes and the name are on the disk when this returns.
+    Unbuffered: pass large pieces. When `synced`, bytes and name are on the disk when this returns; else the disk has
+    been told to begin, and a power cut before `sync` may leave anything under the name.
 
     Raises:
         ShardError: the disk is full, or the file cannot be written for another reason of the system's.
@@ -25,18 +26,23 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     try:
         with aside.open("wb", buffering=0) as file:
             yield file
-            os.fsync(file.fileno())
+            if synced:
+                os.fsync(file.fileno())
+            else:
+                # For bytes that are still to be written this means: begin now. Waiting here would cost a quarter.
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         aside.replace(path)
-        sync_folder(path.parent)
     except OSError as error:
         raise ShardError(f"{path}: not written: {error.strerror or error}") from error
     finally:
         aside.unlink(missing_ok=True)
+    if synced:
+        sync(path.parent)
 
 
-def write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes, *, synced: bool = True) -> None:
     """Write a small file whole or not at all."""
-    with written_whole(path) as file:
+    with written_whole(path, synced=synced) as file:
         write_all(file, content)
 
 
@@ -58,10 +64,17 @@ def locked(path: Path) -> Iterator[None]:
         raise ShardError(f"{path}: not locked: {error.strerror}") from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Put a folder's names on the disk: a rename outlives a power cut only after this."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Put a file's bytes, or a folder's names, on the disk: a rename outlives a power cut only after this.
+
+    Raises:
+        ShardError: the disk is full after all, or broken.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise ShardError(f"{path}: not written: {error.strerror}") from error

@@ -1,4 +1,8 @@
-"""One tar of a plan, with its indexes and the record that says it is whole."""
+"""One tar of a plan, with its indexes and the record that says it is whole.
+
+The disk is waited for once, at the end of a run. What a power cut leaves before that is seen by the digests of the
+record, and made again.
+"""
 
 import hashlib
 import json
@@ -11,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.shards.errors import SetAsideError
-from pipeline.shards.files import write_file, written_whole
+from pipeline.shards.files import sync, write_file, written_whole
 from pipeline.shards.images import extension_of
 from pipeline.shards.index import SAMPLE, dali_lines
 from pipeline.shards.manifest import TarEntry
@@ -28,6 +32,7 @@ class TarRecord:
     """What a finished tar adds to the set; `rows` are those of the binary index."""
 
     entry: TarEntry
+    idx_sha256: str
     set_aside: list[SetAside]
     rows: NDArray[np.void]
 
@@ -63,15 +68,23 @@ def read_record(plan: Plan, tar: int) -> TarRecord:
     path = _record_path(plan, tar)
     raw = json.loads(path.read_bytes())
     set_aside = [SetAside(*pair) for pair in raw["set_aside"]]
-    return TarRecord(TarEntry(**raw["entry"]), set_aside, np.load(path.with_suffix(".npy")))
+    return TarRecord(TarEntry(**raw["entry"]), raw["idx_sha256"], set_aside, np.load(path.with_suffix(".npy")))
+
+
+def sync_tar(plan: Plan, tar: int) -> None:
+    """Put a finished tar and its index on the disk."""
+    path = _tar_path(plan, tar)
+    if path.is_file():  # a tar of which every file was set aside is not kept
+        sync(path)
+        sync(path.with_suffix(".idx"))
 
 
 def _write(plan: Plan, tar: int) -> None:
-    path = plan.folder / f"{plan.tar_name(tar)}.tar"
+    path = _tar_path(plan, tar)
     rows = [np.empty(0, SAMPLE)]
     lines: list[str] = []
     set_aside: list[SetAside] = []
-    with written_whole(path) as file:
+    with written_whole(path, synced=False) as file:
         stream = TarStream(file)
         for start in range(plan.bounds[tar], plan.bounds[tar + 1], BATCH):
             stop = min(start + BATCH, plan.bounds[tar + 1])
@@ -81,11 +94,13 @@ def _write(plan: Plan, tar: int) -> None:
                 lines.append(new_lines)
         digest = stream.close()
     entry = TarEntry(path.name, sum(map(len, rows)), stream.written, digest)
+    index = f"v1.2 {entry.samples}\n{''.join(lines)}".encode()
     if entry.samples:
-        write_file(path.with_suffix(".idx"), f"v1.2 {entry.samples}\n{''.join(lines)}".encode())
+        write_file(path.with_suffix(".idx"), index, synced=False)
     else:
         path.unlink()  # DALI refuses a tar without samples
-    _save_record(plan, tar, TarRecord(entry, set_aside, np.concatenate(rows)))
+    record = TarRecord(entry, hashlib.sha256(index).hexdigest(), set_aside, np.concatenate(rows))
+    _save_record(plan, tar, record)
 
 
 def _read(plan: Plan, start: int, stop: int, set_aside: list[SetAside]) -> Iterator[Sample]:
@@ -123,21 +138,26 @@ def _add(stream: TarStream, samples: list[Sample]) -> tuple[NDArray[np.void], st
 
 
 def _save_record(plan: Plan, tar: int, record: TarRecord) -> None:
-    """Write the rows and then the record: once it is there, the tar and its index are whole on the disk."""
+    """Write the rows and then the record: once it is there, so are the tar and its index."""
     path = _record_path(plan, tar)
-    with written_whole(path.with_suffix(".npy")) as file:
+    with written_whole(path.with_suffix(".npy"), synced=False) as file:
         np.save(file, record.rows)
-    raw = {"entry": asdict(record.entry), "set_aside": record.set_aside}
-    write_file(path, json.dumps(raw).encode())
+    raw = {"entry": asdict(record.entry), "idx_sha256": record.idx_sha256, "set_aside": record.set_aside}
+    write_file(path, json.dumps(raw).encode(), synced=False)
 
 
 def _is_whole(plan: Plan, tar: int) -> bool:
-    """Whether the tar has a record and its bytes are still those of the record."""
+    """Whether the tar has a record, and its files are still those of the record."""
     if not has_record(plan, tar):
         return False
-    entry = read_record(plan, tar).entry
-    path = plan.folder / entry.name
-    return not entry.samples or (path.with_suffix(".idx").is_file() and file_sha256(path) == entry.sha256)
+    try:
+        record = read_record(plan, tar)
+    except (OSError, ValueError, EOFError, LookupError, TypeError):  # what a power cut left of it
+        return False
+    path = _tar_path(plan, tar)
+    digests = record.entry.sha256, record.idx_sha256
+    files_are_whole = (file_sha256(path), file_sha256(path.with_suffix(".idx"))) == digests
+    return len(record.rows) == record.entry.samples and (files_are_whole or not record.entry.samples)
 
 
 def file_sha256(path: Path) -> str:
@@ -153,3 +173,7 @@ def file_sha256(path: Path) -> str:
 
 def _record_path(plan: Plan, tar: int) -> Path:
     return plan.folder / PROGRESS / f"{plan.tar_name(tar)}.json"
+
+
+def _tar_path(plan: Plan, tar: int) -> Path:
+    return plan.folder / f"{plan.tar_name(tar)}.tar"

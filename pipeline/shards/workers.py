@@ -35,13 +35,18 @@ def each_done(work: Callable[[int], Result], jobs: Sequence[int], workers: int) 
     counter = context.Value("q", 0)
     team: dict[Connection, BaseProcess] = {}
     try:
-        for _ in range(min(workers, len(jobs))):
-            receive, send = context.Pipe(duplex=False)
-            process: BaseProcess = context.Process(target=_work, args=(work, jobs, counter, send), daemon=True)
-            process.start()
-            # The worker alone holds the sending end now, so its death is an end of file here.
-            send.close()
-            team[receive] = process
+        # Ctrl-C reaches the whole process group. It is held back until each worker ignores it; the parent answers.
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            for _ in range(min(workers, len(jobs))):
+                receive, send = context.Pipe(duplex=False)
+                process: BaseProcess = context.Process(target=_work, args=(work, jobs, counter, send), daemon=True)
+                process.start()
+                # The worker alone holds the sending end now, so its death is an end of file here.
+                send.close()
+                team[receive] = process
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
         yield from _results(team)
     finally:
         for process in team.values():
@@ -70,9 +75,8 @@ def _results(team: "dict[Connection, BaseProcess]") -> Iterator[Any]:
 
 def _work(work: Callable[[int], Any], jobs: Sequence[int], counter: "Synchronized[int]", results: Connection) -> None:
     """One worker: take the next number until none is left or the parent is gone."""
-    # Ctrl-C reaches the whole process group: the parent answers it, and ends the workers with SIGTERM,
-    # which must unwind the stack so that no file is left half-written.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The parent's way of ending a worker; it must unwind the stack so that no file is left half-written.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     parent = os.getppid()
     try:

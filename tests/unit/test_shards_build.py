@@ -380,7 +380,7 @@ def test_an_interrupted_run_keeps_its_tars_and_goes_on(faces: Path, tmp_path: Pa
     assert snapshot(out) == snapshot(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("fault", ["changed", "missing", "no idx"])
+@pytest.mark.parametrize("fault", ["changed", "missing", "no idx", "half idx", "empty record", "half rows", "no rows"])
 def test_a_tar_that_is_not_as_recorded_is_made_again(faces: Path, tmp_path: Path, fault: str) -> None:
     make_shards(plan(faces, tmp_path / "whole"))
     out = tmp_path / "out"
@@ -390,6 +390,14 @@ def test_a_tar_that_is_not_as_recorded_is_made_again(faces: Path, tmp_path: Path
         content = bytearray(tar.read_bytes())
         content[700] ^= 1
         tar.write_bytes(content)
+    elif fault == "half idx":
+        os.truncate(tar.with_suffix(".idx"), 30)
+    elif fault == "empty record":
+        os.truncate(out / ".progress" / "faces-000000.json", 0)
+    elif fault == "half rows":
+        os.truncate(out / ".progress" / "faces-000000.npy", 140)
+    elif fault == "no rows":
+        (out / ".progress" / "faces-000000.npy").unlink()
     else:
         (tar if fault == "missing" else tar.with_suffix(".idx")).unlink()
     make_shards(plan(faces, out))
