@@ -1,4 +1,6 @@
-"""Collectives with their gradients: conjugate pairs side by side, the group explicit, inputs never mutated.
+"""Collectives with their gradients: conjugate pairs side by side, the group explicit.
+
+Inputs are never mutated, but by functions whose names end in ``_``.
 
 A `Group` of None is this process alone: every function is then the identity (with a leading dimension kept), so
 that code written for many ranks runs, and is tested, without a process group.
@@ -84,6 +86,15 @@ def sum_over_ranks(local: torch.Tensor, group: Group) -> torch.Tensor:
 def max_over_ranks(local: torch.Tensor, group: Group) -> torch.Tensor:
     """Elementwise maximum over ranks, the same on every rank. One all-reduce, no gradient."""
     return local.detach() if group is None else _all_reduce(local.detach(), group, dist.ReduceOp.MAX)
+
+
+def average_over_ranks_(values: torch.Tensor, group: Group) -> None:
+    """Replace `values` by their mean over ranks: the one function here that changes its argument. One all-reduce."""
+    if group is None:
+        return
+    with STEP.part("communication"):
+        dist.all_reduce(values, group=group)
+    values.div_(num_ranks(group))
 
 
 def any_rank(flag: bool, group: Group, device: torch.device) -> bool:

@@ -51,3 +51,23 @@ def process_group(topology: Topology, device: torch.device, timeout_seconds: flo
         yield group
     finally:
         dist.destroy_process_group()
+
+
+def grid(num_ranks: int, width: int) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:
+    """This rank's row and column of the ranks laid out in rows of `width`: who shares, who replicates.
+
+    Row k holds ranks [k·width, (k+1)·width); a column holds the ranks at one place of every row. With a single row the
+    row is the whole world and the column None. A collective of all ranks.
+
+    Raises:
+        ValueError: when `width` does not divide the ranks.
+    """
+    if num_ranks % width:
+        raise ValueError(f"width: got {width}, wanted a divisor of {num_ranks} ranks")
+    if width == num_ranks:
+        return dist.group.WORLD, None
+    rank = dist.get_rank()
+    # every rank must take part in the making of every group
+    rows = [dist.new_group(list(range(k, k + width))) for k in range(0, num_ranks, width)]
+    columns = [dist.new_group(list(range(place, num_ranks, width))) for place in range(width)]
+    return rows[rank // width], columns[rank % width]

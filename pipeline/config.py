@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.backbones import BACKBONES
-from pipeline.head.margins import MARGINS
+from pipeline.head.margins import Margin
 
 
 class RecipeError(ValueError):
@@ -67,9 +67,18 @@ class Head(_Section):
     """The classifier and its margin."""
 
     margin: str = "a_softmax"
-    """softmax, modified_softmax or a_softmax."""
+    """softmax, modified_softmax, a_softmax, a_softmax_normalised, sphereface_r_v1, sphereface_r_v2, cosface, arcface
+    or combined; `pipeline/head/margins.py` has the table of equations."""
     m: float = Field(4.0, ge=1)
-    """A-Softmax's angular multiplier."""
+    """Multiplies the angle (A-Softmax, SphereFace-R, combined)."""
+    scale: float = Field(64.0, gt=0)
+    """s, the length given to embeddings, where the margin does not keep their own."""
+    angle: float = Field(0.5, ge=0)
+    """Added to the angle, in radians (ArcFace, combined)."""
+    cosine: float = Field(0.35, ge=0)
+    """Taken from the cosine (CosFace, combined)."""
+    detached: bool = False
+    """Characteristic gradient detachment: the margin moves the value, the gradient is that of cos θ."""
     lambda_max: float = Field(1500.0, ge=0)
     """λ at step 0 (the authors' solver: 1000)."""
     lambda_min: float = Field(5.0, ge=0)
@@ -78,14 +87,32 @@ class Head(_Section):
     """λ = max(λ_min, λ_max (1 + γ·step)^-power)."""
     lambda_power: float = Field(1.0, ge=0)
     """See lambda_gamma."""
+    sample_rate: float = Field(1.0, gt=0, le=1)
+    """Share of the other classes that take part in a step (Partial FC); 1: all, the exact softmax."""
+    fused_update: bool = False
+    """Update rows inside the backward pass: a class costs 8·D bytes instead of 12·D. Needs data.accumulation 1."""
+    ranks: int | None = Field(None, ge=1)
+    """Ranks that share the classes; groups of that many replicate them. null: all ranks."""
+    block: int = Field(2048, ge=1)
+    """Classes whose logits are held at a time."""
 
     @model_validator(mode="after")
     def _possible(self) -> Head:
-        if self.margin not in MARGINS:
-            raise ValueError(f"margin: got {self.margin!r}, wanted one of {', '.join(MARGINS)}")
+        try:
+            self.make_margin()
+        except ValueError as error:
+            raise ValueError(str(error)) from None
         if self.lambda_min > self.lambda_max:
             raise ValueError(f"lambda_min: got {self.lambda_min}, wanted at most lambda_max {self.lambda_max}")
+        if self.sample_rate < 1 and self.ranks is not None:
+            raise ValueError(
+                f"sample_rate: got {self.sample_rate} with ranks {self.ranks}, wanted 1 (replicas would differ)"
+            )
         return self
+
+    def make_margin(self) -> Margin:
+        """The margin that these numbers describe."""
+        return Margin(self.margin, self.m, self.scale, self.angle, self.cosine, self.detached)
 
 
 class Optimizer(_Section):
@@ -168,6 +195,12 @@ class Recipe(_Section):
             raise ValueError(
                 f"data.streams: got {self.data.streams}, wanted a divisor of data.global_batch {self.data.global_batch}"
             )
+        for key, asked in (("fused_update", self.head.fused_update), ("sample_rate", self.head.sample_rate < 1)):
+            if asked and self.data.accumulation > 1:
+                raise ValueError(
+                    f"head.{key}: got {getattr(self.head, key)} with data.accumulation {self.data.accumulation}, "
+                    "wanted accumulation 1: it works on the gradient of one backward pass"
+                )
         return self
 
     def micro_batch(self, num_ranks: int) -> int:
@@ -214,11 +247,14 @@ def check_against_set(recipe: Recipe, *, samples: int, identities: int, num_rank
             f"data.global_batch: got {recipe.data.global_batch}, wanted a multiple of {parts} "
             f"({num_ranks} ranks × accumulation {recipe.data.accumulation})"
         )
+    sharing = recipe.head.ranks or num_ranks
+    if num_ranks % sharing:
+        raise RecipeError(f"head.ranks: got {sharing}, wanted a divisor of {num_ranks} ranks")
     if samples < recipe.data.global_batch:
         raise RecipeError(f"data.global_batch: got {recipe.data.global_batch}, wanted at most the {samples} samples")
-    if identities < num_ranks:
+    if identities < sharing:
         raise RecipeError(
-            f"data.shards: got {identities} identities, wanted at least one for each of {num_ranks} ranks; "
+            f"data.shards: got {identities} identities, wanted at least one for each of {sharing} ranks; "
             "start fewer ranks"
         )
 

@@ -19,7 +19,7 @@ from cluster import planner
 from cluster.planner import GIB, Job, Network
 from pipeline.backbones import BACKBONES, build_backbone
 from pipeline.backbones.size import activation_bytes, count_macs
-from pipeline.head.rows import BLOCK
+from pipeline.head.streaming import BLOCK
 
 EXAMPLES = """\
 examples:

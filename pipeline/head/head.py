@@ -1,12 +1,17 @@
 """The classifier split over ranks: gather embeddings, score own rows, one softmax across all of them.
 
 Collectives of a step, in order, on the head's group: all-gather embeddings [B, D] and labels [B]; all-reduce max
-[G]; all-reduce sum [3, G]. Backward: reduce-scatter embedding gradients [G, D]. Nothing of size S or C travels.
+[G]; all-reduce sum [3, G]. Backward: reduce-scatter embedding gradients [G, D]. Nothing of size S or C travels, but
+where the classes are replicated (below): then the rows' gradients, block by block.
 
-The gradient law. The loss is the mean over the global batch, computed alike on every rank. A row's gradient is
-complete on the rank that owns it and is never averaged. An embedding's gradient is the sum over ranks of what their
-rows contribute (the reduce-scatter), hence complete too. DeepSpeed then *averages* the backbone's gradient over
-ranks, where the sum is wanted: `pipeline.training.engine` multiplies by N, once, there and nowhere else.
+The gradient law. The loss is the mean over the group's batch, computed alike on every rank of it. A row's gradient is
+complete on the rank that owns it and is never averaged within the group. An embedding's gradient is the sum over the
+group's ranks of what their rows contribute (the reduce-scatter), hence complete too. DeepSpeed then *averages* the
+backbone's gradient over all ranks, where the sum over the group is wanted: `pipeline.training.engine` multiplies by the
+group's ranks, once, there and nowhere else.
+
+Two dimensions. The group may be smaller than the world (a node, say): its ranks split the classes, and groups replicate
+them. Each group then has the loss of its own part of the batch, and a row's gradient is averaged over its replicas.
 """
 
 from __future__ import annotations
@@ -17,18 +22,27 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cluster.collectives import Group, gather_rows, max_over_ranks, num_ranks, rank_in, sum_over_ranks
+from cluster.collectives import (
+    Group,
+    average_over_ranks_,
+    gather_rows,
+    max_over_ranks,
+    num_ranks,
+    rank_in,
+    sum_over_ranks,
+)
 from cluster.topology import split_range
 from pipeline.head.margins import Margin, cosine
-from pipeline.head.rows import BLOCK, class_of, initial_rows, others_logsumexp
+from pipeline.head.rows import RowOptimizer, class_of, initial_rows, sampled_rows
+from pipeline.head.streaming import BLOCK, Sink, others_logsumexp
 
 
 @dataclass(frozen=True)
 class HeadOutput:
-    """What a step's head computed, the same on every rank.
+    """What a step's head computed, the same on every rank of the group.
 
     Attributes:
-        loss: scalar, mean over the global batch; an ignored sample counts as 0.
+        loss: scalar, mean over the group's batch; an ignored sample counts as 0.
         own_cosine_G: cos θ to the own class, detached; 0 for ignored samples.
         norm_G: ‖x‖, detached.
         valid_G: which samples carry a label.
@@ -40,17 +54,36 @@ class HeadOutput:
     valid_G: torch.Tensor
 
 
+@dataclass(frozen=True)
+class HeadOptions:
+    """How the head computes; none of it changes what is computed, but for `sample_rate`.
+
+    Attributes:
+        dtype: of the products (float32 or bfloat16); rows, sums and the loss stay float32.
+        block: classes whose logits are held at a time.
+        fused_update: update a block of rows as soon as its gradient exists, in the backward pass: a class costs its row
+            and its momentum, 8·D bytes instead of 12·D. Needs the whole step in one backward pass.
+        sample_rate: the share of the other classes that take part in a step (Partial FC); 1: all, the exact softmax.
+    """
+
+    dtype: torch.dtype = torch.float32
+    block: int = BLOCK
+    fused_update: bool = False
+    sample_rate: float = 1.0
+
+
 class ShardedHead(nn.Module):
-    """Rows ``split_range(C, N, r)`` of a classifier of C classes, and their loss.
+    """Rows ``split_range(C, N, r)`` of a classifier of C classes, their loss and their update.
 
     Args:
         num_classes: C; need not divide by the ranks, but every rank must own at least one class.
         embedding_dim: D.
         margin: how the own class's logit differs.
         group: the ranks that share the classes; None for this process alone.
-        seed: of the initial rows, which depend on (seed, class) only.
-        dtype: of the products (float32 or bfloat16); rows, sums and the loss stay float32.
-        block: classes whose logits are held at a time.
+        replicas: the ranks that hold the same rows; None where nobody does.
+        seed: of the initial rows and of the sampling, which depend on (seed, class) and (seed, step, class) only.
+        momentum, weight_decay: of the rows' SGD.
+        options: how it computes.
 
     Raises:
         ValueError: when there are fewer classes than ranks.
@@ -63,41 +96,54 @@ class ShardedHead(nn.Module):
         margin: Margin,
         group: Group = None,
         *,
+        replicas: Group = None,
         seed: int = 0,
-        dtype: torch.dtype = torch.float32,
-        block: int = BLOCK,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        options: HeadOptions = HeadOptions(),
+        device: torch.device | None = None,
     ) -> None:
         super().__init__()
         ranks = num_ranks(group)
         if num_classes < ranks:
             raise ValueError(f"num_classes: got {num_classes}, wanted at least one for each of {ranks} ranks")
-        self.num_classes, self.margin, self.group, self.dtype, self.block = (
-            num_classes,
-            margin,
-            group,
-            dtype,
-            block,
-        )
+        self.num_classes, self.margin, self.group, self.replicas = num_classes, margin, group, replicas
+        self.seed, self.options = seed, options
         self.classes = split_range(num_classes, ranks, rank_in(group))
-        self.weight_SD = nn.Parameter(initial_rows(self.classes, embedding_dim, seed))
+        self.weight_SD = nn.Parameter(initial_rows(self.classes, embedding_dim, seed).to(device))
+        self.optimizer = RowOptimizer(self.weight_SD, momentum, weight_decay)
+        # Rows of this step (None: all) and, where they are not all of them, the leaf that holds their copy.
+        self._active: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def forward(self, embeddings_BD: torch.Tensor, labels_B: torch.Tensor, anneal: float = 0.0) -> HeadOutput:
-        """Loss of the global batch from this rank's embeddings [B, D] and labels [B] (-1: ignored).
+    def forward(
+        self,
+        embeddings_BD: torch.Tensor,
+        labels_B: torch.Tensor,
+        anneal: float = 0.0,
+        *,
+        step: int = 0,
+        learning_rate: float = 0.0,
+    ) -> HeadOutput:
+        """Loss of the group's batch from this rank's embeddings [B, D] and labels [B] (-1: ignored).
 
-        `anneal` is A-Softmax's λ at this step. Collectives: see the module.
+        `anneal` is A-Softmax's λ at this step; `step` decides which classes are sampled; `learning_rate` is what a
+        fused update will use in the backward pass, which then changes the rows. Collectives: see the module.
         """
         x_GD = gather_rows(embeddings_BD.to(self.weight_SD.dtype), self.group)
         labels_G = gather_rows(labels_B, self.group)
         own_G = class_of(labels_G, self.classes)
-        local_G, own_rows_GD = others_logsumexp(
-            x_GD,
-            self.weight_SD,
+        weight, own_G = self._step_rows(own_G, step)
+        others_G, own_rows_GD = others_logsumexp(
+            self.margin.features(x_GD),
+            weight,
             own_G,
             normalise_rows=self.margin.normalises_rows,
-            dtype=self.dtype,
-            block=self.block,
+            warp=self.margin.others,
+            dtype=self.options.dtype,
+            block=self.options.block,
+            sink=self._sink(learning_rate) if self.options.fused_update else None,
         )
-        own_logit_G, own_cosine_G, others_G = self._combine(x_GD, own_rows_GD, own_G, local_G, anneal)
+        own_logit_G, own_cosine_G, others_G = self._combine(x_GD, own_rows_GD, own_G, others_G, anneal)
         valid_G = labels_G >= 0
         # -log softmax of the own class; logsigmoid keeps its precision where the loss is tiny or huge.
         loss_G = -F.logsigmoid(own_logit_G - others_G)
@@ -107,6 +153,42 @@ class ShardedHead(nn.Module):
             norm_G=x_GD.detach().norm(dim=1),
             valid_G=valid_G,
         )
+
+    @torch.no_grad()
+    def update(self, learning_rate: float) -> None:
+        """Apply the gradient of the step's backward passes to the rows and drop it; after a fused update, nothing.
+
+        Where the classes are replicated: all-reduces of the gradient, a block at a time.
+        """
+        if self.options.fused_update:
+            return
+        leaf = self.weight_SD if self._active is None else self._active[1]
+        assert leaf.grad is not None, "update without a backward pass"
+        sink = self._sink(learning_rate)
+        for start in range(0, leaf.shape[0], self.options.block):
+            sink(start, leaf.grad[start : start + self.options.block])
+        self.weight_SD.grad = None
+        self._active = None
+
+    def _step_rows(self, own_G: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows that take part, and own row numbers among them."""
+        if self.options.sample_rate >= 1:
+            return self.weight_SD, own_G
+        rows = sampled_rows(own_G, self.classes, self.options.sample_rate, self.seed, step)
+        leaf = self.weight_SD.detach()[rows].requires_grad_()
+        self._active = (rows, leaf)
+        return leaf, torch.where(own_G >= 0, torch.searchsorted(rows, own_G), own_G)
+
+    def _sink(self, learning_rate: float) -> Sink:
+        """Takes blocks of the gradient of the rows that take part: averages over replicas and updates."""
+        active = self._active
+
+        def take(start: int, grad: torch.Tensor) -> None:
+            average_over_ranks_(grad, self.replicas)
+            stop = start + grad.shape[0]
+            self.optimizer.apply(slice(start, stop) if active is None else active[0][start:stop], grad, learning_rate)
+
+        return take
 
     def _combine(
         self,

@@ -34,6 +34,9 @@ from cluster.collectives import Group, barrier, rank_in
 
 logger = logging.getLogger(__name__)
 
+# torch would have DTensor, whose shards are all of one size but the last: some rank would own no class, or many fewer.
+warnings.filterwarnings("ignore", "Please use DTensor instead", FutureWarning)
+
 FORMAT = 1
 _PREFIX = "step-"
 _PARTIAL = ".partial"
@@ -70,6 +73,7 @@ class State:
     Attributes:
         rows_SD, rows_momentum_SD: this rank's head rows and their momentum.
         first_class: global number of the first of them.
+        rows_group: the ranks that share the classes; others hold replicas, of which one is written.
         backbone: parameters and buffers, whole, by name.
         momenta: SGD's momentum by parameter name, whole.
     """
@@ -77,23 +81,22 @@ class State:
     rows_SD: torch.Tensor
     rows_momentum_SD: torch.Tensor
     first_class: int
+    rows_group: Group
     backbone: dict[str, torch.Tensor]
     momenta: dict[str, torch.Tensor]
 
-    def tree(self, meta: Meta, group: Group) -> dict[str, Any]:
-        """The state as torch.distributed.checkpoint takes it. A collective (sizes of the shards)."""
+    def tree(self, meta: Meta) -> dict[str, Any]:
+        """The state as torch.distributed.checkpoint takes it. A collective of `rows_group` (sizes of the shards)."""
         sharded = {
-            "head.rows": self._sharded(self.rows_SD, meta, group),
-            "head.momentum": self._sharded(self.rows_momentum_SD, meta, group),
+            "head.rows": self._sharded(self.rows_SD, meta),
+            "head.momentum": self._sharded(self.rows_momentum_SD, meta),
         }
         whole = {f"backbone.{name}": tensor for name, tensor in self.backbone.items()}
         return sharded | whole | {f"momentum.{name}": tensor for name, tensor in self.momenta.items()}
 
-    def _sharded(self, rows: torch.Tensor, meta: Meta, group: Group) -> Any:
-        place = f"rank:{rank_in(group)}/{rows.device}"
-        shard = Shard.from_tensor_and_offsets(rows.detach(), [self.first_class, 0], rank_in(group))
-        shard.metadata.placement = torch.distributed._remote_device(place)
-        return init_from_local_shards([shard], meta.num_classes, meta.embedding_dim, process_group=group)
+    def _sharded(self, rows: torch.Tensor, meta: Meta) -> Any:
+        shard = Shard.from_tensor_and_offsets(rows.detach(), [self.first_class, 0], rank_in(self.rows_group))
+        return init_from_local_shards([shard], meta.num_classes, meta.embedding_dim, process_group=self.rows_group)
 
 
 def path_of(run: Path, step: int) -> Path:
@@ -137,7 +140,7 @@ def save(run: Path, state: State, meta: Meta, group: Group, keep: int) -> float:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     barrier(group)
-    dcp.save(state.tree(meta, group), storage_writer=FileSystemWriter(partial), process_group=group)
+    dcp.save(state.tree(meta), storage_writer=FileSystemWriter(partial), process_group=group)
     if rank_in(group) == 0:
         _write_synced(partial / "meta.json", json.dumps(asdict(meta), indent=2) + "\n")
         shutil.rmtree(final, ignore_errors=True)
@@ -165,7 +168,7 @@ def load(run: Path, step: int, state: State, meta: Meta, group: Group) -> None:
         got, wanted = getattr(meta, key), getattr(saved, key)
         if got != wanted:
             raise CheckpointError(f"{folder}: {key}: got {got}, wanted {wanted} as saved: {why}; start another run")
-    tree = state.tree(meta, group)
+    tree = state.tree(meta)
     stored = FileSystemReader(folder).read_metadata().state_dict_metadata
     if stored.keys() != tree.keys():
         missing, extra = sorted(tree.keys() - stored.keys()), sorted(stored.keys() - tree.keys())

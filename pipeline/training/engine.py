@@ -3,9 +3,9 @@
 The head's rows stay outside (they are split, never averaged); what passes between the two is the embeddings and
 their gradient. Facts that cost time to find:
 
-- DeepSpeed averages gradients over ranks. The head's embedding gradient is already that of the *mean over the global
-  batch*, so the ranks' gradients must be summed: `backward` multiplies by the number of ranks, the one place where
-  that factor stands.
+- DeepSpeed averages gradients over ranks. The head's embedding gradient is already that of the *mean over the batch of
+  its group*, so the gradients of the group's ranks must be summed: `backward` multiplies by their number, the one place
+  where that factor stands. (Groups that replicate the classes are then averaged, as they should be.)
 - Under ZeRO, SGD's momenta do not exist before the first step and cannot be loaded then. They are created as zeros
   at the start, which leaves SGD's first step bit for bit what it is.
 - The ``torch_autocast`` block keeps parameters fp32; the ``bf16`` block would round BatchNorm's statistics.
@@ -33,18 +33,26 @@ _MOMENTUM = "momentum_buffer"
 class Engine:
     """Data-parallel training of a backbone: forward, backward from an embedding gradient, update, state.
 
-    Needs the process group to exist. Args: the backbone (moved to the engine's device), the recipe, ranks.
+    Needs the process group to exist.
+
+    Args:
+        backbone: on its device.
+        recipe: what to do.
+        num_ranks: all ranks.
+        head_ranks: the ranks whose batch the head's loss is the mean of.
     """
 
-    def __init__(self, backbone: nn.Module, recipe: Recipe, num_ranks: int) -> None:
-        self._num_ranks = num_ranks
+    def __init__(self, backbone: nn.Module, recipe: Recipe, num_ranks: int, head_ranks: int) -> None:
+        self._head_ranks = head_ranks
         self._zero = recipe.zero_stage > 0
         if not torch.cuda.is_available():
             # Only DeepSpeed's inference uses this kernel; without it a CPU run needs no C++ compiler.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         groups = parameter_groups(backbone, recipe.optimizer)
         sgd = torch.optim.SGD(groups, lr=recipe.optimizer.learning_rate, momentum=recipe.optimizer.momentum)
-        self._engine, *_ = deepspeed.initialize(model=backbone, optimizer=sgd, config=_config(recipe, num_ranks))
+        self._engine, *_ = deepspeed.initialize(
+            model=backbone, optimizer=sgd, config=_config(recipe, num_ranks, backbone)
+        )
         if num_ranks == 1 and not self._zero:
             # There is nobody to average with, and DeepSpeed would still copy every gradient twice: 6% of a step.
             self._engine.enable_backward_allreduce = False
@@ -63,9 +71,9 @@ class Engine:
         return self._engine(images_BCHW)
 
     def backward(self, embeddings_BD: torch.Tensor, grad_BD: torch.Tensor) -> None:
-        """Backpropagate dL/dx of a micro-batch, L being the mean over the whole global batch (see the module)."""
+        """Backpropagate dL/dx of a micro-batch, L being the mean over the group's batch (see the module)."""
         # A scalar with this gradient: DeepSpeed's backward takes scalars only.
-        surrogate = (embeddings_BD * (grad_BD * self._num_ranks)).sum()
+        surrogate = (embeddings_BD * (grad_BD * self._head_ranks)).sum()
         self._engine.backward(surrogate, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> None:
@@ -116,12 +124,18 @@ def parameter_groups(backbone: nn.Module, optimizer: Optimizer) -> list[dict[str
     return [group for group in groups if group["params"]]
 
 
-def _config(recipe: Recipe, num_ranks: int) -> dict[str, Any]:
+def _config(recipe: Recipe, num_ranks: int, backbone: nn.Module) -> dict[str, Any]:
+    # DeepSpeed's default bucket of 500 million numbers would cost 2 GB on any backbone.
+    bucket = sum(p.numel() for p in backbone.parameters())
     return {
         "train_batch_size": recipe.data.global_batch,
         "train_micro_batch_size_per_gpu": recipe.micro_batch(num_ranks),
         "gradient_accumulation_steps": recipe.data.accumulation,
-        "zero_optimization": {"stage": recipe.zero_stage},
+        "zero_optimization": {
+            "stage": recipe.zero_stage,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+        },
         "gradient_clipping": 0.0,  # DeepSpeed clips to a norm of 1 unless told otherwise
         "zero_allow_untested_optimizer": True,  # plain SGD
         "torch_autocast": {"enabled": recipe.precision == "bfloat16", "dtype": "bfloat16"},

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 
-from cluster.collectives import Group, max_over_ranks
+from cluster.collectives import Group, average_over_ranks_, max_over_ranks, num_ranks
+from cluster.process_group import grid
 from cluster.stopwatch import STEP
 from cluster.topology import Topology
 from pipeline.backbones import build_backbone
 from pipeline.config import Recipe, check_against_set
-from pipeline.head.head import HeadOutput, ShardedHead
-from pipeline.head.margins import Margin, anneal
+from pipeline.head.head import HeadOptions, HeadOutput, ShardedHead
+from pipeline.head.margins import anneal
 from pipeline.reading.dali import Decoder
 from pipeline.reading.order import Order
 from pipeline.reading.reader import Batch, Reader
@@ -96,24 +97,20 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         size = (manifest.image_height, manifest.image_width)
         backbone = build_backbone(recipe.backbone.name, recipe.backbone.embedding_dim, size).to(device)
-        self.engine = Engine(backbone, recipe, topology.num_ranks)
+        sharing, self._replicas = grid(topology.num_ranks, recipe.head.ranks or topology.num_ranks)
+        self.engine = Engine(backbone, recipe, topology.num_ranks, num_ranks(sharing))
         self.head = ShardedHead(
             manifest.identities,
             recipe.backbone.embedding_dim,
-            Margin(recipe.head.margin, recipe.head.m),
-            group,
+            recipe.head.make_margin(),
+            sharing,
+            replicas=self._replicas,
             seed=recipe.seed,
-            dtype=torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32,
-        ).to(device)
-        optimizer = recipe.optimizer
-        self.rows_sgd = torch.optim.SGD(
-            [self.head.weight_SD],
-            lr=optimizer.learning_rate,
-            momentum=optimizer.momentum,
-            weight_decay=optimizer.weight_decay,
+            momentum=recipe.optimizer.momentum,
+            weight_decay=recipe.optimizer.weight_decay,
+            options=_head_options(recipe),
+            device=device,
         )
-        # zeros leave SGD's first step as it is, and give step 0 a momentum to save
-        self.rows_sgd.state[self.head.weight_SD]["momentum_buffer"] = torch.zeros_like(self.head.weight_SD)
 
     def resume(self, step: int) -> None:
         """Go on from the checkpoint after `step` steps, written by any number of ranks."""
@@ -155,14 +152,15 @@ class Trainer:
         lam = anneal(self.step, head.lambda_max, head.lambda_min, head.lambda_gamma, head.lambda_power)
         rate = self._learning_rate()
         outputs, stopping = self._forward_backward(batch, lam, rate, stop_asked)
-        self._update_rows(rate)
+        with STEP.part("update"):
+            self.head.update(rate)
         self.step += 1
         due = self.step % self.recipe.checkpoint.every == 0 or self.step == self.recipe.optimizer.steps
         valid = torch.cat([output.valid_G for output in outputs])
         record = Record(
             step=self.step,
             epoch=self.step / self.order.steps_per_epoch,
-            loss=sum(output.loss.item() for output in outputs) / len(outputs),
+            loss=self._mean_loss(outputs),
             anneal=lam,
             learning_rate=rate,
             own_cosine=torch.cat([output.own_cosine_G for output in outputs])[valid].mean().item(),
@@ -188,11 +186,12 @@ class Trainer:
                 embeddings_BD = self.engine.embed(images)
             with STEP.part("head"):
                 x_BD = embeddings_BD.detach().float().requires_grad_()
-                output = self.head(x_BD, labels, lam)
+                output = self.head(x_BD, labels, lam, step=self.step, learning_rate=rate)
+                # before the backward pass, which a fused update changes the rows in
+                stopping |= self._agree(output, lam, rate, stop_asked)
                 # the step's loss is the mean over its micro-batches
                 (output.loss / parts).backward()
             assert x_BD.grad is not None
-            stopping |= self._agree(output, x_BD.grad, batch.step, lam, stop_asked)
             with STEP.part("backward"):
                 self.engine.backward(embeddings_BD, x_BD.grad.to(embeddings_BD.dtype))
             with STEP.part("update"):
@@ -200,28 +199,25 @@ class Trainer:
             outputs.append(output)
         return outputs, stopping
 
-    def _agree(
-        self, output: HeadOutput, grad_BD: torch.Tensor, step: int, lam: float, stop_asked: Callable[[], bool]
-    ) -> bool:
+    def _agree(self, output: HeadOutput, lam: float, rate: float, stop_asked: Callable[[], bool]) -> bool:
         """One all-reduce of two flags: is anything not finite anywhere (raises), is any rank asked to stop."""
-        finite = torch.isfinite(output.loss) & torch.isfinite(grad_BD).all()
-        flags = torch.stack([(~finite).float(), torch.tensor(float(stop_asked()), device=grad_BD.device)])
+        finite = torch.isfinite(output.loss) & torch.isfinite(output.norm_G).all()
+        flags = torch.stack([(~finite).float(), torch.tensor(float(stop_asked()), device=self.device)])
         broken, stopping = (flag > 0 for flag in max_over_ranks(flags, self.group).tolist())
         if broken:
             raise NonFiniteError(
-                f"step {step}: loss {output.loss.item():g} (λ {lam:g}, learning rate {self._learning_rate():g}, "
+                f"step {self.step}: loss {output.loss.item():g} (λ {lam:g}, learning rate {rate:g}, "
                 f"mean ‖x‖ {output.norm_G.mean().item():g}): not finite on at least one rank; nothing of this step "
                 "was applied. Resume from the last checkpoint with a smaller optimizer.learning_rate or a longer "
                 "optimizer.warmup_steps"
             )
         return stopping
 
-    def _update_rows(self, rate: float) -> None:
-        with STEP.part("update"):
-            for group in self.rows_sgd.param_groups:
-                group["lr"] = rate
-            self.rows_sgd.step()
-            self.rows_sgd.zero_grad(set_to_none=True)
+    def _mean_loss(self, outputs: list[HeadOutput]) -> float:
+        """The step's loss over the global batch: over micro-batches and, if any, replicas of the classes."""
+        mean = torch.stack([output.loss.detach() for output in outputs]).double().mean()
+        average_over_ranks_(mean, self._replicas)
+        return mean.item()
 
     def _learning_rate(self) -> float:
         optimizer = self.recipe.optimizer
@@ -251,8 +247,9 @@ class Trainer:
     def _state(self) -> State:
         return State(
             rows_SD=self.head.weight_SD.detach(),
-            rows_momentum_SD=self.rows_sgd.state[self.head.weight_SD]["momentum_buffer"],
+            rows_momentum_SD=self.head.optimizer.velocity_SD,
             first_class=self.head.classes.start,
+            rows_group=self.head.group,
             backbone=self.engine.parameters(),
             momenta=self.engine.momenta(),
         )
@@ -266,3 +263,12 @@ class Trainer:
             identities_sha256=manifest.identities_sha256,
             num_ranks=self.topology.num_ranks,
         )
+
+
+def _head_options(recipe: Recipe) -> HeadOptions:
+    return HeadOptions(
+        dtype=torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32,
+        block=recipe.head.block,
+        fused_update=recipe.head.fused_update,
+        sample_rate=recipe.head.sample_rate,
+    )

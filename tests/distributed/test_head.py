@@ -7,9 +7,10 @@ import torch
 import torch.distributed as dist
 
 from cluster.collectives import num_ranks, rank_in
-from pipeline.head.head import ShardedHead
+from pipeline.head.head import HeadOptions, ShardedHead
 from pipeline.head.margins import Margin
-from pipeline.head.rows import initial_rows, others_logsumexp
+from pipeline.head.rows import initial_rows
+from pipeline.head.streaming import others_logsumexp
 from tests.distributed.dense import dense_loss
 from tests.distributed.ranks import run_ranks
 
@@ -57,7 +58,9 @@ def _step(case: Case, group: dist.ProcessGroup | None, rank: int, ranks: int) ->
     x, labels = case.inputs()
     share = slice(rank * case.batch // ranks, (rank + 1) * case.batch // ranks)
     mine = x[share].clone().requires_grad_()
-    head = ShardedHead(case.classes, case.dim, case.margin, group, seed=3, block=case.block).double()
+    head = ShardedHead(
+        case.classes, case.dim, case.margin, group, seed=3, options=HeadOptions(block=case.block)
+    ).double()
     output = head(mine, labels[share], case.anneal)
     output.loss.backward()
     assert mine.grad is not None and head.weight_SD.grad is not None
@@ -99,7 +102,8 @@ def fp32_step(rank: int, ranks: int, dtype: torch.dtype) -> float:
     assert (rank, ranks) == (rank_in(group), num_ranks(group))
     x, labels = case.inputs()
     share = slice(rank * case.batch // ranks, (rank + 1) * case.batch // ranks)
-    head = ShardedHead(case.classes, case.dim, case.margin, group, seed=3, block=case.block, dtype=dtype)
+    options = HeadOptions(block=case.block, dtype=dtype)
+    head = ShardedHead(case.classes, case.dim, case.margin, group, seed=3, options=options)
     first = head(x[share].float(), labels[share], case.anneal).loss
     second = head(x[share].float(), labels[share], case.anneal).loss
     assert torch.equal(first, second), "not repeatable bit for bit"

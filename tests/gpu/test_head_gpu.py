@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.head.head import ShardedHead
+from pipeline.head.head import HeadOptions, ShardedHead
 from pipeline.head.margins import Margin
 from pipeline.head.rows import initial_rows
 from tests.distributed.dense import dense_loss
@@ -17,7 +17,7 @@ def step(dtype: torch.dtype, name: str) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     x = (torch.randn(BATCH, DIM, generator=generator) * 3).cuda().requires_grad_()
     labels = torch.randint(0, CLASSES, (BATCH,), generator=generator).cuda()
-    head = ShardedHead(CLASSES, DIM, Margin(name, 4), seed=2, dtype=dtype, block=512).cuda()
+    head = ShardedHead(CLASSES, DIM, Margin(name, 4), seed=2, options=HeadOptions(dtype=dtype, block=512)).cuda()
     loss = head(x, labels, 5.0).loss
     loss.backward()
     assert x.grad is not None and head.weight_SD.grad is not None

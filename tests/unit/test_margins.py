@@ -110,7 +110,7 @@ def test_anneal_is_the_authors_schedule() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("cosface",), "margin: got 'cosface'"), (("a_softmax", 0.5), "m: got 0.5, wanted at least 1")],
+    [(("cosine",), "margin: got 'cosine'"), (("a_softmax", 0.5), "m: got 0.5, wanted at least 1")],
 )
 def test_impossible_margins_are_refused(arguments: tuple[object, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
