@@ -26,6 +26,7 @@ from pipeline.shards.plan import make_plan
 from pipeline.shards.sequential import make_sequentially
 from pipeline.shards.sources.detect import open_source
 from pipeline.shards.sources.parquet import ParquetSource
+from pipeline.shards.transfer import pull, push
 from pipeline.shards.verify import verify
 from pipeline.shards.views import merge, read_identities, select
 
@@ -51,7 +52,7 @@ def main() -> int:
 
 
 def _make(args: argparse.Namespace) -> int:
-    if args.out.resolve().is_relative_to(args.src.resolve()):
+    if args.out.resolve().is_relative_to(Path(args.src).resolve()):
         raise ShardError(f"{args.out}: lies inside {args.src}, wanted a folder outside it")
     source = open_source(args.src)
     plan = make_plan(source, args.out, seed=args.seed, samples_per_tar=args.samples_per_tar, size=args.size)
@@ -80,6 +81,20 @@ def _inspect(args: argparse.Namespace) -> int:
     page = args.page or Path(f"{args.set.resolve().name}.html")
     write_page(args.set, page)
     print(page)
+    return 0
+
+
+def _push(args: argparse.Namespace) -> int:
+    with _bar(Manifest.load(args.set).samples) as bar:
+        push(args.set, args.url, progress=bar.update)
+    print(f"{args.url}: complete")
+    return 0
+
+
+def _pull(args: argparse.Namespace) -> int:
+    with _bar(None) as bar:
+        manifest = pull(args.url, args.set, progress=bar.update)
+    _say(args.set, manifest)
     return 0
 
 
@@ -144,6 +159,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "subset": _subset,
     "merge": _merge,
     "clean": _clean,
+    "push": _push,
+    "pull": _pull,
 }
 
 
@@ -156,7 +173,7 @@ def _say(out: Path, manifest: Manifest) -> None:
     )
 
 
-def _bar(total: int) -> "tqdm[NoReturn]":
+def _bar(total: int | None) -> "tqdm[NoReturn]":
     return tqdm(total=total, unit=" images", smoothing=0.1, disable=None)
 
 
@@ -204,6 +221,14 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--drop-grey", action="store_true", help="leave out grey images (else they are counted)")
     one.add_argument("--drop-swapped", action="store_true", help="leave out images bluer than red (else counted)")
     one.add_argument("--workers", type=_count, default=CPUS, help="processes (one a CPU)")
+
+    one = command("push", "copy a set to an object store or another machine")
+    one.add_argument("set", type=Path)
+    one.add_argument("url", help="of a folder, in any form that fsspec knows: s3://bucket/set")
+
+    one = command("pull", "copy a set from an object store or another machine")
+    one.add_argument("url")
+    one.add_argument("set", type=Path)
     return parser
 
 
@@ -211,7 +236,7 @@ def _add_make(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "src",
         type=Path,
-        help="aligned faces: a folder of identity folders, of tars, of Parquet files or with train.rec, or a list file",
+        help="aligned faces: a folder of identity folders, of tars, of Parquet files or with train.rec, a list file, or a URL",
     )
     parser.add_argument("out", type=Path, help="folder for the shards; an unfinished one is gone on with")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle over the whole set (0)")

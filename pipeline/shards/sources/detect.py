@@ -8,15 +8,19 @@ from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.sources.insightface import open_records
 from pipeline.shards.sources.list_file import read_list
 from pipeline.shards.sources.parquet import open_parquet
+from pipeline.shards.sources.remote import list_remote
 from pipeline.shards.sources.tar_folder import open_tars
 
 
-def open_source(path: Path) -> Source:
-    """Open and list a source: a folder (RecordIO, tars, Parquet, identities), a Parquet or a list file.
+def open_source(place: str | Path) -> Source:
+    """Open and list a source: a folder (RecordIO, tars, Parquet, identities), a Parquet or a list file, or a URL.
 
     Raises:
         ShardError: it is none of these, or holds no usable image.
     """
+    if "://" in str(place):
+        return list_remote(str(place))
+    path = Path(place)
     if (path / "train.rec").is_file():
         return open_records(path)
     if next(path.glob("*.tar"), None):

@@ -1,0 +1,129 @@
+"""Whole sets to and from object stores and other machines, by any URL that fsspec knows (s3://, gs://, sftp:// ...).
+
+Training maps local files, so a set is copied and not read from afar. The manifest goes last: where it is, the set is
+complete. Files that are there already are not copied again.
+"""
+
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import fsspec  # type: ignore[import-untyped]
+
+from pipeline.shards.build import IDENTITIES_NAME, REJECTED_NAME
+from pipeline.shards.errors import ShardError
+from pipeline.shards.files import ASIDE, sync
+from pipeline.shards.index import FILE_NAME as INDEX
+from pipeline.shards.manifest import FILE_NAME as MANIFEST
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.one_tar import file_sha256
+
+THREADS = 8  # transfers at a time: stores answer slowly but many at once
+
+
+def push(folder: Path, url: str, *, progress: Callable[[int], object] = lambda _samples: None) -> Manifest:
+    """Copy the set in `folder` to `url`, after comparing each file with the manifest.
+
+    Args:
+        folder: a set that holds its own tars.
+        url: of the folder for it; credentials are where the store's own tools look for them.
+        progress: called with the number of samples of each tar.
+
+    Raises:
+        ShardError: a file is not what the manifest says, tars lie in another folder, or the store refuses.
+    """
+    manifest = Manifest.load(folder)
+    store, root = _open(url)
+
+    def send(name: str) -> None:
+        _compare(folder / name, manifest, name)
+        there, size = f"{root}/{name}", (folder / name).stat().st_size
+        if not store.exists(there) or store.size(there) != size:
+            store.put_file(str(folder / name), there)
+
+    try:
+        store.makedirs(root, exist_ok=True)
+        _transfer(send, manifest, url, progress)
+        store.put_file(str(folder / MANIFEST), f"{root}/{MANIFEST}")
+    except OSError as error:
+        raise ShardError(f"{url}: not copied: {error.strerror or error}") from error
+    return manifest
+
+
+def pull(url: str, folder: Path, *, progress: Callable[[int], object] = lambda _samples: None) -> Manifest:
+    """Copy the set at `url` to `folder`, and compare each file with the manifest.
+
+    Args:
+        url: of a folder with a set.
+        folder: where it goes; files of an earlier, stopped copy are kept.
+        progress: called with the number of samples of each tar.
+
+    Raises:
+        ShardError: there is no set at `url`, a file arrives damaged, or the disk is full.
+    """
+    store, root = _open(url)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as aside:
+        _fetch(store, f"{root}/{MANIFEST}", Path(aside) / MANIFEST)
+        manifest = Manifest.load(Path(aside))
+
+    def receive(name: str) -> None:
+        path, aside = folder / name, folder / (name + ASIDE)
+        if _digests(manifest).get(name) not in {None, file_sha256(path)} or not path.is_file():
+            _fetch(store, f"{root}/{name}", aside)
+            _compare(aside, manifest, name)
+            sync(aside)
+            aside.replace(path)
+
+    _transfer(receive, manifest, url, progress)
+    manifest.save(folder)
+    return manifest
+
+
+def _transfer(move: Callable[[str], None], manifest: Manifest, url: str, progress: Callable[[int], object]) -> None:
+    """Move every file but the manifest, several at a time."""
+    outside = [tar.name for tar in manifest.tars if "/" in tar.name]
+    if outside:
+        raise ShardError(
+            f"{url}: the set's tars lie in other folders ({outside[0]}); copy those sets, and make it there"
+        )
+    samples = {tar.name: tar.samples for tar in manifest.tars}
+    names = [name for tar in samples for name in (tar, tar.removesuffix(".tar") + ".idx")]
+    with ThreadPoolExecutor(THREADS) as pool:
+        for name, _ in zip(names, pool.map(move, names), strict=True):
+            progress(samples.get(name, 0))
+        list(pool.map(move, (IDENTITIES_NAME, REJECTED_NAME, INDEX)))
+
+
+def _digests(manifest: Manifest) -> dict[str, str]:
+    """File name to SHA-256 of the files whose digest the manifest holds."""
+    own = {INDEX: manifest.index_sha256, IDENTITIES_NAME: manifest.identities_sha256}
+    return own | {tar.name: tar.sha256 for tar in manifest.tars}
+
+
+def _compare(path: Path, manifest: Manifest, name: str) -> None:
+    wanted = _digests(manifest).get(name)
+    if wanted and (got := file_sha256(path)) != wanted:
+        raise ShardError(f"{path}: sha256: got {got or 'no file'}, wanted {wanted}")
+    if not path.is_file():
+        raise ShardError(f"{path}: not found, wanted it beside the manifest")
+
+
+def _open(url: str) -> tuple[Any, str]:
+    """The file system of a URL and the path in it."""
+    try:
+        store, root = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise ShardError(f"{url}: {error}") from error
+    return store, root.rstrip("/")
+
+
+def _fetch(store: Any, there: str, here: Path) -> None:
+    try:
+        store.get_file(there, str(here))
+    except FileNotFoundError as error:
+        raise ShardError(f"{there}: not found, wanted a finished set") from error
+    except OSError as error:
+        raise ShardError(f"{here}: not copied: {error.strerror or error}") from error
