@@ -22,7 +22,7 @@ from pipeline.shards.hygiene import clean
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.page import write_page
-from pipeline.shards.plan import make_plan
+from pipeline.shards.plan import make_plan, samples_in
 from pipeline.shards.sequential import make_sequentially
 from pipeline.shards.sources.detect import open_source
 from pipeline.shards.sources.parquet import ParquetSource
@@ -55,7 +55,8 @@ def _make(args: argparse.Namespace) -> int:
     if args.out.resolve().is_relative_to(Path(args.src).resolve()):
         raise ShardError(f"{args.out}: lies inside {args.src}, wanted a folder outside it")
     source = open_source(args.src)
-    plan = make_plan(source, args.out, seed=args.seed, samples_per_tar=args.samples_per_tar, size=args.size)
+    samples_per_tar = samples_in(source, args.tar_mb * 1_000_000) if args.tar_mb else args.samples_per_tar
+    plan = make_plan(source, args.out, seed=args.seed, samples_per_tar=samples_per_tar, size=args.size)
     in_order = isinstance(source, ParquetSource)
     make = make_sequentially if in_order else make_shards
     with _bar(len(source.labels) * (2 if in_order else 1)) as bar:
@@ -235,12 +236,12 @@ def _parser() -> argparse.ArgumentParser:
 def _add_make(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "src",
-        type=Path,
-        help="aligned faces: a folder of identity folders, of tars, of Parquet files or with train.rec, a list file, or a URL",
+        help="aligned faces: a folder (of identity folders, tars or Parquet, or with train.rec), a list file or a URL",
     )
     parser.add_argument("out", type=Path, help="folder for the shards; an unfinished one is gone on with")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle over the whole set (0)")
     parser.add_argument("--samples-per-tar", type=int, default=10_000, help="the most a tar holds (10000)")
+    parser.add_argument("--tar-mb", type=_count, help="so many samples a tar that it has about this size (instead)")
     parser.add_argument("--size", type=_size, metavar="HxW", help="wanted image size (the first image's)")
     parser.add_argument("--workers", type=_count, default=CPUS, help="processes (one a CPU)")
     parser.add_argument(

@@ -1,5 +1,6 @@
 """What will be written, decided before anything is: all that the bytes of a set of shards depend on."""
 
+import contextlib
 import json
 import shutil
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +17,7 @@ from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import FORMAT, Made, Manifest
 from pipeline.shards.shuffle import cut, permutation
 from pipeline.shards.sources import Source
+from pipeline.shards.tars import BLOCK
 
 # Work in progress: the plan, and a record of each finished tar. It goes when the manifest comes.
 PROGRESS = ".progress"
@@ -70,6 +72,17 @@ def make_plan(
     samples = len(source.labels)
     order = np.arange(samples) if seed is None else permutation(samples, seed)
     return Plan(source, folder, made, height, width, order, cut(samples, samples_per_tar))
+
+
+def samples_in(source: Source, tar_bytes: int) -> int:
+    """How many samples of the source make a tar of about so many bytes, by the mean of a thousand of them."""
+    sizes = []
+    for sample in range(0, len(source.labels), max(1, len(source.labels) // 1000)):
+        with contextlib.suppress(SetAsideError):
+            sizes.append(len(source.read(sample)))
+    # Three headers, padded label and key, and half a block of padding behind the image.
+    mean = sum(sizes) / max(1, len(sizes)) + 5.5 * BLOCK
+    return max(1, round(tar_bytes / mean))
 
 
 def tool_version() -> str:

@@ -259,3 +259,12 @@ def test_help_names_the_commands() -> None:
     done = run("--help")
     assert done.returncode == 0
     assert all(command in done.stdout for command in ("make", "verify", "subset", "merge"))
+
+
+def test_a_source_may_be_a_url_and_a_tar_a_size(faces: Path, tmp_path: Path) -> None:
+    done = run("make", f"file://{faces}", tmp_path / "out", "--tar-mb", 2)
+    assert "600 samples of 30 identities, 16x16, in 7 tars (13." in done.stdout
+    there = f"file://{tmp_path}/there"
+    assert run("push", tmp_path / "out", there).stdout == f"{there}: complete\n"
+    assert "600 samples" in run("pull", there, tmp_path / "back").stdout
+    assert snapshot(tmp_path / "back") == snapshot(tmp_path / "out")

@@ -22,7 +22,7 @@ from PIL import Image
 from pipeline.shards.build import make_shards
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest, ShardError
-from pipeline.shards.plan import Plan, make_plan
+from pipeline.shards.plan import Plan, make_plan, samples_in
 from pipeline.shards.shuffle import permutation
 from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.workers import each_done
@@ -177,6 +177,17 @@ def test_progress_counts_every_file(faces: Path, tmp_path: Path) -> None:
         seen: list[int] = []
         make_shards(plan(faces, tmp_path / str(workers)), workers=workers, progress=seen.append)
         assert sum(seen) == 28
+
+
+def test_tars_have_about_the_size_that_is_asked_for(faces: Path, tmp_path: Path) -> None:
+    source = scan_folder(faces)
+    (faces / "person 6" / "6.JPG").unlink()  # it is listed, and not counted
+    per_tar = samples_in(source, 30_000)
+    made = make_plan(source, tmp_path / "out", seed=0, samples_per_tar=per_tar, size=None)
+    sizes = [tar.bytes for tar in make_shards(made).tars]
+    assert len(sizes) > 2
+    assert all(20_000 <= size <= 30_000 + 20 * 512 for size in sizes)
+    assert samples_in(source, 1) == 1
 
 
 # --- bad input ---------------------------------------------------------------------------------------------
