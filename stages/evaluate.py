@@ -16,9 +16,9 @@ import torch
 from pipeline.evaluation.embed import embed_pairs
 from pipeline.evaluation.pairs import Pairs, read_pairs
 from pipeline.evaluation.report import write_report
-from pipeline.evaluation.results import Evaluation, Settings, Summary, load, result_file, save, verify
+from pipeline.evaluation.results import Centred, Evaluation, Settings, Summary, load, result_file, save, verify
 from pipeline.evaluation.trained import TrainedBackbone, load_trained
-from pipeline.evaluation.verification import cosine_scores, require_resolvable, resolvable_fars
+from pipeline.evaluation.verification import centred_kfold, cosine_scores, require_resolvable, resolvable_fars
 from pipeline.reading.dali import Decoder
 
 EXAMPLES = """\
@@ -67,19 +67,31 @@ def _evaluate(args: argparse.Namespace, step: int | None, pairs: Pairs, fars: tu
         seed=args.seed,
     )
     folder = args.run / "evaluations" / (args.name or args.pairs.stem)
-    stored = result_file(folder, trained.step)
-    if stored.exists() and not args.force:
-        evaluation = load(stored)
-        if evaluation.summary.settings == settings:
-            return evaluation
-    scores = cosine_scores(_features(args, trained, pairs), pairs.a, pairs.b)
-    scored = pairs.scored(scores)
+    stored = None if args.force else _stored(result_file(folder, trained.step))
+    if stored and stored.summary.settings == settings:
+        return stored
+    features = _features(args, trained, pairs)
+    scored = pairs.scored(cosine_scores(features, pairs.a, pairs.b))
     verification = verify(scored, fars, args.resamples, args.seed)
+    by_authors = centred_kfold(features, pairs.a, pairs.b, scored)
     paths = np.array(pairs.paths)
-    summary = Summary(step=trained.step, settings=settings, verification=verification)
+    summary = Summary(
+        step=trained.step,
+        settings=settings,
+        verification=verification,
+        centred=Centred(accuracy=by_authors.mean, deviation=by_authors.deviation),
+    )
     evaluation = Evaluation(summary, scored, paths[pairs.a], paths[pairs.b])
     save(evaluation, folder)
     return evaluation
+
+
+def _stored(file: Path) -> Evaluation | None:
+    """The evaluation in `file`; None where there is none that is whole and of this version."""
+    try:
+        return load(file)
+    except ValueError:
+        return None
 
 
 def _features(args: argparse.Namespace, trained: TrainedBackbone, pairs: Pairs) -> np.ndarray:

@@ -58,8 +58,8 @@ def _identify(
     listing = hashlib.sha256("\n".join([*probes, "", *distractors]).encode()).hexdigest()
     folder = args.run / "identifications" / (args.name or args.distractors.resolve().name)
     file = result_file(folder, trained.step)
-    if file.exists() and not args.force:
-        stored = load_identification(file)
+    stored = None if args.force else _stored(file)
+    if stored:
         same = (stored.weights_sha256, stored.listing_sha256) == (trained.weights_sha256, listing)
         if same and tuple(entry.far for entry in stored.tar) == fars and len(stored.cmc) == args.ranks:
             return stored
@@ -83,6 +83,14 @@ def _identify(
     )
     save_summary(result, folder)
     return result
+
+
+def _stored(file: Path) -> Identification | None:
+    """The result in `file`; None where there is none that is whole and of this version."""
+    try:
+        return load_identification(file)
+    except ValueError:
+        return None
 
 
 def _print(result: Identification) -> None:

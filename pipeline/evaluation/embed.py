@@ -29,7 +29,10 @@ def embed(backbone: nn.Module, batches: Iterable[torch.Tensor]) -> Iterator[torc
     ends or is closed.
     """
     with _evaluating(backbone):
-        for images in batches:
+        for pixels in batches:
+            # oneDNN's convolutions are 1.6 to 2 times faster with channels innermost; cuDNN chooses for itself.
+            fast = torch.channels_last if pixels.device.type == "cpu" else torch.preserve_format
+            images = pixels.to(memory_format=fast)
             with torch.inference_mode():
                 features = torch.cat([backbone(images), backbone(images.flip(3))], dim=1)
             yield features.float().cpu()

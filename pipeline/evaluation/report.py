@@ -149,6 +149,10 @@ def result_rows(models: list[Evaluation]) -> list[Row]:
     return [
         Row("accuracy", tuple(_with_interval(result.accuracy) for result in results)),
         Row("deviation over folds", tuple(f"± {result.deviation:.2%}" for result in results)),
+        Row(
+            "accuracy, mean of the other folds subtracted",
+            tuple(f"{model.summary.centred.accuracy:.2%} ± {model.summary.centred.deviation:.2%}" for model in models),
+        ),
         Row("AUC", tuple(_with_interval(result.auc) for result in results)),
         Row("equal error rate", tuple(f"{equal_error_rate(roc(model.pairs)):.2%}" for model in models)),
         *tar_rows([result.tar for result in results]),

@@ -90,12 +90,20 @@ class Settings(_Record):
     seed: int
 
 
+class Centred(_Record):
+    """K-fold accuracy by the authors' script, which subtracts a mean (see `verification.centred_kfold`)."""
+
+    accuracy: float
+    deviation: float
+
+
 class Summary(_Record):
     """The JSON beside the scores."""
 
     step: int
     settings: Settings
     verification: Verification
+    centred: Centred
 
 
 class Identification(_Record):

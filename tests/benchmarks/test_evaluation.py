@@ -61,10 +61,13 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
 
 def test_embedding_speed(faces: tuple[Path, list[str]]) -> None:
-    """The same network on one batch in memory is the floor; a loop over Pillow is what one would write instead."""
+    """The same network on one batch in memory is the floor; a loop over Pillow is what one would write instead.
+
+    All with channels innermost, which is fastest on a CPU and which Pillow's pixels already are.
+    """
     folder, names = faces
     backbone = build_backbone("sphereface4", 512, (112, 96)).eval()
-    batch = torch.randn(BATCH, 3, 112, 96)
+    batch = torch.randn(BATCH, 3, 112, 96).to(memory_format=torch.channels_last)
 
     def two_passes(images: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():

@@ -104,6 +104,8 @@ def test_only_what_changed_is_evaluated_again(scene: Path, monkeypatch: pytest.M
     assert rewritten("--far", "0.1", "0.5")
     assert not rewritten("--far", "0.1", "0.5")
     assert rewritten("--far", "0.1", "0.5", "--force")
+    file.write_text("{}")  # torn, or of an earlier version
+    assert rewritten("--far", "0.1", "0.5")
 
 
 @pytest.mark.parametrize(

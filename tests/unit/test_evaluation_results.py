@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.bootstrap import identity_bootstrap
-from pipeline.evaluation.results import Evaluation, Settings, Summary, load, save, verify
+from pipeline.evaluation.results import Centred, Evaluation, Settings, Summary, load, save, verify
 from pipeline.evaluation.verification import ScoredPairs, attained_tar, auc, kfold_accuracy, roc
 
+CENTRED = Centred(accuracy=0.625, deviation=0.0375)
 SETTINGS = Settings(
     images="faces", pairs="p.tsv", pairs_sha256="00", weights_sha256="11", far=(0.1,), resamples=20, seed=3
 )
@@ -24,7 +25,7 @@ def make_pairs(seed: int = 0) -> ScoredPairs:
 
 def make_evaluation(step: int) -> Evaluation:
     pairs = make_pairs(step)
-    summary = Summary(step=step, settings=SETTINGS, verification=verify(pairs, (0.1,), 20, 3))
+    summary = Summary(step=step, settings=SETTINGS, verification=verify(pairs, (0.1,), 20, 3), centred=CENTRED)
     names = np.array([f"p{i}/1.jpg" for i in range(12)])
     return Evaluation(summary, pairs, names[pairs.identity_a], names[pairs.identity_b])
 

@@ -14,6 +14,7 @@ from pipeline.evaluation.verification import (
     attained_tar,
     auc,
     best_threshold,
+    centred_kfold,
     cosine_scores,
     equal_error_rate,
     kfold_accuracy,
@@ -155,6 +156,31 @@ def test_kfold_equals_a_slow_reference(seed: int) -> None:
     mean = sum(expected) / 5
     assert result.mean == pytest.approx(mean, abs=1e-15)
     assert result.deviation == pytest.approx((sum((e - mean) ** 2 for e in expected) / 4) ** 0.5, abs=1e-15)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_centred_accuracy_equals_the_authors_script_step_by_step(seed: int) -> None:
+    """As evaluation.m: per fold the mean over both sides of the other folds' pairs; subtract, normalise, count."""
+    generator = np.random.default_rng(seed)
+    features = generator.normal(size=(30, 4)) + 2.0  # a mean that matters
+    a, b = generator.integers(30, size=(2, 60))
+    b = np.where(a == b, (b + 1) % 30, b)
+    pairs = make_pairs(seed, 60, 3)
+    found = centred_kfold(features, a, b, pairs)
+    expected = []
+    for fold in range(3):
+        train = [i for i in range(60) if pairs.fold[i] != fold]
+        mean = sum(features[a[i]] + features[b[i]] for i in train) / (2 * len(train))
+        scores = []
+        for i in range(60):
+            x, y = features[a[i]] - mean, features[b[i]] - mean
+            scores.append(float(x @ y / np.sqrt(x @ x) / np.sqrt(y @ y)))
+        threshold = slow_threshold([scores[i] for i in train], [bool(pairs.same[i]) for i in train])
+        test = [i for i in range(60) if pairs.fold[i] == fold]
+        expected.append(slow_accuracy([scores[i] for i in test], [bool(pairs.same[i]) for i in test], threshold))
+    np.testing.assert_allclose(found.accuracies, expected, atol=1e-12)
+    plain = kfold_accuracy(scored(cosine_scores(features, a, b), pairs.same, pairs.fold))
+    assert (found.thresholds != plain.thresholds).all()
 
 
 def test_the_threshold_of_a_fold_never_sees_that_fold() -> None:
