@@ -25,6 +25,7 @@ from pipeline.shards.page import write_page
 from pipeline.shards.plan import make_plan, samples_in
 from pipeline.shards.sequential import make_sequentially
 from pipeline.shards.sources.detect import open_source
+from pipeline.shards.sources.fitted import WAYS, FittedSource
 from pipeline.shards.sources.parquet import ParquetSource
 from pipeline.shards.transfer import pull, push
 from pipeline.shards.verify import verify
@@ -55,9 +56,14 @@ def _make(args: argparse.Namespace) -> int:
     if args.out.resolve().is_relative_to(Path(args.src).resolve()):
         raise ShardError(f"{args.out}: lies inside {args.src}, wanted a folder outside it")
     source = open_source(args.src)
+    in_order = isinstance(source, ParquetSource)
+    if args.fit:
+        if not args.size:
+            raise ShardError(f"--fit {args.fit}: wanted --size HxW, the size to fit images to")
+        height, width = args.size
+        source = FittedSource(source, height, width, args.fit)
     samples_per_tar = samples_in(source, args.tar_mb * 1_000_000) if args.tar_mb else args.samples_per_tar
     plan = make_plan(source, args.out, seed=args.seed, samples_per_tar=samples_per_tar, size=args.size)
-    in_order = isinstance(source, ParquetSource)
     make = make_sequentially if in_order else make_shards
     with _bar(len(source.labels) * (2 if in_order else 1)) as bar:
         manifest = make(plan, workers=args.workers, part=args.part, progress=bar.update)
@@ -243,6 +249,7 @@ def _add_make(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples-per-tar", type=int, default=10_000, help="the most a tar holds (10000)")
     parser.add_argument("--tar-mb", type=_count, help="so many samples a tar that it has about this size (instead)")
     parser.add_argument("--size", type=_size, metavar="HxW", help="wanted image size (the first image's)")
+    parser.add_argument("--fit", choices=WAYS, help="bring images of other sizes to --size (else they are set aside)")
     parser.add_argument("--workers", type=_count, default=CPUS, help="processes (one a CPU)")
     parser.add_argument(
         "--part",

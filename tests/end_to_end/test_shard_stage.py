@@ -77,6 +77,7 @@ def test_parts_make_the_same_set(faces: Path, whole: dict[str, bytes], tmp_path:
     [
         (["--size", "112"], "got '112', wanted HEIGHTxWIDTH such as 112x96"),
         (["--samples-per-tar", "0"], "shard: samples per tar: got 0, wanted at least 1"),
+        (["--fit", "crop"], "shard: --fit crop: wanted --size HxW, the size to fit images to"),
         (["--part", "3/3"], "got '3/3', wanted I/N with I from 0 to N - 1"),
         (["--workers", "0"], "got '0', wanted a whole number of at least 1"),
     ],
