@@ -5,15 +5,9 @@ its own for each.
 """
 
 import io
-import json
-import os
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,27 +20,11 @@ from pipeline.evaluation.results import verify
 from pipeline.evaluation.search import blocks_of, nearest
 from pipeline.evaluation.verification import ScoredPairs
 from pipeline.reading.dali import Decoder
+from tests.benchmarks.results import median_seconds, write
 
 ROOT = Path(__file__).parents[2]
 IMAGES, BATCH, ROUNDS = 512, 64, 5
 PROBES, GALLERY, WIDTH, K = 3530, 65_536, 1024, 10
-
-
-def medians(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds):
-        for name, run in contestants.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
-
-
-def record(name: str, result: dict[str, Any]) -> None:
-    path = ROOT / "runs" / "bench" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"cpus": os.cpu_count(), **result}, indent=1))
-    print(f"\n{name}: {json.dumps(result, indent=1)}")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +57,7 @@ def test_embedding_speed(faces: tuple[Path, list[str]]) -> None:
             pixels = np.stack([np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in encoded])
             two_passes(torch.from_numpy(pixels).permute(0, 3, 1, 2).float().sub(127.5).div(128))
 
-    seconds = medians(
+    seconds = median_seconds(
         {
             "bare network": lambda: [two_passes(batch) for _ in range(IMAGES // BATCH)],
             "embed_files": lambda: list(
@@ -91,7 +69,7 @@ def test_embedding_speed(faces: tuple[Path, list[str]]) -> None:
     )
     rates = {name: IMAGES / value for name, value in seconds.items()}
     shares = {name: rate / rates["bare network"] for name, rate in rates.items()}
-    record("embedding", {"images_per_second": rates, "share_of_bare_network": shares})
+    write("embedding", {"images_per_second": rates, "share_of_bare_network": shares})
 
 
 def test_search_speed() -> None:
@@ -105,7 +83,7 @@ def test_search_speed() -> None:
         unit = [tensor / tensor.norm(dim=1, keepdim=True) for tensor in tensors]
         (unit[0] @ unit[1].T).topk(K, dim=1)
 
-    seconds = medians(
+    seconds = median_seconds(
         {
             "bare products": lambda: [tensors[0] @ block.T for block in tensors[1].split(8192)],
             "full matrix, topk": full,
@@ -115,7 +93,7 @@ def test_search_speed() -> None:
         3,
     )
     gigaflops = {name: 2e-9 * PROBES * GALLERY * WIDTH / value for name, value in seconds.items()}
-    record("search", {"probes": PROBES, "gallery": GALLERY, "width": WIDTH, "gflops": gigaflops})
+    write("search", {"probes": PROBES, "gallery": GALLERY, "width": WIDTH, "gflops": gigaflops})
 
 
 STREAM = """
@@ -150,7 +128,7 @@ def test_memory_does_not_grow_with_the_gallery() -> None:
         gflops = 2e-9 * PROBES * gallery * WIDTH / seconds
         result[str(gallery)] = {"gflops": gflops, "peak_gib": peak / 2**20, "before_gib": before / 2**20}
         assert peak < 2 * 2**20
-    record("search_memory", result)
+    write("search_memory", result)
 
 
 def test_bootstrap_seconds() -> None:
@@ -160,5 +138,5 @@ def test_bootstrap_seconds() -> None:
     b = np.where(np.arange(6000) % 2, a, (a + 1) % 4000)
     scores = generator.normal(2.0 * (a == b), 1)
     pairs = ScoredPairs.of(scores, a == b, np.arange(6000) // 600, identity_a=a, identity_b=b)
-    seconds = medians({"verify": lambda: verify(pairs, (1e-1, 1e-2, 1e-3), 1000)}, 3)
-    record("bootstrap", {"pairs": 6000, "resamples": 1000, "seconds": seconds})
+    seconds = median_seconds({"verify": lambda: verify(pairs, (1e-1, 1e-2, 1e-3), 1000)}, 3)
+    write("bootstrap", {"pairs": 6000, "resamples": 1000, "seconds": seconds})
