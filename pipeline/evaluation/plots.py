@@ -121,6 +121,16 @@ def cmc_plot(curves: Mapping[str, FloatArray]) -> str:
     return _svg(figure, axes, "CMC, 95% intervals shaded")
 
 
+def progress_plot(steps: FloatArray, accuracy: FloatArray) -> str:
+    """Accuracy of a run's checkpoints against the step: `accuracy` is `[n, 3]`, value, low and high of its interval."""
+    figure, axes = _figure(4.6, 3.4)
+    axes.fill_between(steps, accuracy[:, 1], accuracy[:, 2], color=SAME, alpha=0.15, linewidth=0)
+    axes.plot(steps, accuracy[:, 0], "o-", markersize=3, color=SAME)
+    axes.set(xlabel="step")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    return _svg(figure, axes, "accuracy while training, 95% intervals shaded")
+
+
 def histogram_plot(pairs: ScoredPairs, threshold: float, title: str, limits: tuple[float, float]) -> str:
     """Cosine similarities of same and different pairs, each as a density, and the mean threshold."""
     figure, axes = _figure(4.6, 2.3)

@@ -20,7 +20,7 @@ from pipeline.evaluation.bootstrap import roc_band
 from pipeline.evaluation.hardest import hardest_tiles
 from pipeline.evaluation.metrics_log import mean_seconds, read_metrics, series
 from pipeline.evaluation.results import Evaluation, Identification, Rate, TarAtFar, load, load_identification
-from pipeline.evaluation.verification import equal_error_rate, roc
+from pipeline.evaluation.verification import FloatArray, equal_error_rate, roc
 
 CURVES = (
     ("loss", "loss", False),
@@ -48,10 +48,8 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     ValueError when no run holds a result.
     """
     named = _names(runs)
-    verified, identified = (
-        _compared(named, "evaluations", load),
-        _compared(named, "identifications", load_identification),
-    )
+    verified = _by_set(named, "evaluations", load)
+    identified = _by_set(named, "identifications", load_identification)
     if not verified and not identified:
         folders = ", ".join(map(str, runs))
         raise ValueError(f"{folders}: got no evaluation, wanted one under evaluations/: run stages/evaluate.py first")
@@ -62,8 +60,13 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
             for name, run in named.items()
         ],
         training=training_section({name: records for name, records in logs.items() if records}),
-        sections=[evaluation_section(name, models) for name, models in verified.items()],
-        identifications=[identification_section(name, models) for name, models in identified.items()],
+        sections=[
+            evaluation_section(name, side_by_side(steps, len(named)), *(steps.values() if len(named) == 1 else ()))
+            for name, steps in verified.items()
+        ],
+        identifications=[
+            identification_section(name, side_by_side(steps, len(named))) for name, steps in identified.items()
+        ],
     )
     aside = out.with_name(out.name + ".part")
     aside.write_text(page, encoding="utf-8")
@@ -71,14 +74,12 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     return out
 
 
-def before_and_after(steps: list[Result]) -> dict[str, Result]:
-    """The first and the last step of one run."""
-    return {_step_name(result.step): result for result in (steps[0], steps[-1])}
-
-
-def last_steps(runs: Mapping[str, list[Result]]) -> dict[str, Result]:
-    """The last step of each run."""
-    return {name: steps[-1] for name, steps in runs.items()}
+def side_by_side(steps: Mapping[str, list[Result]], num_runs: int) -> dict[str, Result]:
+    """What is compared: the first and last step of the only run, or the last step of each of several."""
+    if num_runs > 1:
+        return {name: results[-1] for name, results in steps.items()}
+    (results,) = steps.values()
+    return {_step_name(result.step): result for result in (results[0], results[-1])}
 
 
 def training_section(logs: Mapping[str, list[dict[str, Any]]]) -> list[str]:
@@ -95,8 +96,11 @@ def training_section(logs: Mapping[str, list[dict[str, Any]]]) -> list[str]:
     return drawn
 
 
-def evaluation_section(name: str, models: Mapping[str, Evaluation]) -> dict[str, Any]:
-    """What the template shows of one evaluation set, models side by side; the last one is the one that counts."""
+def evaluation_section(name: str, models: Mapping[str, Evaluation], steps: Sequence[Evaluation] = ()) -> dict[str, Any]:
+    """What the template shows of one evaluation set, models side by side; the last one is the one that counts.
+
+    `steps` are all evaluated checkpoints of a run, drawn where there are more than its first and last.
+    """
     every = list(models.values())
     limits = _score_limits(every)
     histograms = [
@@ -117,6 +121,7 @@ def evaluation_section(name: str, models: Mapping[str, Evaluation]) -> dict[str,
             plots.det_plot(curves, grid, bands),
             *histograms,
             plots.fold_plot({label: e.summary.verification.folds for label, e in models.items()}),
+            *([plots.progress_plot(*_progress(steps))] if len(steps) > 2 else []),
         ],
         "missed": hardest_tiles(every, same=True),
         "fooled": hardest_tiles(every, same=False),
@@ -174,14 +179,11 @@ def _names(runs: Sequence[Path]) -> dict[str, Path]:
     return {name if short.count(name) == 1 else str(run): run for name, run in zip(short, runs, strict=True)}
 
 
-def _compared(named: Mapping[str, Path], kind: str, read: Callable[[Path], Result]) -> dict[str, dict[str, Result]]:
-    """For each set of a kind the models to show: the steps of a single run, or the runs that have results on it."""
+def _by_set(named: Mapping[str, Path], kind: str, read: Callable[[Path], Result]) -> dict[str, dict[str, list[Result]]]:
+    """For each set of a kind, the runs that have results on it, each with its results by rising steps."""
     loaded = {name: _load_sets(run / kind, read) for name, run in named.items()}
     sets = sorted({name for found in loaded.values() for name in found})
-    if len(loaded) == 1:
-        (alone,) = loaded.values()
-        return {name: before_and_after(alone[name]) for name in sets}
-    return {name: last_steps({run: found[name] for run, found in loaded.items() if name in found}) for name in sets}
+    return {name: {run: found[name] for run, found in loaded.items() if name in found} for name in sets}
 
 
 def _load_sets(folder: Path, read: Callable[[Path], Result]) -> dict[str, list[Result]]:
@@ -196,6 +198,11 @@ def _with_interval(rate: Rate) -> str:
 
 def _step_name(step: int) -> str:
     return "before training" if step == 0 else f"after step {step:,}"
+
+
+def _progress(steps: Sequence[Evaluation]) -> tuple[FloatArray, FloatArray]:
+    rates = [evaluation.summary.verification.accuracy for evaluation in steps]
+    return np.array([e.step for e in steps], np.float64), np.array([(r.value, r.low, r.high) for r in rates])
 
 
 def _score_limits(evaluations: list[Evaluation]) -> tuple[float, float]:

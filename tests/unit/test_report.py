@@ -213,6 +213,15 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
     assert str(one) in twins
 
 
+def test_checkpoints_between_are_drawn_over_the_steps(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert "accuracy while training" not in report_of(run).read_text()
+    save(make_evaluation(tmp_path / "faces", 40, 1.0), run / "evaluations" / "held_out")
+    _, text = parse(report_of(run).read_text())
+    assert "accuracy while training" in text
+    assert "before training after step 90 accuracy" in text
+
+
 def test_identification_has_its_table_and_curve(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     rates = tuple(Rate(value=0.5 + r / 10, low=0.4, high=0.95) for r in range(4))
