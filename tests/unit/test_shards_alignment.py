@@ -232,5 +232,7 @@ def test_without_the_detector_it_says_what_to_install(monkeypatch: pytest.Monkey
         raise ImportError(name)
 
     monkeypatch.setattr(detector, "import_module", absent)
-    with pytest.raises(ShardError, match=r"alignment needs mtcnn-runtime: pip install 'spherescale\[align\]'"):
+    with pytest.raises(
+        ShardError, match=r"alignment needs mtcnn-runtime: pip install 'spherescale\[align\]' \(onnxruntime\)"
+    ):
         detector._detector.__wrapped__()

@@ -55,7 +55,8 @@ def _detector() -> tuple[Any, tuple[type[Exception], ...]]:
         runtime: Any = import_module("onnxruntime")
         package: Any = import_module("mtcnnruntime.detector")
     except ImportError as error:
-        raise ShardError("alignment needs mtcnn-runtime: pip install 'spherescale[align]'") from error
+        # The error is said too: OpenCV is there and does not import where the system has no libGL.
+        raise ShardError(f"alignment needs mtcnn-runtime: pip install 'spherescale[align]' ({error})") from error
     # One thread a process: the workers already fill the machine, and the package has no such option.
     options = runtime.SessionOptions()
     options.intra_op_num_threads = 1

@@ -142,7 +142,7 @@ def _library() -> tuple[Any, tuple[type[Exception], ...]]:
     try:
         arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError as error:
-        raise ShardError("Parquet needs pyarrow: pip install 'spherescale[parquet]'") from error
+        raise ShardError(f"Parquet needs pyarrow: pip install 'spherescale[parquet]' ({error})") from error
     return parquet, (arrow.ArrowException, OSError)
 
 
