@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import os
+import socket
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from cluster.rendezvous import StartError, meet
 from cluster.topology import Topology
 
 logger = logging.getLogger(__name__)
@@ -31,26 +35,63 @@ def device_of(topology: Topology) -> torch.device:
     return torch.device("cuda", topology.rank_of_node)
 
 
+@dataclass(frozen=True)
+class Together:
+    """All ranks of a run: their group, and the store that they share."""
+
+    group: dist.ProcessGroup
+    store: dist.Store
+
+
 @contextmanager
-def process_group(topology: Topology, device: torch.device, timeout_seconds: float) -> Iterator[dist.ProcessGroup]:
+def process_group(
+    topology: Topology, device: torch.device, timeout_seconds: float, facts: Mapping[str, str]
+) -> Iterator[Together]:
     """All ranks as one group: NCCL between GPUs, gloo between CPUs; the group is gone afterwards.
 
-    `timeout_seconds` bounds the rendezvous and every collective: a rank that never comes ends the others.
+    `timeout_seconds` bounds the rendezvous and every collective: a rank that never comes ends the others. `facts` are
+    what must be the same on every rank.
+
+    Raises:
+        StartError: on every rank, when one does not come or has other facts; see `cluster.rendezvous`.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_seconds)
-    if topology.num_ranks == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    else:
-        dist.init_process_group(backend, rank=topology.rank, world_size=topology.num_ranks, timeout=timeout)
+    store = dist.HashStore() if topology.num_ranks == 1 else _meet(topology, timeout_seconds, facts)
+    try:
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore("group", store),
+            rank=topology.rank,
+            world_size=topology.num_ranks,
+            timeout=timeout,
+        )
+    except RuntimeError as error:
+        host = socket.gethostname()
+        raise StartError(f"rank {topology.rank} on {host}: {backend}: no connection to the others: {error}") from None
     try:
         group = dist.group.WORLD
         assert group is not None
-        yield group
+        yield Together(group, store)
     finally:
         dist.destroy_process_group()
+
+
+def _meet(topology: Topology, timeout_seconds: float, facts: Mapping[str, str]) -> dist.Store:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise StartError(f"{name}: not set, but {topology.num_ranks} ranks are; wanted it from the launcher")
+    return meet(topology, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout_seconds, facts)
+
+
+def background_group() -> dist.ProcessGroup:
+    """All ranks once more, between CPUs, for a thread whose exchanges run beside the others'. A collective.
+
+    It waits for as long as the slowest disk: whether a rank is still there is the business of the other groups.
+    """
+    return dist.new_group(backend="gloo", timeout=timedelta(days=1))
 
 
 def grid(num_ranks: int, width: int) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:

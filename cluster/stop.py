@@ -8,6 +8,9 @@ from types import FrameType
 # What a stopped run exits with after saving (BSD sysexits' EX_TEMPFAIL): start it again to go on.
 EXIT_STOPPED = 75
 
+# What a rank exits with that could not meet the others, or lost one (EX_UNAVAILABLE): resuming may work.
+EXIT_LOST = 69
+
 # Ctrl-C; Kubernetes, Slurm and the deepspeed launcher; Slurm's `--signal=USR1@300` ahead of the time limit.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 

@@ -22,6 +22,7 @@ class Stopwatch:
         self._running = False
         self._on_gpu = False
         self._stack: list[str] = []
+        self.marks = 0  # since the process began: ranks that do the same have the same
         self._marks: list[tuple[Any, str | None]] = []
 
     def use(self, device: torch.device) -> None:
@@ -29,6 +30,12 @@ class Stopwatch:
         self._running = True
         self._on_gpu = device.type == "cuda"
         self._marks.clear()
+
+    @property
+    def current(self) -> str | None:
+        """The innermost part under way; for another thread to look at."""
+        stack = self._stack
+        return stack[-1] if stack else None
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -62,6 +69,7 @@ class Stopwatch:
             now.record()
         else:
             now = time.perf_counter()
+        self.marks += 1
         self._marks.append((now, self._stack[-1] if self._stack else None))
 
 

@@ -96,6 +96,8 @@ METRICS = (
     Metric("checkpoint_timestamp_seconds", "computed", "When the last one was complete; 0: none yet.", "seconds"),
     Metric("checkpoint_age_seconds", "computed", "Since the last checkpoint or, before it, the start.", "seconds"),
     Metric("checkpoint_save_seconds", "histogram", "Time to save.", "seconds", buckets=_SAVE_BUCKETS),
+    Metric("checkpoint_stall_seconds_total", "counter", "Time that training stood still for saves.", "seconds"),
+    Metric("checkpoint_failures_total", "counter", "Saves that failed; the checkpoints before them stay."),
     Metric("restarts_total", "counter", "Times that the run was started again before this process."),
     Metric("resident_memory_bytes", "computed", "Resident memory of this process.", "bytes"),
     Metric("gpu_allocated_bytes", "computed", "GPU memory in tensors now; 0 without a GPU.", "bytes"),

@@ -151,6 +151,24 @@ class Checkpoint(_Section):
     """Steps between checkpoints; the last step is always saved, and step 0 before training."""
     keep: int = Field(3, ge=1)
     """The newest checkpoints kept, besides step 0."""
+    keep_every: int | None = Field(None, ge=1)
+    """Checkpoints of multiples of this many steps are kept for good; null: of none."""
+
+
+class Faults(_Section):
+    """What ends a run, and what it survives."""
+
+    action: Literal["stop", "skip", "roll_back"] = "skip"
+    """At a loss or gradient that is not finite, or a spike: end, leave the batch out, or go back to the last checkpoint
+    and leave it out from there."""
+    limit: int = Field(10, ge=1)
+    """Bad steps that a process takes before it ends all the same."""
+    spike_factor: float | None = Field(None, gt=1)
+    """A loss above this multiple of its running mean is a spike; null: none is."""
+    leave_out: int = Field(1, ge=1)
+    """After a roll-back, batches left out: the bad one and those before it."""
+    step_seconds: float = Field(300.0, gt=0)
+    """The longest a step may take: then every rank prints its stack and who is missing, and ends."""
 
 
 class Log(_Section):
@@ -182,6 +200,7 @@ class Recipe(_Section):
     head: Head = Head()
     optimizer: Optimizer
     checkpoint: Checkpoint = Checkpoint()
+    faults: Faults = Faults()
     log: Log = Log()
 
     @model_validator(mode="after")

@@ -8,12 +8,15 @@ One node: `deepspeed --num_gpus 8 stages/train.py ...`; on CPUs, --num_gpus is t
 Many nodes: `deepspeed --hostfile hosts --master_addr HOST stages/train.py ...`.
 
 The run's folder holds recipe.yaml (as resolved), run.json (command, versions), metrics.jsonl and checkpoints/.
-Ctrl-C, SIGTERM or SIGUSR1 finishes the step, saves and exits with code 75; the same command then goes on.
+Ctrl-C, SIGTERM or SIGUSR1 finishes the step, saves and exits with code 75; the same command then goes on. Code 69: a
+rank or its host was lost, or never came; stages/supervise.py starts again on what is left.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -23,25 +26,32 @@ import shlex
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from cluster.process_group import device_of, process_group
-from cluster.stop import EXIT_STOPPED, StopRequest
+from cluster.collectives import gather_objects
+from cluster.process_group import Together, device_of, process_group
+from cluster.rendezvous import StartError
+from cluster.stop import EXIT_LOST, EXIT_STOPPED, StopRequest
 from cluster.telemetry import Telemetry
 from cluster.topology import Topology
+from cluster.watchdog import Watchdog, end
 from pipeline.config import Recipe, RecipeError, check_against_set, describe_recipe, load_recipe
 from pipeline.reading.tars import ShardSet
 from pipeline.shards.errors import ShardError
-from pipeline.training.checkpoint import CheckpointError, complete_steps
+from pipeline.training.checkpoint import CheckpointError, complete_steps, damage, newest_whole, path_of
 from pipeline.training.errors import NonFiniteError
+from pipeline.training.resume import changes, flat
 
 if TYPE_CHECKING:
     from pipeline.training.loop import Trainer
 
 logger = logging.getLogger("train")
+
+PACKAGES = ("spherescale", "torch", "deepspeed", "nvidia-dali-cuda130", "webdataset", "numpy")
 
 
 def parse() -> argparse.Namespace:
@@ -94,6 +104,11 @@ def main() -> int:
         if topology.rank == 0:
             print(f"train.py: {error}", file=sys.stderr)
         return 1
+    except StartError as error:
+        # Hosts differ here: one rank on each says so.
+        if topology.rank_of_node == 0:
+            print(f"train.py: {error}", file=sys.stderr)
+        return EXIT_LOST
 
 
 def train(recipe: Recipe, shards: ShardSet, run: Path, topology: Topology, resume: str) -> int:
@@ -104,7 +119,9 @@ def train(recipe: Recipe, shards: ShardSet, run: Path, topology: Topology, resum
     steps_saved = complete_steps(run)
     if steps_saved and resume == "never":
         raise CheckpointError(f"{run}: holds checkpoints up to step {steps_saved[-1]}; wanted an empty folder")
-    if steps_saved and steps_saved[-1] >= recipe.optimizer.steps:
+    changed = changes(run, recipe) if steps_saved else []
+    last = steps_saved[-1] if steps_saved else -1
+    if last >= recipe.optimizer.steps and not damage(path_of(run, last)):
         if topology.rank == 0:
             print(f"train.py: {run} is finished: {steps_saved[-1]} steps; nothing to do", file=sys.stderr)
         return 0
@@ -114,45 +131,63 @@ def train(recipe: Recipe, shards: ShardSet, run: Path, topology: Topology, resum
     if recipe.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-    with process_group(topology, device, recipe.timeout_seconds) as group:
-        trainer = Trainer(recipe, shards, run, topology, group, device)
-        if steps_saved:
-            trainer.resume(steps_saved[-1])
+    with process_group(topology, device, recipe.timeout_seconds, facts_to_agree_on(recipe, shards)) as together:
+        trainer = Trainer(recipe, shards, run, topology, together.group, device)
+        newest = newest_whole(run, together.group)
+        if newest is not None:
+            trainer.resume(newest)
             logger.info("resumed %s at step %d", run, trainer.step)
+            for change in changed:
+                logger.warning("the recipe changed since: %s", change)
+        restarts = gather_objects(restarts_of(run), together.group)[0]
         if topology.rank == 0:
-            record_run(recipe, shards, run, topology, device)
-        watched_train(trainer, stop)
+            record_run(recipe, shards, run, topology, device, restarts)
+        watched_train(trainer, together, stop, restarts)
     if trainer.step < recipe.optimizer.steps and stop.signal is not None:
         logger.warning("stopped by %s after step %d, saved; the same command goes on", stop.signal.name, trainer.step)
     return 0 if trainer.step == recipe.optimizer.steps else EXIT_STOPPED
 
 
-def watched_train(trainer: Trainer, stop: StopRequest) -> None:
-    """Train, showing and exporting every step."""
+def watched_train(trainer: Trainer, together: Together, stop: StopRequest, restarts: int) -> None:
+    """Train, showing and exporting every step; a rank that is lost ends this process, named."""
     from pipeline.training.watch import Exporter, MetricsFile, Progress, Window
 
     recipe, topology = trainer.recipe, trainer.topology
-    telemetry = Telemetry(
-        rank=topology.rank, host=socket.gethostname(), job=trainer.run.name, cuda_device=trainer.device.index
-    )
-    serve(telemetry, recipe, topology, trainer.run)
-    exporter = Exporter(telemetry, topology.num_ranks, recipe.checkpoint.every)
     window = Window(recipe.log.every)
     first = topology.rank == 0
     metrics = MetricsFile(trainer.run / "metrics.jsonl", trainer.step) if first else None
     progress = Progress(recipe.optimizer.steps) if first else None
-    try:
+    watchdog = Watchdog(together.store, topology, recipe.faults.step_seconds)
+    with (
+        Telemetry(
+            rank=topology.rank, host=socket.gethostname(), job=trainer.run.name, cuda_device=trainer.device.index
+        ) as telemetry,
+        contextlib.closing(progress) if progress else contextlib.nullcontext(),
+        watchdog,
+        naming_lost_ranks(watchdog),
+    ):
+        serve(telemetry, recipe, topology, trainer.run)
+        exporter = Exporter(telemetry, topology.num_ranks, recipe.checkpoint.every, restarts)
         for record in trainer.train(lambda: stop.asked):
+            watchdog.tick(record.step)
             window.add(record)
             exporter.export(record, window)
-            if metrics and progress and (record.step % recipe.log.every == 0 or record.saved_seconds is not None):
+            shown = record.step % recipe.log.every == 0 or record.stall_seconds is not None
+            if metrics and progress and shown and not record.skipped:
                 metrics.write(record, window)
                 progress.show(record, window)
-    finally:
-        if metrics and progress:
-            progress.close()
-            metrics.close()
-        telemetry.close()
+
+
+@contextlib.contextmanager
+def naming_lost_ranks(watchdog: Watchdog) -> Iterator[None]:
+    """End the process, naming who is gone, at an error that comes of a rank that is; any other error passes."""
+    try:
+        yield
+    except RuntimeError as error:  # what a collective raises when its peer is gone
+        what = watchdog.explain(str(error).strip().split("\n")[0])
+        if "silent" not in what:
+            raise
+        end(what)
 
 
 def serve(telemetry: Telemetry, recipe: Recipe, topology: Topology, run: Path) -> None:
@@ -161,14 +196,34 @@ def serve(telemetry: Telemetry, recipe: Recipe, topology: Topology, run: Path) -
         return
     port = recipe.log.metrics_port + topology.rank_of_node if recipe.log.metrics_port else 0
     if telemetry.serve(port, recipe.log.metrics_address) is not None:
-        telemetry.announce(run / "targets")
+        telemetry.announce(run / "targets", topology.num_ranks)
 
 
-def record_run(recipe: Recipe, shards: ShardSet, run: Path, topology: Topology, device: torch.device) -> None:
+def facts_to_agree_on(recipe: Recipe, shards: ShardSet) -> dict[str, str]:
+    """What must be the same on every rank, or they would train different things."""
+    code = hashlib.sha256()
+    for room in ("pipeline", "cluster", "stages"):
+        for file in sorted((Path(__file__).parents[1] / room).rglob("*.py")):
+            code.update(file.read_bytes())
+    versions = {f"version of {name}": importlib.metadata.version(name) for name in PACKAGES}
+    keys = {f"recipe {key}": str(value) for key, value in flat(recipe.model_dump(mode="json")).items()}
+    return versions | keys | {"code": code.hexdigest()[:12], "shards' manifest": shards.manifest.digest[:12]}
+
+
+def restarts_of(run: Path) -> int:
+    """How often the run in this folder was started before."""
+    try:
+        return int(json.loads((run / "run.json").read_text()).get("restarts", 0)) + 1
+    except (OSError, ValueError):
+        return 0
+
+
+def record_run(
+    recipe: Recipe, shards: ShardSet, run: Path, topology: Topology, device: torch.device, restarts: int
+) -> None:
     """Write recipe.yaml and run.json: enough to repeat the run from its folder."""
     run.mkdir(parents=True, exist_ok=True)
     (run / "recipe.yaml").write_text(recipe.to_yaml())
-    packages = ("spherescale", "torch", "deepspeed", "nvidia-dali-cuda130", "webdataset", "numpy")
     arguments = [argument for argument in sys.argv if not argument.startswith("--local_rank")]
     launcher = ["deepspeed", "--num_gpus", str(topology.ranks_of_node)] if topology.num_ranks > 1 else ["python"]
     facts = {
@@ -176,11 +231,12 @@ def record_run(recipe: Recipe, shards: ShardSet, run: Path, topology: Topology, 
         "host": socket.gethostname(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "ranks": topology.num_ranks,
+        "restarts": restarts,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "shards": {"samples": shards.manifest.samples, "identities": shards.manifest.identities}
         | {"digest": shards.manifest.digest},
         "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in packages},
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
     }
     (run / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
 

@@ -167,6 +167,16 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             ),
             "seconds",
         ),
+        Panel(
+            "Training held up by saves",
+            "Share of the time in which the loop stood still to copy its state out.",
+            ((f"avg(rate(spherescale_checkpoint_stall_seconds_total{_JOB}[10m]))", "share"),),
+        ),
+        Panel(
+            "Saves that failed",
+            "The log of rank 0 says why; the checkpoints before them stay.",
+            _gauge("checkpoint_failures_total", "failed"),
+        ),
         Panel("Step", "Falls back to the last checkpoint when the run is started again.", _gauge("step", "step")),
         Panel("Restarts", "", _gauge("restarts_total", "restarts")),
     ),

@@ -170,6 +170,11 @@ class ShardedHead(nn.Module):
         self.weight_SD.grad = None
         self._active = None
 
+    def drop(self) -> None:
+        """Let the gradient of the step's backward passes go, unapplied; what a fused update applied stays."""
+        self.weight_SD.grad = None
+        self._active = None
+
     def _step_rows(self, own_G: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The rows that take part, and own row numbers among them."""
         if self.options.sample_rate >= 1:

@@ -1,49 +1,43 @@
 """Checkpoints that any number of ranks and any ZeRO stage can load. A tour:
 
-``RUN/checkpoints/step-00001000/`` holds the state after 1,000 steps, written by ``torch.distributed.checkpoint``:
+``RUN/checkpoints/step-00001000/`` holds the state after 1,000 steps, in files of the safetensors layout:
 
-- ``head.rows`` and ``head.momentum``, [C, D], each rank its own rows as one shard with a global offset, so that
-  loading on other ranks is arithmetic on offsets and each reads only what it will own;
-- ``backbone.<name>`` and ``momentum.<name>``, whole, once (the ranks share the writing);
-- ``meta.json``: the step, the identities' digest and count, and what wrote it.
+- ``rows-<first>-<stop>.safetensors``: ``rows`` and ``momentum`` [n, D] of the classes [first, stop). A rank writes its
+  own classes as several such blocks, so that loading on other ranks is arithmetic on ranges, and each rank reads the
+  rows that it will own and no others;
+- ``backbone.safetensors``: parameters and buffers (``backbone.<name>``) and momenta (``momentum.<name>``), whole, once;
+- ``meta.json``: the step, the identities' digest and count, and the size and SHA-256 of every file.
 
 λ, the learning rate, the order and the mirror flips are functions of the step: nothing else is state.
 
-A checkpoint is complete or absent: it is written as ``step-….partial``, every file synced, then renamed.
+A checkpoint is complete or absent: it is written as ``step-….partial``, every file synced, ``meta.json`` last, then
+renamed. (`pipeline.training.saver` writes; here is the layout, and reading it.)
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
-import time
-import warnings
-from dataclasses import asdict, dataclass
+import socket
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed._shard.sharded_tensor import Shard, init_from_local_shards
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from cluster.collectives import Group, barrier, rank_in
+from cluster.collectives import Group, gather_objects, num_ranks, rank_in
+from pipeline.training.tensor_file import FileFacts, TensorFile, file_facts
 
 logger = logging.getLogger(__name__)
 
-# torch would have DTensor, whose shards are all of one size but the last: some rank would own no class, or many fewer.
-warnings.filterwarnings("ignore", "Please use DTensor instead", FutureWarning)
-
-FORMAT = 1
+FORMAT = 2
+PARTIAL = ".partial"
+BACKBONE = "backbone.safetensors"
 _PREFIX = "step-"
-_PARTIAL = ".partial"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing or does not fit; the message is one line for the user."""
+    """A checkpoint that is missing, damaged, cannot be written or does not fit; the message is for the user."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +49,7 @@ class Meta:
         num_classes, embedding_dim: the head's C and D.
         identities_sha256: digest of the shard set's ``identities.txt``: which class is which person.
         num_ranks: ranks that wrote it (for the reader's information; any number can load it).
+        files: size and digest of every file beside ``meta.json``.
         format: version of this layout.
     """
 
@@ -63,6 +58,7 @@ class Meta:
     embedding_dim: int
     identities_sha256: str
     num_ranks: int
+    files: dict[str, FileFacts] = field(default_factory=dict)
     format: int = FORMAT
 
 
@@ -73,30 +69,18 @@ class State:
     Attributes:
         rows_SD, rows_momentum_SD: this rank's head rows and their momentum.
         first_class: global number of the first of them.
-        rows_group: the ranks that share the classes; others hold replicas, of which one is written.
         backbone: parameters and buffers, whole, by name.
         momenta: SGD's momentum by parameter name, whole.
+        replica, num_replicas: this rank's place among the ranks that hold the same rows: they share the writing.
     """
 
     rows_SD: torch.Tensor
     rows_momentum_SD: torch.Tensor
     first_class: int
-    rows_group: Group
     backbone: dict[str, torch.Tensor]
     momenta: dict[str, torch.Tensor]
-
-    def tree(self, meta: Meta) -> dict[str, Any]:
-        """The state as torch.distributed.checkpoint takes it. A collective of `rows_group` (sizes of the shards)."""
-        sharded = {
-            "head.rows": self._sharded(self.rows_SD, meta),
-            "head.momentum": self._sharded(self.rows_momentum_SD, meta),
-        }
-        whole = {f"backbone.{name}": tensor for name, tensor in self.backbone.items()}
-        return sharded | whole | {f"momentum.{name}": tensor for name, tensor in self.momenta.items()}
-
-    def _sharded(self, rows: torch.Tensor, meta: Meta) -> Any:
-        shard = Shard.from_tensor_and_offsets(rows.detach(), [self.first_class, 0], rank_in(self.rows_group))
-        return init_from_local_shards([shard], meta.num_classes, meta.embedding_dim, process_group=self.rows_group)
+    replica: int = 0
+    num_replicas: int = 1
 
 
 def path_of(run: Path, step: int) -> Path:
@@ -104,12 +88,15 @@ def path_of(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"{_PREFIX}{step:08d}"
 
 
+def rows_file(first: int, stop: int) -> str:
+    """Name of the file that holds the rows of the classes [first, stop)."""
+    return f"rows-{first:010d}-{stop:010d}.safetensors"
+
+
 def complete_steps(run: Path) -> list[int]:
     """Steps of the complete checkpoints of a run, rising."""
-    folder = run / "checkpoints"
-    names = [
-        p.name for p in folder.glob(f"{_PREFIX}*") if not p.name.endswith(_PARTIAL) and (p / "meta.json").is_file()
-    ]
+    folders = (run / "checkpoints").glob(f"{_PREFIX}*")
+    names = [p.name for p in folders if not p.name.endswith(PARTIAL) and (p / "meta.json").is_file()]
     return sorted(int(name.removeprefix(_PREFIX)) for name in names)
 
 
@@ -121,42 +108,68 @@ def read_meta(folder: Path) -> Meta:
     """
     try:
         fields = json.loads((folder / "meta.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{folder}: not a complete checkpoint ({error})") from None
-    if fields.get("format") != FORMAT:
-        raise CheckpointError(f"{folder}: format: got {fields.get('format')}, wanted {FORMAT}")
-    return Meta(**fields)
+        found = fields.get("format")
+        if found == FORMAT:
+            return Meta(**fields | {"files": {name: FileFacts(**facts) for name, facts in fields["files"].items()}})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{folder / 'meta.json'}: not readable ({error})") from None
+    raise CheckpointError(f"{folder / 'meta.json'}: format: got {found}, wanted {FORMAT}")
 
 
-def save(run: Path, state: State, meta: Meta, group: Group, keep: int) -> float:
-    """Write the checkpoint of ``meta.step``; all ranks together. Returns the seconds it took.
+def newest_whole(run: Path, group: Group) -> int | None:
+    """The step of the newest checkpoint whose files are all what they were when written; None where there is none.
 
-    The newest `keep` are kept besides step 0; older ones go only once this one is complete.
-    """
-    started = time.perf_counter()
-    final = path_of(run, meta.step)
-    partial = final.with_name(final.name + _PARTIAL)
-    if rank_in(group) == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    barrier(group)
-    dcp.save(state.tree(meta), storage_writer=FileSystemWriter(partial), process_group=group)
-    if rank_in(group) == 0:
-        _write_synced(partial / "meta.json", json.dumps(asdict(meta), indent=2) + "\n")
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        _sync_folder(final.parent)
-        for step in [s for s in complete_steps(run) if s != 0][:-keep]:
-            shutil.rmtree(path_of(run, step))
-    barrier(group)
-    return time.perf_counter() - started
-
-
-def load(run: Path, step: int, state: State, meta: Meta, group: Group) -> None:
-    """Fill `state` from the checkpoint after `step` steps; each rank reads its own rows only.
+    All ranks together; each reads its share of the files once. A damaged checkpoint is told and passed over.
 
     Raises:
-        CheckpointError: when its classes, size or identities are not those of `meta`.
+        CheckpointError: when there are checkpoints, and none is whole; when ranks see other folders.
+    """
+    seen = gather_objects((socket.gethostname(), complete_steps(run)), group)
+    steps = seen[0][1]
+    for rank, (host, other) in enumerate(seen):
+        if other != steps:
+            raise CheckpointError(
+                f"{run.absolute()}: rank {rank} on {host} sees checkpoints {other}, rank 0 on {seen[0][0]} sees "
+                f"{steps}; wanted one folder that all hosts share"
+            )
+    for step in reversed(steps):
+        mine = damage(path_of(run, step), rank_in(group), num_ranks(group))
+        found = sorted({fault for faults in gather_objects(mine, group) for fault in faults})
+        if not found:
+            return step
+        if rank_in(group) == 0:
+            for fault in found:
+                logger.warning("%s: passed over for the one before", fault)
+    if steps:
+        raise CheckpointError(f"{run}: checkpoints: got {steps}, all of them damaged, wanted one whole")
+    return None
+
+
+def damage(folder: Path, part: int = 0, parts: int = 1) -> list[str]:
+    """What is wrong with a checkpoint's files, one line each; digests of the `part`-th of `parts` shares of them."""
+    try:
+        meta = read_meta(folder)
+    except CheckpointError as error:
+        return [str(error)]
+    faults = []
+    for number, (name, wanted) in enumerate(sorted(meta.files.items())):
+        try:
+            # a size costs nothing to look at: every rank looks at all of them
+            size = (folder / name).stat().st_size
+            if size != wanted.bytes:
+                faults.append(f"{folder / name}: got {size} bytes, wanted {wanted.bytes}")
+            elif number % parts == part and (got := file_facts(folder / name)) != wanted:
+                faults.append(f"{folder / name}: damaged: got SHA-256 {got.sha256[:12]}…, wanted {wanted.sha256[:12]}…")
+        except OSError as error:
+            faults.append(f"{folder / name}: {error.strerror}")
+    return faults
+
+
+def load(run: Path, step: int, state: State, meta: Meta) -> None:
+    """Fill `state` from the checkpoint after `step` steps: the backbone whole, and of the rows this rank's only.
+
+    Raises:
+        CheckpointError: when its classes, size, identities or backbone are not those of `meta` and `state`.
     """
     folder = path_of(run, step)
     saved = read_meta(folder)
@@ -168,52 +181,73 @@ def load(run: Path, step: int, state: State, meta: Meta, group: Group) -> None:
         got, wanted = getattr(meta, key), getattr(saved, key)
         if got != wanted:
             raise CheckpointError(f"{folder}: {key}: got {got}, wanted {wanted} as saved: {why}; start another run")
-    tree = state.tree(meta)
-    stored = FileSystemReader(folder).read_metadata().state_dict_metadata
-    if stored.keys() != tree.keys():
-        missing, extra = sorted(tree.keys() - stored.keys()), sorted(stored.keys() - tree.keys())
-        raise CheckpointError(
-            f"{folder}: another backbone: missing {missing[:3] or 'nothing'}, not wanted {extra[:3] or 'nothing'}"
-        )
-    dcp.load(tree, storage_reader=FileSystemReader(folder), process_group=group)
+    try:
+        _load_backbone(folder, state)
+        _load_rows(folder, saved, state)
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+
+
+def _load_backbone(folder: Path, state: State) -> None:
+    wanted = {f"backbone.{name}": tensor for name, tensor in state.backbone.items()}
+    wanted |= {f"momentum.{name}": tensor for name, tensor in state.momenta.items()}
+    with TensorFile(folder / BACKBONE) as file:
+        missing, extra = sorted(wanted.keys() - set(file.names)), sorted(set(file.names) - wanted.keys())
+        if missing or extra:
+            raise CheckpointError(
+                f"{folder}: another backbone: missing {missing[:3] or 'nothing'}, not wanted {extra[:3] or 'nothing'}"
+            )
+        for name, tensor in wanted.items():
+            saved = file.read(name)
+            if saved.shape != tensor.shape:
+                raise CheckpointError(
+                    f"{folder}: another backbone: {name}: got {list(tensor.shape)}, wanted {list(saved.shape)} as saved"
+                )
+            tensor.copy_(saved)
+
+
+@torch.no_grad()
+def _load_rows(folder: Path, saved: Meta, state: State) -> None:
+    mine = range(state.first_class, state.first_class + state.rows_SD.shape[0])
+    found = 0
+    for name in saved.files:
+        if name == BACKBONE:
+            continue
+        block = range(*map(int, Path(name).stem.split("-")[1:]))
+        both = range(max(mine.start, block.start), min(mine.stop, block.stop))
+        if not both:
+            continue
+        here = slice(both.start - mine.start, both.stop - mine.start)
+        there = slice(both.start - block.start, both.stop - block.start)
+        with TensorFile(folder / name) as file:
+            state.rows_SD[here].copy_(file.read("rows", there))
+            state.rows_momentum_SD[here].copy_(file.read("momentum", there))
+        found += len(both)
+    if found != len(mine):
+        raise CheckpointError(f"{folder}: got rows of {found} of the classes [{mine.start}, {mine.stop}), wanted all")
 
 
 def load_backbone(run: Path, step: int | None = None) -> dict[str, torch.Tensor]:
     """The backbone's parameters and buffers after `step` steps (None: the newest), for one process.
 
     Raises:
-        CheckpointError: when there is no such checkpoint, naming those that there are.
+        CheckpointError: when there is no such checkpoint, naming those that there are, or it cannot be read.
     """
     steps = complete_steps(run)
     if not steps or (step is not None and step not in steps):
         raise CheckpointError(
             f"{run}: checkpoint: got step {'last' if step is None else step}, wanted one of {steps or 'none saved yet'}"
         )
-    reader = FileSystemReader(path_of(run, steps[-1] if step is None else step))
-    stored = reader.read_metadata().state_dict_metadata
-    tensors: dict[str, Any] = {
-        key: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for key, entry in stored.items()
-        if key.startswith("backbone.") and isinstance(entry, TensorStorageMetadata)
-    }
-    with warnings.catch_warnings():
-        # one process without a group is what is meant here
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
-    return {key.removeprefix("backbone."): tensor for key, tensor in tensors.items()}
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+    folder = path_of(run, steps[-1] if step is None else step)
+    read_meta(folder)
+    tensors: dict[str, Any] = {}
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        with TensorFile(folder / BACKBONE) as file:
+            for name in file.names:
+                if name.startswith("backbone."):
+                    tensors[name.removeprefix("backbone.")] = file.read(name)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / BACKBONE}: {error}") from None
+    return tensors

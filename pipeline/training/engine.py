@@ -49,7 +49,7 @@ class Engine:
             # Only DeepSpeed's inference uses this kernel; without it a CPU run needs no C++ compiler.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         groups = parameter_groups(backbone, recipe.optimizer)
-        sgd = torch.optim.SGD(groups, lr=recipe.optimizer.learning_rate, momentum=recipe.optimizer.momentum)
+        self._sgd = sgd = _DroppableSGD(groups, lr=recipe.optimizer.learning_rate, momentum=recipe.optimizer.momentum)
         self._engine, *_ = deepspeed.initialize(
             model=backbone, optimizer=sgd, config=_config(recipe, num_ranks, backbone)
         )
@@ -58,8 +58,8 @@ class Engine:
             self._engine.enable_backward_allreduce = False
         # Timed apart from the backward pass. (ZeRO 2 reduces inside it: there, communication counts as backward.)
         self._engine.allreduce_gradients = _timed(self._engine.allreduce_gradients)
-        self._sgd = self._engine.optimizer.optimizer if self._zero else sgd
         self._create_momenta()
+        self._buffers: list[torch.Tensor] = []
 
     @property
     def module(self) -> nn.Module:
@@ -76,8 +76,30 @@ class Engine:
         surrogate = (embeddings_BD * (grad_BD * self._head_ranks)).sum()
         self._engine.backward(surrogate, scale_wrt_gas=False)
 
-    def step(self, learning_rate: float) -> None:
-        """One SGD update at a step's last micro-batch; between micro-batches, nothing but the count."""
+    def keep_buffers(self) -> None:
+        """Remember the buffers as they are before a step: its forward pass moves BatchNorm's statistics."""
+        self._buffers = [buffer.clone() for buffer in self.module.buffers()]
+
+    def restore_buffers(self) -> None:
+        """Set the buffers back to what `keep_buffers` saw."""
+        for buffer, kept in zip(self.module.buffers(), self._buffers, strict=True):
+            buffer.copy_(kept)
+
+    def gradients(self) -> list[torch.Tensor]:
+        """What this rank is about to apply, after a step's last backward pass: all of it or, under ZeRO, its part."""
+        if not self._zero:
+            return [p.grad for p in self.module.parameters() if p.grad is not None]
+        return [grad for part in self._engine.optimizer.averaged_gradients.values() for grad in part or ()]
+
+    def step(self, learning_rate: float, drop: bool = False) -> None:
+        """One SGD update at a step's last micro-batch; between micro-batches, nothing but the count.
+
+        With `drop`, the gradients are let go without being applied: parameters, buffers and momenta are what they were
+        at `keep_buffers`, bit for bit.
+        """
+        self._sgd.drop = drop
+        if drop:
+            self.restore_buffers()
         for group in self._sgd.param_groups:
             group["lr"] = learning_rate * group["rate_factor"]
         self._engine.step()
@@ -110,6 +132,15 @@ class Engine:
                 self._sgd.state[p][_MOMENTUM] = torch.zeros_like(p)
         if self._zero:
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+class _DroppableSGD(torch.optim.SGD):
+    """SGD that can be told to sit a step out: DeepSpeed then clears and counts as ever, whatever its ZeRO stage."""
+
+    drop = False
+
+    def step(self, closure: Any = None) -> Any:
+        return None if self.drop else super().step(closure)
 
 
 def parameter_groups(backbone: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from cluster.collectives import Group, average_over_ranks_, max_over_ranks, num_ranks
-from cluster.process_group import grid
+from cluster.collectives import Group, any_rank, average_over_ranks_, max_over_ranks, num_ranks, rank_in
+from cluster.process_group import background_group, grid
 from cluster.stopwatch import STEP
 from cluster.topology import Topology
 from pipeline.backbones import build_backbone
@@ -23,9 +24,10 @@ from pipeline.reading.order import Order
 from pipeline.reading.reader import Batch, Reader
 from pipeline.reading.tars import ShardSet
 from pipeline.training import checkpoint
-from pipeline.training.checkpoint import Meta, State
+from pipeline.training.checkpoint import CheckpointError, Meta, State
 from pipeline.training.engine import Engine
-from pipeline.training.errors import NonFiniteError
+from pipeline.training.guard import Guard, dump
+from pipeline.training.saver import Saved, Saver
 from pipeline.training.schedule import learning_rate
 
 logger = logging.getLogger(__name__)
@@ -48,7 +50,9 @@ class Record:
         parts: the same by part; what is left over is bookkeeping.
         decode_failures: of this rank since the start.
         ready: batches decoded and waiting.
-        saved_seconds: time of the checkpoint after this step; None without one.
+        stall_seconds: how long the loop stood still to copy the state out for a checkpoint; None without one.
+        saved: how a save ended, if one did during this step.
+        skipped: whether nothing of the step was applied, because its numbers were wrong.
     """
 
     step: int
@@ -63,7 +67,22 @@ class Record:
     parts: dict[str, float]
     decode_failures: int
     ready: int
-    saved_seconds: float | None
+    stall_seconds: float | None = None
+    saved: Saved | None = None
+    skipped: bool = False
+
+
+# How bad a step is on the worst rank, and in words.
+_GOOD, _SPIKE, _NOT_FINITE, _LEFT_OUT = range(4)
+_WORDS = {_SPIKE: "a spike", _NOT_FINITE: "not finite on at least one rank"}
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """What all ranks agreed on about a step."""
+
+    severity: int
+    stopping: bool
 
 
 class Trainer:
@@ -91,6 +110,15 @@ class Trainer:
         self.recipe, self.shards, self.run, self.topology = recipe, shards, run, topology
         self.group, self.device = group, device
         self.step = 0
+        self._guard = Guard(recipe.faults)
+        self._left_out: set[int] = set()
+        self._going_back = False
+        self.saver = Saver(
+            run,
+            None if group is None else background_group(),
+            recipe.checkpoint.keep,
+            recipe.checkpoint.keep_every,
+        )
         self.order = Order(
             shards.samples_per_tar, recipe.seed, recipe.data.global_batch, recipe.data.streams, recipe.data.window
         )
@@ -113,9 +141,9 @@ class Trainer:
         )
 
     def resume(self, step: int) -> None:
-        """Go on from the checkpoint after `step` steps, written by any number of ranks."""
+        """Go on from the checkpoint after `step` steps, written by any number of ranks. All ranks together."""
         state = self._state()
-        checkpoint.load(self.run, step, state, self._meta(), self.group)
+        checkpoint.load(self.run, step, state, self._meta())
         self.engine.load(state.backbone, state.momenta)
         self.step = step
 
@@ -125,10 +153,10 @@ class Trainer:
         Ranks agree on stopping: one that is asked stops all after the same step.
 
         Raises:
-            NonFiniteError: on every rank, before anything of that step was applied.
+            NonFiniteError: on every rank, before anything of that step was applied, where `faults` says so.
         """
         if self.step == 0:
-            self.save()
+            self.save()  # before hours of training, a folder that cannot be written shows
         STEP.use(self.device)
         reader = self._reader()
         try:
@@ -137,92 +165,181 @@ class Trainer:
                 yield record
                 if stopping:
                     return
+                if self._going_back:
+                    reader.close()
+                    self._go_back()
+                    reader = self._reader()
         finally:
             reader.close()
 
-    def save(self) -> float:
-        """Write the checkpoint of the current step; all ranks together. Returns the seconds it took."""
-        return checkpoint.save(self.run, self._state(), self._meta(), self.group, self.recipe.checkpoint.keep)
+    def save(self) -> Saved:
+        """Write the checkpoint of the current step and wait for it; all ranks together.
+
+        Raises:
+            CheckpointError: on every rank, when it could not be written.
+        """
+        self.saver.begin(self._state(), self._meta())
+        saved = self.saver.finish()
+        assert saved is not None
+        if saved.error:
+            raise CheckpointError(f"{self.run}: checkpoint of step {saved.step} not written: {saved.error}")
+        return saved
 
     def _one_step(self, reader: Reader, stop_asked: Callable[[], bool]) -> tuple[Record, bool]:
         started = time.perf_counter()
         with STEP.part("data_wait"):
             batch = next(reader)
-        head = self.recipe.head
-        lam = anneal(self.step, head.lambda_max, head.lambda_min, head.lambda_gamma, head.lambda_power)
-        rate = self._learning_rate()
-        outputs, stopping = self._forward_backward(batch, lam, rate, stop_asked)
-        with STEP.part("update"):
-            self.head.update(rate)
+        if self.step in self._left_out:
+            outputs: list[HeadOutput] = []
+            verdict = _Verdict(_LEFT_OUT, any_rank(stop_asked(), self.group, self.device))
+        else:
+            outputs, verdict = self._forward_backward(batch, stop_asked)
+        loss, own_cosine, norm = self._means(outputs) if outputs else (math.nan,) * 3
+        if verdict.severity in _WORDS:
+            self._take_fault(verdict, outputs, loss, norm)
+        elif verdict.severity == _GOOD:
+            self._guard.good(loss)
         self.step += 1
-        due = self.step % self.recipe.checkpoint.every == 0 or self.step == self.recipe.optimizer.steps
-        valid = torch.cat([output.valid_G for output in outputs])
         record = Record(
             step=self.step,
             epoch=self.step / self.order.steps_per_epoch,
-            loss=self._mean_loss(outputs),
-            anneal=lam,
-            learning_rate=rate,
-            own_cosine=torch.cat([output.own_cosine_G for output in outputs])[valid].mean().item(),
-            norm=torch.cat([output.norm_G for output in outputs]).mean().item(),
+            loss=loss,
+            anneal=self._anneal(self.step - 1),
+            learning_rate=self._learning_rate(self.step - 1),
+            own_cosine=own_cosine,
+            norm=norm,
             samples=self.recipe.data.global_batch,
             seconds=time.perf_counter() - started,
             parts=STEP.take(),
             decode_failures=reader.decode_failures,
             ready=reader.ready,
-            saved_seconds=self.save() if due or stopping else None,
+            skipped=verdict.severity != _GOOD,
         )
-        return record, stopping
+        if self._going_back and not verdict.stopping:
+            return record, False
+        stall, saved = self._save_if_due(verdict.stopping or self.step == self.recipe.optimizer.steps)
+        return replace(record, stall_seconds=stall, saved=saved), verdict.stopping
 
-    def _forward_backward(
-        self, batch: Batch, lam: float, rate: float, stop_asked: Callable[[], bool]
-    ) -> tuple[list[HeadOutput], bool]:
-        """All micro-batches: gradients everywhere, and the backbone's update in the last one."""
+    def _take_fault(self, verdict: _Verdict, outputs: list[HeadOutput], loss: float, norm: float) -> None:
+        """Dump a bad step, and stop, or mark what the recipe wants left out. The same on every rank."""
+        lam, rate = self._anneal(self.step), self._learning_rate(self.step)
+        what = (
+            f"step {self.step}: loss {loss:g} (λ {lam:g}, learning rate {rate:g}, mean ‖x‖ {norm:g}): "
+            f"{_WORDS[verdict.severity]}"
+        )
+        if self.topology.rank == 0:
+            ids = self.order.batch(self.step)
+            facts = {"fault": what, "step": self.step, "loss": loss, "lambda": lam, "learning_rate": rate}
+            facts["norm"] = torch.cat([output.norm_G for output in outputs]).tolist()
+            facts["own_cosine"] = torch.cat([output.own_cosine_G for output in outputs]).tolist()
+            facts["samples"] = [self.shards.describe(int(sample)) for sample in ids]
+            dump(self.run, self.step, facts)
+        advice = "A smaller optimizer.learning_rate or a longer optimizer.warmup_steps may cure it"
+        if self._guard.bad(what, advice) == "roll_back":
+            self._left_out.update(range(self.step - self.recipe.faults.leave_out + 1, self.step + 1))
+            self._going_back = True
+
+    def _go_back(self) -> None:
+        """Load the newest whole checkpoint; the steps to be left out are then passed without being applied."""
+        self.saver.finish()
+        newest = checkpoint.newest_whole(self.run, self.group)
+        assert newest is not None, "a run saves before its first step"
+        if self.topology.rank == 0:
+            logger.warning("back to step %d; left out from there: batches %s", newest, sorted(self._left_out))
+        self.resume(newest)
+        self._going_back = False
+
+    def _save_if_due(self, last: bool) -> tuple[float | None, Saved | None]:
+        """Begin a save where the recipe wants one (wait for the `last`); the loop's stall, and a save that ended."""
+        due = last or self.step % self.recipe.checkpoint.every == 0
+        saved = self.saver.finish() if due else self.saver.poll()
+        if saved is not None and saved.error is not None and self.topology.rank == 0:
+            logger.error(
+                "checkpoint of step %d not written: %s. Training goes on; a crash now would go back to step %s",
+                *(saved.step, saved.error, max(checkpoint.complete_steps(self.run), default="0 of a new run")),
+            )
+        if not due:
+            return None, saved
+        started = time.perf_counter()
+        if last:
+            saved = self.save()
+        else:
+            self.saver.begin(self._state(), self._meta())
+        return time.perf_counter() - started, saved
+
+    def _forward_backward(self, batch: Batch, stop_asked: Callable[[], bool]) -> tuple[list[HeadOutput], _Verdict]:
+        """All micro-batches: gradients everywhere, agreed to be good before they are applied."""
         parts = self.recipe.data.accumulation
+        lam, rate = self._anneal(self.step), self._learning_rate(self.step)
         outputs: list[HeadOutput] = []
-        stopping = False
+        gradients: list[torch.Tensor] = []
+        verdict = _Verdict(_GOOD, stopping=False)
+        self.engine.keep_buffers()
         for images, labels in zip(batch.images_BCHW.chunk(parts), batch.labels_B.chunk(parts), strict=True):
             with STEP.part("forward"):
                 embeddings_BD = self.engine.embed(images)
             with STEP.part("head"):
                 x_BD = embeddings_BD.detach().float().requires_grad_()
                 output = self.head(x_BD, labels, lam, step=self.step, learning_rate=rate)
-                # before the backward pass, which a fused update changes the rows in
-                stopping |= self._agree(output, lam, rate, stop_asked)
+                outputs.append(output)
+                if self.recipe.head.fused_update:  # its backward pass changes the rows
+                    verdict = self._agree(outputs, [], stop_asked)
+                    if verdict.severity != _GOOD:
+                        self.engine.restore_buffers()
+                        return outputs, verdict
                 # the step's loss is the mean over its micro-batches
                 (output.loss / parts).backward()
             assert x_BD.grad is not None
+            gradients.append(x_BD.grad)
             with STEP.part("backward"):
                 self.engine.backward(embeddings_BD, x_BD.grad.to(embeddings_BD.dtype))
+            if len(outputs) == parts:
+                verdict = self._agree(outputs, gradients + self._own_gradients(), stop_asked)
             with STEP.part("update"):
-                self.engine.step(rate)
-            outputs.append(output)
-        return outputs, stopping
+                self.engine.step(rate, drop=verdict.severity != _GOOD)
+        with STEP.part("update"):
+            if verdict.severity == _GOOD:
+                self.head.update(rate)
+            else:
+                self.head.drop()
+        return outputs, verdict
 
-    def _agree(self, output: HeadOutput, lam: float, rate: float, stop_asked: Callable[[], bool]) -> bool:
-        """One all-reduce of two flags: is anything not finite anywhere (raises), is any rank asked to stop."""
-        finite = torch.isfinite(output.loss) & torch.isfinite(output.norm_G).all()
-        flags = torch.stack([(~finite).float(), torch.tensor(float(stop_asked()), device=self.device)])
-        broken, stopping = (flag > 0 for flag in max_over_ranks(flags, self.group).tolist())
-        if broken:
-            raise NonFiniteError(
-                f"step {self.step}: loss {output.loss.item():g} (λ {lam:g}, learning rate {rate:g}, "
-                f"mean ‖x‖ {output.norm_G.mean().item():g}): not finite on at least one rank; nothing of this step "
-                "was applied. Resume from the last checkpoint with a smaller optimizer.learning_rate or a longer "
-                "optimizer.warmup_steps"
-            )
-        return stopping
+    def _own_gradients(self) -> list[torch.Tensor]:
+        rows = self.head.weight_SD.grad  # not there where it was applied at once, or only some rows take part
+        return self.engine.gradients() + ([] if rows is None else [rows])
 
-    def _mean_loss(self, outputs: list[HeadOutput]) -> float:
-        """The step's loss over the global batch: over micro-batches and, if any, replicas of the classes."""
+    def _agree(
+        self, outputs: list[HeadOutput], gradients: list[torch.Tensor], stop_asked: Callable[[], bool]
+    ) -> _Verdict:
+        """One all-reduce of two numbers: how bad is it on the worst rank, and is any rank asked to stop."""
+        loss = torch.stack([output.loss.detach() for output in outputs]).mean()
+        numbers = [loss, *(output.norm_G.sum() for output in outputs)]
+        if gradients:
+            # one pass over the gradients: a norm is finite if and only if all its numbers are (and their squares fit)
+            numbers += [norm.to(loss.dtype) for norm in torch._foreach_norm(gradients)]
+        finite = torch.isfinite(torch.stack(numbers)).all()
+        spike = (loss > self._guard.threshold).float() * _SPIKE
+        severity = torch.where(finite, spike, torch.full_like(spike, _NOT_FINITE))
+        flags = torch.stack([severity, torch.full_like(severity, float(stop_asked()))])
+        worst, stopping = max_over_ranks(flags, self.group).tolist()
+        return _Verdict(int(worst), stopping > 0)
+
+    def _means(self, outputs: list[HeadOutput]) -> tuple[float, float, float]:
+        """Loss over the global batch, micro-batches and replicas alike; own cosine and ‖x‖ over the head group's."""
         mean = torch.stack([output.loss.detach() for output in outputs]).double().mean()
         average_over_ranks_(mean, self._replicas)
-        return mean.item()
+        valid = torch.cat([output.valid_G for output in outputs])
+        own_cosine = torch.cat([output.own_cosine_G for output in outputs])[valid].mean()
+        return mean.item(), own_cosine.item(), torch.cat([output.norm_G for output in outputs]).mean().item()
 
-    def _learning_rate(self) -> float:
+    def _anneal(self, step: int) -> float:
+        head = self.recipe.head
+        return anneal(step, head.lambda_max, head.lambda_min, head.lambda_gamma, head.lambda_power)
+
+    def _learning_rate(self, step: int) -> float:
         optimizer = self.recipe.optimizer
         return learning_rate(
-            self.step,
+            step,
             optimizer.learning_rate,
             warmup_steps=optimizer.warmup_steps,
             milestones=optimizer.milestones,
@@ -249,9 +366,10 @@ class Trainer:
             rows_SD=self.head.weight_SD.detach(),
             rows_momentum_SD=self.head.optimizer.velocity_SD,
             first_class=self.head.classes.start,
-            rows_group=self.head.group,
             backbone=self.engine.parameters(),
             momenta=self.engine.momenta(),
+            replica=rank_in(self._replicas),
+            num_replicas=num_ranks(self._replicas),
         )
 
     def _meta(self) -> Meta:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
 from cluster.telemetry import Telemetry
 from pipeline.training.loop import Record
+
+logger = logging.getLogger(__name__)
 
 
 class Window:
@@ -42,15 +46,28 @@ class Window:
 
 
 class MetricsFile:
-    """``metrics.jsonl``: one JSON object a logged step. Rows after the step resumed from are dropped first."""
+    """``metrics.jsonl``: one JSON object a logged step. Rows after the step gone on from are dropped first.
+
+    A disk that is full costs rows, not the run.
+    """
 
     def __init__(self, path: Path, resumed_at: int) -> None:
-        kept = [line for line in _lines(path) if _step_of(line) is not None and _step_of(line) <= resumed_at]  # type: ignore[operator]
-        path.write_text("".join(line + "\n" for line in kept))
-        self._file = path.open("a", buffering=1)
+        self._path, self._failed = path, False
+        self.cut(resumed_at)
+
+    def cut(self, step: int) -> None:
+        """Drop the rows after `step`, from which training goes on."""
+        self._last = step
+        kept = [line for line in _lines(self._path) if (found := _step_of(line)) is not None and found <= step]
+        aside = self._path.with_suffix(".aside")
+        self._attempt(lambda: aside.write_text("".join(line + "\n" for line in kept)))
+        self._attempt(lambda: aside.replace(self._path))
 
     def write(self, record: Record, window: Window) -> None:
         """Append one row; floats keep every digit, so that two runs can be compared bit for bit."""
+        if record.step <= self._last:  # rolled back
+            self.cut(record.step - 1)
+        self._last = record.step
         row = {
             "step": record.step,
             "time": time.time(),
@@ -64,13 +81,22 @@ class MetricsFile:
             "step_seconds": window.step_seconds,
             "seconds": window.parts,
             "decode_failures": record.decode_failures,
-            "checkpoint_seconds": record.saved_seconds,
+            "checkpoint_stall_seconds": record.stall_seconds,
+            "checkpoint_seconds": record.saved.seconds if record.saved else None,
         }
-        self._file.write(json.dumps(row) + "\n")
+        self._attempt(lambda: self._append(json.dumps(row) + "\n"))
 
-    def close(self) -> None:
-        """Close the file; every row was flushed when it was written."""
-        self._file.close()
+    def _append(self, line: str) -> None:
+        with self._path.open("a") as file:
+            file.write(line)
+
+    def _attempt(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except OSError as error:
+            if not self._failed:
+                logger.warning("%s: %s; training goes on without its rows", self._path, error.strerror)
+            self._failed = True
 
 
 def _lines(path: Path) -> list[str]:
@@ -118,18 +144,24 @@ def _duration(seconds: float) -> str:
 class Exporter:
     """Feeds a rank's records to its Prometheus metrics."""
 
-    def __init__(self, telemetry: Telemetry, num_ranks: int, checkpoint_every: int) -> None:
+    def __init__(self, telemetry: Telemetry, num_ranks: int, checkpoint_every: int, restarts: int = 0) -> None:
         self._telemetry, self._num_ranks = telemetry, num_ranks
         self._decode_failures = 0
         telemetry.set("ranks", num_ranks)
         telemetry.set("checkpoint_interval_steps", checkpoint_every)
+        telemetry.add("restarts_total", restarts)
 
     def export(self, record: Record, window: Window) -> None:
         """Set every metric from one step; microseconds."""
         t = self._telemetry
         t.set("step", record.step)
         t.set("epoch", record.epoch)
-        t.set("loss", record.loss)
+        if record.skipped:
+            t.add("skipped_steps_total")
+        else:
+            t.set("loss", record.loss)
+            t.set("target_cosine", record.own_cosine)
+            t.set("embedding_norm", record.norm)
         t.set("margin_lambda", record.anneal)
         t.set("learning_rate", record.learning_rate)
         t.set("global_samples_per_second", window.samples_per_second)
@@ -141,5 +173,9 @@ class Exporter:
         t.observe("step_seconds", record.seconds)
         for name, seconds in record.parts.items():
             t.add("step_part_seconds_total", seconds, name)
-        if record.saved_seconds is not None:
-            t.checkpoint_saved(record.saved_seconds)
+        if record.stall_seconds is not None:
+            t.add("checkpoint_stall_seconds_total", record.stall_seconds)
+        if record.saved is not None and record.saved.error is None:
+            t.checkpoint_saved(record.saved.seconds)
+        elif record.saved is not None:
+            t.add("checkpoint_failures_total")

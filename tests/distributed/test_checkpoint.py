@@ -1,6 +1,5 @@
 """Saved on N ranks, loaded on M: every tensor bit for bit; complete or absent."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import torch.distributed as dist
 from cluster.topology import split_range
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import CheckpointError, Meta, State
+from pipeline.training.saver import Saver
 from tests.distributed.ranks import run_ranks
 
 CLASSES, DIM = 11, 3
@@ -21,7 +21,6 @@ def truth() -> State:
         rows_SD=torch.randn(CLASSES, DIM, generator=generator),
         rows_momentum_SD=torch.randn(CLASSES, DIM, generator=generator),
         first_class=0,
-        rows_group=None,
         backbone={"conv.weight": torch.randn(4, 2, generator=generator), "bn.num": torch.tensor(7)},
         momenta={"conv.weight": torch.randn(4, 2, generator=generator)},
     )
@@ -33,7 +32,6 @@ def share(whole: State, rank: int, ranks: int, fill: bool) -> State:
         whole.rows_SD[mine.start : mine.stop].clone(),
         whole.rows_momentum_SD[mine.start : mine.stop].clone(),
         mine.start,
-        dist.group.WORLD,
         {k: v.clone() for k, v in whole.backbone.items()},
         {k: v.clone() for k, v in whole.momenta.items()},
     )
@@ -57,14 +55,17 @@ def meta(step: int, ranks: int, **changes: object) -> Meta:
 
 
 def save_on(rank: int, ranks: int, run: Path, steps: list[int], keep: int) -> None:
+    saver = Saver(run, dist.group.WORLD, keep)
     for step in steps:
-        checkpoint.save(run, share(truth(), rank, ranks, fill=True), meta(step, ranks), dist.group.WORLD, keep)
+        saver.begin(share(truth(), rank, ranks, fill=True), meta(step, ranks))
+        saved = saver.finish()
+        assert saved is not None and saved.error is None, saved
 
 
 def load_on(rank: int, ranks: int, run: Path, step: int) -> State:
     state = share(truth(), rank, ranks, fill=False)
-    checkpoint.load(run, step, state, meta(step, ranks), dist.group.WORLD)
-    return replace(state, rows_group=None)  # a group does not travel
+    checkpoint.load(run, step, state, meta(step, ranks))
+    return state
 
 
 @pytest.mark.parametrize(("saved", "loaded"), [(1, 1), (1, 2), (2, 3), (3, 1), (3, 2)])
@@ -103,7 +104,7 @@ def load_other(rank: int, ranks: int, run: Path, changes: dict[str, object]) -> 
         state.backbone["other.weight"] = torch.zeros(2)
         changes = {}
     try:
-        checkpoint.load(run, 4, state, meta(4, ranks, **changes), dist.group.WORLD)
+        checkpoint.load(run, 4, state, meta(4, ranks, **changes))
     except CheckpointError as error:
         return str(error)
     return "loaded"

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from cluster.topology import Topology
 from pipeline.backbones import build_backbone
-from pipeline.config import Backbone, Checkpoint, Data, Head, Optimizer, Recipe
+from pipeline.config import Backbone, Checkpoint, Data, Faults, Head, Optimizer, Recipe
 from pipeline.head.rows import initial_rows
 from pipeline.reading.dali import Decoder
 from pipeline.reading.order import Order
@@ -169,7 +169,7 @@ def not_finite(rank: int, ranks: int, plan: Recipe, run: Path) -> tuple[str, boo
 
 
 def test_a_number_gone_wrong_on_one_rank_stops_all_before_anything_changes(shards: Path, tmp_path: Path) -> None:
-    for message, unchanged in run_ranks(not_finite, 2, recipe(shards), tmp_path):
+    for message, unchanged in run_ranks(not_finite, 2, recipe(shards, faults=Faults(action="stop")), tmp_path):
         assert message.startswith("step 1: loss nan")
         assert "nothing of this step was applied" in message
         assert unchanged

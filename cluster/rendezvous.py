@@ -1,0 +1,126 @@
+"""How the ranks of a run meet: at a store on rank 0's host, in bounded time, and only if they agree.
+
+Every rank leaves its host and its facts (versions, recipe, data) there. Rank 0 waits for all of them and leaves a
+verdict: who did not come, or whose facts differ from its own and in what. Every rank reads the same verdict, so that
+on every host somebody says what is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from cluster.topology import Topology
+
+# Rank 0 leaves after its verdict at the latest by then; the store goes with it.
+_READING_SECONDS = 5.0
+
+
+class StartError(RuntimeError):
+    """The ranks did not come together, or do not agree; the message names who and why."""
+
+
+def meet(topology: Topology, address: str, port: int, timeout_seconds: float, facts: Mapping[str, str]) -> dist.Store:
+    """The run's store, once every rank has come to it and all have the same `facts`.
+
+    Raises:
+        StartError: within `timeout_seconds` (and a few to spread the word), on every rank that is there.
+    """
+    here = f"rank {topology.rank} on {socket.gethostname()}"
+    try:
+        store = dist.TCPStore(
+            address,
+            port,
+            topology.num_ranks,
+            is_master=topology.rank == 0,
+            timeout=timedelta(seconds=timeout_seconds),
+            wait_for_workers=False,
+        )
+    except RuntimeError as error:  # torch's network errors are
+        raise StartError(f"{here}: {_why_no_store(topology, address, port, timeout_seconds, error)}") from None
+    store.set(f"here/{topology.rank}", json.dumps({"host": socket.gethostname(), "facts": dict(facts)}))
+    try:
+        verdict = _judge(store, topology, timeout_seconds) if topology.rank == 0 else _hear(store, timeout_seconds)
+    except RuntimeError as error:
+        raise StartError(f"{here}: rank 0 at {address}:{port} answered, then was lost: {_first_line(error)}") from None
+    if verdict:
+        raise StartError(f"{here}: {verdict}")
+    return store
+
+
+def _why_no_store(topology: Topology, address: str, port: int, timeout_seconds: float, error: RuntimeError) -> str:
+    if topology.rank == 0:
+        return (
+            f"cannot keep the store at {address}:{port}: {_first_line(error)}; "
+            "free the port or choose another with --master_port"
+        )
+    return (
+        f"rank 0 does not answer at {address}:{port} within {timeout_seconds:g} s ({_first_line(error)}); check "
+        "--master_addr and --master_port, and whether rank 0's host is up and reachable from here"
+    )
+
+
+def _judge(store: dist.Store, topology: Topology, timeout_seconds: float) -> str:
+    """Rank 0's part: wait for all, compare, and leave the verdict until the others have read it."""
+    deadline = time.monotonic() + timeout_seconds
+    waiting = list(range(topology.num_ranks))
+    while waiting and time.monotonic() < deadline:
+        waiting = [rank for rank in waiting if not store.check([f"here/{rank}"])]
+        time.sleep(0.02 if waiting else 0)
+    cards = {rank: json.loads(store.get(f"here/{rank}")) for rank in range(topology.num_ranks) if rank not in waiting}
+    verdict = _absent(waiting, topology, timeout_seconds) if waiting else differences(cards)
+    store.set("verdict", verdict)
+    reading = time.monotonic() + _READING_SECONDS
+    while verdict and store.add("read", 0) < len(cards) - 1 and time.monotonic() < reading:
+        time.sleep(0.02)
+    return verdict
+
+
+def _hear(store: dist.Store, timeout_seconds: float) -> str:
+    store.wait(["verdict"], timedelta(seconds=timeout_seconds + _READING_SECONDS))
+    verdict = store.get("verdict").decode()
+    store.add("read", 1)
+    return verdict
+
+
+def _absent(ranks: list[int], topology: Topology, timeout_seconds: float) -> str:
+    names = [f"rank {rank} ({host_of(rank, topology)})" for rank in ranks]
+    return f"not come within {timeout_seconds:g} s: {', '.join(names)}; is that host up, and did the launcher reach it?"
+
+
+def host_of(rank: int, topology: Topology) -> str:
+    """What is known of the host of a rank that never spoke: its name, where the launcher told it, else its place."""
+    node = rank // topology.ranks_of_node
+    names = os.environ.get("SPHERESCALE_HOSTS", "").split(",")
+    return names[node] if node < len(names) and names[node] else f"host {node + 1} of the hostfile"
+
+
+def differences(cards: Mapping[int, Mapping[str, object]]) -> str:
+    """How the facts of some host differ from rank 0's, one clause a host and fact; empty when they do not.
+
+    A card is ``{"host": name, "facts": {key: value}}``, by rank.
+    """
+    reference = cards[0]
+    wanted: Mapping[str, str] = reference["facts"]  # type: ignore[assignment]
+    found: dict[tuple[object, str], str] = {}
+    for rank, card in cards.items():
+        got: Mapping[str, str] = card["facts"]  # type: ignore[assignment]
+        for key in sorted(wanted.keys() | got.keys()):
+            ours, theirs = wanted.get(key, "nothing"), got.get(key, "nothing")
+            if ours != theirs:
+                clause = (
+                    f"rank {rank} on {card['host']}: {key}: got {theirs}, wanted {ours} as on rank 0 "
+                    f"({reference['host']})"
+                )
+                found.setdefault((card["host"], key), clause)
+    return "; ".join(found.values())
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]

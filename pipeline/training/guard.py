@@ -1,0 +1,76 @@
+"""What to do about numbers gone wrong: is this step bad, and may the run go on; and what is left for whoever looks."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Faults
+from pipeline.training.errors import NonFiniteError
+
+logger = logging.getLogger(__name__)
+
+# The running mean of the loss forgets at this rate a step, and tells spikes once it has seen as many.
+_MEMORY_STEPS = 50
+
+
+class Guard:
+    """Knows the loss's usual size and counts bad steps; the same on every rank, since it is fed the same numbers.
+
+    Its memory is of this process: after a resume, spikes are told once the mean has been built again.
+    """
+
+    def __init__(self, faults: Faults) -> None:
+        self._faults = faults
+        self._mean, self._seen, self._bad = 0.0, 0, 0
+
+    @property
+    def threshold(self) -> float:
+        """The loss above which a step is a spike; infinite where none is."""
+        factor = self._faults.spike_factor
+        return math.inf if factor is None or self._seen < _MEMORY_STEPS else factor * self._mean
+
+    def good(self, loss: float) -> None:
+        """Take the loss of a step that was applied into the mean."""
+        self._seen += 1
+        self._mean += (loss - self._mean) / min(self._seen, _MEMORY_STEPS)
+
+    def bad(self, what: str, advice: str) -> str:
+        """Count a bad step; returns the recipe's action, "skip" or "roll_back".
+
+        Raises:
+            NonFiniteError: when the recipe says to stop, or there were too many.
+        """
+        self._bad += 1
+        if self._faults.action == "stop":
+            raise NonFiniteError(f"{what}: nothing of this step was applied. {advice}")
+        if self._bad > self._faults.limit:
+            raise NonFiniteError(
+                f"{what}: nothing of this step was applied; it is the {self._bad}th, faults.limit allows "
+                f"{self._faults.limit}. {advice}"
+            )
+        logger.warning("%s: nothing of this step was applied; %s", what, self._faults.action.replace("_", " "))
+        return self._faults.action
+
+
+def dump(run: Path, step: int, facts: dict[str, Any]) -> None:
+    """Leave ``RUN/faults/step-….json`` for whoever looks into it. A disk that is full does not end the run."""
+    folder = run / "faults"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # NaN has no place in JSON: as text it is readable by everything
+        text = json.dumps(_plain(facts), indent=1, ensure_ascii=False)
+        (folder / f"step-{step:08d}.json").write_text(text + "\n")
+    except OSError as error:
+        logger.warning("%s: %s; the facts of the bad step are lost", folder, error.strerror)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
