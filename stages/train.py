@@ -233,6 +233,7 @@ def record_run(
         "ranks": topology.num_ranks,
         "restarts": restarts,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "image_size": [shards.manifest.image_height, shards.manifest.image_width],
         "shards": {"samples": shards.manifest.samples, "identities": shards.manifest.identities}
         | {"digest": shards.manifest.digest},
         "versions": {"python": platform.python_version()}
