@@ -76,11 +76,22 @@ class Reader:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch; raises in the caller what went wrong in the background."""
-        item = self._ready.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
+        """The next batch.
+
+        Raises what went wrong in the background, once; RuntimeError when the thread has ended, by that or by `close`.
+        """
+        while True:
+            # Settled before looking: a thread that has ended puts nothing more, so what is not there now never comes.
+            ended = not self._thread.is_alive()
+            try:
+                item = self._ready.get(block=not ended, timeout=1.0)
+            except queue.Empty:
+                if ended:
+                    raise RuntimeError("reader: its thread has ended, wanted one that reads: make another") from None
+                continue
+            if isinstance(item, BaseException):
+                raise item
+            return item
 
     @property
     def ready(self) -> int:

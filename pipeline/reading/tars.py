@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.shards.errors import ShardError
 from pipeline.shards.index import open_index
-from pipeline.shards.manifest import Manifest, ShardError
+from pipeline.shards.manifest import Manifest
+
+# A map holds a file descriptor, of which a process commonly has 1024, and mapping again costs tens of microseconds.
+MAPS = 256
 
 
 class ShardSet:
     """A folder of shards, open for reading; ids count samples through the tars in the manifest's order.
 
     Every rank of a host maps the same files, so they share one page-cache copy; opening reads the manifest and
-    the index's header only, whatever the number of samples.
+    the index's header only, whatever the number of samples. The `MAPS` tars that were read last stay mapped;
+    images that are still held keep theirs besides.
 
     Raises:
         ShardError: when the folder, the index or a tar is missing, cut short, or not what the manifest says.
@@ -30,7 +36,9 @@ class ShardSet:
         self._first_ids = self.manifest.first_rows
         for tar in self.manifest.tars:
             self._check_size(folder / tar.name, tar.bytes)
-        self._maps: dict[int, mmap.mmap] = {}
+        paths = [folder / tar.name for tar in self.manifest.tars]
+        # A map that falls out is not closed but let go: images that are still in use keep it alive.
+        self._map = lru_cache(MAPS)(lambda tar: _mapped(paths[tar]))
 
     @property
     def samples_per_tar(self) -> tuple[int, ...]:
@@ -71,12 +79,6 @@ class ShardSet:
         row = self._index[sample]
         return f"sample {sample} ({self.tar_name(sample)}, {row['size']} bytes at {row['offset']})"
 
-    def _map(self, tar: int) -> mmap.mmap:
-        if tar not in self._maps:
-            with (self.folder / self.manifest.tars[tar].name).open("rb") as file:
-                self._maps[tar] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._maps[tar]
-
     @staticmethod
     def _check_size(path: Path, wanted: int) -> None:
         """A map past the end of a truncated file would kill the process, so sizes are checked at opening."""
@@ -87,3 +89,8 @@ class ShardSet:
                 f"{path}: got {path.stat().st_size} bytes, wanted {wanted} as in manifest.json; truncated or "
                 "replaced: copy it again or shard again"
             )
+
+
+def _mapped(tar: Path) -> mmap.mmap:
+    with tar.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
+import resource
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +19,9 @@ import torch
 from pipeline.reading.dali import Decoder
 from pipeline.reading.order import Order, mirrored
 from pipeline.reading.reader import IGNORED, Batch, Reader
-from pipeline.reading.tars import ShardSet
+from pipeline.reading.tars import MAPS, ShardSet
 from pipeline.shards.errors import ShardError
-from tests.faces import write_shards
+from tests.faces import ROOT, write_shards
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +130,46 @@ def test_an_error_in_the_background_reaches_the_caller(original: Path) -> None:
     with pytest.raises(IndexError):
         list(itertools.islice(reader, 5))
     reader.close()
+
+
+def test_a_reader_that_has_ended_says_so_and_does_not_hang(original: Path) -> None:
+    shards = ShardSet(original)
+    failed = Reader(shards, Order((1000,), 1, 12), decoder())
+    with pytest.raises(IndexError):
+        list(itertools.islice(failed, 5))
+    closed = Reader(shards, Order(shards.samples_per_tar, 1, 12), decoder())
+    for reader in (failed, closed):
+        reader.close()
+        with pytest.raises(RuntimeError, match="reader: its thread has ended"):
+            list(itertools.islice(reader, 10))
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[None]:
+    """Room for the maps that are kept and ten files more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    already = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (already + MAPS + 10, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("few_descriptors")
+def test_more_tars_than_descriptors(original: Path, tmp_path: Path) -> None:
+    faces = original.parent / "faces"
+    for copy in range(10):  # 300 samples, one a tar
+        for person in faces.iterdir():
+            shutil.copytree(person, tmp_path / "faces" / f"{person.name}-{copy}", copy_function=os.link)
+    command = [sys.executable, ROOT / "stages" / "shard.py", tmp_path / "faces", tmp_path / "set"]
+    subprocess.run([*command, "--samples-per-tar", "1"], check=True, capture_output=True)
+    shards = ShardSet(tmp_path / "set")
+    assert len(shards.samples_per_tar) > MAPS + 30
+    (first,) = shards.read([0])
+    kept = first.tobytes()
+    for sample in range(shards.manifest.samples):
+        (image,) = shards.read([sample])
+        assert image[:2].tobytes() == b"\xff\xd8"
+    assert first.tobytes() == kept  # still mapped, though it fell out long ago
 
 
 def spoil_label(folder: Path) -> None:
