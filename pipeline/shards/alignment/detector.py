@@ -56,7 +56,10 @@ def _detector() -> tuple[Any, tuple[type[Exception], ...]]:
         package: Any = import_module("mtcnnruntime.detector")
     except ImportError as error:
         # The error is said too: OpenCV is there and does not import where the system has no libGL.
-        raise ShardError(f"alignment needs mtcnn-runtime: pip install 'spherescale[align]' ({error})") from error
+        raise ShardError(
+            f"alignment needs mtcnn-runtime: pip install 'spherescale[align]' ({error}); its OpenCV needs the system's "
+            "libGL and GLib (Debian: apt-get install libgl1 libglib2.0-0)"
+        ) from error
     # One thread a process: the workers already fill the machine, and the package has no such option.
     options = runtime.SessionOptions()
     options.intra_op_num_threads = 1
