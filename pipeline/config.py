@@ -189,8 +189,9 @@ class Recipe(_Section):
     """Of the order, the mirror hash, the backbone and the head's rows."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the products: bfloat16 is autocast; parameters, sums and losses stay float32."""
-    zero_stage: Literal[0, 1, 2] = 0
-    """DeepSpeed ZeRO stage of the backbone: 1 splits its momenta over the ranks, 2 its gradients too."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage of the backbone: 1 splits its momenta over the ranks, 2 its gradients too, 3 its
+    parameters as well."""
     deterministic: bool = True
     """Ask torch for repeatable kernels on the GPU (the CPU's are); exact resume needs it."""
     timeout_seconds: float = Field(600.0, gt=0)

@@ -18,9 +18,12 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.utils import (
+    safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
 )
 from torch import nn
 
@@ -45,6 +48,7 @@ class Engine:
     def __init__(self, backbone: nn.Module, recipe: Recipe, num_ranks: int, head_ranks: int) -> None:
         self._head_ranks = head_ranks
         self._zero = recipe.zero_stage > 0
+        self._parted = recipe.zero_stage == 3  # parameters too lie in parts on the ranks
         if not torch.cuda.is_available():
             # Only DeepSpeed's inference uses this kernel; without it a CPU run needs no C++ compiler.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -63,7 +67,7 @@ class Engine:
 
     @property
     def module(self) -> nn.Module:
-        """The backbone, parameters whole and fp32 on every rank."""
+        """The backbone, fp32; its parameters are whole on every rank, but under ZeRO 3 (see `parameters`)."""
         return self._engine.module
 
     def embed(self, images_BCHW: torch.Tensor) -> torch.Tensor:
@@ -105,32 +109,48 @@ class Engine:
         self._engine.step()
 
     def parameters(self) -> dict[str, torch.Tensor]:
-        """Parameters and buffers, whole, by name; the live tensors."""
-        return dict(self.module.state_dict())
+        """Parameters and buffers, whole, by name: the live tensors; under ZeRO 3 copies, by a collective."""
+        if not self._parted:
+            return dict(self.module.state_dict())
+        whole = {name: safe_get_full_fp32_param(p).view(self._shape(p)) for name, p in self.module.named_parameters()}
+        return whole | dict(self.module.named_buffers())
 
     def momenta(self) -> dict[str, torch.Tensor]:
         """SGD's momentum of every parameter, whole, by name. Under ZeRO a collective on all ranks."""
         if not self._zero:
             return {name: self._sgd.state[p][_MOMENTUM] for name, p in self.module.named_parameters()}
         return {
-            name: safe_get_full_optimizer_state(p, _MOMENTUM).view_as(p) for name, p in self.module.named_parameters()
+            name: safe_get_full_optimizer_state(p, _MOMENTUM).view(self._shape(p))
+            for name, p in self.module.named_parameters()
         }
 
     def load(self, parameters: dict[str, torch.Tensor], momenta: dict[str, torch.Tensor]) -> None:
         """Set both, from any number of ranks and any ZeRO stage; the names and shapes must match."""
-        self.module.load_state_dict(parameters)
+        for name, buffer in self.module.named_buffers():
+            buffer.copy_(parameters[name])
         for name, p in self.module.named_parameters():
+            if self._parted:
+                part = _own_part(p, parameters[name])
+                safe_set_local_fp32_param(p, part)
+                p.ds_tensor.data.copy_(part)  # type: ignore[attr-defined]  # what the next forward pass gathers
+                safe_set_local_optimizer_state(p, _own_part(p, momenta[name]), _MOMENTUM)
+                continue
+            with torch.no_grad():
+                p.copy_(parameters[name])
             if self._zero:
                 safe_set_full_fp32_param(p, parameters[name])
                 safe_set_full_optimizer_state(p, momenta[name], _MOMENTUM)
             else:
                 self._sgd.state[p][_MOMENTUM].copy_(momenta[name])
 
+    def _shape(self, p: torch.Tensor) -> torch.Size:
+        return p.ds_shape if self._parted else p.shape  # type: ignore[attr-defined]  # ZeRO 3 adds it
+
     def _create_momenta(self) -> None:
-        for group in self._sgd.param_groups:
-            for p in group["params"]:
-                self._sgd.state[p][_MOMENTUM] = torch.zeros_like(p)
-        if self._zero:
+        flat = self._engine.optimizer.fp32_partitioned_groups_flat if self._parted else []
+        for p in flat or [p for group in self._sgd.param_groups for p in group["params"]]:
+            self._sgd.state[p][_MOMENTUM] = torch.zeros_like(p)
+        if self._zero and not self._parted:
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
@@ -141,6 +161,16 @@ class _DroppableSGD(torch.optim.SGD):
 
     def step(self, closure: Any = None) -> Any:
         return None if self.drop else super().step(closure)
+
+
+def _own_part(p: Any, value: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a whole parameter as ZeRO 3 cuts it: equal parts, the last padded with zeros.
+
+    (DeepSpeed's own setter for whole values fails where the parts are not equal without padding.)
+    """
+    length = p.ds_tensor.numel()
+    padded = torch.nn.functional.pad(value.flatten(), (0, length * deepspeed.comm.get_world_size() - value.numel()))
+    return padded.narrow(0, length * deepspeed.comm.get_rank(), length)
 
 
 def parameter_groups(backbone: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
@@ -166,6 +196,8 @@ def _config(recipe: Recipe, num_ranks: int, backbone: nn.Module) -> dict[str, An
             "stage": recipe.zero_stage,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
+            # ZeRO 3 would keep small parameters whole, and a load would have to gather those again
+            "stage3_param_persistence_threshold": 0,
         },
         "gradient_clipping": 0.0,  # DeepSpeed clips to a norm of 1 unless told otherwise
         "zero_allow_untested_optimizer": True,  # plain SGD
