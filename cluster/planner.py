@@ -24,7 +24,6 @@ GIB = 2**30
 RESERVED_BYTES = 2 * GIB
 
 # DeepSpeed's default `reduce_bucket_size`: numbers in the buffer that ZeRO 1 and 2 allocate in every backward pass.
-ZERO_BUCKET = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -125,11 +124,14 @@ def memory(job: Job, network: Network) -> dict[str, dict[str, int]]:
         # Autocast keeps the cast weights for the backward pass.
         "bf16 weights": BF16 * network.parameters if job.bf16 else 0,
     }
-    # A second micro-batch's row gradient is added to the first's.
-    summed = {"classifier gradient": 2 * rows, "network gradient": gradients} if job.accumulation > 1 else row_gradient
+    # Micro-batches add to one gradient of the network, and to one of the rows.
+    summed = {"network gradient": gradients} if job.accumulation > 1 else {}
     moments = {
-        "head": always | waiting | summed | {"classifier blocks": head_block_bytes(job)},
-        "backward": always | waiting | row_gradient | {"network gradient": gradients, "ZeRO buckets": _buckets(job)},
+        "head": always | waiting | row_gradient | summed | {"classifier blocks": head_block_bytes(job)},
+        "backward": always
+        | waiting
+        | row_gradient
+        | {"network gradient": gradients, "ZeRO buckets": _buckets(job, network)},
         "update": always
         | row_gradient
         | {"network gradient": gradients, "update copies": _update_copies(job, network)},
@@ -140,30 +142,31 @@ def memory(job: Job, network: Network) -> dict[str, dict[str, int]]:
 def head_block_bytes(job: Job) -> int:
     """The head's memory beyond rows, their gradient and momentum; independent of C once S exceeds the block.
 
-    In its backward pass a block's logits and rows stand beside those of the block before, or the block's row
-    gradient beside its two factors; plus gathered embeddings, own rows and their gradients.
+    The fullest of three moments of a block in the backward pass: its rows with its softmax and what is made of that (in
+    fp32 a transposed copy for the product, in bf16 a rounded one); rows, softmax and the rows' gradient; rows, gradient
+    and one more product of their size. Besides, six arrays [G, D]: embeddings, features and own rows with gradients.
     """
     block, batch, dim = min(job.block, job.rows), job.head_batch, job.embedding_dim
-    numbers = max(2 * block * batch + 2 * block * dim, block * batch + 3 * block * dim) + 5 * batch * dim
-    gathered = FP32 * batch * dim if job.ranks > 1 else 0
-    casts = BF16 * (block * batch + block * dim + batch * dim) if job.bf16 else 0
-    return FP32 * numbers + gathered + casts
+    if job.bf16:
+        fullest = max(dim + 1.5 * batch, 2.5 * dim + 0.5 * batch, 3 * dim)
+    else:
+        fullest = max(dim + 2 * batch, 2 * dim + batch, 3 * dim)
+    return int(FP32 * (block * fullest + 6 * batch * dim))
 
 
-def _buckets(job: Job) -> int:
-    # Measured with DeepSpeed 0.19: one buffer in fp32, and a second one, bf16 or not, under autocast.
-    return 0 if not job.zero_stage else FP32 * ZERO_BUCKET * (2 if job.bf16 else 1)
+def _buckets(job: Job, network: Network) -> int:
+    # One buffer of the gradient's size in fp32, and a second one, bf16 or not, under autocast (DeepSpeed 0.19, whose
+    # bucket the engine sets to the network's size).
+    return 0 if not job.zero_stage else FP32 * network.parameters * (2 if job.bf16 else 1)
 
 
 def _update_copies(job: Job, network: Network) -> int:
-    """Copies of a gradient that one optimizer makes at a time.
+    """Copies of the network's gradient at its update; the rows are updated in place.
 
-    SGD adds weight decay to a copy. DeepSpeed sends a flat copy of the network's gradient, before that copy is made
-    at ZeRO 0, and updates its share from a flat copy at ZeRO 1 and 2.
+    DeepSpeed sends a flat copy of the gradient, before SGD makes one to add weight decay to, at ZeRO 0; it updates its
+    share from a flat copy at ZeRO 1 and 2.
     """
-    of_rows = 0 if job.fused_update else FP32 * job.rows * job.embedding_dim
-    numbers = 2 * -(-network.parameters // job.ranks) if job.zero_stage else network.parameters
-    return max(of_rows, FP32 * numbers)
+    return FP32 * (2 * -(-network.parameters // job.ranks) if job.zero_stage else network.parameters)
 
 
 def peak(job: Job, network: Network) -> tuple[str, int]:

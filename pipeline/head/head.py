@@ -112,8 +112,10 @@ class ShardedHead(nn.Module):
         self.classes = split_range(num_classes, ranks, rank_in(group))
         self.weight_SD = nn.Parameter(initial_rows(self.classes, embedding_dim, seed).to(device))
         self.optimizer = RowOptimizer(self.weight_SD, momentum, weight_decay)
-        # Rows of this step (None: all) and, where they are not all of them, the leaf that holds their copy.
+        # Row numbers of this step's classes and the leaf that holds a copy of their rows; None: all rows.
         self._active: tuple[torch.Tensor, torch.Tensor] | None = None
+        # Whether what `weight_SD.grad` holds was used up. The buffer stays: a fresh one of gigabytes costs page faults.
+        self._grad_is_used = True
 
     def forward(
         self,
@@ -141,7 +143,7 @@ class ShardedHead(nn.Module):
             warp=self.margin.others,
             dtype=self.options.dtype,
             block=self.options.block,
-            sink=self._sink(learning_rate) if self.options.fused_update else None,
+            sink=self._sink(learning_rate),
         )
         own_logit_G, own_cosine_G, others_G = self._combine(x_GD, own_rows_GD, own_G, others_G, anneal)
         valid_G = labels_G >= 0
@@ -164,16 +166,13 @@ class ShardedHead(nn.Module):
             return
         leaf = self.weight_SD if self._active is None else self._active[1]
         assert leaf.grad is not None, "update without a backward pass"
-        sink = self._sink(learning_rate)
         for start in range(0, leaf.shape[0], self.options.block):
-            sink(start, leaf.grad[start : start + self.options.block])
-        self.weight_SD.grad = None
-        self._active = None
+            self._update_block(start, leaf.grad[start : start + self.options.block], learning_rate)
+        self._active, self._grad_is_used = None, True
 
     def drop(self) -> None:
         """Let the gradient of the step's backward passes go, unapplied; what a fused update applied stays."""
-        self.weight_SD.grad = None
-        self._active = None
+        self._active, self._grad_is_used = None, True
 
     def _step_rows(self, own_G: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The rows that take part, and own row numbers among them."""
@@ -184,16 +183,29 @@ class ShardedHead(nn.Module):
         self._active = (rows, leaf)
         return leaf, torch.where(own_G >= 0, torch.searchsorted(rows, own_G), own_G)
 
-    def _sink(self, learning_rate: float) -> Sink:
-        """Takes blocks of the gradient of the rows that take part: averages over replicas and updates."""
-        active = self._active
+    def _sink(self, learning_rate: float) -> Sink | None:
+        """What becomes of a block of the gradient: an update, or a part of ``weight_SD.grad``; None: autograd decides."""
+        if self.options.fused_update:
+            return lambda start, grad: self._update_block(start, grad, learning_rate)
+        return self._accumulate if self._active is None else None
 
-        def take(start: int, grad: torch.Tensor) -> None:
-            average_over_ranks_(grad, self.replicas)
-            stop = start + grad.shape[0]
-            self.optimizer.apply(slice(start, stop) if active is None else active[0][start:stop], grad, learning_rate)
+    def _accumulate(self, start: int, grad: torch.Tensor) -> None:
+        """Put a block into ``weight_SD.grad``: over what was used up, or on top of earlier micro-batches."""
+        if self.weight_SD.grad is None:
+            self.weight_SD.grad = torch.empty_like(self.weight_SD)
+        part = self.weight_SD.grad[start : start + grad.shape[0]]
+        if self._grad_is_used:
+            part.copy_(grad)
+        else:
+            part.add_(grad)
+        if start + grad.shape[0] == self.weight_SD.shape[0]:  # the last block
+            self._grad_is_used = False
 
-        return take
+    def _update_block(self, start: int, grad: torch.Tensor, learning_rate: float) -> None:
+        """Average a block of the gradient over replicas and update its rows."""
+        average_over_ranks_(grad, self.replicas)
+        rows = slice(start, start + grad.shape[0])
+        self.optimizer.apply(rows if self._active is None else self._active[0][rows], grad, learning_rate)
 
     def _combine(
         self,

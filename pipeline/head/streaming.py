@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from pipeline.head.margins import Warp
-from pipeline.head.products import exact_product, gradient_product
+from pipeline.head.products import exact_product, gradient_factor, gradient_product
 
 # Classes scored at a time. At G = D = 512 a block's logits, rows and gradient are 4 MiB each in fp32.
 BLOCK = 2048
@@ -53,8 +53,8 @@ def others_logsumexp(
         normalise_rows: multiply with w/‖w‖.
         warp: what happens to the logits of the other classes.
         dtype: of the products' factors (float32 or bfloat16); sums and results stay in the features' type.
-        block: classes held at a time. Memory beyond the arguments, the results and the gradients is at most
-            ``block · (2G + 3D) + 3 · G·D`` numbers, whatever S is.
+        block: classes held at a time. Memory beyond the arguments, the results and the gradients is
+            ``block · max(D + 2G, 2D + G, 3D) + 6·G·D`` numbers whatever S is, 18 MiB at G = D = 512.
         sink: takes each block of the rows' gradient as soon as it exists; the whole gradient is then never held, and
             ``weight_SD.grad`` stays as it is. The sink may change those rows in place.
 
@@ -65,6 +65,8 @@ def others_logsumexp(
 
 
 class _OthersLogSumExp(torch.autograd.Function):
+    """Blocks stand class by class, [block, G]: so the larger of the gradient's products reads them in order."""
+
     @staticmethod
     def forward(
         ctx: Any, features_GD: torch.Tensor, weight_SD: torch.Tensor, own_G: torch.Tensor, options: tuple[Any, ...]
@@ -74,10 +76,13 @@ class _OthersLogSumExp(torch.autograd.Function):
         maximum_G = features_GD.new_full((features_GD.shape[0],), -torch.inf)
         total_G = torch.zeros_like(maximum_G)
         for start, rows, _ in _blocks(weight_SD, block, normalise_rows):
-            logits = _logits(features2_GD, rows, own_G - start, warp, dtype)
-            larger_G = torch.maximum(maximum_G, logits.amax(1))
+            logits = exact_product(rows, features2_GD, dtype)
+            if warp is not None:
+                logits = _warped(logits, warp)
+            logits = _without_own(logits, own_G - start, -torch.inf)
+            larger_G = torch.maximum(maximum_G, logits.amax(0))
             shift_G = _finite(larger_G)
-            total_G = total_G * (maximum_G - shift_G).exp2_() + logits.sub_(shift_G[:, None]).exp2_().sum(1)
+            total_G = total_G * (maximum_G - shift_G).exp2_() + logits.sub_(shift_G).exp2_().sum(0)
             maximum_G = larger_G
             del logits, rows  # or the next block's stand beside these
         logsumexp2_G = total_G.log2() + _finite(maximum_G)
@@ -91,14 +96,15 @@ class _OthersLogSumExp(torch.autograd.Function):
         features_GD, weight_SD, own_G, logsumexp2_G = ctx.saved_tensors
         normalise_rows, warp, dtype, block, sink = ctx.options
         features2_GD = features_GD * _LOG2_E
-        scaled_GD = features_GD * grad_G[:, None]
+        scaled_GD = gradient_factor(features_GD * grad_G[:, None], dtype)
         grad_features_GD = torch.zeros_like(features_GD)
         grad_weight_SD = None if sink else torch.empty_like(weight_SD)
         shift_G = _finite(logsumexp2_G)
         for start, rows, norms in _blocks(weight_SD, block, normalise_rows):
             softmax = _softmax(features2_GD, rows, own_G - start, shift_G, warp, dtype)
-            grad_features_GD += gradient_product(softmax, rows, dtype)
-            grad_rows = gradient_product(softmax.t(), scaled_GD, dtype)
+            softmax = gradient_factor(softmax, dtype)
+            grad_features_GD += gradient_product(softmax.t(), gradient_factor(rows, dtype))
+            grad_rows = gradient_product(softmax, scaled_GD)
             del softmax
             if norms is not None:
                 # d(w/‖w‖)/dw: the part along w does nothing
@@ -125,17 +131,6 @@ def _blocks(
         yield start, rows / norms, norms
 
 
-def _logits(
-    features2_GD: torch.Tensor, rows: torch.Tensor, own_G: torch.Tensor, warp: Warp | None, dtype: torch.dtype
-) -> torch.Tensor:
-    """Logits [G, block] times log2(e), with each sample's own class, where it lies in this block, at -inf."""
-    logits = exact_product(features2_GD, rows, dtype)
-    if warp is not None:
-        unit = warp.scale * _LOG2_E
-        logits = warp.value((logits / unit).clamp_(-1, 1)) * unit
-    return _without_own(logits, own_G, -torch.inf)
-
-
 def _softmax(
     features2_GD: torch.Tensor,
     rows: torch.Tensor,
@@ -144,20 +139,30 @@ def _softmax(
     warp: Warp | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """d logsumexp / d(features · row) [G, block]: the softmax over the other classes, times the warp's slope."""
+    """d logsumexp / d(row · features) [block, G]: the softmax over the other classes, times the warp's slope."""
     if warp is None:
-        return _logits(features2_GD, rows, own_G, None, dtype).sub_(shift_G[:, None]).exp2_()
-    unit = warp.scale * _LOG2_E
-    cosine = (exact_product(features2_GD, rows, dtype) / unit).clamp_(-1, 1)
-    softmax = (warp.value(cosine) * unit).sub_(shift_G[:, None]).exp2_().mul_(warp.slope(cosine))
+        softmax = exact_product(rows, features2_GD, dtype, bias_N=-shift_G).exp2_()
+    else:
+        products = exact_product(rows, features2_GD, dtype)
+        slope = warp.slope(_cosine(products, warp))
+        softmax = _warped(products, warp).sub_(shift_G).exp2_().mul_(slope)
     return _without_own(softmax, own_G, 0)
 
 
+def _warped(products: torch.Tensor, warp: Warp) -> torch.Tensor:
+    """Logits times log2(e) from the plain products s cos θ times log2(e)."""
+    return warp.value(_cosine(products, warp)).mul_(warp.scale * _LOG2_E)
+
+
+def _cosine(products: torch.Tensor, warp: Warp) -> torch.Tensor:
+    return (products / (warp.scale * _LOG2_E)).clamp_(-1, 1)
+
+
 def _without_own(values: torch.Tensor, own_G: torch.Tensor, fill: float) -> torch.Tensor:
-    """`values` [G, block] with the own class's column set to `fill`, in place; own outside the block: untouched."""
-    inside = (own_G >= 0) & (own_G < values.shape[1])
-    column = own_G.clamp(0, values.shape[1] - 1)[:, None]
-    return values.scatter_(1, column, values.gather(1, column).masked_fill_(inside[:, None], fill))
+    """`values` [block, G] with each sample's own class set to `fill`, in place; own outside the block: untouched."""
+    inside = (own_G >= 0) & (own_G < values.shape[0])
+    row = own_G.clamp(0, values.shape[0] - 1)[None]
+    return values.scatter_(0, row, values.gather(0, row).masked_fill_(inside, fill))
 
 
 def _add_own(grad_rows: torch.Tensor, grad_own_rows_GD: torch.Tensor, own_G: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""A dense float64 classifier written from the paper's equations: all logits, one process, no streaming."""
+"""A dense float64 classifier written from the papers' equations: all logits, one process, no streaming."""
 
 from __future__ import annotations
 
@@ -6,24 +6,58 @@ import math
 
 import torch
 
+from pipeline.head.margins import Margin
+
 
 def dense_loss(
-    x_GD: torch.Tensor, weight_CD: torch.Tensor, labels_G: torch.Tensor, name: str, m: float, lam: float
+    x_GD: torch.Tensor, weight_CD: torch.Tensor, labels_G: torch.Tensor, margin: Margin, lam: float
 ) -> torch.Tensor:
     """Mean cross-entropy over the global batch; ignored samples (-1) count as zero."""
-    losses = []
-    for x, label in zip(x_GD, labels_G.tolist(), strict=True):
-        if label < 0:
-            losses.append(x.sum() * 0)
-            continue
-        rows = weight_CD if name == "softmax" else weight_CD / weight_CD.square().sum(1, keepdim=True).sqrt()
-        logits = rows @ x
-        if name == "a_softmax":
-            norm = x.square().sum().sqrt()
-            theta = torch.arccos((logits[label] / norm).clamp(-1 + 1e-15, 1 - 1e-15))
-            k = min(int(m * theta.item() / math.pi), math.ceil(m) - 1)
-            own = norm * (lam * torch.cos(theta) + (-1) ** k * torch.cos(m * theta) - 2 * k) / (1 + lam)
-            logits = torch.cat([logits[:label], own[None], logits[label + 1 :]])
-        top = logits.max()
-        losses.append(top + (logits - top).exp().sum().log() - logits[label])
-    return torch.stack(losses).mean()
+    return torch.stack(
+        [_sample_loss(x, weight_CD, label, margin, lam) for x, label in zip(x_GD, labels_G.tolist(), strict=True)]
+    ).mean()
+
+
+def _sample_loss(x: torch.Tensor, weight_CD: torch.Tensor, label: int, margin: Margin, lam: float) -> torch.Tensor:
+    if label < 0:
+        return x.sum() * 0
+    if margin.name == "softmax":
+        logits = weight_CD @ x
+    else:
+        unit_CD = weight_CD / weight_CD.square().sum(1, keepdim=True).sqrt()
+        norm = x.square().sum().sqrt()
+        cosines = (unit_CD @ (x / norm)).clamp(-1 + 1e-15, 1 - 1e-15)
+        length = norm if margin.name in {"modified_softmax", "a_softmax"} else margin.scale
+        own = _own(torch.arccos(cosines[label]), margin, lam)
+        others = cosines
+        if margin.name == "sphereface_r_v2":
+            others = torch.cos(torch.arccos(cosines) / margin.m)
+            if margin.detached:
+                others = cosines + (others - cosines).detach()
+        if margin.detached:
+            own = cosines[label] + (own - cosines[label]).detach()
+        logits = length * torch.cat([others[:label], own[None], others[label + 1 :]])
+    top = logits.max()
+    return top + (logits - top).exp().sum().log() - logits[label]
+
+
+def _own(theta: torch.Tensor, margin: Margin, lam: float) -> torch.Tensor:
+    """The own class's logit over its length, by the table of `pipeline.head.margins`."""
+    m, a, b = margin.m, margin.angle, margin.cosine
+    by_name = {
+        "modified_softmax": lambda: torch.cos(theta),
+        "a_softmax": lambda: (lam * torch.cos(theta) + _extended(m * theta, m * math.pi)) / (1 + lam),
+        "a_softmax_normalised": lambda: (lam * torch.cos(theta) + _extended(m * theta, m * math.pi)) / (1 + lam),
+        "sphereface_r_v1": lambda: torch.cos(torch.minimum(m * theta, torch.tensor(math.pi, dtype=theta.dtype))),
+        "sphereface_r_v2": lambda: torch.cos(theta),
+        "cosface": lambda: torch.cos(theta) - b,
+        "arcface": lambda: _extended(theta + a, math.pi + a),
+        "combined": lambda: _extended(m * theta + a, m * math.pi + a) - b,
+    }
+    return by_name[margin.name]()
+
+
+def _extended(phi: torch.Tensor, largest: float) -> torch.Tensor:
+    """(-1)^k cos φ - 2k with k = ⌊φ/π⌋, the largest φ counted to the interval before it."""
+    k = min(int(phi.item() / math.pi), math.ceil(largest / math.pi - 1e-12) - 1)
+    return (-1) ** k * torch.cos(phi) - 2 * k

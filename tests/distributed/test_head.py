@@ -1,15 +1,19 @@
 """The sharded, streamed head equals a dense float64 classifier on 1, 2 and 3 ranks: loss and both gradients."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from cluster.collectives import num_ranks, rank_in
+from cluster.process_group import grid
 from pipeline.head.head import HeadOptions, ShardedHead
-from pipeline.head.margins import Margin
-from pipeline.head.rows import initial_rows
+from pipeline.head.margins import Margin, Warp
+from pipeline.head.rows import RowOptimizer, initial_rows, sampled_rows
 from pipeline.head.streaming import others_logsumexp
 from tests.distributed.dense import dense_loss
 from tests.distributed.ranks import run_ranks
@@ -33,12 +37,25 @@ class Case:
         return x, labels if self.labels is None else torch.tensor(self.labels)
 
 
+MARGINS = [
+    *(Margin("a_softmax", m) for m in (1, 2, 3, 4, 2.5)),
+    Margin("modified_softmax"),
+    Margin("softmax"),
+    Margin("a_softmax_normalised", 1.7, scale=8),
+    Margin("sphereface_r_v1", 1.4, scale=8),
+    Margin("sphereface_r_v2", 1.4, scale=8),
+    Margin("cosface", scale=8),
+    Margin("arcface", scale=8),
+    Margin("combined", 1.3, scale=8, angle=0.2, cosine=0.1),
+    *(
+        Margin(name, 1.4, scale=8, detached=True)
+        for name in ("a_softmax", "sphereface_r_v1", "sphereface_r_v2", "arcface")
+    ),
+]
 CASES = {
-    **{f"a_softmax m={m}": Case(Margin("a_softmax", m)) for m in (1, 2, 3, 4, 2.5)},
+    **{f"{m.name} m={m.m} {'detached' if m.detached else ''}": Case(m) for m in MARGINS},
     "a_softmax λ=1500": Case(anneal=1500.0),
     "a_softmax λ=0": Case(anneal=0.0),
-    "modified_softmax": Case(Margin("modified_softmax")),
-    "softmax": Case(Margin("softmax")),
     "one block": Case(block=100),
     "blocks of one": Case(block=1),
     "ignored samples": Case(labels=(-1, 3, 22, -1, 0, 5, 5, 11, -1, 14, 15, 16)),
@@ -46,12 +63,13 @@ CASES = {
     "all targets on the last rank": Case(labels=(22,) * 12),
     "as many classes as ranks": Case(classes=3, labels=(0, 1, 2) * 4),
     "logits of 1e4": Case(scale=1e4),
+    "logits of -1e4": Case(Margin("softmax"), scale=1e4, labels=(5,) * 12),
     "tiny embeddings": Case(scale=1e-6),
 }
 
 
-def head_step(rank: int, ranks: int, case: Case) -> dict[str, torch.Tensor]:
-    return _step(case, dist.group.WORLD, rank, ranks)
+def head_steps(rank: int, ranks: int, cases: dict[str, Case]) -> dict[str, dict[str, torch.Tensor]]:
+    return {name: _step(case, dist.group.WORLD, rank, ranks) for name, case in cases.items()}
 
 
 def _step(case: Case, group: dist.ProcessGroup | None, rank: int, ranks: int) -> dict[str, torch.Tensor]:
@@ -74,15 +92,21 @@ def _step(case: Case, group: dist.ProcessGroup | None, rank: int, ranks: int) ->
     }
 
 
+@pytest.fixture(scope="module", params=[1, 2, 3])
+def on_ranks(request: pytest.FixtureRequest) -> list[dict[str, dict[str, torch.Tensor]]]:
+    """Every case on 1, 2 or 3 ranks; one start of the ranks serves all."""
+    if request.param == 1:
+        return [{name: _step(case, None, 0, 1) for name, case in CASES.items()}]
+    return run_ranks(head_steps, request.param, CASES)
+
+
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_sharded_equals_dense(name: str, ranks: int) -> None:
-    case = CASES[name]
-    results = run_ranks(head_step, ranks, case) if ranks > 1 else [_step(case, None, 0, 1)]
+def test_sharded_equals_dense(name: str, on_ranks: list[dict[str, dict[str, torch.Tensor]]]) -> None:
+    case, results = CASES[name], [result[name] for result in on_ranks]
     x, labels = case.inputs()
     x.requires_grad_()
     weight = initial_rows(range(case.classes), case.dim, seed=3).double().requires_grad_()
-    loss = dense_loss(x, weight, labels, case.margin.name, case.margin.m, case.anneal)
+    loss = dense_loss(x, weight, labels, case.margin, case.anneal)
     loss.backward()
     assert torch.equal(torch.cat([r["rows"] for r in results]), weight.detach())
     for result in results:
@@ -96,28 +120,54 @@ def test_sharded_equals_dense(name: str, ranks: int) -> None:
         torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-9 * float(want.abs().max()) + 1e-15)
 
 
-def fp32_step(rank: int, ranks: int, dtype: torch.dtype) -> float:
-    case = Case(classes=1001, batch=24, dim=64, block=128)
+def test_own_cosine_is_that_of_the_own_row(on_ranks: list[dict[str, dict[str, torch.Tensor]]]) -> None:
+    case = CASES["ignored samples"]
+    x, labels = case.inputs()
+    weight = initial_rows(range(case.classes), case.dim, seed=3).double()
+    want = torch.nn.functional.cosine_similarity(x, weight[labels.clamp(min=0)])
+    for result in on_ranks:
+        torch.testing.assert_close(result["ignored samples"]["cosine"], want.masked_fill(labels < 0, 0))
+
+
+PRECISIONS = {torch.float32: (1e-6, 1e-5), torch.bfloat16: (1e-3, 1e-2)}
+
+
+def precise_step(rank: int, ranks: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    case = replace(CASES["one block"], classes=1001, batch=24, dim=64, block=128)
     group = dist.group.WORLD
     assert (rank, ranks) == (rank_in(group), num_ranks(group))
     x, labels = case.inputs()
     share = slice(rank * case.batch // ranks, (rank + 1) * case.batch // ranks)
     options = HeadOptions(block=case.block, dtype=dtype)
-    head = ShardedHead(case.classes, case.dim, case.margin, group, seed=3, options=options)
-    first = head(x[share].float(), labels[share], case.anneal).loss
-    second = head(x[share].float(), labels[share], case.anneal).loss
-    assert torch.equal(first, second), "not repeatable bit for bit"
-    return float(first)
+    results = []
+    for _ in range(2):
+        head = ShardedHead(case.classes, case.dim, case.margin, group, seed=3, options=options)
+        mine = x[share].float().requires_grad_()
+        loss = head(mine, labels[share], case.anneal).loss
+        loss.backward()
+        assert mine.grad is not None and head.weight_SD.grad is not None
+        results.append({"loss": loss.detach(), "x_grad": mine.grad, "w_grad": head.weight_SD.grad})
+    assert all(torch.equal(results[0][k], results[1][k]) for k in results[0]), "not repeatable bit for bit"
+    return results[0]
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
-def test_single_precision_is_close_to_float64_and_repeats_bitwise(dtype: torch.dtype, tolerance: float) -> None:
-    case = Case(classes=1001, batch=24, dim=64)
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+def test_error_against_float64_is_what_is_promised_and_repeats_bitwise(dtype: torch.dtype) -> None:
+    """fp32: 1e-6 of the loss, 1e-5 of a gradient's norm. bf16: 1e-3 and 1e-2."""
+    of_loss, of_gradient = PRECISIONS[dtype]
+    case = replace(CASES["one block"], classes=1001, batch=24, dim=64)
     x, labels = case.inputs()
-    weight = initial_rows(range(case.classes), case.dim, seed=3).double()
-    want = float(dense_loss(x, weight, labels, "a_softmax", 4, case.anneal))
-    for got in run_ranks(fp32_step, 2, dtype):
-        assert got == pytest.approx(want, rel=tolerance)
+    x.requires_grad_()
+    weight = initial_rows(range(case.classes), case.dim, seed=3).double().requires_grad_()
+    loss = dense_loss(x, weight, labels, case.margin, case.anneal)
+    loss.backward()
+    results = run_ranks(precise_step, 2, dtype)
+    for got in results:
+        assert float(got["loss"]) == pytest.approx(loss.item(), rel=of_loss)
+    for key, want in (("x_grad", x.grad), ("w_grad", weight.grad)):
+        assert want is not None
+        error = torch.cat([r[key] for r in results]).double() - want
+        assert error.norm() <= of_gradient * want.norm()
 
 
 def test_one_class_has_no_loss_and_no_gradient() -> None:
@@ -130,6 +180,14 @@ def test_one_class_has_no_loss_and_no_gradient() -> None:
     assert head.weight_SD.grad is not None and not head.weight_SD.grad.any()
 
 
+def test_one_sample() -> None:
+    case = replace(CASES["one block"], batch=1)
+    got = _step(case, None, 0, 1)
+    x, labels = case.inputs()
+    want = dense_loss(x, got["rows"], labels, case.margin, case.anneal)
+    torch.testing.assert_close(got["loss"], want)
+
+
 def test_rows_do_not_depend_on_the_split() -> None:
     whole = initial_rows(range(10_000), 3, seed=5)
     parts = [initial_rows(range(a, b), 3, seed=5) for a, b in ((0, 3), (3, 4096), (4096, 8193), (8193, 10_000))]
@@ -138,17 +196,22 @@ def test_rows_do_not_depend_on_the_split() -> None:
     assert not torch.equal(initial_rows(range(10), 3, seed=6), whole[:10])
 
 
-def test_streamed_function_passes_gradcheck() -> None:
+@pytest.mark.parametrize(
+    ("normalise", "warp"), [(False, None), (True, None), (True, Warp(1.4, 6.0, detached=False))], ids=str
+)
+def test_streamed_function_passes_gradcheck(normalise: bool, warp: Warp | None) -> None:
     generator = torch.Generator().manual_seed(0)
     features, weight = (
         torch.randn(n, 6, dtype=torch.float64, generator=generator, requires_grad=True) for n in (4, 11)
     )
     own = torch.tensor([0, -1, 10, 5])
-    for normalise in (False, True):
-        assert torch.autograd.gradcheck(
-            lambda f, w, normalise=normalise: others_logsumexp(f, w, own, normalise_rows=normalise, block=3),
-            (features, weight),
-        )
+
+    def streamed(features: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if warp:
+            features = warp.scale * torch.nn.functional.normalize(features)
+        return others_logsumexp(features, weight, own, normalise_rows=normalise, warp=warp, block=3)
+
+    assert torch.autograd.gradcheck(streamed, (features, weight))
 
 
 def test_fewer_classes_than_ranks_is_refused() -> None:
@@ -158,3 +221,147 @@ def test_fewer_classes_than_ranks_is_refused() -> None:
 
 def _too_few(rank: int, ranks: int) -> None:  # noqa: ARG001
     ShardedHead(1, 4, Margin("softmax"), dist.group.WORLD)
+
+
+# --- the rows' update: plain, fused, sampled, replicated ---
+
+
+def train_rows(rank: int, ranks: int, options: HeadOptions, width: int | None, steps: int) -> dict[str, torch.Tensor]:
+    """`steps` steps of the head alone on fixed embeddings; width: ranks that share the classes."""
+    case = Case()
+    x, labels = case.inputs()
+    share = slice(rank * case.batch // ranks, (rank + 1) * case.batch // ranks)
+    sharing, replicas = grid(ranks, width or ranks)
+    head = ShardedHead(
+        case.classes, case.dim, case.margin, sharing, replicas=replicas, seed=3, weight_decay=0.01, options=options
+    )
+    for step in range(steps):
+        mine = x[share].float().requires_grad_()
+        head(mine, labels[share], case.anneal, step=step, learning_rate=0.5).loss.backward()
+        head.update(0.5)
+    assert mine.grad is not None
+    return {
+        "rows": head.weight_SD.detach(),
+        "velocity": head.optimizer.velocity_SD,
+        "first": torch.tensor(head.classes.start),
+        "x_grad": mine.grad,
+    }
+
+
+def dense_rows(steps: int) -> dict[str, torch.Tensor]:
+    """The same by torch.optim.SGD in float64."""
+    case = Case()
+    x, labels = case.inputs()
+    weight = initial_rows(range(case.classes), case.dim, seed=3).double().requires_grad_()
+    sgd = torch.optim.SGD([weight], lr=0.5, momentum=0.9, weight_decay=0.01)
+    for _ in range(steps):
+        sgd.zero_grad()
+        dense_loss(x, weight, labels, case.margin, case.anneal).backward()
+        sgd.step()
+    return {"rows": weight.detach(), "velocity": sgd.state[weight]["momentum_buffer"]}
+
+
+LAYOUTS = [(1, None), (2, None), (3, None), (2, 1), (4, 2), (3, 1)]
+
+
+@pytest.mark.parametrize(("ranks", "width"), LAYOUTS)
+def test_update_equals_dense_sgd_and_the_fused_one_is_the_same_bit_for_bit(ranks: int, width: int | None) -> None:
+    plain = run_ranks(train_rows, ranks, HeadOptions(block=4), width, 5)
+    fused = run_ranks(train_rows, ranks, HeadOptions(block=4, fused_update=True), width, 5)
+    want = dense_rows(5)
+    for got, same in zip(plain, fused, strict=True):
+        assert torch.equal(got["rows"], same["rows"])
+        assert torch.equal(got["velocity"], same["velocity"])
+        part = slice(int(got["first"]), int(got["first"]) + len(got["rows"]))
+        torch.testing.assert_close(got["rows"].double(), want["rows"][part], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(got["velocity"].double(), want["velocity"][part], rtol=1e-4, atol=1e-6)
+
+
+def test_accumulated_micro_batches_equal_one_batch() -> None:
+    case = Case()
+    x, labels = case.inputs()
+    whole = ShardedHead(case.classes, case.dim, case.margin, seed=3)
+    parts = ShardedHead(case.classes, case.dim, case.margin, seed=3)
+    for _ in range(3):
+        whole(x.float().requires_grad_(), labels, case.anneal).loss.backward()
+        for half in (slice(0, 6), slice(6, 12)):
+            (parts(x[half].float().requires_grad_(), labels[half], case.anneal).loss / 2).backward()
+        whole.update(0.5)
+        parts.update(0.5)
+    torch.testing.assert_close(parts.weight_SD, whole.weight_SD, rtol=1e-5, atol=1e-6)
+
+
+def sample_on(rank: int, ranks: int, rate: float, step: int) -> list[int]:
+    case = Case(classes=1000)
+    labels = case.inputs()[1]
+    head = ShardedHead(case.classes, case.dim, case.margin, dist.group.WORLD, seed=3)
+    own = torch.where((labels >= head.classes.start) & (labels < head.classes.stop), labels - head.classes.start, -1)
+    rows = sampled_rows(own, head.classes, rate, seed=3, step=step)
+    assert (rank, ranks) == (rank_in(head.group), num_ranks(head.group))
+    return (rows + head.classes.start).tolist()
+
+
+def test_the_same_classes_are_sampled_on_any_number_of_ranks() -> None:
+    chosen = [list(chain.from_iterable(run_ranks(sample_on, ranks, 0.1, 7))) for ranks in (1, 2, 3)]
+    assert chosen[0] == chosen[1] == chosen[2]
+    assert set(Case(classes=1000).inputs()[1].tolist()) <= set(chosen[0])
+    assert chosen[0] == sorted(set(chosen[0]))
+    assert chosen[0] != run_ranks(sample_on, 1, 0.1, 8)[0]
+
+
+def test_negatives_are_sampled_at_the_rate_and_independently_of_one_another() -> None:
+    none = torch.full((1,), -1)
+    drawn = torch.zeros(200, 2000)
+    for step in range(200):
+        drawn[step, sampled_rows(none, range(2000), 0.1, seed=0, step=step)] = 1
+    assert abs(drawn.mean() - 0.1) < 4 * (0.09 / drawn.numel()) ** 0.5
+    per_class = drawn.mean(0)
+    assert abs(per_class.std() - (0.09 / 200) ** 0.5) < 0.002
+    assert abs(torch.corrcoef(torch.stack([drawn[:-1].flatten(), drawn[1:].flatten()]))[0, 1]) < 0.01
+
+
+def test_a_sampled_step_is_the_dense_step_of_the_sampled_classes_and_touches_no_other() -> None:
+    case = Case()
+    x, labels = case.inputs()
+    head = ShardedHead(case.classes, case.dim, case.margin, seed=3, options=HeadOptions(block=4, sample_rate=0.3))
+    head.optimizer.velocity_SD.fill_(0.25)
+    before = head.weight_SD.detach().clone()
+    rows = sampled_rows(labels, head.classes, 0.3, seed=3, step=0)
+    assert len(rows) < case.classes
+    loss = head(x.float().requires_grad_(), labels, case.anneal, step=0).loss
+    loss.backward()
+    head.update(0.5)
+    weight = before[rows].double().requires_grad_()
+    want = dense_loss(x, weight, torch.searchsorted(rows, labels), case.margin, case.anneal)
+    want.backward()
+    assert weight.grad is not None
+    assert loss.item() == pytest.approx(want.item(), rel=1e-5)
+    moved = before[rows].double() - 0.5 * (0.9 * 0.25 + weight.grad)
+    torch.testing.assert_close(head.weight_SD.detach()[rows].double(), moved, rtol=1e-4, atol=1e-6)
+    rest = torch.tensor([i for i in range(case.classes) if i not in set(rows.tolist())])
+    assert torch.equal(head.weight_SD.detach()[rest], before[rest])
+    assert (head.optimizer.velocity_SD[rest] == 0.25).all()
+
+
+@pytest.mark.parametrize(
+    "options", [HeadOptions(block=4, sample_rate=0.3), HeadOptions(block=4, sample_rate=0.3, fused_update=True)]
+)
+def test_sampled_training_is_the_same_on_any_number_of_ranks(options: HeadOptions) -> None:
+    one = run_ranks(train_rows, 1, options, None, 5)[0]["rows"]
+    for ranks in (2, 3):
+        rows = torch.cat([r["rows"] for r in run_ranks(train_rows, ranks, options, None, 5)])
+        torch.testing.assert_close(rows, one, rtol=1e-4, atol=1e-6)
+
+
+def test_row_optimizer_on_parts_is_torchs_sgd() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(7, 3, generator=generator)
+    ours, theirs = weight.clone(), torch.nn.Parameter(weight.clone())
+    optimizer, sgd = RowOptimizer(ours, 0.9, 0.01), torch.optim.SGD([theirs], lr=0.1, momentum=0.9, weight_decay=0.01)
+    for _ in range(4):
+        grad = torch.randn(7, 3, generator=generator)
+        theirs.grad = grad.clone()
+        sgd.step()
+        optimizer.apply(slice(0, 3), grad[:3].clone(), 0.1)
+        optimizer.apply(torch.tensor([4, 3, 6, 5]), grad[[4, 3, 6, 5]], 0.1)
+    torch.testing.assert_close(ours, theirs.detach(), rtol=1e-6, atol=1e-7)

@@ -30,7 +30,7 @@ def test_cuda_equals_dense_float64(name: str, dtype: torch.dtype, tolerance: flo
     got = step(dtype, name)  # torch's default for float32 products on CUDA is float32, not TF32
     x = got["x"].detach().cpu().double().requires_grad_()
     rows = initial_rows(range(CLASSES), DIM, 2).double().requires_grad_()
-    loss = dense_loss(x, rows, got["labels"].cpu(), name, 4, 5.0)
+    loss = dense_loss(x, rows, got["labels"].cpu(), Margin(name, 4), 5.0)
     loss.backward()
     torch.testing.assert_close(got["loss"].cpu().double(), loss.detach(), rtol=tolerance, atol=0)
     for key, want in (("x_grad", x.grad), ("w_grad", rows.grad)):
