@@ -184,7 +184,7 @@ class ShardedHead(nn.Module):
         return leaf, torch.where(own_G >= 0, torch.searchsorted(rows, own_G), own_G)
 
     def _sink(self, learning_rate: float) -> Sink | None:
-        """What becomes of a block of the gradient: an update, or a part of ``weight_SD.grad``; None: autograd decides."""
+        """What becomes of a block of the gradient: an update, or a part of ``weight_SD.grad``; None: autograd's."""
         if self.options.fused_update:
             return lambda start, grad: self._update_block(start, grad, learning_rate)
         return self._accumulate if self._active is None else None

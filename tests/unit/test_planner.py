@@ -141,8 +141,8 @@ def test_traffic_is_that_of_rings(ranks: int) -> None:
 
 
 def test_flops_are_those_that_the_head_and_a_network_do() -> None:
-    head = ShardedHead(100, 8, Margin("a_softmax"), options=HeadOptions(block=16))
-    x = torch.randn(48, 8, requires_grad=True)
+    head = ShardedHead(100, 8, Margin("a_softmax"), options=HeadOptions(block=16)).double()
+    x = torch.randn(48, 8, dtype=torch.float64, requires_grad=True)  # whose products torch counts
     with FlopCounterMode(display=False) as counter:
         head(x, torch.arange(48)).loss.backward()
     job = replace(JOB, classes=100, ranks=1)
