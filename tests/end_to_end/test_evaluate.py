@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.evaluation.results import load, load_identification
+from pipeline.evaluation.trained import load_trained
 from pipeline.evaluation.verification import roc, tar_at_far
 
 STAGES = Path(__file__).parents[2] / "stages"
@@ -65,6 +67,22 @@ def run_stage(name: str, *arguments: str) -> int:
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(STAGES / name), run_name="__main__")
     return int(ended.value.code or 0)
+
+
+def test_a_run_folder_is_enough_without_its_shards(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(scene / "run", tmp_path / "run"))
+    facts = json.loads((run / "run.json").read_text())
+    assert facts.pop("image_size") == list(SIZE)
+    monkeypatch.chdir(tmp_path)  # where the recipe's `shards` is not
+    assert load_trained(run, None).image_size == SIZE
+    # A run of before that was recorded asks its shards, and names them when they are gone.
+    (run / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match="shards/manifest.json: not found"):
+        load_trained(run, None)
+    monkeypatch.chdir(scene)
+    assert load_trained(run, None).image_size == SIZE
 
 
 def test_the_file_runs_by_path_from_another_folder(scene: Path) -> None:
