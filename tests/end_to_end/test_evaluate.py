@@ -79,7 +79,7 @@ def test_a_run_folder_is_enough_without_its_shards(
     assert load_trained(run, None).image_size == SIZE
     # A run of before that was recorded asks its shards, and names them when they are gone.
     (run / "run.json").write_text(json.dumps(facts))
-    with pytest.raises(ValueError, match="shards/manifest.json: not found"):
+    with pytest.raises(ValueError, match=r"shards/manifest\.json: not found"):
         load_trained(run, None)
     monkeypatch.chdir(scene)
     assert load_trained(run, None).image_size == SIZE
