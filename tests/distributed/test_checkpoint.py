@@ -1,5 +1,6 @@
 """Saved on N ranks, loaded on M: every tensor bit for bit; complete or absent."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import torch.distributed as dist
 
 from cluster.topology import split_range
 from pipeline.training import checkpoint
-from pipeline.training.checkpoint import CheckpointError, Meta, State
+from pipeline.training import saver as saver_module
+from pipeline.training.checkpoint import CheckpointError, Meta, State, path_of
 from pipeline.training.saver import Saver
 from tests.distributed.ranks import run_ranks
 
@@ -26,14 +28,18 @@ def truth() -> State:
     )
 
 
-def share(whole: State, rank: int, ranks: int, fill: bool) -> State:
-    mine = split_range(CLASSES, ranks, rank)
+def share(whole: State, rank: int, ranks: int, fill: bool, width: int | None = None) -> State:
+    """A rank's state where `width` ranks (None: all) split the classes and the others replicate them."""
+    width = width or ranks
+    mine = split_range(CLASSES, width, rank % width)
     part = State(
         whole.rows_SD[mine.start : mine.stop].clone(),
         whole.rows_momentum_SD[mine.start : mine.stop].clone(),
         mine.start,
         {k: v.clone() for k, v in whole.backbone.items()},
         {k: v.clone() for k, v in whole.momenta.items()},
+        replica=rank // width,
+        num_replicas=ranks // width,
     )
     if not fill:
         for tensor in (part.rows_SD, part.rows_momentum_SD, *part.backbone.values(), *part.momenta.values()):
@@ -54,16 +60,24 @@ def meta(step: int, ranks: int, **changes: object) -> Meta:
     )  # type: ignore[arg-type]
 
 
-def save_on(rank: int, ranks: int, run: Path, steps: list[int], keep: int) -> None:
-    saver = Saver(run, dist.group.WORLD, keep)
+def save_on(
+    rank: int,
+    ranks: int,
+    run: Path,
+    steps: list[int],
+    keep: int,
+    keep_every: int | None = None,
+    width: int | None = None,
+) -> None:
+    saver = Saver(run, dist.group.WORLD, keep, keep_every)
     for step in steps:
-        saver.begin(share(truth(), rank, ranks, fill=True), meta(step, ranks))
+        saver.begin(share(truth(), rank, ranks, fill=True, width=width), meta(step, ranks))
         saved = saver.finish()
         assert saved is not None and saved.error is None, saved
 
 
-def load_on(rank: int, ranks: int, run: Path, step: int) -> State:
-    state = share(truth(), rank, ranks, fill=False)
+def load_on(rank: int, ranks: int, run: Path, step: int, width: int | None = None) -> State:
+    state = share(truth(), rank, ranks, fill=False, width=width)
     checkpoint.load(run, step, state, meta(step, ranks))
     return state
 
@@ -83,11 +97,171 @@ def test_any_ranks_to_any_ranks(tmp_path: Path, saved: int, loaded: int) -> None
     assert all(torch.equal(alone[k], whole.backbone[k]) for k in whole.backbone)
 
 
+@pytest.mark.parametrize(
+    ("saved", "loaded"), [((4, 2), (3, 3)), ((2, 1), (4, 2)), ((3, 3), (2, 1))], ids=["4/2-3/3", "2/1-4/2", "3/3-2/1"]
+)
+def test_replicas_write_every_row_once_and_load_into_any_layout(
+    tmp_path: Path, saved: tuple[int, int], loaded: tuple[int, int]
+) -> None:
+    written = [name for names in run_ranks(save_in_small_blocks, saved[0], tmp_path, saved[1]) for name in names]
+    assert len(written) == len(set(written)), "two ranks wrote the same file"
+    files = sorted(path_of(tmp_path, 4).glob("rows-*"))
+    covered = [number for f in files for number in range(*map(int, f.stem.split("-")[1:]))]
+    assert covered == list(range(CLASSES)), "a row was written twice or not at all"
+    assert len(files) > saved[1], "one block a rank: the replicas shared nothing"
+    parts = run_ranks(load_on, loaded[0], tmp_path, 4, loaded[1])
+    whole = truth()
+    for first in range(0, loaded[0], loaded[1]):  # every replica has all rows
+        group = parts[first : first + loaded[1]]
+        assert torch.equal(torch.cat([p.rows_SD for p in group]), whole.rows_SD)
+        assert torch.equal(torch.cat([p.rows_momentum_SD for p in group]), whole.rows_momentum_SD)
+
+
+def save_in_small_blocks(rank: int, ranks: int, run: Path, width: int) -> list[str]:
+    saver_module._BLOCK_BYTES = 2 * 2 * DIM * 4  # two rows a file
+    save_on(rank, ranks, run, [4], 1, None, width)
+    return list(saver_module.own_files(share(truth(), rank, ranks, fill=True, width=width), rank == 0))
+
+
+ROWS = 60_000
+
+
+def big_state(rank: int, ranks: int) -> tuple[State, Meta]:
+    mine = split_range(ROWS, ranks, rank)
+    rows = torch.arange(ROWS * 64, dtype=torch.float32).view(ROWS, 64)[mine.start : mine.stop]
+    return State(rows.clone(), rows + 0.5, mine.start, {}, {}), meta(1, ranks, num_classes=ROWS, embedding_dim=64)
+
+
+def save_big(rank: int, ranks: int, run: Path) -> None:
+    saver = Saver(run, dist.group.WORLD, 1)
+    saver.begin(*big_state(rank, ranks))
+    saved = saver.finish()
+    assert saved is not None and saved.error is None
+
+
+def bytes_read_for_load(rank: int, ranks: int, run: Path) -> tuple[int, bool]:
+    state, wanted = big_state(rank, ranks)
+    rows = state.rows_SD.clone()
+    state.rows_SD.zero_()
+    before = bytes_read()
+    checkpoint.load(run, 1, state, wanted)
+    return bytes_read() - before, torch.equal(rows, state.rows_SD)
+
+
+def bytes_read() -> int:
+    """What this process has asked to read so far, cached or not (Linux)."""
+    return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
+
+
+@pytest.mark.parametrize("saved", [1, 2])
+def test_a_rank_reads_its_own_rows_and_no_others(tmp_path: Path, saved: int) -> None:
+    run_ranks(save_big, saved, tmp_path)
+    own = 2 * (ROWS // 3) * 64 * 4
+    for read, right in run_ranks(bytes_read_for_load, 3, tmp_path):
+        assert right
+        assert own <= read < own * 1.01, f"read {read} bytes for rows of {own}"
+
+
 def test_the_newest_and_the_first_are_kept(tmp_path: Path) -> None:
     run_ranks(save_on, 1, tmp_path, [0, 10, 20, 30], 2)
     assert checkpoint.complete_steps(tmp_path) == [0, 20, 30]
     with pytest.raises(CheckpointError, match=r"got step 10, wanted one of \[0, 20, 30\]"):
         checkpoint.load_backbone(tmp_path, 10)
+
+
+def test_every_nth_is_kept_for_good(tmp_path: Path) -> None:
+    run_ranks(save_on, 2, tmp_path, [0, 10, 20, 30, 40, 50], 2, 20)
+    assert checkpoint.complete_steps(tmp_path) == [0, 20, 40, 50]
+
+
+def newest_on(rank: int, ranks: int, run: Path) -> int | str | None:  # noqa: ARG001
+    try:
+        return checkpoint.newest_whole(run, dist.group.WORLD)
+    except CheckpointError as error:
+        return str(error)
+
+
+def harm(folder: Path, how: str) -> None:
+    rows = sorted(folder.glob("rows-*"))[-1]
+    if how == "flipped bit":
+        content = bytearray(rows.read_bytes())
+        content[-1] ^= 1
+        rows.write_bytes(content)
+    elif how == "cut short":
+        rows.write_bytes(rows.read_bytes()[:-1])
+    elif how == "file gone":
+        (folder / "backbone.safetensors").unlink()
+    else:
+        (folder / "meta.json").write_text("{")
+
+
+@pytest.mark.parametrize("how", ["flipped bit", "cut short", "file gone", "torn meta.json"])
+def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path, how: str) -> None:
+    run_ranks(save_on, 2, tmp_path, [10, 20], 3)
+    assert run_ranks(newest_on, 3, tmp_path) == [20, 20, 20]
+    harm(path_of(tmp_path, 20), how)
+    (fault,) = checkpoint.damage(path_of(tmp_path, 20))
+    words = {"flipped bit": "damaged: got SHA-256", "cut short": "bytes, wanted", "file gone": "No such file"}
+    assert words.get(how, "meta.json: not readable") in fault
+    assert "step-00000020" in fault
+    assert run_ranks(newest_on, 3, tmp_path) == [10, 10, 10]
+    harm(path_of(tmp_path, 10), how)
+    for text in run_ranks(newest_on, 2, tmp_path):
+        assert "checkpoints: got [10, 20], all of them damaged, wanted one whole" in text
+
+
+def save_on_a_full_disk(rank: int, ranks: int, run: Path) -> list[str | None]:
+    saver = Saver(run, dist.group.WORLD, 1)
+    outcomes = []
+    for step in (10, 20, 30):
+        if rank == 1:  # from 20 on, this rank's disk takes no more than 100 bytes a file; later there is room again
+            limit = 100 if step == 20 else resource.RLIM_INFINITY
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        saver.begin(share(truth(), rank, ranks, fill=True), meta(step, ranks))
+        saved = saver.finish()
+        assert saved is not None and saved.step == step
+        outcomes.append(saved.error)
+        if step == 20:
+            assert checkpoint.complete_steps(run) == [10], "the last good one went, or a bad one stayed"
+            assert checkpoint.damage(path_of(run, 10)) == []
+            assert rank != 0 or not (run / "checkpoints" / "step-00000020.partial").exists()
+    return outcomes
+
+
+def test_a_full_disk_costs_the_save_and_nothing_else(tmp_path: Path) -> None:
+    for outcome in run_ranks(save_on_a_full_disk, 2, tmp_path):
+        assert outcome[0] is None and outcome[2] is None
+        assert outcome[1] is not None and outcome[1].startswith("rank 1 on ") and "File too large" in outcome[1]
+    assert checkpoint.complete_steps(tmp_path) == [30]
+
+
+def test_what_an_interrupted_save_left_is_swept_and_a_whole_one_taken(tmp_path: Path) -> None:
+    run_ranks(save_on, 1, tmp_path, [10, 20], 2)
+    whole = path_of(tmp_path, 20)
+    whole.rename(whole.with_name(whole.name + ".partial"))  # killed just before the rename
+    torn = path_of(tmp_path, 30)
+    torn.with_name(torn.name + ".partial").mkdir()
+    assert checkpoint.complete_steps(tmp_path) == [10]
+    saver_module.sweep(tmp_path)
+    assert checkpoint.complete_steps(tmp_path) == [10, 20]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000010", "step-00000020"]
+
+
+def change_while_saving(rank: int, ranks: int, run: Path) -> None:
+    state = share(truth(), rank, ranks, fill=True)
+    saver = Saver(run, dist.group.WORLD, 1)
+    saver.begin(state, meta(4, ranks))
+    for tensor in (state.rows_SD, *state.backbone.values()):
+        tensor.zero_()
+    assert saver.finish() is not None
+    assert saver.poll() is None
+
+
+def test_what_training_changes_meanwhile_is_not_saved(tmp_path: Path) -> None:
+    run_ranks(change_while_saving, 2, tmp_path)
+    parts = run_ranks(load_on, 1, tmp_path, 4)
+    assert torch.equal(parts[0].rows_SD, truth().rows_SD)
+    assert torch.equal(parts[0].backbone["conv.weight"], truth().backbone["conv.weight"])
 
 
 def test_a_half_written_checkpoint_does_not_exist(tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""Ranks that meet, that do not come, and that do not agree: bounded, and named on every rank that is there."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from cluster.rendezvous import StartError, differences, meet
+from cluster.topology import Topology
+
+SECONDS = 2.0
+HOST = socket.gethostname()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def gather(ranks: list[int], num_ranks: int, facts: Callable[[int], dict[str, str]] = lambda _: {}) -> list[str]:
+    """What each of `ranks` hears at the rendezvous of `num_ranks`, two on a host: "" when all is well."""
+    port = free_port()
+    stores = []
+
+    def go(rank: int) -> str:
+        try:
+            topology = Topology(rank, num_ranks, rank % 2, min(2, num_ranks))
+            stores.append(meet(topology, "127.0.0.1", port, SECONDS, facts(rank)))
+        except StartError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(len(ranks)) as pool:
+        return list(pool.map(go, ranks))
+
+
+def test_all_come_and_agree() -> None:
+    assert gather([0, 1, 2], 3, lambda _: {"version of torch": "2"}) == ["", "", ""]
+
+
+def test_who_does_not_come_is_named_to_all_that_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPHERESCALE_HOSTS", "alpha,beta")
+    heard = gather([0, 1, 3], 4)
+    for rank, text in zip([0, 1, 3], heard, strict=True):
+        assert text.startswith(f"rank {rank} on {HOST}: not come within 2 s: rank 2 (beta); is that host up")
+    monkeypatch.delenv("SPHERESCALE_HOSTS")
+    assert "rank 2 (host 2 of the hostfile)" in gather([0, 1], 3)[1]
+
+
+def test_a_difference_is_named_to_all() -> None:
+    heard = gather([0, 1, 2], 3, lambda rank: {"recipe seed": "5" if rank == 2 else "4", "code": "ab"})
+    for rank, text in enumerate(heard):
+        assert text == (f"rank {rank} on {HOST}: rank 2 on {HOST}: recipe seed: got 5, wanted 4 as on rank 0 ({HOST})")
+
+
+def test_differences_are_told_once_a_host() -> None:
+    def card(host: str, torch: str, more: dict[str, str]) -> dict[str, object]:
+        return {"host": host, "facts": {"torch": torch} | more}
+
+    cards = {0: card("a", "2", {}), 1: card("a", "2", {}), 2: card("b", "1", {"x": "y"}), 3: card("b", "1", {"x": "y"})}
+    assert differences(cards) == (
+        "rank 2 on b: torch: got 1, wanted 2 as on rank 0 (a); rank 2 on b: x: got y, wanted nothing as on rank 0 (a)"
+    )
+
+
+def test_a_wrong_address_ends_in_time() -> None:
+    (text,) = gather([1], 2)
+    assert text.startswith(f"rank 1 on {HOST}: rank 0 does not answer at 127.0.0.1:")
+    assert "--master_addr" in text
+
+
+def test_a_taken_port_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(StartError, match=rf"cannot keep the store at 127.0.0.1:{port}: .*--master_port"):
+            meet(Topology(0, 2, 0, 1), "127.0.0.1", port, SECONDS, {})
