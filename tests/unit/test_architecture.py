@@ -1,6 +1,7 @@
 """The rooms of the project: who may import whom, and where each big dependency lives."""
 
 import ast
+import itertools
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,16 @@ def test_the_rule_sees_a_violation(tmp_path: Path) -> None:
     assert any(within(name, "stages") for name in found)
     assert any(within(name, "os.environ") for name in found)
     assert any(within(name, "nvidia") for name in found)
+
+
+def test_the_readme_names_every_file() -> None:
+    tree = (ROOT / "README.md").read_text().split("## The tree")[1].split("```")[1]
+    named, folders = set(), [""]
+    for line in filter(None, tree.splitlines()):
+        depth = (len(line) - len(line.lstrip())) // 2
+        for word in itertools.takewhile(lambda w: w.endswith(("/", ".py")), line.split()):
+            if word.endswith("/"):
+                folders[depth + 1 :] = [folders[depth] + word]
+            else:
+                named.add(folders[depth] + word)
+    assert named == {path.relative_to(ROOT).as_posix() for path in SOURCES if path.name != "__init__.py"}
