@@ -27,6 +27,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 logger = logging.getLogger(__name__)
 
 PREFIX = "spherescale_"
+PERCENTILES = ("p05", "p25", "p50", "p75", "p95")
 PARTS = ("data_wait", "forward", "backward", "head", "communication", "update")
 
 _UNITS = ("seconds", "bytes")
@@ -81,6 +82,9 @@ METRICS = (
     Metric("epoch", "gauge", "Passes over the data since the run began, with the fraction of the current one."),
     Metric("loss", "gauge", "Mean loss of the latest global batch."),
     Metric("target_cosine", "gauge", "Mean cosine of a sample to its own class in the latest global batch."),
+    Metric("target_angle_radians", "gauge", "Angle to the own class.", label="percentile", values=PERCENTILES),
+    Metric("target_beyond_pi_ratio", "gauge", "Share of samples whose angle times m is more than pi."),
+    Metric("loss_over_chance_ratio", "gauge", "Latest loss over ln C, what guessing among C classes costs."),
     Metric("embedding_norm", "gauge", "Mean length of an embedding in the latest global batch."),
     Metric("margin_lambda", "gauge", "Annealing weight of the margin at the latest step; small means full margin."),
     Metric("learning_rate", "gauge", "Learning rate of the latest step."),

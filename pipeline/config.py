@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.backbones import BACKBONES
-from pipeline.head.margins import Margin
+from pipeline.head.margins import Margin, anneal
 
 
 class RecipeError(ValueError):
@@ -63,6 +63,19 @@ class Backbone(_Section):
         return self
 
 
+class Phase(_Section):
+    """A part of training with another margin; what is null is as in the head. λ counts its steps from `start`."""
+
+    start: int = Field(ge=0)
+    """First step of the phase."""
+    m: float | None = Field(None, ge=1)
+    """Multiplies the angle."""
+    lambda_max: float | None = Field(None, ge=0)
+    """λ at the phase's first step."""
+    lambda_min: float | None = Field(None, ge=0)
+    """λ's floor."""
+
+
 class Head(_Section):
     """The classifier and its margin."""
 
@@ -87,6 +100,8 @@ class Head(_Section):
     """λ = max(λ_min, λ_max (1 + γ·step)^-power)."""
     lambda_power: float = Field(1.0, ge=0)
     """See lambda_gamma."""
+    phases: tuple[Phase, ...] = ()
+    """Changes of m and λ in the course of training, by rising start: start small, then the full margin."""
     sample_rate: float = Field(1.0, gt=0, le=1)
     """Share of the other classes that take part in a step (Partial FC); 1: all, the exact softmax."""
     fused_update: bool = False
@@ -104,15 +119,37 @@ class Head(_Section):
             raise ValueError(str(error)) from None
         if self.lambda_min > self.lambda_max:
             raise ValueError(f"lambda_min: got {self.lambda_min}, wanted at most lambda_max {self.lambda_max}")
+        starts = [phase.start for phase in self.phases]
+        if starts != sorted(set(starts)):
+            raise ValueError(f"phases: got starts {starts}, wanted rising steps")
         if self.sample_rate < 1 and self.ranks is not None:
             raise ValueError(
                 f"sample_rate: got {self.sample_rate} with ranks {self.ranks}, wanted 1 (replicas would differ)"
             )
         return self
 
-    def make_margin(self) -> Margin:
-        """The margin that these numbers describe."""
-        return Margin(self.margin, self.m, self.scale, self.angle, self.cosine, self.detached)
+    def make_margin(self, step: int = 0) -> Margin:
+        """The margin at `step`."""
+        m = self.m if (phase := self._phase(step)) is None or phase.m is None else phase.m
+        return Margin(self.margin, m, self.scale, self.angle, self.cosine, self.detached)
+
+    def anneal(self, step: int) -> float:
+        """λ at `step`."""
+        phase = self._phase(step)
+        start, maximum, minimum = 0, self.lambda_max, self.lambda_min
+        if phase is not None:
+            start = phase.start
+            maximum = maximum if phase.lambda_max is None else phase.lambda_max
+            minimum = minimum if phase.lambda_min is None else phase.lambda_min
+        return anneal(step - start, maximum, minimum, self.lambda_gamma, self.lambda_power)
+
+    def anneal_floor(self, step: int) -> float:
+        """What λ falls to in the phase of `step`."""
+        phase = self._phase(step)
+        return self.lambda_min if phase is None or phase.lambda_min is None else phase.lambda_min
+
+    def _phase(self, step: int) -> Phase | None:
+        return next((phase for phase in reversed(self.phases) if phase.start <= step), None)
 
 
 class Optimizer(_Section):
@@ -176,6 +213,8 @@ class Log(_Section):
 
     every: int = Field(10, ge=1)
     """Steps between progress lines and rows of metrics.jsonl."""
+    stall_steps: int = Field(1000, ge=4)
+    """Warn when the angle to the own class has not moved, nor the loss left ln C, in so many steps."""
     metrics_port: int | None = Field(9400, ge=0, le=65535)
     """Prometheus port of a host's first rank; rank r of the host takes port + r. 0: any free port; null: none."""
     metrics_address: str = "127.0.0.1"

@@ -139,6 +139,22 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             _gauge("target_cosine", "mean cosine"),
         ),
         Panel(
+            "Angle to the own class",
+            "By percentile, in radians. Falls from pi/2 as training works.",
+            ((f"max by (percentile) (spherescale_target_angle_radians{_JOB})", "{{percentile}}"),),
+        ),
+        Panel(
+            "Angles beyond pi / m",
+            "Share of samples on a later branch of the margin: high and flat means that it came too early.",
+            _gauge("target_beyond_pi_ratio", "share"),
+            "share",
+        ),
+        Panel(
+            "Loss over chance",
+            "The loss over ln C: 1 is what guessing costs.",
+            _gauge("loss_over_chance_ratio", "loss / ln C"),
+        ),
+        Panel(
             "Margin's lambda",
             "Large: plain softmax; at its floor: the full margin.",
             _gauge("margin_lambda", "lambda"),

@@ -18,7 +18,7 @@ from cluster.topology import Topology
 from pipeline.backbones import build_backbone
 from pipeline.config import Recipe, check_against_set
 from pipeline.head.head import HeadOptions, HeadOutput, ShardedHead
-from pipeline.head.margins import anneal
+from pipeline.head.health import StallWatch, TargetAngles, target_angles
 from pipeline.reading.dali import Decoder
 from pipeline.reading.order import Order
 from pipeline.reading.reader import Batch, Reader
@@ -43,7 +43,9 @@ class Record:
         loss: mean over the global batch, the same on every rank.
         anneal: λ.
         learning_rate: the base rate.
-        own_cosine: mean cos θ to the own class over the global batch.
+        own_cosine: mean cos θ to the own class over the batch of the head's group.
+        angles: the distribution of θ over the same; None where the step was left out.
+        chance: the loss over ln C; 1 is what guessing costs.
         norm: mean ‖x‖.
         samples: in the global batch, undecodable ones included.
         seconds: wall time of the step on this rank.
@@ -62,6 +64,8 @@ class Record:
     learning_rate: float
     own_cosine: float
     norm: float
+    angles: TargetAngles | None
+    chance: float
     samples: int
     seconds: float
     parts: dict[str, float]
@@ -112,6 +116,7 @@ class Trainer:
         self.step = 0
         self._guard = Guard(recipe.faults)
         self._left_out: set[int] = set()
+        self._stall = StallWatch(max(2, manifest.identities), recipe.log.stall_steps)
         self._going_back = False
         self.saver = Saver(
             run,
@@ -195,6 +200,7 @@ class Trainer:
         else:
             outputs, verdict = self._forward_backward(batch, stop_asked)
         loss, own_cosine, norm = self._means(outputs) if outputs else (math.nan,) * 3
+        angles = self._angles(outputs, loss) if outputs else None
         if verdict.severity in _WORDS:
             self._take_fault(verdict, outputs, loss, norm)
         elif verdict.severity == _GOOD:
@@ -208,6 +214,8 @@ class Trainer:
             learning_rate=self._learning_rate(self.step - 1),
             own_cosine=own_cosine,
             norm=norm,
+            angles=angles,
+            chance=loss / math.log(max(2, self.head.num_classes)),
             samples=self.recipe.data.global_batch,
             seconds=time.perf_counter() - started,
             parts=STEP.take(),
@@ -275,6 +283,7 @@ class Trainer:
         gradients: list[torch.Tensor] = []
         verdict = _Verdict(_GOOD, stopping=False)
         self.engine.keep_buffers()
+        self.head.margin = self.recipe.head.make_margin(self.step)
         for images, labels in zip(batch.images_BCHW.chunk(parts), batch.labels_B.chunk(parts), strict=True):
             with STEP.part("forward"):
                 embeddings_BD = self.engine.embed(images)
@@ -332,9 +341,19 @@ class Trainer:
         own_cosine = torch.cat([output.own_cosine_G for output in outputs])[valid].mean()
         return mean.item(), own_cosine.item(), torch.cat([output.norm_G for output in outputs]).mean().item()
 
+    def _angles(self, outputs: list[HeadOutput], loss: float) -> TargetAngles:
+        """The step's target angles; says so when they have stalled."""
+        valid = torch.cat([output.valid_G for output in outputs])
+        own_cosine = torch.cat([output.own_cosine_G for output in outputs])[valid]
+        angles = target_angles(own_cosine, self.head.margin.m)
+        floor = self.recipe.head.anneal_floor(self.step)
+        words = self._stall.look(self.step, loss, angles.median, self._anneal(self.step), floor)
+        if words and self.topology.rank == 0:
+            logger.warning("step %d: %s", self.step, words)
+        return angles
+
     def _anneal(self, step: int) -> float:
-        head = self.recipe.head
-        return anneal(step, head.lambda_max, head.lambda_min, head.lambda_gamma, head.lambda_power)
+        return self.recipe.head.anneal(step)
 
     def _learning_rate(self, step: int) -> float:
         optimizer = self.recipe.optimizer

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from cluster.telemetry import Telemetry
+from cluster.telemetry import PERCENTILES, Telemetry
 from pipeline.training.loop import Record
 
 logger = logging.getLogger(__name__)
@@ -77,6 +77,9 @@ class MetricsFile:
             "learning_rate": record.learning_rate,
             "own_cosine": record.own_cosine,
             "norm": record.norm,
+            "loss_over_chance": record.chance,
+            "angle_quantiles": record.angles.quantiles if record.angles else None,
+            "beyond_pi": record.angles.beyond_pi if record.angles else None,
             "images_per_second": window.samples_per_second,
             "step_seconds": window.step_seconds,
             "seconds": window.parts,
@@ -162,6 +165,11 @@ class Exporter:
             t.set("loss", record.loss)
             t.set("target_cosine", record.own_cosine)
             t.set("embedding_norm", record.norm)
+            t.set("loss_over_chance_ratio", record.chance)
+        if record.angles is not None:
+            t.set("target_beyond_pi_ratio", record.angles.beyond_pi)
+            for percentile, angle in zip(PERCENTILES, record.angles.quantiles, strict=True):
+                t.set("target_angle_radians", angle, percentile)
         t.set("margin_lambda", record.anneal)
         t.set("learning_rate", record.learning_rate)
         t.set("global_samples_per_second", window.samples_per_second)

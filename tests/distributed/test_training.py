@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch.distributed as dist
 
 from cluster.topology import Topology
 from pipeline.backbones import build_backbone
-from pipeline.config import Backbone, Checkpoint, Data, Faults, Head, Optimizer, Recipe
+from pipeline.config import Backbone, Checkpoint, Data, Faults, Head, Log, Optimizer, Phase, Recipe
 from pipeline.head.margins import Margin
 from pipeline.head.rows import initial_rows
 from pipeline.reading.dali import Decoder
@@ -185,3 +186,37 @@ def test_a_number_gone_wrong_on_one_rank_stops_all_before_anything_changes(shard
         assert message.startswith("step 1: loss nan")
         assert "nothing of this step was applied" in message
         assert unchanged
+
+
+def stalled(rank: int, ranks: int, plan: Recipe, run: Path) -> list[str]:
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("pipeline.training.loop").addHandler(handler)
+    train_on(rank, ranks, plan, run)
+    return said
+
+
+def test_a_run_that_does_not_turn_is_told_by_one_rank_in_words(shards: Path, tmp_path: Path) -> None:
+    plan = recipe(
+        shards,
+        optimizer=Optimizer(steps=STEPS, learning_rate=1e-9),
+        head=Head(lambda_max=0, lambda_min=0),
+        log=Log(stall_steps=8),
+    )
+    first, second = run_ranks(stalled, 2, plan, tmp_path)
+    assert len(first) == 2
+    assert "angle to own class has not moved in 8 steps" in first[0]
+    assert second == []
+
+
+def test_phases_change_margin_and_restart_lambda(shards: Path, tmp_path: Path) -> None:
+    head = Head(m=1, lambda_max=0, lambda_min=0, phases=(Phase(start=10, m=4, lambda_max=100, lambda_min=5),))
+    assert [head.make_margin(step).m for step in (0, 9, 10, 50)] == [1, 1, 4, 4]
+    assert [head.anneal(step) for step in (9, 10, 20)] == [0, 100, 50]
+    plain = run_ranks(train_on, 1, recipe(shards, head=Head(margin="modified_softmax")), tmp_path / "plain")[0]
+    phased = run_ranks(train_on, 1, recipe(shards, head=head), tmp_path / "phased")[0]
+    assert phased["losses"][:10] == pytest.approx(
+        plain["losses"][:10], rel=1e-5
+    )  # A-Softmax with m = 1 is modified softmax
+    assert phased["losses"][10] > plain["losses"][10]
