@@ -6,17 +6,20 @@ that are missing, and the bytes are the same whatever happened on the way.
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 
 from pipeline.shards.errors import ShardError
-from pipeline.shards.files import locked, sync, write_file
+from pipeline.shards.files import locked, sync, sync_all, write_file
+from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.index import write_index
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest, TarEntry
-from pipeline.shards.one_tar import has_record, read_record, sync_tar, write_tar
+from pipeline.shards.one_tar import files_of, has_record, read_record, write_tar
 from pipeline.shards.plan import PROGRESS, Plan, claim_folder
 from pipeline.shards.sources import SetAside
 from pipeline.shards.workers import each_done
@@ -54,20 +57,19 @@ def make_shards(
         return finished
     for files in each_done(partial(write_tar, plan), range(part[0], plan.tars, part[1]), workers):
         progress(files)
-    for tar in range(part[0], plan.tars, part[1]):
-        sync_tar(plan, tar)
-    sync(plan.folder)
-    return _join(plan)
+    return _join(plan, part)
 
 
-def _join(plan: Plan) -> Manifest | None:
+def _join(plan: Plan, part: tuple[int, int]) -> Manifest | None:
     """Finish the set if all of its tars are there and nobody else has; two parts may be last at once."""
     manifest = plan.folder / MANIFEST
     try:
         with locked(plan.folder / PROGRESS / "lock"):
             if not manifest.is_file():
-                whole = all(has_record(plan, tar) for tar in range(plan.tars))
-                return _finish(plan) if whole else None
+                if all(has_record(plan, tar) for tar in range(plan.tars)):
+                    return _finish(plan)
+                _sync(plan, range(part[0], plan.tars, part[1]))
+                return None
     except ShardError:
         # The lock goes when the manifest comes.
         if not manifest.is_file():
@@ -75,8 +77,14 @@ def _join(plan: Plan) -> Manifest | None:
     return Manifest.load(plan.folder)
 
 
+def _sync(plan: Plan, tars: Iterable[int], *others: Path) -> None:
+    """Put finished tars and other files, and their names, on the disk."""
+    sync_all([*others, *chain.from_iterable(files_of(plan, tar) for tar in tars)])
+    sync(plan.folder)
+
+
 def _finish(plan: Plan) -> Manifest:
-    """Join the records of all tars into the set's own files, the manifest last."""
+    """Join the records of all tars into the set's own files; the manifest comes last, when all else is on the disk."""
     tars: list[TarEntry] = []
     set_aside = list(plan.source.set_aside)
     images = np.zeros(len(plan.source.identities), np.int64)
@@ -88,11 +96,11 @@ def _finish(plan: Plan) -> Manifest:
     # Labels are in the tars by now, so such an identity stays as a class without samples.
     set_aside += [SetAside(plan.source.identities[label], "identity left empty") for label in np.where(images == 0)[0]]
     samples = int(images.sum())
-    write_file(plan.folder / REJECTED_NAME, rejected_table(set_aside))
+    write_file(plan.folder / REJECTED_NAME, rejected_table(set_aside), synced=False)
     if not samples:
         raise ShardError(f"{plan.folder}: every file was set aside; see {REJECTED_NAME} for the reasons")
     identities = "".join(f"{name}\n" for name in plan.source.identities).encode()
-    write_file(plan.folder / IDENTITIES_NAME, identities)
+    write_file(plan.folder / IDENTITIES_NAME, identities, synced=False)
     pieces = (read_record(plan, tar).rows for tar in range(plan.tars))
     manifest = Manifest(
         samples=samples,
@@ -101,10 +109,11 @@ def _finish(plan: Plan) -> Manifest:
         image_width=plan.image_width,
         tars=tuple(tars),
         identities_sha256=hashlib.sha256(identities).hexdigest(),
-        index_sha256=write_index(plan.folder, pieces, samples),
+        index_sha256=write_index(plan.folder, pieces, samples, synced=False),
         set_aside=len(set_aside),
         made=plan.made,
     )
+    _sync(plan, range(plan.tars), *(plan.folder / name for name in (REJECTED_NAME, IDENTITIES_NAME, INDEX)))
     manifest.save(plan.folder)
     shutil.rmtree(plan.folder / PROGRESS)
     return manifest

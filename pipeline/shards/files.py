@@ -2,7 +2,8 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -10,6 +11,7 @@ from typing import BinaryIO
 from pipeline.shards.errors import ShardError
 
 ASIDE = ".part"
+SYNCS_AT_ONCE = 8
 
 
 @contextmanager
@@ -62,6 +64,12 @@ def locked(path: Path) -> Iterator[None]:
             yield
     except OSError as error:
         raise ShardError(f"{path}: not locked: {error.strerror}") from error
+
+
+def sync_all(paths: Iterable[Path]) -> None:
+    """As `sync`, for many files: those that ask at the same time share one commit of the file system's journal."""
+    with ThreadPoolExecutor(SYNCS_AT_ONCE) as pool:
+        list(pool.map(sync, paths))
 
 
 def sync(path: Path) -> None:

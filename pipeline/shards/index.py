@@ -42,7 +42,7 @@ def open_index(folder: Path, manifest: Manifest) -> NDArray[np.void]:
     return rows
 
 
-def write_index(folder: Path, pieces: Iterable[NDArray[np.void]], samples: int) -> str:
+def write_index(folder: Path, pieces: Iterable[NDArray[np.void]], samples: int, *, synced: bool = True) -> str:
     """Write `folder/index.npy` from the rows of each tar in order and return its SHA-256.
 
     `samples` is the sum of their lengths. One piece is in memory at a time.
@@ -52,7 +52,7 @@ def write_index(folder: Path, pieces: Iterable[NDArray[np.void]], samples: int) 
         header, {"descr": np.lib.format.dtype_to_descr(SAMPLE), "fortran_order": False, "shape": (samples,)}
     )
     digest = hashlib.sha256(header.getvalue())
-    with written_whole(folder / FILE_NAME) as file:
+    with written_whole(folder / FILE_NAME, synced=synced) as file:
         write_all(file, header.getvalue())
         for rows in pieces:
             block = rows.astype(SAMPLE, copy=False).tobytes()

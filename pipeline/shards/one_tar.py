@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.shards.errors import SetAsideError
-from pipeline.shards.files import sync, write_file, written_whole
+from pipeline.shards.files import write_file, written_whole
 from pipeline.shards.images import extension_of
 from pipeline.shards.index import SAMPLE, dali_lines
 from pipeline.shards.manifest import TarEntry
@@ -71,12 +71,10 @@ def read_record(plan: Plan, tar: int) -> TarRecord:
     return TarRecord(TarEntry(**raw["entry"]), raw["idx_sha256"], set_aside, np.load(path.with_suffix(".npy")))
 
 
-def sync_tar(plan: Plan, tar: int) -> None:
-    """Put a finished tar and its index on the disk."""
+def files_of(plan: Plan, tar: int) -> list[Path]:
+    """A finished tar and its index; none when every file of it was set aside."""
     path = _tar_path(plan, tar)
-    if path.is_file():  # a tar of which every file was set aside is not kept
-        sync(path)
-        sync(path.with_suffix(".idx"))
+    return [path, path.with_suffix(".idx")] if path.is_file() else []
 
 
 def _write(plan: Plan, tar: int) -> None:

@@ -61,7 +61,8 @@ class TarStream:
         """Append files in one write and return [files] the byte offset of each payload in the archive."""
         sizes = np.fromiter(map(len, payloads), np.int64, len(payloads))
         ends = self.written + np.cumsum(BLOCK + sizes + -sizes % BLOCK)
-        headers = member_headers([name.encode() for name in names], sizes)
+        # As bytes objects, which join three times as fast as rows of an array.
+        headers = member_headers([name.encode() for name in names], sizes).view(f"V{BLOCK}").ravel().tolist()
         padding = map(_PADDING.__getitem__, (sizes % BLOCK).tolist())
         self._write(b"".join(chain.from_iterable(zip(headers, payloads, padding, strict=True))))
         return ends - (sizes + -sizes % BLOCK)

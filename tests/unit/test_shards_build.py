@@ -417,6 +417,26 @@ def test_a_tar_that_is_not_as_recorded_is_made_again(faces: Path, tmp_path: Path
     assert snapshot(out) == snapshot(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("part", [(0, 1), (1, 2)])
+def test_all_is_on_the_disk_before_the_manifest_or_the_end_of_a_part(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: tuple[int, int]
+) -> None:
+    synced: list[str] = []
+
+    def noted(descriptor: int, real: Callable[[int], None] = os.fsync) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.removesuffix(".part"))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    out = tmp_path / "out"
+    make_shards(plan(faces, out), part=part)
+    names = {path.name for path in out.iterdir() if path.is_file()}
+    assert len(names) == (5 * 2 + 4 if part == (0, 1) else 2 * 2)
+    before = synced[: synced.index("manifest.json")] if part == (0, 1) else synced
+    assert names - {"manifest.json"} <= set(before)
+    assert before[-1] == "out"  # the names too
+
+
 def test_a_run_killed_as_it_claimed_the_folder_goes_on(faces: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / ".progress").mkdir(parents=True)
     (tmp_path / "out" / ".progress" / "plan.json.part").write_text("{")

@@ -5,6 +5,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.shards.errors import SetAsideError, ShardError
 from pipeline.shards.sources import SetAside
 
-READ_BYTES = 1 << 16
+READ_BYTES = 1 << 14
 # Faults of one file. Any other error of the system (a mount gone, too many open files) is everyone's fault.
 FAULTS_OF_ONE_FILE = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
 
@@ -44,24 +45,28 @@ class FileSource:
 
     def key(self, sample: int) -> str:
         """The path as it was listed: relative to the root, or absolute."""
-        start = self.path_ends[sample - 1] if sample else 0
-        return self.paths[start : self.path_ends[sample]]
+        end_of = self.path_ends.item
+        return self.paths[end_of(sample - 1) if sample else 0 : end_of(sample)]
 
     def read(self, sample: int) -> bytes:
         """The file's bytes; a missing or forbidden file is set aside, a vanished disk ends the run."""
         key = self.key(sample)
-        path = key if key.startswith("/") else f"{self.root}/{key}"
         try:
-            return _read_file(path)
+            return _read_file(key, self._folder)
         except OSError as error:
             if error.errno in FAULTS_OF_ONE_FILE:
                 raise SetAsideError(f"unreadable: {error.strerror}") from error
-            raise ShardError(f"{path}: {error.strerror}") from error
+            raise ShardError(f"{self.root / key}: {error.strerror}") from error
+
+    @cached_property
+    def _folder(self) -> int:
+        """The root, open: the system then looks up a short relative path for each image, not the whole."""
+        return os.open(self.root, os.O_RDONLY)
 
 
-def _read_file(path: str) -> bytes:
+def _read_file(path: str, folder: int) -> bytes:
     """A file's bytes. `os.read` takes half the time of `open().read()`, and faces fit one call."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY, dir_fd=folder)
     try:
         pieces = [os.read(descriptor, READ_BYTES)]
         while len(pieces[-1]) == READ_BYTES:
