@@ -49,7 +49,7 @@ class Guard:
             raise NonFiniteError(f"{what}: nothing of this step was applied. {advice}")
         if self._bad > self._faults.limit:
             raise NonFiniteError(
-                f"{what}: nothing of this step was applied; it is the {self._bad}th, faults.limit allows "
+                f"{what}: nothing of this step was applied; the number of bad steps is {self._bad}, faults.limit allows "
                 f"{self._faults.limit}. {advice}"
             )
         logger.warning("%s: nothing of this step was applied; %s", what, self._faults.action.replace("_", " "))

@@ -1,0 +1,164 @@
+"""Numbers gone wrong on one rank: agreed by all, nothing applied, left out or gone back from, dumped."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from cluster.topology import Topology
+from pipeline.config import Backbone, Checkpoint, Data, Faults, Head, Optimizer, Recipe
+from pipeline.reading.tars import ShardSet
+from pipeline.training.errors import NonFiniteError
+from pipeline.training.loop import Trainer
+from tests.distributed.ranks import run_ranks
+from tests.faces import write_shards
+
+BAD = 5  # position of the batch that goes wrong; a checkpoint is saved after 3 steps
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("set"), identities=7, images=6)
+
+
+def recipe(shards: Path, **changes: Any) -> Recipe:
+    fields: dict[str, Any] = {
+        "seed": 3,
+        "data": Data(shards=shards, global_batch=12, streams=2, decode_threads=1),
+        "backbone": Backbone(name="sphereface4", embedding_dim=8),
+        "head": Head(lambda_max=50, lambda_gamma=0.5),
+        "optimizer": Optimizer(steps=8, learning_rate=0.02),
+        "checkpoint": Checkpoint(every=3),
+    }
+    return Recipe(**{**fields, **changes})
+
+
+def spoil(trainer: Trainer, how: str) -> None:
+    """Make batch `BAD` go wrong on this rank, each time that it is met."""
+    embed, backward = trainer.engine.embed, trainer.engine.backward
+
+    def bad_embed(images: torch.Tensor) -> torch.Tensor:
+        now = how if trainer.step == BAD else ""
+        return embed(images * math.nan if now == "embedding" else images) * (-1000 if now == "spike" else 1)
+
+    def bad_backward(embeddings: torch.Tensor, grad: torch.Tensor) -> None:
+        backward(embeddings, grad * (math.inf if trainer.step == BAD and how == "gradient" else 1))
+
+    trainer.engine.embed, trainer.engine.backward = bad_embed, bad_backward  # type: ignore[method-assign]
+
+
+def snapshot(trainer: Trainer) -> list[torch.Tensor]:
+    state = trainer._state()
+    tensors = [*state.backbone.values(), *state.momenta.values(), state.rows_SD, state.rows_momentum_SD]
+    return [tensor.clone() for tensor in tensors]
+
+
+def train_spoilt(rank: int, ranks: int, plan: Recipe, run: Path, how: str) -> dict[str, Any]:
+    topology = Topology(rank, ranks, rank, ranks)
+    trainer = Trainer(plan, ShardSet(plan.data.shards), run, topology, dist.group.WORLD, torch.device("cpu"))
+    if rank == ranks - 1:
+        spoil(trainer, how)
+    records, unchanged = [], True
+    before: list[torch.Tensor] = []
+    try:
+        for record in trainer.train():
+            records.append(record)
+            if record.step == BAD:
+                before = snapshot(trainer)
+            elif record.skipped and plan.faults.action == "skip":
+                unchanged &= all(torch.equal(a, b) for a, b in zip(before, snapshot(trainer), strict=True))
+    except NonFiniteError as error:
+        return {"error": str(error)}
+    return {
+        "steps": [r.step for r in records],
+        "skipped": [r.step - 1 for r in records if r.skipped],
+        "losses": {r.step: r.loss for r in records if not r.skipped},
+        "unchanged": unchanged,
+        "end": snapshot(trainer),
+    }
+
+
+STAGES = [{"zero_stage": stage} for stage in (0, 1, 2, 3)]
+FUSED = {"head": Head(lambda_max=50, lambda_gamma=0.5, fused_update=True)}
+NORMALISED = {"backbone": Backbone(name="iresnet18", embedding_dim=8)}  # has statistics that a forward pass moves
+
+
+@pytest.mark.parametrize(
+    ("change", "how"),
+    [*((stage, "gradient") for stage in STAGES), ({}, "embedding"), (FUSED, "embedding"), (NORMALISED, "embedding")],
+    ids=str,
+)
+def test_a_bad_step_is_left_out_on_all_ranks_bit_for_bit(
+    shards: Path, tmp_path: Path, change: dict[str, Any], how: str
+) -> None:
+    for result in run_ranks(train_spoilt, 2, recipe(shards, **change), tmp_path, how):
+        assert result["steps"] == list(range(1, 9))
+        assert result["skipped"] == [BAD]
+        assert result["unchanged"], "something of the bad step was applied"
+        assert all(map(math.isfinite, result["losses"].values()))
+
+
+def test_the_bad_batch_is_dumped_by_its_samples(shards: Path, tmp_path: Path) -> None:
+    run_ranks(train_spoilt, 2, recipe(shards), tmp_path, "embedding")
+    (dump,) = (tmp_path / "faults").iterdir()
+    facts = json.loads(dump.read_text())
+    assert dump.name == f"step-{BAD:08d}.json"
+    assert facts["fault"].startswith(f"step {BAD}: loss nan (λ ")
+    assert len(facts["samples"]) == len(facts["norm"]) == len(facts["own_cosine"]) == 12
+    assert all(".tar" in sample for sample in facts["samples"])
+    assert facts["norm"].count("nan") == 6, "the norms do not show which rank's half was bad"
+
+
+def test_going_back_and_leaving_the_batch_out_is_leaving_it_out(shards: Path, tmp_path: Path) -> None:
+    skipped = run_ranks(train_spoilt, 2, recipe(shards), tmp_path / "a", "gradient")[0]
+    back = recipe(shards, faults=Faults(action="roll_back"))
+    for result in run_ranks(train_spoilt, 2, back, tmp_path / "b", "gradient"):
+        # from the bad step back to the checkpoint after 3 steps, and past the batch
+        assert result["steps"] == [1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8]
+        assert result["skipped"] == [BAD, BAD]
+        assert result["losses"] == skipped["losses"]
+    assert len(list((tmp_path / "b" / "faults").iterdir())) == 1
+
+
+def test_a_roll_back_leaves_out_as_many_batches_as_asked(shards: Path, tmp_path: Path) -> None:
+    plan = recipe(shards, faults=Faults(action="roll_back", leave_out=2))
+    result = run_ranks(train_spoilt, 1, plan, tmp_path, "gradient")[0]
+    assert result["skipped"] == [BAD, BAD - 1, BAD]
+
+
+def test_a_spike_on_one_rank_is_found(shards: Path, tmp_path: Path) -> None:
+    plan = recipe(shards, faults=Faults(spike_factor=5.0), optimizer=Optimizer(steps=60, learning_rate=0.002))
+    for result in run_ranks(train_spike, 2, plan, tmp_path):
+        assert result["skipped"] == [55]
+        assert "a spike" in result["fault"]
+
+
+def train_spike(rank: int, ranks: int, plan: Recipe, run: Path) -> dict[str, Any]:
+    globals()["BAD"] = 55  # this process's copy: the mean must be known first
+    result = train_spoilt(rank, ranks, plan, run, "spike")
+    dist.barrier()
+    (dump,) = (run / "faults").iterdir()
+    return result | {"fault": json.loads(dump.read_text())["fault"]}
+
+
+def test_faults_without_end_stop_the_run(shards: Path, tmp_path: Path) -> None:
+    plan = recipe(shards, faults=Faults(limit=1), data=Data(shards=shards, global_batch=12, decode_threads=1))
+    for result in run_ranks(train_all_spoilt, 2, plan, tmp_path):
+        assert result["error"].startswith("step 1: loss nan")
+        assert "the number of bad steps is 2, faults.limit allows 1" in result["error"]
+
+
+def train_all_spoilt(rank: int, ranks: int, plan: Recipe, run: Path) -> dict[str, Any]:
+    topology = Topology(rank, ranks, rank, ranks)
+    trainer = Trainer(plan, ShardSet(plan.data.shards), run, topology, dist.group.WORLD, torch.device("cpu"))
+    with torch.no_grad():
+        trainer.head.weight_SD[0, 0] = torch.nan
+    with pytest.raises(NonFiniteError) as caught:
+        list(trainer.train())
+    return {"error": str(caught.value)}
