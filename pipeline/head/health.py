@@ -86,8 +86,3 @@ class StallWatch:
             f"{mean_loss:.3f}, chance is ln C = {self._chance:.3f}); {about_lambda}: raise head.lambda_max, start from "
             "head.m 1 (head.phases), or raise optimizer.learning_rate"
         )
-        return (
-            f"angle to own class has not moved in {steps} steps (median {before:.3f} → {now:.3f} rad, loss {mean_loss:.3f}, "
-            f"chance is ln C = {self._chance:.3f}); {reached}: raise head.lambda_max, start from head.m 1 "
-            "(head.phases), or raise optimizer.learning_rate"
-        )
