@@ -87,7 +87,10 @@ def folder_rows(images: Path, folds: int, pairs_of_a_kind: int, seed: int) -> li
         mine = [people[name] for name in names[fold::folds]]
         same = [pair for files in mine for pair in combinations(files, 2)]
         if len(same) < pairs_of_a_kind:
-            raise ValueError(f"{images}: fold {fold + 1}: got {len(same)} same pairs, wanted {pairs_of_a_kind}")
+            raise ValueError(
+                f"{images}: fold {fold + 1}: got {len(same)} same pairs, wanted {pairs_of_a_kind}; "
+                "ask for fewer pairs (--size) or fewer folds"
+            )
         rows += [Row(str(fold + 1), a, b, True) for a, b in generator.sample(same, pairs_of_a_kind)]
         rows += [Row(str(fold + 1), a, b, False) for a, b in _strangers(mine, pairs_of_a_kind, generator, images)]
     return rows
