@@ -208,6 +208,20 @@ class Faults(_Section):
     """The longest a step may take: then every rank prints its stack and who is missing, and ends."""
 
 
+class Init(_Section):
+    """Start from another run's backbone and rows instead of at random; read only when the run itself has no checkpoint.
+
+    Rows are keyed by the identity's name: the shards may hold other people.
+    """
+
+    run: Path | None = None
+    """Folder of the run to start from; null: start at random."""
+    step: int | None = Field(None, ge=0)
+    """Which of its checkpoints; null: the newest."""
+    new_rows: Literal["class_mean", "random"] = "class_mean"
+    """How identities start that the other run did not have."""
+
+
 class Log(_Section):
     """What is shown and exported."""
 
@@ -241,6 +255,7 @@ class Recipe(_Section):
     optimizer: Optimizer
     checkpoint: Checkpoint = Checkpoint()
     faults: Faults = Faults()
+    init: Init = Init()
     log: Log = Log()
 
     @model_validator(mode="after")

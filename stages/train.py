@@ -23,6 +23,7 @@ import logging
 import os
 import platform
 import shlex
+import shutil
 import socket
 import sys
 import time
@@ -139,6 +140,9 @@ def train(recipe: Recipe, shards: ShardSet, run: Path, topology: Topology, resum
             logger.info("resumed %s at step %d", run, trainer.step)
             for change in changed:
                 logger.warning("the recipe changed since: %s", change)
+        elif recipe.init.run is not None:
+            inherited = trainer.inherit(recipe.init.run, recipe.init.step, recipe.init.new_rows)
+            logger.info("start from %s: %s", recipe.init.run, inherited)
         restarts = gather_objects(restarts_of(run), together.group)[0]
         if topology.rank == 0:
             record_run(recipe, shards, run, topology, device, restarts)
@@ -224,6 +228,8 @@ def record_run(
     """Write recipe.yaml and run.json: enough to repeat the run from its folder."""
     run.mkdir(parents=True, exist_ok=True)
     (run / "recipe.yaml").write_text(recipe.to_yaml())
+    # which row of the head is whom: a later run may start from this one with other people
+    shutil.copyfile(shards.folder / "identities.txt", run / "identities.txt")
     arguments = [argument for argument in sys.argv if not argument.startswith("--local_rank")]
     launcher = ["deepspeed", "--num_gpus", str(topology.ranks_of_node)] if topology.num_ranks > 1 else ["python"]
     facts = {

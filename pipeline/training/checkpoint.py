@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,25 @@ def _load_rows(folder: Path, saved: Meta, state: State) -> None:
         found += len(both)
     if found != len(mine):
         raise CheckpointError(f"{folder}: got rows of {found} of the classes [{mine.start}, {mine.stop}), wanted all")
+
+
+def read_rows(folder: Path, classes: range) -> Iterator[tuple[int, torch.Tensor]]:
+    """The head's rows of `classes`, file by file: number of the first class, rows [n, D].
+
+    Raises:
+        CheckpointError: when the checkpoint cannot be read.
+    """
+    for name in read_meta(folder).files:
+        if name == BACKBONE:
+            continue
+        block = range(*map(int, Path(name).stem.split("-")[1:]))
+        both = range(max(classes.start, block.start), min(classes.stop, block.stop))
+        if both:
+            try:
+                with TensorFile(folder / name) as file:
+                    yield both.start, file.read("rows", slice(both.start - block.start, both.stop - block.start))
+            except (OSError, ValueError, KeyError) as error:
+                raise CheckpointError(f"{folder / name}: {error}") from None
 
 
 def load_backbone(run: Path, step: int | None = None) -> dict[str, torch.Tensor]:

@@ -23,10 +23,12 @@ from pipeline.reading.dali import Decoder
 from pipeline.reading.order import Order
 from pipeline.reading.reader import Batch, Reader
 from pipeline.reading.tars import ShardSet
+from pipeline.shards.views import read_identities
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import CheckpointError, Meta, State
 from pipeline.training.engine import Engine
 from pipeline.training.guard import Guard, dump
+from pipeline.training.inherit import Inherited, class_mean_rows, inherit_rows, match, old_identities
 from pipeline.training.saver import Saved, Saver
 from pipeline.training.schedule import learning_rate
 
@@ -151,6 +153,34 @@ class Trainer:
         checkpoint.load(self.run, step, state, self._meta())
         self.engine.load(state.backbone, state.momenta)
         self.step = step
+
+    def inherit(self, run: Path, step: int | None, new_rows: str) -> Inherited:
+        """Start from another run's backbone and, by name, its rows; momenta start at zero. All ranks together.
+
+        Raises:
+            CheckpointError: when the other run cannot be read, or its backbone is another.
+        """
+        steps = checkpoint.complete_steps(run)
+        step = steps[-1] if step is None and steps else step
+        weights = checkpoint.load_backbone(run, step)
+        assert step is not None
+        saved = checkpoint.read_meta(checkpoint.path_of(run, step))
+        if (
+            saved.embedding_dim != self.recipe.backbone.embedding_dim
+            or weights.keys() != self.engine.parameters().keys()
+        ):
+            raise CheckpointError(
+                f"init.run: {run}: another backbone: got {self.recipe.backbone.name} with embedding_dim "
+                f"{self.recipe.backbone.embedding_dim}, wanted that of {run / 'recipe.yaml'}"
+            )
+        self.engine.load(weights, {name: torch.zeros_like(m) for name, m in self.engine.momenta().items()})
+        old = old_identities(run, step)
+        old_rows = match(old, read_identities(self.shards.folder, self.shards.manifest))
+        inherit_rows(self.head, run, step, old_rows)
+        if new_rows == "class_mean":
+            class_mean_rows(self.head, self.engine.module, self.shards, old_rows, self._decoder(64), self.head.group)
+        kept = int((old_rows >= 0).sum())
+        return Inherited(kept, len(old_rows) - kept, len(old) - kept)
 
     def train(self, stop_asked: Callable[[], bool] = lambda: False) -> Iterator[Record]:
         """Run the steps that are left, yielding after each; saves on the way, at the end and when asked to stop.
@@ -366,9 +396,9 @@ class Trainer:
         )
 
     def _reader(self) -> Reader:
-        data, manifest = self.recipe.data, self.shards.manifest
+        data = self.recipe.data
         share = data.global_batch // self.topology.num_ranks
-        decoder = Decoder(share, manifest.image_height, manifest.image_width, self.device, data.decode_threads)
+        decoder = self._decoder(share)
         return Reader(
             self.shards,
             self.order,
@@ -379,6 +409,11 @@ class Trainer:
             mirror=data.mirror,
             depth=data.prefetch,
         )
+
+    def _decoder(self, batch_size: int) -> Decoder:
+        manifest = self.shards.manifest
+        threads = self.recipe.data.decode_threads
+        return Decoder(batch_size, manifest.image_height, manifest.image_width, self.device, threads)
 
     def _state(self) -> State:
         return State(

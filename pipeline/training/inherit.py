@@ -1,0 +1,128 @@
+"""A new run from an old one whose identities were others: rows are keyed by the identity's name.
+
+People who stay keep their rows; those who left are dropped; those who came start from the mean direction of their
+images as the old backbone sees them (or at random), at the length that the kept rows have on average.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cluster.collectives import Group, num_ranks, rank_in, sum_over_ranks
+from cluster.topology import split_range
+from pipeline.head.head import ShardedHead
+from pipeline.reading.dali import Decoder, EncodedBatch
+from pipeline.reading.tars import ShardSet
+from pipeline.training.checkpoint import CheckpointError, path_of, read_meta, read_rows
+
+logger = logging.getLogger(__name__)
+
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """How many identities kept their row, started anew, and were dropped."""
+
+    kept: int
+    new: int
+    dropped: int
+
+    def __str__(self) -> str:
+        return f"{self.kept:,} identities keep their rows, {self.new:,} are new, {self.dropped:,} are dropped"
+
+
+def match(old: Sequence[str], new: Sequence[str]) -> Rows:
+    """For each new identity its old row, or -1. Pure; names are compared as they are."""
+    place = {name: row for row, name in enumerate(old)}
+    return np.fromiter((place.get(name, -1) for name in new), np.int64, len(new))
+
+
+def old_identities(run: Path, step: int) -> list[str]:
+    """The names of a run's classes, in row order, as the run's folder keeps them.
+
+    Raises:
+        CheckpointError: when the list is missing or is not that of the checkpoint.
+    """
+    path, wanted = run / "identities.txt", read_meta(path_of(run, step)).identities_sha256
+    content = path.read_bytes() if path.is_file() else b""
+    got = hashlib.sha256(content).hexdigest()
+    if got != wanted:
+        raise CheckpointError(f"{path}: got {'SHA-256 ' + got[:12] if content else 'no file'}, wanted {wanted[:12]}…")
+    return content.decode().splitlines()
+
+
+@torch.no_grad()
+def inherit_rows(head: ShardedHead, run: Path, step: int, old_rows: Rows) -> None:
+    """Fill this rank's rows whose identity the old run had, reading no more of its checkpoint than they span."""
+    mine = old_rows[head.classes.start : head.classes.stop]
+    kept = np.flatnonzero(mine >= 0)
+    if not len(kept):
+        return
+    span = range(int(mine[kept].min()), int(mine[kept].max()) + 1)
+    for first, rows in read_rows(path_of(run, step), span):
+        inside = kept[(mine[kept] >= first) & (mine[kept] < first + len(rows))]
+        head.weight_SD[torch.from_numpy(inside)] = rows[torch.from_numpy(mine[inside] - first)].to(
+            head.weight_SD.device
+        )
+
+
+@torch.no_grad()
+def class_mean_rows(
+    head: ShardedHead, backbone: nn.Module, shards: ShardSet, old_rows: Rows, decoder: Decoder, group: Group
+) -> None:
+    """Start every new identity's row from the mean direction of its images; all ranks together.
+
+    Each rank embeds its share of the new identities' images; the sums [new, D] are all-reduced. An identity whose
+    images cannot be decoded keeps its random row.
+    """
+    new = np.flatnonzero(old_rows < 0)
+    place = np.full(len(old_rows), -1, np.int64)
+    place[new] = np.arange(len(new))
+    device = head.weight_SD.device
+    sums_ND = torch.zeros(len(new), head.weight_SD.shape[1], device=device)
+    training = backbone.training
+    backbone.eval()
+    for images, labels in _images_of(shards, place, decoder, group):
+        sums_ND.index_add_(0, torch.from_numpy(place[labels]).to(device), F.normalize(backbone(images).float(), dim=1))
+    backbone.train(training)
+    sums_ND = sum_over_ranks(sums_ND, group)
+    mine = np.flatnonzero((new >= head.classes.start) & (new < head.classes.stop))
+    means = sums_ND[torch.from_numpy(mine).to(device)]
+    rows = torch.from_numpy(new[mine] - head.classes.start).to(device)
+    seen = means.norm(dim=1) > 0
+    head.weight_SD[rows[seen]] = F.normalize(means[seen], dim=1) * _usual_length(head, old_rows, group)
+
+
+def _images_of(
+    shards: ShardSet, place: Rows, decoder: Decoder, group: Group
+) -> Iterator[tuple[torch.Tensor, np.ndarray[Any, Any]]]:
+    """This rank's share of the images whose identity has a place, in tar order, and their labels."""
+    labels = shards.labels(np.arange(shards.manifest.samples))
+    ids = np.flatnonzero(place[labels] >= 0)
+    share = split_range(len(ids), num_ranks(group), rank_in(group))
+    ids = ids[share.start : share.stop]
+    parts = [ids[start : start + decoder.batch_size] for start in range(0, len(ids), decoder.batch_size)]
+    encoded = (EncodedBatch(shards.read(part), np.zeros(len(part), dtype=bool)) for part in parts)
+    for part, batch in zip(parts, decoder.decode(encoded), strict=True):
+        good = np.setdiff1d(np.arange(len(part)), batch.bad)
+        yield batch.images[torch.from_numpy(good).to(batch.images.device)], labels[part[good]]
+
+
+def _usual_length(head: ShardedHead, old_rows: Rows, group: Group) -> torch.Tensor:
+    """Mean ‖w‖ of the kept rows over all ranks; of all rows where none was kept."""
+    mine = torch.from_numpy(old_rows[head.classes.start : head.classes.stop] >= 0).to(head.weight_SD.device)
+    lengths = head.weight_SD.norm(dim=1)
+    totals = torch.stack([lengths[mine].sum(), mine.sum(), lengths.sum(), torch.ones_like(lengths).sum()])
+    kept, count, every, rows = sum_over_ranks(totals, group)
+    return kept / count if count > 0 else every / rows

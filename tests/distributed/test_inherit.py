@@ -1,0 +1,152 @@
+"""A run started from another run on other people: rows go by name, newcomers start from their class mean."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from cluster.topology import Topology
+from pipeline.config import Backbone, Data, Head, Optimizer, Recipe
+from pipeline.reading.dali import Decoder, EncodedBatch
+from pipeline.reading.tars import ShardSet
+from pipeline.shards.views import read_identities
+from pipeline.training.checkpoint import CheckpointError
+from pipeline.training.inherit import Inherited, match
+from pipeline.training.loop import Trainer
+from tests.distributed.ranks import run_ranks
+from tests.faces import ROOT, write_faces, write_shards
+
+logger = logging.getLogger(__name__)
+
+
+def test_match_is_by_name() -> None:
+    assert match(["a", "b", "d"], ["b", "c", "d", "e"]).tolist() == [1, -1, 2, -1]
+    assert match([], ["a"]).tolist() == [-1]
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Seven people, and another set without the first two of them and with three newcomers."""
+    import subprocess
+    import sys
+
+    root = tmp_path_factory.mktemp("inherit")
+    old = write_shards(root, identities=7, images=6)
+    faces = root / "new"
+    shutil.copytree(root / "faces", faces)
+    for gone in ("person000", "person001"):
+        shutil.rmtree(faces / gone)
+    write_faces(root / "more", identities=3, images=6, seed=9)
+    for number, name in enumerate(("aaa", "person003b", "zzz")):
+        shutil.copytree(root / "more" / f"person{number:03d}", faces / name)
+    subprocess.run([sys.executable, ROOT / "stages/shard.py", faces, root / "other"], check=True, capture_output=True)
+    return old, root / "other"
+
+
+def recipe(shards: Path, steps: int = 4, **head: Any) -> Recipe:
+    return Recipe(
+        data=Data(shards=shards, global_batch=12, decode_threads=1),
+        backbone=Backbone(name="sphereface4", embedding_dim=8),
+        head=Head(**head),
+        optimizer=Optimizer(steps=steps, learning_rate=0.02),
+    )
+
+
+def make(rank: int, ranks: int, plan: Recipe, run: Path) -> Trainer:
+    topology = Topology(rank, ranks, rank, ranks)
+    return Trainer(plan, ShardSet(plan.data.shards), run, topology, dist.group.WORLD, torch.device("cpu"))
+
+
+def train_old(rank: int, ranks: int, plan: Recipe, run: Path) -> dict[str, Any]:
+    trainer = make(rank, ranks, plan, run)
+    list(trainer.train())
+    if rank == 0:
+        shutil.copyfile(plan.data.shards / "identities.txt", run / "identities.txt")
+    return {"rows": trainer.head.weight_SD.detach().clone()}
+
+
+def start_new(rank: int, ranks: int, plan: Recipe, run: Path, old_run: Path, new_rows: str) -> dict[str, Any]:
+    trainer = make(rank, ranks, plan, run)
+    random = trainer.head.weight_SD.detach().clone()
+    inherited = trainer.inherit(old_run, None, new_rows)
+    result = {
+        "inherited": inherited,
+        "random": random,
+        "rows": trainer.head.weight_SD.detach().clone(),
+        "backbone": {k: v.clone() for k, v in trainer.engine.parameters().items()},
+    }
+    losses = [record.loss for record in trainer.train()]
+    return result | {"losses": losses}
+
+
+def mean_directions(shards: ShardSet, backbone: torch.nn.Module, label: int) -> torch.Tensor:
+    ids = np.flatnonzero(shards.labels(np.arange(shards.manifest.samples)) == label)
+    encoded = EncodedBatch(shards.read(ids), np.zeros(len(ids), dtype=bool))
+    (batch,) = Decoder(len(ids), 32, 32, torch.device("cpu"), 1).decode([encoded])
+    with torch.no_grad():
+        x = backbone.eval()(batch.images).double()
+    return torch.nn.functional.normalize((x / x.norm(dim=1, keepdim=True)).mean(0), dim=0)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (3, 1), (2, 3)])
+def test_rows_go_by_name_and_newcomers_start_from_their_mean(
+    sets: tuple[Path, Path], tmp_path: Path, before: int, after: int
+) -> None:
+    from pipeline.backbones import build_backbone
+
+    old, new = sets
+    old_rows = torch.cat([r["rows"] for r in run_ranks(train_old, before, recipe(old), tmp_path / "old")])
+    results = run_ranks(start_new, after, recipe(new), tmp_path / "new", tmp_path / "old", "class_mean")
+    assert all(r["inherited"] == Inherited(kept=5, new=3, dropped=2) for r in results)
+    rows = torch.cat([r["rows"] for r in results])
+    old_set, new_set = ShardSet(old), ShardSet(new)
+    old_names, new_names = (read_identities(s.folder, s.manifest) for s in (old_set, new_set))
+    backbone = build_backbone("sphereface4", 8, (32, 32))
+    backbone.load_state_dict(results[0]["backbone"])
+    kept = [old_rows[old_names.index(name)] for name in new_names if name in old_names]
+    length = torch.stack(kept).norm(dim=1).mean()
+    for label, name in enumerate(new_names):
+        if name in old_names:
+            assert torch.equal(rows[label], old_rows[old_names.index(name)])
+        else:
+            want = mean_directions(new_set, backbone, label) * length
+            torch.testing.assert_close(rows[label].double(), want, rtol=1e-4, atol=1e-5)
+    assert results[0]["losses"][-1] < np.log(8), "does not train from there"
+
+
+def test_random_newcomers_keep_their_first_rows(sets: tuple[Path, Path], tmp_path: Path) -> None:
+    old, new = sets
+    run_ranks(train_old, 1, recipe(old), tmp_path / "old")
+    (result,) = run_ranks(start_new, 1, recipe(new), tmp_path / "new", tmp_path / "old", "random")
+    names = (new / "identities.txt").read_text().splitlines()
+    for label, name in enumerate(names):
+        if name in {"aaa", "person003b", "zzz"}:
+            assert torch.equal(result["rows"][label], result["random"][label])
+
+
+def refuse(rank: int, ranks: int, plan: Recipe, run: Path, old_run: Path) -> str:
+    try:
+        make(rank, ranks, plan, run).inherit(old_run, None, "random")
+    except CheckpointError as error:
+        return str(error)
+    return "took it"
+
+
+def test_what_does_not_fit_is_refused(sets: tuple[Path, Path], tmp_path: Path) -> None:
+    old, new = sets
+    run_ranks(train_old, 1, recipe(old, steps=1), tmp_path / "old")
+    other = recipe(new).model_copy(update={"backbone": Backbone(name="sphereface4", embedding_dim=4)})
+    assert (
+        "another backbone: got sphereface4 with embedding_dim 4"
+        in run_ranks(refuse, 1, other, tmp_path / "a", tmp_path / "old")[0]
+    )
+    (tmp_path / "old" / "identities.txt").write_text("somebody else\n")
+    assert "identities.txt: got SHA-256" in run_ranks(refuse, 1, recipe(new), tmp_path / "b", tmp_path / "old")[0]
+    assert "wanted one of none saved yet" in run_ranks(refuse, 1, recipe(new), tmp_path / "c", tmp_path / "none")[0]
