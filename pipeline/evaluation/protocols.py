@@ -89,7 +89,7 @@ def folder_rows(images: Path, folds: int, pairs_of_a_kind: int, seed: int) -> li
         if len(same) < pairs_of_a_kind:
             raise ValueError(
                 f"{images}: fold {fold + 1}: got {len(same)} same pairs, wanted {pairs_of_a_kind}; "
-                "ask for fewer pairs (--size) or fewer folds"
+                "ask for fewer pairs (--size) or fewer folds (--folds)"
             )
         rows += [Row(str(fold + 1), a, b, True) for a, b in generator.sample(same, pairs_of_a_kind)]
         rows += [Row(str(fold + 1), a, b, False) for a, b in _strangers(mine, pairs_of_a_kind, generator, images)]
@@ -101,7 +101,9 @@ def _strangers(people: list[list[str]], count: int, generator: random.Random, im
     sizes = [len(files) for files in people]
     possible = (sum(sizes) ** 2 - sum(size**2 for size in sizes)) // 2
     if possible < count:
-        raise ValueError(f"{images}: got {possible} different pairs in a fold, wanted {count}")
+        raise ValueError(
+            f"{images}: got {possible} different pairs in a fold, wanted {count}; ask for fewer folds (--folds)"
+        )
     if possible < 4 * count:  # few enough to list, and too few to find by drawing
         every = [(a, b) for one, other in combinations(people, 2) for a in one for b in other]
         return generator.sample(every, count)
