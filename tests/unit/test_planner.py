@@ -20,6 +20,7 @@ from pipeline.head.head import HeadOptions, ShardedHead
 from pipeline.head.margins import Margin
 
 STAGE = Path(__file__).parents[2] / "stages" / "plan.py"
+ROOT = Path(__file__).parents[2]
 JOB = Job(classes=1001, embedding_dim=8, global_batch=48, ranks=4, block=16, bf16=False)
 NETWORK = Network(parameters=1000, activation_bytes=300, macs=7000)
 
@@ -229,3 +230,10 @@ def test_the_command_refuses_in_one_line(flags: list[str], message: str, plan: P
 def test_the_command_runs_by_its_path_from_any_folder(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, STAGE, "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "--published-cases" in run.stdout
+
+
+def test_the_table_in_the_docs_is_what_the_stage_prints() -> None:
+    printed = subprocess.run(
+        [sys.executable, ROOT / "stages" / "plan.py", "--published-cases"], capture_output=True, text=True, check=True
+    )
+    assert printed.stdout in (ROOT / "docs" / "planning.md").read_text()
