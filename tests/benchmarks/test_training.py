@@ -74,14 +74,13 @@ def our_step(folder: Path, device: torch.device, group: dist.ProcessGroup) -> It
 
     yield step
     records.close()  # type: ignore[attr-defined]
-    metrics.close()
 
 
 def test_training_step(tmp_path: Path) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     os.environ.setdefault("LOCAL_RANK", "0")
     (tmp_path / "run").mkdir()
-    with process_group(Topology(), device, 60) as group, our_step(tmp_path, device, group) as ours:
+    with process_group(Topology(), device, 60, {}) as together, our_step(tmp_path, device, together.group) as ours:
         contestants = {"bare loop": bare_loop(device), "spherescale": ours}
         times: dict[str, list[float]] = {name: [] for name in contestants}
         for turn in range(WARMUP + STEPS):
