@@ -37,6 +37,7 @@ def make_shards(
     workers: int = 1,
     part: tuple[int, int] = (0, 1),
     progress: Callable[[int], object] = lambda _files: None,
+    write: Callable[[Plan, int], int] = write_tar,
 ) -> Manifest | None:
     """Write the shards of `plan`, going on where an earlier run of it stopped.
 
@@ -45,6 +46,7 @@ def make_shards(
         workers: processes that write tars; the result does not depend on it.
         part: (number, parts): write every `parts`-th tar only, the others being written elsewhere at any time.
         progress: called with the number of source files that each finished tar took.
+        write: what writes one tar, as `write_tar` does.
 
     Returns:
         The manifest; None while tars of other parts are missing. Whoever is last writes it.
@@ -55,7 +57,7 @@ def make_shards(
     finished = claim_folder(plan)
     if finished is not None:
         return finished
-    for files in each_done(partial(write_tar, plan), range(part[0], plan.tars, part[1]), workers):
+    for files in each_done(partial(write, plan), range(part[0], plan.tars, part[1]), workers):
         progress(files)
     return _join(plan, part)
 

@@ -12,13 +12,19 @@ from pathlib import Path
 from pipeline.shards.build import REJECTED_NAME, make_shards
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest
+from pipeline.shards.one_tar import write_tar
 from pipeline.shards.plan import Plan, make_plan
 from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.tar_folder import open_tars
 
 
 def make_sequentially(
-    plan: Plan, *, workers: int, part: tuple[int, int], progress: Callable[[int], object]
+    plan: Plan,
+    *,
+    workers: int,
+    part: tuple[int, int],
+    progress: Callable[[int], object],
+    write: Callable[[Plan, int], int] = write_tar,
 ) -> Manifest | None:
     """As `make_shards`, for a source that is quick only in its own order; `progress` hears of each sample twice.
 
@@ -36,7 +42,8 @@ def make_sequentially(
     source = replace(source, set_aside=[*source.set_aside, *_set_aside(between)])
     second = make_plan(source, plan.folder, seed=made.seed, samples_per_tar=made.samples_per_tar, size=size)
     # The set is made from the source; that it went by way of tars is nobody's business.
-    manifest = make_shards(replace(second, made=made), workers=workers, part=part, progress=progress)
+    shuffled = replace(second, made=made)
+    manifest = make_shards(shuffled, workers=workers, part=part, progress=progress, write=write)
     if manifest is not None:
         shutil.rmtree(between)
     return manifest

@@ -8,9 +8,6 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
-
-import fsspec  # type: ignore[import-untyped]
 
 from pipeline.shards.build import IDENTITIES_NAME, REJECTED_NAME
 from pipeline.shards.errors import ShardError
@@ -19,6 +16,7 @@ from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.one_tar import file_sha256
+from pipeline.shards.stores import fetch, open_store, send
 
 THREADS = 8  # transfers at a time: stores answer slowly but many at once
 
@@ -35,17 +33,15 @@ def push(folder: Path, url: str, *, progress: Callable[[int], object] = lambda _
         ShardError: a file is not what the manifest says, tars lie in another folder, or the store refuses.
     """
     manifest = Manifest.load(folder)
-    store, root = _open(url)
+    store, root = open_store(url)
 
-    def send(name: str) -> None:
+    def send_one(name: str) -> None:
         _compare(folder / name, manifest, name)
-        there, size = f"{root}/{name}", (folder / name).stat().st_size
-        if not store.exists(there) or store.size(there) != size:
-            store.put_file(str(folder / name), there)
+        send(folder / name, store, f"{root}/{name}")
 
     try:
         store.makedirs(root, exist_ok=True)
-        _transfer(send, manifest, url, progress)
+        _transfer(send_one, manifest, url, progress)
         store.put_file(str(folder / MANIFEST), f"{root}/{MANIFEST}")
     except OSError as error:
         raise ShardError(f"{url}: not copied: {error.strerror or error}") from error
@@ -63,16 +59,18 @@ def pull(url: str, folder: Path, *, progress: Callable[[int], object] = lambda _
     Raises:
         ShardError: there is no set at `url`, a file arrives damaged, or the disk is full.
     """
-    store, root = _open(url)
+    store, root = open_store(url)
+    if not store.exists(f"{root}/{MANIFEST}"):
+        raise ShardError(f"{url}/{MANIFEST}: not found, wanted a finished set")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as aside:
-        _fetch(store, f"{root}/{MANIFEST}", Path(aside) / MANIFEST)
+        fetch(store, f"{root}/{MANIFEST}", Path(aside) / MANIFEST)
         manifest = Manifest.load(Path(aside))
 
     def receive(name: str) -> None:
         path, aside = folder / name, folder / (name + ASIDE)
         if _digests(manifest).get(name) not in {None, file_sha256(path)} or not path.is_file():
-            _fetch(store, f"{root}/{name}", aside)
+            fetch(store, f"{root}/{name}", aside)
             _compare(aside, manifest, name)
             sync(aside)
             aside.replace(path)
@@ -109,21 +107,3 @@ def _compare(path: Path, manifest: Manifest, name: str) -> None:
         raise ShardError(f"{path}: sha256: got {got or 'no file'}, wanted {wanted}")
     if not path.is_file():
         raise ShardError(f"{path}: not found, wanted it beside the manifest")
-
-
-def _open(url: str) -> tuple[Any, str]:
-    """The file system of a URL and the path in it."""
-    try:
-        store, root = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise ShardError(f"{url}: {error}") from error
-    return store, root.rstrip("/")
-
-
-def _fetch(store: Any, there: str, here: Path) -> None:
-    try:
-        store.get_file(there, str(here))
-    except FileNotFoundError as error:
-        raise ShardError(f"{there}: not found, wanted a finished set") from error
-    except OSError as error:
-        raise ShardError(f"{here}: not copied: {error.strerror or error}") from error

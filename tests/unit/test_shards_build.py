@@ -424,7 +424,7 @@ def test_all_is_on_the_disk_before_the_manifest_or_the_end_of_a_part(
     synced: list[str] = []
 
     def noted(descriptor: int, real: Callable[[int], None] = os.fsync) -> None:
-        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.removesuffix(".part"))
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name.removesuffix(".part"))
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", noted)

@@ -15,6 +15,7 @@ from pipeline.shards.plan import make_plan
 from pipeline.shards.sequential import make_sequentially
 from pipeline.shards.sources.detect import open_source
 from pipeline.shards.sources.folder import scan_folder
+from pipeline.shards.sources.parquet import Columns
 from pipeline.shards.verify import verify
 
 arrow = pytest.importorskip("pyarrow")
@@ -141,3 +142,44 @@ def test_no_labels_at_all_is_named(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", rows(2), [-1, -1])
     with pytest.raises(ShardError, match="got no row with a label"):
         open_source(tmp_path / "a.parquet")
+
+
+def test_columns_may_have_other_names(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows(3), [2, 0, 2])
+    table = parquet.read_table(tmp_path / "a.parquet").rename_columns(["photo", "person", "label"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    source = open_source(tmp_path / "a.parquet", columns=Columns("photo", "person"))
+    assert source.labels.tolist() == [1, 0, 1]
+    assert [source.read(i) for i in range(3)] == [face(i) for i in range(3)]
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "dictionary", "int32", "uint8"])
+def test_labels_of_every_type_are_those_of_a_loop(tmp_path: Path, kind: str) -> None:
+    chance = np.random.default_rng(0)
+    labels = [None if value == 0 else int(value) for value in chance.integers(0, 9, 40)]
+    if "int" not in kind:
+        labels = [label and f"name {label * 7 % 10}" for label in labels]
+    for number, part in enumerate((labels[:13], labels[13:])):
+        column = arrow.array(part, "string" if kind == "dictionary" else kind)
+        column = column.dictionary_encode() if kind == "dictionary" else column
+        table = arrow.table({"image": rows(len(part), 20 * number), "label": column})
+        parquet.write_table(table, tmp_path / f"{number}.parquet", row_group_size=5)
+    source = open_source(tmp_path)
+    wanted = [(row, label) for row, label in enumerate(labels) if label is not None]
+    assert source.rows.tolist() == [row for row, _ in wanted]
+    assert list(source.identities) == sorted({str(label) for _, label in wanted})
+    assert [source.identities[label] for label in source.labels] == [str(label) for _, label in wanted]
+    assert len(source.set_aside) == labels.count(None)
+
+
+def test_labels_of_two_types_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows(1), ["ann"])
+    write(tmp_path / "b.parquet", rows(1), [0])
+    with pytest.raises(ShardError, match=r"b\.parquet: label: got int64, wanted string as in a\.parquet"):
+        open_source(tmp_path)
+
+
+def test_labels_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows(2), [1.0, 1.5])
+    with pytest.raises(ShardError, match=r"a\.parquet: label: got double, wanted whole numbers or strings"):
+        open_source(tmp_path)

@@ -7,26 +7,36 @@ from pipeline.shards.sources import Source
 from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.sources.insightface import open_records
 from pipeline.shards.sources.list_file import read_list
-from pipeline.shards.sources.parquet import open_parquet
-from pipeline.shards.sources.remote import list_remote
+from pipeline.shards.sources.parquet import HUGGING_FACE, Columns, open_parquet
+from pipeline.shards.sources.remote import copy_large, list_remote
 from pipeline.shards.sources.tar_folder import open_tars
+from pipeline.shards.stores import is_url
 
 
-def open_source(place: str | Path) -> Source:
-    """Open and list a source: a folder (RecordIO, tars, Parquet, identities), a Parquet or a list file, or a URL.
+def open_source(place: str | Path, *, copies: Path | None = None, columns: Columns = HUGGING_FACE) -> Source:
+    """Open and list a source: a folder (RecordIO, tars, Parquet, identities), a Parquet or a list file, or such a URL.
+
+    Args:
+        place: path or URL.
+        copies: folder for copies of a URL's large files, as large as the source; the caller's to remove.
+        columns: of Parquet.
 
     Raises:
         ShardError: it is none of these, or holds no usable image.
     """
-    if "://" in str(place):
-        return list_remote(str(place))
-    path = Path(place)
+    if is_url(place):
+        path = copy_large(str(place), copies)
+        return list_remote(str(place)) if path is None else _open_local(path, columns)
+    return _open_local(Path(place), columns)
+
+
+def _open_local(path: Path, columns: Columns) -> Source:
     if (path / "train.rec").is_file():
         return open_records(path)
     if next(path.glob("*.tar"), None):
         return open_tars(path)
     if path.suffix == ".parquet" or next(path.glob("*.parquet"), None):
-        return open_parquet(path)
+        return open_parquet(path, columns)
     if path.is_file():
         return read_list(path)
     if not path.exists():

@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +27,12 @@ class FileSource:
     """
 
     kind: str
-    root: Path
+    root: str
     identities: Sequence[str]
     labels: NDArray[np.uint32]
     set_aside: Sequence[SetAside]
     paths: str
-    path_ends: NDArray[np.int64]
+    path_ends: NDArray[np.int64]  # [samples]
 
     def digest(self) -> str:
         """SHA-256 of identities, labels and paths."""
@@ -56,7 +55,7 @@ class FileSource:
         except OSError as error:
             if error.errno in FAULTS_OF_ONE_FILE:
                 raise SetAsideError(f"unreadable: {error.strerror}") from error
-            raise ShardError(f"{self.root / key}: {error.strerror}") from error
+            raise ShardError(f"{self.root}: {key}: {error.strerror}") from error
 
     @cached_property
     def _folder(self) -> int:

@@ -42,10 +42,10 @@ def scan_folder(root: Path) -> FileSource:
         raise ShardError(f"{root}: got {len(folders)} identity folders without images, wanted .jpg or .png")
     labels = np.repeat(np.arange(len(counts), dtype=np.uint32), counts)
     ends = np.cumsum(lengths, dtype=np.int64)
-    return FileSource("folder", root, identities, labels, set_aside, "".join(pieces), ends)
+    return FileSource("folder", str(root), identities, labels, set_aside, "".join(pieces), ends)
 
 
-def printable(identity: str, where: Path) -> str:
+def printable(identity: str, where: Path | str) -> str:
     """An identity's name, which must fit a line of `identities.txt`.
 
     Raises:

@@ -1,7 +1,9 @@
 """A list file: one image a line, its path and its identity, with a tab (or the last space) between."""
 
 from array import array
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +14,37 @@ from pipeline.shards.sources.files import FileSource
 from pipeline.shards.sources.folder import printable
 
 
+class Listing(NamedTuple):
+    """What a list says, in the order of the fields of `FileSource`."""
+
+    identities: Sequence[str]
+    labels: NDArray[np.uint32]
+    set_aside: Sequence[SetAside]
+    paths: str
+    path_ends: NDArray[np.int64]
+
+
 def read_list(path: Path) -> FileSource:
-    """Read a list of images in the order of its lines; paths are relative to the list's folder, or absolute.
+    """Images of a list file; paths are relative to the list's folder, or absolute.
+
+    Raises:
+        ShardError: no such file, or as `parse_list` does.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="\n") as lines:
+            return FileSource("list", str(path.parent), *parse_list(lines, str(path)))
+    except OSError as error:
+        raise ShardError(f"{path}: {error.strerror}") from error
+
+
+def parse_list(lines: Iterable[str], name: str) -> Listing:
+    """Images in the order of the lines.
 
     Identities are names or numbers. Labels follow the sorted names; when all are numbers, their size, and the names
     get leading zeros. Empty lines and lines that begin with `#` are skipped; a line without an identity is set aside.
 
     Raises:
-        ShardError: no such file, not UTF-8, no image in it, or an identity that is not printable.
+        ShardError: not UTF-8, no image in it, or an identity that is not printable.
     """
     numbers_of: dict[str, int] = {}
     identity_of = array("q")
@@ -27,28 +52,25 @@ def read_list(path: Path) -> FileSource:
     lengths = array("q")
     set_aside: list[SetAside] = []
     try:
-        with path.open(encoding="utf-8", newline="\n") as lines:
-            for number, line in enumerate(lines, start=1):
-                text = line.rstrip("\r\n")
-                if not text.strip() or text.startswith("#"):
-                    continue
-                image, _, identity = text.rpartition("\t" if "\t" in text else " ")
-                if not image.strip() or not identity.strip():
-                    set_aside.append(SetAside(f"{path.name}:{number}", "no identity: wanted path, tab, identity"))
-                    continue
-                paths += image.encode()
-                lengths.append(len(image))
-                identity_of.append(numbers_of.setdefault(identity, len(numbers_of)))
-    except OSError as error:
-        raise ShardError(f"{path}: {error.strerror}") from error
+        for number, line in enumerate(lines, start=1):
+            text = line.rstrip("\r\n")
+            if not text.strip() or text.startswith("#"):
+                continue
+            image, _, identity = text.rpartition("\t" if "\t" in text else " ")
+            if not image.strip() or not identity.strip():
+                where = f"{name.rpartition('/')[2]}:{number}"
+                set_aside.append(SetAside(where, "no identity: wanted path, tab, identity"))
+                continue
+            paths += image.encode()
+            lengths.append(len(image))
+            identity_of.append(numbers_of.setdefault(identity, len(numbers_of)))
     except UnicodeDecodeError as error:
-        raise ShardError(f"{path}: not UTF-8 ({error})") from error
+        raise ShardError(f"{name}: not UTF-8 ({error})") from error
     if not lengths:
-        raise ShardError(f"{path}: got no images, wanted lines of path, tab, identity")
-    identities, rank = _sorted_identities(list(numbers_of), path)
+        raise ShardError(f"{name}: got no images, wanted lines of path, tab, identity")
+    identities, rank = _sorted_identities(list(numbers_of), name)
     ends = np.cumsum(lengths, dtype=np.int64)
-    labels = rank[np.asarray(identity_of)]
-    return FileSource("list", path.parent, identities, labels, set_aside, paths.decode(), ends)
+    return Listing(identities, rank[np.asarray(identity_of)], set_aside, paths.decode(), ends)
 
 
 def number_names(numbers: NDArray[np.int64]) -> list[str]:
@@ -57,7 +79,7 @@ def number_names(numbers: NDArray[np.int64]) -> list[str]:
     return [f"{number:0{width}d}" for number in numbers.tolist()]
 
 
-def _sorted_identities(names: list[str], path: Path) -> tuple[list[str], NDArray[np.uint32]]:
+def _sorted_identities(names: list[str], where: str) -> tuple[list[str], NDArray[np.uint32]]:
     """Names in label order, and [names] the label of each of `names`."""
     numbers = [int(name) for name in names if name.isascii() and name.isdecimal()]
     # Where "7" and "07" are two people, names stay as they are.
@@ -66,7 +88,7 @@ def _sorted_identities(names: list[str], path: Path) -> tuple[list[str], NDArray
         identities = number_names(np.array(sorted(numbers)))
     else:
         order = sorted(range(len(names)), key=names.__getitem__)
-        identities = [printable(names[i], path) for i in order]
+        identities = [printable(names[i], where) for i in order]
     rank = np.empty(len(names), np.uint32)
     rank[order] = np.arange(len(names))
     return identities, rank

@@ -1,86 +1,110 @@
-"""Identity folders in an object store or on another machine, by any URL that fsspec knows.
+"""Faces in an object store or on another machine, by any URL that fsspec knows.
 
-Each image is one request, so this is the slow way; a set that is needed twice is better copied.
+Images that are objects of their own are read where they are, one request each. Large files (RecordIO, tars, Parquet)
+are copied first: a shuffled set reads them in random places, and a request for each of 42 million would take weeks.
 """
 
-import hashlib
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import groupby
-from typing import Any
+from pathlib import Path, PurePosixPath
 
-import fsspec  # type: ignore[import-untyped]
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.shards.errors import SetAsideError, ShardError
+from pipeline.shards.files import locked
 from pipeline.shards.sources import SetAside
+from pipeline.shards.sources.files import FileSource
 from pipeline.shards.sources.folder import SUFFIXES
+from pipeline.shards.sources.list_file import parse_list
+from pipeline.shards.stores import fetch_whole, open_store
+
+# What is copied of a folder: the first of these groups of which the folder has the first kind.
+COPIED = (("train.rec", "train.idx", "property"), ("*.tar", "*.idx", "identities.txt"), ("*.parquet",))
 
 
 @dataclass(frozen=True)
-class RemoteSource:
-    """Images at `url/<identity>/<image>`, sorted by path."""
-
-    url: str
-    identities: Sequence[str]
-    labels: NDArray[np.uint32]
-    set_aside: Sequence[SetAside]
-    paths: Sequence[str]
-    kind: str = "folder"
-
-    def digest(self) -> str:
-        """SHA-256 of identities, labels and paths."""
-        return hashlib.sha256("\n".join([*self.identities, "", *self.paths]).encode()).hexdigest()
-
-    def key(self, sample: int) -> str:
-        """`identity/file name`."""
-        return self.paths[sample]
+class RemoteSource(FileSource):
+    """As `FileSource`, `root` being a URL."""
 
     def read(self, sample: int) -> bytes:
         """The object's bytes; one that is missing or forbidden is set aside, a store that is gone ends the run."""
-        store, root = _store(self.url, os.getpid())
+        store, root = open_store(self.root)
+        key = self.key(sample)
         try:
-            data: bytes = store.cat_file(f"{root}/{self.paths[sample]}")
+            data: bytes = store.cat_file(f"{root}/{key}")
         except (FileNotFoundError, PermissionError) as error:
             raise SetAsideError(f"unreadable: {type(error).__name__}") from error
         except OSError as error:
-            raise ShardError(f"{self.url}/{self.paths[sample]}: {error}") from error
+            raise ShardError(f"{self.root}/{key}: {error}") from error
         return data
 
 
+def copy_large(url: str, copies: Path | None) -> Path | None:
+    """Copy the RecordIO, tars or Parquet at a URL, and return where they are now; None when there are none.
+
+    Files that are in `copies` already are not copied again. Several machines may ask at once.
+
+    Raises:
+        ShardError: the URL cannot be listed, a file arrives cut, or the disk is full.
+    """
+    store, root = open_store(url)
+    if root.endswith(".parquet"):
+        root, names = root.rpartition("/")[0], [root.rpartition("/")[2]]
+    else:
+        try:
+            listed = [path.rstrip("/").rpartition("/")[2] for path in store.ls(root, detail=False)]
+        except OSError as error:
+            raise ShardError(f"{url}: not listed: {error}") from error
+        names = _large(listed)
+    if not names:
+        return None
+    if copies is None:
+        raise ShardError(f"{url}: got {names[0]}, wanted a folder to copy it to")
+    copies.mkdir(parents=True, exist_ok=True)
+    with locked(copies / ".lock"):
+        for name in names:
+            fetch_whole(store, f"{root}/{name}", copies / name)
+    return copies
+
+
+def _large(names: list[str]) -> list[str]:
+    """Those of a folder's files that are to be copied."""
+    for patterns in COPIED:
+        if any(PurePosixPath(name).match(patterns[0]) for name in names):
+            return sorted(name for name in names if any(PurePosixPath(name).match(pattern) for pattern in patterns))
+    return []
+
+
 def list_remote(url: str) -> RemoteSource:
-    """List the images of identity folders at a URL.
+    """List the images of identity folders at a URL, or those of a list file there.
 
     Raises:
         ShardError: the URL is of no known kind, cannot be listed, or has no images in identity folders.
     """
-    store, root = _store(url, os.getpid())
+    store, root = open_store(url)
     try:
+        if not store.isdir(root):
+            with store.open(root, "r", encoding="utf-8", newline="\n") as lines:
+                return RemoteSource("list", url.rpartition("/")[0], *parse_list(lines, url))
         found = sorted(path[len(root) + 1 :] for path in store.find(root))
     except OSError as error:
         raise ShardError(f"{url}: not listed: {error}") from error
+    return _identity_folders(url, found)
+
+
+def _identity_folders(url: str, found: list[str]) -> RemoteSource:
+    """Images at `url/<identity>/<image>`, in the order of `scan_folder`."""
     paths, set_aside = [], []
     for path in found:
         identity, _, image = path.partition("/")
         if identity.isprintable() and image and "/" not in image and image.lower().endswith(SUFFIXES):
-            paths.append(path)
+            paths.append((identity, image))
         else:
             set_aside.append(SetAside(path, "wanted identity/image, the image named .jpg, .jpeg or .png"))
     if not paths:
         raise ShardError(f"{url}: got {len(found)} objects, wanted identity/image.jpg")
-    counts = [(identity, len(list(group))) for identity, group in groupby(paths, lambda path: path.partition("/")[0])]
-    labels = np.repeat(np.arange(len(counts), dtype=np.uint32), [count for _, count in counts])
-    return RemoteSource(url, [identity for identity, _ in counts], labels, set_aside, paths)
-
-
-@cache
-def _store(url: str, _process: int) -> tuple[Any, str]:
-    """File system and path of a URL, anew in each process: their connections do not survive a fork."""
-    try:
-        store, root = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise ShardError(f"{url}: {error}") from error
-    return store, root.rstrip("/")
+    # Sorted as pairs: as paths, "ann smith/1.jpg" would stand before "ann/1.jpg".
+    paths.sort()
+    names, labels = np.unique([identity for identity, _ in paths], return_inverse=True)
+    keys = ["/".join(pair) for pair in paths]
+    ends = np.cumsum([len(key) for key in keys], dtype=np.int64)
+    return RemoteSource("folder", url, names.tolist(), labels.astype(np.uint32), set_aside, "".join(keys), ends)

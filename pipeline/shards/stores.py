@@ -1,0 +1,81 @@
+"""Object stores and other machines, by any URL that fsspec knows: s3://, gs://, sftp://, https:// ..."""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fsspec  # type: ignore[import-untyped]
+
+from pipeline.shards.errors import ShardError
+from pipeline.shards.files import ASIDE, sync
+
+
+def is_url(place: str | Path) -> bool:
+    """Whether a place is a URL and not a path."""
+    return "://" in str(place)
+
+
+def open_store(url: str) -> tuple[Any, str]:
+    """File system of a URL and the path in it, without a slash at its end.
+
+    Raises:
+        ShardError: of no known kind, or what reads it is not installed.
+    """
+    return _opened(url, os.getpid())
+
+
+@cache
+def _opened(url: str, _process: int) -> tuple[Any, str]:
+    """Anew in each process: connections do not survive a fork."""
+    try:
+        store, root = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise ShardError(f"{url}: {error}") from error
+    return store, root.rstrip("/")
+
+
+def fetch(store: Any, there: str, here: Path) -> None:
+    """Copy one file from a store.
+
+    Raises:
+        ShardError: it is not there, the store is gone, or the disk is full.
+    """
+    try:
+        store.get_file(there, str(here))
+    except FileNotFoundError as error:
+        raise ShardError(f"{there}: not found") from error
+    except OSError as error:
+        raise ShardError(f"{here}: not copied: {error.strerror or error}") from error
+
+
+def fetch_whole(store: Any, there: str, here: Path) -> None:
+    """Copy one file from a store unless it is here; `here` is whole or absent.
+
+    Raises:
+        ShardError: as `fetch`, or it arrives with another size.
+    """
+    if here.is_file():
+        return
+    aside = here.with_name(here.name + ASIDE)
+    fetch(store, there, aside)
+    wanted, got = store.size(there), aside.stat().st_size
+    if wanted not in {None, got}:
+        raise ShardError(f"{there}: got {got} bytes, wanted {wanted}")
+    sync(aside)
+    aside.replace(here)
+
+
+def send(here: Path, store: Any, there: str) -> None:
+    """Copy one file to a store unless one of its size is there.
+
+    Raises:
+        OSError: the store refuses, or keeps another number of bytes.
+    """
+    size = here.stat().st_size
+    if store.exists(there) and store.size(there) == size:
+        return
+    store.put_file(str(here), there)
+    store.invalidate_cache()
+    if (got := store.size(there)) != size:
+        raise OSError(f"{there}: got {got} bytes, wanted {size}")
