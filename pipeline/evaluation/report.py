@@ -21,6 +21,7 @@ from pipeline.evaluation.hardest import hardest_tiles
 from pipeline.evaluation.metrics_log import mean_seconds, read_metrics, series
 from pipeline.evaluation.results import Evaluation, Identification, Rate, TarAtFar, load, load_identification
 from pipeline.evaluation.verification import FloatArray, equal_error_rate, roc
+from pipeline.shards.files import write_file
 
 CURVES = (
     ("loss", "loss", False),
@@ -68,9 +69,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
             identification_section(name, side_by_side(steps, len(named))) for name, steps in identified.items()
         ],
     )
-    aside = out.with_name(out.name + ".part")
-    aside.write_text(page, encoding="utf-8")
-    aside.replace(out)
+    write_file(out, page.encode())
     return out
 
 

@@ -6,6 +6,7 @@ On disk an evaluation is ``step-00000123.json`` (rates and circumstances, for pe
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from pipeline.evaluation.verification import (
     roc,
     tar_at_far,
 )
+from pipeline.shards.files import write_file
 
 
 class _Record(BaseModel):
@@ -200,9 +202,7 @@ def save_summary(result: Identification | TemplateResult, folder: Path) -> Path:
     """Write the result of ``result.step`` below `folder`, complete or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     file = result_file(folder, result.step)
-    aside = file.with_suffix(".json.part")
-    aside.write_text(result.model_dump_json(indent=2) + "\n")
-    aside.replace(file)
+    write_file(file, (result.model_dump_json(indent=2) + "\n").encode())
     return file
 
 
@@ -224,13 +224,10 @@ def save(evaluation: Evaluation, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     file = result_file(folder, evaluation.summary.step)
     arrays: dict[str, Any] = {"path_a": evaluation.path_a, "path_b": evaluation.path_b}
-    aside = file.with_suffix(".npz.part")
-    with aside.open("wb") as stream:
-        np.savez_compressed(stream, **vars(evaluation.pairs), **arrays)
-    aside.replace(file.with_suffix(".npz"))
-    aside = file.with_suffix(".json.part")
-    aside.write_text(evaluation.summary.model_dump_json(indent=2) + "\n")
-    aside.replace(file)
+    scores = io.BytesIO()
+    np.savez_compressed(scores, **vars(evaluation.pairs), **arrays)
+    write_file(file.with_suffix(".npz"), scores.getvalue())
+    write_file(file, (evaluation.summary.model_dump_json(indent=2) + "\n").encode())
     return file
 
 
