@@ -49,8 +49,8 @@ class Guard:
             raise NonFiniteError(f"{what}: nothing of this step was applied. {advice}")
         if self._bad > self._faults.limit:
             raise NonFiniteError(
-                f"{what}: nothing of this step was applied; the number of bad steps is {self._bad}, faults.limit allows "
-                f"{self._faults.limit}. {advice}"
+                f"{what}: nothing of this step was applied; the number of bad steps is {self._bad}, faults.limit "
+                f"allows {self._faults.limit}. {advice}"
             )
         logger.warning("%s: nothing of this step was applied; %s", what, self._faults.action.replace("_", " "))
         return self._faults.action

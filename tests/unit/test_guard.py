@@ -30,7 +30,7 @@ def test_a_spike_is_told_by_the_running_mean_once_it_is_known() -> None:
 def test_bad_steps_are_forgiven_up_to_the_limit() -> None:
     guard = Guard(Faults(action="skip", limit=2))
     assert [guard.bad("step 1: loss nan", "Advice"), guard.bad("step 2: loss nan", "Advice")] == ["skip", "skip"]
-    with pytest.raises(NonFiniteError, match=r"step 3: loss nan: nothing .* bad steps is 3, faults.limit allows 2. Advice"):
+    with pytest.raises(NonFiniteError, match=r"step 3: loss nan: nothing .* steps is 3, faults.limit allows 2. Advice"):
         guard.bad("step 3: loss nan", "Advice")
 
 
