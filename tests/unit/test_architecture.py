@@ -22,7 +22,7 @@ HOMES = {
     "deepspeed": ("pipeline/training/engine.py",),
     "prometheus_client": ("cluster/telemetry.py",),
     "grafana_foundation_sdk": ("cluster/monitoring/dashboards.py",),
-    "fsspec": ("pipeline/shards/sources/remote.py", "pipeline/shards/transfer.py"),
+    "fsspec": ("pipeline/shards/stores.py",),
     "jinja2": ("pipeline/evaluation/report.py", "pipeline/shards/page.py"),
     "matplotlib": ("pipeline/evaluation/plots.py",),
     "mtcnnruntime": ("pipeline/shards/alignment/detector.py",),
