@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test bench demo shards clean
+.PHONY: help install lint test bench demo shards monitor clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,12 @@ $(DEMO)/report.html: $(TRAINED)
 shards: $(STAMP) ## SRC=folder OUT=folder: identity folders of aligned faces to WebDataset tars
 	@test -n "$(SRC)" && test -n "$(OUT)" || { echo "usage: make shards SRC=folder-of-identity-folders OUT=folder"; exit 2; }
 	$(BIN)/python stages/shard.py "$(SRC)" "$(OUT)" $(ARGS)
+
+monitor: ## RUN=folder: Prometheus with its alerts on a run, at http://localhost:9090
+	@test -d "$(RUN)" || { echo "usage: make monitor RUN=folder-of-a-run"; exit 2; }
+	@command -v prometheus >/dev/null || { echo "make: 'prometheus' not found: install it (Debian: apt-get install prometheus)"; exit 1; }
+	cp cluster/monitoring/prometheus.yml cluster/monitoring/alerts.yml "$(RUN)"
+	prometheus --config.file="$(RUN)/prometheus.yml" --storage.tsdb.path="$(RUN)/prometheus" $(ARGS)
 
 clean: ## remove .venv and runs
 	rm -rf $(VENV) runs
