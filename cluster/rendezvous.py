@@ -101,6 +101,11 @@ def host_of(rank: int, topology: Topology) -> str:
     return names[node] if node < len(names) and names[node] else f"host {node + 1} of the hostfile"
 
 
+def host_at(store: dist.Store, rank: int) -> str:
+    """The host that a rank came from to the run's store."""
+    return str(json.loads(store.get(f"here/{rank}"))["host"])
+
+
 def differences(cards: Mapping[int, Mapping[str, object]]) -> str:
     """How the facts of some host differ from rank 0's, one clause a host and fact; empty when they do not.
 

@@ -21,7 +21,7 @@ from types import TracebackType
 
 import torch.distributed as dist
 
-from cluster.rendezvous import host_of
+from cluster.rendezvous import host_at
 from cluster.stop import EXIT_LOST
 from cluster.stopwatch import STEP
 from cluster.topology import Topology
@@ -56,7 +56,10 @@ class Watchdog:
         self._topology, self._limit = topology, limit_seconds
         self._step, self._moved_at = 0, time.monotonic()
         self._answered_at = time.monotonic()
-        self._peers: dict[int, _Peer] = {}
+        others = [rank for rank in range(topology.num_ranks) if rank != topology.rank]
+        self._hosts = {rank: host_at(store, rank) for rank in others}
+        # A rank that never says anything has been silent since this one began to listen.
+        self._peers = {rank: _Peer(b"", time.monotonic()) for rank in others}
         self._over = threading.Event()
         self._threads = [
             threading.Thread(target=work, name=f"watchdog {work.__name__}", daemon=True)
@@ -65,6 +68,8 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         self._moved_at = self._answered_at = time.monotonic()
+        for peer in self._peers.values():
+            peer.seen_at = self._moved_at
         for thread in self._threads:
             thread.start()
         return self
@@ -83,20 +88,19 @@ class Watchdog:
         now = time.monotonic()
         if now - self._answered_at > _SILENT_SECONDS and self._topology.rank != 0:
             return (
-                f"silent: rank 0 on {self._host(0)}, which keeps the store (no answer for "
+                f"silent: rank 0 on {self._hosts[0]}, which keeps the store (no answer for "
                 f"{now - self._answered_at:.0f} s)"
             )
         silent = [rank for rank, peer in self._peers.items() if now - peer.seen_at > _SILENT_SECONDS]
         if silent:
             return "silent: " + ", ".join(
-                f"rank {rank} on {self._host(rank)} (no sign of life for {now - self._peers[rank].seen_at:.0f} s)"
+                f"rank {rank} on {self._hosts[rank]} (no sign of life for {now - self._peers[rank].seen_at:.0f} s)"
                 for rank in silent
             )
-        places = {rank: json.loads(peer.said) for rank, peer in self._peers.items()}
+        places = {rank: json.loads(peer.said) for rank, peer in self._peers.items() if peer.said}
         behind = [rank for rank, place in places.items() if place["marks"] < STEP.marks]
         return ", ".join(
-            f"behind: rank {rank} on {places[rank]['host']} stands in step {places[rank]['step']}, "
-            f"{places[rank]['part']}"
+            f"behind: rank {rank} on {self._hosts[rank]} stands in step {places[rank]['step']}, {places[rank]['part']}"
             for rank in behind
         )
 
@@ -108,34 +112,24 @@ class Watchdog:
         here = f"rank {self._topology.rank} on {socket.gethostname()}"
         return f"{here}: {what} in step {self._step + 1}; {missing or 'every rank speaks'}"
 
-    def _host(self, rank: int) -> str:
-        peer = self._peers.get(rank)
-        return str(json.loads(peer.said)["host"]) if peer else host_of(rank, self._topology)
-
     def _beat(self) -> None:
         """Write this rank's place and read the others'. Blocks for as long as the store does."""
         number = 0
-        others = [rank for rank in range(self._topology.num_ranks) if rank != self._topology.rank]
         while not self._over.wait(_BEAT_SECONDS):
             number += 1
             place = {
                 "beat": number,
-                "host": socket.gethostname(),
                 "step": self._step + 1,
                 "part": STEP.current or "between parts",
                 "marks": STEP.marks,
             }
             with contextlib.suppress(RuntimeError):  # the store is gone: `missing` sees that it does not answer
                 self._store.set(f"beat/{self._topology.rank}", json.dumps(place))
-                for rank in others:
-                    if self._store.check([f"beat/{rank}"]):
-                        self._hear(rank, self._store.get(f"beat/{rank}"))
+                for rank, peer in self._peers.items():
+                    said = self._store.get(f"beat/{rank}") if self._store.check([f"beat/{rank}"]) else b""
+                    if said != peer.said:
+                        peer.said, peer.seen_at = said, time.monotonic()
                 self._answered_at = time.monotonic()
-
-    def _hear(self, rank: int, said: bytes) -> None:
-        peer = self._peers.get(rank)
-        if peer is None or peer.said != said:
-            self._peers[rank] = _Peer(said, time.monotonic())
 
     def _judge(self) -> None:
         while not self._over.wait(0.2):

@@ -1,0 +1,72 @@
+"""The hosts of a run: read from DeepSpeed's hostfile, asked whether they answer, given ranks."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+# pdsh passes these on to ssh. A host that is cut off closes no connection: ssh must ask whether it is still there.
+KEEP_ALIVE = "-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
+SSH_ARGUMENTS = "PDSH_SSH_ARGS_APPEND"
+
+
+def read_hostfile(path: Path) -> dict[str, int]:
+    """Hosts and their slots, in the file's order: lines of ``host slots=N``; # begins a comment.
+
+    Raises:
+        ValueError: naming the line; when there is no host.
+    """
+    hosts: dict[str, int] = {}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        name, slots = words[0], words[-1].removeprefix("slots=")
+        if len(words) != 2 or not slots.isdigit() or int(slots) < 1 or name in hosts:
+            raise ValueError(f"{path} line {number}: got {line!r}, wanted a new host as 'name slots=N'")
+        hosts[name] = int(slots)
+    if not hosts:
+        raise ValueError(f"{path}: got no host, wanted lines of 'name slots=N'")
+    return hosts
+
+
+def answering(hosts: Mapping[str, int], timeout_seconds: float) -> dict[str, int]:
+    """Those of `hosts` on which a command can be run by ssh within the time; all are asked at once."""
+    arguments = shlex.split(f"{KEEP_ALIVE} {os.environ.get(SSH_ARGUMENTS, '')}")
+    asked = {
+        host: subprocess.Popen(
+            ["ssh", *arguments, host, "true"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for host in hosts
+    }
+    there = {}
+    for host, process in asked.items():
+        try:
+            if process.wait(timeout=timeout_seconds) == 0:
+                there[host] = hosts[host]
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    return there
+
+
+def assign(hosts: Mapping[str, int], fits: Callable[[int], bool]) -> dict[str, int]:
+    """Ranks for each host: as many as there are slots for and as fit the run, hosts filled in order.
+
+    Example: 3 hosts of 4 slots and a global batch of 16 make 8 ranks, on the first two. Empty when no number fits.
+    """
+    for ranks in range(sum(hosts.values()), 0, -1):
+        if fits(ranks):
+            given: dict[str, int] = {}
+            for host, slots in hosts.items():
+                take = min(slots, ranks - sum(given.values()))
+                if take:
+                    given[host] = take
+            return given
+    return {}

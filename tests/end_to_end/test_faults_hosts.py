@@ -1,0 +1,137 @@
+"""Three real hosts, one of which is lost: killed, or cut off the network without a connection being closed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.hosts import Hosts, why_not
+from tests.end_to_end.launcher import DEEPSPEED, free_port, metrics, train, write_recipe
+from tests.faces import ROOT, write_shards
+
+REASON = why_not()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("set"), identities=7, images=6)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    folder = tmp_path_factory.mktemp("whole")
+    train(folder, 1, "--recipe", write_recipe(folder / "recipe.yaml", shards, STEPS), "--run", "run")
+    return [row["loss"] for row in metrics(folder / "run")]
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[Hosts]:
+    with Hosts(tmp_path / "hosts", 3) as made:
+        yield made
+
+
+class Supervised:
+    """A supervised run on `hosts`, its output in a file."""
+
+    def __init__(self, folder: Path, hosts: Hosts, shards: Path) -> None:
+        self.run, self._output = folder / "run", folder / "output"
+        recipe = write_recipe(folder / "recipe.yaml", shards, STEPS)
+        command = [sys.executable, ROOT / "stages" / "supervise.py", "--hostfile", hosts.hostfile()]
+        command += ["--master-port", free_port(), "--probe-seconds", 4, "--wait-seconds", 0.5]
+        command += ["--export", "GLOO_SOCKET_IFNAME=eth0", "--export", "OMP_NUM_THREADS=1"]
+        command += ["--", "--recipe", recipe, "--run", self.run]
+        command += ["--set", "faults.step_seconds=8", "--set", "timeout_seconds=60"]
+        with self._output.open("w") as output:
+            self.process = subprocess.Popen(
+                list(map(str, command)),
+                cwd=folder,
+                env=os.environ
+                | {"PDSH_SSH_ARGS_APPEND": hosts.ssh_arguments, "PATH": f"{DEEPSPEED.parent}:{os.environ['PATH']}"},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text()
+
+    @property
+    def step(self) -> int:
+        return int(max((row["step"] for row in metrics(self.run)), default=0))
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 240
+        while not condition():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.output
+            time.sleep(0.05)
+
+    def end(self) -> None:
+        try:
+            assert self.process.wait(timeout=240) == 0, self.output
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def losses(run: Path) -> list[float]:
+    rows = metrics(run)
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1)), "a step is missing, or was done twice"
+    return [row["loss"] for row in rows]
+
+
+def test_a_killed_host_is_left_out_and_taken_back(
+    hosts: Hosts, shards: Path, uninterrupted: list[float], tmp_path: Path
+) -> None:
+    supervised = Supervised(tmp_path, hosts, shards)
+    try:
+        supervised.wait_for(lambda: supervised.step >= 7)
+        hosts.kill(2)
+        supervised.wait_for(lambda: "start 2 on" in supervised.output and supervised.step >= 17)
+        hosts.boot(2)
+        for pid in hosts.pids(1):  # a rank dies, and with it the start on two hosts
+            if "--local_rank" in Path(f"/proc/{pid}/cmdline").read_text():
+                os.kill(pid, signal.SIGKILL)
+        supervised.end()
+    finally:
+        supervised.stop()
+    output = supervised.output
+    assert "silent: rank 2 on host3 (no sign of life for" in output
+    assert f"{hosts.addresses[2]} does not answer: left out" in output
+    first, second, third = (line for line in output.splitlines() if line.startswith("supervise.py: start"))
+    assert hosts.addresses[2] in first and hosts.addresses[2] not in second and hosts.addresses[2] in third
+    assert losses(supervised.run) == pytest.approx(uninterrupted, rel=1e-5)
+
+
+def test_a_host_cut_off_is_named_by_every_survivor_and_left_out(
+    hosts: Hosts, shards: Path, uninterrupted: list[float], tmp_path: Path
+) -> None:
+    lost = 0  # the hardest: rank 0's host, with the store that the others meet at
+    supervised = Supervised(tmp_path, hosts, shards)
+    try:
+        supervised.wait_for(lambda: supervised.step >= 7)
+        hosts.unplug(lost)
+        supervised.end()
+    finally:
+        supervised.stop()
+    output = supervised.output
+    for rank in {0, 1, 2} - {lost}:
+        named = [line for line in output.splitlines() if f"rank {rank} on host{rank + 1}: nothing moved" in line]
+        assert len(named) == 1, output
+        assert f"silent: rank {lost} on host{lost + 1}" in named[0]
+    assert f"{hosts.addresses[lost]} does not answer: left out" in output
+    assert losses(supervised.run) == pytest.approx(uninterrupted, rel=1e-5)
