@@ -26,6 +26,13 @@ def main() -> int:
     parser.add_argument("--size", choices=sizes, default="112x96", help="height x width of a crop (112x96)")
     parser.add_argument("--min-face", type=int, default=32, help="shorter side of the smallest face, in pixels (32)")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (one a CPU)")
+    parser.add_argument(
+        "--part",
+        type=_part,
+        metavar="I/N",
+        default=(0, 1),
+        help="align part I of N (from 0), on machines that share OUT",
+    )
     args = parser.parse_args()
     tqdm.monitor_interval = 0  # its thread must not be there when the workers are forked
     try:
@@ -37,6 +44,7 @@ def main() -> int:
                 size=sizes[args.size],
                 min_face=args.min_face,
                 workers=args.workers,
+                part=args.part,
                 progress=bar.update,
             )
     except ShardError as error:
@@ -47,6 +55,13 @@ def main() -> int:
         return 130
     print(f"{args.out}: " + ", ".join(f"{photos:,} {what}" for what, photos in ends.most_common()))
     return 0
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, parts = text.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and int(number) < int(parts)):
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted I/N with I from 0 to N - 1")
+    return int(number), int(parts)
 
 
 if __name__ == "__main__":

@@ -4,32 +4,36 @@ python stages/shard.py SRC OUT              write the shards of SRC (the same as
 python stages/shard.py verify SET           compare a set with its manifest
 python stages/shard.py subset SET OUT ...   some people or fewer images, without copying
 python stages/shard.py merge SET ... OUT    several sets as one, without copying
+
+SRC and OUT may be URLs of any store that fsspec knows, such as s3://bucket/faces (which needs s3fs).
 """
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
-import numpy as np
 from tqdm import tqdm
 
-from pipeline.shards import selection
 from pipeline.shards.build import make_shards
 from pipeline.shards.hygiene import clean
-from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.page import write_page
 from pipeline.shards.plan import make_plan, samples_in
 from pipeline.shards.sequential import make_sequentially
 from pipeline.shards.sources.detect import open_source
 from pipeline.shards.sources.fitted import WAYS, FittedSource
-from pipeline.shards.sources.parquet import ParquetSource
+from pipeline.shards.sources.parquet import Columns, ParquetSource
+from pipeline.shards.stores import is_url
+from pipeline.shards.subset import subset
+from pipeline.shards.to_store import make_in_store
 from pipeline.shards.transfer import pull, push
 from pipeline.shards.verify import verify
-from pipeline.shards.views import merge, read_identities, select
+from pipeline.shards.views import merge
 
 CPUS = len(os.sched_getaffinity(0))
 
@@ -53,9 +57,12 @@ def main() -> int:
 
 
 def _make(args: argparse.Namespace) -> int:
-    if args.out.resolve().is_relative_to(Path(args.src).resolve()):
-        raise ShardError(f"{args.out}: lies inside {args.src}, wanted a folder outside it")
-    source = open_source(args.src)
+    # On its way to a store, a set needs a little room here.
+    folder = Path(f"{PurePosixPath(args.out).name}.sending") if is_url(args.out) else Path(args.out)
+    if not is_url(args.src) and folder.resolve().is_relative_to(Path(args.src).resolve()):
+        raise ShardError(f"{folder}: lies inside {args.src}, wanted a folder outside it")
+    copies = folder.with_name(f"{folder.name}.copies")
+    source = open_source(args.src, copies=copies, columns=Columns(args.image_column, args.label_column))
     in_order = isinstance(source, ParquetSource)
     if args.fit:
         if not args.size:
@@ -63,13 +70,15 @@ def _make(args: argparse.Namespace) -> int:
         height, width = args.size
         source = FittedSource(source, height, width, args.fit)
     samples_per_tar = samples_in(source, args.tar_mb * 1_000_000) if args.tar_mb else args.samples_per_tar
-    plan = make_plan(source, args.out, seed=args.seed, samples_per_tar=samples_per_tar, size=args.size)
-    make = make_sequentially if in_order else make_shards
+    plan = make_plan(source, folder, seed=args.seed, samples_per_tar=samples_per_tar, size=args.size)
     with _bar(len(source.labels) * (2 if in_order else 1)) as bar:
-        manifest = make(plan, workers=args.workers, part=args.part, progress=bar.update)
+        make = make_sequentially if in_order else make_shards
+        make = partial(make, workers=args.workers, part=args.part, progress=bar.update)
+        manifest = make_in_store(plan, args.out, make) if is_url(args.out) else make(plan)
     if manifest is None:
         print(f"{args.out}: part {args.part[0]}/{args.part[1]} is done, the set is not: wanted the other parts too")
     else:
+        shutil.rmtree(copies, ignore_errors=True)
         _say(args.out, manifest)
     return 0
 
@@ -106,34 +115,9 @@ def _pull(args: argparse.Namespace) -> int:
 
 
 def _subset(args: argparse.Namespace) -> int:
-    manifest = Manifest.load(args.set)
-    labels = open_index(args.set, manifest)["label"]
-    names = np.array(read_identities(args.set, manifest))
-    keep = np.ones(len(labels), bool)
-    if args.keep:
-        keep &= selection.of_identities(labels, np.isin(names, _names(args.keep, names)))
-    if args.drop:
-        keep &= ~selection.of_identities(labels, np.isin(names, _names(args.drop, names)))
-    if args.people:
-        keep &= selection.of_some_people(labels, len(names), args.people, args.seed)
-    if args.min_images:
-        keep &= selection.with_at_least(labels, args.min_images)
-    if args.max_images:
-        keep &= selection.at_most_each(labels, args.max_images)
-    _say(args.out, select(args.set, args.out, keep, kind="subset"))
+    choices = ("keep", "drop", "people", "min_images", "max_images", "seed")
+    _say(args.out, subset(args.set, args.out, **{choice: getattr(args, choice) for choice in choices}))
     return 0
-
-
-def _names(file: Path, known: "np.ndarray[tuple[int], np.dtype[np.str_]]") -> list[str]:
-    """Names of a file, one a line; one that is not in the set is more likely a slip than meant."""
-    try:
-        wanted = [line for line in file.read_text().splitlines() if line]
-    except OSError as error:
-        raise ShardError(f"{file}: {error.strerror}") from error
-    strange = sorted(set(wanted) - set(known.tolist()))
-    if strange:
-        raise ShardError(f"{file}: {len(strange)} names are not in identities.txt, the first {strange[0]!r}")
-    return wanted
 
 
 def _merge(args: argparse.Namespace) -> int:
@@ -171,7 +155,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
-def _say(out: Path, manifest: Manifest) -> None:
+def _say(out: Path | str, manifest: Manifest) -> None:
     size = sum(tar.bytes for tar in manifest.tars) / 1e6
     print(
         f"{out}: {manifest.samples:,} samples of {manifest.identities:,} identities, "
@@ -242,14 +226,18 @@ def _parser() -> argparse.ArgumentParser:
 def _add_make(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "src",
-        help="aligned faces: a folder (of identity folders, tars or Parquet, or with train.rec), a list file or a URL",
+        help="aligned faces: a folder (identity folders, tars, Parquet, or with train.rec), a list file, or a URL",
     )
-    parser.add_argument("out", type=Path, help="folder for the shards; an unfinished one is gone on with")
+    parser.add_argument(
+        "out", help="folder (or URL) for the shards; an unfinished one is gone on with, one at a URL in ./NAME.sending"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle over the whole set (0)")
     parser.add_argument("--samples-per-tar", type=int, default=10_000, help="the most a tar holds (10000)")
     parser.add_argument("--tar-mb", type=_count, help="so many samples a tar that it has about this size (instead)")
     parser.add_argument("--size", type=_size, metavar="HxW", help="wanted image size (the first image's)")
     parser.add_argument("--fit", choices=WAYS, help="bring images of other sizes to --size (else they are set aside)")
+    parser.add_argument("--image-column", default="image", help="of Parquet (image)")
+    parser.add_argument("--label-column", default="label", help="of Parquet (label)")
     parser.add_argument("--workers", type=_count, default=CPUS, help="processes (one a CPU)")
     parser.add_argument(
         "--part",

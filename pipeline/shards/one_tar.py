@@ -6,7 +6,7 @@ record, and made again.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -47,14 +47,16 @@ class Sample(NamedTuple):
     key: str
 
 
-def write_tar(plan: Plan, tar: int) -> int:
+def write_tar(plan: Plan, tar: int, *, send: Callable[[Path], object] | None = None) -> int:
     """Write tar number `tar` of the plan unless it is there; return how many source files it took.
+
+    `send` takes the tar and then its index elsewhere, before the record says that they are whole.
 
     Raises:
         ShardError: the disk is full, or the source is gone.
     """
-    if not _is_whole(plan, tar):
-        _write(plan, tar)
+    if not _is_whole(plan, tar, is_here=send is None):
+        _write(plan, tar, send or (lambda _path: None))
     return int(plan.bounds[tar + 1] - plan.bounds[tar])
 
 
@@ -77,7 +79,7 @@ def files_of(plan: Plan, tar: int) -> list[Path]:
     return [path, path.with_suffix(".idx")] if path.is_file() else []
 
 
-def _write(plan: Plan, tar: int) -> None:
+def _write(plan: Plan, tar: int, send: Callable[[Path], object]) -> None:
     path = _tar_path(plan, tar)
     rows = [np.empty(0, SAMPLE)]
     lines: list[str] = []
@@ -95,6 +97,8 @@ def _write(plan: Plan, tar: int) -> None:
     index = f"v1.2 {entry.samples}\n{''.join(lines)}".encode()
     if entry.samples:
         write_file(path.with_suffix(".idx"), index, synced=False)
+        send(path)
+        send(path.with_suffix(".idx"))
     else:
         path.unlink()  # DALI refuses a tar without samples
     record = TarRecord(entry, hashlib.sha256(index).hexdigest(), set_aside, np.concatenate(rows))
@@ -144,18 +148,20 @@ def _save_record(plan: Plan, tar: int, record: TarRecord) -> None:
     write_file(path, json.dumps(raw).encode(), synced=False)
 
 
-def _is_whole(plan: Plan, tar: int) -> bool:
-    """Whether the tar has a record, and its files are still those of the record."""
+def _is_whole(plan: Plan, tar: int, *, is_here: bool) -> bool:
+    """Whether the tar has a record, and its files, if they are to be here, are still those of the record."""
     if not has_record(plan, tar):
         return False
     try:
         record = read_record(plan, tar)
     except (OSError, ValueError, EOFError, LookupError, TypeError):  # what a power cut left of it
         return False
+    if not is_here or not record.entry.samples:
+        return len(record.rows) == record.entry.samples
     path = _tar_path(plan, tar)
     digests = record.entry.sha256, record.idx_sha256
     files_are_whole = (file_sha256(path), file_sha256(path.with_suffix(".idx"))) == digests
-    return len(record.rows) == record.entry.samples and (files_are_whole or not record.entry.samples)
+    return len(record.rows) == record.entry.samples and files_are_whole
 
 
 def file_sha256(path: Path) -> str:

@@ -99,8 +99,7 @@ def claim_folder(plan: Plan) -> Manifest | None:
     folder, progress = plan.folder, plan.folder / PROGRESS
     if (folder / MANIFEST).is_file():
         manifest = Manifest.load(folder)
-        same = replace(plan, image_height=manifest.image_height, image_width=manifest.image_width)
-        _refuse_other(folder, replace(same, made=manifest.made).facts(), plan.facts())
+        refuse_other_plan(plan, manifest, folder)
         # A run killed between its last two steps has a manifest and its records still.
         shutil.rmtree(progress, ignore_errors=True)
         return manifest
@@ -118,7 +117,17 @@ def claim_folder(plan: Plan) -> Manifest | None:
     return None
 
 
-def _refuse_other(folder: Path, there: dict[str, object], wanted: dict[str, object]) -> None:
+def refuse_other_plan(plan: Plan, manifest: Manifest, where: Path | str) -> None:
+    """Make sure that a finished set is the plan's.
+
+    Raises:
+        ShardError: it is another's; names what differs.
+    """
+    size = replace(plan, image_height=manifest.image_height, image_width=manifest.image_width)
+    _refuse_other(where, replace(size, made=manifest.made).facts(), plan.facts())
+
+
+def _refuse_other(folder: Path | str, there: dict[str, object], wanted: dict[str, object]) -> None:
     """Name every fact in which the folder's shards differ from the plan's."""
     names = [name for name in wanted if there.get(name) != wanted[name]]
     if names:

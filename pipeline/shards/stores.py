@@ -67,15 +67,13 @@ def fetch_whole(store: Any, there: str, here: Path) -> None:
 
 
 def send(here: Path, store: Any, there: str) -> None:
-    """Copy one file to a store unless one of its size is there.
+    """Copy one file to a store, over what may be there.
 
     Raises:
         OSError: the store refuses, or keeps another number of bytes.
     """
-    size = here.stat().st_size
-    if store.exists(there) and store.size(there) == size:
-        return
     store.put_file(str(here), there)
     store.invalidate_cache()
-    if (got := store.size(there)) != size:
-        raise OSError(f"{there}: got {got} bytes, wanted {size}")
+    wanted, got = here.stat().st_size, store.size(there)
+    if got != wanted:
+        raise OSError(f"{there}: got {got} bytes, wanted {wanted}")

@@ -37,9 +37,17 @@ def push(folder: Path, url: str, *, progress: Callable[[int], object] = lambda _
 
     def send_one(name: str) -> None:
         _compare(folder / name, manifest, name)
-        send(folder / name, store, f"{root}/{name}")
+        there = f"{root}/{name}"
+        if not store.exists(there) or store.size(there) != (folder / name).stat().st_size:
+            send(folder / name, store, there)
 
     try:
+        # Files of its size are taken for its own, so the set of another manifest must not be there.
+        if (
+            store.exists(f"{root}/{MANIFEST}")
+            and store.cat_file(f"{root}/{MANIFEST}") != (folder / MANIFEST).read_bytes()
+        ):
+            raise ShardError(f"{url}: holds another set; choose another folder or remove it")
         store.makedirs(root, exist_ok=True)
         _transfer(send_one, manifest, url, progress)
         store.put_file(str(folder / MANIFEST), f"{root}/{MANIFEST}")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline.shards.alignment.photos import align_photo, align_photos
 from pipeline.shards.alignment.similarity import crop, fit_similarity, reference_points
 from pipeline.shards.errors import ShardError
 from pipeline.shards.sources.folder import scan_folder
+from pipeline.shards.workers import each_done
 from tests.detector import needs_detector
 
 # --- the similarity ----------------------------------------------------------------------------------------
@@ -218,6 +220,36 @@ def test_the_crops_do_not_depend_on_workers_or_on_a_stop(
     assert (tmp_path / "one.tsv").read_text() == (tmp_path / "two.tsv").read_text()
     with pytest.raises(ShardError, match="is not empty, wanted a new folder"):
         align_photos(source, tmp_path / "one")
+
+
+@needs_detector
+def test_parts_make_the_same_crops_and_list(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = scan_folder(photos)
+    monkeypatch.setattr("pipeline.shards.alignment.photos.BATCH", 2)
+    whole = align_photos(source, tmp_path / "whole")
+    ends = [align_photos(source, tmp_path / "parts", part=(part, 3)) for part in (2, 0, 2)]
+    assert not (tmp_path / "parts.tsv").exists()
+    ends.append(align_photos(source, tmp_path / "parts", part=(1, 3)))
+    assert ends[0] == ends[2]
+    assert ends[0] + ends[1] + ends[3] == whole
+    assert crops(tmp_path / "parts") == crops(tmp_path / "whole")
+    assert (tmp_path / "parts.tsv").read_text() == (tmp_path / "whole.tsv").read_text()
+    assert not (tmp_path / "parts" / ".progress").exists()
+
+
+def one_part(photos: Path, out: Path, part: int) -> int:
+    return sum(align_photos(scan_folder(photos), out, part=(part, 4)).values())
+
+
+@needs_detector
+def test_parts_at_the_same_time_make_the_same_crops_and_list(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.shards.alignment.photos.BATCH", 2)
+    align_photos(scan_folder(photos), tmp_path / "whole")
+    assert sum(each_done(partial(one_part, photos, tmp_path / "parts"), range(4), 4)) == 7
+    assert crops(tmp_path / "parts") == crops(tmp_path / "whole")
+    assert (tmp_path / "parts.tsv").read_text() == (tmp_path / "whole.tsv").read_text()
 
 
 def test_without_the_detector_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,15 @@ def test_damage_on_either_side_is_found(shards: Path, tmp_path: Path) -> None:
         push(shards, url)
 
 
+def test_a_set_is_not_pushed_over_another(shards: Path, tmp_path: Path) -> None:
+    make_shards(make_plan(scan_folder(tmp_path / "faces"), tmp_path / "b", seed=1, samples_per_tar=4, size=None))
+    url = f"file://{tmp_path}/there"
+    push(shards, url)
+    with pytest.raises(ShardError, match="there: holds another set"):
+        push(tmp_path / "b", url)
+    assert snapshot(tmp_path / "there") == snapshot(shards)
+
+
 def test_a_set_without_its_tars_is_refused(shards: Path, tmp_path: Path) -> None:
     select(shards, tmp_path / "view", np.ones(9, bool), kind="subset")
     with pytest.raises(ShardError, match="the set's tars lie in other folders"):

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from pipeline.shards.alignment.detector import detect, nearest_centre
 from pipeline.shards.alignment.similarity import crop, reference_points
 from pipeline.shards.errors import SetAsideError, ShardError
-from pipeline.shards.files import write_file
+from pipeline.shards.files import locked, write_file
 from pipeline.shards.plan import PROGRESS
 from pipeline.shards.sources import Source
 from pipeline.shards.workers import each_done
@@ -32,11 +32,13 @@ def align_photos(
     size: tuple[int, int] = (112, 96),
     min_face: int = 32,
     workers: int = 1,
+    part: tuple[int, int] = (0, 1),
     progress: Callable[[int], object] = lambda _photos: None,
 ) -> Counter[str]:
     """Write `out/<key of the photograph>.jpg` for every photograph with a face; go on where an earlier run stopped.
 
-    What was not plain (no face, a tiny one, several, unreadable) is listed in `out` + `.tsv`: path and what.
+    What was not plain (no face, a tiny one, several, unreadable) is listed in `out` + `.tsv`, path and what, when all
+    parts are done.
 
     Args:
         source: photographs, named `identity/file`.
@@ -44,28 +46,43 @@ def align_photos(
         size: (height, width) of a crop: 112x96 or 112x112.
         min_face: a face whose box has a shorter side than this, in pixels, is listed and not written.
         workers: processes; the result does not depend on it.
+        part: (number, parts): every `parts`-th batch only, the others being aligned elsewhere at any time.
         progress: called with the number of photographs of each batch.
 
     Returns:
-        How many photographs came to which end.
+        How many photographs of the part came to which end.
 
     Raises:
         ShardError: `out` holds crops of other photographs, the disk is full, or the detector is not installed.
     """
     reference_points(*size)
-    records = out / PROGRESS
-    facts = {"source": source.digest(), "size": list(size), "min_face": min_face}
-    _claim(out, records, facts)
-    batches = range(-(-len(source.labels) // BATCH))
-    for photos in each_done(partial(_align_batch, source, out, size, min_face), batches, workers):
-        progress(photos)
-    ends = [json.loads((records / f"{batch}.json").read_bytes()) for batch in batches]
-    found = [(path, what) for batch in ends for path, what in batch]
-    listed = sorted([*source.set_aside, *((path, what) for path, what in found if what != ALIGNED)])
-    text = "".join(["path\twhat\n", *(f"{path}\t{what}\n" for path, what in listed)])
-    write_file(out.with_name(out.name + ".tsv"), text.encode("utf-8", "backslashreplace"))
-    shutil.rmtree(records)
-    return Counter(what.partition(":")[0] for _, what in found)
+    _claim(out, {"source": source.digest(), "size": list(size), "min_face": min_face})
+    batches = -(-len(source.labels) // BATCH)
+    ends: Counter[str] = Counter()
+    align = partial(_align_batch, source, out, size, min_face)
+    for photos in each_done(align, range(part[0], batches, part[1]), workers):
+        ends.update(what.partition(":")[0] for _, what in photos)
+        progress(len(photos))
+    _join(source, out, batches)
+    return ends
+
+
+def _join(source: Source, out: Path, batches: int) -> None:
+    """List what was not plain if all batches are there and nobody else has; two parts may be last at once."""
+    records, table = out / PROGRESS, out.with_name(out.name + ".tsv")
+    try:
+        with locked(records / "lock"):
+            if not all(_record(out, batch).is_file() for batch in range(batches)):
+                return
+            found = (pair for batch in range(batches) for pair in json.loads(_record(out, batch).read_bytes()))
+            listed = sorted([*source.set_aside, *((path, what) for path, what in found if what != ALIGNED)])
+            text = "".join(["path\twhat\n", *(f"{path}\t{what}\n" for path, what in listed)])
+            write_file(table, text.encode("utf-8", "backslashreplace"))
+            shutil.rmtree(records)
+    except ShardError:
+        # The lock goes when the table has come.
+        if records.is_dir() or not table.is_file():
+            raise
 
 
 def align_photo(data: bytes, size: tuple[int, int], min_face: int) -> tuple[bytes, str]:
@@ -86,13 +103,19 @@ def align_photo(data: bytes, size: tuple[int, int], min_face: int) -> tuple[byte
     return buffer.getvalue(), f"{SEVERAL}: {len(faces)}" if len(faces) > 1 else ALIGNED
 
 
-def _align_batch(source: Source, out: Path, size: tuple[int, int], min_face: int, batch: int) -> int:
-    """Align one batch unless it is done; returns its photographs."""
-    record = out / PROGRESS / f"{batch}.json"
-    photos = range(batch * BATCH, min((batch + 1) * BATCH, len(source.labels)))
+def _align_batch(source: Source, out: Path, size: tuple[int, int], min_face: int, batch: int) -> list[tuple[str, str]]:
+    """Align one batch unless it is done; the key of each photograph and what became of it."""
+    record = _record(out, batch)
     if not record.is_file():
-        write_file(record, json.dumps([_align_one(source, out, size, min_face, photo) for photo in photos]).encode())
-    return len(photos)
+        photos = range(batch * BATCH, min((batch + 1) * BATCH, len(source.labels)))
+        ends = [_align_one(source, out, size, min_face, photo) for photo in photos]
+        write_file(record, json.dumps(ends).encode())
+        return ends
+    return [(key, what) for key, what in json.loads(record.read_bytes())]
+
+
+def _record(out: Path, batch: int) -> Path:
+    return out / PROGRESS / f"{batch}.json"
 
 
 def _align_one(source: Source, out: Path, size: tuple[int, int], min_face: int, photo: int) -> tuple[str, str]:
@@ -108,15 +131,16 @@ def _align_one(source: Source, out: Path, size: tuple[int, int], min_face: int, 
     return key, what
 
 
-def _claim(out: Path, records: Path, facts: dict[str, object]) -> None:
+def _claim(out: Path, facts: dict[str, object]) -> None:
+    """Make `out` ready to write in; it must be new, or hold unfinished crops with the same facts."""
+    records = out / PROGRESS
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not records.is_dir())):
+        raise ShardError(f"{out}: is not empty, wanted a new folder")
+    records.mkdir(parents=True, exist_ok=True)
     plan = records / "plan.json"
-    if plan.is_file():
-        there = json.loads(plan.read_bytes())
+    with locked(records / "lock"):  # several machines may begin at once
+        there = json.loads(plan.read_bytes()) if plan.is_file() else facts
         names = [name for name in facts if there.get(name) != facts[name]]
         if names:
             raise ShardError(f"{out}: holds crops with another {', '.join(names)}; choose another folder or remove it")
-        return
-    if out.exists() and (not out.is_dir() or any(path != records for path in out.iterdir())):
-        raise ShardError(f"{out}: is not empty, wanted a new folder")
-    records.mkdir(parents=True, exist_ok=True)
-    write_file(plan, json.dumps(facts).encode())
+        write_file(plan, json.dumps(facts).encode())

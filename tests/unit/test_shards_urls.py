@@ -1,0 +1,228 @@
+"""Every source at a URL, and sets written straight to one, are the same bytes as on a local disk."""
+
+import contextlib
+import functools
+import http.server
+import io
+import struct
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.shards.build import make_shards
+from pipeline.shards.errors import ShardError
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.plan import Plan, make_plan
+from pipeline.shards.sequential import make_sequentially
+from pipeline.shards.sources import Source
+from pipeline.shards.sources.detect import open_source
+from pipeline.shards.sources.folder import scan_folder
+from pipeline.shards.to_store import make_in_store
+
+SOURCES = ("folders", "list", "recordio", "tars", "parquet")
+
+
+def face(number: int) -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same ten faces of three people as every kind of source."""
+    root = tmp_path_factory.mktemp("data")
+    for number in range(10):
+        for folder in (root / "folders" / f"{number % 3}", root / "list"):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{number}.jpg").write_bytes(face(number))
+    (root / "list" / "faces.txt").write_text("".join(f"{n}.jpg\t{n % 3}\n" for n in range(10)))
+    make_shards(make_plan(scan_folder(root / "folders"), root / "tars", seed=4, samples_per_tar=4, size=None))
+    write_records(root / "recordio")
+    return root
+
+
+def write_records(folder: Path) -> None:
+    folder.mkdir()
+    with (folder / "train.rec").open("wb") as rec, (folder / "train.idx").open("w") as idx:
+        for key in range(1, 11):
+            content = struct.pack("<IfQQ", 0, (key - 1) % 3, key, 0) + face(key - 1)
+            idx.write(f"{key}\t{rec.tell()}\n")
+            rec.write(struct.pack("<II", 0xCED7230A, len(content)) + content + bytes(-len(content) % 4))
+
+
+def write_parquet(folder: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder.mkdir(exist_ok=True)
+    table = arrow.table({"image": [face(n) for n in range(10)], "label": [n % 3 for n in range(10)]})
+    parquet.write_table(table, folder / "a.parquet", row_group_size=4)
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """A folder behind a small HTTP server."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_args: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextlib.contextmanager
+def at(scheme: str, folder: Path) -> Iterator[str]:
+    """A URL at which the folder's files are."""
+    if scheme == "http":
+        pytest.importorskip("aiohttp")
+        with served(folder) as url:
+            yield url
+    elif scheme == "file":
+        yield f"file://{folder}"
+    else:
+        fsspec.filesystem("memory").put(f"{folder}/", f"{folder}/", recursive=True)
+        yield f"memory:/{folder}"
+
+
+def samples(source: Source) -> list[tuple[str, bytes]]:
+    return [(source.identities[label], source.read(i)) for i, label in enumerate(source.labels.tolist())]
+
+
+@pytest.mark.parametrize("scheme", ["file", "memory", "http"])
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_source_at_a_url_is_the_local_one(data: Path, tmp_path: Path, scheme: str, kind: str) -> None:
+    if kind == "parquet":
+        write_parquet(data / "parquet")
+    name = {"list": "list/faces.txt", "parquet": "parquet/a.parquet"}.get(kind, kind)
+    local = open_source(data / name)
+    with at(scheme, data / name.partition("/")[0]) as url:
+        remote = open_source("/".join([url, *name.split("/")[1:]]), copies=tmp_path / "copies")
+        assert samples(remote) == samples(local)
+    assert (remote.kind, remote.digest()) == (local.kind, local.digest())
+    assert len(samples(local)) == 10
+    assert (tmp_path / "copies").exists() == (kind in {"recordio", "tars", "parquet"})
+
+
+def test_large_files_are_copied_once_and_never_half(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, copies = f"file://{data}/tars", tmp_path / "copies"
+    store = type(fsspec.filesystem("file"))
+    real, fetched = store.get_file, []
+
+    def cut(self: Any, there: str, here: str, **more: Any) -> None:
+        fetched.append(Path(there).name)
+        real(self, there, here, **more)
+        if there.endswith("2.tar") and fetched.count("faces-000002.tar") == 1:
+            Path(here).write_bytes(b"half")
+
+    monkeypatch.setattr(store, "get_file", cut)
+    with pytest.raises(ShardError, match=r"faces-000002\.tar: got 4 bytes, wanted \d+"):
+        open_source(url, copies=copies)
+    assert not (copies / "faces-000002.tar").exists()
+    before = len(fetched)
+    assert samples(open_source(url, copies=copies)) == samples(open_source(data / "tars"))
+    again = fetched[before:]
+    assert again[0] == "faces-000002.tar"
+    assert len(set(fetched)) == len(fetched) - 1
+
+
+def test_large_files_without_a_folder_for_copies_are_refused(data: Path) -> None:
+    with pytest.raises(ShardError, match=r"recordio: got train\.idx, wanted a folder to copy it to"):
+        open_source(f"file://{data}/recordio")
+
+
+# --- out ---------------------------------------------------------------------------------------------------
+
+
+def plan(data: Path, out: Path, seed: int = 1) -> Plan:
+    return make_plan(scan_folder(data / "folders"), out, seed=seed, samples_per_tar=3, size=None)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def stored(url: str) -> dict[str, bytes]:
+    store, root = fsspec.core.url_to_fs(url)
+    return {path.rpartition("/")[2]: store.cat_file(path) for path in store.find(root)}
+
+
+@pytest.fixture
+def whole(data: Path, tmp_path: Path) -> dict[str, bytes]:
+    make_shards(plan(data, tmp_path / "whole"))
+    return snapshot(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("scheme", "workers"), [("memory", 1), ("file", 1), ("file", 2)])
+def test_a_set_in_a_store_is_that_on_a_disk(
+    data: Path, tmp_path: Path, whole: dict[str, bytes], scheme: str, workers: int
+) -> None:
+    url = f"{scheme}://{tmp_path}/there/set"
+    made = make_in_store(plan(data, tmp_path / "way"), url, partial(make_shards, workers=workers))
+    assert made == Manifest.load(tmp_path / "whole")
+    assert stored(url) == whole
+    assert not (tmp_path / "way").exists()
+    assert make_in_store(plan(data, tmp_path / "way"), url, make_shards) == made  # nothing to do
+    with pytest.raises(ShardError, match=r"there/set: holds other shards \(seed: got 1, wanted 2\)"):
+        make_in_store(plan(data, tmp_path / "way", seed=2), url, make_shards)
+    assert not (tmp_path / "way").exists()
+
+
+def test_parts_and_stopped_runs_make_the_same_set(data: Path, tmp_path: Path, whole: dict[str, bytes]) -> None:
+    url = f"file://{tmp_path}/there"
+    assert make_in_store(plan(data, tmp_path / "way"), url, partial(make_shards, part=(1, 2))) is None
+    assert not list((tmp_path / "way").glob("*.tar"))
+    assert "manifest.json" not in stored(url)
+    for _ in range(2):
+        make_in_store(plan(data, tmp_path / "way"), url, partial(make_shards, part=(0, 2)))
+    assert stored(url) == whole
+
+
+@pytest.mark.parametrize("fail_at", ["faces-000001.tar", "faces-000002.idx", "index.npy", "manifest.json"])
+def test_a_store_that_refuses_a_file_has_no_manifest_and_is_gone_on_with(
+    data: Path, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, fail_at: str
+) -> None:
+    url, store = f"file://{tmp_path}/there", type(fsspec.filesystem("file"))
+    real, sent = store.put_file, []
+
+    def put(self: Any, here: str, there: str, **more: Any) -> None:
+        sent.append(Path(there).name)
+        if there.endswith(fail_at) and sent.count(fail_at) == 1:
+            raise OSError(5, "Input/output error")
+        real(self, here, there, **more)
+
+    monkeypatch.setattr(store, "put_file", put)
+    with pytest.raises(ShardError, match=f"{fail_at}: not written: Input/output error"):
+        make_in_store(plan(data, tmp_path / "way"), url, make_shards)
+    assert "manifest.json" not in stored(url)
+    make_in_store(plan(data, tmp_path / "way"), url, make_shards)
+    assert stored(url) == whole
+    assert sent.count("faces-000000.tar") == 1  # what was there is not sent again
+
+
+def test_parquet_goes_to_a_store_by_way_of_its_own_order(data: Path, tmp_path: Path) -> None:
+    write_parquet(data / "parquet")
+    made = [
+        make_plan(open_source(data / "parquet"), tmp_path / name, seed=1, samples_per_tar=3, size=None)
+        for name in ("way", "whole")
+    ]
+    make = partial(make_sequentially, workers=1, part=(0, 1), progress=lambda _samples: None)
+    make_in_store(made[0], f"file://{tmp_path}/there", make)
+    make(made[1])
+    assert stored(f"file://{tmp_path}/there") == snapshot(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["there", "whole"]
