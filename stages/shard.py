@@ -25,6 +25,7 @@ from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.page import write_page
 from pipeline.shards.plan import make_plan, samples_in
 from pipeline.shards.sequential import make_sequentially
+from pipeline.shards.sources import Source
 from pipeline.shards.sources.detect import open_source
 from pipeline.shards.sources.fitted import WAYS, FittedSource
 from pipeline.shards.sources.parquet import Columns, ParquetSource
@@ -62,7 +63,8 @@ def _make(args: argparse.Namespace) -> int:
     if not is_url(args.src) and folder.resolve().is_relative_to(Path(args.src).resolve()):
         raise ShardError(f"{folder}: lies inside {args.src}, wanted a folder outside it")
     copies = folder.with_name(f"{folder.name}.copies")
-    source = open_source(args.src, copies=copies, columns=Columns(args.image_column, args.label_column))
+    columns = Columns(args.image_column, args.label_column)
+    source: Source = open_source(args.src, copies=copies, columns=columns, workers=args.workers)
     in_order = isinstance(source, ParquetSource)
     if args.fit:
         if not args.size:

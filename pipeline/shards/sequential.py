@@ -38,7 +38,7 @@ def make_sequentially(
     first = make_plan(plan.source, between, seed=None, samples_per_tar=made.samples_per_tar, size=size)
     if make_shards(first, workers=workers, part=part, progress=progress) is None:
         return None
-    source = open_tars(between)
+    source = open_tars(between, workers=workers)
     source = replace(source, set_aside=[*source.set_aside, *_set_aside(between)])
     second = make_plan(source, plan.folder, seed=made.seed, samples_per_tar=made.samples_per_tar, size=size)
     # The set is made from the source; that it went by way of tars is nobody's business.

@@ -373,6 +373,12 @@ def shards(images: Path) -> Path:
     return images / "shards"
 
 
+def test_tars_are_listed_in_their_order_by_any_number_of_workers(shards: Path) -> None:
+    sources = [open_source(shards, workers=workers) for workers in (1, 2, 7)]
+    assert [source.digest() for source in sources] == [sources[0].digest()] * 3
+    assert sources[1].places["tar"].tolist() == [0, 0, 1, 1]
+
+
 @pytest.mark.parametrize("indexed", [True, False])
 def test_shards_are_a_source(shards: Path, indexed: bool) -> None:
     if not indexed:

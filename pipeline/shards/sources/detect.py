@@ -13,28 +13,31 @@ from pipeline.shards.sources.tar_folder import open_tars
 from pipeline.shards.stores import is_url
 
 
-def open_source(place: str | Path, *, copies: Path | None = None, columns: Columns = HUGGING_FACE) -> Source:
+def open_source(
+    place: str | Path, *, copies: Path | None = None, columns: Columns = HUGGING_FACE, workers: int = 1
+) -> Source:
     """Open and list a source: a folder (RecordIO, tars, Parquet, identities), a Parquet or a list file, or such a URL.
 
     Args:
         place: path or URL.
         copies: folder for copies of a URL's large files, as large as the source; the caller's to remove.
         columns: of Parquet.
+        workers: processes that list tars.
 
     Raises:
         ShardError: it is none of these, or holds no usable image.
     """
     if is_url(place):
         path = copy_large(str(place), copies)
-        return list_remote(str(place)) if path is None else _open_local(path, columns)
-    return _open_local(Path(place), columns)
+        return list_remote(str(place)) if path is None else _open_local(path, columns, workers)
+    return _open_local(Path(place), columns, workers)
 
 
-def _open_local(path: Path, columns: Columns) -> Source:
+def _open_local(path: Path, columns: Columns, workers: int) -> Source:
     if (path / "train.rec").is_file():
         return open_records(path)
     if next(path.glob("*.tar"), None):
-        return open_tars(path)
+        return open_tars(path, workers=workers)
     if path.suffix == ".parquet" or next(path.glob("*.parquet"), None):
         return open_parquet(path, columns)
     if path.is_file():
