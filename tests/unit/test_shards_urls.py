@@ -41,7 +41,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same ten faces of three people as every kind of source."""
     root = tmp_path_factory.mktemp("data")
     for number in range(10):
-        for folder in (root / "folders" / f"{number % 3}", root / "list"):
+        # As whole paths, "ann smith/..." would stand before "ann/...".
+        for folder in (root / "folders" / ("ann", "ann smith", "bob")[number % 3], root / "list"):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{number}.jpg").write_bytes(face(number))
     (root / "list" / "faces.txt").write_text("".join(f"{n}.jpg\t{n % 3}\n" for n in range(10)))

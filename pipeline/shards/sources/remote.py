@@ -6,6 +6,8 @@ are copied first: a shuffled set reads them in random places, and a request for 
 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 
@@ -30,7 +32,7 @@ class RemoteSource(FileSource):
         store, root = open_store(self.root)
         key = self.key(sample)
         try:
-            data: bytes = store.cat_file(f"{root}/{key}")
+            data: bytes = store.cat_file(f"{root}/{quote(key) if _is_web(store) else key}")
         except (FileNotFoundError, PermissionError) as error:
             raise SetAsideError(f"unreadable: {type(error).__name__}") from error
         except OSError as error:
@@ -85,10 +87,15 @@ def list_remote(url: str) -> RemoteSource:
         if not store.isdir(root):
             with store.open(root, "r", encoding="utf-8", newline="\n") as lines:
                 return RemoteSource("list", url.rpartition("/")[0], *parse_list(lines, url))
-        found = sorted(path[len(root) + 1 :] for path in store.find(root))
+        found = [path[len(root) + 1 :] for path in store.find(root)]
     except OSError as error:
         raise ShardError(f"{url}: not listed: {error}") from error
-    return _identity_folders(url, found)
+    return _identity_folders(url, sorted(map(unquote, found) if _is_web(store) else found))
+
+
+def _is_web(store: Any) -> bool:
+    """Whether the store's paths are percent-encoded."""
+    return "http" in store.protocol
 
 
 def _identity_folders(url: str, found: list[str]) -> RemoteSource:
