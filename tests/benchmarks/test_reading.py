@@ -84,11 +84,13 @@ def dali_reader(shards: ShardSet) -> Iterator[torch.Tensor]:
             pixels, mirror=mirror, mean=127.5, std=128.0, dtype=types.FLOAT, output_layout="CHW"
         ), label
 
-    running = graph(batch_size=BATCH, num_threads=2, device_id=0 if on_gpu else None, prefetch_queue_depth=2)
+    running = graph(
+        batch_size=BATCH, num_threads=2, device_id=0 if on_gpu else None, prefetch_queue_depth=2, exec_dynamic=True
+    )
     running.build()
     while True:
         pixels, _ = running.run()
-        yield torch.utils.dlpack.from_dlpack(pixels.as_tensor()).clone()
+        yield torch.utils.dlpack.from_dlpack(pixels.as_tensor())
 
 
 def _pillow(sample: dict[str, Any]) -> torch.Tensor:

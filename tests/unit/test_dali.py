@@ -82,3 +82,10 @@ def test_one_bad_image_costs_one_image(decoder: Decoder, kind: str, position: in
 def test_every_image_bad(decoder: Decoder) -> None:
     (decoded,) = decoder.decode([batch(*[BAD["garbage"]] * 3)])
     assert decoded.bad == (0, 1, 2)
+
+
+def test_pixels_stay_what_they_are_while_later_batches_are_decoded(decoder: Decoder) -> None:
+    batches = [batch(smooth_jpeg(seed)) for seed in range(12)]
+    kept = list(decoder.decode(batches))
+    for seed, decoded in enumerate(kept):
+        assert (decoded.images[0].double() - reference(smooth_jpeg(seed))).abs().max() <= 4 / 128
