@@ -187,6 +187,8 @@ def naming_lost_ranks(watchdog: Watchdog) -> Iterator[None]:
     """End the process, naming who is gone, at an error that comes of a rank that is; any other error passes."""
     try:
         yield
+    except NonFiniteError:  # agreed by all: nobody is lost
+        raise
     except RuntimeError as error:  # what a collective raises when its peer is gone
         what = watchdog.explain(str(error).strip().split("\n")[0])
         if "silent" not in what:

@@ -52,21 +52,18 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, resumed_at: int) -> None:
-        self._path, self._failed = path, False
-        self.cut(resumed_at)
+        self._path, self._last, self._torn = path, resumed_at, False
+        self._torn = not self._cut(resumed_at)
 
-    def cut(self, step: int) -> None:
-        """Drop the rows after `step`, from which training goes on."""
-        self._last = step
+    def _cut(self, step: int) -> bool:
+        """Drop the rows after `step` and torn ones; whether that could be written."""
         kept = [line for line in _lines(self._path) if (found := _step_of(line)) is not None and found <= step]
-        aside = self._path.with_suffix(".aside")
-        self._attempt(lambda: aside.write_text("".join(line + "\n" for line in kept)))
-        self._attempt(lambda: aside.replace(self._path))
+        return self._attempt(lambda: self._replace("".join(line + "\n" for line in kept)))
 
     def write(self, record: Record, window: Window) -> None:
         """Append one row; floats keep every digit, so that two runs can be compared bit for bit."""
-        if record.step <= self._last:  # rolled back
-            self.cut(record.step - 1)
+        if record.step <= self._last or self._torn:  # rolled back, or the disk took half a row
+            self._torn = not self._cut(record.step - 1)
         self._last = record.step
         row = {
             "step": record.step,
@@ -87,19 +84,26 @@ class MetricsFile:
             "checkpoint_stall_seconds": record.stall_seconds,
             "checkpoint_seconds": record.saved.seconds if record.saved else None,
         }
-        self._attempt(lambda: self._append(json.dumps(row) + "\n"))
+        if not self._torn:
+            self._torn = not self._attempt(lambda: self._append(json.dumps(row) + "\n"))
 
     def _append(self, line: str) -> None:
         with self._path.open("a") as file:
             file.write(line)
 
-    def _attempt(self, work: Callable[[], object]) -> None:
+    def _replace(self, text: str) -> None:
+        aside = self._path.with_suffix(".aside")
+        aside.write_text(text)
+        aside.replace(self._path)
+
+    def _attempt(self, work: Callable[[], object]) -> bool:
         try:
             work()
         except OSError as error:
-            if not self._failed:
+            if not self._torn:  # once, until it works again
                 logger.warning("%s: %s; training goes on without its rows", self._path, error.strerror)
-            self._failed = True
+            return False
+        return True
 
 
 def _lines(path: Path) -> list[str]:

@@ -1,0 +1,93 @@
+"""A supervised run as a subprocess: its output, its steps, and what a fault did to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tests.end_to_end.launcher import DEEPSPEED, free_port, metrics
+from tests.faces import ROOT
+from tests.fault_table import Row, record
+
+PATIENCE_SECONDS = 120
+
+
+class Supervised:
+    """`stages/supervise.py` with quick probes and waits, in a process group of its own, its output in a file."""
+
+    def __init__(
+        self, folder: Path, where: list[str | Path], recipe: Path, run: Path, environment: Mapping[str, str] = {}
+    ) -> None:
+        self.run, self._output = run, folder / "output"
+        command = [sys.executable, ROOT / "stages" / "supervise.py", *where, "--master-port", free_port()]
+        command += ["--probe-seconds", 4, "--wait-seconds", 0.5, "--export", "OMP_NUM_THREADS=1"]
+        command += ["--", "--recipe", recipe, "--run", run]
+        command += ["--set", "faults.step_seconds=8", "--set", "timeout_seconds=60"]
+        with self._output.open("a") as output:
+            self.process = subprocess.Popen(
+                list(map(str, command)),
+                cwd=folder,
+                env=os.environ | {"PATH": f"{DEEPSPEED.parent}:{os.environ['PATH']}"} | dict(environment),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text()
+
+    @property
+    def step(self) -> int:
+        return int(max((row["step"] for row in metrics(self.run)), default=0))
+
+    def ranks(self) -> list[int]:
+        """Process ids of this machine's ranks, in rank order."""
+        found = {}
+        for process in Path("/proc").iterdir():
+            try:
+                words = (process / "cmdline").read_bytes().decode().split("\0")
+            except (OSError, UnicodeDecodeError):
+                continue
+            local = [word for word in words if word.startswith("--local_rank=")]
+            if local and str(self.run) in words and "launch" not in " ".join(words):
+                found[int(local[0].partition("=")[2])] = int(process.name)
+        return [found[rank] for rank in sorted(found)]
+
+    def wait_for(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not condition():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.output
+            time.sleep(0.05)
+
+    def suffer(self, fault: str, done: str, harm: Callable[[], object], told: str, outcome: str) -> None:
+        """Do `harm`, wait until the output has `told`, then for the next step, and record the row."""
+        before, written, at = self.step, len(self.output), time.time()
+        harm()
+        self.wait_for(lambda: told in self.output[written:])
+        told_at = time.time()
+        self.wait_for(lambda: self._steps_since(told_at))
+        first = self._steps_since(told_at)[0]
+        lost = max(0, before - int(first["step"]) + 1)
+        record(Row(fault, done, lost, told_at - at, first["time"] - at, outcome))
+
+    def _steps_since(self, moment: float) -> list[dict[str, float]]:
+        return [row for row in metrics(self.run) if row["time"] > moment]
+
+    def end(self) -> int:
+        """Wait for the end; the exit code."""
+        try:
+            return self.process.wait(timeout=PATIENCE_SECONDS)
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """Leave nothing behind."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
