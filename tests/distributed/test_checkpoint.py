@@ -210,6 +210,17 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path, how: str)
         assert "checkpoints: got [10, 20], all of them damaged, wanted one whole" in text
 
 
+def newest_where_each_rank_has_its_own_folder(rank: int, ranks: int, run: Path) -> int | str | None:
+    return newest_on(rank, ranks, run if rank == 0 else run / "elsewhere")
+
+
+def test_a_folder_that_is_not_shared_is_told(tmp_path: Path) -> None:
+    run_ranks(save_on, 2, tmp_path, [10], 3)
+    for text in run_ranks(newest_where_each_rank_has_its_own_folder, 2, tmp_path):
+        assert "sees checkpoints [], rank 0 on " in text
+        assert "sees [10]; wanted one folder that all hosts share" in text
+
+
 def save_on_a_full_disk(rank: int, ranks: int, run: Path) -> list[str | None]:
     saver = Saver(run, dist.group.WORLD, 1)
     outcomes = []
