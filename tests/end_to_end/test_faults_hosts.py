@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.end_to_end.hosts import Hosts, why_not
-from tests.end_to_end.launcher import DEEPSPEED, free_port, metrics, train, write_recipe
-from tests.faces import ROOT, write_shards
+from tests.end_to_end.launcher import metrics, train, write_recipe
+from tests.end_to_end.supervised import Supervised
+from tests.faces import write_shards
 
 REASON = why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -40,52 +38,10 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
         yield made
 
 
-class Supervised:
-    """A supervised run on `hosts`, its output in a file."""
-
-    def __init__(self, folder: Path, hosts: Hosts, shards: Path) -> None:
-        self.run, self._output = folder / "run", folder / "output"
-        recipe = write_recipe(folder / "recipe.yaml", shards, STEPS)
-        command = [sys.executable, ROOT / "stages" / "supervise.py", "--hostfile", hosts.hostfile()]
-        command += ["--master-port", free_port(), "--probe-seconds", 4, "--wait-seconds", 0.5]
-        command += ["--export", "GLOO_SOCKET_IFNAME=eth0", "--export", "OMP_NUM_THREADS=1"]
-        command += ["--", "--recipe", recipe, "--run", self.run]
-        command += ["--set", "faults.step_seconds=8", "--set", "timeout_seconds=60"]
-        with self._output.open("w") as output:
-            self.process = subprocess.Popen(
-                list(map(str, command)),
-                cwd=folder,
-                env=os.environ
-                | {"PDSH_SSH_ARGS_APPEND": hosts.ssh_arguments, "PATH": f"{DEEPSPEED.parent}:{os.environ['PATH']}"},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    @property
-    def output(self) -> str:
-        return self._output.read_text()
-
-    @property
-    def step(self) -> int:
-        return int(max((row["step"] for row in metrics(self.run)), default=0))
-
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 240
-        while not condition():
-            assert self.process.poll() is None and time.monotonic() < deadline, self.output
-            time.sleep(0.05)
-
-    def end(self) -> None:
-        try:
-            assert self.process.wait(timeout=240) == 0, self.output
-        finally:
-            self.stop()
-
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+def supervise(folder: Path, hosts: Hosts, shards: Path) -> Supervised:
+    where = ["--hostfile", hosts.hostfile(), "--export", "GLOO_SOCKET_IFNAME=eth0"]
+    recipe = write_recipe(folder / "recipe.yaml", shards, STEPS)
+    return Supervised(folder, where, recipe, folder / "run", {"PDSH_SSH_ARGS_APPEND": hosts.ssh_arguments})
 
 
 def losses(run: Path) -> list[float]:
@@ -97,16 +53,22 @@ def losses(run: Path) -> list[float]:
 def test_a_killed_host_is_left_out_and_taken_back(
     hosts: Hosts, shards: Path, uninterrupted: list[float], tmp_path: Path
 ) -> None:
-    supervised = Supervised(tmp_path, hosts, shards)
+    supervised = supervise(tmp_path, hosts, shards)
     try:
         supervised.wait_for(lambda: supervised.step >= 7)
-        hosts.kill(2)
-        supervised.wait_for(lambda: "start 2 on" in supervised.output and supervised.step >= 17)
+        supervised.suffer(
+            "Host lost",
+            "every process of one of 3 hosts killed and its network gone (faults.step_seconds 8)",
+            lambda: hosts.kill(2),
+            "silent: rank 2 on host3",
+            "named by the survivors; carried on by the two left, taken back at the next start",
+        )
+        supervised.wait_for(lambda: supervised.step >= 17)
         hosts.boot(2)
         for pid in hosts.pids(1):  # a rank dies, and with it the start on two hosts
             if "--local_rank" in Path(f"/proc/{pid}/cmdline").read_text():
                 os.kill(pid, signal.SIGKILL)
-        supervised.end()
+        assert supervised.end() == 0, supervised.output
     finally:
         supervised.stop()
     output = supervised.output
@@ -121,11 +83,17 @@ def test_a_host_cut_off_is_named_by_every_survivor_and_left_out(
     hosts: Hosts, shards: Path, uninterrupted: list[float], tmp_path: Path
 ) -> None:
     lost = 0  # the hardest: rank 0's host, with the store that the others meet at
-    supervised = Supervised(tmp_path, hosts, shards)
+    supervised = supervise(tmp_path, hosts, shards)
     try:
         supervised.wait_for(lambda: supervised.step >= 7)
-        hosts.unplug(lost)
-        supervised.end()
+        supervised.suffer(
+            "Host cut off",
+            "network of rank 0's host of 3 taken away, no connection closed (faults.step_seconds 8)",
+            lambda: hosts.unplug(lost),
+            "silent: rank 0 on host1",
+            "named by both survivors; carried on by them",
+        )
+        assert supervised.end() == 0, supervised.output
     finally:
         supervised.stop()
     output = supervised.output
