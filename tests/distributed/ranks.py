@@ -77,6 +77,8 @@ def _rank_main(
         world_size=num_ranks,
         timeout=timedelta(seconds=TIMEOUT_SECONDS),
     )
+    # A function without a collective could end here, and close its connections, while another rank still makes its own.
+    dist.barrier()
     try:
         result = (True, pickle.dumps(function(rank, num_ranks, *args)))
     except BaseException:
