@@ -10,10 +10,10 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.backbones import BACKBONES
 from pipeline.head.margins import Margin, anneal
@@ -23,6 +23,10 @@ class RecipeError(ValueError):
     """A recipe that cannot be run; the message is one line a fault, for the user."""
 
 
+# A run is gone on with, and evaluated, from wherever: what its recipe names must not depend on where that is.
+AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
@@ -30,7 +34,7 @@ class _Section(BaseModel):
 class Data(_Section):
     """What is read, and in which order."""
 
-    shards: Path
+    shards: AbsolutePath
     """Folder written by `make shards` (manifest.json, index.npy, tars)."""
     global_batch: int = Field(ge=1)
     """G, samples a step over all ranks and accumulation steps."""
@@ -214,7 +218,7 @@ class Init(_Section):
     Rows are keyed by the identity's name: the shards may hold other people.
     """
 
-    run: Path | None = None
+    run: AbsolutePath | None = None
     """Folder of the run to start from; null: start at random."""
     step: int | None = Field(None, ge=0)
     """Which of its checkpoints; null: the newest."""

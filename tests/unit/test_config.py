@@ -104,3 +104,7 @@ def test_every_key_is_described() -> None:
     assert "None" not in text
     for key in ("seed", "data.shards", "head.lambda_gamma", "log.metrics_port"):
         assert key in text
+
+
+def test_paths_do_not_depend_on_where_a_run_is_gone_on_with() -> None:
+    assert load_recipe(DEMO, ["data.shards=some/shards"]).data.shards == Path.cwd() / "some" / "shards"
