@@ -119,8 +119,9 @@ def test_one_fault_after_another(small_disk: Path, tmp_path: Path) -> None:
 
 
 def wait_for_another_save(supervised: Supervised) -> None:
-    step = supervised.step
-    supervised.wait_for(lambda: complete_steps(supervised.run)[-1] > step and supervised.step > step)
+    # beyond the newest there is, which a test may have damaged
+    newest = complete_steps(supervised.run)[-1]
+    supervised.wait_for(lambda: complete_steps(supervised.run)[-1] > newest and supervised.step > newest)
 
 
 def outlast(
