@@ -30,7 +30,7 @@ test: $(STAMP) ## every test that needs no GPU (with a GPU, those too)
 	$(BIN)/pytest -n auto $(ARGS)
 
 bench: $(STAMP) ## benchmarks against floor and peers; writes runs/bench/*.json
-	$(BIN)/python -m pytest tests/benchmarks -q -s -p no:xdist -p no:logging -o addopts=--import-mode=importlib $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} $(BIN)/python -m pytest tests/benchmarks -q -s -p no:xdist -p no:logging -o addopts=--import-mode=importlib $(ARGS)
 
 # --- the demo: each file is a finished stage, so that a second `make demo` does nothing twice ---
 DEMO    = runs/demo
