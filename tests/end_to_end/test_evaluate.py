@@ -75,13 +75,15 @@ def test_a_run_folder_is_enough_without_its_shards(
     run = Path(shutil.copytree(scene / "run", tmp_path / "run"))
     facts = json.loads((run / "run.json").read_text())
     assert facts.pop("image_size") == list(SIZE)
-    monkeypatch.chdir(tmp_path)  # where the recipe's `shards` is not
+    kept = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(kept.replace(str(scene / "shards"), str(tmp_path / "shards")))  # not there
     assert load_trained(run, None).image_size == SIZE
     # A run of before that was recorded asks its shards, and names them when they are gone.
     (run / "run.json").write_text(json.dumps(facts))
     with pytest.raises(ValueError, match=r"shards/manifest\.json: not found"):
         load_trained(run, None)
-    monkeypatch.chdir(scene)
+    (run / "recipe.yaml").write_text(kept)
+    monkeypatch.chdir(tmp_path)  # a recipe's paths do not depend on where one stands
     assert load_trained(run, None).image_size == SIZE
 
 
