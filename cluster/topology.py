@@ -27,7 +27,7 @@ class Topology:
         ):
             if not 0 <= value < limit:
                 raise ValueError(f"{name}: got {value}, wanted 0 <= {name} < {limit}")
-        if self.num_ranks % self.ranks_of_node and self.ranks_of_node > self.num_ranks:
+        if self.ranks_of_node > self.num_ranks:
             raise ValueError(f"ranks_of_node: got {self.ranks_of_node}, wanted at most {self.num_ranks} ranks")
 
     @classmethod

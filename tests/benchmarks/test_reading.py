@@ -27,6 +27,7 @@ from pipeline.shards.build import make_shards
 from pipeline.shards.plan import make_plan
 from pipeline.shards.sources.detect import open_source
 from tests.benchmarks.results import median_seconds, write
+from tests.faces import write_noisy_faces
 
 PEOPLE, EACH, BATCH, BATCHES, ROUNDS = 200, 50, 256, 60, 5
 
@@ -35,24 +36,10 @@ PEOPLE, EACH, BATCH, BATCHES, ROUNDS = 200, 50, 256, 60, 5
 def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """10,000 JPEGs of 112x96, about 5 KB each, in tars of 1,000."""
     root = tmp_path_factory.mktemp("reading")
-    noise = np.random.default_rng(0)
-    images = [_noisy_jpeg(noise) for _ in range(500)]
-    for person in range(PEOPLE):
-        folder = root / "faces" / f"id{person:04d}"
-        folder.mkdir(parents=True)
-        for number in range(EACH):
-            (folder / f"{number:03d}.jpg").write_bytes(images[(person * EACH + number) % len(images)])
+    write_noisy_faces(root / "faces", PEOPLE, EACH)
     source = open_source(root / "faces")
     make_shards(make_plan(source, root / "shards", seed=0, samples_per_tar=1000, size=None), workers=2)
     return ShardSet(root / "shards")
-
-
-def _noisy_jpeg(noise: np.random.Generator) -> bytes:
-    shapes = Image.fromarray(noise.integers(0, 256, (14, 12, 3), dtype=np.uint8)).resize((96, 112))
-    pixels = np.asarray(shapes, np.int16) + noise.integers(-20, 21, (112, 96, 3))
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
 
 
 def ours(shards: ShardSet) -> Iterator[torch.Tensor]:

@@ -5,7 +5,6 @@ page cache. Output goes to a disk, where ours alone waits until the bytes are th
 counts. Processor time stands beside the rates, since it says more than they do when others use the machine.
 """
 
-import io
 import os
 import resource
 import shutil
@@ -18,11 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from tests.benchmarks.results import write
+from tests.faces import write_noisy_faces
 
 PEOPLE, EACH, SAMPLES_PER_TAR, ROUNDS = 1000, 50, 5000, 5
 IMAGES = PEOPLE * EACH
@@ -75,23 +73,7 @@ class Speed(NamedTuple):
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """50,000 JPEGs of 112x96, about 5 KB each: smooth shapes with noise."""
-    root = tmp_path_factory.mktemp("faces")
-    noise = np.random.default_rng(0)
-    images = [noisy_jpeg(noise) for _ in range(500)]
-    for person in range(PEOPLE):
-        folder = root / f"id{person:04d}"
-        folder.mkdir()
-        for number in range(EACH):
-            (folder / f"{number:03d}.jpg").write_bytes(images[(person * EACH + number) % len(images)])
-    return root
-
-
-def noisy_jpeg(noise: np.random.Generator) -> bytes:
-    shapes = Image.fromarray(noise.integers(0, 256, (14, 12, 3), dtype=np.uint8)).resize((96, 112))
-    pixels = np.asarray(shapes, np.int16) + noise.integers(-20, 21, (112, 96, 3))
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
+    return write_noisy_faces(tmp_path_factory.mktemp("faces"), PEOPLE, EACH)
 
 
 def timed(program: str, *words: object) -> Callable[[Path, Path], tuple[float, float]]:
