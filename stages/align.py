@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pipeline.files import NotWrittenError
 from pipeline.shards.alignment.photos import align_photos
 from pipeline.shards.alignment.similarity import SHIFTS
 from pipeline.shards.errors import ShardError
@@ -47,7 +48,7 @@ def main() -> int:
                 part=args.part,
                 progress=bar.update,
             )
-    except ShardError as error:
+    except (ShardError, NotWrittenError) as error:
         print(f"align: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

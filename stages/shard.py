@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
+from pipeline.files import NotWrittenError
 from pipeline.shards.build import make_shards
 from pipeline.shards.hygiene import clean
 from pipeline.shards.manifest import Manifest, ShardError
@@ -48,7 +49,7 @@ def main() -> int:
     tqdm.monitor_interval = 0
     try:
         code: int = args.run(args)
-    except ShardError as error:
+    except (ShardError, NotWrittenError) as error:
         print(f"shard: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -21,7 +21,7 @@ from pipeline.evaluation.hardest import hardest_tiles
 from pipeline.evaluation.metrics_log import mean_seconds, read_metrics, series
 from pipeline.evaluation.results import Evaluation, Identification, Rate, TarAtFar, load, load_identification
 from pipeline.evaluation.verification import FloatArray, equal_error_rate, roc
-from pipeline.shards.files import write_file
+from pipeline.files import write_file
 
 CURVES = (
     ("loss", "loss", False),

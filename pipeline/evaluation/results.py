@@ -26,7 +26,7 @@ from pipeline.evaluation.verification import (
     roc,
     tar_at_far,
 )
-from pipeline.shards.files import write_file
+from pipeline.files import write_file
 
 
 class _Record(BaseModel):

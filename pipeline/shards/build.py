@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.files import NotWrittenError, locked, sync, sync_all, write_file
 from pipeline.shards.errors import ShardError
-from pipeline.shards.files import locked, sync, sync_all, write_file
 from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.index import write_index
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
@@ -72,7 +72,7 @@ def _join(plan: Plan, part: tuple[int, int]) -> Manifest | None:
                     return _finish(plan)
                 _sync(plan, range(part[0], plan.tars, part[1]))
                 return None
-    except ShardError:
+    except NotWrittenError:
         # The lock goes when the manifest comes.
         if not manifest.is_file():
             raise

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.files import write_all, written_whole
 from pipeline.shards.errors import ShardError
-from pipeline.shards.files import write_all, written_whole
 from pipeline.shards.manifest import Manifest
 
 FILE_NAME = "index.npy"

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.files import write_file
 from pipeline.shards.errors import ShardError
-from pipeline.shards.files import write_file
 
 __all__ = ["FILE_NAME", "FORMAT", "Made", "Manifest", "ShardError", "TarEntry"]
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.files import write_file, written_whole
 from pipeline.shards.errors import SetAsideError
-from pipeline.shards.files import write_file, written_whole
 from pipeline.shards.images import extension_of
 from pipeline.shards.index import SAMPLE, dali_lines
 from pipeline.shards.manifest import TarEntry

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.files import locked, named, write_file
 from pipeline.shards.errors import SetAsideError, ShardError
-from pipeline.shards.files import locked, write_file
 from pipeline.shards.images import read_header
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import FORMAT, Made, Manifest
@@ -105,10 +105,8 @@ def claim_folder(plan: Plan) -> Manifest | None:
         return manifest
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not progress.is_dir())):
         raise ShardError(f"{folder}: is not empty and holds no shards, wanted a new or an empty folder")
-    try:
+    with named(folder, "not made"):
         progress.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ShardError(f"{folder}: not made: {error.strerror}") from error
     with locked(progress / "lock"):  # several machines may begin at once
         if (progress / "plan.json").is_file():
             _refuse_other(folder, json.loads((progress / "plan.json").read_bytes()), plan.facts())

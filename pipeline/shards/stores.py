@@ -7,8 +7,8 @@ from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
 
+from pipeline.files import ASIDE, sync
 from pipeline.shards.errors import ShardError
-from pipeline.shards.files import ASIDE, sync
 
 
 def is_url(place: str | Path) -> bool:

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.shards.files import write_all
+from pipeline.files import write_all
 
 BLOCK = 512
 # An archive ends with two zero blocks and fills its last record of 20 blocks, as GNU tar and tarfile write it.

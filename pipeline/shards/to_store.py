@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from pipeline.files import NotWrittenError
 from pipeline.shards.build import IDENTITIES_NAME, REJECTED_NAME
 from pipeline.shards.errors import ShardError
 from pipeline.shards.index import FILE_NAME as INDEX
@@ -42,7 +43,7 @@ def make_in_store(plan: Plan, url: str, make: Callable[..., Manifest | None]) ->
             for name in (REJECTED_NAME, IDENTITIES_NAME, INDEX, MANIFEST):
                 _send(url, plan.folder / name)
             shutil.rmtree(plan.folder, ignore_errors=True)
-    except ShardError:
+    except (ShardError, NotWrittenError):
         # Another part may have been last at the same time, and have sent and removed all.
         if complete := _stored(plan, url):
             return complete

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from pipeline.files import ASIDE, sync
 from pipeline.shards.build import IDENTITIES_NAME, REJECTED_NAME
 from pipeline.shards.errors import ShardError
-from pipeline.shards.files import ASIDE, sync
 from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest

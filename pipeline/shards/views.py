@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.files import write_file
 from pipeline.shards.build import IDENTITIES_NAME, REJECTED_NAME, rejected_table
 from pipeline.shards.errors import ShardError
-from pipeline.shards.files import write_file
 from pipeline.shards.index import open_index, write_index
 from pipeline.shards.manifest import Manifest, TarEntry
 from pipeline.shards.plan import tool_version

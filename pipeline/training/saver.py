@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import shutil
 import socket
 import threading
@@ -22,6 +21,7 @@ from pathlib import Path
 import torch
 
 from cluster.collectives import Group, barrier, gather_objects, rank_in
+from pipeline.files import sync, write_file
 from pipeline.training.checkpoint import BACKBONE, PARTIAL, Meta, State, complete_steps, path_of, rows_file
 from pipeline.training.tensor_file import FileFacts, write_tensors
 
@@ -142,11 +142,11 @@ class Saver:
     def _commit(self, partial: Path, meta: Meta) -> None:
         """Make the written files a checkpoint, then drop those that are no longer kept."""
         final = path_of(self._run, meta.step)
-        write_synced(partial / "meta.json", json.dumps(asdict(meta), indent=2) + "\n")
+        write_file(partial / "meta.json", (json.dumps(asdict(meta), indent=2) + "\n").encode())
         # From here on the folder is whole, and `sweep` would finish what a kill interrupts.
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        _sync_folder(final.parent)
+        sync(final.parent)
         for step in superseded(complete_steps(self._run), self._keep, self._keep_every):
             _discard(path_of(self._run, step))
 
@@ -184,32 +184,13 @@ def sweep(run: Path) -> None:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_synced(path: Path, text: str) -> None:
-    """Write a small file so that it is whole, and on disk, or absent."""
-    aside = path.with_name(path.name + ".aside")
-    with aside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    _sync_folder(path.parent)
-
-
 def _write_files(folder: Path, files: dict[str, dict[str, torch.Tensor]]) -> dict[str, FileFacts]:
     folder.mkdir(parents=True, exist_ok=True)
     facts = {name: write_tensors(folder / name, tensors) for name, tensors in files.items()}
-    _sync_folder(folder)
+    sync(folder)
     return facts
 
 
 def _discard(folder: Path) -> None:
     (folder / "meta.json").unlink()  # first, so that a kill in between does not leave half a checkpoint
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

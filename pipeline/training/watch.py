@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from cluster.telemetry import PERCENTILES, Telemetry
+from pipeline.files import write_file
 from pipeline.training.loop import Record
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,8 @@ class MetricsFile:
     def _cut(self, step: int) -> bool:
         """Drop the rows after `step` and torn ones; whether that could be written."""
         kept = [line for line in _lines(self._path) if (found := _step_of(line)) is not None and found <= step]
-        return self._attempt(lambda: self._replace("".join(line + "\n" for line in kept)))
+        text = "".join(line + "\n" for line in kept)
+        return self._attempt(lambda: write_file(self._path, text.encode(), synced=False))
 
     def write(self, record: Record, window: Window) -> None:
         """Append one row; floats keep every digit, so that two runs can be compared bit for bit."""
@@ -90,11 +92,6 @@ class MetricsFile:
     def _append(self, line: str) -> None:
         with self._path.open("a") as file:
             file.write(line)
-
-    def _replace(self, text: str) -> None:
-        aside = self._path.with_suffix(".aside")
-        aside.write_text(text)
-        aside.replace(self._path)
 
     def _attempt(self, work: Callable[[], object]) -> bool:
         try:

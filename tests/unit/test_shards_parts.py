@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.shards import files
-from pipeline.shards.errors import SetAsideError, ShardError
-from pipeline.shards.files import write_file, written_whole
+from pipeline import files
+from pipeline.files import NotWrittenError, write_file, written_whole
+from pipeline.shards.errors import SetAsideError
 from pipeline.shards.images import read_header
 from pipeline.shards.shuffle import cut, permutation
 from pipeline.shards.tars import TarStream, member_headers
@@ -199,5 +199,5 @@ def test_short_writes_are_completed() -> None:
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match=r"nowhere/a: not written: No such file or directory"):
+    with pytest.raises(NotWrittenError, match=r"nowhere/a: not written: No such file or directory"):
         write_file(tmp_path / "nowhere" / "a", b"")

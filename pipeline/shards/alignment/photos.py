@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from pipeline.files import NotWrittenError, locked, write_file
 from pipeline.shards.alignment.detector import detect, nearest_centre
 from pipeline.shards.alignment.similarity import crop, reference_points
 from pipeline.shards.errors import SetAsideError, ShardError
-from pipeline.shards.files import locked, write_file
 from pipeline.shards.plan import PROGRESS
 from pipeline.shards.sources import Source
 from pipeline.shards.workers import each_done
@@ -79,7 +79,7 @@ def _join(source: Source, out: Path, batches: int) -> None:
             text = "".join(["path\twhat\n", *(f"{path}\t{what}\n" for path, what in listed)])
             write_file(table, text.encode("utf-8", "backslashreplace"))
             shutil.rmtree(records)
-    except ShardError:
+    except NotWrittenError:
         # The lock goes when the table has come.
         if records.is_dir() or not table.is_file():
             raise

@@ -11,8 +11,8 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
+from pipeline.files import locked
 from pipeline.shards.errors import SetAsideError, ShardError
-from pipeline.shards.files import locked
 from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.files import FileSource
 from pipeline.shards.sources.folder import SUFFIXES

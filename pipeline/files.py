@@ -8,10 +8,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.shards.errors import ShardError
-
 ASIDE = ".part"
 SYNCS_AT_ONCE = 8
+
+
+class NotWrittenError(OSError):
+    """The disk is full, read-only or broken. The message is one line for the user: the file, and why."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}"
+
+
+@contextmanager
+def named(path: Path, what: str = "not written") -> Iterator[None]:
+    """Turn an error of the system's into a `NotWrittenError` that names the file."""
+    try:
+        yield
+    except NotWrittenError:
+        raise
+    except OSError as error:
+        raise NotWrittenError(error.errno, f"{what}: {error.strerror or error}", str(path)) from error
 
 
 @contextmanager
@@ -22,20 +38,19 @@ def written_whole(path: Path, *, synced: bool = True) -> Iterator[BinaryIO]:
     been told to begin, and a power cut before `sync` may leave anything under the name.
 
     Raises:
-        ShardError: the disk is full, or the file cannot be written for another reason of the system's.
+        NotWrittenError: the disk is full, or the file cannot be written for another reason of the system's.
     """
     aside = path.with_name(path.name + ASIDE)
     try:
-        with aside.open("wb", buffering=0) as file:
-            yield file
-            if synced:
-                os.fsync(file.fileno())
-            else:
-                # For bytes that are still to be written this means: begin now. Waiting here would cost a quarter.
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        aside.replace(path)
-    except OSError as error:
-        raise ShardError(f"{path}: not written: {error.strerror or error}") from error
+        with named(path):
+            with aside.open("wb", buffering=0) as file:
+                yield file
+                if synced:
+                    os.fsync(file.fileno())
+                else:
+                    # For bytes that are still to be written this means: begin now. Waiting here would cost a quarter.
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
     if synced:
@@ -58,12 +73,9 @@ def write_all(file: BinaryIO, content: bytes) -> None:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock on a file, which is made if need be; the system frees it when its holder dies."""
-    try:
-        with path.open("a") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX)
-            yield
-    except OSError as error:
-        raise ShardError(f"{path}: not locked: {error.strerror}") from error
+    with named(path, "not locked"), path.open("a") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
 
 
 def sync_all(paths: Iterable[Path]) -> None:
@@ -76,13 +88,11 @@ def sync(path: Path) -> None:
     """Put a file's bytes, or a folder's names, on the disk: a rename outlives a power cut only after this.
 
     Raises:
-        ShardError: the disk is full after all, or broken.
+        NotWrittenError: the disk is full after all, or broken.
     """
-    try:
+    with named(path):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    except OSError as error:
-        raise ShardError(f"{path}: not written: {error.strerror}") from error
