@@ -1,6 +1,6 @@
-"""What a rank tells Prometheus: one table of metrics, and the object that the training loop reports to.
+"""What a process tells Prometheus: a table of metrics for each kind of run, and the object that it reports to.
 
-The table is data: a dashboard, an alert or a document names what stands here and nothing else. Every series carries
+A table is data: a dashboard, an alert or a document names what stands here and nothing else. Every series carries
 the constant labels ``job``, ``rank`` and ``host``, and all series exist from the start, at 0, so that a rate over
 them is right from the first event. An update costs about a microsecond; nothing is computed until a scrape.
 """
@@ -14,14 +14,14 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 from wsgiref.simple_server import WSGIServer
 
-import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 logger = logging.getLogger(__name__)
@@ -108,6 +108,14 @@ METRICS = (
     Metric("gpu_peak_allocated_bytes", "computed", "Most GPU memory ever in tensors; 0 without a GPU.", "bytes"),
 )
 
+SHARDING_METRICS = (
+    Metric("sharding_samples", "gauge", "Samples of the source, so many as there are to do; twice for Parquet."),
+    Metric("sharded_samples_total", "counter", "Samples done: in finished tars, found finished, or set aside."),
+    Metric("sharded_bytes_total", "counter", "Bytes of finished tars.", "bytes"),
+    Metric("set_aside_samples_total", "counter", "Samples that could not be used; rejected.tsv will name them."),
+    Metric("elapsed_seconds", "computed", "Since the start of this run.", "seconds"),
+)
+
 
 class Telemetry:
     """The metrics of one rank, in a registry of their own, and the endpoint that shows them.
@@ -117,9 +125,18 @@ class Telemetry:
         host: name of the machine.
         job: name of the run.
         cuda_device: index of this rank's GPU; None without one.
+        metrics: the table of this kind of run.
     """
 
-    def __init__(self, *, rank: int, host: str, job: str, cuda_device: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        rank: int,
+        host: str,
+        job: str,
+        cuda_device: int | None = None,
+        metrics: Sequence[Metric] = METRICS,
+    ) -> None:
         self.registry = CollectorRegistry()
         self.labels = {"job": job, "rank": str(rank), "host": host}
         # By (kind, name, value of the metric's own label); made here, so that an update is one look-up.
@@ -127,18 +144,21 @@ class Telemetry:
         self._server: tuple[WSGIServer, threading.Thread] | None = None
         self._target: Path | None = None
         self._checkpoint_at = 0.0
+        self._metrics = metrics
         started = time.time()
-        for metric in METRICS:
-            self._register(metric)
         # The device is named because a scrape runs in a thread, and CUDA's current device is per thread.
-        for name, function in {
+        compute: dict[str, Callable[[], float]] = {
+            "elapsed_seconds": lambda: time.time() - started,
             "checkpoint_timestamp_seconds": lambda: self._checkpoint_at,
             "checkpoint_age_seconds": lambda: time.time() - (self._checkpoint_at or started),
             "resident_memory_bytes": _resident_bytes,
-            "gpu_allocated_bytes": lambda: _on_gpu(torch.cuda.memory_allocated, cuda_device),
-            "gpu_peak_allocated_bytes": lambda: _on_gpu(torch.cuda.max_memory_allocated, cuda_device),
-        }.items():
-            self._series["computed", name, ""].set_function(function)
+            "gpu_allocated_bytes": lambda: _on_gpu("memory_allocated", cuda_device),
+            "gpu_peak_allocated_bytes": lambda: _on_gpu("max_memory_allocated", cuda_device),
+        }
+        for metric in metrics:
+            self._register(metric)
+            if metric.kind == "computed":
+                self._series["computed", metric.name, ""].set_function(compute[metric.name])
 
     def _register(self, metric: Metric) -> None:
         labels = [*self.labels, *filter(None, [metric.label])]
@@ -172,7 +192,7 @@ class Telemetry:
         try:
             return self._series[kind, name, label]
         except KeyError:
-            known = {metric.name: metric for metric in METRICS}
+            known = {metric.name: metric for metric in self._metrics}
             if name not in known:
                 raise ValueError(f"metric: got {name!r}, wanted one of {', '.join(known)}") from None
             if known[name].kind != kind:
@@ -254,5 +274,6 @@ def _resident_bytes() -> float:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _on_gpu(read: Callable[[int], int], device: int | None) -> float:
-    return 0.0 if device is None else read(device)
+def _on_gpu(reading: str, device: int | None) -> float:
+    """A number of `torch.cuda`, which only a process that has a GPU needs to load."""
+    return 0.0 if device is None else float(getattr(import_module("torch.cuda"), reading)(device))

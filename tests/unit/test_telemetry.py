@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.telemetry import METRICS, PARTS, PREFIX, Metric, Telemetry
+from cluster.telemetry import METRICS, PARTS, PREFIX, SHARDING_METRICS, Metric, Telemetry
 
 LABELS = {"job": "demo", "rank": "3", "host": "node-1"}
 
@@ -216,6 +216,20 @@ def test_a_row_against_the_conventions_is_refused(row: dict[str, str], wanted: s
         Metric(help="x", **row)
 
 
-def test_no_name_stands_twice() -> None:
-    assert len({metric.name for metric in METRICS}) == len(METRICS)
-    assert all(metric.help.endswith(".") for metric in METRICS)
+@pytest.mark.parametrize("table", [METRICS, SHARDING_METRICS])
+def test_no_name_stands_twice(table: tuple[Metric, ...]) -> None:
+    assert len({metric.name for metric in table}) == len(table)
+    assert all(metric.help.endswith(".") for metric in table)
+
+
+def test_a_kind_of_run_has_a_table_of_its_own() -> None:
+    with Telemetry(**{**LABELS, "rank": 3}, metrics=SHARDING_METRICS) as sharding:
+        sharding.add("sharded_samples_total", 5)
+        port = sharding.serve(0)
+        assert port is not None
+        got = scrape(port)
+        assert got["spherescale_sharded_samples_total", ""] == 5
+        assert got["spherescale_elapsed_seconds", ""] >= 0
+        assert ("spherescale_loss", "") not in got
+        with pytest.raises(ValueError, match="metric: got 'loss', wanted one of sharding_samples, "):
+            sharding.set("loss", 1)
