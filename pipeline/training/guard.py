@@ -16,16 +16,28 @@ logger = logging.getLogger(__name__)
 # The running mean of the loss forgets at this rate a step, and tells spikes once it has seen as many.
 _MEMORY_STEPS = 50
 
+_ADVICE = "A smaller optimizer.learning_rate or a longer optimizer.warmup_steps may cure it"
+
 
 class Guard:
     """Knows the loss's usual size and counts bad steps; the same on every rank, since it is fed the same numbers.
 
     Its memory is of this process: after a resume, spikes are told once the mean has been built again.
+
+    Args:
+        faults: what the recipe wants done.
+        run: the run's folder, where the facts of a bad step are left; None on a rank that leaves none.
+
+    Attributes:
+        left_out: steps whose batches are to be passed over.
+        going_back: whether the run is to go back to its newest whole checkpoint now.
     """
 
-    def __init__(self, faults: Faults) -> None:
-        self._faults = faults
+    def __init__(self, faults: Faults, run: Path | None) -> None:
+        self._faults, self._run = faults, run
         self._mean, self._seen, self._bad = 0.0, 0, 0
+        self.left_out: set[int] = set()
+        self.going_back = False
 
     @property
     def threshold(self) -> float:
@@ -38,22 +50,26 @@ class Guard:
         self._seen += 1
         self._mean += (loss - self._mean) / min(self._seen, _MEMORY_STEPS)
 
-    def bad(self, what: str, advice: str) -> str:
-        """Count a bad step; returns the recipe's action, "skip" or "roll_back".
+    def bad(self, step: int, what: str, facts: dict[str, Any]) -> None:
+        """Count a bad step, leave its facts, and mark what the recipe wants left out.
 
         Raises:
             NonFiniteError: when the recipe says to stop, or there were too many.
         """
+        if self._run is not None:
+            dump(self._run, step, facts)
         self._bad += 1
         if self._faults.action == "stop":
-            raise NonFiniteError(f"{what}: nothing of this step was applied. {advice}")
+            raise NonFiniteError(f"{what}: nothing of this step was applied. {_ADVICE}")
         if self._bad > self._faults.limit:
             raise NonFiniteError(
                 f"{what}: nothing of this step was applied; the number of bad steps is {self._bad}, faults.limit "
-                f"allows {self._faults.limit}. {advice}"
+                f"allows {self._faults.limit}. {_ADVICE}"
             )
         logger.warning("%s: nothing of this step was applied; %s", what, self._faults.action.replace("_", " "))
-        return self._faults.action
+        if self._faults.action == "roll_back":
+            self.left_out.update(range(step - self._faults.leave_out + 1, step + 1))
+            self.going_back = True
 
 
 def dump(run: Path, step: int, facts: dict[str, Any]) -> None:

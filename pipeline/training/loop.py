@@ -11,26 +11,27 @@ from pathlib import Path
 
 import torch
 
-from cluster.collectives import Group, any_rank, average_over_ranks_, max_over_ranks, num_ranks, rank_in
+from cluster.collectives import Group, num_ranks, rank_in
 from cluster.process_group import background_group, grid
 from cluster.stopwatch import STEP
 from cluster.topology import Topology
 from pipeline.backbones import build_backbone
 from pipeline.config import Recipe, check_against_set
-from pipeline.head.head import HeadOptions, HeadOutput, ShardedHead
+from pipeline.head.head import HeadOptions, ShardedHead
 from pipeline.head.health import StallWatch, TargetAngles, target_angles
 from pipeline.reading.dali import Decoder
 from pipeline.reading.order import Order
-from pipeline.reading.reader import Batch, Reader
+from pipeline.reading.reader import Reader
 from pipeline.reading.tars import ShardSet
 from pipeline.shards.views import read_identities
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import CheckpointError, Meta, State
 from pipeline.training.engine import Engine
-from pipeline.training.guard import Guard, dump
+from pipeline.training.guard import Guard
 from pipeline.training.inherit import Inherited, class_mean_rows, inherit_rows, match, old_identities
 from pipeline.training.saver import Saved, Saver
 from pipeline.training.schedule import learning_rate
+from pipeline.training.step import Outcome, Severity, Stepper
 
 logger = logging.getLogger(__name__)
 
@@ -78,19 +79,6 @@ class Record:
     skipped: bool = False
 
 
-# How bad a step is on the worst rank, and in words.
-_GOOD, _SPIKE, _NOT_FINITE, _LEFT_OUT = range(4)
-_WORDS = {_SPIKE: "a spike", _NOT_FINITE: "not finite on at least one rank"}
-
-
-@dataclass(frozen=True)
-class _Verdict:
-    """What all ranks agreed on about a step."""
-
-    severity: int
-    stopping: bool
-
-
 class Trainer:
     """A run on this rank: backbone, head, data and checkpoints made from the recipe.
 
@@ -116,10 +104,8 @@ class Trainer:
         self.recipe, self.shards, self.run, self.topology = recipe, shards, run, topology
         self.group, self.device = group, device
         self.step = 0
-        self._guard = Guard(recipe.faults)
-        self._left_out: set[int] = set()
+        self._guard = Guard(recipe.faults, run if topology.rank == 0 else None)
         self._stall = StallWatch(max(2, manifest.identities), recipe.log.stall_steps)
-        self._going_back = False
         self.saver = Saver(
             run,
             None if group is None else background_group(),
@@ -146,6 +132,7 @@ class Trainer:
             options=_head_options(recipe),
             device=device,
         )
+        self.stepper = Stepper(self.engine, self.head, recipe, group, self._replicas, device)
 
     def resume(self, step: int) -> None:
         """Go on from the checkpoint after `step` steps, written by any number of ranks. All ranks together."""
@@ -200,7 +187,7 @@ class Trainer:
                 yield record
                 if stopping:
                     return
-                if self._going_back:
+                if self._guard.going_back:
                     reader.close()
                     self._go_back()
                     reader = self._reader()
@@ -224,58 +211,52 @@ class Trainer:
         started = time.perf_counter()
         with STEP.part("data_wait"):
             batch = next(reader)
-        if self.step in self._left_out:
-            outputs: list[HeadOutput] = []
-            verdict = _Verdict(_LEFT_OUT, any_rank(stop_asked(), self.group, self.device))
+        lam, rate = self.recipe.head.anneal(self.step), self._learning_rate(self.step)
+        if self.step in self._guard.left_out:
+            outcome = self.stepper.leave_out(stop_asked)
         else:
-            outputs, verdict = self._forward_backward(batch, stop_asked)
-        loss, own_cosine, norm = self._means(outputs) if outputs else (math.nan,) * 3
-        angles = self._angles(outputs, loss) if outputs else None
-        if verdict.severity in _WORDS:
-            self._take_fault(verdict, outputs, loss, norm)
-        elif verdict.severity == _GOOD:
-            self._guard.good(loss)
+            outcome = self.stepper.take(
+                batch, self.step, lam=lam, rate=rate, spike_above=self._guard.threshold, stop_asked=stop_asked
+            )
+        own_cosine, norm = outcome.own_cosine_G[outcome.valid_G], outcome.norm_G.mean().item()
+        if outcome.severity == Severity.GOOD:
+            self._guard.good(outcome.loss)
+        elif outcome.severity != Severity.LEFT_OUT:
+            self._take_fault(outcome, lam, rate)
+        angles = None if outcome.severity == Severity.LEFT_OUT else self._angles(own_cosine, outcome.loss, lam)
         self.step += 1
         record = Record(
             step=self.step,
             epoch=self.step / self.order.steps_per_epoch,
-            loss=loss,
-            anneal=self._anneal(self.step - 1),
-            learning_rate=self._learning_rate(self.step - 1),
-            own_cosine=own_cosine,
+            loss=outcome.loss,
+            anneal=lam,
+            learning_rate=rate,
+            own_cosine=own_cosine.mean().item(),
             norm=norm,
             angles=angles,
-            chance=loss / math.log(max(2, self.head.num_classes)),
+            chance=outcome.loss / math.log(max(2, self.head.num_classes)),
             samples=self.recipe.data.global_batch,
             seconds=time.perf_counter() - started,
             parts=STEP.take(),
             decode_failures=reader.decode_failures,
             ready=reader.ready,
-            skipped=verdict.severity != _GOOD,
+            skipped=outcome.severity != Severity.GOOD,
         )
-        if self._going_back and not verdict.stopping:
+        if self._guard.going_back and not outcome.stopping:
             return record, False
-        stall, saved = self._save_if_due(verdict.stopping or self.step == self.recipe.optimizer.steps)
-        return replace(record, stall_seconds=stall, saved=saved), verdict.stopping
+        stall, saved = self._save_if_due(outcome.stopping or self.step == self.recipe.optimizer.steps)
+        return replace(record, stall_seconds=stall, saved=saved), outcome.stopping
 
-    def _take_fault(self, verdict: _Verdict, outputs: list[HeadOutput], loss: float, norm: float) -> None:
-        """Dump a bad step, and stop, or mark what the recipe wants left out. The same on every rank."""
-        lam, rate = self._anneal(self.step), self._learning_rate(self.step)
+    def _take_fault(self, outcome: Outcome, lam: float, rate: float) -> None:
+        """Tell the guard of a bad step: what it was, and which samples were in it. The same on every rank."""
         what = (
-            f"step {self.step}: loss {loss:g} (λ {lam:g}, learning rate {rate:g}, mean ‖x‖ {norm:g}): "
-            f"{_WORDS[verdict.severity]}"
+            f"step {self.step}: loss {outcome.loss:g} (λ {lam:g}, learning rate {rate:g}, mean ‖x‖ "
+            f"{outcome.norm_G.mean().item():g}): {outcome.severity.words}"
         )
-        if self.topology.rank == 0:
-            ids = self.order.batch(self.step)
-            facts = {"fault": what, "step": self.step, "loss": loss, "lambda": lam, "learning_rate": rate}
-            facts["norm"] = torch.cat([output.norm_G for output in outputs]).tolist()
-            facts["own_cosine"] = torch.cat([output.own_cosine_G for output in outputs]).tolist()
-            facts["samples"] = [self.shards.describe(int(sample)) for sample in ids]
-            dump(self.run, self.step, facts)
-        advice = "A smaller optimizer.learning_rate or a longer optimizer.warmup_steps may cure it"
-        if self._guard.bad(what, advice) == "roll_back":
-            self._left_out.update(range(self.step - self.recipe.faults.leave_out + 1, self.step + 1))
-            self._going_back = True
+        facts = {"fault": what, "step": self.step, "loss": outcome.loss, "lambda": lam, "learning_rate": rate}
+        facts |= {"norm": outcome.norm_G.tolist(), "own_cosine": outcome.own_cosine_G.tolist()}
+        facts["samples"] = [self.shards.describe(int(sample)) for sample in self.order.batch(self.step)]
+        self._guard.bad(self.step, what, facts)
 
     def _go_back(self) -> None:
         """Load the newest whole checkpoint; the steps to be left out are then passed without being applied."""
@@ -283,9 +264,9 @@ class Trainer:
         newest = checkpoint.newest_whole(self.run, self.group)
         assert newest is not None, "a run saves before its first step"
         if self.topology.rank == 0:
-            logger.warning("back to step %d; left out from there: batches %s", newest, sorted(self._left_out))
+            logger.warning("back to step %d; left out from there: batches %s", newest, sorted(self._guard.left_out))
         self.resume(newest)
-        self._going_back = False
+        self._guard.going_back = False
 
     def _save_if_due(self, last: bool) -> tuple[float | None, Saved | None]:
         """Begin a save where the recipe wants one (wait for the `last`); the loop's stall, and a save that ended."""
@@ -305,85 +286,13 @@ class Trainer:
             self.saver.begin(self._state(), self._meta())
         return time.perf_counter() - started, saved
 
-    def _forward_backward(self, batch: Batch, stop_asked: Callable[[], bool]) -> tuple[list[HeadOutput], _Verdict]:
-        """All micro-batches: gradients everywhere, agreed to be good before they are applied."""
-        parts = self.recipe.data.accumulation
-        lam, rate = self._anneal(self.step), self._learning_rate(self.step)
-        outputs: list[HeadOutput] = []
-        gradients: list[torch.Tensor] = []
-        verdict = _Verdict(_GOOD, stopping=False)
-        self.engine.keep_buffers()
-        self.head.margin = self.recipe.head.make_margin(self.step)
-        for images, labels in zip(batch.images_BCHW.chunk(parts), batch.labels_B.chunk(parts), strict=True):
-            with STEP.part("forward"):
-                embeddings_BD = self.engine.embed(images)
-            with STEP.part("head"):
-                x_BD = embeddings_BD.detach().float().requires_grad_()
-                output = self.head(x_BD, labels, lam, step=self.step, learning_rate=rate)
-                outputs.append(output)
-                if self.recipe.head.fused_update:  # its backward pass changes the rows
-                    verdict = self._agree(outputs, [], stop_asked)
-                    if verdict.severity != _GOOD:
-                        self.engine.restore_buffers()
-                        return outputs, verdict
-                # the step's loss is the mean over its micro-batches
-                (output.loss / parts).backward()
-            assert x_BD.grad is not None
-            gradients.append(x_BD.grad)
-            with STEP.part("backward"):
-                self.engine.backward(embeddings_BD, x_BD.grad.to(embeddings_BD.dtype))
-            if len(outputs) == parts:
-                verdict = self._agree(outputs, gradients + self._own_gradients(), stop_asked)
-            with STEP.part("update"):
-                self.engine.step(rate, drop=verdict.severity != _GOOD)
-        with STEP.part("update"):
-            if verdict.severity == _GOOD:
-                self.head.update(rate)
-            else:
-                self.head.drop()
-        return outputs, verdict
-
-    def _own_gradients(self) -> list[torch.Tensor]:
-        rows = self.head.weight_SD.grad  # not there where it was applied at once, or only some rows take part
-        return self.engine.gradients() + ([] if rows is None else [rows])
-
-    def _agree(
-        self, outputs: list[HeadOutput], gradients: list[torch.Tensor], stop_asked: Callable[[], bool]
-    ) -> _Verdict:
-        """One all-reduce of two numbers: how bad is it on the worst rank, and is any rank asked to stop."""
-        loss = torch.stack([output.loss.detach() for output in outputs]).mean()
-        numbers = [loss, *(output.norm_G.sum() for output in outputs)]
-        if gradients:
-            # one pass over the gradients: a norm is finite if and only if all its numbers are (and their squares fit)
-            numbers += [norm.to(loss.dtype) for norm in torch._foreach_norm(gradients)]
-        finite = torch.isfinite(torch.stack(numbers)).all()
-        spike = (loss > self._guard.threshold).float() * _SPIKE
-        severity = torch.where(finite, spike, torch.full_like(spike, _NOT_FINITE))
-        flags = torch.stack([severity, torch.full_like(severity, float(stop_asked()))])
-        worst, stopping = max_over_ranks(flags, self.group).tolist()
-        return _Verdict(int(worst), stopping > 0)
-
-    def _means(self, outputs: list[HeadOutput]) -> tuple[float, float, float]:
-        """Loss over the global batch, micro-batches and replicas alike; own cosine and ‖x‖ over the head group's."""
-        mean = torch.stack([output.loss.detach() for output in outputs]).double().mean()
-        average_over_ranks_(mean, self._replicas)
-        valid = torch.cat([output.valid_G for output in outputs])
-        own_cosine = torch.cat([output.own_cosine_G for output in outputs])[valid].mean()
-        return mean.item(), own_cosine.item(), torch.cat([output.norm_G for output in outputs]).mean().item()
-
-    def _angles(self, outputs: list[HeadOutput], loss: float) -> TargetAngles:
+    def _angles(self, own_cosine: torch.Tensor, loss: float, lam: float) -> TargetAngles:
         """The step's target angles; says so when they have stalled."""
-        valid = torch.cat([output.valid_G for output in outputs])
-        own_cosine = torch.cat([output.own_cosine_G for output in outputs])[valid]
         angles = target_angles(own_cosine, self.head.margin.m)
-        floor = self.recipe.head.anneal_floor(self.step)
-        words = self._stall.look(self.step, loss, angles.median, self._anneal(self.step), floor)
+        words = self._stall.look(self.step, loss, angles.median, lam, self.recipe.head.anneal_floor(self.step))
         if words and self.topology.rank == 0:
             logger.warning("step %d: %s", self.step, words)
         return angles
-
-    def _anneal(self, step: int) -> float:
-        return self.recipe.head.anneal(step)
 
     def _learning_rate(self, step: int) -> float:
         optimizer = self.recipe.optimizer

@@ -10,6 +10,7 @@ from collections import Counter
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from pipeline.reading.reader import Batch
 from pipeline.reading.tars import ShardSet
 from pipeline.training import checkpoint
 from pipeline.training.loop import Trainer
+from pipeline.training.step import Outcome
 from tests.distributed.ranks import TIMEOUT_SECONDS, _context
 from tests.faces import write_shards
 from tests.fault_table import Row, record
@@ -51,13 +53,13 @@ def train_until_killed(rank: int, ranks: int, store: str, plan: Recipe, run: Pat
     if newest is not None:
         trainer.resume(newest)
     batches: list[Batch] = []
-    forward_backward = trainer._forward_backward
+    take = trainer.stepper.take
 
-    def remember(batch: Batch, *rest: object) -> object:
+    def remember(batch: Batch, *rest: Any, **more: Any) -> Outcome:
         batches.append(batch)
-        return forward_backward(batch, *rest)  # type: ignore[arg-type]
+        return take(batch, *rest, **more)
 
-    trainer._forward_backward = remember  # type: ignore[assignment,method-assign]
+    trainer.stepper.take = remember  # type: ignore[method-assign]
     with (run / f"told-{rank}.jsonl").open("a", buffering=1) as told:
         for record in trainer.train():
             row = {"step": record.step, "ranks": ranks, "loss": record.loss, "samples": batches[-1].ids_B.tolist()}

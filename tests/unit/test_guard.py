@@ -14,7 +14,7 @@ from pipeline.training.guard import Guard, dump
 
 
 def test_a_spike_is_told_by_the_running_mean_once_it_is_known() -> None:
-    guard = Guard(Faults(spike_factor=3.0))
+    guard = Guard(Faults(spike_factor=3.0), None)
     losses = [2.0 + 0.01 * (step % 7) for step in range(200)]
     mean = 0.0
     for seen, loss in enumerate(losses):
@@ -24,19 +24,30 @@ def test_a_spike_is_told_by_the_running_mean_once_it_is_known() -> None:
         count = seen + 1
         # the plain mean of the first 50, from then on an exponential one over 50 steps
         mean = sum(losses[:count]) / count if count <= 50 else mean * 49 / 50 + loss / 50
-    assert Guard(Faults()).threshold == math.inf
+    assert Guard(Faults(), None).threshold == math.inf
 
 
-def test_bad_steps_are_forgiven_up_to_the_limit() -> None:
-    guard = Guard(Faults(action="skip", limit=2))
-    assert [guard.bad("step 1: loss nan", "Advice"), guard.bad("step 2: loss nan", "Advice")] == ["skip", "skip"]
-    with pytest.raises(NonFiniteError, match=r"step 3: loss nan: nothing .* steps is 3, faults.limit allows 2. Advice"):
-        guard.bad("step 3: loss nan", "Advice")
+def test_bad_steps_are_forgiven_up_to_the_limit(tmp_path: Path) -> None:
+    guard = Guard(Faults(action="skip", limit=2), tmp_path)
+    guard.bad(1, "step 1: loss nan", {"loss": math.nan})
+    guard.bad(2, "step 2: loss nan", {"loss": math.nan})
+    with pytest.raises(
+        NonFiniteError, match=r"step 3: loss nan: nothing .* steps is 3, faults.limit allows 2. A smaller"
+    ):
+        guard.bad(3, "step 3: loss nan", {"loss": math.nan})
+    assert not guard.left_out and not guard.going_back
+    assert [path.name for path in sorted((tmp_path / "faults").iterdir())] == [f"step-{n:08d}.json" for n in (1, 2, 3)]
+
+
+def test_going_back_leaves_the_batches_before_out_too() -> None:
+    guard = Guard(Faults(action="roll_back", leave_out=3), None)
+    guard.bad(7, "step 7: loss nan", {})
+    assert guard.left_out == {5, 6, 7} and guard.going_back
 
 
 def test_a_recipe_may_say_stop() -> None:
-    with pytest.raises(NonFiniteError, match=r"step 1: loss nan: nothing of this step was applied\. Advice"):
-        Guard(Faults(action="stop")).bad("step 1: loss nan", "Advice")
+    with pytest.raises(NonFiniteError, match=r"step 1: loss nan: nothing of this step was applied\. A smaller"):
+        Guard(Faults(action="stop"), None).bad(1, "step 1: loss nan", {})
 
 
 def test_the_dump_is_json_that_everything_reads(tmp_path: Path) -> None:

@@ -1,0 +1,167 @@
+"""One optimizer step: all micro-batches forward and back, agreed on by every rank, then applied or dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+
+from cluster.collectives import Group, any_rank, average_over_ranks_, max_over_ranks
+from cluster.stopwatch import STEP
+from pipeline.config import Recipe
+from pipeline.head.head import HeadOutput, ShardedHead
+from pipeline.reading.reader import Batch
+from pipeline.training.engine import Engine
+
+
+class Severity(IntEnum):
+    """How bad a step is on the worst rank."""
+
+    GOOD = 0
+    SPIKE = 1
+    NOT_FINITE = 2
+    LEFT_OUT = 3
+
+    @property
+    def words(self) -> str:
+        """For whoever reads the log."""
+        return {
+            Severity.GOOD: "good",
+            Severity.SPIKE: "a spike",
+            Severity.NOT_FINITE: "not finite on at least one rank",
+            Severity.LEFT_OUT: "left out",
+        }[self]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a step; nothing of it was applied unless `severity` is GOOD.
+
+    Attributes:
+        severity, stopping: the same on every rank; `stopping` when any rank is asked to.
+        loss: mean over the global batch, micro-batches and replicas alike; NaN where the step was left out.
+        own_cosine_G, norm_G, valid_G: of the head group's batch, detached; empty where the step was left out.
+    """
+
+    severity: Severity
+    stopping: bool
+    loss: float
+    own_cosine_G: torch.Tensor
+    norm_G: torch.Tensor
+    valid_G: torch.Tensor
+
+
+class Stepper:
+    """Takes steps of backbone and head; knows of no data order, checkpoint or schedule.
+
+    Args:
+        engine, head, recipe: what is trained, and how.
+        group: all ranks.
+        replicas: the ranks that hold the same rows.
+        device: where the ranks' flags are agreed on.
+    """
+
+    def __init__(
+        self, engine: Engine, head: ShardedHead, recipe: Recipe, group: Group, replicas: Group, device: torch.device
+    ) -> None:
+        self._engine, self._head, self._recipe = engine, head, recipe
+        self._group, self._replicas, self._device = group, replicas, device
+
+    def leave_out(self, stop_asked: Callable[[], bool]) -> Outcome:
+        """Do nothing but ask whether to stop: one all-reduce of a flag."""
+        nothing = torch.empty(0)
+        stopping = any_rank(stop_asked(), self._group, self._device)
+        return Outcome(Severity.LEFT_OUT, stopping, torch.nan, nothing, nothing, nothing.bool())
+
+    def take(
+        self,
+        batch: Batch,
+        step: int,
+        *,
+        lam: float,
+        rate: float,
+        spike_above: float,
+        stop_asked: Callable[[], bool],
+    ) -> Outcome:
+        """Forward and back; gradients agreed to be good by every rank before anything is changed.
+
+        Args:
+            batch: this rank's images and labels.
+            step: steps done before.
+            lam, rate: λ of the margin, learning rate.
+            spike_above: the loss beyond which the step is bad.
+            stop_asked: whether this rank is asked to stop.
+        """
+        parts = self._recipe.data.accumulation
+        outputs: list[HeadOutput] = []
+        gradients: list[torch.Tensor] = []
+        severity, stopping = Severity.GOOD, False
+        self._engine.keep_buffers()
+        self._head.margin = self._recipe.head.make_margin(step)
+        for images, labels in zip(batch.images_BCHW.chunk(parts), batch.labels_B.chunk(parts), strict=True):
+            with STEP.part("forward"):
+                embeddings_BD = self._engine.embed(images)
+            with STEP.part("head"):
+                x_BD = embeddings_BD.detach().float().requires_grad_()
+                output = self._head(x_BD, labels, lam, step=step, learning_rate=rate)
+                outputs.append(output)
+                if self._recipe.head.fused_update:  # its backward pass changes the rows
+                    severity, stopping = self._agree(outputs, [], spike_above, stop_asked)
+                    if severity != Severity.GOOD:
+                        self._engine.restore_buffers()
+                        return self._outcome(severity, stopping, outputs)
+                # the step's loss is the mean over its micro-batches
+                (output.loss / parts).backward()
+            assert x_BD.grad is not None
+            gradients.append(x_BD.grad)
+            with STEP.part("backward"):
+                self._engine.backward(embeddings_BD, x_BD.grad.to(embeddings_BD.dtype))
+            if len(outputs) == parts:
+                found = gradients + self._own_gradients()
+                severity, stopping = self._agree(outputs, found, spike_above, stop_asked)
+            with STEP.part("update"):
+                self._engine.step(rate, drop=severity != Severity.GOOD)
+        with STEP.part("update"):
+            if severity == Severity.GOOD:
+                self._head.update(rate)
+            else:
+                self._head.drop()
+        return self._outcome(severity, stopping, outputs)
+
+    def _own_gradients(self) -> list[torch.Tensor]:
+        rows = self._head.weight_SD.grad  # not there where it was applied at once, or only some rows take part
+        return self._engine.gradients() + ([] if rows is None else [rows])
+
+    def _agree(
+        self,
+        outputs: list[HeadOutput],
+        gradients: list[torch.Tensor],
+        spike_above: float,
+        stop_asked: Callable[[], bool],
+    ) -> tuple[Severity, bool]:
+        """One all-reduce of two numbers: how bad is it on the worst rank, and is any rank asked to stop."""
+        loss = torch.stack([output.loss.detach() for output in outputs]).mean()
+        numbers = [loss, *(output.norm_G.sum() for output in outputs)]
+        if gradients:
+            # one pass over the gradients: a norm is finite if and only if all its numbers are (and their squares fit)
+            numbers += [norm.to(loss.dtype) for norm in torch._foreach_norm(gradients)]
+        finite = torch.isfinite(torch.stack(numbers)).all()
+        spike = (loss > spike_above).float() * Severity.SPIKE
+        severity = torch.where(finite, spike, torch.full_like(spike, Severity.NOT_FINITE))
+        flags = torch.stack([severity, torch.full_like(severity, float(stop_asked()))])
+        worst, stopping = max_over_ranks(flags, self._group).tolist()
+        return Severity(int(worst)), stopping > 0
+
+    def _outcome(self, severity: Severity, stopping: bool, outputs: list[HeadOutput]) -> Outcome:
+        mean = torch.stack([output.loss.detach() for output in outputs]).double().mean()
+        average_over_ranks_(mean, self._replicas)
+        return Outcome(
+            severity,
+            stopping,
+            mean.item(),
+            torch.cat([output.own_cosine_G for output in outputs]),
+            torch.cat([output.norm_G for output in outputs]),
+            torch.cat([output.valid_G for output in outputs]),
+        )
