@@ -117,6 +117,20 @@ SHARDING_METRICS = (
 )
 
 
+def evaluation_metrics(sets: Sequence[str]) -> tuple[Metric, ...]:
+    """Rows beside a run's `METRICS`: what it reaches on the sets that its recipe names; none without sets.
+
+    Both are 0 until a set is first evaluated.
+    """
+    if not sets:
+        return ()
+    rows = (
+        ("evaluation_accuracy_ratio", "Share of pairs told right at the latest evaluation, by set."),
+        ("evaluation_best_accuracy_ratio", "The most that any evaluation of this run reached, by set."),
+    )
+    return tuple(Metric(name, "gauge", about, label="set", values=tuple(sets)) for name, about in rows)
+
+
 class Telemetry:
     """The metrics of one rank, in a registry of their own, and the endpoint that shows them.
 

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.telemetry import METRICS, PARTS, PREFIX, SHARDING_METRICS, Metric, Telemetry
+from cluster.telemetry import METRICS, PARTS, PREFIX, SHARDING_METRICS, Metric, Telemetry, evaluation_metrics
 
 LABELS = {"job": "demo", "rank": "3", "host": "node-1"}
 
@@ -233,3 +233,17 @@ def test_a_kind_of_run_has_a_table_of_its_own() -> None:
         assert ("spherescale_loss", "") not in got
         with pytest.raises(ValueError, match="metric: got 'loss', wanted one of sharding_samples, "):
             sharding.set("loss", 1)
+
+
+def test_the_sets_of_a_run_are_the_values_of_its_evaluation_metrics() -> None:
+    assert evaluation_metrics([]) == ()
+    with Telemetry(**{**LABELS, "rank": 3}, metrics=METRICS + evaluation_metrics(["lfw", "agedb"])) as run:
+        run.set("evaluation_accuracy_ratio", 0.875, "lfw")
+        port = run.serve(0)
+        assert port is not None
+        got = scrape(port)
+        assert got["spherescale_evaluation_accuracy_ratio", "lfw"] == 0.875
+        assert got["spherescale_evaluation_accuracy_ratio", "agedb"] == 0
+        assert got["spherescale_evaluation_best_accuracy_ratio", "lfw"] == 0
+        with pytest.raises(ValueError, match="label: got 'cfp', wanted one of lfw, agedb"):
+            run.set("evaluation_accuracy_ratio", 0.5, "cfp")
