@@ -169,6 +169,8 @@ class Optimizer(_Section):
     """Steps at which the rate is multiplied by decay."""
     decay: float = Field(0.1, gt=0, le=1)
     """Factor at each milestone."""
+    power: float | None = Field(None, gt=0)
+    """Instead of milestones, fall to 0 over the steps after the warm-up: 1 along a line, 2 along a parabola."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """SGD momentum, no dampening, not Nesterov."""
     weight_decay: float = Field(5e-4, ge=0)
@@ -182,6 +184,8 @@ class Optimizer(_Section):
     def _possible(self) -> Optimizer:
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones: got {list(self.milestones)}, wanted rising steps")
+        if self.power is not None and self.milestones:
+            raise ValueError(f"power: got {self.power} with milestones {list(self.milestones)}, wanted one of the two")
         return self
 
 

@@ -299,9 +299,11 @@ class Trainer:
         return learning_rate(
             step,
             optimizer.learning_rate,
+            steps=optimizer.steps,
             warmup_steps=optimizer.warmup_steps,
             milestones=optimizer.milestones,
             decay=optimizer.decay,
+            power=optimizer.power,
         )
 
     def _reader(self) -> Reader:

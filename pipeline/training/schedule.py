@@ -7,12 +7,23 @@ from collections.abc import Sequence
 
 
 def learning_rate(
-    step: int, base: float, *, warmup_steps: int = 0, milestones: Sequence[int] = (), decay: float = 0.1
+    step: int,
+    base: float,
+    *,
+    steps: int,
+    warmup_steps: int = 0,
+    milestones: Sequence[int] = (),
+    decay: float = 0.1,
+    power: float | None = None,
 ) -> float:
-    """The rate of `step` (from 0): linear warm-up to `base`, then times `decay` at each milestone reached.
+    """The rate of `step` (from 0) of `steps`: linear warm-up to `base`, then down, in steps or along a curve.
 
-    Step t of a warm-up of W has base · (t + 1) / W, so that the first step already learns. Caffe's "multistep"
-    policy (the authors' solver) is ``milestones=(16000, 24000)`` with no warm-up.
+    Step t of a warm-up of W has base · (t + 1) / W, so that the first step already learns. After it the rate is times
+    `decay` at each milestone reached: Caffe's "multistep" policy, the authors' solver with (16000, 24000). With a
+    `power` p it is base · (1 - (t - W) / (T - W))^p instead, as `arcface_torch` trains (p = 1; earlier 2).
     """
-    rate = base * decay ** bisect_right(milestones, step)
-    return rate * min(1.0, (step + 1) / warmup_steps) if warmup_steps else rate
+    if step < warmup_steps:
+        return base * decay ** bisect_right(milestones, step) * (step + 1) / warmup_steps
+    if power is not None:
+        return base * (1 - (step - warmup_steps) / (steps - warmup_steps)) ** power
+    return base * decay ** bisect_right(milestones, step)
