@@ -1,0 +1,51 @@
+"""A recipe from a config of InsightFace's arcface_torch, which is read, not run.
+
+  python stages/convert_recipe.py configs/ms1mv3_r50.py ms1mv3.yaml --ranks 8 --shards /data/ms1mv3
+
+The recipe begins with what to know when moving: how its data becomes shards, and where we train otherwise.
+docs/moving.md goes through it concept by concept.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+
+from pipeline.config import RecipeError
+from pipeline.files import NotWrittenError, write_file
+from pipeline.from_arcface_torch import Converted, convert, read_config
+
+
+def main() -> int:
+    """Read, convert, write; a fault is one line and exit code 1."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, metavar="CONFIG.py", help="its base.py is read from beside it")
+    parser.add_argument("out", type=Path, metavar="RECIPE.yaml", help="what is written")
+    parser.add_argument("--ranks", type=int, default=8, help="GPUs that the config is for (default %(default)s)")
+    parser.add_argument("--shards", type=Path, required=True, help="where its data, as shards, is or will be")
+    parser.add_argument(
+        "--power", type=float, default=1.0, help="of the learning rate's fall (default 1; arcface_torch before 2022: 2)"
+    )
+    args = parser.parse_args()
+    try:
+        converted = convert(read_config(args.config), args.ranks, args.shards, power=args.power)
+        write_file(args.out, _text(args, converted).encode())
+    except (RecipeError, NotWrittenError) as error:
+        print(f"convert_recipe: {error}", file=sys.stderr)
+        return 1
+    print(f"{args.out}: {converted.recipe.optimizer.steps:,} steps of {converted.recipe.data.global_batch:,} images")
+    for note in converted.notes:
+        print(f"  {note}")
+    return 0
+
+
+def _text(args: argparse.Namespace, converted: Converted) -> str:
+    """The recipe, without what is at its default, below its notes."""
+    head = [f"From {args.config.name} of arcface_torch, for {args.ranks} GPUs.", *converted.notes]
+    keys = converted.recipe.model_dump(mode="json", exclude_defaults=True)
+    return "".join(f"# {line}\n" for line in head) + yaml.safe_dump(keys, sort_keys=False, allow_unicode=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
