@@ -25,6 +25,26 @@ _all_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_i
 _reduce_scatter_into = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
+class Sent:
+    """Bytes that this rank has sent, told by shapes: what ring algorithms send, whatever the library does."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+
+    def add(self, size: float) -> None:
+        """Count `size` bytes more."""
+        self._bytes += int(size)
+
+    def take(self) -> int:
+        """Bytes since the last call."""
+        size, self._bytes = self._bytes, 0
+        return size
+
+
+# One process trains one model: its collectives and its loop share this count, as they share `STEP`.
+SENT = Sent()
+
+
 def num_ranks(group: Group) -> int:
     """Ranks in the group; 1 for None."""
     return 1 if group is None else dist.get_world_size(group)
@@ -75,6 +95,7 @@ def reduce_scatter_rows(rows: torch.Tensor, group: Group) -> torch.Tensor:
     output = rows.new_empty(rows.shape[0] // num_ranks(group), *rows.shape[1:])
     with STEP.part("communication"):
         _reduce_scatter_into(output, rows.contiguous(), group=group)
+    SENT.add((num_ranks(group) - 1) * output.nbytes)
     return output
 
 
@@ -94,6 +115,7 @@ def average_over_ranks_(values: torch.Tensor, group: Group) -> None:
         return
     with STEP.part("communication"):
         dist.all_reduce(values, group=group)
+    SENT.add(_all_reduce_bytes(values, group))
     values.div_(num_ranks(group))
 
 
@@ -121,6 +143,7 @@ def _all_gather(local: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     output = local.new_empty(num_ranks(group) * local.shape[0], *local.shape[1:])
     with STEP.part("communication"):
         _all_gather_into(output, local.contiguous(), group=group)
+    SENT.add((num_ranks(group) - 1) * local.nbytes)
     return output
 
 
@@ -128,4 +151,11 @@ def _all_reduce(local: torch.Tensor, group: dist.ProcessGroup, op: Any) -> torch
     result = local.clone(memory_format=torch.contiguous_format)
     with STEP.part("communication"):
         dist.all_reduce(result, op=op, group=group)
+    SENT.add(_all_reduce_bytes(result, group))
     return result
+
+
+def _all_reduce_bytes(values: torch.Tensor, group: dist.ProcessGroup) -> float:
+    """A ring's: a reduce-scatter and an all-gather, each of (N-1)/N of the values."""
+    ranks = num_ranks(group)
+    return 2 * (ranks - 1) * values.nbytes / ranks

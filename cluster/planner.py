@@ -154,6 +154,12 @@ def head_block_bytes(job: Job) -> int:
     return int(FP32 * (block * fullest + 6 * batch * dim))
 
 
+def head_bytes(job: Job) -> int:
+    """All that the head takes on the fullest rank: rows, their momentum and gradient, and a block's working memory."""
+    held = 2 if job.fused_update else 3
+    return held * FP32 * job.rows * job.embedding_dim + head_block_bytes(job)
+
+
 def _buckets(job: Job, network: Network) -> int:
     # One buffer of the gradient's size in fp32, and a second one, bf16 or not, under autocast (DeepSpeed 0.19, whose
     # bucket the engine sets to the network's size).

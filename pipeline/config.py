@@ -241,6 +241,25 @@ class Log(_Section):
     """Prometheus port of a host's first rank; rank r of the host takes port + r. 0: any free port; null: none."""
     metrics_address: str = "127.0.0.1"
     """Address the endpoints listen on; loopback unless told otherwise."""
+    metrics_certificate: AbsolutePath | None = None
+    """PEM certificate: with it the endpoints speak TLS. It must name what Prometheus calls each host by."""
+    metrics_key: AbsolutePath | None = None
+    """PEM key of the certificate, without a pass phrase."""
+    metrics_client_ca: AbsolutePath | None = None
+    """PEM certificate of an authority: only who shows a certificate signed by it is answered; null: everybody is."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Log:
+        if (self.metrics_certificate is None) != (self.metrics_key is None):
+            raise ValueError(
+                f"metrics_key: got {self.metrics_key} with metrics_certificate {self.metrics_certificate}, "
+                "wanted both or neither"
+            )
+        if self.metrics_client_ca is not None and self.metrics_certificate is None:
+            raise ValueError(
+                f"metrics_client_ca: got {self.metrics_client_ca} without metrics_certificate, wanted TLS with it"
+            )
+        return self
 
 
 class Recipe(_Section):

@@ -37,7 +37,7 @@ from cluster.collectives import gather_objects
 from cluster.process_group import Together, device_of, process_group
 from cluster.rendezvous import StartError
 from cluster.stop import EXIT_LOST, EXIT_STOPPED, StopRequest
-from cluster.telemetry import Telemetry
+from cluster.telemetry import Telemetry, Tls
 from cluster.topology import Topology
 from cluster.watchdog import Watchdog, end
 from pipeline.config import Recipe, RecipeError, check_against_set, describe_recipe, load_recipe
@@ -99,6 +99,7 @@ def main() -> int:
         check_against_set(
             recipe, samples=manifest.samples, identities=manifest.identities, num_ranks=topology.num_ranks
         )
+        endpoint_tls(recipe)
         return train(recipe, shards, run, topology, arguments.resume)
     except (RecipeError, ShardError, CheckpointError, NonFiniteError) as error:
         # Faults of the input look alike on every rank: one of them says so.
@@ -164,14 +165,18 @@ def watched_train(trainer: Trainer, together: Together, stop: StopRequest, resta
     watchdog = Watchdog(together.store, topology, recipe.faults.step_seconds)
     with (
         Telemetry(
-            rank=topology.rank, host=socket.gethostname(), job=trainer.run.name, cuda_device=trainer.device.index
+            rank=topology.rank,
+            host=socket.gethostname(),
+            job=trainer.run.name,
+            cuda_device=trainer.device.index,
+            folder=trainer.run,
         ) as telemetry,
         contextlib.closing(progress) if progress else contextlib.nullcontext(),
         watchdog,
         naming_lost_ranks(watchdog),
     ):
         serve(telemetry, recipe, topology, trainer.run)
-        exporter = Exporter(telemetry, topology.num_ranks, recipe.checkpoint.every, restarts)
+        exporter = Exporter(telemetry, trainer, restarts)
         for record in trainer.train(lambda: stop.asked):
             watchdog.tick(record.step)
             window.add(record)
@@ -201,8 +206,21 @@ def serve(telemetry: Telemetry, recipe: Recipe, topology: Topology, run: Path) -
     if recipe.log.metrics_port is None:
         return
     port = recipe.log.metrics_port + topology.rank_of_node if recipe.log.metrics_port else 0
-    if telemetry.serve(port, recipe.log.metrics_address) is not None:
+    if telemetry.serve(port, recipe.log.metrics_address, endpoint_tls(recipe)) is not None:
         telemetry.announce(run / "targets", topology.num_ranks)
+
+
+def endpoint_tls(recipe: Recipe) -> Tls | None:
+    """How the endpoints are read over TLS; None where they are not. Raises RecipeError for files that do not serve."""
+    log = recipe.log
+    if log.metrics_certificate is None or log.metrics_key is None:
+        return None
+    tls = Tls(log.metrics_certificate, log.metrics_key, log.metrics_client_ca)
+    try:
+        tls.check()
+    except ValueError as error:
+        raise RecipeError(f"log.metrics_{error}") from None
+    return tls
 
 
 def facts_to_agree_on(recipe: Recipe, shards: ShardSet) -> dict[str, str]:

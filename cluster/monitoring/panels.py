@@ -1,4 +1,4 @@
-"""The panels of a run as data: what is worth looking at, in five groups, each with its queries.
+"""What is worth looking at in a run, as data: tiles, and panels in five groups, each with its queries.
 
 Whatever shows a run reads this table. In a query ``$job`` stands for the run's name and ``$window`` for the time to
 take rates over, a few scrapes long.
@@ -21,6 +21,7 @@ class Panel:
         unit: of the values: "seconds", "bytes", "share" (of 1) or "" for plain numbers.
         kind: "lines", "stack" where the series add up, or "heatmap" with a row a series.
         logarithmic: for what spans decades.
+        sometimes: when there is nothing to show, for a panel that not every run fills.
     """
 
     title: str
@@ -29,11 +30,22 @@ class Panel:
     unit: Literal["seconds", "bytes", "share", ""] = ""
     kind: Literal["lines", "stack", "heatmap"] = "lines"
     logarithmic: bool = False
+    sometimes: str = ""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One number about the run as it is now: its title, its query, and its unit as in `Panel`."""
+
+    title: str
+    query: str
+    unit: Literal["seconds", "bytes", "share", ""] = ""
 
 
 _JOB = '{job="$job"}'
 _PARTS = f"spherescale_step_part_seconds_total{_JOB}"
-_OWN = f"rank:spherescale_own_work:rate5m{_JOB}"
+_OWN = 'spherescale_step_part_seconds_total{job="$job", part!="communication"}'
+_BY_PART = f"sum by (rank, host, part) (rate({_OWN}[$window]))"
 _STEPS = f"rate(spherescale_step_seconds_count{_JOB}[$window])"
 
 
@@ -50,6 +62,17 @@ def _share_of(part: str) -> str:
 def _by_rank(expression: str) -> tuple[tuple[str, str], ...]:
     return ((expression, "rank {{rank}} on {{host}}"),)
 
+
+TILES = (
+    Tile("Step", f"max(spherescale_step{_JOB})"),
+    Tile("Samples trained on", f"max(spherescale_position_samples{_JOB})"),
+    Tile("Loss", f"max(spherescale_loss{_JOB})"),
+    Tile("Samples a second", f"max(spherescale_global_samples_per_second{_JOB})"),
+    Tile("Time left", f"max(spherescale_estimated_end_timestamp_seconds{_JOB}) - time()", "seconds"),
+    Tile("Ranks that answer", f"sum(up{_JOB})"),
+    Tile("Slowest over median rank", f"max(job:spherescale_straggler:ratio{_JOB})"),
+    Tile("Last checkpoint", f"min(spherescale_checkpoint_age_seconds{_JOB})", "seconds"),
+)
 
 PANELS: dict[str, tuple[Panel, ...]] = {
     "run": (
@@ -76,6 +99,16 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel("Epoch", "Passes over the data.", _gauge("epoch", "epoch")),
         Panel(
+            "Accuracy on held-out people",
+            "At each evaluation, by set, and the best so far. A fall of two points: see the alert EvaluationDropped.",
+            (
+                (f"max by (set) (spherescale_evaluation_accuracy_ratio{_JOB})", "{{set}}"),
+                (f"max by (set) (spherescale_evaluation_best_accuracy_ratio{_JOB})", "{{set}}, best"),
+            ),
+            "share",
+            sometimes="the recipe names no evaluation set",
+        ),
+        Panel(
             "Ranks that answer",
             "Below the line: see the alert RankGone.",
             ((f"sum(up{_JOB})", "up"), *_gauge("ranks", "started with")),
@@ -84,20 +117,47 @@ PANELS: dict[str, tuple[Panel, ...]] = {
     "ranks": (
         Panel(
             "Own work by rank",
-            "Seconds of work a second, without the waiting for others. One bright row is the straggler.",
-            _by_rank(_OWN),
+            "Share of the time at work, without the waiting for others. One bright row is the straggler.",
+            _by_rank(f"sum by (rank, host) (rate({_OWN}[$window]))"),
+            "share",
             kind="heatmap",
+        ),
+        Panel(
+            "What the slowest do longer",
+            "By part of the step, beyond the median rank, the five largest. data_wait is a disk, the rest a processor.",
+            (
+                (
+                    f"topk(5, {_BY_PART} - on (part) group_left () quantile by (part) (0.5, {_BY_PART}))",
+                    "rank {{rank}} on {{host}}: {{part}}",
+                ),
+            ),
+            "share",
         ),
         Panel(
             "Slowest over median rank",
             "1 is even; the alert Straggler begins at 1.2.",
-            ((f"max({_OWN}) / quantile(0.5, {_OWN})", "slowest / median"),),
+            ((f"max(job:spherescale_straggler:ratio{_JOB})", "slowest / median"),),
         ),
         Panel(
             "Communication by rank",
             "The rank with the least is the one that the others wait for.",
             _by_rank(_share_of("communication")),
             "share",
+        ),
+        Panel(
+            "Bytes sent a second",
+            "By a rank, mean over ranks; by shapes, were all collectives rings.",
+            ((f"avg by (part) (rate(spherescale_communication_bytes_total{_JOB}[$window]))", "{{part}}"),),
+            "bytes",
+            "stack",
+        ),
+        Panel(
+            "GPU busy",
+            "Share of the time, by NVML.",
+            _by_rank(f"spherescale_gpu_utilisation_ratio{_JOB} >= 0"),
+            "share",
+            "heatmap",
+            sometimes="no rank has a GPU that NVML tells of (nvidia-ml-py)",
         ),
         Panel(
             "Resident memory", "Of each rank's process.", _by_rank(f"spherescale_resident_memory_bytes{_JOB}"), "bytes"
@@ -161,8 +221,24 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             logarithmic=True,
         ),
         Panel("Embedding length", "Mean of the latest batch.", _gauge("embedding_norm", "mean length")),
+        Panel(
+            "Gradient length",
+            "Of the backbone, before weight decay. A climb before the loss leaps is divergence.",
+            _gauge("gradient_norm", "length"),
+            logarithmic=True,
+        ),
         Panel("Learning rate", "", _gauge("learning_rate", "learning rate"), logarithmic=True),
-        Panel("Steps dropped", "Because a value was not finite.", _gauge("skipped_steps_total", "steps")),
+        Panel(
+            "Steps dropped",
+            "left_out: passed over after a roll-back.",
+            ((f"max by (reason) (spherescale_skipped_steps_total{_JOB})", "{{reason}}"),),
+        ),
+        Panel(
+            "Memory of the head",
+            "On the fullest rank: what the planner said, and its rows with momentum and gradient as they are.",
+            _gauge("head_planned_bytes", "planned, with working memory") + _gauge("head_held_bytes", "held"),
+            "bytes",
+        ),
     ),
     "checkpoints": (
         Panel(
@@ -192,6 +268,13 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             "Saves that failed",
             "The log of rank 0 says why; the checkpoints before them stay.",
             _gauge("checkpoint_failures_total", "failed"),
+        ),
+        Panel("Size", "Of the last checkpoint, all ranks' files.", _gauge("checkpoint_bytes", "last"), "bytes"),
+        Panel(
+            "Free room",
+            "Where the run writes, as each host sees it. Less than three checkpoints: see the alert DiskNearlyFull.",
+            ((f"min by (host) (spherescale_run_free_bytes{_JOB})", "{{host}}"),),
+            "bytes",
         ),
         Panel("Step", "Falls back to the last checkpoint when the run is started again.", _gauge("step", "step")),
         Panel("Restarts", "", _gauge("restarts_total", "restarts")),

@@ -156,6 +156,12 @@ class ShardedHead(nn.Module):
             valid_G=valid_G,
         )
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the rows, their momentum and, once there was a backward pass, their gradient."""
+        grad = self.weight_SD.grad
+        return self.weight_SD.nbytes + self.optimizer.velocity_SD.nbytes + (0 if grad is None else grad.nbytes)
+
     @torch.no_grad()
     def update(self, learning_rate: float) -> None:
         """Apply the gradient of the step's backward passes to the rows and drop it; after a fused update, nothing.

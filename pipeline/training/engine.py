@@ -46,7 +46,9 @@ class Engine:
     """
 
     def __init__(self, backbone: nn.Module, recipe: Recipe, num_ranks: int, head_ranks: int) -> None:
-        self._head_ranks = head_ranks
+        self._head_ranks, self._num_ranks = head_ranks, num_ranks
+        self._stage, self._accumulation = recipe.zero_stage, recipe.data.accumulation
+        self._num_parameters = sum(p.numel() for p in backbone.parameters())
         self._zero = recipe.zero_stage > 0
         self._parted = recipe.zero_stage == 3  # parameters too lie in parts on the ranks
         if not torch.cuda.is_available():
@@ -94,6 +96,21 @@ class Engine:
         if not self._zero:
             return [p.grad for p in self.module.parameters() if p.grad is not None]
         return [grad for part in self._engine.optimizer.averaged_gradients.values() for grad in part or ()]
+
+    @property
+    def sent_bytes(self) -> int:
+        """What a rank sends in a step for the backbone, by shapes, were its collectives rings of fp32.
+
+        A pass sends (N-1)/N of the parameters' bytes. ZeRO 0 and 1 take two a step, one to reduce and one to gather;
+        ZeRO 2 reduces after every micro-batch; ZeRO 3 also gathers in every forward and every backward pass.
+        """
+        passes = (2, 2, 1 + self._accumulation, 3 * self._accumulation)[self._stage]
+        return passes * (self._num_ranks - 1) * 4 * self._num_parameters // self._num_ranks
+
+    @property
+    def gradients_in_parts(self) -> bool:
+        """Whether `gradients` is a part, of which every rank has another, and not the same on all."""
+        return self._zero
 
     def step(self, learning_rate: float, drop: bool = False) -> None:
         """One SGD update at a step's last micro-batch; between micro-batches, nothing but the count.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from cluster.collectives import Group, num_ranks, rank_in
+from cluster.collectives import SENT, Group, num_ranks, rank_in
 from cluster.process_group import background_group, grid
 from cluster.stopwatch import STEP
 from cluster.topology import Topology
@@ -50,14 +50,17 @@ class Record:
         angles: the distribution of θ over the same; None where the step was left out.
         chance: the loss over ln C; 1 is what guessing costs.
         norm: mean ‖x‖.
+        gradient_norm: of the backbone's gradient, before weight decay; NaN where the step had none.
         samples: in the global batch, undecodable ones included.
         seconds: wall time of the step on this rank.
         parts: the same by part; what is left over is bookkeeping.
         decode_failures: of this rank since the start.
         ready: batches decoded and waiting.
+        sent: bytes that this rank sent in the step, by shapes: for the head, and for the backbone.
+        head_bytes: held by this rank's rows, their momentum and gradient.
         stall_seconds: how long the loop stood still to copy the state out for a checkpoint; None without one.
         saved: how a save ended, if one did during this step.
-        skipped: whether nothing of the step was applied, because its numbers were wrong.
+        skipped: why nothing of the step was applied, a `Severity`'s name in lower case; None where it was.
     """
 
     step: int
@@ -67,6 +70,7 @@ class Record:
     learning_rate: float
     own_cosine: float
     norm: float
+    gradient_norm: float
     angles: TargetAngles | None
     chance: float
     samples: int
@@ -74,9 +78,11 @@ class Record:
     parts: dict[str, float]
     decode_failures: int
     ready: int
+    sent: tuple[int, int]
+    head_bytes: int
     stall_seconds: float | None = None
     saved: Saved | None = None
-    skipped: bool = False
+    skipped: str | None = None
 
 
 class Trainer:
@@ -180,6 +186,7 @@ class Trainer:
         if self.step == 0:
             self.save()  # before hours of training, a folder that cannot be written shows
         STEP.use(self.device)
+        SENT.take()  # what was sent before is no step's
         reader = self._reader()
         try:
             while self.step < self.recipe.optimizer.steps:
@@ -233,6 +240,7 @@ class Trainer:
             learning_rate=rate,
             own_cosine=own_cosine.mean().item(),
             norm=norm,
+            gradient_norm=outcome.gradient_norm,
             angles=angles,
             chance=outcome.loss / math.log(max(2, self.head.num_classes)),
             samples=self.recipe.data.global_batch,
@@ -240,7 +248,9 @@ class Trainer:
             parts=STEP.take(),
             decode_failures=reader.decode_failures,
             ready=reader.ready,
-            skipped=outcome.severity != Severity.GOOD,
+            sent=(SENT.take(), 0 if outcome.severity == Severity.LEFT_OUT else self.engine.sent_bytes),
+            head_bytes=self.head.held_bytes,
+            skipped=None if outcome.severity == Severity.GOOD else outcome.severity.name.lower(),
         )
         if self._guard.going_back and not outcome.stopping:
             return record, False

@@ -39,11 +39,13 @@ class Saved:
         step: of the checkpoint.
         seconds: from its start until it was complete or failed.
         error: why there is no such checkpoint; None where there is.
+        bytes: of its files, all ranks' together; 0 where there is none.
     """
 
     step: int
     seconds: float
     error: str | None
+    bytes: int = 0
 
 
 class Saver:
@@ -110,26 +112,28 @@ class Saver:
     def _write(self, files: dict[str, dict[str, torch.Tensor]], meta: Meta) -> None:
         started = time.perf_counter()
         try:
-            error = self._write_together(files, meta)
+            size, error = self._write_together(files, meta)
         except Exception as lost:  # a rank is gone: the loop will find that out too
-            error = f"lost the other ranks in mid-save: {lost}"
-        self._saved = Saved(meta.step, time.perf_counter() - started, error)
+            size, error = 0, f"lost the other ranks in mid-save: {lost}"
+        self._saved = Saved(meta.step, time.perf_counter() - started, error, size)
 
-    def _write_together(self, files: dict[str, dict[str, torch.Tensor]], meta: Meta) -> str | None:
+    def _write_together(self, files: dict[str, dict[str, torch.Tensor]], meta: Meta) -> tuple[int, str | None]:
         partial = path_of(self._run, meta.step).with_name(path_of(self._run, meta.step).name + PARTIAL)
         facts: dict[str, FileFacts] = {}
         error = self._attempt(lambda: facts.update(_write_files(partial, files)))
         answers = gather_objects((facts, error), self._group)
         errors = [text for _, text in answers if text]
+        written = {name: fact for facts, _ in answers for name, fact in facts.items()}
         first = rank_in(self._group) == 0
         if not errors and first:
-            written = {name: fact for facts, _ in answers for name, fact in facts.items()}
             error = self._attempt(lambda: self._commit(partial, replace(meta, files=written)))
         if not errors:
             errors = [text for text in gather_objects(error, self._group) if text]
         if errors and first:
             shutil.rmtree(partial, ignore_errors=True)
-        return "; ".join(errors) or None
+        if errors:
+            return 0, "; ".join(errors)
+        return sum(fact.bytes for fact in written.values()), None
 
     def _attempt(self, work: Callable[[], object]) -> str | None:
         """None, or why it failed: anything at all, since the other ranks wait for an answer."""

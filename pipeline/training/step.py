@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
 
-from cluster.collectives import Group, any_rank, average_over_ranks_, max_over_ranks
+from cluster.collectives import Group, any_rank, average_over_ranks_, max_over_ranks, num_ranks, rank_in
 from cluster.stopwatch import STEP
 from pipeline.config import Recipe
 from pipeline.head.head import HeadOutput, ShardedHead
@@ -43,6 +44,8 @@ class Outcome:
         severity, stopping: the same on every rank; `stopping` when any rank is asked to.
         loss: mean over the global batch, micro-batches and replicas alike; NaN where the step was left out.
         own_cosine_G, norm_G, valid_G: of the head group's batch, detached; empty where the step was left out.
+        gradient_norm: of the backbone's whole gradient, averaged over ranks, before weight decay; NaN where the step
+            was given up before there was one.
     """
 
     severity: Severity
@@ -51,6 +54,7 @@ class Outcome:
     own_cosine_G: torch.Tensor
     norm_G: torch.Tensor
     valid_G: torch.Tensor
+    gradient_norm: float = torch.nan
 
 
 class Stepper:
@@ -97,7 +101,7 @@ class Stepper:
         parts = self._recipe.data.accumulation
         outputs: list[HeadOutput] = []
         gradients: list[torch.Tensor] = []
-        severity, stopping = Severity.GOOD, False
+        severity, stopping, gradient_norm = Severity.GOOD, False, torch.nan
         self._engine.keep_buffers()
         self._head.margin = self._recipe.head.make_margin(step)
         for images, labels in zip(batch.images_BCHW.chunk(parts), batch.labels_B.chunk(parts), strict=True):
@@ -108,7 +112,7 @@ class Stepper:
                 output = self._head(x_BD, labels, lam, step=step, learning_rate=rate)
                 outputs.append(output)
                 if self._recipe.head.fused_update:  # its backward pass changes the rows
-                    severity, stopping = self._agree(outputs, [], spike_above, stop_asked)
+                    severity, stopping, _ = self._agree(outputs, [], [], spike_above, stop_asked)
                     if severity != Severity.GOOD:
                         self._engine.restore_buffers()
                         return self._outcome(severity, stopping, outputs)
@@ -119,8 +123,10 @@ class Stepper:
             with STEP.part("backward"):
                 self._engine.backward(embeddings_BD, x_BD.grad.to(embeddings_BD.dtype))
             if len(outputs) == parts:
-                found = gradients + self._own_gradients()
-                severity, stopping = self._agree(outputs, found, spike_above, stop_asked)
+                rows = self._head.weight_SD.grad  # not there where it was applied at once, or only some rows take part
+                others = gradients if rows is None else [*gradients, rows]
+                backbone = self._engine.gradients()
+                severity, stopping, gradient_norm = self._agree(outputs, backbone, others, spike_above, stop_asked)
             with STEP.part("update"):
                 self._engine.step(rate, drop=severity != Severity.GOOD)
         with STEP.part("update"):
@@ -128,33 +134,39 @@ class Stepper:
                 self._head.update(rate)
             else:
                 self._head.drop()
-        return self._outcome(severity, stopping, outputs)
-
-    def _own_gradients(self) -> list[torch.Tensor]:
-        rows = self._head.weight_SD.grad  # not there where it was applied at once, or only some rows take part
-        return self._engine.gradients() + ([] if rows is None else [rows])
+        return self._outcome(severity, stopping, outputs, gradient_norm)
 
     def _agree(
         self,
         outputs: list[HeadOutput],
-        gradients: list[torch.Tensor],
+        backbone: list[torch.Tensor],
+        others: list[torch.Tensor],
         spike_above: float,
         stop_asked: Callable[[], bool],
-    ) -> tuple[Severity, bool]:
-        """One all-reduce of two numbers: how bad is it on the worst rank, and is any rank asked to stop."""
+    ) -> tuple[Severity, bool, float]:
+        """How bad is it on the worst rank, is any rank asked to stop, and the norm of the backbone's gradient.
+
+        One all-reduce (max) of 2 + N numbers: each rank's square of the norm has a place of its own.
+        """
         loss = torch.stack([output.loss.detach() for output in outputs]).mean()
         numbers = [loss, *(output.norm_G.sum() for output in outputs)]
-        if gradients:
+        squares_N = loss.new_zeros(num_ranks(self._group))
+        if backbone:
             # one pass over the gradients: a norm is finite if and only if all its numbers are (and their squares fit)
-            numbers += [norm.to(loss.dtype) for norm in torch._foreach_norm(gradients)]
+            norms = [norm.to(loss.dtype) for norm in torch._foreach_norm([*backbone, *others])]
+            numbers += norms
+            holders = 1 if self._engine.gradients_in_parts else len(squares_N)
+            squares_N[rank_in(self._group)] = torch.stack(norms[: len(backbone)]).square().sum() / holders
         finite = torch.isfinite(torch.stack(numbers)).all()
         spike = (loss > spike_above).float() * Severity.SPIKE
         severity = torch.where(finite, spike, torch.full_like(spike, Severity.NOT_FINITE))
         flags = torch.stack([severity, torch.full_like(severity, float(stop_asked()))])
-        worst, stopping = max_over_ranks(flags, self._group).tolist()
-        return Severity(int(worst)), stopping > 0
+        worst, stopping, *squares = max_over_ranks(torch.cat([flags, squares_N]), self._group).tolist()
+        return Severity(int(worst)), stopping > 0, math.sqrt(sum(squares))
 
-    def _outcome(self, severity: Severity, stopping: bool, outputs: list[HeadOutput]) -> Outcome:
+    def _outcome(
+        self, severity: Severity, stopping: bool, outputs: list[HeadOutput], gradient_norm: float = torch.nan
+    ) -> Outcome:
         mean = torch.stack([output.loss.detach() for output in outputs]).double().mean()
         average_over_ranks_(mean, self._replicas)
         return Outcome(
@@ -164,4 +176,5 @@ class Stepper:
             torch.cat([output.own_cosine_G for output in outputs]),
             torch.cat([output.norm_G for output in outputs]),
             torch.cat([output.valid_G for output in outputs]),
+            gradient_norm,
         )

@@ -12,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from cluster.planner import Job, head_bytes
 from cluster.telemetry import PERCENTILES, Telemetry
+from pipeline.config import Recipe
 from pipeline.files import write_file
-from pipeline.training.loop import Record
+from pipeline.training.loop import Record, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ class MetricsFile:
             "learning_rate": record.learning_rate,
             "own_cosine": record.own_cosine,
             "norm": record.norm,
+            "gradient_norm": record.gradient_norm,
             "loss_over_chance": record.chance,
             "angle_quantiles": record.angles.quantiles if record.angles else None,
             "beyond_pi": record.angles.beyond_pi if record.angles else None,
@@ -148,24 +151,32 @@ def _duration(seconds: float) -> str:
 class Exporter:
     """Feeds a rank's records to its Prometheus metrics."""
 
-    def __init__(self, telemetry: Telemetry, num_ranks: int, checkpoint_every: int, restarts: int = 0) -> None:
-        self._telemetry, self._num_ranks = telemetry, num_ranks
+    def __init__(self, telemetry: Telemetry, trainer: Trainer, restarts: int = 0) -> None:
+        self._telemetry, self._num_ranks = telemetry, trainer.topology.num_ranks
+        self._total_steps = trainer.recipe.optimizer.steps
         self._decode_failures = 0
-        telemetry.set("ranks", num_ranks)
-        telemetry.set("checkpoint_interval_steps", checkpoint_every)
+        telemetry.set("ranks", self._num_ranks)
+        telemetry.set("checkpoint_interval_steps", trainer.recipe.checkpoint.every)
+        telemetry.set(
+            "head_planned_bytes", planned_head_bytes(trainer.recipe, trainer.head.num_classes, self._num_ranks)
+        )
         telemetry.add("restarts_total", restarts)
 
     def export(self, record: Record, window: Window) -> None:
         """Set every metric from one step; microseconds."""
         t = self._telemetry
         t.set("step", record.step)
+        t.set("position_samples", record.step * record.samples)
         t.set("epoch", record.epoch)
+        left = (self._total_steps - record.step) * window.step_seconds
+        t.set("estimated_end_timestamp_seconds", time.time() + left)
         if record.skipped:
-            t.add("skipped_steps_total")
+            t.add("skipped_steps_total", 1, record.skipped)
         else:
             t.set("loss", record.loss)
             t.set("target_cosine", record.own_cosine)
             t.set("embedding_norm", record.norm)
+            t.set("gradient_norm", record.gradient_norm)
             t.set("loss_over_chance_ratio", record.chance)
         if record.angles is not None:
             t.set("target_beyond_pi_ratio", record.angles.beyond_pi)
@@ -180,11 +191,31 @@ class Exporter:
         t.add("decode_failures_total", record.decode_failures - self._decode_failures)
         self._decode_failures = record.decode_failures
         t.observe("step_seconds", record.seconds)
+        t.set("head_held_bytes", record.head_bytes)
+        for part, size in zip(("head", "backbone"), record.sent, strict=True):
+            t.add("communication_bytes_total", size, part)
         for name, seconds in record.parts.items():
             t.add("step_part_seconds_total", seconds, name)
         if record.stall_seconds is not None:
             t.add("checkpoint_stall_seconds_total", record.stall_seconds)
         if record.saved is not None and record.saved.error is None:
             t.checkpoint_saved(record.saved.seconds)
+            t.set("checkpoint_bytes", record.saved.bytes)
         elif record.saved is not None:
             t.add("checkpoint_failures_total")
+
+
+def planned_head_bytes(recipe: Recipe, num_classes: int, num_ranks: int) -> int:
+    """What the planner says that the head of this recipe takes on the fullest of `num_ranks` ranks."""
+    sharing = recipe.head.ranks or num_ranks
+    job = Job(
+        classes=num_classes,
+        embedding_dim=recipe.backbone.embedding_dim,
+        global_batch=recipe.data.global_batch * sharing // num_ranks,
+        ranks=sharing,
+        block=recipe.head.block,
+        accumulation=recipe.data.accumulation,
+        bf16=recipe.precision == "bfloat16",
+        fused_update=recipe.head.fused_update,
+    )
+    return head_bytes(job)

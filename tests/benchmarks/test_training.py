@@ -63,7 +63,7 @@ def our_step(folder: Path, device: torch.device, group: dist.ProcessGroup) -> It
     trainer = Trainer(recipe, ShardSet(shards), folder / "run", Topology(), group, device)
     records = trainer.train()
     window = Window(10)
-    exporter = Exporter(Telemetry(rank=0, host="here", job="bench"), 1, 1000)
+    exporter = Exporter(Telemetry(rank=0, host="here", job="bench"), trainer)
     metrics = MetricsFile(folder / "run" / "metrics.jsonl", 0)
 
     def step() -> None:

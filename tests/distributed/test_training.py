@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from cluster import planner
+from cluster.planner import Job, Network
 from cluster.topology import Topology
 from pipeline.backbones import build_backbone
 from pipeline.config import Backbone, Checkpoint, Data, Faults, Head, Log, Optimizer, Phase, Recipe
@@ -58,6 +60,8 @@ def train_on(rank: int, ranks: int, plan: Recipe, run: Path, resume: int | None 
     records = list(trainer.train())
     return {
         "losses": [r.loss for r in records],
+        "gradient_norms": [r.gradient_norm for r in records],
+        "sent": [r.sent for r in records],
         "backbone": {k: v.clone() for k, v in trainer.engine.parameters().items()},
         "rows": trainer.head.weight_SD.detach().clone(),
     }
@@ -74,7 +78,7 @@ def dense_run(plan: Recipe) -> dict[str, Any]:
     velocity = {name: torch.zeros_like(p) for name, p in named.items()}
     order = Order(shards.samples_per_tar, plan.seed, plan.data.global_batch, plan.data.streams, plan.data.window)
     reader = Reader(shards, order, Decoder(12, 32, 32, torch.device("cpu"), 1))
-    losses = []
+    losses, gradient_norms = [], []
     for step in range(STEPS):
         batch = next(reader)
         lam = max(5.0, 50 / (1 + 0.5 * step))
@@ -87,9 +91,11 @@ def dense_run(plan: Recipe) -> dict[str, Any]:
                 velocity[name].mul_(0.9).add_(grad + (0 if bias else 5e-4) * p)
                 p.sub_(velocity[name] * rate * (2 if bias else 1))
         losses.append(loss.item())
+        gradient_norms.append(sum(float((grad**2).sum()) for grad in grads[:-1]) ** 0.5)
     reader.close()
     return {
         "losses": losses,
+        "gradient_norms": gradient_norms,
         "backbone": {k: v.detach() for k, v in backbone.named_parameters()},
         "rows": rows.detach(),
     }
@@ -98,6 +104,16 @@ def dense_run(plan: Recipe) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def dense(shards: Path) -> dict[str, Any]:
     return dense_run(recipe(shards))
+
+
+def planned_bytes(plan: Recipe, ranks: int, backbone: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """What the planner says that a rank sends in a step: for the head, and for the backbone."""
+    job = Job(7, plan.backbone.embedding_dim, plan.data.global_batch, ranks, 2048, plan.data.accumulation)
+    sent = planner.traffic(job, Network(sum(p.numel() for p in backbone.values()), 0, 0))
+    whole = sent.pop("all-reduce of the network's gradient")
+    agreement = 2 * (ranks - 1) / ranks * 4 * (2 + ranks)
+    # ZeRO 3 gathers the parameters twice and reduces once; the others do each once
+    return sum(sent.values()) + agreement, whole * (1.5 if plan.zero_stage == 3 else 1)
 
 
 VARIANTS = [
@@ -123,6 +139,7 @@ def test_a_run_equals_the_dense_float64_run(
     results = run_ranks(train_on, ranks, plan, tmp_path)
     for result in results:
         assert result["losses"] == pytest.approx(dense["losses"], rel=2e-5)
+        assert result["gradient_norms"] == pytest.approx(dense["gradient_norms"], rel=1e-3)
         for name, want in dense["backbone"].items():
             torch.testing.assert_close(result["backbone"][name].double(), want, rtol=1e-3, atol=2e-6)
     if plan.head.ranks:  # every rank holds all rows
@@ -131,6 +148,7 @@ def test_a_run_equals_the_dense_float64_run(
     rows = torch.cat([r["rows"] for r in results]).double()
     torch.testing.assert_close(rows, dense["rows"], rtol=1e-4, atol=2e-6)
     assert dense["losses"][-1] < dense["losses"][0], "the reference itself did not learn"
+    assert results[0]["sent"][STEPS // 2] == pytest.approx(planned_bytes(plan, ranks, dense["backbone"]), abs=8)
 
 
 def test_bf16_follows_the_dense_run(shards: Path, dense: dict[str, Any], tmp_path: Path) -> None:
