@@ -1,0 +1,71 @@
+"""Every command of the documentation is run, in the order in which a reader meets it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.launcher import DEEPSPEED, free_port
+from tests.faces import ROOT
+
+DOCS = ROOT / "docs"
+WALK = ("first_run", "data", "one_node", "resume", "evaluation", "moving")  # each may use what those before it made
+
+# A block of commands, and the test that runs it where this one cannot: it needs hosts, Slurm or Kubernetes.
+BLOCK = re.compile(r"(?:<!-- run by (?P<test>\S+) -->\n+)?```sh\n(?P<commands>.*?)```", re.DOTALL)
+
+
+def blocks(page: Path) -> list[tuple[str | None, str]]:
+    return [(match["test"], match["commands"]) for match in BLOCK.finditer(page.read_text())]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The project as a reader has it, with a virtual environment, and a launcher that takes a free port."""
+    for name in ("pipeline", "cluster", "stages", "docs", "Makefile", "pyproject.toml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    tools = tmp_path / ".venv" / "bin"
+    tools.mkdir(parents=True)
+    (tools / "activate").write_text("")
+    launcher = tools / "deepspeed"
+    launcher.write_text(f'#!/bin/sh\nexec {DEEPSPEED} --master_port {free_port()} "$@"\n')
+    launcher.chmod(0o755)
+    return tmp_path
+
+
+def test_the_walk_through_the_docs(checkout: Path) -> None:
+    path = f"{checkout}/.venv/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    for page in WALK:
+        for test, commands in blocks(DOCS / f"{page}.md"):
+            if test is None:
+                done = subprocess.run(
+                    ["bash", "-euo", "pipefail", "-c", commands],
+                    cwd=checkout,
+                    env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
+                assert done.returncode == 0, f"{page}:\n{commands}\n{done.stdout}\n{done.stderr}"
+    assert "Some of its faces" in (checkout / "walk/set.html").read_text()
+    assert "<svg" in (checkout / "walk/run/report.html").read_text()
+
+
+def test_every_other_command_names_the_test_that_runs_it() -> None:
+    for page in sorted(DOCS.glob("*.md")):
+        for test, commands in blocks(page):
+            if page.stem not in WALK:
+                assert test is not None, f"{page.name}: who runs this?\n{commands}"
+            if test is not None:
+                assert (ROOT / test).is_file(), f"{page.name}: no {test}"
+
+
+def test_every_link_of_the_docs_leads_somewhere() -> None:
+    for page in [*DOCS.glob("*.md"), ROOT / "README.md"]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
