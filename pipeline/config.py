@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -262,6 +262,36 @@ class Log(_Section):
         return self
 
 
+class EvaluationSet(_Section):
+    """Pairs of faces to verify; `stages/pairs.py` writes such files."""
+
+    images: AbsolutePath
+    """Folder that the pairs' paths are relative to."""
+    pairs: AbsolutePath
+    """Pairs file."""
+
+
+class Evaluation(_Section):
+    """Verification while training, by the backbone as it then is; no time of a step, and changes nothing of the run."""
+
+    sets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")], EvaluationSet] = {}
+    """What is verified, of people who are not trained on: `name: {images: folder, pairs: file}`; none: nothing is."""
+    every: int | None = Field(None, ge=1)
+    """Steps between evaluations, a multiple of checkpoint.every; null: at every checkpoint. The last step always is."""
+    best: str | None = None
+    """The set whose most accurate checkpoint is kept and named in RUN/best.json; null: the first."""
+    batch_size: int = Field(64, ge=1)
+    """Images that a rank embeds at a time."""
+    resamples: int = Field(100, ge=1)
+    """Of the bootstrap behind each interval; the other ranks wait for it."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Evaluation:
+        if self.best is not None and self.best not in self.sets:
+            raise ValueError(f"best: got {self.best!r}, wanted one of sets: {', '.join(self.sets) or 'there are none'}")
+        return self
+
+
 class Recipe(_Section):
     """One training run."""
 
@@ -283,6 +313,7 @@ class Recipe(_Section):
     checkpoint: Checkpoint = Checkpoint()
     faults: Faults = Faults()
     init: Init = Init()
+    evaluation: Evaluation = Evaluation()
     log: Log = Log()
 
     @model_validator(mode="after")
@@ -302,7 +333,22 @@ class Recipe(_Section):
                     f"head.{key}: got {getattr(self.head, key)} with data.accumulation {self.data.accumulation}, "
                     "wanted accumulation 1: it works on the gradient of one backward pass"
                 )
+        if (self.evaluation.every or 0) % self.checkpoint.every:
+            raise ValueError(
+                f"evaluation.every: got {self.evaluation.every}, wanted a multiple of checkpoint.every "
+                f"{self.checkpoint.every}: what is evaluated is saved"
+            )
         return self
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether there is an evaluation after `step` steps."""
+        due = step % (self.evaluation.every or self.checkpoint.every) == 0 or step == self.optimizer.steps
+        return bool(self.evaluation.sets) and step > 0 and due
+
+    @property
+    def best_set(self) -> str | None:
+        """The set that decides which checkpoint is the best; None without evaluations."""
+        return self.evaluation.best or next(iter(self.evaluation.sets), None)
 
     def micro_batch(self, num_ranks: int) -> int:
         """Images that one rank holds at a time."""
@@ -410,10 +456,11 @@ def _fault(error: Any) -> str:
 
 
 def _suggestion(location: tuple[Any, ...]) -> str:
-    section: type[BaseModel] = Recipe
+    section: Any = Recipe
     for part in location[:-1]:
-        annotation = section.model_fields[part].annotation
-        assert isinstance(annotation, type)
-        section = annotation
+        if isinstance(section, type) and issubclass(section, _Section):
+            section = section.model_fields[part].annotation
+        else:  # `part` is a place in a tuple of sections, or a name in a mapping to them
+            section = next(a for a in get_args(section) if isinstance(a, type) and issubclass(a, _Section))
     near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
     return f"; did you mean {near[0]}?" if near else f"; wanted one of {', '.join(section.model_fields)}"

@@ -25,6 +25,12 @@ FAULTS = {
     "data.accumulation=5": "data.accumulation: got 5, wanted a divisor of data.global_batch 32",
     "data.streams=5": "data.streams: got 5, wanted a divisor of data.global_batch 32",
     "data.shards=null": "data.shards: got null, wanted a valid string",
+    "head.phases=[{start: 0, mm: 2}]": "head.phases.0.mm: unknown key; did you mean m?",
+    "evaluation.sets.lfw.imagez=/faces": "evaluation.sets.lfw.imagez: unknown key; did you mean images?",
+    "evaluation.sets.lfw.images=/faces": "evaluation.sets.lfw.pairs: missing; wanted a value in the recipe or --set",
+    "evaluation.sets={a/b: {images: /faces, pairs: /pairs.tsv}}": "evaluation.sets.a/b.[key]: got",
+    "evaluation.best=lfw": "evaluation.best: got 'lfw', wanted one of sets: there are none",
+    "evaluation.every=30": "evaluation.every: got 30, wanted a multiple of checkpoint.every 100",
     "nonsense": "--set: got 'nonsense', wanted key=value",
     "seed.a=1": "--set: got 'seed.a', but 'seed' is a value, not a section",
 }
@@ -108,3 +114,16 @@ def test_every_key_is_described() -> None:
 
 def test_paths_do_not_depend_on_where_a_run_is_gone_on_with() -> None:
     assert load_recipe(DEMO, ["data.shards=some/shards"]).data.shards == Path.cwd() / "some" / "shards"
+
+
+def test_when_a_recipe_evaluates(tmp_path: Path) -> None:
+    sets = {name: {"images": str(tmp_path), "pairs": "pairs.tsv"} for name in ("lfw", "agedb")}
+    recipe = load_recipe(DEMO, [f"evaluation.sets={sets}", "checkpoint.every=10", "optimizer.steps=35"])
+    assert [step for step in range(36) if recipe.evaluates_after(step)] == [10, 20, 30, 35]
+    assert recipe.best_set == "lfw"
+    assert recipe.evaluation.sets["agedb"].pairs == Path.cwd() / "pairs.tsv"
+    rarer = load_recipe(DEMO, [f"evaluation.sets={sets}", "checkpoint.every=10", "evaluation.every=20"])
+    assert [step for step in range(45) if rarer.evaluates_after(step)] == [20, 40]
+    without = load_recipe(DEMO, ["evaluation.every=100"])
+    assert not without.evaluates_after(100)
+    assert without.best_set is None
