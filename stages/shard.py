@@ -23,6 +23,7 @@ from pipeline.files import NotWrittenError
 from pipeline.shards.build import make_shards
 from pipeline.shards.hygiene import clean
 from pipeline.shards.manifest import Manifest, ShardError
+from pipeline.shards.one_tar import Written
 from pipeline.shards.page import write_page
 from pipeline.shards.plan import make_plan, samples_in
 from pipeline.shards.sequential import make_sequentially
@@ -75,8 +76,12 @@ def _make(args: argparse.Namespace) -> int:
     samples_per_tar = samples_in(source, args.tar_mb * 1_000_000) if args.tar_mb else args.samples_per_tar
     plan = make_plan(source, folder, seed=args.seed, samples_per_tar=samples_per_tar, size=args.size)
     with _bar(len(source.labels) * (2 if in_order else 1)) as bar:
+
+        def progress(written: Written) -> None:
+            bar.update(written.samples)
+
         make = make_sequentially if in_order else make_shards
-        make = partial(make, workers=args.workers, part=args.part, progress=bar.update)
+        make = partial(make, workers=args.workers, part=args.part, progress=progress)
         manifest = make_in_store(plan, args.out, make) if is_url(args.out) else make(plan)
     if manifest is None:
         print(f"{args.out}: part {args.part[0]}/{args.part[1]} is done, the set is not: wanted the other parts too")

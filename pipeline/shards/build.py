@@ -19,7 +19,7 @@ from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.index import write_index
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest, TarEntry
-from pipeline.shards.one_tar import files_of, has_record, read_record, write_tar
+from pipeline.shards.one_tar import Written, files_of, has_record, read_record, write_tar
 from pipeline.shards.plan import PROGRESS, Plan, claim_folder
 from pipeline.shards.sources import SetAside
 from pipeline.shards.workers import each_done
@@ -36,8 +36,8 @@ def make_shards(
     *,
     workers: int = 1,
     part: tuple[int, int] = (0, 1),
-    progress: Callable[[int], object] = lambda _files: None,
-    write: Callable[[Plan, int], int] = write_tar,
+    progress: Callable[[Written], object] = lambda _written: None,
+    write: Callable[[Plan, int], Written] = write_tar,
 ) -> Manifest | None:
     """Write the shards of `plan`, going on where an earlier run of it stopped.
 
@@ -45,7 +45,7 @@ def make_shards(
         plan: what to write.
         workers: processes that write tars; the result does not depend on it.
         part: (number, parts): write every `parts`-th tar only, the others being written elsewhere at any time.
-        progress: called with the number of source files that each finished tar took.
+        progress: called with what became of each finished tar's samples.
         write: what writes one tar, as `write_tar` does.
 
     Returns:
@@ -57,8 +57,8 @@ def make_shards(
     finished = claim_folder(plan)
     if finished is not None:
         return finished
-    for files in each_done(partial(write, plan), range(part[0], plan.tars, part[1]), workers):
-        progress(files)
+    for written in each_done(partial(write, plan), range(part[0], plan.tars, part[1]), workers):
+        progress(written)
     return _join(plan, part)
 
 

@@ -6,8 +6,10 @@ record, and made again.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import compress, repeat
+from operator import add
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +25,9 @@ from pipeline.shards.plan import PROGRESS, Plan
 from pipeline.shards.sources import SetAside
 from pipeline.shards.tars import TarStream
 
-# Samples that are read and then written at once: enough to spread the cost of a call, 1 to 2 MB of memory.
-BATCH = 256
+# Samples that are read and then written at once: enough to spread the cost of a call, few enough to stay in the
+# processor's cache from one pass over them to the next.
+BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -37,27 +40,38 @@ class TarRecord:
     rows: NDArray[np.void]
 
 
-class Sample(NamedTuple):
-    """One sample on its way into a tar; `stem` is the name of its three members without extension."""
+class Batch(NamedTuple):
+    """Samples on their way into a tar, by columns.
 
-    stem: str
-    extension: str
-    image: bytes
-    label: int
-    key: str
+    A sample's name is its place in the shuffled listing, so that a file set aside leaves a gap.
+    """
+
+    places: list[int]
+    extensions: list[str]
+    images: list[bytes]
+    labels: list[int]
+    keys: list[str]
 
 
-def write_tar(plan: Plan, tar: int, *, send: Callable[[Path], object] | None = None) -> int:
-    """Write tar number `tar` of the plan unless it is there; return how many source files it took.
+class Written(NamedTuple):
+    """What a tar took from the source, and what became of it."""
+
+    samples: int  # those set aside among them
+    bytes: int
+    set_aside: int
+
+
+def write_tar(plan: Plan, tar: int, *, send: Callable[[Path], object] | None = None) -> Written:
+    """Write tar number `tar` of the plan unless it is there.
 
     `send` takes the tar and then its index elsewhere, before the record says that they are whole.
 
     Raises:
         ShardError: the disk is full, or the source is gone.
     """
-    if not _is_whole(plan, tar, is_here=send is None):
-        _write(plan, tar, send or (lambda _path: None))
-    return int(plan.bounds[tar + 1] - plan.bounds[tar])
+    record = _whole_record(plan, tar, is_here=send is None) or _write(plan, tar, send or (lambda _path: None))
+    samples = int(plan.bounds[tar + 1] - plan.bounds[tar])
+    return Written(samples, record.entry.bytes if record.entry.samples else 0, len(record.set_aside))
 
 
 def has_record(plan: Plan, tar: int) -> bool:
@@ -79,7 +93,7 @@ def files_of(plan: Plan, tar: int) -> list[Path]:
     return [path, path.with_suffix(".idx")] if path.is_file() else []
 
 
-def _write(plan: Plan, tar: int, send: Callable[[Path], object]) -> None:
+def _write(plan: Plan, tar: int, send: Callable[[Path], object]) -> TarRecord:
     path = _tar_path(plan, tar)
     rows = [np.empty(0, SAMPLE)]
     lines: list[str] = []
@@ -88,8 +102,9 @@ def _write(plan: Plan, tar: int, send: Callable[[Path], object]) -> None:
         stream = TarStream(file)
         for start in range(plan.bounds[tar], plan.bounds[tar + 1], BATCH):
             stop = min(start + BATCH, plan.bounds[tar + 1])
-            if samples := list(_read(plan, start, stop, set_aside)):
-                new_rows, new_lines = _add(stream, samples)
+            batch = _read(plan, start, stop, set_aside)
+            if batch.places:
+                new_rows, new_lines = _add(stream, batch)
                 rows.append(new_rows)
                 lines.append(new_lines)
         digest = stream.close()
@@ -103,39 +118,42 @@ def _write(plan: Plan, tar: int, send: Callable[[Path], object]) -> None:
         path.unlink()  # DALI refuses a tar without samples
     record = TarRecord(entry, hashlib.sha256(index).hexdigest(), set_aside, np.concatenate(rows))
     _save_record(plan, tar, record)
+    return record
 
 
-def _read(plan: Plan, start: int, stop: int, set_aside: list[SetAside]) -> Iterator[Sample]:
+def _read(plan: Plan, start: int, stop: int, set_aside: list[SetAside]) -> Batch:
     """Samples at places start..stop of the order; those that cannot be used are appended to `set_aside`."""
-    source = plan.source
     numbers = plan.order[start:stop]
-    # A sample's name is its place in the shuffled listing; a file set aside leaves a gap.
-    places = zip(range(start, stop), numbers.tolist(), source.labels[numbers].tolist(), strict=True)
-    for place, number, label in places:
-        key = source.key(number)
-        try:
-            image = source.read(number)
-            extension = extension_of(image, plan.image_height, plan.image_width)
-        except SetAsideError as error:
-            set_aside.append(SetAside(key, str(error)))
-        else:
-            yield Sample(f"{place:012d}", extension, image, label, key)
+    keys, images = zip(*plan.source.read_many(numbers), strict=True)
+    checks = [_check(plan, image) for image in images]
+    set_aside += [SetAside(key, str(why)) for key, why in zip(keys, checks, strict=True) if not isinstance(why, str)]
+    usable = [isinstance(check, str) for check in checks]
+    columns = (range(start, stop), checks, images, plan.source.labels[numbers].tolist(), keys)
+    return Batch(*map(list, map(compress, columns, repeat(usable))))
 
 
-def _add(stream: TarStream, samples: list[Sample]) -> tuple[NDArray[np.void], str]:
+def _check(plan: Plan, image: bytes | SetAsideError) -> str | SetAsideError:
+    """The extension of an image, or why it cannot be used."""
+    try:
+        return image if isinstance(image, SetAsideError) else extension_of(image, plan.image_height, plan.image_width)
+    except SetAsideError as error:
+        return error
+
+
+def _add(stream: TarStream, batch: Batch) -> tuple[NDArray[np.void], str]:
     """Append image, label and key of each sample; returns its rows and its lines of the two indexes."""
-    extensions: list[str] = []
-    names: list[str] = []
-    payloads: list[bytes] = []
-    for stem, extension, image, label, key in samples:
-        extensions += (extension, "cls", "json")
-        names += (f"{stem}.{extension}", f"{stem}.cls", f"{stem}.json")
-        payloads += (image, b"%d" % label, f'{{"key": {json.dumps(key)}}}'.encode())
+    extensions = [each for extension in batch.extensions for each in (extension, "cls", "json")]
+    stems = (stem for place in batch.places for stem in repeat(f"{place:012d}.", 3))
+    names = list(map(add, stems, extensions))
+    payloads = [
+        payload
+        for image, label, key in zip(batch.images, batch.labels, batch.keys, strict=True)
+        for payload in (image, b"%d" % label, f'{{"key": {json.dumps(key)}}}'.encode())
+    ]
     offsets = stream.add(names, payloads)
     sizes = list(map(len, payloads))
-    rows = np.empty(len(samples), SAMPLE)
-    rows["offset"], rows["size"] = offsets[::3], sizes[::3]
-    rows["label"] = [sample.label for sample in samples]
+    rows = np.empty(len(batch.places), SAMPLE)
+    rows["offset"], rows["size"], rows["label"] = offsets[::3], sizes[::3], batch.labels
     return rows, dali_lines(extensions, offsets.tolist(), sizes, names)
 
 
@@ -148,20 +166,19 @@ def _save_record(plan: Plan, tar: int, record: TarRecord) -> None:
     write_file(path, json.dumps(raw).encode(), synced=False)
 
 
-def _is_whole(plan: Plan, tar: int, *, is_here: bool) -> bool:
-    """Whether the tar has a record, and its files, if they are to be here, are still those of the record."""
+def _whole_record(plan: Plan, tar: int, *, is_here: bool) -> TarRecord | None:
+    """The tar's record, if it has one and its files, if they are to be here, are still those of the record."""
     if not has_record(plan, tar):
-        return False
+        return None
     try:
         record = read_record(plan, tar)
     except (OSError, ValueError, EOFError, LookupError, TypeError):  # what a power cut left of it
-        return False
-    if not is_here or not record.entry.samples:
-        return len(record.rows) == record.entry.samples
-    path = _tar_path(plan, tar)
-    digests = record.entry.sha256, record.idx_sha256
-    files_are_whole = (file_sha256(path), file_sha256(path.with_suffix(".idx"))) == digests
-    return len(record.rows) == record.entry.samples and files_are_whole
+        return None
+    if is_here and record.entry.samples:
+        path = _tar_path(plan, tar)
+        if (file_sha256(path), file_sha256(path.with_suffix(".idx"))) != (record.entry.sha256, record.idx_sha256):
+            return None
+    return record if len(record.rows) == record.entry.samples else None
 
 
 def file_sha256(path: Path) -> str:

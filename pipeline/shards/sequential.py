@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.shards.build import REJECTED_NAME, make_shards
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest
-from pipeline.shards.one_tar import write_tar
+from pipeline.shards.one_tar import Written, write_tar
 from pipeline.shards.plan import Plan, make_plan
 from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.tar_folder import open_tars
@@ -23,8 +23,8 @@ def make_sequentially(
     *,
     workers: int,
     part: tuple[int, int],
-    progress: Callable[[int], object],
-    write: Callable[[Plan, int], int] = write_tar,
+    progress: Callable[[Written], object],
+    write: Callable[[Plan, int], Written] = write_tar,
 ) -> Manifest | None:
     """As `make_shards`, for a source that is quick only in its own order; `progress` hears of each sample twice.
 

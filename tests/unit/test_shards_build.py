@@ -24,6 +24,7 @@ from PIL import Image
 from pipeline.shards.build import make_shards
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest, ShardError
+from pipeline.shards.one_tar import Written
 from pipeline.shards.plan import Plan, make_plan, samples_in
 from pipeline.shards.shuffle import permutation
 from pipeline.shards.sources.folder import scan_folder
@@ -175,10 +176,13 @@ def test_batches_inside_a_tar_do_not_show(faces: Path, tmp_path: Path, monkeypat
 
 
 def test_progress_counts_every_file(faces: Path, tmp_path: Path) -> None:
+    (faces / "person 6" / "0.JPG").write_text("bad")
     for workers in (1, 2):
-        seen: list[int] = []
-        make_shards(plan(faces, tmp_path / str(workers)), workers=workers, progress=seen.append)
-        assert sum(seen) == 28
+        seen: list[Written] = []
+        manifest = make_shards(plan(faces, tmp_path / str(workers)), workers=workers, progress=seen.append)
+        counted = tuple(map(sum, zip(*seen, strict=True)))
+        assert counted == (28, sum(tar.bytes for tar in manifest.tars), manifest.set_aside)
+        assert counted[2] == 1
 
 
 def test_tars_have_about_the_size_that_is_asked_for(faces: Path, tmp_path: Path) -> None:
@@ -371,7 +375,7 @@ def test_a_folder_of_something_else_is_refused(faces: Path, tmp_path: Path) -> N
 def interrupt(planned: Plan, after: int) -> None:
     """Ctrl-C after some tars."""
 
-    def stop(_files: int) -> None:
+    def stop(_written: Written) -> None:
         seen.append(1)
         if len(seen) == after:
             raise KeyboardInterrupt

@@ -11,6 +11,7 @@ from PIL import Image
 from pipeline.shards.build import make_shards
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest, ShardError
+from pipeline.shards.one_tar import Written
 from pipeline.shards.plan import make_plan
 from pipeline.shards.sequential import make_sequentially
 from pipeline.shards.sources.detect import open_source
@@ -78,11 +79,11 @@ def test_parquet_becomes_the_shards_of_the_same_images_in_folders(tmp_path: Path
     for number, label in sorted(enumerate(labels), key=lambda pair: pair[1]):
         (tmp_path / "folders" / str(label)).mkdir(parents=True, exist_ok=True)
         (tmp_path / "folders" / str(label) / f"{number:02d}.jpg").write_bytes(face(number))
-    seen: list[int] = []
+    seen: list[Written] = []
     plan = make_plan(open_source(tmp_path / "a.parquet"), tmp_path / "out", seed=1, samples_per_tar=6, size=None)
     made = make_sequentially(plan, workers=2, part=(0, 1), progress=seen.append)
     assert made == Manifest.load(tmp_path / "out")
-    assert (made.made.source, made.made.seed, sum(seen)) == ("parquet", 1, 40)
+    assert (made.made.source, made.made.seed, sum(written.samples for written in seen)) == ("parquet", 1, 40)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.parquet", "folders", "out"]
     assert verify(tmp_path / "out", decode_every=1) == []
     folders = make_shards(
@@ -90,7 +91,7 @@ def test_parquet_becomes_the_shards_of_the_same_images_in_folders(tmp_path: Path
     )
     assert images(tmp_path / "out", made) == images(tmp_path / "other", folders)
     again = make_sequentially(plan, workers=1, part=(0, 1), progress=seen.append)
-    assert (again, sum(seen)) == (made, 40)
+    assert (again, sum(written.samples for written in seen)) == (made, 40)
 
 
 def images(folder: Path, manifest: Manifest) -> list[tuple[int, bytes]]:

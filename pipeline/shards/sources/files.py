@@ -3,7 +3,7 @@
 import errno
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -49,13 +49,25 @@ class FileSource:
 
     def read(self, sample: int) -> bytes:
         """The file's bytes; a missing or forbidden file is set aside, a vanished disk ends the run."""
-        key = self.key(sample)
-        try:
-            return _read_file(key, self._folder)
-        except OSError as error:
-            if error.errno in FAULTS_OF_ONE_FILE:
-                raise SetAsideError(f"unreadable: {error.strerror}") from error
-            raise ShardError(f"{self.root}: {key}: {error.strerror}") from error
+        ((_, image),) = self.read_many(np.array([sample]))
+        if isinstance(image, SetAsideError):
+            raise image
+        return image
+
+    def read_many(self, samples: NDArray[np.int64]) -> Iterator[tuple[str, bytes | SetAsideError]]:
+        """Key and bytes of files, each read when it is asked for."""
+        for key in self._keys(samples):
+            try:
+                yield key, _read_file(key, self._folder)
+            except OSError as error:
+                if error.errno not in FAULTS_OF_ONE_FILE:
+                    raise ShardError(f"{self.root}: {key}: {error.strerror}") from error
+                yield key, SetAsideError(f"unreadable: {error.strerror}")
+
+    def _keys(self, samples: NDArray[np.int64]) -> list[str]:
+        starts = np.where(samples > 0, self.path_ends[samples - 1], 0).tolist()
+        ends = self.path_ends[samples].tolist()
+        return [self.paths[start:end] for start, end in zip(starts, ends, strict=True)]
 
     @cached_property
     def _folder(self) -> int:
@@ -67,9 +79,12 @@ def _read_file(path: str, folder: int) -> bytes:
     """A file's bytes. `os.read` takes half the time of `open().read()`, and faces fit one call."""
     descriptor = os.open(path, os.O_RDONLY, dir_fd=folder)
     try:
-        pieces = [os.read(descriptor, READ_BYTES)]
-        while len(pieces[-1]) == READ_BYTES:
-            pieces.append(os.read(descriptor, READ_BYTES))
+        data = os.read(descriptor, READ_BYTES)
+        if len(data) < READ_BYTES:
+            return data
+        pieces = [data]
+        while data := os.read(descriptor, READ_BYTES):
+            pieces.append(data)
+        return b"".join(pieces)
     finally:
         os.close(descriptor)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)

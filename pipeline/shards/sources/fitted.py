@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,7 +56,17 @@ class FittedSource:
 
     def read(self, sample: int) -> bytes:
         """The image, of the right size; the source's own bytes when it had that already."""
-        data = self.source.read(sample)
+        return self._fitted(self.source.read(sample))
+
+    def read_many(self, samples: NDArray[np.int64]) -> Iterator[tuple[str, bytes | SetAsideError]]:
+        """Those of the source, as `read` gives them."""
+        for key, image in self.source.read_many(samples):
+            try:
+                yield key, image if isinstance(image, SetAsideError) else self._fitted(image)
+            except SetAsideError as error:
+                yield key, error
+
+    def _fitted(self, data: bytes) -> bytes:
         header = read_header(data)
         if (header.height, header.width) == (self.height, self.width):
             return data

@@ -71,17 +71,14 @@ def _images(root: Path, folder: str) -> tuple[list[str], list[SetAside]]:
 
 def _entries(folder: Path, *, want_folders: bool) -> tuple[list[str], list[SetAside]]:
     """Sorted names of the folders (or files) in a folder, and its entries of the other kind."""
-    wanted: list[str] = []
-    others: list[SetAside] = []
+    is_wanted = os.DirEntry.is_dir if want_folders else os.DirEntry.is_file
+    reason = "not in an identity folder" if want_folders else "not a file"
     try:
         with os.scandir(folder) as listing:
-            entries = [entry for entry in listing if not entry.name.startswith(".")]
+            entries = [entry for entry in listing if entry.name[0] != "."]
     except OSError as error:
         raise ShardError(f"{folder}: not listed: {error.strerror}") from error
-    for entry in entries:
-        if entry.is_dir() if want_folders else entry.is_file():
-            wanted.append(entry.name)
-        else:
-            reason = "not in an identity folder" if want_folders else "not a file"
-            others.append(SetAside(entry.name, reason))
-    return sorted(wanted), sorted(others)
+    wanted = sorted([entry.name for entry in entries if is_wanted(entry)])
+    if len(wanted) == len(entries):
+        return wanted, []
+    return wanted, sorted(SetAside(entry.name, reason) for entry in entries if not is_wanted(entry))

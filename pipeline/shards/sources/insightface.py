@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.shards.errors import ShardError
-from pipeline.shards.sources import SetAside
+from pipeline.shards.sources import OneByOne, SetAside
 from pipeline.shards.sources.list_file import number_names
 from pipeline.shards.sources.recordio import (
     FIRST,
@@ -61,7 +61,7 @@ class _Headers:
 
 
 @dataclass(frozen=True)
-class RecordSource:
+class RecordSource(OneByOne):
     """Images of a RecordIO file in the order of their keys; an identity's name is its number in the file."""
 
     path: Path

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.shards.errors import SetAsideError, ShardError
-from pipeline.shards.sources import SetAside
+from pipeline.shards.sources import OneByOne, SetAside
 from pipeline.shards.sources.folder import printable
 from pipeline.shards.sources.list_file import number_names
 
@@ -33,7 +33,7 @@ HUGGING_FACE = Columns()
 
 
 @dataclass(frozen=True)
-class ParquetSource:
+class ParquetSource(OneByOne):
     """Images of Parquet files, in the order of their rows.
 
     A row group is decoded whole, so reading is quick in the order of the rows and hopeless in any other: such a

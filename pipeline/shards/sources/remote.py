@@ -1,15 +1,18 @@
 """Faces in an object store or on another machine, by any URL that fsspec knows.
 
-Images that are objects of their own are read where they are, one request each. Large files (RecordIO, tars, Parquet)
-are copied first: a shuffled set reads them in random places, and a request for each of 42 million would take weeks.
+Images that are objects of their own are read where they are, a batch of them at a time. Large files (RecordIO, tars,
+Parquet) are copied first: a shuffled set reads them in random places, and a request for each of 42 million would take
+weeks.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, unquote
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.files import locked
 from pipeline.shards.errors import SetAsideError, ShardError
@@ -27,17 +30,21 @@ COPIED = (("train.rec", "train.idx", "property"), ("*.tar", "*.idx", "identities
 class RemoteSource(FileSource):
     """As `FileSource`, `root` being a URL."""
 
-    def read(self, sample: int) -> bytes:
-        """The object's bytes; one that is missing or forbidden is set aside, a store that is gone ends the run."""
+    def read_many(self, samples: NDArray[np.int64]) -> Iterator[tuple[str, bytes | SetAsideError]]:
+        """Key and bytes of objects, which a store that can is asked for at the same time.
+
+        One that is missing or forbidden is set aside; a store that is gone ends the run.
+        """
         store, root = open_store(self.root)
-        key = self.key(sample)
-        try:
-            data: bytes = store.cat_file(f"{root}/{quote(key) if _is_web(store) else key}")
-        except (FileNotFoundError, PermissionError) as error:
-            raise SetAsideError(f"unreadable: {type(error).__name__}") from error
-        except OSError as error:
-            raise ShardError(f"{self.root}/{key}: {error}") from error
-        return data
+        keys = self._keys(samples)
+        paths = [f"{root}/{quote(key) if _is_web(store) else key}" for key in keys]
+        for key, data in zip(keys, store.cat_ranges(paths, None, None), strict=True):
+            if isinstance(data, (FileNotFoundError, PermissionError)):
+                yield key, SetAsideError(f"unreadable: {type(data).__name__}")
+            elif isinstance(data, Exception):
+                raise ShardError(f"{self.root}/{key}: {data or type(data).__name__}") from data
+            else:
+                yield key, data
 
 
 def copy_large(url: str, copies: Path | None) -> Path | None:

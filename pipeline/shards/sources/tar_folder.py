@@ -74,28 +74,33 @@ class TarSource:
 
     def key(self, sample: int) -> str:
         """The `key` of the sample's JSON, or the tar and the place in it."""
-        place = self.places[sample]
-        return _key(self._read(sample, "json")) or f"{self.tars[place['tar']]}:{place['image']}"
+        return self._read(sample)[0]
 
     def read(self, sample: int) -> bytes:
         """The encoded image."""
-        data = self._read(sample, "image")
-        if len(data) < self.places[sample]["image_size"]:
-            raise SetAsideError("truncated: the tar ends in it")
-        return data
+        image = self._read(sample)[1]
+        if isinstance(image, SetAsideError):
+            raise image
+        return image
 
-    def _read(self, sample: int, part: str) -> bytes:
-        # Opened each time: a set has more tars than a process may have open files.
-        place = self.places[sample]
-        path = self.folder / self.tars[place["tar"]]
+    def read_many(self, samples: NDArray[np.int64]) -> Iterator[tuple[str, bytes | SetAsideError]]:
+        """Key and image of samples, each from its tar opened once."""
+        return map(self._read, samples.tolist())
+
+    def _read(self, sample: int) -> tuple[str, bytes | SetAsideError]:
+        tar, image, image_size, text, text_size = self.places[sample].tolist()
+        path = f"{self.folder}/{self.tars[tar]}"
         try:
+            # Opened each time: a set has more tars than a process may have open files.
             descriptor = os.open(path, os.O_RDONLY)
             try:
-                return os.pread(descriptor, int(place[f"{part}_size"]), int(place[part]))
+                data = os.pread(descriptor, image_size, image)
+                key = _key(os.pread(descriptor, text_size, text)) or f"{self.tars[tar]}:{image}"
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise ShardError(f"{path}: {error.strerror}") from error
+        return key, data if len(data) == image_size else SetAsideError("truncated: the tar ends in it")
 
 
 def open_tars(folder: Path, *, workers: int = 1) -> TarSource:
