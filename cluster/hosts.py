@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 # pdsh passes these on to ssh. A host that is cut off closes no connection: ssh must ask whether it is still there.
 KEEP_ALIVE = "-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 SSH_ARGUMENTS = "PDSH_SSH_ARGS_APPEND"
+
+# The one host of a run that needs no ssh.
+HERE = "localhost"
 
 
 def read_hostfile(path: Path) -> dict[str, int]:
@@ -33,27 +36,33 @@ def read_hostfile(path: Path) -> dict[str, int]:
     return hosts
 
 
-def answering(hosts: Mapping[str, int], timeout_seconds: float) -> dict[str, int]:
-    """Those of `hosts` on which a command can be run by ssh within the time; all are asked at once."""
-    arguments = shlex.split(f"{KEEP_ALIVE} {os.environ.get(SSH_ARGUMENTS, '')}")
+def answers(hosts: Iterable[str], command: str, timeout_seconds: float, by_ssh: bool = True) -> dict[str, str]:
+    """What a shell command prints on each host where it succeeds within the time; all are asked at once.
+
+    Without `by_ssh` it runs on this machine, whatever the host is called.
+    """
+    there = ["ssh", *shlex.split(f"{KEEP_ALIVE} {os.environ.get(SSH_ARGUMENTS, '')}")]
     asked = {
         host: subprocess.Popen(
-            ["ssh", *arguments, host, "true"],
+            [*there, host, command] if by_ssh else ["sh", "-c", command],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            text=True,
         )
         for host in hosts
     }
-    there = {}
+    said = {}
     for host, process in asked.items():
         try:
-            if process.wait(timeout=timeout_seconds) == 0:
-                there[host] = hosts[host]
+            output, _ = process.communicate(timeout=timeout_seconds)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
-    return there
+            process.communicate()
+            continue
+        if process.returncode == 0:
+            said[host] = output
+    return said
 
 
 def assign(hosts: Mapping[str, int], fits: Callable[[int], bool]) -> dict[str, int]:

@@ -23,14 +23,14 @@ def device_of(topology: Topology) -> torch.device:
     """The GPU of this rank where there is one, else the CPU.
 
     Raises:
-        ValueError: when the host has GPUs, but fewer than ranks.
+        StartError: when the host has GPUs, but fewer than ranks.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
     if topology.rank_of_node >= torch.cuda.device_count():
-        raise ValueError(
-            f"rank {topology.rank}: local rank {topology.rank_of_node}, but this host has "
-            f"{torch.cuda.device_count()} GPUs; wanted at most one rank a GPU"
+        raise StartError(
+            f"rank {topology.rank} on {socket.gethostname()}: got {topology.ranks_of_node} ranks on this host, "
+            f"wanted at most one for each of its {torch.cuda.device_count()} GPUs"
         )
     return torch.device("cuda", topology.rank_of_node)
 

@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -23,7 +24,11 @@ _READING_SECONDS = 5.0
 
 
 class StartError(RuntimeError):
-    """The ranks did not come together, or do not agree; the message names who and why."""
+    """The ranks did not come together, or do not agree; the message names which and why, not who says so."""
+
+
+class DisagreeError(StartError):
+    """The ranks are all there, and do not agree: starting again is no use."""
 
 
 def meet(topology: Topology, address: str, port: int, timeout_seconds: float, facts: Mapping[str, str]) -> dist.Store:
@@ -31,8 +36,8 @@ def meet(topology: Topology, address: str, port: int, timeout_seconds: float, fa
 
     Raises:
         StartError: within `timeout_seconds` (and a few to spread the word), on every rank that is there.
+        DisagreeError: on every rank, when facts differ.
     """
-    here = f"rank {topology.rank} on {socket.gethostname()}"
     try:
         store = dist.TCPStore(
             address,
@@ -43,22 +48,24 @@ def meet(topology: Topology, address: str, port: int, timeout_seconds: float, fa
             wait_for_workers=False,
         )
     except RuntimeError as error:  # torch's network errors are
-        raise StartError(f"{here}: {_why_no_store(topology, address, port, timeout_seconds, error)}") from None
+        raise StartError(_why_no_store(topology, address, port, timeout_seconds, error)) from None
     store.set(f"here/{topology.rank}", json.dumps({"host": socket.gethostname(), "facts": dict(facts)}))
     try:
         verdict = _judge(store, topology, timeout_seconds) if topology.rank == 0 else _hear(store, timeout_seconds)
     except RuntimeError as error:
-        raise StartError(f"{here}: rank 0 at {address}:{port} answered, then was lost: {_first_line(error)}") from None
-    if verdict:
-        raise StartError(f"{here}: {verdict}")
+        raise StartError(f"rank 0 at {address}:{port} answered, then was lost: {_first_line(error)}") from None
+    if verdict.absent:
+        raise StartError(verdict.absent)
+    if verdict.differences:
+        raise DisagreeError(verdict.differences)
     return store
 
 
 def _why_no_store(topology: Topology, address: str, port: int, timeout_seconds: float, error: RuntimeError) -> str:
     if topology.rank == 0:
         return (
-            f"cannot keep the store at {address}:{port}: {_first_line(error)}; "
-            "free the port or choose another with --master_port"
+            f"cannot keep the store at {address}:{port}: {_first_line(error)}; is --master_addr an address of this "
+            "host, and is the port free (else choose another with --master_port)?"
         )
     return (
         f"rank 0 does not answer at {address}:{port} within {timeout_seconds:g} s ({_first_line(error)}); check "
@@ -66,7 +73,15 @@ def _why_no_store(topology: Topology, address: str, port: int, timeout_seconds: 
     )
 
 
-def _judge(store: dist.Store, topology: Topology, timeout_seconds: float) -> str:
+@dataclass(frozen=True)
+class _Verdict:
+    """What is wrong, in words; empty where nothing is."""
+
+    absent: str = ""
+    differences: str = ""
+
+
+def _judge(store: dist.Store, topology: Topology, timeout_seconds: float) -> _Verdict:
     """Rank 0's part: wait for all, compare, and leave the verdict until the others have read it."""
     deadline = time.monotonic() + timeout_seconds
     waiting = list(range(topology.num_ranks))
@@ -74,17 +89,18 @@ def _judge(store: dist.Store, topology: Topology, timeout_seconds: float) -> str
         waiting = [rank for rank in waiting if not store.check([f"here/{rank}"])]
         time.sleep(0.02 if waiting else 0)
     cards = {rank: json.loads(store.get(f"here/{rank}")) for rank in range(topology.num_ranks) if rank not in waiting}
-    verdict = _absent(waiting, topology, timeout_seconds) if waiting else differences(cards)
-    store.set("verdict", verdict)
+    absent = _absent(waiting, topology, timeout_seconds) if waiting else ""
+    verdict = _Verdict(absent, "" if absent else differences(cards))
+    store.set("verdict", json.dumps(asdict(verdict)))
     reading = time.monotonic() + _READING_SECONDS
-    while verdict and store.add("read", 0) < len(cards) - 1 and time.monotonic() < reading:
+    while verdict != _Verdict() and store.add("read", 0) < len(cards) - 1 and time.monotonic() < reading:
         time.sleep(0.02)
     return verdict
 
 
-def _hear(store: dist.Store, timeout_seconds: float) -> str:
+def _hear(store: dist.Store, timeout_seconds: float) -> _Verdict:
     store.wait(["verdict"], timedelta(seconds=timeout_seconds + _READING_SECONDS))
-    verdict = store.get("verdict").decode()
+    verdict = _Verdict(**json.loads(store.get("verdict")))
     store.add("read", 1)
     return verdict
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from types import FrameType
 
 # What a stopped run exits with after saving (BSD sysexits' EX_TEMPFAIL): start it again to go on.
@@ -11,24 +13,49 @@ EXIT_STOPPED = 75
 # What a rank exits with that could not meet the others, or lost one (EX_UNAVAILABLE): resuming may work.
 EXIT_LOST = 69
 
+# What a rank exits with when recipe, data, folder or numbers are refused (EX_DATAERR): the next start would end alike.
+# pdsh reports the largest code of all hosts, so this one is smaller than EXIT_LOST: where a single host refuses, the
+# others miss it, and the start counts as one that lost a host.
+EXIT_REFUSED = 65
+
 # Ctrl-C; Kubernetes, Slurm and the deepspeed launcher; Slurm's `--signal=USR1@300` ahead of the time limit.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
+def end_with_reader() -> None:
+    """End silently once nobody reads what this process prints, as under ``| head``: for commands that only print."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
 class StopRequest:
-    """Whether this process was asked to stop. Only the main thread may make one."""
+    """Whether this process was asked to stop. Only the main thread may make one.
+
+    Until `defer` there is nothing to save: a signal ends the process at once, with `EXIT_STOPPED`. Afterwards it is
+    remembered; a second SIGINT or SIGTERM ends the process. (One of each does not: at Ctrl-C the deepspeed launcher
+    sends SIGTERM to ranks that the terminal has sent SIGINT. Nor does SIGUSR1, however often it comes.)
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._deferred = False
         for number in SIGNALS:
-            signal.signal(number, self._remember)
+            signal.signal(number, self._take)
 
     @property
     def asked(self) -> bool:
         """Whether a signal came."""
         return self.signal is not None
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    def defer(self) -> None:
+        """From now on there is something to save: whoever made this looks at `asked`."""
+        self._deferred = True
+
+    def _take(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if not self._deferred:
+            print(
+                f"stopped by {signal.Signals(number).name} before anything was to be saved", file=sys.stderr, flush=True
+            )
+            os._exit(EXIT_STOPPED)
         self.signal = signal.Signals(number)
-        for other in SIGNALS:
-            signal.signal(other, signal.SIG_DFL)
+        if number != signal.SIGUSR1:
+            signal.signal(number, signal.SIG_DFL)

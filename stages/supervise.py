@@ -8,25 +8,25 @@ What stands after `--` goes to stages/train.py. Before each start every host of 
 one that does not is left out, one that is back takes part again. The number of ranks is the largest that the recipe's
 global batch can be split over; training goes on from the newest whole checkpoint, along the same trajectory.
 
-Exit codes: 0 trained to the end; 75 asked to stop, saved; 1 given up (the reason is the last line).
+Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP reach the ranks on every host: they finish the step, save and end. A second signal
+ends everything at once.
+
+Exit codes: 0 trained to the end; 75 asked to stop, saved; 1 given up (the reason is the last line, or above it what
+train.py said: what it refuses is not tried again).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import os
-import signal
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
-from types import FrameType
 
-from cluster.hosts import KEEP_ALIVE, SSH_ARGUMENTS, answering, assign, read_hostfile
-from cluster.stop import EXIT_STOPPED
+from cluster.hosts import HERE, assign, read_hostfile
+from cluster.launcher import Launcher
+from cluster.stop import EXIT_REFUSED, EXIT_STOPPED
 from cluster.supervision import GiveUpError, Restarts
 from pipeline.config import Recipe, RecipeError, check_against_set, load_recipe
 from pipeline.reading.tars import ShardSet
@@ -34,6 +34,9 @@ from pipeline.shards.errors import ShardError
 from pipeline.training.checkpoint import complete_steps
 
 TRAIN = Path(__file__).with_name("train.py")
+
+# train.py refuses what it was given; it was given what it does not know (argparse)
+FINAL = (EXIT_REFUSED, 2)
 
 
 def parse() -> argparse.Namespace:
@@ -60,15 +63,58 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Start, watch, and start again; returns the exit code."""
+    """Check what can be checked here, then supervise; returns the exit code."""
     args = parse()
     passed_on = [argument for argument in args.train if argument != "--"]
     try:
         recipe, run = recipe_and_run(passed_on)
         shards = ShardSet(recipe.data.shards)
-        hosts = read_hostfile(args.hostfile) if args.hostfile else {"localhost": args.ranks}
-    except (RecipeError, ShardError, ValueError, OSError) as error:
-        return give_up(str(error))
+        hosts = read_hostfile(args.hostfile) if args.hostfile else {HERE: args.ranks}
+        launcher = Launcher(
+            TRAIN,
+            passed_on,
+            args.export,
+            by_ssh=args.hostfile is not None,
+            patience_seconds=args.probe_seconds,
+        )
+        return supervise(launcher, hosts, recipe, shards, run, args)
+    except (RecipeError, ShardError, GiveUpError, ValueError, OSError) as error:
+        say(f"given up: {error}")
+        return 1
+
+
+def supervise(
+    launcher: Launcher, hosts: dict[str, int], recipe: Recipe, shards: ShardSet, run: Path, args: argparse.Namespace
+) -> int:
+    """Start, watch, and start again, to the end or until asked to stop; returns the exit code.
+
+    Raises:
+        GiveUpError: when starting again is no use.
+    """
+    restarts = Restarts(args.max_restarts, args.same_step, args.wait_seconds)
+    for attempt in itertools.count():
+        ranks = ranks_of(launcher.answering(hosts), hosts, recipe, shards, args.min_ranks)
+        if ranks:
+            say(f"start {attempt + 1} on {', '.join(f'{host} ({n})' for host, n in ranks.items())}")
+        code = launcher.run(ranks, args.master_port + attempt) if ranks else None
+        if finished(run, recipe):
+            return 0
+        if launcher.stopping or code == EXIT_STOPPED:
+            break
+        if code in FINAL:
+            raise GiveUpError("refused, for the reason above; starting again would end the same way")
+        step = last_step(run)
+        wait = restarts.failed_at(step)
+        say(f"failed with code {code} after step {step}; starting again in {wait:g} s")
+        launcher.sleep(wait)
+    say("asked to stop")
+    return EXIT_STOPPED
+
+
+def ranks_of(
+    there: Collection[str], hosts: dict[str, int], recipe: Recipe, shards: ShardSet, min_ranks: int
+) -> dict[str, int]:
+    """Ranks for each host that is there: the most that the recipe can be split over; empty where none fits."""
 
     def fits(ranks: int) -> bool:
         try:
@@ -76,79 +122,14 @@ def main() -> int:
             check_against_set(recipe, samples=manifest.samples, identities=manifest.identities, num_ranks=ranks)
         except RecipeError:
             return False
-        return ranks >= args.min_ranks
+        return ranks >= min_ranks
 
-    restarts = Restarts(args.max_restarts, args.same_step, args.wait_seconds)
-    launcher = Launcher()
-    for attempt in range(args.max_restarts + 2):
-        there = answering(hosts, args.probe_seconds) if args.hostfile else hosts
-        for host in hosts.keys() - there.keys():
-            say(f"{host} does not answer: left out")
-        ranks = assign(there, fits)
-        if ranks:
-            say(f"start {attempt + 1} on {', '.join(f'{host} ({n})' for host, n in ranks.items())}")
-            code = launcher.run(ranks, args.hostfile is not None, args.master_port + attempt, args.export, passed_on)
-            if finished(run, recipe):
-                return 0
-            if launcher.stopping or code == EXIT_STOPPED:
-                say("asked to stop")
-                return EXIT_STOPPED
-        else:
-            code = None
-            say(f"no start: {len(there)} of {len(hosts)} hosts answer, and no number of their ranks fits the recipe")
-        step = last_step(run)
-        try:
-            wait = restarts.failed_at(step)
-        except GiveUpError as error:
-            return give_up(str(error))
-        say(f"failed with code {code} after step {step}; starting again in {wait:g} s")
-        launcher.sleep(wait)
-        if launcher.stopping:
-            return EXIT_STOPPED
-    return 1
-
-
-class Launcher:
-    """Runs deepspeed and passes on that this process was asked to stop."""
-
-    def __init__(self) -> None:
-        self.stopping = False
-        self._process: subprocess.Popen[bytes] | None = None
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._stop)
-
-    def run(self, ranks: Mapping[str, int], by_ssh: bool, port: int, exports: list[str], passed_on: list[str]) -> int:
-        """One start to its end; its exit code. (0 says little: deepspeed returns it for a pdsh that was killed.)"""
-        with tempfile.TemporaryDirectory() as folder:
-            command = [str(Path(sys.executable).with_name("deepspeed")), "--master_port", str(port)]
-            environment = dict(os.environ)
-            if by_ssh:
-                hostfile, variables = Path(folder) / "hosts", Path(folder) / "environment"
-                hostfile.write_text("".join(f"{host} slots={count}\n" for host, count in ranks.items()))
-                # by the hosts' names, a rank that never came can be named
-                variables.write_text("\n".join([f"SPHERESCALE_HOSTS={','.join(ranks)}", *exports]) + "\n")
-                command += ["--hostfile", str(hostfile), "--master_addr", next(iter(ranks))]
-                command += ["--force_multi", "--no_ssh_check"]  # one host that is left may be another than this
-                environment["DS_ENV_FILE"] = str(variables)
-                environment[SSH_ARGUMENTS] = f"{KEEP_ALIVE} {environment.get(SSH_ARGUMENTS, '')}"
-            else:
-                command += ["--num_gpus", str(ranks["localhost"])]
-                environment |= dict(export.split("=", 1) for export in exports)
-            self._process = subprocess.Popen([*command, str(TRAIN), *passed_on], env=environment)
-            code = self._process.wait()
-            self._process = None
-            return code
-
-    def sleep(self, seconds: float) -> None:
-        """Wait, but not for longer than until asked to stop."""
-        until = time.monotonic() + seconds
-        while not self.stopping and time.monotonic() < until:
-            time.sleep(0.1)
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        self.stopping = True
-        if self._process is not None:
-            self._process.send_signal(signal.SIGTERM)
+    for host in hosts.keys() - set(there):
+        say(f"{host} does not answer: left out")
+    ranks = assign({host: slots for host, slots in hosts.items() if host in there}, fits)
+    if not ranks:
+        say(f"no start: {len(there)} of {len(hosts)} hosts answer, and no number of their ranks fits the recipe")
+    return ranks
 
 
 def recipe_and_run(passed_on: list[str]) -> tuple[Recipe, Path]:
@@ -183,12 +164,6 @@ def last_step(run: Path) -> int:
 def say(text: str) -> None:
     """One line for whoever watches."""
     print(f"supervise.py: {text}", file=sys.stderr, flush=True)
-
-
-def give_up(reason: str) -> int:
-    """Say why, and the exit code."""
-    say(f"given up: {reason}")
-    return 1
 
 
 if __name__ == "__main__":

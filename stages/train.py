@@ -8,8 +8,9 @@ One node: `deepspeed --num_gpus 8 stages/train.py ...`; on CPUs, --num_gpus is t
 Many nodes: `deepspeed --hostfile hosts --master_addr HOST stages/train.py ...`.
 
 The run's folder holds recipe.yaml (as resolved), run.json (command, versions), metrics.jsonl and checkpoints/.
-Ctrl-C, SIGTERM or SIGUSR1 finishes the step, saves and exits with code 75; the same command then goes on. Code 69: a
-rank or its host was lost, or never came; stages/supervise.py starts again on what is left.
+Ctrl-C, SIGTERM or SIGUSR1 finishes the step, saves and exits with code 75; the same command then goes on. Code 65:
+recipe, shards, folder or numbers are refused. Code 69: a rank or its host was lost, or never came; stages/supervise.py
+starts again on what is left.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ import torch
 
 from cluster.collectives import gather_objects
 from cluster.process_group import Together, device_of, process_group
-from cluster.rendezvous import StartError
-from cluster.stop import EXIT_LOST, EXIT_STOPPED, StopRequest
+from cluster.rendezvous import DisagreeError, StartError
+from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, StopRequest, end_with_reader
 from cluster.telemetry import Telemetry, Tls
 from cluster.topology import Topology
 from cluster.watchdog import Watchdog, end
@@ -74,6 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
     arguments = parser.parse_args()
     if arguments.help_recipe:
+        end_with_reader()
         print(describe_recipe())
         raise SystemExit(0)
     if arguments.recipe is None:
@@ -101,23 +103,23 @@ def main() -> int:
         )
         endpoint_tls(recipe)
         return train(recipe, shards, run, topology, arguments.resume)
-    except (RecipeError, ShardError, CheckpointError, NonFiniteError) as error:
-        # Faults of the input look alike on every rank: one of them says so.
-        if topology.rank == 0:
-            print(f"train.py: {error}", file=sys.stderr)
-        return 1
+    except (RecipeError, ShardError, CheckpointError, NonFiniteError, DisagreeError) as error:
+        say(topology, str(error))
+        return EXIT_REFUSED
     except StartError as error:
-        # Hosts differ here: one rank on each says so.
-        if topology.rank_of_node == 0:
-            print(f"train.py: {error}", file=sys.stderr)
+        say(topology, str(error))
         return EXIT_LOST
+
+
+def say(topology: Topology, reason: str) -> None:
+    """Why this ends. Ranks of one host have the same reason, other hosts may have another: one rank of each speaks."""
+    if topology.rank_of_node == 0:
+        several = topology.num_ranks > topology.ranks_of_node
+        print(f"train.py{f' on {socket.gethostname()}' if several else ''}: {reason}", file=sys.stderr)
 
 
 def train(recipe: Recipe, shards: ShardSet, run: Path, topology: Topology, resume: str) -> int:
     """Train from the newest checkpoint to the end; returns the exit code."""
-    # DeepSpeed and DALI take seconds to import: a faulty recipe is refused before.
-    from pipeline.training.loop import Trainer
-
     steps_saved = complete_steps(run)
     if steps_saved and resume == "never":
         raise CheckpointError(f"{run}: holds checkpoints up to step {steps_saved[-1]}; wanted an empty folder")
@@ -134,6 +136,9 @@ def train(recipe: Recipe, shards: ShardSet, run: Path, topology: Topology, resum
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
     with process_group(topology, device, recipe.timeout_seconds, facts_to_agree_on(recipe, shards)) as together:
+        # DeepSpeed and DALI take seconds to import: ranks that do not agree are refused before.
+        from pipeline.training.loop import Trainer
+
         trainer = Trainer(recipe, shards, run, topology, together.group, device)
         newest = newest_whole(run, together.group)
         if newest is not None:
@@ -147,6 +152,7 @@ def train(recipe: Recipe, shards: ShardSet, run: Path, topology: Topology, resum
         restarts = gather_objects(restarts_of(run), together.group)[0]
         if topology.rank == 0:
             record_run(recipe, shards, run, topology, device, restarts)
+        stop.defer()
         watched_train(trainer, together, stop, restarts)
     if trainer.step < recipe.optimizer.steps and stop.signal is not None:
         logger.warning("stopped by %s after step %d, saved; the same command goes on", stop.signal.name, trainer.step)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 NEEDED = ("ip", "unshare", "pdsh", "ssh", "ssh-keygen")
@@ -87,11 +90,32 @@ class Hosts:
         """The host's network cable: nothing is closed, nothing arrives."""
         subprocess.run(["ip", "link", "set", f"{self._tag}v{number}", "down"], capture_output=True, check=False)
 
+    def plug(self, number: int) -> None:
+        """The cable again."""
+        run("ip", "link", "set", f"{self._tag}v{number}", "up")
+
+    @contextmanager
+    def laid_over(self, number: int, others: dict[Path, Path]) -> Iterator[None]:
+        """Within, each of these paths is on this host alone what lies at the other."""
+        for path, other in others.items():
+            self.on(number, "mount", "--bind", other, path)
+        try:
+            yield
+        finally:
+            for path in others:
+                self.on(number, "umount", path)
+
+    def on(self, number: int, *command: str | Path) -> str:
+        """What a command prints there."""
+        return run("ssh", *self.ssh_arguments.split(), self.addresses[number], shlex.join(map(str, command)))
+
     def boot(self, number: int) -> None:
         """(Re)start a host: network and sshd."""
-        run("ip", "link", "set", f"{self._tag}v{number}", "up")
+        self.plug(number)
         script = f"hostname {self.names[number]} && exec /usr/sbin/sshd -D -e -f {self._folder}/sshd_config"
-        inside = ["ip", "netns", "exec", self._space(number), "unshare", "--uts", "sh", "-c", script]
+        # a host sees its own processes only, and has its own name and mounts
+        own = ["unshare", "--uts", "--mount-proc", "--pid", "--fork", "--kill-child"]
+        inside = ["ip", "netns", "exec", self._space(number), *own, "sh", "-c", script]
         self._sshd[number] = subprocess.Popen(
             inside, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.stop import EXIT_STOPPED
+from cluster.stop import EXIT_REFUSED, EXIT_STOPPED
 from pipeline.training.checkpoint import complete_steps
 from tests.end_to_end.launcher import TRAIN, metrics, start_training, train, write_recipe
 from tests.faces import write_shards
@@ -169,10 +169,10 @@ def test_a_taken_port_is_told_and_the_run_goes_on(shards: Path, tmp_path: Path) 
 
 
 def fail(*arguments: str | Path) -> str:
-    """A start of one rank that must be refused: exit code 1, one line a fault, no traceback."""
+    """A start of one rank that must be refused: its own exit code, one line a fault, no traceback."""
     command = [sys.executable, TRAIN, *arguments]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.returncode == EXIT_REFUSED, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("train.py: ")
     return done.stderr

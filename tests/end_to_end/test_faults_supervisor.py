@@ -1,0 +1,59 @@
+"""A supervisor on this machine: what it does not try again, and Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.stop import EXIT_STOPPED
+from pipeline.training.checkpoint import complete_steps, path_of
+from tests.end_to_end.launcher import TRAIN, metrics, write_recipe
+from tests.end_to_end.supervised import Supervised
+from tests.faces import write_shards
+
+NEVER = 100_000
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("set"), identities=7, images=6)
+
+
+def test_what_train_refuses_is_not_tried_again(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    recipe = write_recipe(tmp_path / "recipe.yaml", shards, NEVER)
+    path_of(run, 5).mkdir(parents=True)
+    (path_of(run, 5) / "meta.json").touch()
+    (run / "recipe.yaml").write_text("seed: 4\n")
+    supervised = Supervised(tmp_path, ["--ranks", "2"], recipe, run)
+    assert supervised.end() == 1
+    assert "train.py: seed: got 5, wanted 4 as in " in supervised.output
+    assert supervised.output.count("supervise.py: start ") == 1
+    last = supervised.output.splitlines()[-1]
+    assert last == "supervise.py: given up: refused, for the reason above; starting again would end the same way"
+
+
+def test_ctrl_c_finishes_the_step_and_saves(shards: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", shards, NEVER)
+    supervised = Supervised(tmp_path, ["--ranks", "2"], recipe, tmp_path / "run")
+    try:
+        supervised.wait_for(lambda: supervised.step >= 3)
+        ranks = supervised.ranks()
+        os.killpg(supervised.process.pid, signal.SIGINT)  # as a terminal does
+        assert supervised.end() == EXIT_STOPPED, supervised.output
+    finally:
+        supervised.stop()
+    assert complete_steps(supervised.run)[-1] == metrics(supervised.run)[-1]["step"]
+    assert len(ranks) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+
+
+def test_a_reader_that_has_seen_enough_ends_the_help_silently() -> None:
+    command = f"'{sys.executable}' '{TRAIN}' --help-recipe | head -n 1"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("  seed")
+    assert done.stderr == ""
