@@ -61,11 +61,9 @@ shards: $(STAMP) ## SRC=folder OUT=folder: identity folders of aligned faces to 
 	@test -n "$(SRC)" && test -n "$(OUT)" || { echo "usage: make shards SRC=folder-of-identity-folders OUT=folder"; exit 2; }
 	$(BIN)/python stages/shard.py "$(SRC)" "$(OUT)" $(ARGS)
 
-monitor: ## RUN=folder: Prometheus with its alerts on a run, at http://localhost:9090
+monitor: ## RUN=folder: a run's panels and alerts as a live page, out of a Prometheus of its own
 	@test -d "$(RUN)" || { echo "usage: make monitor RUN=folder-of-a-run"; exit 2; }
-	@command -v prometheus >/dev/null || { echo "make: 'prometheus' not found: install it (Debian: apt-get install prometheus)"; exit 1; }
-	cp cluster/monitoring/prometheus.yml cluster/monitoring/alerts.yml "$(RUN)"
-	prometheus --config.file="$(RUN)/prometheus.yml" --storage.tsdb.path="$(RUN)/prometheus" $(ARGS)
+	$(PYTHON) -m cluster.monitoring.live "$(RUN)" $(ARGS)
 
 clean: ## remove .venv and runs
 	rm -rf $(VENV) runs

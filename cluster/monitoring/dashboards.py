@@ -13,10 +13,9 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.common import ScaleDistribution, StackingMode
 from grafana_foundation_sdk.models.dashboard import DataSourceRef, VariableRefresh
 
-from cluster.monitoring.panels import PANELS, Panel
+from cluster.monitoring.panels import PANELS, TITLES, Panel
 
 FOLDER = Path(__file__).parent / "grafana"
-TITLES = {"run": "Run", "ranks": "Ranks", "data": "Data", "head": "Head and loss", "checkpoints": "Checkpoints"}
 
 _UNITS = {"seconds": "s", "bytes": "bytes", "share": "percentunit", "": "short"}
 _SOURCE = DataSourceRef(type_val="prometheus", uid="$datasource")

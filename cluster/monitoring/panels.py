@@ -70,9 +70,11 @@ TILES = (
     Tile("Samples a second", f"max(spherescale_global_samples_per_second{_JOB})"),
     Tile("Time left", f"max(spherescale_estimated_end_timestamp_seconds{_JOB}) - time()", "seconds"),
     Tile("Ranks that answer", f"sum(up{_JOB})"),
-    Tile("Slowest over median rank", f"max(job:spherescale_straggler:ratio{_JOB})"),
+    Tile("Straggler index", f"max(job:spherescale_straggler:ratio{_JOB})"),
     Tile("Last checkpoint", f"min(spherescale_checkpoint_age_seconds{_JOB})", "seconds"),
 )
+
+TITLES = {"run": "Run", "ranks": "Ranks", "data": "Data", "head": "Head and loss", "checkpoints": "Checkpoints"}
 
 PANELS: dict[str, tuple[Panel, ...]] = {
     "run": (
@@ -109,6 +111,13 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             sometimes="the recipe names no evaluation set",
         ),
         Panel(
+            "Training held up by evaluations",
+            "Share of the time in which the loop stood still to evaluate.",
+            ((f"avg(rate(spherescale_evaluation_seconds_total{_JOB}[10m]))", "share"),),
+            "share",
+            sometimes="the recipe names no evaluation set",
+        ),
+        Panel(
             "Ranks that answer",
             "Below the line: see the alert RankGone.",
             ((f"sum(up{_JOB})", "up"), *_gauge("ranks", "started with")),
@@ -124,14 +133,15 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "What the slowest do longer",
-            "By part of the step, beyond the median rank, the five largest. data_wait is a disk, the rest a processor.",
+            "Share of the time, by part, beyond the median rank. data_wait is a disk, the rest a processor.",
             (
                 (
-                    f"topk(5, {_BY_PART} - on (part) group_left () quantile by (part) (0.5, {_BY_PART}))",
+                    f"topk(5, {_BY_PART} - on (part) group_left () quantile by (part) (0.5, {_BY_PART}) > 0.02)",
                     "rank {{rank}} on {{host}}: {{part}}",
                 ),
             ),
             "share",
+            sometimes="no rank spends 2 % more of its time than the median",
         ),
         Panel(
             "Slowest over median rank",
@@ -263,6 +273,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             "Training held up by saves",
             "Share of the time in which the loop stood still to copy its state out.",
             ((f"avg(rate(spherescale_checkpoint_stall_seconds_total{_JOB}[10m]))", "share"),),
+            "share",
         ),
         Panel(
             "Saves that failed",

@@ -2,12 +2,15 @@
 
 import json
 import logging
+import math
 import mmap
+import shutil
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
@@ -109,6 +112,30 @@ def test_memory_is_read_at_the_scrape(telemetry: Telemetry) -> None:
     grown = after["spherescale_resident_memory_bytes", ""] - before["spherescale_resident_memory_bytes", ""]
     assert 0.9 * len(held) < grown < 2 * len(held)
     assert after["spherescale_gpu_allocated_bytes", ""] == 0
+
+
+def test_free_room_is_that_of_the_runs_folder_and_a_lost_folder_fails_no_scrape(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with Telemetry(**{**LABELS, "rank": 3}, folder=run) as telemetry:
+        port = telemetry.serve(0) or 0
+        # other processes write meanwhile
+        assert scrape(port)["spherescale_run_free_bytes", ""] == pytest.approx(shutil.disk_usage(run).free, rel=0.2)
+        run.rmdir()
+        assert math.isnan(scrape(port)["spherescale_run_free_bytes", ""])
+
+
+def test_a_gpu_that_does_not_tell_fails_no_scrape(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = pytest.importorskip("torch.cuda")
+    for reading in ("memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(cuda, reading, lambda _: 5)
+    busy: dict[str, Any] = {"told": lambda _: 40, "refused": lambda _: 1 / 0}
+    for case, want in (("told", 0.4), ("refused", math.nan)):
+        monkeypatch.setattr(cuda, "utilization", busy[case])
+        with Telemetry(**{**LABELS, "rank": 3}, cuda_device=0) as telemetry:
+            got = scrape(telemetry.serve(0) or 0)
+        assert got["spherescale_gpu_utilisation_ratio", ""] == pytest.approx(want, nan_ok=True)
+        assert got["spherescale_gpu_allocated_bytes", ""] == 5
 
 
 def test_a_taken_port_is_a_warning_and_the_run_goes_on(telemetry: Telemetry, caplog: pytest.LogCaptureFixture) -> None:

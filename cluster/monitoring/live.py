@@ -1,0 +1,216 @@
+"""Watch a run: Prometheus on it, and a page of its panels and alerts: ``python -m cluster.monitoring.live RUN``.
+
+Prometheus keeps what it sees in RUN/prometheus, so that the page of a run that has ended still shows it. The page asks
+it through this server, which passes on nothing but queries. Ctrl-C ends both. Endpoints that speak TLS are read with
+--ca and, where they want one, a client's --certificate and --key.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+from cluster.monitoring.panels import PANELS, TILES, TITLES
+from cluster.monitoring.runbooks import read_runbooks
+
+HERE = Path(__file__).parent
+ASKED = re.compile(r"/api/v1/(query|query_range|alerts)(\?.*)?")
+
+
+class MonitorError(RuntimeError):
+    """Why a run cannot be watched, in one line."""
+
+
+def main() -> int:
+    """Start Prometheus and the page, and end both when told to."""
+    args = _parser().parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        configure(args.run, args.ca, args.certificate, args.key)
+        with (
+            prometheus(args.run, args.prometheus_port) as base,
+            serving(args.address, args.port, base) as page,
+        ):
+            print(f"watching {args.run}: {page}   (Prometheus itself: {base}; Ctrl-C ends both)", flush=True)
+            signal.pause()
+    except (MonitorError, OSError) as error:
+        print(f"monitor: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+def configure(run: Path, ca: Path | None = None, certificate: Path | None = None, key: Path | None = None) -> None:
+    """Put Prometheus' configuration and alerts into the run's folder, with the TLS files that its endpoints want.
+
+    Raises:
+        MonitorError: when there is no such folder.
+    """
+    if not run.is_dir():
+        raise MonitorError(f"{run}: no such folder; wanted that of a run, as RUN=runs/casia20")
+    shutil.copy(HERE / "alerts.yml", run)
+    text = (HERE / "prometheus.yml").read_text()
+    files = {"ca_file": ca, "cert_file": certificate, "key_file": key}
+    lines = [f"      {name}: {json.dumps(str(path.resolve()))}" for name, path in files.items() if path]
+    if lines:
+        text += "\n".join(["    tls_config:", *lines, ""])
+    (run / "prometheus.yml").write_text(text)
+
+
+@contextmanager
+def prometheus(run: Path, port: int) -> Iterator[str]:
+    """A Prometheus on the run's folder while the context lasts; its URL. `port` 0 takes any free one.
+
+    Raises:
+        MonitorError: when it is not installed or does not start, with its own last words.
+    """
+    program = shutil.which("prometheus")
+    if program is None:
+        raise MonitorError("'prometheus' not found: install it (Debian: apt-get install prometheus)")
+    log = run / "prometheus.log"
+    command = [program, f"--config.file={run / 'prometheus.yml'}", f"--storage.tsdb.path={run / 'prometheus'}"]
+    # A run may take months; the default would forget its first weeks.
+    command += [f"--web.listen-address=127.0.0.1:{port}", "--storage.tsdb.retention.time=1y"]
+    with log.open("w") as output:
+        # In a session of its own: a Ctrl-C on the terminal is for us, who then end it in order.
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+    try:
+        yield _wait_until_ready(process, log)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
+    while process.poll() is None:
+        listening = re.search(r"address=127\.0\.0\.1:([1-9]\d*)", log.read_text())
+        if listening and _answers(f"http://127.0.0.1:{listening[1]}/-/ready"):
+            return f"http://127.0.0.1:{listening[1]}"
+        time.sleep(0.1)
+    said = log.read_text().strip().splitlines()
+    raise MonitorError(f"Prometheus did not start: {said[-1] if said else 'no word'} (all of it: {log})")
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=10):
+            return True
+    except OSError:
+        return False
+
+
+@contextmanager
+def serving(address: str, port: int, base: str) -> Iterator[str]:
+    """The page's server while the context lasts; its URL. `port` 0 takes any free one.
+
+    Raises:
+        MonitorError: when the port is taken.
+    """
+    try:
+        server = ThreadingHTTPServer((address, port), partial(_Handler, base, build_page().encode()))
+    except OSError as error:
+        raise MonitorError(
+            f"port {port} of {address}: {error.strerror}; wanted a free one, name it with --port"
+        ) from None
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://{address}:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def build_page() -> str:
+    """The page, whole in one file: markup, style, script, and the table that it draws."""
+    table = {
+        "titles": TITLES,
+        "tiles": [asdict(tile) for tile in TILES],
+        "panels": {group: [asdict(panel) for panel in panels] for group, panels in PANELS.items()},
+        "runbooks": {alert: asdict(runbook) for alert, runbook in read_runbooks().items()},
+    }
+    source = HERE / "page"
+    parts = {
+        "/*STYLE*/": (source / "style.css").read_text(),
+        "/*SCRIPT*/": (source / "charts.js").read_text() + (source / "page.js").read_text(),
+        "/*TABLE*/": json.dumps(table).replace("</", "<\\/"),  # or a text could end the script that holds it
+    }
+    page = (source / "page.html").read_text()
+    for place, text in parts.items():
+        page = page.replace(place, text)
+    return page
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Sends the page, and passes its queries on to Prometheus: one origin, so that no browser objects."""
+
+    def __init__(self, base: str, page: bytes, *args: object) -> None:
+        self._base, self._page = base, page
+        super().__init__(*args)  # type: ignore[arg-type]  # the server's own three
+
+    def do_GET(self) -> None:
+        """Answer one request."""
+        if self.path == "/":
+            self._send(200, "text/html; charset=utf-8", self._page)
+        elif ASKED.fullmatch(self.path):
+            self._send(*_ask(self._base + self.path))
+        else:
+            self._send(404, "text/plain", b"not here: wanted / or a query\n")
+
+    def _send(self, status: int, kind: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing: a page asks dozens of times a refresh."""
+
+
+def _ask(url: str) -> tuple[int, str, bytes]:
+    """Prometheus' answer, its refusals too; when it is gone, a refusal as it would make one."""
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            return answer.status, "application/json", answer.read()
+    except urllib.error.HTTPError as refusal:
+        return refusal.code, "application/json", refusal.read()
+    except OSError as error:
+        gone = {"status": "error", "errorType": "unavailable", "error": f"Prometheus does not answer: {error}"}
+        return 502, "application/json", json.dumps(gone).encode()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster.monitoring.live",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, during the run or after it")
+    parser.add_argument("--port", type=int, default=9099, help="of the page (default %(default)s; 0: any free one)")
+    parser.add_argument("--address", default="127.0.0.1", help="the page listens on (default %(default)s)")
+    parser.add_argument("--prometheus-port", type=int, default=9090, metavar="PORT", help="default %(default)s; 0: any")
+    parser.add_argument("--ca", type=Path, metavar="FILE", help="authority of the endpoints' certificates (PEM)")
+    parser.add_argument("--certificate", type=Path, metavar="FILE", help="a client's, where endpoints want one (PEM)")
+    parser.add_argument("--key", type=Path, metavar="FILE", help="of the client's certificate (PEM)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""The live page as a file and its server's manners; drawn by a browser in tests/end_to_end/test_monitor.py."""
+
+import json
+import re
+import urllib.error
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import yaml
+
+from cluster.monitoring import live
+from cluster.monitoring.panels import PANELS, TILES
+from cluster.monitoring.runbooks import read_runbooks
+
+MONITORING = Path(live.__file__).parent
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Stands in for Prometheus: refuses with what was asked."""
+
+    def do_GET(self) -> None:
+        body = json.dumps({"status": "error", "error": self.path}).encode()
+        self.send_response(422)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as refusal:
+        with refusal:
+            return refusal.code, refusal.read().decode()
+
+
+def test_the_page_is_whole_in_one_file() -> None:
+    page = live.build_page()
+    assert not re.findall(r"/\*[A-Z]+\*/", page)
+    # nothing is loaded from elsewhere
+    assert not re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?!data:)\w+""", page)
+    held = re.search(r'<script type="application/json" id="table">(.*?)</script>', page, re.DOTALL)
+    assert held is not None
+    table = json.loads(held[1])
+    assert [tile["query"] for tile in table["tiles"]] == [tile.query for tile in TILES]
+    assert {group: len(panels) for group, panels in table["panels"].items()} == {g: len(p) for g, p in PANELS.items()}
+    assert table["panels"].keys() == table["titles"].keys()
+    assert set(table["runbooks"]) == set(read_runbooks())
+
+
+def test_a_text_cannot_end_the_script_that_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "TITLES", {"run": "</script><b>"})
+    assert "</script><b>" not in live.build_page()
+
+
+def test_queries_are_passed_on_and_nothing_else() -> None:
+    behind = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    Thread(target=behind.serve_forever, daemon=True).start()
+    with live.serving("127.0.0.1", 0, f"http://127.0.0.1:{behind.server_port}") as page:
+        assert get(page)[1].startswith("<!doctype html>")
+        status, answer = get(f"{page}/api/v1/query?query=a%2Bb")
+        assert (status, json.loads(answer)["error"]) == (422, "/api/v1/query?query=a%2Bb")
+        for path in ("/api/v1/admin/tsdb/snapshot", "/api/v1/query/../status/config", "/-/quit", "/metrics"):
+            assert get(page + path)[0] == 404
+        behind.shutdown()
+        behind.server_close()
+        status, answer = get(f"{page}/api/v1/alerts")
+        assert status == 502
+        assert json.loads(answer)["error"].startswith("Prometheus does not answer")
+
+
+def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(live.MonitorError, match=r"none: no such folder; wanted that of a run"):
+        live.configure(tmp_path / "none")
+    with (
+        live.serving("127.0.0.1", 0, "http://x") as page,
+        pytest.raises(live.MonitorError, match="Address already in use; wanted a free one"),
+        live.serving("127.0.0.1", int(page.rpartition(":")[2]), "http://x"),
+    ):
+        pass
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(live.MonitorError, match="'prometheus' not found: install it"), live.prometheus(tmp_path, 0):
+        pass
+
+
+def test_a_prometheus_that_does_not_start_has_its_last_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "prometheus"
+    program.write_text("#!/bin/sh\necho lock DB directory: resource temporarily unavailable >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(live.MonitorError, match="did not start: lock DB directory"), live.prometheus(run, 0):
+        pass
+
+
+def test_compose_mounts_what_is_there_and_grafana_finds_it() -> None:
+    compose = yaml.safe_load((MONITORING / "compose.yaml").read_text())
+    services = compose["services"]
+    mounts: dict[str, Path] = {}
+    for service in services.values():
+        assert service["network_mode"] == "host"  # endpoints listen on loopback
+        for volume in service["volumes"]:
+            source, target = re.sub(r"\$\{RUN:.*?\}", "RUN", volume).split(":")[:2]
+            assert source in compose["volumes"] or source == "RUN/targets" or (MONITORING / source).exists(), source
+            mounts[target] = MONITORING / source
+    config = yaml.safe_load(mounts["/etc/prometheus/prometheus.yml"].read_text())
+    assert config["rule_files"] == ["alerts.yml"] and "/etc/prometheus/alerts.yml" in mounts
+    assert config["scrape_configs"][0]["file_sd_configs"][0]["files"] == ["targets/*.json"]
+    assert "/etc/prometheus/targets" in mounts
+
+    provisioning = mounts["/etc/grafana/provisioning"]
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"]
+    assert f"--web.listen-address={source['url'].removeprefix('http://')}" in services["prometheus"]["command"]
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "spherescale.yaml").read_text())["providers"]
+    dashboards = mounts[provider["options"]["path"]]
+    assert {path.stem for path in dashboards.glob("*.json")} == set(PANELS)
+    home = services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert (dashboards / Path(home).name).is_file()
