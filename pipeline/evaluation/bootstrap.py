@@ -30,14 +30,23 @@ def identity_bootstrap(
 ) -> FloatArray:
     """Percentile intervals of `statistics`, a function to `[K]` numbers, as `[K, 2]` (low, high).
 
-    A draw that leaves fewer than two folds, or no pair of one kind, has no accuracy or no ROC and is drawn
-    again. The same seed gives the same interval. Raises ValueError when such draws crowd out all others.
+    The same seed gives the same interval. Raises ValueError as `identity_draws` does.
     """
-    if resamples < 1 or not 0 < confidence < 1:
-        raise ValueError(
-            f"bootstrap: got {resamples} resamples at confidence {confidence},"
-            " wanted at least 1 at a confidence between 0 and 1"
-        )
+    if not 0 < confidence < 1:
+        raise ValueError(f"bootstrap: got confidence {confidence}, wanted one between 0 and 1")
+    return _percentiles(identity_draws(pairs, statistics, resamples, seed), confidence)
+
+
+def identity_draws(
+    pairs: ScoredPairs, statistics: Callable[[ScoredPairs], FloatArray], resamples: int = 1000, seed: int = 0
+) -> FloatArray:
+    """`statistics` under each of `B` draws of the identities, `[B, K]`; which are drawn depends on no score.
+
+    A draw that leaves fewer than two folds, or no pair of one kind, has no accuracy or no ROC and is drawn
+    again. Raises ValueError when such draws crowd out all others.
+    """
+    if resamples < 1:
+        raise ValueError(f"bootstrap: got {resamples} resamples, wanted at least 1")
     # Sorted once here, so that the stable sort of every resample is a single pass.
     pairs = pairs.select(np.argsort(-pairs.scores, kind="stable"))
     generator = np.random.default_rng(seed)
@@ -47,7 +56,7 @@ def identity_bootstrap(
         if _has_every_kind(drawn):
             values.append(statistics(drawn))
         if len(values) == resamples:
-            return _percentiles(values, confidence)
+            return np.stack(values)
     raise ValueError(
         f"bootstrap: {len(values)} of {PATIENCE * resamples} draws of {_identities(pairs)} identities hold"
         f" pairs of both kinds in two folds, wanted {resamples}: the set is too small for an interval"
@@ -71,7 +80,7 @@ def trial_bootstrap(
     for _ in range(resamples):
         drawn = np.bincount(generator.integers(len(people), size=len(people)), minlength=len(people))
         values.append(statistics(drawn[trial_person].astype(np.float64)))
-    return _percentiles(values, confidence)
+    return _percentiles(np.stack(values), confidence)
 
 
 def roc_band(pairs: ScoredPairs, fars: FloatArray, resamples: int = 200, seed: int = 0) -> FloatArray:
@@ -98,9 +107,9 @@ def pair_weights(pairs: ScoredPairs, drawn: IntArray) -> FloatArray:
     return np.where(pairs.identity_a == pairs.identity_b, one, one * other).astype(np.float64)
 
 
-def _percentiles(values: list[FloatArray], confidence: float) -> FloatArray:
+def _percentiles(values_BK: FloatArray, confidence: float) -> FloatArray:
     tails = [50 * (1 - confidence), 50 * (1 + confidence)]
-    return np.percentile(np.stack(values), tails, axis=0).T
+    return np.percentile(values_BK, tails, axis=0).T
 
 
 def _identities(pairs: ScoredPairs) -> int:

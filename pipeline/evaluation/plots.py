@@ -160,6 +160,33 @@ def fold_plot(accuracies: Mapping[str, Sequence[float]]) -> str:
     return _svg(figure, axes, "accuracy by fold")
 
 
+def study_plot(here: Mapping[str, Sequence[float] | None], published: Mapping[str, float | None]) -> str:
+    """Accuracy of each arm: ours left, published right, where any is, on an axis of its own.
+
+    Ours is mean, low, high and then each seed's accuracy, drawn as a bar from low to high with the seeds beside it.
+    """
+    panels = 2 if any(value is not None for value in published.values()) else 1
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(4.6 * panels, 3.0), layout="constrained")
+        drawn = figure.subplots(1, panels, squeeze=False)[0]
+    for place, values in enumerate(here.values()):
+        if values is not None:
+            mean, low, high, *seeds = values
+            drawn[0].plot([place, place], [low, high], color=SAME)
+            drawn[0].plot(place, mean, "o", color=SAME)
+            drawn[0].plot([place + 0.18] * len(seeds), seeds, "o", color=DIFFERENT, markersize=3)
+    for axes, names in zip(drawn, (here, published), strict=False):
+        axes.set_xticks(range(len(names)), names)
+        axes.set_xlim(-0.5, len(names) - 0.5)
+        axes.grid(visible=False, axis="x")
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    if panels == 2:
+        points = [(place, value) for place, value in enumerate(published.values()) if value is not None]
+        drawn[1].plot(*zip(*points, strict=True), "D", color=MUTED)
+        drawn[1].set_title("published", loc="left", fontsize=10, color=INK)
+    return _svg(figure, drawn[0], "here: mean, 95% interval, each seed")
+
+
 def running_median(values: FloatArray, width: int = 15) -> FloatArray | None:
     """Median over a window of `width` around each point, or None where there are too few points to smooth."""
     if len(values) < 4 * width:

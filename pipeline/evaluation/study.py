@@ -1,0 +1,204 @@
+"""A study file: arms that differ in a few keys of one recipe, each trained with several seeds, on the same pairs.
+
+An arm that several tables show is trained once: a table's column only names it. Where the runs of a study lie follows
+from arm and seed alone, so a study file may grow after a part of it was run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from pipeline.config import Recipe, load_recipe
+from pipeline.training.resume import flat
+
+# Arms and sets name folders.
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")]
+
+# Keys of a recipe, or how they begin, that a finished run's numbers do not depend on.
+WITHOUT_EFFECT = (
+    "log.",
+    "checkpoint.",
+    "faults.",
+    "timeout_seconds",
+    "data.shards",
+    "data.decode_threads",
+    "data.prefetch",
+)
+
+
+class StudyError(ValueError):
+    """A study that cannot be run; the message is one line for the user."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EvaluationSet(_Section):
+    """Pairs that every run is evaluated on, both paths below the data folder."""
+
+    images: Path
+    pairs: Path
+
+
+class Arm(_Section):
+    """What is compared: changes of the base recipe, as `--set` writes them."""
+
+    set: tuple[str, ...] = ()
+    seeds: tuple[int, ...] | None = None
+    """Of this arm alone; null: the study's."""
+
+
+class Table(_Section):
+    """One comparison in the layout of a paper: a column an arm, a row an evaluation set."""
+
+    title: str
+    columns: dict[str, str]
+    """Heading to arm; the first is what the others are compared with."""
+    source: str = ""
+    """Where the published numbers stand, and on what they were measured."""
+    published: dict[str, tuple[float | None, ...]] = {}
+    """Set to accuracies in per cent, in the order of the columns; null where the source has none."""
+
+
+class Study(_Section):
+    """A study file, checked."""
+
+    title: str
+    recipe: Path
+    """The base recipe, relative to the study file."""
+    shards: Path
+    """What is trained on, below the data folder."""
+    sets: dict[Name, EvaluationSet] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    set: tuple[str, ...] = ()
+    """Changes of the base recipe in every arm."""
+    arms: dict[Name, Arm] = Field(min_length=1)
+    tables: tuple[Table, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        for place, seeds in {"seeds": self.seeds, **{f"arms.{n}.seeds": a.seeds for n, a in self.arms.items()}}.items():
+            if seeds is not None and (len(set(seeds)) != len(seeds) or not seeds):
+                raise ValueError(f"{place}: got {list(seeds)}, wanted different seeds, at least one")
+        for table in self.tables:
+            for heading, arm in table.columns.items():
+                if arm not in self.arms:
+                    raise ValueError(
+                        f"tables: column {heading!r} of {table.title!r}: got arm {arm!r}, wanted one of "
+                        f"{', '.join(self.arms)}"
+                    )
+            for name, numbers in table.published.items():
+                if name not in self.sets or len(numbers) != len(table.columns):
+                    raise ValueError(
+                        f"tables: published of {table.title!r}: got {len(numbers)} numbers for {name!r}, wanted "
+                        f"{len(table.columns)} for one of {', '.join(self.sets)}"
+                    )
+        return self
+
+    def seeds_of(self, arm: str) -> tuple[int, ...]:
+        """The seeds that an arm is trained with."""
+        own = self.arms[arm].seeds
+        return self.seeds if own is None else own
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm with one seed: a run folder.
+
+    Attributes:
+        recipe: as it is to be trained.
+        changes: what makes it of the base recipe, as `--set` writes them.
+    """
+
+    arm: str
+    seed: int
+    changes: tuple[str, ...]
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.arm}-seed{self.seed}"
+
+
+def load_study(file: Path) -> Study:
+    """Read a study file.
+
+    Raises:
+        StudyError: naming the key, the value got and the value wanted.
+    """
+    try:
+        tree = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise StudyError(f"{file}: {error.strerror}; wanted a study file, such as stages/studies/casia.yaml") from None
+    except yaml.YAMLError as error:
+        raise StudyError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+    try:
+        return Study.model_validate(tree)
+    except ValidationError as error:
+        raise StudyError(f"{file}: " + "; ".join(map(_fault, error.errors()))) from None
+
+
+def runs_of(study: Study, file: Path, data: Path, changes: Sequence[str] = ()) -> list[Run]:
+    """Every run of a study, seed by seed: when half is done, every arm has had its turn.
+
+    Args:
+        file: the study's, which its recipe is relative to.
+        data: folder that the paths of data are relative to.
+        changes: of every run's recipe, last.
+
+    Raises:
+        RecipeError: for a recipe that cannot be run.
+        StudyError: for two arms that would train the same network.
+    """
+    seeds = dict.fromkeys([*study.seeds, *(seed for arm in study.arms for seed in study.seeds_of(arm))])
+    runs = []
+    for seed in seeds:
+        for name, arm in study.arms.items():
+            if seed in study.seeds_of(name):
+                mine = (f"data.shards={json.dumps(str(data / study.shards))}", *study.set, *arm.set, f"seed={seed}")
+                every = (*mine, *changes)
+                runs.append(Run(name, seed, every, load_recipe(file.parent / study.recipe, list(every))))
+    _require_different(runs)
+    return runs
+
+
+def differences(saved: Path, recipe: Recipe) -> list[str]:
+    """Keys by which a finished run's ``recipe.yaml`` differs from `recipe`, as ``key: saved → wanted``.
+
+    What decides no number, such as what is logged and where the shards lie, is not compared.
+    """
+    had = flat(yaml.safe_load(saved.read_text()))
+    wanted = flat(recipe.model_dump(mode="json"))
+    compared = [key for key in wanted if key in had and not key.startswith(WITHOUT_EFFECT)]
+    return [f"{key}: {had[key]} → {wanted[key]}" for key in compared if had[key] != wanted[key]]
+
+
+def _require_different(runs: Sequence[Run]) -> None:
+    seen: dict[str, Run] = {}
+    for run in runs:
+        twin = seen.setdefault(run.recipe.to_yaml(), run)
+        if twin is not run:
+            raise StudyError(
+                f"arms: {run.arm!r} and {twin.arm!r} are the same recipe, wanted one arm, which two columns may name"
+            )
+
+
+def _fault(error: Any) -> str:
+    """One of pydantic's errors as key, value got, value wanted."""
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key"
+    if error["type"] == "missing":
+        return f"{key}: missing"
+    return f"{key}: got {error['input']!r}, wanted: {error['msg'].removeprefix('Input should be ')}"

@@ -1,0 +1,334 @@
+#!/usr/bin/env python
+"""Train and evaluate every run of a study, and write one table of them all.
+
+  python stages/study.py stages/studies/casia.yaml --data /data --out runs/study --ranks 8
+
+A study file names a base recipe, the arms that differ from it in a few keys, seeds, and the pairs that all are
+evaluated on. Each arm with each seed is a run folder below --out. What is done is not done again; what was stopped or
+killed, at any moment, goes on with the same command. A run that fails is named, and the others go on.
+
+OUT/study.md and OUT/study.html have the tables so far, and are written again after every run. Several of these
+processes may share one OUT, each on GPUs of its own (CUDA_VISIBLE_DEVICES): a run that one is at, the others leave.
+
+Ctrl-C, SIGTERM or SIGUSR1 saves the run in training and ends with code 75; a second one kills it. Code 1: a run
+failed, or the study is refused; 0: everything is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from cluster.claims import claimed, marked, sweep
+from cluster.stop import EXIT_STOPPED, SIGNALS
+from pipeline.backbones import build_backbone
+from pipeline.backbones.size import count_macs
+from pipeline.config import Recipe, check_against_set
+from pipeline.evaluation.metrics_log import read_metrics
+from pipeline.evaluation.pairs import read_pairs
+from pipeline.evaluation.results import load, result_file
+from pipeline.evaluation.study import Run, Study, StudyError, differences, load_study, runs_of
+from pipeline.evaluation.study_estimates import Sample, accuracy_sample
+from pipeline.evaluation.study_page import write_tables
+from pipeline.files import locked
+from pipeline.reading.tars import ShardSet
+from pipeline.shards.errors import ShardError
+from pipeline.training.checkpoint import complete_steps
+
+STAGES = Path(__file__).resolve().parent
+POLL_SECONDS = 1.0
+LOG_SECONDS = 60.0  # between progress lines where they are not rewritten in place
+
+
+def main() -> int:
+    """Check all that can be checked, run what is missing, and tabulate; returns the exit code."""
+    args = _parser().parse_args()
+    args.out = args.out or Path("runs") / f"study-{args.study.stem}"
+    stop = Stop()
+    try:
+        study = load_study(args.study)
+        conductor = Conductor(study, args, stop)
+        conductor.check()
+        conductor.run_missing()
+        conductor.tabulate()
+    except (ShardError, ValueError, OSError) as error:
+        print(f"study: {error}", file=sys.stderr)
+        return 1
+    for name, reason in conductor.failed.items():
+        print(f"study: {name} failed: {reason}", file=sys.stderr)
+    print(args.out / "study.md", args.out / "study.html", sep="\n")
+    return EXIT_STOPPED if stop.asked else int(bool(conductor.failed))
+
+
+class Stop:
+    """Being asked to stop, which the subprocess at work is told as well. In the main thread only."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        for number in SIGNALS:
+            signal.signal(number, self._hear)
+
+    def run(self, command: Sequence[object], log: Path, folder: Path, lock: int, watch: Callable[[], None]) -> int:
+        """A subprocess that works in `folder`, to its end, its output appended to `log`; its exit code.
+
+        `watch` is called every second meanwhile. Terminal signals reach this process alone, which passes them on.
+        """
+        with log.open("ab") as output:
+            output.write(f"$ {' '.join(map(str, command))}\n".encode())
+            output.flush()
+            self._process = subprocess.Popen(
+                list(map(str, command)),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=marked(folder),
+                pass_fds=[lock],
+                start_new_session=True,
+            )
+            if self.asked:  # after the last look, before there was a process to tell
+                self._process.terminate()
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return self._process.wait(POLL_SECONDS)
+                watch()
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self.asked += 1
+        if self._process is not None:
+            self._process.terminate()
+
+
+class Conductor:
+    """Carries out the runs of a study one after another, beside other processes that do the same."""
+
+    def __init__(self, study: Study, args: argparse.Namespace, stop: Stop) -> None:
+        self.study, self.args, self.stop = study, args, stop
+        self.runs = runs_of(study, args.study, args.data, args.set)
+        self.failed: dict[str, str] = {}
+        self._done: set[str] = set()
+
+    def check(self) -> None:
+        """Refuse what would fail after hours.
+
+        Raises:
+            StudyError, RecipeError, ShardError, ValueError: naming what does not fit.
+        """
+        manifest = ShardSet(self.args.data / self.study.shards).manifest
+        for run in self.runs:
+            check_against_set(
+                run.recipe, samples=manifest.samples, identities=manifest.identities, num_ranks=self.args.ranks
+            )
+            _require_same(self._folder(run), run, manifest.digest)
+        for places in self.study.sets.values():
+            read_pairs(self.args.data / places.pairs, self.args.data / places.images)
+        size = manifest.image_height, manifest.image_width
+        self._progress = Progress([work_of(run.recipe, size) for run in self.runs], self._shares())
+
+    def run_missing(self) -> None:
+        """Train and evaluate until every run is done or has failed, or until asked to stop."""
+        while missing := [run for run in self.runs if run.name not in self.failed and not self._is_done(run)]:
+            taken = 0
+            for run in missing:
+                with claimed(self._folder(run)) as lock:
+                    if lock is not None and not self._is_done(run):
+                        taken += 1
+                        sweep(self._folder(run))  # a rank may have outlived who started it
+                        self._carry_out(run, lock)
+                if self.stop.asked:
+                    return
+            if not taken:
+                self._progress.show(f"other processes are at the last {len(missing)}", self._shares())
+                time.sleep(POLL_SECONDS)
+
+    def _carry_out(self, run: Run, lock: int) -> None:
+        """Train to the end, then evaluate on every set; a failure is noted."""
+        folder, log = self._folder(run), self._folder(run) / "study.log"
+        for what, command in self._commands(run):
+            if what == "training" and self._trained(run):
+                continue
+            code = self.stop.run(command, log, folder, lock, partial(self._show, run, what))
+            if self.stop.asked:
+                return None
+            if code:
+                reason = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
+                return self._fail(run, f"{what} ended with code {code}: {reason} (more in {log})")
+        if not self._is_done(run):
+            return self._fail(run, f"its results cannot be read: {self._folder(run) / 'evaluations'}")
+        self.tabulate()
+        self._progress.say(f"{run.name} done")
+        return None
+
+    def _fail(self, run: Run, reason: str) -> None:
+        self.failed[run.name] = reason
+        self._progress.say(f"{run.name} failed: {reason}")
+
+    def _commands(self, run: Run) -> list[tuple[str, list[object]]]:
+        """What is done for a run, in order."""
+        folder, data = self._folder(run), self.args.data
+        recipe = self.args.study.parent / self.study.recipe
+        python, step = sys.executable, run.recipe.optimizer.steps
+        changes = [word for change in run.changes for word in ("--set", change)]
+        start = [python, STAGES / "supervise.py", "--ranks", self.args.ranks, "--master-port", free_port(), "--"]
+        commands = [("training", [*start, "--recipe", recipe, "--run", folder, *changes])]
+        for name, places in self.study.sets.items():
+            where = ["--images", data / places.images, "--pairs", data / places.pairs]
+            evaluate = [python, STAGES / "evaluate.py", folder, *where, "--name", name, "--step", step]
+            commands.append((f"evaluation on {name}", evaluate))
+        return commands
+
+    def tabulate(self) -> None:
+        """Write the tables of what is there."""
+        samples = {
+            name: {
+                (run.arm, run.seed): _sample(self._result(run, name), self.args.resamples)
+                for run in self.runs
+                if self._is_done(run)
+            }
+            for name in self.study.sets
+        }
+        with locked(self.args.out / "tables.lock"):  # others may write them too
+            write_tables(self.study, samples, self.args.out)
+
+    def _is_done(self, run: Run) -> bool:
+        """Whether it is trained, and evaluated on these very pairs."""
+        if run.name not in self._done and self._trained(run):
+            digests = {name: _digest(self.args.data / places.pairs) for name, places in self.study.sets.items()}
+            if all(_evaluated(self._result(run, name), digest) for name, digest in digests.items()):
+                self._done.add(run.name)
+        return run.name in self._done
+
+    def _trained(self, run: Run) -> bool:
+        return max(complete_steps(self._folder(run)), default=-1) >= run.recipe.optimizer.steps
+
+    def _folder(self, run: Run) -> Path:
+        folder: Path = self.args.out / run.name
+        return folder
+
+    def _result(self, run: Run, name: str) -> Path:
+        return result_file(self._folder(run) / "evaluations" / name, run.recipe.optimizer.steps)
+
+    def _shares(self) -> list[float]:
+        """How much of each run is done."""
+        return [1.0 if run.name in self._done else self._step(run) / run.recipe.optimizer.steps for run in self.runs]
+
+    def _step(self, run: Run) -> int:
+        records = read_metrics(self._folder(run) / "metrics.jsonl")
+        return int(records[-1]["step"]) if records else 0
+
+    def _show(self, run: Run, what: str) -> None:
+        at = f", step {self._step(run):,} of {run.recipe.optimizer.steps:,}" if what == "training" else ""
+        here = f"{len(self._done)} of {len(self.runs)} runs done; {run.name}: {what}{at}"
+        self._progress.show(here, self._shares())
+
+
+class Progress:
+    """One line that is rewritten on a terminal and repeated, calmly, in a log: where the study is, and when it ends."""
+
+    def __init__(self, work: Sequence[float], shares: Sequence[float]) -> None:
+        self._work, self._began = work, time.monotonic()
+        self._first = self._part(shares)
+        self._rewrite, self._shown = sys.stderr.isatty(), float("-inf")
+
+    def show(self, what: str, shares: Sequence[float]) -> None:
+        """Show how far it is; the end is estimated from the work that has been done since this process began."""
+        now = time.monotonic()
+        if not self._rewrite and now < self._shown + LOG_SECONDS:
+            return
+        self._shown, part, gone = now, self._part(shares), now - self._began
+        end = ""
+        if part > self._first:
+            left = gone * (1 - part) / (part - self._first)
+            end = f", {_duration(left)} left, until {time.strftime('%a %H:%M', time.localtime(time.time() + left))}"
+        line = f"{part:4.0%}  {what}, {_duration(gone)} gone{end}"
+        print(f"\r\033[K{line}" if self._rewrite else line, end="" if self._rewrite else "\n", file=sys.stderr)
+        sys.stderr.flush()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        print(f"\r\033[K{text}" if self._rewrite else text, file=sys.stderr, flush=True)
+
+    def _part(self, shares: Sequence[float]) -> float:
+        return sum(w * s for w, s in zip(self._work, shares, strict=True)) / sum(self._work)
+
+
+def work_of(recipe: Recipe, image_size: tuple[int, int]) -> float:
+    """Multiply-adds of a run's backbone: what its time is estimated by."""
+    return float(recipe.optimizer.steps * recipe.data.global_batch * _macs(recipe.backbone.name, image_size))
+
+
+@cache
+def _macs(backbone: str, image_size: tuple[int, int]) -> int:
+    with torch.device("meta"):
+        return count_macs(build_backbone(backbone, 512, image_size), image_size)
+
+
+@cache
+def _sample(file: Path, resamples: int) -> Sample:
+    return accuracy_sample(load(file).pairs, resamples)
+
+
+@cache
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _evaluated(file: Path, pairs_sha256: str) -> bool:
+    try:
+        return load(file).summary.settings.pairs_sha256 == pairs_sha256
+    except ValueError:
+        return False
+
+
+def _require_same(folder: Path, run: Run, shards_digest: str) -> None:
+    """Refuse to mix a run that was begun with another recipe or other faces into the study."""
+    if not (folder / "run.json").exists():
+        return
+    changed = differences(folder / "recipe.yaml", run.recipe)
+    if json.loads((folder / "run.json").read_text())["shards"]["digest"] != shards_digest:
+        changed.append("the shards are others")
+    if changed:
+        raise StudyError(f"{folder}: began with {'; '.join(changed)}: wanted the same, or another --out")
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, metavar="STUDY", help="YAML file; see stages/studies/")
+    parser.add_argument(
+        "--data", type=Path, default=Path(), metavar="FOLDER", help="what the study's shards, images and pairs are in"
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="of runs and tables (default runs/study-NAME)")
+    parser.add_argument("--ranks", type=int, default=1, metavar="N", help="of every run, on this machine (default 1)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one key of every recipe; repeatable"
+    )
+    parser.add_argument("--resamples", type=int, default=1000, help="of the intervals (default 1000)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
