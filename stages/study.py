@@ -300,7 +300,9 @@ def _require_same(folder: Path, run: Run, shards_digest: str) -> None:
     if json.loads((folder / "run.json").read_text())["shards"]["digest"] != shards_digest:
         changed.append("the shards are others")
     if changed:
-        raise StudyError(f"{folder}: began with {'; '.join(changed)}: wanted the same, or another --out")
+        raise StudyError(
+            f"{folder}: began with {'; '.join(changed)}: wanted the same, or another --out, or no such folder"
+        )
 
 
 def free_port() -> int:

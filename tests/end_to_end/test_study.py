@@ -1,0 +1,169 @@
+"""`stages/study.py` as a user runs it: stopped, killed, shared by two processes, and finished all the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.claims import VARIABLE, sweep
+from cluster.stop import EXIT_STOPPED
+from pipeline.evaluation.pairs import COLUMNS
+from pipeline.evaluation.protocols import folder_rows
+from pipeline.training.checkpoint import complete_steps
+from tests.end_to_end.launcher import DEEPSPEED, metrics
+from tests.faces import ROOT, write_faces, write_shards
+
+PATIENCE_SECONDS = 300  # of a loaded machine; nothing waits so long that goes well
+STEPS = 150
+RUNS = ["plain-seed1", "m4-seed1", "plain-seed2", "m4-seed2"]
+
+RECIPE = f"""\
+data: {{shards: elsewhere, global_batch: 12, streams: 2, decode_threads: 1}}
+backbone: {{name: sphereface4, embedding_dim: 8}}
+optimizer: {{steps: {STEPS}, learning_rate: 0.02, warmup_steps: 3}}
+checkpoint: {{every: 10}}
+log: {{every: 1, metrics_port: null}}
+"""
+
+STUDY = """\
+title: Two losses
+recipe: recipe.yaml
+shards: shards
+sets: {held-out: {images: held-out, pairs: held-out.tsv}}
+seeds: [1, 2]
+arms:
+  plain: {set: [head.margin=softmax]}
+  m4: {}
+tables:
+  - {title: losses, columns: {softmax: plain, m = 4: m4}, published: {held-out: [97.88, null]}}
+"""
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    """A study file with its recipe, and below data/ shards of six people and pairs of five others."""
+    data = tmp_path / "data"
+    write_shards(data, identities=6, images=6)
+    images = write_faces(data / "held-out", identities=5, images=5, seed=1)
+    pairs = [(row.fold, row.path_a, row.path_b, str(int(row.same))) for row in folder_rows(images, 2, 8, seed=0)]
+    (data / "held-out.tsv").write_text("".join("\t".join(row) + "\n" for row in [COLUMNS, *pairs]))
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "study.yaml").write_text(STUDY)
+    return tmp_path
+
+
+def start(scene: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, ROOT / "stages" / "study.py", "study.yaml", "--data", "data", "--out", "out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{DEEPSPEED.parent}:{os.environ['PATH']}"}
+    with (scene / "output").open("ab") as output:
+        return subprocess.Popen(
+            [*map(str, command), "--resamples", "20", *arguments],
+            cwd=scene,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[bytes], scene: Path) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, (scene / "output").read_text()
+        time.sleep(0.05)
+
+
+def newest(scene: Path, run: str) -> int:
+    return max(complete_steps(scene / "out" / run), default=0)
+
+
+def starts(scene: Path, run: str) -> int:
+    return 1 + int(json.loads((scene / "out" / run / "run.json").read_text())["restarts"])
+
+
+def test_a_study_that_is_stopped_and_killed_goes_on_to_one_table(scene: Path) -> None:
+    out = scene / "out"
+    first, second, *_ = RUNS
+
+    stopped = start(scene)
+    try:
+        wait_for(lambda: newest(scene, first) >= 10, stopped, scene)
+        stopped.send_signal(signal.SIGTERM)
+        assert stopped.wait(PATIENCE_SECONDS) == EXIT_STOPPED
+        reached = newest(scene, first)
+        assert reached == metrics(out / first)[-1]["step"]  # nothing of what was trained is lost
+
+        killed = start(scene)
+        wait_for(lambda: newest(scene, second) >= 10, killed, scene)
+        killed.kill()
+        killed.wait()
+        sweep(out / second)  # as a power cut would
+        kept, half = newest(scene, second), (out / second / "study.log").stat().st_size
+        finished = sorted((out / first / "evaluations").rglob("step-*"))
+        times = [file.stat().st_mtime_ns for file in finished]
+
+        workers = [start(scene), start(scene)]
+        codes = [worker.wait(PATIENCE_SECONDS) for worker in workers]
+        assert codes == [0, 0], (scene / "output").read_text()
+    finally:
+        for run in RUNS:
+            sweep(out / run)
+    assert [newest(scene, run) for run in RUNS] == [STEPS] * 4
+    # what was done is not done again, and what was half done goes on
+    assert starts(scene, first) == (1 if reached == STEPS else 2)
+    assert [file.stat().st_mtime_ns for file in finished] == times
+    assert len(finished) == 2
+    if kept < STEPS:
+        assert f"resumed {out / second} at step {kept}".replace(f"{scene}/", "") in (
+            (out / second / "study.log").read_bytes()[half:].decode()
+        )
+    table = (out / "study.md").read_text()
+    assert "| seeds done | 2 of 2 | 2 of 2 |" in table
+    assert "| published | 97.88% | – |" in table
+    assert (out / "study.html").read_text().count("<svg") == 1
+    output = (scene / "output").read_text()
+    assert all(output.count(f"{run} done") == 1 for run in RUNS)
+    assert VARIABLE not in os.environ
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(scene: Path) -> None:
+    study = (scene / "study.yaml").read_text().replace("seeds: [1, 2]", "seeds: [1]")
+    (scene / "study.yaml").write_text(study.replace("head.margin=softmax", "optimizer.learning_rate=1.0e+30"))
+    process = start(scene, "--set", "optimizer.steps=12", "--set", "faults.action=stop")
+    assert process.wait(PATIENCE_SECONDS) == 1
+    output = (scene / "output").read_text()
+    assert "plain-seed1 failed: training ended with code 1" in output
+    assert "m4-seed1 done" in output
+    assert "| seeds done | 0 of 1 | 1 of 1 |" in (scene / "out" / "study.md").read_text()
+
+    # A study that has changed since is refused, with the run and the key; nothing is mixed.
+    process = start(scene, "--set", "optimizer.steps=13")
+    assert process.wait(PATIENCE_SECONDS) == 1
+    assert "plain-seed1: began with optimizer.steps: 12 → 13: wanted the same" in (scene / "output").read_text()
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda scene: (scene / "data" / "held-out.tsv").unlink(), "cannot read data/held-out.tsv"),
+        (lambda scene: (scene / "study.yaml").write_text("title: nothing\n"), "study.yaml: recipe: missing"),
+        (lambda scene: (scene / "data" / "shards" / "manifest.json").unlink(), "manifest.json"),
+    ],
+    ids=["pairs", "study", "shards"],
+)
+def test_what_would_fail_after_hours_is_refused_at_once(
+    scene: Path, break_it: Callable[[Path], object], message: str
+) -> None:
+    break_it(scene)
+    assert start(scene).wait(PATIENCE_SECONDS) == 1
+    output = (scene / "output").read_text()
+    assert message in output
+    assert "Traceback" not in output
+    assert not (scene / "out").exists()
