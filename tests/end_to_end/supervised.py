@@ -21,13 +21,19 @@ class Supervised:
     """`stages/supervise.py` with quick probes and waits, in a process group of its own, its output in a file."""
 
     def __init__(
-        self, folder: Path, where: list[str | Path], recipe: Path, run: Path, environment: Mapping[str, str] = {}
+        self,
+        folder: Path,
+        where: list[str | Path],
+        recipe: Path,
+        run: Path,
+        environment: Mapping[str, str] = {},
+        step_seconds: float = 8,
     ) -> None:
         self.run, self._output = run, folder / "output"
         command = [sys.executable, ROOT / "stages" / "supervise.py", *where, "--master-port", free_port()]
         command += ["--probe-seconds", 4, "--wait-seconds", 0.5, "--export", "OMP_NUM_THREADS=1"]
         command += ["--", "--recipe", recipe, "--run", run]
-        command += ["--set", "faults.step_seconds=8", "--set", "timeout_seconds=60"]
+        command += ["--set", f"faults.step_seconds={step_seconds}", "--set", "timeout_seconds=60"]
         with self._output.open("a") as output:
             self.process = subprocess.Popen(
                 list(map(str, command)),

@@ -101,20 +101,29 @@ async function alertBox(group, view, open) {
   if (group.length > 1) box.append(element("ul", {}, ...group.slice(0, 20).map(alert => element("li", {}, alert.annotations.summary))));
   if (runbook) {
     const query = filled(runbook.query, view), answer = await now(runbook.query, view);
-    box.append(element("p", {}, runbook.meaning), element("p", {}, runbook.shows), element("code", {}, query), answerTable(answer, runbook.query, view));
-    box.append(element("ol", {}, ...runbook.steps.map(step => element("li", {}, step))));
+    box.append(element("p", {}, ...prose(runbook.meaning)), element("p", {}, ...prose(runbook.shows)));
+    box.append(element("pre", {}, query), answerTable(answer, runbook.query));
+    box.append(element("ol", {}, ...runbook.steps.map(step => element("li", {}, ...prose(step)))));
   }
   return box;
 }
 
-function answerTable(answer, query, view) {
+// Text with `code` in it.
+const prose = text => text.split("`").map((part, i) => i % 2 ? element("code", {}, part) : part);
+
+function answerTable(answer, query) {
   if (!answer.length) return element("p", {}, "Answer: nothing.");
   const when = query.includes("timestamp(");
   return element("table", {}, ...answer.slice(0, 20).map(({ metric, value }) => {
-    const names = Object.entries(metric).filter(([label]) => !["job", "__name__"].includes(label));
     const text = when ? clock(Number(value[1]), 0) : number(Number(value[1]));
-    return element("tr", {}, element("td", {}, names.map(([label, v]) => `${label} ${v}`).join(", ") || "the run"), element("td", {}, text));
+    return element("tr", {}, element("td", {}, place(metric)), element("td", {}, text));
   }));
+}
+
+// Where a value is from: "rank 3 on host1: head".
+function place({ rank, host, job, instance, __name__, ...others }) {
+  const where = [rank && `rank ${rank}`, host].filter(Boolean).join(" on ");
+  return [where, Object.values(others).join(", ")].filter(Boolean).join(": ") || "the run";
 }
 
 // --- the loop ---
