@@ -66,9 +66,16 @@ def estimate(runs: Mapping[int, Sample], confidence: float = 0.95) -> Estimate:
 
 
 def difference(mine: Mapping[int, Sample], base: Mapping[int, Sample], confidence: float = 0.95) -> Estimate | None:
-    """`estimate` of how much one arm is above another, over the seeds that both have; None where there is none."""
+    """`estimate` of how much one arm is above another, over the seeds that both have; None where there is none.
+
+    The draws give the spread alone, around what was measured: with fewer different people every threshold is worse,
+    which costs two arms unequally and says nothing of their order.
+    """
     common = sorted(mine.keys() & base.keys())
     if not common:
         return None
-    gains = {s: Sample(mine[s].value - base[s].value, mine[s].draws - base[s].draws) for s in common}
+    gains = {}
+    for seed in common:
+        value, draws = mine[seed].value - base[seed].value, mine[seed].draws - base[seed].draws
+        gains[seed] = Sample(value, draws - draws.mean() + value)
     return estimate(gains, confidence)

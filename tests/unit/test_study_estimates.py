@@ -53,6 +53,14 @@ def test_a_difference_is_taken_draw_by_draw_on_common_seeds() -> None:
     assert difference({9: better[9]}, base) is None
 
 
+def test_what_fewer_people_cost_one_arm_more_is_no_difference() -> None:
+    spread = np.random.default_rng(0).normal(0, 0.001, 1000)
+    found = difference({1: Sample(0.9, 0.85 + spread)}, {1: Sample(0.8, np.full(1000, 0.79))})
+    assert found is not None
+    expected = 0.1 + np.quantile(spread - spread.mean(), [0.025, 0.975])
+    np.testing.assert_allclose([found.mean, found.low, found.high], [0.1, *expected], atol=1e-12)
+
+
 def test_runs_with_the_same_pairs_are_drawn_the_same_people() -> None:
     """Two networks of equal scores but for a constant have the same accuracy under every draw."""
     one = scored(1)
