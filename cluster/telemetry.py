@@ -168,7 +168,7 @@ SHARDING_METRICS = (
 def evaluation_metrics(sets: Sequence[str]) -> tuple[Metric, ...]:
     """Rows beside a run's `METRICS`: what it reaches on the sets that its recipe names; none without sets.
 
-    Both are 0 until a set is first evaluated.
+    All are 0 until the first evaluation.
     """
     if not sets:
         return ()
@@ -176,7 +176,8 @@ def evaluation_metrics(sets: Sequence[str]) -> tuple[Metric, ...]:
         ("evaluation_accuracy_ratio", "Share of pairs told right at the latest evaluation, by set."),
         ("evaluation_best_accuracy_ratio", "The most that any evaluation of this run reached, by set."),
     )
-    return tuple(Metric(name, "gauge", about, label="set", values=tuple(sets)) for name, about in rows)
+    seconds = Metric("evaluation_seconds_total", "counter", "Time that training stood still for it.", "seconds")
+    return *(Metric(name, "gauge", about, label="set", values=tuple(sets)) for name, about in rows), seconds
 
 
 class Telemetry:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cluster.process_group import device_of
 from cluster.topology import Topology, split_range
+from pipeline.evaluation.arguments import add_step, parser_of
 from pipeline.evaluation.embed import embed_files
 from pipeline.evaluation.pairs import list_images
 from pipeline.evaluation.trained import load_trained
@@ -54,11 +55,10 @@ def _embed(args: argparse.Namespace, topology: Topology) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a training run")
+    parser = parser_of(__doc__)
     parser.add_argument("images", type=Path, metavar="FOLDER", help="aligned faces, at any depth")
     parser.add_argument("out", type=Path, metavar="OUT", help="Parquet file; with several ranks, a folder of parts")
-    parser.add_argument("--step", type=int, help="checkpoint to use (default: the newest)")
+    add_step(parser)
     parser.add_argument("--batch-size", type=int, default=64, help="images embedded together (default 64)")
     parser.add_argument("--threads", type=int, default=2, help="that decode images, a rank (default 2)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it

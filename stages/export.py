@@ -3,19 +3,18 @@
 Needs the export extra: pip install 'spherescale[export]'.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
+from pipeline.evaluation.arguments import add_step, parser_of
 from pipeline.evaluation.trained import load_trained
 
 
 def main() -> int:
     """Load the checkpoint and write the three files; a fault is one line and exit code 1."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a training run")
+    parser = parser_of(__doc__)
     parser.add_argument("out", type=Path, metavar="FOLDER", help="where the files go")
-    parser.add_argument("--step", type=int, help="checkpoint to export (default: the newest)")
+    add_step(parser)
     args = parser.parse_args()
     try:
         from pipeline.evaluation.export import export  # here, since the extra may be missing

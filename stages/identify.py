@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
+from pipeline.evaluation.arguments import add_bootstrap, add_embedding, add_step, parser_of
 from pipeline.evaluation.distractors import identify
 from pipeline.evaluation.embed import embed_files
 from pipeline.evaluation.pairs import list_images
@@ -105,27 +106,17 @@ def _print(result: Identification) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a training run")
+    parser = parser_of(__doc__, EXAMPLES)
     parser.add_argument("--probes", type=Path, required=True, metavar="FOLDER", help="people to find again")
     parser.add_argument("--distractors", type=Path, required=True, metavar="FOLDER", help="other people")
     parser.add_argument("--name", help="of the result in the report (default: the distractors' folder)")
-    parser.add_argument("--step", type=int, action="append", help="checkpoint, repeatable (default: the newest)")
+    add_step(parser, repeatable=True)
     parser.add_argument("--ranks", type=int, default=20, help="length of the CMC (default 20)")
     parser.add_argument(
         "--far", type=float, nargs="+", metavar="RATE", help="for TAR (default: the lowest power of ten resolved)"
     )
-    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap over people (default 1000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
-    parser.add_argument("--batch-size", type=int, default=64, help="images embedded together (default 64)")
-    parser.add_argument("--threads", type=int, default=2, help="that decode images (default 2)")
-    parser.add_argument(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="where network and search run (default here: %(default)s)",
-    )
+    add_bootstrap(parser)
+    add_embedding(parser)
     parser.add_argument("--force", action="store_true", help="search again what is already done")
     return parser
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.evaluation.arguments import add_bootstrap, add_embedding, add_step, parser_of
 from pipeline.evaluation.embed import embed_files
 from pipeline.evaluation.ijb import (
     RANKS,
@@ -91,14 +92,13 @@ def _templates(args: argparse.Namespace, trained: TrainedBackbone) -> Templates:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a training run")
+    parser = parser_of(__doc__)
     parser.add_argument("--set", choices=["ijbb", "ijbc"], default="ijbc", help="(default ijbc)")
     parser.add_argument(
         "--images", type=Path, required=True, metavar="FOLDER", help="aligned crops, as the meta names them"
     )
     parser.add_argument("--meta", type=Path, required=True, metavar="FOLDER", help="the meta files")
-    parser.add_argument("--step", type=int, help="checkpoint (default: the newest)")
+    add_step(parser)
     parser.add_argument(
         "--far",
         type=float,
@@ -107,13 +107,8 @@ def _parser() -> argparse.ArgumentParser:
         help="of 1:1 (default 1e-6 to 1e-1)",
     )
     parser.add_argument("--fpir", type=float, nargs="+", default=[1e-2, 1e-1], help="of 1:N (default 0.01 and 0.1)")
-    parser.add_argument("--resamples", type=int, default=100, help="of the bootstrap over subjects (default 100)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
-    parser.add_argument("--batch-size", type=int, default=64, help="images embedded together (default 64)")
-    parser.add_argument("--threads", type=int, default=2, help="that decode images (default 2)")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default %(default)s)"
-    )
+    add_bootstrap(parser, resamples=100)
+    add_embedding(parser)
     return parser
 
 

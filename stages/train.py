@@ -28,7 +28,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,10 +38,11 @@ from cluster.collectives import gather_objects
 from cluster.process_group import Together, device_of, process_group
 from cluster.rendezvous import DisagreeError, StartError
 from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, StopRequest, end_with_reader
-from cluster.telemetry import Telemetry, Tls
+from cluster.telemetry import METRICS, Telemetry, Tls, evaluation_metrics
 from cluster.topology import Topology
 from cluster.watchdog import Watchdog, end
 from pipeline.config import Recipe, RecipeError, check_against_set, describe_recipe, load_recipe
+from pipeline.evaluation.sets import VerificationSet, accuracies_of, sets_of
 from pipeline.reading.tars import ShardSet
 from pipeline.shards.errors import ShardError
 from pipeline.training.checkpoint import CheckpointError, complete_steps, damage, newest_whole, path_of
@@ -49,6 +50,7 @@ from pipeline.training.errors import NonFiniteError
 from pipeline.training.resume import changes, flat
 
 if TYPE_CHECKING:
+    from pipeline.evaluation.in_training import Evaluator
     from pipeline.training.loop import Trainer
 
 logger = logging.getLogger("train")
@@ -102,7 +104,7 @@ def main() -> int:
             recipe, samples=manifest.samples, identities=manifest.identities, num_ranks=topology.num_ranks
         )
         endpoint_tls(recipe)
-        return train(recipe, shards, run, topology, arguments.resume)
+        return train(recipe, shards, sets_of(recipe), run, topology, arguments.resume)
     except (RecipeError, ShardError, CheckpointError, NonFiniteError, DisagreeError) as error:
         say(topology, str(error))
         return EXIT_REFUSED
@@ -118,14 +120,17 @@ def say(topology: Topology, reason: str) -> None:
         print(f"train.py{f' on {socket.gethostname()}' if several else ''}: {reason}", file=sys.stderr)
 
 
-def train(recipe: Recipe, shards: ShardSet, run: Path, topology: Topology, resume: str) -> int:
+def train(
+    recipe: Recipe, shards: ShardSet, sets: Sequence[VerificationSet], run: Path, topology: Topology, resume: str
+) -> int:
     """Train from the newest checkpoint to the end; returns the exit code."""
     steps_saved = complete_steps(run)
     if steps_saved and resume == "never":
         raise CheckpointError(f"{run}: holds checkpoints up to step {steps_saved[-1]}; wanted an empty folder")
     changed = changes(run, recipe) if steps_saved else []
     last = steps_saved[-1] if steps_saved else -1
-    if last >= recipe.optimizer.steps and not damage(path_of(run, last)):
+    evaluated = all(last in accuracies_of(run, chosen) for chosen in sets)
+    if last >= recipe.optimizer.steps and evaluated and not damage(path_of(run, last)):
         if topology.rank == 0:
             print(f"train.py: {run} is finished: {steps_saved[-1]} steps; nothing to do", file=sys.stderr)
         return 0
@@ -135,8 +140,9 @@ def train(recipe: Recipe, shards: ShardSet, run: Path, topology: Topology, resum
     if recipe.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-    with process_group(topology, device, recipe.timeout_seconds, facts_to_agree_on(recipe, shards)) as together:
+    with process_group(topology, device, recipe.timeout_seconds, facts_to_agree_on(recipe, shards, sets)) as together:
         # DeepSpeed and DALI take seconds to import: ranks that do not agree are refused before.
+        from pipeline.evaluation.in_training import Evaluator
         from pipeline.training.loop import Trainer
 
         trainer = Trainer(recipe, shards, run, topology, together.group, device)
@@ -149,18 +155,20 @@ def train(recipe: Recipe, shards: ShardSet, run: Path, topology: Topology, resum
         elif recipe.init.run is not None:
             inherited = trainer.inherit(recipe.init.run, recipe.init.step, recipe.init.new_rows)
             logger.info("start from %s: %s", recipe.init.run, inherited)
+        evaluator = Evaluator(trainer, sets)
+        evaluator.check()
         restarts = gather_objects(restarts_of(run), together.group)[0]
         if topology.rank == 0:
             record_run(recipe, shards, run, topology, device, restarts)
         stop.defer()
-        watched_train(trainer, together, stop, restarts)
+        watched_train(trainer, evaluator, together, stop, restarts)
     if trainer.step < recipe.optimizer.steps and stop.signal is not None:
         logger.warning("stopped by %s after step %d, saved; the same command goes on", stop.signal.name, trainer.step)
     return 0 if trainer.step == recipe.optimizer.steps else EXIT_STOPPED
 
 
-def watched_train(trainer: Trainer, together: Together, stop: StopRequest, restarts: int) -> None:
-    """Train, showing and exporting every step; a rank that is lost ends this process, named."""
+def watched_train(trainer: Trainer, evaluator: Evaluator, together: Together, stop: StopRequest, restarts: int) -> None:
+    """Train and evaluate, showing and exporting both; a rank that is lost ends this process, named."""
     from pipeline.training.watch import Exporter, MetricsFile, Progress, Window
 
     recipe, topology = trainer.recipe, trainer.topology
@@ -176,6 +184,7 @@ def watched_train(trainer: Trainer, together: Together, stop: StopRequest, resta
             job=trainer.run.name,
             cuda_device=trainer.device.index,
             folder=trainer.run,
+            metrics=METRICS + evaluation_metrics(list(recipe.evaluation.sets)),
         ) as telemetry,
         contextlib.closing(progress) if progress else contextlib.nullcontext(),
         watchdog,
@@ -183,6 +192,20 @@ def watched_train(trainer: Trainer, together: Together, stop: StopRequest, resta
     ):
         serve(telemetry, recipe, topology, trainer.run)
         exporter = Exporter(telemetry, trainer, restarts)
+
+        def evaluate() -> None:
+            found = evaluator.evaluate(alive=lambda: watchdog.tick(trainer.step))
+            watchdog.tick(found.step)
+            exporter.export_evaluation(found)
+            if metrics and progress:
+                metrics.write_evaluation(found)
+                progress.show_evaluation(found)
+                for fault in found.faults:
+                    logger.warning("step %d: not evaluated: %s", found.step, fault)
+
+        evaluator.look_back()
+        if recipe.evaluates_after(trainer.step):  # it was stopped, or killed, between the save and the evaluation
+            evaluate()
         for record in trainer.train(lambda: stop.asked):
             watchdog.tick(record.step)
             window.add(record)
@@ -191,6 +214,9 @@ def watched_train(trainer: Trainer, together: Together, stop: StopRequest, resta
             if metrics and progress and shown and not record.skipped:
                 metrics.write(record, window)
                 progress.show(record, window)
+            saved = record.stall_seconds is not None  # a step that is gone back from is not
+            if recipe.evaluates_after(record.step) and saved and not record.stopping:
+                evaluate()
 
 
 @contextlib.contextmanager
@@ -229,7 +255,7 @@ def endpoint_tls(recipe: Recipe) -> Tls | None:
     return tls
 
 
-def facts_to_agree_on(recipe: Recipe, shards: ShardSet) -> dict[str, str]:
+def facts_to_agree_on(recipe: Recipe, shards: ShardSet, sets: Sequence[VerificationSet]) -> dict[str, str]:
     """What must be the same on every rank, or they would train different things."""
     code = hashlib.sha256()
     for room in ("pipeline", "cluster", "stages"):
@@ -237,7 +263,8 @@ def facts_to_agree_on(recipe: Recipe, shards: ShardSet) -> dict[str, str]:
             code.update(file.read_bytes())
     versions = {f"version of {name}": importlib.metadata.version(name) for name in PACKAGES}
     keys = {f"recipe {key}": str(value) for key, value in flat(recipe.model_dump(mode="json")).items()}
-    return versions | keys | {"code": code.hexdigest()[:12], "shards' manifest": shards.manifest.digest[:12]}
+    pairs = {f"pairs of {chosen.name}": chosen.sha256[:12] for chosen in sets}
+    return versions | keys | pairs | {"code": code.hexdigest()[:12], "shards' manifest": shards.manifest.digest[:12]}
 
 
 def restarts_of(run: Path) -> int:

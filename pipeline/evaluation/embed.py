@@ -18,7 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from pipeline.evaluation.pairs import Pairs, frames_of
-from pipeline.evaluation.verification import FloatArray
+from pipeline.evaluation.verification import FloatArray, IntArray
 from pipeline.reading.dali import Decoder, EncodedBatch
 
 
@@ -33,7 +33,8 @@ def embed(backbone: nn.Module, batches: Iterable[torch.Tensor]) -> Iterator[torc
             # oneDNN's convolutions are 1.6 to 2 times faster with channels innermost; cuDNN chooses for itself.
             fast = torch.channels_last if pixels.device.type == "cpu" else torch.preserve_format
             images = pixels.to(memory_format=fast)
-            with torch.inference_mode():
+            # Not inference_mode: what ZeRO 3 gathers under it, a training step that follows cannot use.
+            with torch.no_grad():
                 features = torch.cat([backbone(images), backbone(images.flip(3))], dim=1)
             yield features.float().cpu()
 
@@ -66,12 +67,21 @@ def embed_pairs(
     backbone: nn.Module, folder: Path, pairs: Pairs, decoder: Decoder, progress: bool = False
 ) -> FloatArray:
     """Features `[N, 2D]` of ``pairs.paths``, a folder of images (a video's frames) being the mean over its images."""
-    frames = [frames_of(folder, path) for path in pairs.paths]
-    files = [frame for group in frames for frame in group]
+    files, counts = files_of(folder, pairs)
     every = np.concatenate(list(embed_files(backbone, folder, files, decoder, progress)))
-    starts = np.cumsum([0, *(len(group) for group in frames)])[:-1]
-    counts = np.array([len(group) for group in frames])
-    return np.add.reduceat(every.astype(np.float64), starts, axis=0) / counts[:, None]
+    return means_of_runs(every, counts)
+
+
+def files_of(folder: Path, pairs: Pairs) -> tuple[list[str], IntArray]:
+    """The image files `[F]` behind ``pairs.paths``, in order, and how many `[N]` of them each path stands for."""
+    frames = [frames_of(folder, path) for path in pairs.paths]
+    return [frame for group in frames for frame in group], np.array([len(group) for group in frames])
+
+
+def means_of_runs(rows_FD: NDArray[Any], counts: IntArray) -> FloatArray:
+    """The mean `[N, D]` of each run of ``counts[i]`` consecutive rows, in float64."""
+    starts = np.cumsum(counts) - counts
+    return np.asarray(np.add.reduceat(rows_FD.astype(np.float64), starts, axis=0) / counts[:, None])
 
 
 def _decoded(folder: Path, paths: Sequence[str], decoder: Decoder) -> Iterator[torch.Tensor]:

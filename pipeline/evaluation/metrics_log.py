@@ -16,7 +16,8 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     """The log's records by ascending step; empty where there is no log.
 
     A line that is no record is skipped, since a crash may tear one. A step that a resumed run went through again
-    counts once, as it was the last time.
+    counts once, as it was the last time. What an evaluation reached (a line of its own) stands under ``evaluation`` in
+    the record of its step.
     """
     if not file.is_file():
         return []
@@ -27,7 +28,11 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
         if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records[record["step"]] = record
+            step = record["step"]
+            if "evaluation" in record:
+                records[step] = records.get(step, {}) | record
+            else:
+                records[step] = record
     return [records[step] for step in sorted(records)]
 
 

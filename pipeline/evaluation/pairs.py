@@ -8,8 +8,8 @@ as a video's frames: it counts as one image whose features are the mean of their
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -55,6 +55,28 @@ class Pairs:
     def impostors(self) -> int:
         """How many pairs show two identities."""
         return int(np.sum(~self.same))
+
+    def without(self, people: Collection[str], source: str) -> Pairs:
+        """The pairs that show none of `people`, who are named as their images' folders.
+
+        Raises ValueError, naming `source`, when a fold is left without pairs of either kind.
+        """
+        gone = np.array([_identity(path) in people for path in self.paths], bool)
+        keep = ~(gone[self.a] | gone[self.b])
+        rest = f"{source}, {np.sum(keep)} of {len(keep)} pairs left"
+        _check_folds(self.folds, self.fold[keep], self.same[keep], rest)
+        kept = np.unique(np.concatenate([self.a[keep], self.b[keep]]))
+        place = np.zeros(len(self.paths), np.int64)
+        place[kept] = np.arange(len(kept))
+        return replace(
+            self,
+            paths=tuple(self.paths[i] for i in kept),
+            identity=self.identity[kept],
+            a=place[self.a[keep]],
+            b=place[self.b[keep]],
+            same=self.same[keep],
+            fold=self.fold[keep],
+        )
 
     def scored(self, scores: FloatArray) -> ScoredPairs:
         """The pairs with their similarities `[P]`, ready for `verification`."""

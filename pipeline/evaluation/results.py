@@ -90,6 +90,7 @@ class Settings(_Record):
     far: tuple[float, ...]
     resamples: int
     seed: int
+    without_sha256: str = ""  # of the names of people who are left out
 
 
 class Centred(_Record):

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch import nn
 from pipeline.backbones import build_backbone
 from pipeline.config import Recipe, load_recipe
 from pipeline.shards.manifest import Manifest
+from pipeline.training.best import read_best
 from pipeline.training.checkpoint import complete_steps, load_backbone
 
 
@@ -34,31 +36,45 @@ class TrainedBackbone:
     weights_sha256: str
 
 
-def load_trained(run: Path, step: int | None) -> TrainedBackbone:
-    """The backbone of the run folder `run` after `step` steps (None: its newest checkpoint), on the CPU.
+# A checkpoint as it is asked for: after so many steps, the newest (None), or the one that RUN/best.json names.
+Step = int | None | Literal["best"]
+
+
+def load_trained(run: Path, step: Step) -> TrainedBackbone:
+    """The backbone of the run folder `run` after `step` steps, on the CPU.
 
     Raises ValueError naming what is missing or does not fit.
     """
     recipe = load_recipe(run / "recipe.yaml")
     size = _image_size(run, recipe)
-    if step is None:
-        # Settled before loading, since a live run may save another meanwhile.
-        step = max(complete_steps(run), default=0)
-    weights = load_backbone(run, step)
+    number = _number_of(run, step)
+    weights = load_backbone(run, number)
     module = build_backbone(recipe.backbone.name, recipe.backbone.embedding_dim, size)
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{run}: step {step}: weights do not fit {recipe.backbone.name}: {reason}") from None
+        raise ValueError(f"{run}: step {number}: weights do not fit {recipe.backbone.name}: {reason}") from None
     return TrainedBackbone(
         module.eval(),
         recipe.backbone.name,
         recipe.backbone.embedding_dim,
-        step,
+        number,
         size,
         digest_of(weights),
     )
+
+
+def _number_of(run: Path, step: Step) -> int:
+    """Which step is meant, settled before anything is loaded: a live run may save another meanwhile."""
+    if step is None:
+        return max(complete_steps(run), default=0)
+    if step != "best":
+        return step
+    best = read_best(run)
+    if best is None:
+        raise ValueError(f"{run}: step: got 'best' without {run / 'best.json'}, wanted a recipe with evaluation.sets")
+    return best.step
 
 
 def digest_of(tensors: dict[str, torch.Tensor]) -> str:

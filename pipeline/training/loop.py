@@ -61,6 +61,7 @@ class Record:
         stall_seconds: how long the loop stood still to copy the state out for a checkpoint; None without one.
         saved: how a save ended, if one did during this step.
         skipped: why nothing of the step was applied, a `Severity`'s name in lower case; None where it was.
+        stopping: whether the run ends here because a rank was asked to stop; the same on every rank.
     """
 
     step: int
@@ -83,6 +84,7 @@ class Record:
     stall_seconds: float | None = None
     saved: Saved | None = None
     skipped: str | None = None
+    stopping: bool = False
 
 
 class Trainer:
@@ -190,9 +192,9 @@ class Trainer:
         reader = self._reader()
         try:
             while self.step < self.recipe.optimizer.steps:
-                record, stopping = self._one_step(reader, stop_asked)
+                record = self._one_step(reader, stop_asked)
                 yield record
-                if stopping:
+                if record.stopping:
                     return
                 if self._guard.going_back:
                     reader.close()
@@ -214,7 +216,7 @@ class Trainer:
             raise CheckpointError(f"{self.run}: checkpoint of step {saved.step} not written: {saved.error}")
         return saved
 
-    def _one_step(self, reader: Reader, stop_asked: Callable[[], bool]) -> tuple[Record, bool]:
+    def _one_step(self, reader: Reader, stop_asked: Callable[[], bool]) -> Record:
         started = time.perf_counter()
         with STEP.part("data_wait"):
             batch = next(reader)
@@ -251,11 +253,12 @@ class Trainer:
             sent=(SENT.take(), 0 if outcome.severity == Severity.LEFT_OUT else self.engine.sent_bytes),
             head_bytes=self.head.held_bytes,
             skipped=None if outcome.severity == Severity.GOOD else outcome.severity.name.lower(),
+            stopping=outcome.stopping,
         )
-        if self._guard.going_back and not outcome.stopping:
-            return record, False
+        if outcome.rows_moved or (self._guard.going_back and not outcome.stopping):
+            return record
         stall, saved = self._save_if_due(outcome.stopping or self.step == self.recipe.optimizer.steps)
-        return replace(record, stall_seconds=stall, saved=saved), outcome.stopping
+        return replace(record, stall_seconds=stall, saved=saved)
 
     def _take_fault(self, outcome: Outcome, lam: float, rate: float) -> None:
         """Tell the guard of a bad step: what it was, and which samples were in it. The same on every rank."""
@@ -266,7 +269,7 @@ class Trainer:
         facts = {"fault": what, "step": self.step, "loss": outcome.loss, "lambda": lam, "learning_rate": rate}
         facts |= {"norm": outcome.norm_G.tolist(), "own_cosine": outcome.own_cosine_G.tolist()}
         facts["samples"] = [self.shards.describe(int(sample)) for sample in self.order.batch(self.step)]
-        self._guard.bad(self.step, what, facts)
+        self._guard.bad(self.step, what, facts, rows_moved=outcome.rows_moved)
 
     def _go_back(self) -> None:
         """Load the newest whole checkpoint; the steps to be left out are then passed without being applied."""

@@ -22,6 +22,7 @@ import torch
 
 from cluster.collectives import Group, barrier, gather_objects, rank_in
 from pipeline.files import sync, write_file
+from pipeline.training.best import read_best
 from pipeline.training.checkpoint import BACKBONE, PARTIAL, Meta, State, complete_steps, path_of, rows_file
 from pipeline.training.tensor_file import FileFacts, write_tensors
 
@@ -73,8 +74,7 @@ class Saver:
         All ranks together. Waits for the save before, if that is still being written.
         """
         started = time.perf_counter()
-        if self._thread is not None:
-            self._thread.join()
+        self.wait()
         files = self._copy_out(state)
         self._thread = threading.Thread(target=self._write, args=(files, meta), name="saver", daemon=True)
         self._thread.start()
@@ -87,10 +87,14 @@ class Saver:
         self._thread, saved = None, self._saved
         return saved
 
-    def finish(self) -> Saved | None:
-        """Wait for the save under way; None where there is none."""
+    def wait(self) -> None:
+        """Wait for the save under way, whose outcome is left for `poll`."""
         if self._thread is not None:
             self._thread.join()
+
+    def finish(self) -> Saved | None:
+        """Wait for the save under way; None where there is none."""
+        self.wait()
         return self.poll()
 
     def _copy_out(self, state: State) -> dict[str, dict[str, torch.Tensor]]:
@@ -151,7 +155,9 @@ class Saver:
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         sync(final.parent)
-        for step in superseded(complete_steps(self._run), self._keep, self._keep_every):
+        best = read_best(self._run)
+        steps = complete_steps(self._run)
+        for step in superseded(steps, self._keep, self._keep_every, best.step if best else None):
             _discard(path_of(self._run, step))
 
 
@@ -171,10 +177,10 @@ def own_files(state: State, writes_backbone: bool) -> dict[str, dict[str, torch.
     return files
 
 
-def superseded(steps: list[int], keep: int, keep_every: int | None) -> list[int]:
-    """Of rising steps, those not kept: neither 0, nor among the last `keep`, nor a multiple of `keep_every`."""
+def superseded(steps: list[int], keep: int, keep_every: int | None, best: int | None = None) -> list[int]:
+    """Of rising steps, those not kept: neither 0 nor `best`, not of the last `keep`, no multiple of `keep_every`."""
     older = [step for step in steps if step != 0][:-keep]
-    return [step for step in older if keep_every is None or step % keep_every]
+    return [step for step in older if step != best and (keep_every is None or step % keep_every)]
 
 
 def sweep(run: Path) -> None:

@@ -10,13 +10,16 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from cluster.planner import Job, head_bytes
 from cluster.telemetry import PERCENTILES, Telemetry
 from pipeline.config import Recipe
 from pipeline.files import write_file
 from pipeline.training.loop import Record, Trainer
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.in_training import Evaluated
 
 logger = logging.getLogger(__name__)
 
@@ -56,18 +59,23 @@ class MetricsFile:
 
     def __init__(self, path: Path, resumed_at: int) -> None:
         self._path, self._last, self._torn = path, resumed_at, False
-        self._torn = not self._cut(resumed_at)
+        # What was reached at the step gone on from is told again.
+        self._torn = not self._cut(resumed_at, resumed_at - 1)
 
-    def _cut(self, step: int) -> bool:
-        """Drop the rows after `step` and torn ones; whether that could be written."""
-        kept = [line for line in _lines(self._path) if (found := _step_of(line)) is not None and found <= step]
+    def _cut(self, step: int, evaluated: int) -> bool:
+        """Drop steps after `step`, evaluations after `evaluated` and torn rows; whether that could be written."""
+        kept = [
+            line
+            for line in _lines(self._path)
+            if (row := _row_of(line)) is not None and row["step"] <= (evaluated if "evaluation" in row else step)
+        ]
         text = "".join(line + "\n" for line in kept)
         return self._attempt(lambda: write_file(self._path, text.encode(), synced=False))
 
     def write(self, record: Record, window: Window) -> None:
         """Append one row; floats keep every digit, so that two runs can be compared bit for bit."""
         if record.step <= self._last or self._torn:  # rolled back, or the disk took half a row
-            self._torn = not self._cut(record.step - 1)
+            self._torn = not self._cut(record.step - 1, record.step - 1)
         self._last = record.step
         row = {
             "step": record.step,
@@ -89,6 +97,24 @@ class MetricsFile:
             "checkpoint_stall_seconds": record.stall_seconds,
             "checkpoint_seconds": record.saved.seconds if record.saved else None,
         }
+        self._add(row)
+
+    def write_evaluation(self, found: Evaluated) -> None:
+        """Append a row of its own kind: ``evaluation`` by set, beside ``step`` and ``time`` alone."""
+        self._last = found.step
+        results = {
+            name: {
+                "accuracy": result.accuracy.value,
+                "interval": [result.accuracy.low, result.accuracy.high],
+                "auc": result.auc.value,
+                "tar_at_far": {f"{entry.far:g}": entry.tar.value for entry in result.tar},
+            }
+            for name, result in found.results.items()
+        }
+        row = {"step": found.step, "time": time.time(), "evaluation": results}
+        self._add(row | {"evaluation_seconds": found.seconds, "evaluation_faults": found.faults})
+
+    def _add(self, row: dict[str, Any]) -> None:
         if not self._torn:
             self._torn = not self._attempt(lambda: self._append(json.dumps(row) + "\n"))
 
@@ -110,11 +136,12 @@ def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
-def _step_of(line: str) -> int | None:
-    """The row's step; None for the torn last line of a killed run."""
+def _row_of(line: str) -> dict[str, Any] | None:
+    """The row; None for the torn last line of a killed run."""
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError):
+        row = json.loads(line)
+        return row if isinstance(row["step"], int) else None
+    except (ValueError, KeyError, TypeError):
         return None
 
 
@@ -124,6 +151,7 @@ class Progress:
     def __init__(self, total_steps: int, stream: TextIO = sys.stderr) -> None:
         self._total, self._stream = total_steps, stream
         self._rewrite = stream.isatty()
+        self._reached = ""
 
     def show(self, record: Record, window: Window) -> None:
         """Show where the run stands and when it will end."""
@@ -132,9 +160,17 @@ class Progress:
         line = (
             f"step {record.step}/{self._total}  epoch {record.epoch:.2f}  loss {record.loss:.4f}  "
             f"λ {record.anneal:.4g}  lr {record.learning_rate:.3g}  {window.samples_per_second:,.0f} images/s  "
-            f"data wait {waiting:.0%}  {_duration(left)} left"
+            f"data wait {waiting:.0%}  {_duration(left)} left{self._reached}"
         )
         self._stream.write(f"\r\033[K{line}" if self._rewrite else line + "\n")
+        self._stream.flush()
+
+    def show_evaluation(self, found: Evaluated) -> None:
+        """Show what was reached on each set, on a line of its own and at the end of those that follow."""
+        self._reached = "".join(f"  {name} {result.accuracy.value:.2%}" for name, result in found.results.items())
+        best = f"  (best: step {found.best.step})" if found.best else ""
+        line = f"step {found.step}/{self._total}  evaluated{self._reached}{best}  {found.seconds:.1f} s\n"
+        self._stream.write(f"\r\033[K{line}" if self._rewrite else line)
         self._stream.flush()
 
     def close(self) -> None:
@@ -203,6 +239,15 @@ class Exporter:
             t.set("checkpoint_bytes", record.saved.bytes)
         elif record.saved is not None:
             t.add("checkpoint_failures_total")
+
+    def export_evaluation(self, found: Evaluated) -> None:
+        """Set what an evaluation reached."""
+        t = self._telemetry
+        for name, result in found.results.items():
+            t.set("evaluation_accuracy_ratio", result.accuracy.value, name)
+        for name, accuracy in found.highest.items():
+            t.set("evaluation_best_accuracy_ratio", accuracy, name)
+        t.add("evaluation_seconds_total", found.seconds)
 
 
 def planned_head_bytes(recipe: Recipe, num_classes: int, num_ranks: int) -> int:

@@ -49,3 +49,16 @@ def test_a_running_median_equals_a_loop() -> None:
     expected = [sorted(padded[i : i + 15])[7] for i in range(80)]
     np.testing.assert_array_equal(running_median(values), expected)
     assert running_median(values[:59]) is None
+
+
+def test_what_an_evaluation_reached_stands_in_the_record_of_its_step(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(
+        '{"step": 2, "loss": 9}\n{"step": 2, "evaluation": {"lfw": {"accuracy": 0.5}}}\n'
+        '{"step": 4, "evaluation": {}}\n{"step": 4, "loss": 3}\n{"step": 5, "evaluation": {}}\n'
+    )
+    assert read_metrics(file) == [
+        {"step": 2, "loss": 9, "evaluation": {"lfw": {"accuracy": 0.5}}},
+        {"step": 4, "loss": 3},  # gone through again since
+        {"step": 5, "evaluation": {}},
+    ]

@@ -1,0 +1,212 @@
+"""Verification while training: every rank embeds its share of each set with the live backbone, rank 0 judges.
+
+Results lie where `stages/evaluate.py` puts its own and are made by the same functions. Training is not changed by it:
+the backbone is in evaluation mode meanwhile, nothing is random, and nothing of the run's state is written.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cluster.collectives import SENT, Group, gather_objects, gather_rows, num_ranks, rank_in
+from cluster.stopwatch import STEP
+from pipeline.config import RecipeError
+from pipeline.evaluation.embed import embed, files_of, means_of_runs
+from pipeline.evaluation.results import Settings, Verification, save
+from pipeline.evaluation.sets import VerificationSet, accuracies_of, folder_of, judge, stored
+from pipeline.evaluation.trained import digest_of
+from pipeline.evaluation.verification import FloatArray
+from pipeline.reading.dali import DecodedBatch, Decoder, EncodedBatch
+from pipeline.training.best import Best, write_best
+from pipeline.training.checkpoint import complete_steps
+from pipeline.training.loop import Trainer
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation found, the same on every rank.
+
+    Attributes:
+        step: of the run.
+        results: by set; one that could not be judged is not among them.
+        faults: why not, a line each.
+        highest: the highest accuracy of the run so far, by set.
+        best: what ``RUN/best.json`` now says.
+        seconds: how long training stood still.
+    """
+
+    step: int
+    results: dict[str, Verification]
+    faults: list[str]
+    highest: dict[str, float]
+    best: Best | None
+    seconds: float
+
+
+class Evaluator:
+    """Evaluates the backbone of a trainer. All ranks make one, and call each method together.
+
+    Args:
+        trainer: whose backbone, and whose run's folder.
+        sets: the recipe's, the same on every rank.
+    """
+
+    def __init__(self, trainer: Trainer, sets: Sequence[VerificationSet]) -> None:
+        self._trainer, self._sets = trainer, sets
+        # Listed once: an image that goes in mid-run is missed, and every rank still has the same list.
+        self._files = {chosen.name: files_of(chosen.images, chosen.pairs) for chosen in sets}
+        self._group: Group = trainer.group
+        self._first = rank_in(trainer.group) == 0
+        manifest, recipe = trainer.shards.manifest, trainer.recipe
+        self._resamples = recipe.evaluation.resamples
+        self._decoder = Decoder(
+            recipe.evaluation.batch_size,
+            manifest.image_height,
+            manifest.image_width,
+            trainer.device,
+            recipe.data.decode_threads,
+        )
+
+    def check(self) -> None:
+        """Decode every image once, before hours of training. One exchange of objects a set.
+
+        Raises:
+            RecipeError: on every rank, naming an image that cannot be decoded at the run's size.
+        """
+        for chosen in self._sets:
+            files, _ = self._files[chosen.name]
+            bad = [file for part, batch in self._decoded(chosen, self._share(files)) for file in _bad(part, batch)]
+            if words := self._undecodable(chosen, bad):
+                raise RecipeError(words)
+
+    def look_back(self) -> None:
+        """Let ``best.json`` say what was best up to the trainer's step: a run may go on from before its best."""
+        if self._first and self._sets:
+            write_best(self._trainer.run, self._best(self._trainer.step))
+
+    def evaluate(self, alive: Callable[[], object] = lambda: None) -> Evaluated:
+        """Evaluate every set after the trainer's step, a save of which has begun; what is stored is not done again.
+
+        `alive` is called after every batch: the run does not stand still.
+
+        The backbone's forward passes; then, a set, one all-gather of features [F, 2D] and three exchanges of objects.
+        A set that cannot be judged costs its result, not the run.
+        """
+        started, step = time.perf_counter(), self._trainer.step
+        with STEP.part("evaluation"):
+            parameters = self._trainer.engine.parameters()
+            weights = digest_of(parameters) if self._first else ""
+            outcomes = {chosen.name: self._outcome(chosen, weights, alive) for chosen in self._sets}
+            highest, best = gather_objects(self._settle(step) if self._first else None, self._group)[0]
+        STEP.take(), SENT.take()  # neither time nor traffic of a step
+        return Evaluated(
+            step,
+            {name: found for name, found in outcomes.items() if isinstance(found, Verification)},
+            [fault for fault in outcomes.values() if isinstance(fault, str)],
+            highest,
+            best,
+            time.perf_counter() - started,
+        )
+
+    def _outcome(self, chosen: VerificationSet, weights: str, alive: Callable[[], object]) -> Verification | str:
+        """The result on one set, or why there is none; rank 0's word, on every rank."""
+        settings = chosen.settings(weights, self._resamples)
+        done = stored(self._trainer.run, chosen, self._trainer.step, settings) if self._first else None
+        known: Verification | None = gather_objects(done and done.summary.verification, self._group)[0]
+        if known is not None:
+            return known
+        features, bad = self._features(chosen, alive)
+        words = self._undecodable(chosen, bad)
+        mine = self._judge(chosen, features, settings) if self._first and not words else words
+        outcome: Verification | str = gather_objects(mine, self._group)[0]
+        return outcome
+
+    def _judge(self, chosen: VerificationSet, features_ND: FloatArray, settings: Settings) -> Verification | str:
+        try:
+            evaluation = judge(chosen, features_ND, settings, self._trainer.step)
+            save(evaluation, folder_of(self._trainer.run, chosen))
+        except (ValueError, OSError) as error:  # embeddings that are not finite, a full disk
+            return f"evaluation.sets.{chosen.name}: {error}"
+        return evaluation.summary.verification
+
+    def _features(self, chosen: VerificationSet, alive: Callable[[], object]) -> tuple[FloatArray, list[str]]:
+        """Features `[N, 2D]` of the set's images, on every rank, and the files of this rank that did not decode."""
+        files, counts = self._files[chosen.name]
+        bad: list[str] = []
+
+        def pixels() -> Iterator[torch.Tensor]:
+            for part, batch in self._decoded(chosen, self._share(files)):
+                bad.extend(_bad(part, batch))
+                alive()
+                yield batch.images
+
+        own = torch.cat(list(embed(self._trainer.engine.module, pixels())))
+        every = gather_rows(own.to(self._trainer.device), self._group)[: len(files)]
+        return means_of_runs(every.cpu().numpy(), counts), bad
+
+    def _share(self, files: list[str]) -> list[str]:
+        """This rank's run of the files, as long as every other's: under ZeRO 3 each batch is a collective.
+
+        The last ranks go on with the first files again.
+        """
+        length = -(-len(files) // num_ranks(self._group))
+        start = rank_in(self._group) * length
+        return [files[i % len(files)] for i in range(start, start + length)]
+
+    def _decoded(self, chosen: VerificationSet, files: list[str]) -> Iterator[tuple[list[str], DecodedBatch]]:
+        size = self._decoder.batch_size
+        parts = [files[start : start + size] for start in range(0, len(files), size)]
+        encoded = (EncodedBatch([_bytes(chosen.images / f) for f in part], np.zeros(len(part), bool)) for part in parts)
+        return zip(parts, self._decoder.decode(encoded), strict=True)
+
+    def _undecodable(self, chosen: VerificationSet, bad: list[str]) -> str:
+        """What is said, on every rank, of the files that did not decode on any; empty where all did."""
+        every = sorted(set(chain(*gather_objects(bad, self._group))))
+        if not every:
+            return ""
+        _, height, width = self._decoder.shape
+        more = f" and {len(every) - 1} more" if len(every) > 1 else ""
+        return (
+            f"evaluation.sets.{chosen.name}: {chosen.images / every[0]}{more}: cannot be decoded, "
+            f"wanted images {height} high and {width} wide"
+        )
+
+    def _settle(self, step: int) -> tuple[dict[str, float], Best | None]:
+        """The highest accuracies up to `step`, and the best checkpoint, which ``best.json`` then names."""
+        self._trainer.saver.wait()  # the best must be there
+        highest = {}
+        for chosen in self._sets:
+            reached = [value for at, value in accuracies_of(self._trainer.run, chosen).items() if at <= step]
+            if reached:
+                highest[chosen.name] = max(reached)
+        best = self._best(step)
+        write_best(self._trainer.run, best)
+        return highest, best
+
+    def _best(self, step: int) -> Best | None:
+        """The most accurate checkpoint up to `step`, among those that are there; the earliest of several."""
+        (chosen,) = (s for s in self._sets if s.name == self._trainer.recipe.best_set)
+        reached = accuracies_of(self._trainer.run, chosen)
+        steps = [s for s in complete_steps(self._trainer.run) if s in reached and s <= step]
+        if not steps:
+            return None
+        top = max(steps, key=lambda s: (reached[s], -s))
+        return Best(top, chosen.name, reached[top])
+
+
+def _bytes(file: Path) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    try:
+        return np.fromfile(file, np.uint8)
+    except OSError:  # gone since the start: it is told with those that do not decode
+        return np.zeros(1, np.uint8)
+
+
+def _bad(part: list[str], batch: DecodedBatch) -> list[str]:
+    return [part[i] for i in batch.bad]

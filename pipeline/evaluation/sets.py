@@ -1,0 +1,144 @@
+"""A verification set, and judging a network on it: the same for a stage and for a run that is still training."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config import Recipe, RecipeError
+from pipeline.evaluation.pairs import Pairs, read_pairs
+from pipeline.evaluation.results import Centred, Evaluation, Settings, Summary, load, result_file, verify
+from pipeline.evaluation.verification import (
+    FloatArray,
+    centred_kfold,
+    cosine_scores,
+    require_resolvable,
+    resolvable_fars,
+)
+
+
+@dataclass(frozen=True)
+class VerificationSet:
+    """Pairs to verify, read and checked.
+
+    Attributes:
+        name: of its results, below ``RUN/evaluations/``.
+        images: folder that the pairs' paths are relative to.
+        file, sha256: the pairs file and its digest.
+        fars: false accept rates that the pairs resolve.
+        without: digest of the list of people who are left out; empty where nobody is.
+    """
+
+    name: str
+    images: Path
+    file: Path
+    sha256: str
+    pairs: Pairs
+    fars: tuple[float, ...]
+    without: str = ""
+
+    def settings(self, weights_sha256: str, resamples: int, seed: int = 0) -> Settings:
+        """All that a result depends on, for a network with these weights."""
+        return Settings(
+            weights_sha256=weights_sha256,
+            images=str(self.images.resolve()),
+            pairs=str(self.file.resolve()),
+            pairs_sha256=self.sha256,
+            far=self.fars,
+            resamples=resamples,
+            seed=seed,
+            without_sha256=self.without,
+        )
+
+    def compared_by(self, settings: Settings) -> bool:
+        """Whether a result with such settings is of these comparisons."""
+        own = self.settings("", settings.resamples, settings.seed)
+        return own.model_copy(update={"weights_sha256": settings.weights_sha256, "far": settings.far}) == settings
+
+
+def read_set(name: str, images: Path, file: Path, fars: Sequence[float] = ()) -> VerificationSet:
+    """Read a pairs file, checked whole with its images; `fars` default to the powers of ten that its pairs resolve.
+
+    Raises ValueError naming what is wrong (see `pairs.read_pairs`), or the rate that so few pairs do not resolve.
+    """
+    pairs = read_pairs(file, images)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return VerificationSet(name, images, file, digest, pairs, _resolved(fars, pairs))
+
+
+def sets_of(recipe: Recipe) -> tuple[VerificationSet, ...]:
+    """The sets that a recipe evaluates while it trains.
+
+    Raises RecipeError naming the set and what is wrong with it.
+    """
+    found = []
+    for name, wanted in recipe.evaluation.sets.items():
+        try:
+            found.append(read_set(name, wanted.images, wanted.pairs))
+        except ValueError as error:
+            raise RecipeError(f"evaluation.sets.{name}: {error}") from None
+    return tuple(found)
+
+
+def leave_out(chosen: VerificationSet, people: Collection[str], fars: Sequence[float] = ()) -> VerificationSet:
+    """The set without the pairs that show any of `people`, named as their images' folders.
+
+    Raises ValueError when a fold is then without same or different pairs, or a rate is not resolved any more.
+    """
+    pairs = chosen.pairs.without(people, str(chosen.file))
+    digest = hashlib.sha256("\n".join(sorted(people)).encode()).hexdigest()
+    return replace(chosen, pairs=pairs, fars=_resolved(fars, pairs), without=digest)
+
+
+def judge(chosen: VerificationSet, features_ND: FloatArray, settings: Settings, step: int) -> Evaluation:
+    """Every rate of the set, given the features `[N, 2D]` of ``pairs.paths``.
+
+    Raises ValueError when features have no direction.
+    """
+    pairs = chosen.pairs
+    scored = pairs.scored(cosine_scores(features_ND, pairs.a, pairs.b))
+    by_authors = centred_kfold(features_ND, pairs.a, pairs.b, scored)
+    summary = Summary(
+        step=step,
+        settings=settings,
+        verification=verify(scored, settings.far, settings.resamples, settings.seed),
+        centred=Centred(accuracy=by_authors.mean, deviation=by_authors.deviation),
+    )
+    paths = np.array(pairs.paths)
+    return Evaluation(summary, scored, paths[pairs.a], paths[pairs.b])
+
+
+def folder_of(run: Path, chosen: VerificationSet) -> Path:
+    """Where a run keeps its results on the set."""
+    return run / "evaluations" / chosen.name
+
+
+def stored(run: Path, chosen: VerificationSet, step: int, settings: Settings) -> Evaluation | None:
+    """A run's evaluation of `step`; None unless it is whole, of this version and has these settings."""
+    try:
+        found = load(result_file(folder_of(run, chosen), step))
+    except ValueError:
+        return None
+    return found if found.summary.settings == settings else None
+
+
+def accuracies_of(run: Path, chosen: VerificationSet) -> dict[int, float]:
+    """K-fold accuracy by step: every evaluation that a run has of these pairs, those of other versions excepted."""
+    found = {}
+    for file in folder_of(run, chosen).glob("step-*.json"):
+        with contextlib.suppress(ValueError):
+            summary = Summary.model_validate_json(file.read_bytes())
+            if chosen.compared_by(summary.settings):
+                found[summary.step] = summary.verification.accuracy.value
+    return found
+
+
+def _resolved(fars: Sequence[float], pairs: Pairs) -> tuple[float, ...]:
+    for far in fars:
+        require_resolvable(far, pairs.impostors)
+    return tuple(fars or resolvable_fars(pairs.impostors))

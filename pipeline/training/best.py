@@ -1,0 +1,46 @@
+"""The best checkpoint of a run: ``RUN/best.json`` names it, and saves never drop it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipeline.files import write_file
+
+
+@dataclass(frozen=True)
+class Best:
+    """The checkpoint of highest accuracy on a set; of several, the earliest.
+
+    Attributes:
+        step: of the checkpoint.
+        set: name of the evaluation set.
+        accuracy: k-fold, between 0 and 1.
+    """
+
+    step: int
+    set: str
+    accuracy: float
+
+
+def read_best(run: Path) -> Best | None:
+    """What ``best.json`` of a run says; None where there is none.
+
+    Raises ValueError when the file is none of ours.
+    """
+    file = run / "best.json"
+    try:
+        return Best(**json.loads(file.read_text()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{file}: {error}, wanted step, set and accuracy") from None
+
+
+def write_best(run: Path, best: Best | None) -> None:
+    """Make ``best.json`` say `best`: whole or as it was before."""
+    if best is None:
+        (run / "best.json").unlink(missing_ok=True)
+    else:
+        write_file(run / "best.json", (json.dumps(asdict(best), indent=2) + "\n").encode())

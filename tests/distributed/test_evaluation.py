@@ -1,0 +1,233 @@
+"""Verification while training: the numbers of the saved checkpoint on any number of ranks, and training as without."""
+
+from __future__ import annotations
+
+import json
+from itertools import combinations
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from cluster.collectives import SENT
+from cluster.stopwatch import STEP
+from cluster.topology import Topology
+from pipeline.config import (
+    Backbone,
+    Checkpoint,
+    Data,
+    Evaluation,
+    EvaluationSet,
+    Head,
+    Optimizer,
+    Recipe,
+    RecipeError,
+)
+from pipeline.evaluation.embed import embed_pairs
+from pipeline.evaluation.in_training import Evaluated, Evaluator
+from pipeline.evaluation.results import load, result_file
+from pipeline.evaluation.sets import judge, sets_of
+from pipeline.evaluation.trained import load_trained
+from pipeline.reading.dali import Decoder
+from pipeline.reading.tars import ShardSet
+from pipeline.training.best import Best, read_best
+from pipeline.training.checkpoint import complete_steps
+from pipeline.training.loop import Trainer
+from tests.distributed.ranks import run_ranks
+from tests.faces import write_faces, write_shards
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("set"), identities=7, images=6)
+
+
+@pytest.fixture(scope="module")
+def strangers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_strangers(tmp_path_factory.mktemp("strangers"))
+
+
+def write_strangers(folder: Path) -> Path:
+    """Nineteen images of four people, which no number of ranks divides, one person with a video; and their pairs."""
+    faces = write_faces(folder / "faces", identities=4, images=4, seed=9)
+    video = faces / "person003" / "video"
+    video.mkdir()
+    for number in range(3):
+        (video / f"{number}.jpg").write_bytes((faces / f"person003/{number:04d}.jpg").read_bytes())
+    shots = [f"person{p:03d}/{shot:04d}.jpg" for p in range(4) for shot in range(4)] + ["person003/video"]
+    lines = ["fold\tpath_a\tpath_b\tsame"]
+    for i, (a, b) in enumerate(combinations(shots, 2)):
+        lines.append(f"{i % 3}\t{a}\t{b}\t{int(a.split('/')[0] == b.split('/')[0])}")
+    (folder / "pairs.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def recipe(shards: Path, strangers: Path, **changes: Any) -> Recipe:
+    chosen = EvaluationSet(images=strangers / "faces", pairs=strangers / "pairs.tsv")
+    fields: dict[str, Any] = {
+        "seed": 3,
+        "data": Data(shards=shards, global_batch=12, streams=2, decode_threads=1),
+        "backbone": Backbone(name="sphereface4", embedding_dim=8),
+        "head": Head(lambda_max=50, lambda_gamma=0.5),
+        "optimizer": Optimizer(steps=STEPS, learning_rate=0.02),
+        "checkpoint": Checkpoint(every=2, keep=1),
+        "evaluation": Evaluation(sets={"strangers": chosen}, batch_size=4, resamples=10),
+    }
+    return Recipe(**{**fields, **changes})
+
+
+def trainer_of(rank: int, ranks: int, plan: Recipe, run: Path) -> Trainer:
+    topology = Topology(rank, ranks, rank, ranks)
+    return Trainer(plan, ShardSet(plan.data.shards), run, topology, dist.group.WORLD, torch.device("cpu"))
+
+
+def train_on(rank: int, ranks: int, plan: Recipe, run: Path, evaluates: bool) -> dict[str, Any]:
+    trainer = trainer_of(rank, ranks, plan, run)
+    evaluator = Evaluator(trainer, sets_of(plan))
+    losses, found, left, beats = [], [], [], []
+    for record in trainer.train():
+        losses.append(record.loss)
+        if evaluates and plan.evaluates_after(record.step):
+            before = [part.training for part in trainer.engine.module.modules()]
+            found.append(evaluator.evaluate(alive=lambda: beats.append(1)))
+            assert [part.training for part in trainer.engine.module.modules()] == before
+            left.append((STEP.take(), SENT.take()))
+    return {
+        "losses": losses,
+        "found": found,
+        "left": left,
+        "beats": len(beats),
+        "backbone": {name: value.clone() for name, value in trainer.engine.parameters().items()},
+        "rows": trainer.head.weight_SD.detach().clone(),
+    }
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 0), (3, 0), (2, 1), (3, 3)])
+def test_it_finds_what_the_saved_checkpoint_gives_and_changes_nothing(
+    shards: Path, strangers: Path, tmp_path: Path, ranks: int, stage: int
+) -> None:
+    plan = recipe(shards, strangers, zero_stage=stage, checkpoint=Checkpoint(every=2, keep=9))
+    results = run_ranks(train_on, ranks, plan, tmp_path / "run", True)
+    plain = run_ranks(train_on, ranks, plan, tmp_path / "plain", False)
+    for with_it, without in zip(results, plain, strict=True):
+        assert with_it["losses"] == without["losses"]
+        assert torch.equal(with_it["rows"], without["rows"])
+        assert with_it["backbone"].keys() == without["backbone"].keys()
+        for name, value in with_it["backbone"].items():
+            assert torch.equal(value, without["backbone"][name]), name
+        assert with_it["left"] == [({}, 0)] * 3, "time or traffic left for the next step"
+        assert with_it["beats"] == 3 * ceil(ceil(19 / ranks) / 4), "a beat a batch"
+    (tmp_path / "run/recipe.yaml").write_text(plan.to_yaml())
+    (chosen,) = sets_of(plan)
+    for number, step in enumerate((2, 4, 6)):
+        trained = load_trained(tmp_path / "run", step)
+        features = embed_pairs(
+            trained.module, strangers / "faces", chosen.pairs, Decoder(7, 32, 32, torch.device("cpu"))
+        )
+        settings = chosen.settings(trained.weights_sha256, 10)
+        alone = judge(chosen, features, settings, step)
+        stored = load(result_file(tmp_path / "run/evaluations/strangers", step))
+        assert stored.summary.settings == settings
+        np.testing.assert_allclose(stored.pairs.scores, alone.pairs.scores, atol=1e-5)
+        assert stored.path_b.tolist() == alone.path_b.tolist()
+        for result in results:
+            one: Evaluated = result["found"][number]
+            assert one.results["strangers"] == stored.summary.verification
+            assert one.results["strangers"].accuracy.value == alone.summary.verification.accuracy.value
+            assert (one.step, one.faults) == (step, [])
+
+
+def fake_accuracy(file: Path, accuracy: float) -> None:
+    content = json.loads(file.read_text())
+    content["verification"]["accuracy"]["value"] = accuracy
+    file.write_text(json.dumps(content))
+
+
+def keep_the_best(rank: int, ranks: int, plan: Recipe, run: Path) -> list[tuple[int, Best | None, list[int]]]:
+    """Train with made-up accuracies, best after step 4; what is best and what is there after each evaluation."""
+    trainer, seen = trainer_of(rank, ranks, plan, run), []
+    evaluator = Evaluator(trainer, sets_of(plan))
+    for record in trainer.train():
+        if plan.evaluates_after(record.step):
+            evaluator.evaluate()
+            if rank == 0:
+                fake_accuracy(result_file(run / "evaluations/strangers", record.step), 1 - abs(record.step - 4) / 100)
+            found = evaluator.evaluate()  # it is stored: the made-up number is believed
+            seen.append((record.step, found.best, complete_steps(run)))
+    return seen
+
+
+def go_on(rank: int, ranks: int, plan: Recipe, run: Path, step: int) -> list[int]:
+    trainer = trainer_of(rank, ranks, plan, run)
+    trainer.resume(step)
+    Evaluator(trainer, sets_of(plan)).look_back()
+    dist.barrier()
+    best = read_best(run)
+    list(trainer.train())
+    return [best.step if best else -1, *complete_steps(run)]
+
+
+def test_the_best_checkpoint_stays_through_saves_and_resume(shards: Path, strangers: Path, tmp_path: Path) -> None:
+    plan = recipe(shards, strangers, optimizer=Optimizer(steps=10, learning_rate=0.02))
+    for seen in run_ranks(keep_the_best, 2, plan, tmp_path):
+        assert [(step, best.step, best.accuracy) for step, best, _ in seen] == [
+            (2, 2, 0.98),
+            (4, 4, 1.0),
+            (6, 4, 1.0),
+            (8, 4, 1.0),
+            (10, 4, 1.0),
+        ]
+        assert seen[-1][2] == [0, 4, 10]
+    longer = plan.model_copy(update={"optimizer": Optimizer(steps=14, learning_rate=0.02)})
+    assert run_ranks(go_on, 1, longer, tmp_path, 10) == [[4, 0, 4, 14]]
+    # From before the best: what came after is not best any more, though its result still lies there.
+    assert run_ranks(go_on, 1, plan, tmp_path, 0)[0][0] == -1
+
+
+def break_in_mid_run(rank: int, ranks: int, plan: Recipe, run: Path, image: Path) -> list[Evaluated]:
+    trainer, found = trainer_of(rank, ranks, plan, run), []
+    evaluator = Evaluator(trainer, sets_of(plan))
+    evaluator.check()
+    for record in trainer.train():
+        if plan.evaluates_after(record.step):
+            dist.barrier()
+            if record.step == 4 and rank == 0:
+                image.unlink()
+            dist.barrier()
+            found.append(evaluator.evaluate())
+    return found
+
+
+def test_an_image_that_goes_in_mid_run_costs_its_set_not_the_run(shards: Path, tmp_path: Path) -> None:
+    plan = recipe(shards, write_strangers(tmp_path), zero_stage=3)
+    image = tmp_path / "faces/person001/0002.jpg"
+    for first, second, third in run_ranks(break_in_mid_run, 2, plan, tmp_path / "run", image):
+        assert list(first.results) == ["strangers"]
+        for later in (second, third):
+            assert later.results == {}
+            assert later.faults == [
+                f"evaluation.sets.strangers: {image}: cannot be decoded, wanted images 32 high and 32 wide"
+            ]
+            assert later.best is not None
+            assert later.best.step == 2
+
+
+def check(rank: int, ranks: int, plan: Recipe, run: Path) -> str:
+    with pytest.raises(RecipeError) as refused:
+        Evaluator(trainer_of(rank, ranks, plan, run), sets_of(plan)).check()
+    return str(refused.value)
+
+
+def test_an_image_that_cannot_be_decoded_is_refused_on_every_rank(shards: Path, tmp_path: Path) -> None:
+    plan = recipe(shards, write_strangers(tmp_path))
+    image = tmp_path / "faces/person002/0001.jpg"
+    image.write_bytes(image.read_bytes()[:300])
+    wanted = f"evaluation.sets.strangers: {image}: cannot be decoded, wanted images 32 high and 32 wide"
+    assert run_ranks(check, 2, plan, tmp_path / "run") == [wanted, wanted]
+    assert not (tmp_path / "run").exists()
