@@ -375,6 +375,15 @@ def load_recipe(path: Path, changes: list[str] = []) -> Recipe:  # noqa: B006 - 
         raise RecipeError(f"{path}: got {type(tree).__name__}, wanted keys and values")
     for change in changes:
         _apply(tree, change)
+    return recipe_of(tree)
+
+
+def recipe_of(tree: dict[str, Any]) -> Recipe:
+    """The recipe of keys and values as YAML gives them.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
     try:
         # JSON mode: lists become tuples and strings paths, but "1e-1" stays the string that YAML says it is.
         return Recipe.model_validate_json(json.dumps(tree, default=str))

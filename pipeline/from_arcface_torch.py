@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Backbone, Data, Head, Log, Optimizer, Recipe, RecipeError
+from pipeline.config import Recipe, RecipeError, recipe_of
 
 NETWORKS = {f"r{layers}": f"iresnet{layers}" for layers in (18, 34, 50, 100)}
 NEEDED = ("margin_list", "network", "batch_size", "lr", "num_image", "num_epoch", "rec")
@@ -29,6 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "seed": 2048,
     "warmup_epoch": 0,
     "frequent": 10,
+    "verbose": 2000,
     "val_targets": (),
 }
 
@@ -75,26 +76,30 @@ def convert(config: dict[str, Any], ranks: int, shards: Path, *, power: float = 
             raise RecipeError(f"{key}: got {got!r}, wanted {' or '.join(map(str, wanted))}")
     calls = config["num_image"] // (config["batch_size"] * ranks)
     parts = config["gradient_acc"]
-    recipe = Recipe(
-        seed=config["seed"],
-        precision="bfloat16" if config["fp16"] else "float32",
-        data=Data(
-            shards=shards,
-            global_batch=config["batch_size"] * ranks * parts,
-            accumulation=parts,
-            streams=_divisor(config["batch_size"], 16),
-        ),
-        backbone=Backbone(name=NETWORKS[config["network"]], embedding_dim=config["embedding_size"]),
-        head=Head(sample_rate=config["sample_rate"], **_margin(*config["margin_list"])),
-        optimizer=Optimizer(
-            steps=calls * config["num_epoch"] // parts,
-            learning_rate=config["lr"],
-            warmup_steps=calls * config["warmup_epoch"] // parts,
-            power=power,
-            momentum=0.9,  # that trainer's own, whatever its config says
-            weight_decay=config["weight_decay"],
-        ),
-        log=Log(every=config["frequent"]),
+    recipe = recipe_of(
+        {
+            "seed": config["seed"],
+            "precision": "bfloat16" if config["fp16"] else "float32",
+            "data": {
+                "shards": shards,
+                "global_batch": config["batch_size"] * ranks * parts,
+                "accumulation": parts,
+                "streams": _divisor(config["batch_size"], 16),
+            },
+            "backbone": {"name": NETWORKS[config["network"]], "embedding_dim": config["embedding_size"]},
+            "head": {"sample_rate": config["sample_rate"], **_margin(*config["margin_list"])},
+            "optimizer": {
+                "steps": calls * config["num_epoch"] // parts,
+                "learning_rate": config["lr"],
+                "warmup_steps": calls * config["warmup_epoch"] // parts,
+                "power": power,
+                "momentum": 0.9,  # that trainer's own, whatever its config says
+                "weight_decay": config["weight_decay"],
+            },
+            "checkpoint": {"every": config["verbose"]},
+            "evaluation": {"sets": {name: _places(name, shards) for name in config["val_targets"]}},
+            "log": {"every": config["frequent"]},
+        }
     )
     return Converted(recipe, tuple(_notes(config, recipe)))
 
@@ -129,6 +134,11 @@ def _margin(m: float, angle: float, cosine: float) -> dict[str, Any]:
     return {"margin": "combined", "m": m, "angle": angle, "cosine": cosine, "scale": 64.0}
 
 
+def _places(name: str, shards: Path) -> dict[str, Path]:
+    """Where the notes have a ``.bin`` unpacked: beside the shards."""
+    return {"images": shards.parent / name, "pairs": shards.parent / f"{name}.tsv"}
+
+
 def _divisor(number: int, most: int) -> int:
     """The largest divisor of `number` that is at most `most`."""
     return next(divisor for divisor in range(min(most, number), 0, -1) if number % divisor == 0)
@@ -139,8 +149,8 @@ def _notes(config: dict[str, Any], recipe: Recipe) -> list[str]:
     notes = [
         f"shards: python stages/shard.py {rec} {recipe.data.shards}",
         *(
-            f"val_targets: python stages/pairs.py bin {rec}/{name}.bin {name}.tsv --images {name}"
-            for name in config["val_targets"]
+            f"val_targets: python stages/pairs.py bin {rec}/{name}.bin {places.pairs} --images {places.images}"
+            for name, places in recipe.evaluation.sets.items()
         ),
         "gradients: arcface_torch clips the backbone's to a norm of 5; here nothing is clipped",
         "margin: beyond π the own logit goes on falling here; there it turns round",

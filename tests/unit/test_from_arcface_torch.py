@@ -89,6 +89,7 @@ def test_what_has_no_counterpart_is_refused_by_name(tmp_path: Path) -> None:
         ("config.num_epoch = 25", "", "num_epoch: not set"),
         ("config.num_epoch = 25", "config.num_epoch = epochs()", r"line 20: num_epoch: got epochs\(\), wanted a plain"),
         ("config = edict()", "config = (", "not Python"),
+        ("sample_rate = 1.0", "sample_rate = 0.2\nconfig.gradient_acc = 2", "wanted accumulation 1"),
     ):
         with pytest.raises(RecipeError, match=told):
             convert(read_config(config(tmp_path, MS1MV3.replace(old, new))), 8, tmp_path)
@@ -109,9 +110,10 @@ def test_the_stage_writes_a_recipe_that_loads_with_its_notes(tmp_path: Path) -> 
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
     recipe = load_recipe(out)
     assert (recipe.head.margin, recipe.head.sample_rate, recipe.data.global_batch) == ("cosface", 0.2, 2048)
+    assert recipe.evaluation.sets["agedb_30"].pairs == tmp_path / "agedb_30.tsv"
     for text in (out.read_text(), done.stdout):
         assert f"python stages/shard.py /train_tmp/ms1m-retinaface-t1 {tmp_path / 'shards'}" in text
-        assert "stages/pairs.py bin /train_tmp/ms1m-retinaface-t1/agedb_30.bin agedb_30.tsv" in text
+        assert f"stages/pairs.py bin /train_tmp/ms1m-retinaface-t1/agedb_30.bin {tmp_path / 'agedb_30.tsv'}" in text
         assert "nothing is clipped" in text
     out.unlink()
     command[2] = tmp_path / "absent.py"
