@@ -50,24 +50,30 @@ class Guard:
         self._seen += 1
         self._mean += (loss - self._mean) / min(self._seen, _MEMORY_STEPS)
 
-    def bad(self, step: int, what: str, facts: dict[str, Any]) -> None:
+    def bad(self, step: int, what: str, facts: dict[str, Any], *, rows_moved: bool = False) -> None:
         """Count a bad step, leave its facts, and mark what the recipe wants left out.
+
+        Where `rows_moved`, leaving the batch out is too late: the run goes back, even if the recipe says to skip.
 
         Raises:
             NonFiniteError: when the recipe says to stop, or there were too many.
         """
+        if rows_moved:
+            what = f"{what}: the rows had been updated before that was known (head.fused_update), the backbone was not"
+        else:
+            what = f"{what}: nothing of this step was applied"
         if self._run is not None:
             dump(self._run, step, facts)
         self._bad += 1
         if self._faults.action == "stop":
-            raise NonFiniteError(f"{what}: nothing of this step was applied. {_ADVICE}")
+            raise NonFiniteError(f"{what}. {_ADVICE}")
         if self._bad > self._faults.limit:
             raise NonFiniteError(
-                f"{what}: nothing of this step was applied; the number of bad steps is {self._bad}, faults.limit "
-                f"allows {self._faults.limit}. {_ADVICE}"
+                f"{what}; the number of bad steps is {self._bad}, faults.limit allows {self._faults.limit}. {_ADVICE}"
             )
-        logger.warning("%s: nothing of this step was applied; %s", what, self._faults.action.replace("_", " "))
-        if self._faults.action == "roll_back":
+        action = "roll_back" if rows_moved else self._faults.action
+        logger.warning("%s; %s", what, action.replace("_", " "))
+        if action == "roll_back":
             self.left_out.update(range(step - self._faults.leave_out + 1, step + 1))
             self.going_back = True
 

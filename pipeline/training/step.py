@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
@@ -38,7 +38,7 @@ class Severity(IntEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a step; nothing of it was applied unless `severity` is GOOD.
+    """What became of a step; unless `severity` is GOOD nothing of it was applied, but for rows where `rows_moved`.
 
     Attributes:
         severity, stopping: the same on every rank; `stopping` when any rank is asked to.
@@ -46,6 +46,7 @@ class Outcome:
         own_cosine_G, norm_G, valid_G: of the head group's batch, detached; empty where the step was left out.
         gradient_norm: of the backbone's whole gradient, averaged over ranks, before weight decay; NaN where the step
             was given up before there was one.
+        rows_moved: a fused update changed the rows before the backbone's gradient, which comes after, turned out bad.
     """
 
     severity: Severity
@@ -55,6 +56,7 @@ class Outcome:
     norm_G: torch.Tensor
     valid_G: torch.Tensor
     gradient_norm: float = torch.nan
+    rows_moved: bool = False
 
 
 class Stepper:
@@ -134,7 +136,8 @@ class Stepper:
                 self._head.update(rate)
             else:
                 self._head.drop()
-        return self._outcome(severity, stopping, outputs, gradient_norm)
+        outcome = self._outcome(severity, stopping, outputs, gradient_norm)
+        return replace(outcome, rows_moved=self._recipe.head.fused_update and severity != Severity.GOOD)
 
     def _agree(
         self,

@@ -132,6 +132,20 @@ def test_going_back_and_leaving_the_batch_out_is_leaving_it_out(shards: Path, tm
     record(Row("Not finite, roll back", "infinite gradient on one of 2 ranks", 3, 0, None, outcome))
 
 
+def test_rows_updated_before_the_backbones_gradient_failed_are_gone_back_from(shards: Path, tmp_path: Path) -> None:
+    """With a fused update the rows cannot be spared: the run ends as one that spared them."""
+    moved = run_ranks(train_spoilt, 2, recipe(shards, **FUSED), tmp_path / "fused", "gradient")
+    spared = run_ranks(train_spoilt, 2, recipe(shards), tmp_path / "plain", "gradient")
+    for one, other in zip(moved, spared, strict=True):
+        assert one["steps"] == [1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8]
+        assert one["skipped"] == [BAD, BAD]
+        assert one["losses"] == pytest.approx(other["losses"], rel=1e-5)
+        for ours, theirs in zip(one["end"], other["end"], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    outcome = "rows had moved: back to the last checkpoint and past the batch, whatever the recipe says"
+    record(Row("Not finite, fused update", "infinite gradient on one of 2 ranks", 3, 0, None, outcome))
+
+
 def test_a_roll_back_leaves_out_as_many_batches_as_asked(shards: Path, tmp_path: Path) -> None:
     plan = recipe(shards, faults=Faults(action="roll_back", leave_out=2))
     result = run_ranks(train_spoilt, 1, plan, tmp_path, "gradient")[0]

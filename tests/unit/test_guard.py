@@ -45,6 +45,14 @@ def test_going_back_leaves_the_batches_before_out_too() -> None:
     assert guard.left_out == {5, 6, 7} and guard.going_back
 
 
+def test_rows_that_have_moved_are_gone_back_from_whatever_the_recipe_says(caplog: pytest.LogCaptureFixture) -> None:
+    guard = Guard(Faults(action="skip"), None)
+    guard.bad(7, "step 7: not finite", {}, rows_moved=True)
+    assert guard.left_out == {7} and guard.going_back
+    assert "the rows had been updated" in caplog.text and "nothing of this step" not in caplog.text
+    assert caplog.text.strip().endswith("; roll back")
+
+
 def test_a_recipe_may_say_stop() -> None:
     with pytest.raises(NonFiniteError, match=r"step 1: loss nan: nothing of this step was applied\. A smaller"):
         Guard(Faults(action="stop"), None).bad(1, "step 1: loss nan", {})
