@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,5 +75,32 @@ class Stopwatch:
         self._marks.append((now, self._stack[-1] if self._stack else None))
 
 
+class Startup:
+    """Seconds from the start of this process to its first step, by part: what a restart costs."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, float] = {}
+        self._last = _process_started()
+
+    def done(self, part: str) -> None:
+        """What lies between the last call and this one was `part`."""
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        self.parts[part] = now - self._last
+        self._last = now
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in self.parts.items())
+        return f"{sum(self.parts.values()):.1f} s: {parts}"
+
+
+def _process_started() -> float:
+    """When the system started this process, in seconds since it was booted (Linux)."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()  # a name may have spaces
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
 # One process trains one model: its collectives and its loop share this stopwatch.
 STEP = Stopwatch()
+
+# What a restart of this process has cost so far.
+STARTUP = Startup()

@@ -38,6 +38,7 @@ from cluster.collectives import gather_objects
 from cluster.process_group import Together, device_of, process_group
 from cluster.rendezvous import DisagreeError, StartError
 from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, StopRequest, end_with_reader
+from cluster.stopwatch import STARTUP
 from cluster.telemetry import METRICS, Telemetry, Tls, evaluation_metrics
 from cluster.topology import Topology
 from cluster.watchdog import Watchdog, end
@@ -51,7 +52,7 @@ from pipeline.training.resume import changes, flat
 
 if TYPE_CHECKING:
     from pipeline.evaluation.in_training import Evaluator
-    from pipeline.training.loop import Trainer
+    from pipeline.training.loop import Record, Trainer
 
 logger = logging.getLogger("train")
 
@@ -87,6 +88,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     """Check everything that can be checked alone, then meet the other ranks and train."""
+    STARTUP.done("imports")
     arguments = parse()
     topology = Topology.from_environment(os.environ)
     logging.basicConfig(
@@ -139,14 +141,18 @@ def train(
     device = device_of(topology)
     if recipe.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
     with process_group(topology, device, recipe.timeout_seconds, facts_to_agree_on(recipe, shards, sets)) as together:
+        STARTUP.done("meeting")
         # DeepSpeed and DALI take seconds to import: ranks that do not agree are refused before.
         from pipeline.evaluation.in_training import Evaluator
         from pipeline.training.loop import Trainer
 
+        torch.use_deterministic_algorithms(recipe.deterministic, warn_only=True)  # which imports torch's compiler
+        STARTUP.done("more imports")
         trainer = Trainer(recipe, shards, run, topology, together.group, device)
+        STARTUP.done("building")
         newest = newest_whole(run, together.group)
+        STARTUP.done("checking")
         if newest is not None:
             trainer.resume(newest)
             logger.info("resumed %s at step %d", run, trainer.step)
@@ -157,6 +163,7 @@ def train(
             logger.info("start from %s: %s", recipe.init.run, inherited)
         evaluator = Evaluator(trainer, sets)
         evaluator.check()
+        STARTUP.done("loading")
         restarts = gather_objects(restarts_of(run), together.group)[0]
         if topology.rank == 0:
             record_run(recipe, shards, run, topology, device, restarts)
@@ -206,7 +213,7 @@ def watched_train(trainer: Trainer, evaluator: Evaluator, together: Together, st
         evaluator.look_back()
         if recipe.evaluates_after(trainer.step):  # it was stopped, or killed, between the save and the evaluation
             evaluate()
-        for record in trainer.train(lambda: stop.asked):
+        for record in telling_of_the_first(trainer.train(lambda: stop.asked)):
             watchdog.tick(record.step)
             window.add(record)
             exporter.export(record, window)
@@ -217,6 +224,15 @@ def watched_train(trainer: Trainer, evaluator: Evaluator, together: Together, st
             saved = record.stall_seconds is not None  # a step that is gone back from is not
             if recipe.evaluates_after(record.step) and saved and not record.stopping:
                 evaluate()
+
+
+def telling_of_the_first(records: Iterator[Record]) -> Iterator[Record]:
+    """Pass the records on; after the first, log what lay before it, part by part."""
+    for number, record in enumerate(records):
+        if number == 0:
+            STARTUP.done("first step")
+            logger.info("first step done after %s", STARTUP)
+        yield record
 
 
 @contextlib.contextmanager

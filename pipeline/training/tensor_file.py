@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from pipeline.files import write_all
+
 _NAMES = {
     torch.float32: "F32",
     torch.float64: "F64",
@@ -29,6 +31,7 @@ _NAMES = {
 }
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _CHUNK = 1 << 24
+_SETTLE = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -42,17 +45,29 @@ class FileFacts:
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileFacts:
     """Write CPU tensors to `path` and sync it. Raises OSError, as writing does."""
     digest = hashlib.sha256()
-    written = 0
-    with path.open("wb") as file:
+    written = settled = 0
+    with path.open("wb", buffering=0) as file:
         for piece in [_header(tensors), *map(_bytes_of, tensors.values())]:
             for start in range(0, len(piece), _CHUNK):
                 chunk = piece[start : start + _CHUNK]
-                file.write(chunk)
+                write_all(file, chunk)
                 digest.update(chunk)
-            written += len(piece)
-        file.flush()
+                written += len(chunk)
+                if written - settled >= _SETTLE:
+                    _settle(file)
+                    settled = written
         os.fsync(file.fileno())
     return FileFacts(written, digest.hexdigest())
+
+
+def _settle(file: BinaryIO) -> None:
+    """Put what was written on the disk and give its memory back to the system: the next chunk takes it again, warm.
+
+    Without this a gigabyte takes 2.5 times as long, in the making of new pages, and pushes the tars that training reads
+    out of memory.
+    """
+    os.fdatasync(file.fileno())
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def file_facts(path: Path) -> FileFacts:

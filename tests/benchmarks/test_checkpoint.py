@@ -1,24 +1,32 @@
 """A save against `torch.save` of the same state: how long training stands still, how long the save and a load take.
 
 One rank; the state is C rows of 512 and their momenta, up to 4 GB. `torch.save` is what one would write instead: the
-loop stands still for all of it, there is no digest, and here it is synced to disk, as ours is, for a fair time. The
-floor of the stall is one copy of the state in memory.
+loop stands still for all of it, there is no digest, and here it goes to a new file and is synced to disk, as ours is,
+for a fair time. The floor of the stall is one copy of the state in memory. And what a restart costs, part by part.
 """
 
 import os
+import re
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from pipeline.backbones import build_backbone
+from pipeline.config import Checkpoint, load_recipe
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Meta, State
 from pipeline.training.saver import Saver
 from tests.benchmarks.results import write
+from tests.end_to_end.launcher import metrics, train, write_recipe
+from tests.faces import ROOT, write_shards
 
 DIM, ROUNDS = 512, 3
 GIGABYTES = (0.25, 1.0, 4.0)
+# the recipes' default interval
+EVERY = Checkpoint().every
+CASIA_PEOPLE, SOME_IMAGES = 10_572, 16
 
 
 def state_of(gigabytes: float) -> State:
@@ -30,7 +38,7 @@ def state_of(gigabytes: float) -> State:
 
 def torch_save(path: Path, state: State) -> float:
     start = time.perf_counter()
-    with path.open("wb") as file:
+    with path.open("xb") as file:
         torch.save({"rows": state.rows_SD, "momentum": state.rows_momentum_SD}, file)
         file.flush()
         os.fsync(file.fileno())
@@ -42,7 +50,9 @@ def torch_load(path: Path, state: State) -> float:
     saved = torch.load(path)
     state.rows_SD.copy_(saved["rows"])
     state.rows_momentum_SD.copy_(saved["momentum"])
-    return time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    path.unlink()
+    return seconds
 
 
 def copy(state: State) -> float:
@@ -81,4 +91,61 @@ def test_saving_and_loading(tmp_path: Path, gigabytes: float) -> None:
         note("our load", time.perf_counter() - start)
         note("torch.load", torch_load(tmp_path / "plain", state))
     seconds = {name: round(sorted(some)[len(some) // 2], 3) for name, some in times.items()}
-    write(f"checkpoint_{gigabytes:g}gb", {"gigabytes": gigabytes, "seconds": seconds})
+    # the stall is under 1% of training where a step takes longer than this
+    step = seconds["stall of our save"] / EVERY / 0.01
+    write(
+        f"checkpoint_{gigabytes:g}gb",
+        {"gigabytes": gigabytes, "seconds": seconds, f"step_seconds_at_which_the_stall_is_1%_every_{EVERY}": step},
+    )
+
+
+def test_share_of_training(tmp_path: Path) -> None:
+    """Of the CASIA recipe at its own interval: at most this, since a step is more than the backbone's part of it."""
+    recipe = load_recipe(ROOT / "stages" / "recipes" / "casia_sphereface20.yaml")
+    backbone = build_backbone(recipe.backbone.name, recipe.backbone.embedding_dim)
+    weights = {name: tensor.detach() for name, tensor in backbone.named_parameters()}
+    rows = torch.randn(CASIA_PEOPLE, recipe.backbone.embedding_dim)
+    state = State(rows, rows.clone(), 0, weights, {name: torch.zeros_like(tensor) for name, tensor in weights.items()})
+    saver = Saver(tmp_path, None, keep=1)
+    stalls = []
+    for step in range(1, 2 + ROUNDS):
+        stalls.append(saver.begin(state, Meta(step, CASIA_PEOPLE, rows.shape[1], "", 1)))
+        saved = saver.finish()
+        assert saved is not None and saved.error is None
+    stall = sorted(stalls[1:])[ROUNDS // 2]  # the first makes the buffers
+    images = torch.randn(SOME_IMAGES, 3, 112, 96)
+    backbone(images).sum().backward()
+    start = time.perf_counter()
+    backbone(images).sum().backward()
+    step_seconds = (time.perf_counter() - start) * recipe.data.global_batch / SOME_IMAGES
+    share = stall / (recipe.checkpoint.every * step_seconds)
+    write(
+        "checkpoint_share",
+        {
+            "recipe": "casia_sphereface20",
+            "megabytes": 8 * (rows.numel() + sum(tensor.numel() for tensor in weights.values())) / 1e6,
+            "stall_seconds": stall,
+            "step_seconds_at_least": step_seconds,
+            "every_steps": recipe.checkpoint.every,
+            "share_at_most": share,
+        },
+    )
+
+
+def test_restart_by_part(tmp_path: Path) -> None:
+    """From the command to the first step after a resume, on two ranks of this machine."""
+    shards = write_shards(tmp_path / "set", identities=7, images=6)
+    recipe = write_recipe(tmp_path / "recipe.yaml", shards, 10)
+    train(tmp_path, 2, "--recipe", recipe, "--run", "run")
+    parts: dict[str, list[float]] = {}
+    for steps in (15, 20, 25):
+        start = time.time()
+        output = train(tmp_path, 2, "--recipe", recipe, "--run", "run", "--set", f"optimizer.steps={steps}")
+        (line,) = (line for line in output.splitlines() if "first step done after" in line)
+        first = next(row["time"] for row in metrics(tmp_path / "run") if row["step"] == steps - 4)
+        named = re.findall(r"([a-z ]+) (\d+\.\d+) s", line.partition("first step done after")[2].partition(": ")[2])
+        took = {part.strip(): float(seconds) for part, seconds in named}
+        took |= {"launcher": first - start - sum(took.values()), "in all": first - start}
+        for part, seconds in took.items():
+            parts.setdefault(part, []).append(seconds)
+    write("restart", {"seconds": {part: round(sorted(some)[1], 2) for part, some in parts.items()}})
