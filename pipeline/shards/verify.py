@@ -18,7 +18,7 @@ from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.one_tar import file_sha256
-from pipeline.shards.sources.tar_folder import Member, samples_of, walk
+from pipeline.shards.sources.tar_walk import Member, samples_of, walk
 from pipeline.shards.views import VIEWS
 from pipeline.shards.workers import each_done
 

@@ -1,12 +1,10 @@
 """Parquet as Hugging Face `datasets` lays it out: labels of every kind, damaged files, and the shards of it."""
 
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from pipeline.shards.build import make_shards
 from pipeline.shards.index import open_index
@@ -18,16 +16,10 @@ from pipeline.shards.sources.detect import open_source
 from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.sources.parquet import Columns
 from pipeline.shards.verify import verify
+from tests.shards import noise
 
 arrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
-
-
-def face(number: int) -> bytes:
-    pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG")
-    return buffer.getvalue()
 
 
 def write(path: Path, images: list[object], labels: list[object], names: list[str] | None = None) -> None:
@@ -39,7 +31,7 @@ def write(path: Path, images: list[object], labels: list[object], names: list[st
 
 
 def rows(count: int, start: int = 0) -> list[object]:
-    return [{"bytes": face(start + i), "path": f"{i}.jpg"} for i in range(count)]
+    return [{"bytes": noise(start + i), "path": f"{i}.jpg"} for i in range(count)]
 
 
 def test_rows_of_several_files_are_samples(tmp_path: Path) -> None:
@@ -48,16 +40,16 @@ def test_rows_of_several_files_are_samples(tmp_path: Path) -> None:
     source = open_source(tmp_path)
     assert list(source.identities) == ["00", "03", "10"]
     assert source.labels.tolist() == [1, 1, 2, 0, 1, 0, 2, 0, 0, 1, 1]
-    assert [source.read(i) for i in range(11)] == [face(i) for i in range(11)]
-    assert [source.read(i) for i in (9, 2, 10, 0)] == [face(i) for i in (9, 2, 10, 0)]
+    assert [source.read(i) for i in range(11)] == [noise(i) for i in range(11)]
+    assert [source.read(i) for i in (9, 2, 10, 0)] == [noise(i) for i in (9, 2, 10, 0)]
     assert source.key(8) == "00/b.parquet:8"
 
 
 def test_class_names_and_strings_are_identities(tmp_path: Path) -> None:
-    write(tmp_path / "classes.parquet", [face(0), face(1)], [2, 0], names=["ann", "bob", "cat"])
+    write(tmp_path / "classes.parquet", [noise(0), noise(1)], [2, 0], names=["ann", "bob", "cat"])
     source = open_source(tmp_path / "classes.parquet")
     assert [source.identities[label] for label in source.labels] == ["cat", "ann"]
-    write(tmp_path / "strings.parquet", [face(0), face(1)], ["zoe", "adam"])
+    write(tmp_path / "strings.parquet", [noise(0), noise(1)], ["zoe", "adam"])
     source = open_source(tmp_path / "strings.parquet")
     assert [source.identities[label] for label in source.labels] == ["zoe", "adam"]
 
@@ -78,7 +70,7 @@ def test_parquet_becomes_the_shards_of_the_same_images_in_folders(tmp_path: Path
     write(tmp_path / "a.parquet", rows(20), labels)
     for number, label in sorted(enumerate(labels), key=lambda pair: pair[1]):
         (tmp_path / "folders" / str(label)).mkdir(parents=True, exist_ok=True)
-        (tmp_path / "folders" / str(label) / f"{number:02d}.jpg").write_bytes(face(number))
+        (tmp_path / "folders" / str(label) / f"{number:02d}.jpg").write_bytes(noise(number))
     seen: list[Written] = []
     plan = make_plan(open_source(tmp_path / "a.parquet"), tmp_path / "out", seed=1, samples_per_tar=6, size=None)
     made = make_sequentially(plan, workers=2, part=(0, 1), progress=seen.append)
@@ -151,7 +143,7 @@ def test_columns_may_have_other_names(tmp_path: Path) -> None:
     parquet.write_table(table, tmp_path / "a.parquet")
     source = open_source(tmp_path / "a.parquet", columns=Columns("photo", "person"))
     assert source.labels.tolist() == [1, 0, 1]
-    assert [source.read(i) for i in range(3)] == [face(i) for i in range(3)]
+    assert [source.read(i) for i in range(3)] == [noise(i) for i in range(3)]
 
 
 @pytest.mark.parametrize("kind", ["string", "large_string", "dictionary", "int32", "uint8"])

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import http.server
-import io
 import struct
 import threading
 from collections.abc import Iterator
@@ -12,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import numpy as np
 import pytest
-from PIL import Image
 
 from pipeline.shards.build import make_shards
 from pipeline.shards.errors import ShardError
@@ -25,15 +22,9 @@ from pipeline.shards.sources import Source
 from pipeline.shards.sources.detect import open_source
 from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.to_store import make_in_store
+from tests.shards import noise
 
 SOURCES = ("folders", "list", "recordio", "tars", "parquet")
-
-
-def face(number: int) -> bytes:
-    pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG")
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # As whole paths, "ann smith/..." would stand before "ann/...".
         for folder in (root / "folders" / ("ann", "ann smith", "bob")[number % 3], root / "list"):
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{number}.jpg").write_bytes(face(number))
+            (folder / f"{number}.jpg").write_bytes(noise(number))
     (root / "list" / "faces.txt").write_text("".join(f"{n}.jpg\t{n % 3}\n" for n in range(10)))
     make_shards(make_plan(scan_folder(root / "folders"), root / "tars", seed=4, samples_per_tar=4, size=None))
     write_records(root / "recordio")
@@ -55,7 +46,7 @@ def write_records(folder: Path) -> None:
     folder.mkdir()
     with (folder / "train.rec").open("wb") as rec, (folder / "train.idx").open("w") as idx:
         for key in range(1, 11):
-            content = struct.pack("<IfQQ", 0, (key - 1) % 3, key, 0) + face(key - 1)
+            content = struct.pack("<IfQQ", 0, (key - 1) % 3, key, 0) + noise(key - 1)
             idx.write(f"{key}\t{rec.tell()}\n")
             rec.write(struct.pack("<II", 0xCED7230A, len(content)) + content + bytes(-len(content) % 4))
 
@@ -63,7 +54,7 @@ def write_records(folder: Path) -> None:
 def write_parquet(folder: Path) -> None:
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     folder.mkdir(exist_ok=True)
-    table = arrow.table({"image": [face(n) for n in range(10)], "label": [n % 3 for n in range(10)]})
+    table = arrow.table({"image": [noise(n) for n in range(10)], "label": [n % 3 for n in range(10)]})
     parquet.write_table(table, folder / "a.parquet", row_group_size=4)
 
 

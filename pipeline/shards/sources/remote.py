@@ -23,7 +23,7 @@ from pipeline.shards.sources.list_file import parse_list
 from pipeline.shards.stores import fetch_whole, open_store
 
 # What is copied of a folder: the first of these groups of which the folder has the first kind.
-COPIED = (("train.rec", "train.idx", "property"), ("*.tar", "*.idx", "identities.txt"), ("*.parquet",))
+COPIED = (("train.rec", "train.idx", "property"), ("*.tar", "identities.txt"), ("*.parquet",))
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,9 @@ import hashlib
 import json
 import mmap
 import os
-import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -22,35 +20,12 @@ from numpy.typing import NDArray
 from pipeline.shards.errors import SetAsideError, ShardError
 from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.list_file import number_names
-from pipeline.shards.tars import BLOCK
+from pipeline.shards.sources.tar_headers import SAMPLE, name_at, plain_samples
+from pipeline.shards.sources.tar_walk import Member, samples_of, split_name, walk
 from pipeline.shards.workers import each_done
 
-IMAGES = ("jpg", "jpeg", "png")
 # Where the payloads of a sample lie; sizes in bytes, 0 where there is no JSON.
 PLACE = np.dtype([("tar", "<u4"), ("image", "<u8"), ("image_size", "<u4"), ("json", "<u8"), ("json_size", "<u4")])
-
-
-class Member(NamedTuple):
-    """A regular file of a tar: name split at the first dot of its last part, place and size of the payload."""
-
-    stem: str
-    extension: str
-    offset: int
-    size: int
-
-
-NOTHING = Member("", "", 0, 0)
-
-
-class TarSample(NamedTuple):
-    """One sample of a tar; places and sizes in bytes, sizes 0 and label -1 where there is none."""
-
-    stem: str
-    label: int
-    image: int
-    image_size: int
-    json: int
-    json_size: int
 
 
 @dataclass(frozen=True)
@@ -130,86 +105,47 @@ class _Listing(NamedTuple):
 
 
 def _list_tar(folder: Path, tars: Sequence[str], number: int) -> _Listing:
-    path = folder / tars[number]
-    set_aside: list[SetAside] = []
-    labels: list[int] = []
-    rows: list[tuple[int, ...]] = []
-    with path.open("rb") as file:
-        for sample in samples_of(file, _members(path, file, set_aside)):
-            if sample.label < 0:
-                set_aside.append(SetAside(f"{path.name}:{sample.stem}", "wanted a whole image and a number as .cls"))
-            else:
-                rows.append((number, *sample[2:]))
-                labels.append(sample.label)
-    return _Listing(number, np.array(labels, np.int64), np.array(rows, PLACE), set_aside)
+    samples, set_aside = _samples(folder / tars[number])
+    places = np.empty(len(samples), PLACE)
+    places["tar"] = number
+    for field in ("image", "image_size", "json", "json_size"):
+        places[field] = samples[field]
+    return _Listing(number, samples["label"].copy(), places, set_aside)
 
 
 def keys_of(tar: Path, offsets: Sequence[int]) -> list[str]:
     """Keys of the samples whose images lie at these offsets of a tar: from their JSON, or else their place."""
+    samples, _ = _samples(tar)
+    text_of = {image: (size, text) for image, text, size in samples[["image", "json", "json_size"]].tolist()}
     with tar.open("rb") as file:
-        samples = {sample.image: sample for sample in samples_of(file, _members(tar, file, []))}
-        return [
-            _key(os.pread(file.fileno(), samples[offset].json_size, samples[offset].json)) or f"{tar.name}:{offset}"
-            for offset in offsets
-        ]
+        return [_key(os.pread(file.fileno(), *text_of[offset])) or f"{tar.name}:{offset}" for offset in offsets]
 
 
-def samples_of(file: BinaryIO, members: Iterable[Member]) -> Iterator[TarSample]:
-    """Group members of an open tar by stem; a sample that is not whole has label -1."""
-    size = os.fstat(file.fileno()).st_size
-    for stem, group in groupby(members, key=lambda member: member.stem):
-        parts = {member.extension.lower(): member for member in group}
-        image = next((parts[extension] for extension in IMAGES if extension in parts), NOTHING)
-        text = parts.get("json", NOTHING)
-        whole = image.size and image.offset + image.size <= size and "cls" in parts
-        label = _number(file, parts["cls"]) if whole else -1
-        yield TarSample(stem, label, image.offset, image.size, text.offset, text.size)
+def _samples(path: Path) -> tuple[NDArray[np.void], list[SetAside]]:
+    """[samples] of `SAMPLE`, those of a tar that have an image and a label; and what else there is."""
+    set_aside: list[SetAside] = []
+    with path.open("rb") as file:
+        samples = None
+        if os.fstat(file.fileno()).st_size:  # nothing cannot be mapped
+            tar = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            samples = plain_samples(tar)
+        if samples is not None:
+            headers = samples["header"][samples["label"] < 0].tolist()
+            stems = [split_name(name_at(tar, header))[0] for header in headers]
+        else:
+            walked = list(samples_of(file, _walk(path, file, set_aside)))
+            samples = np.array([(0, *sample[1:]) for sample in walked], SAMPLE)
+            stems = [sample.stem for sample in walked if sample.label < 0]
+    set_aside += (SetAside(f"{path.name}:{stem}", "wanted a whole image and a number as .cls") for stem in stems)
+    return samples[samples["label"] >= 0], set_aside
 
 
-def walk(file: BinaryIO) -> Iterator[Member]:
-    """Regular files of a tar by its headers.
-
-    Raises:
-        SetAsideError: the tar is damaged; what came before is good.
-    """
+def _walk(path: Path, file: BinaryIO, set_aside: list[SetAside]) -> Iterator[Member]:
+    """Members of a tar that is not plain, up to where it is damaged."""
     try:
-        with tarfile.open(fileobj=file) as tar:
-            for info in tar:
-                if info.isreg():
-                    yield Member(*_split(info.name), info.offset_data, info.size)
-                tar.members.clear()  # type: ignore[attr-defined]  # else memory grows with every member
-    except tarfile.TarError as error:
-        raise SetAsideError(f"damaged: {error}; the rest of the tar is left out") from error
-
-
-def _members(path: Path, file: BinaryIO, set_aside: list[SetAside]) -> Iterator[Member]:
-    """Members from the DALI index beside the tar when there is one (ten times faster), else by walking."""
-    index = path.with_suffix(".idx")
-    try:
-        yield from _indexed_members(index, file) if index.is_file() else walk(file)
+        yield from walk(file)
     except SetAsideError as error:
         set_aside.append(SetAside(path.name, str(error)))
-
-
-def _indexed_members(index: Path, file: BinaryIO) -> Iterator[Member]:
-    lines = index.read_text().splitlines()
-    # Mapped, since a call of the system for each of three members would be half of the time.
-    tar = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(file.fileno()).st_size else b""
-    for line in lines[1:]:
-        words = line.split(" ")
-        for extension, offset, size, name in zip(words[::4], words[1::4], words[2::4], words[3::4], strict=True):
-            start = int(offset)
-            header = tar[start - BLOCK : start - BLOCK + len(name)]
-            if header != name.encode():
-                raise ShardError(f"{index}: got {name} where the tar has {header!r}; remove the index or make it anew")
-            yield Member(name.removesuffix(f".{extension}"), extension, start, int(size))
-
-
-def _split(name: str) -> tuple[str, str]:
-    """A member's name at the first dot of its last part, as WebDataset splits it."""
-    folder, slash, file = name.rpartition("/")
-    stem, _, extension = file.partition(".")
-    return folder + slash + stem, extension
 
 
 def _key(text: bytes) -> str:
@@ -218,12 +154,6 @@ def _key(text: bytes) -> str:
         return str(json.loads(text)["key"])
     except (ValueError, KeyError, TypeError):
         return ""
-
-
-def _number(file: BinaryIO, member: Member) -> int:
-    """The number that a member holds, or -1 when it holds something else or is cut."""
-    text = os.pread(file.fileno(), member.size, member.offset)
-    return int(text) if len(text) == member.size < 20 and text.isdigit() else -1
 
 
 def _names(folder: Path, numbers: NDArray[np.int64]) -> list[str]:

@@ -1,0 +1,164 @@
+"""The samples of a tar by its headers, all of them at once.
+
+`tarfile` takes 20 µs for a member, ten minutes for ten million samples. Here a loop hops from header to header (0.5 µs
+a member), and the rest is arithmetic on columns. That is for plain headers, as nearly all are; a tar with a long name,
+a sparse file or damage is left to `tarfile` whole, whose answer for a plain one would be the same.
+"""
+
+import mmap
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.shards.sources.tar_walk import DIGITS
+from pipeline.shards.tars import BLOCK
+
+# Of several images in a sample, the first of these kinds counts.
+EXTENSIONS = np.array([b"jpg", b"jpeg", b"png", b"cls", b"json"])
+JPG, JPEG, PNG, LABEL, TEXT = range(len(EXTENSIONS))
+
+# Where the payloads of a sample lie, in bytes; sizes are 0 where there is none, the label -1 where there is no number
+# or no whole image. `header` is that of its first member, which has its name.
+FIELDS = ("header", "label", "image", "image_size", "json", "json_size")
+SAMPLE = np.dtype([(field, "<i8") for field in FIELDS])
+
+AT_ONCE = 1 << 15  # headers looked at together: 16 MB
+
+# Of the ustar header (POSIX.1-1988). PREFIX holds the front of a long name, or what GNU's tar has to say of a file.
+NAME, SIZE, CHECKSUM, KIND, PREFIX = slice(0, 100), slice(124, 135), slice(148, 156), 156, slice(345, 500)
+REGULAR, DIRECTORY, EXTENDED = ord("0"), ord("5"), ord("x")
+
+
+def plain_samples(tar: mmap.mmap) -> NDArray[np.void] | None:
+    """[samples] of `SAMPLE`, one for each run of members of one stem; None when `tarfile` must read this tar."""
+    if (found := _hop(tar)) is None:
+        return None
+    headers, sizes, others = found
+    data = np.frombuffer(tar, np.uint8)
+    if not all(_are_sound(_blocks(data, others[first : first + AT_ONCE])) for first in range(0, len(others), AT_ONCE)):
+        return None
+    begins, kinds = np.ones(len(headers), bool), np.zeros(len(headers), np.int64)
+    for first in range(0, len(headers), AT_ONCE):
+        # With the one before, since a stem begins where the name before has another.
+        some = slice(max(0, first - 1), first + AT_ONCE)
+        blocks = _blocks(data, headers[some])
+        if not _are_sound(blocks) or (names := _names(blocks)) is None:
+            return None
+        stems, kinds[some] = _split(names)
+        begins[some][1:] = (stems[1:] != stems[:-1]).any(1)
+    return _grouped(data, headers, sizes, kinds, begins)
+
+
+def name_at(tar: mmap.mmap, header: int) -> str:
+    """The name of the member whose header is there."""
+    return tar[header : header + BLOCK][NAME].split(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def _blocks(data: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """[places, 512] copies of the blocks that begin there."""
+    return data[: len(data) // BLOCK * BLOCK].reshape(-1, BLOCK)[places // BLOCK]
+
+
+def _hop(tar: mmap.mmap) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None:
+    """Places of the headers of regular files, sizes of these, places of other headers; None when one is not plain."""
+    headers: list[int] = []
+    sizes: list[int] = []
+    others: list[int] = []
+    at, end = 0, len(tar) - BLOCK
+    try:
+        while at <= end:
+            size = int(tar[at + SIZE.start : at + SIZE.stop], 8)
+            kind = tar[at + KIND]
+            if kind == REGULAR:
+                headers.append(at)
+                sizes.append(size)
+            elif (kind == DIRECTORY and not size) or (
+                kind == EXTENDED and _is_harmless(tar[at + BLOCK : at + BLOCK + size])
+            ):
+                others.append(at)
+            else:
+                return None
+            at += BLOCK + (size + BLOCK - 1 & -BLOCK)
+    except ValueError:  # no octal number: the zeros at the end, a number of GNU's kind, or damage
+        if at <= end and not any(tar[at : at + BLOCK]):
+            return np.array(headers, np.int64), np.array(sizes, np.int64), np.array(others, np.int64)
+    return None
+
+
+def _is_harmless(records: bytes) -> bool:
+    """Whether an extended header leaves name and size of its member as they are; webdataset's hold times."""
+    return not any(word in records for word in (b" path=", b" size=", b" GNU.", b" hdrcharset="))
+
+
+def _are_sound(headers: NDArray[np.uint8]) -> bool:
+    """Whether the checksum of each is the sum of its bytes, those of the checksum itself counted as spaces."""
+    digits = headers[:, CHECKSUM][:, :6].astype(np.int64) - ord("0")
+    stored = (digits << np.arange(15, -1, -3)).sum(1)
+    sums = headers.sum(1, dtype=np.int64) - headers[:, CHECKSUM].sum(1, dtype=np.int64) + 8 * ord(" ")
+    return bool((stored == sums).all())
+
+
+def _names(headers: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+    """[headers, longest name] names padded with zeros; None when one is longer than its field."""
+    names = headers[:, NAME]
+    names = names[:, : int(np.flatnonzero(names.any(0)).max(initial=0)) + 1]
+    has_more = (names[:, 1:] != 0) & (names[:, :-1] == 0)  # something behind the end of a name
+    return None if headers[:, PREFIX].any() or has_more.any() else names
+
+
+def _split(names: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Stems, padded with zeros, and numbers in `EXTENSIONS` (-1: none of them) of names.
+
+    A name is cut at the first dot of its last part, as WebDataset cuts it.
+    """
+    places = np.arange(names.shape[1], dtype=np.int8)
+    last_slash = np.where(names == ord("/"), places, np.int8(-1)).max(1)
+    is_dot = (names == ord(".")) & (places > last_slash[:, None])
+    dot = np.where(is_dot, places, np.int8(names.shape[1])).min(1)
+    stems = np.where(places < dot[:, None], names, np.uint8(0))
+    width = EXTENSIONS.itemsize + 1  # with a byte more than the longest, so that a longer one is none of them
+    padded = np.pad(names, ((0, 0), (0, width + 1)))
+    letters = np.take_along_axis(padded, dot[:, None] + np.arange(1, width + 1), 1)
+    letters[(letters >= ord("A")) & (letters <= ord("Z"))] += ord("a") - ord("A")
+    is_kind = letters.view(f"S{width}") == EXTENSIONS
+    return stems, np.where(is_kind.any(1), is_kind.argmax(1), -1)
+
+
+def _grouped(
+    data: NDArray[np.uint8],
+    headers: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    kinds: NDArray[np.int64],
+    begins: NDArray[np.bool_],
+) -> NDArray[np.void]:
+    """[samples] of `SAMPLE` from columns over members."""
+    sample_of = np.cumsum(begins) - 1
+    samples = np.zeros(int(begins.sum()), SAMPLE)
+    samples["header"] = headers[begins]
+
+    def places_of(kind: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """[samples] place and size of the payload of this kind; of two, the last."""
+        place, size = np.zeros((2, len(samples)), np.int64)
+        members = np.flatnonzero(kinds == kind)
+        place[sample_of[members]], size[sample_of[members]] = headers[members] + BLOCK, sizes[members]
+        return place, size
+
+    for kind in (PNG, JPEG, JPG):
+        place, size = places_of(kind)
+        samples["image"][place > 0], samples["image_size"][place > 0] = place[place > 0], size[place > 0]
+    samples["json"], samples["json_size"] = places_of(TEXT)
+    is_whole = (samples["image_size"] > 0) & (samples["image"] + samples["image_size"] <= len(data))
+    samples["label"] = np.where(is_whole, _numbers(data, *places_of(LABEL)), -1)
+    return samples
+
+
+def _numbers(data: NDArray[np.uint8], places: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers that stand in `data` as decimal digits; -1 for anything else."""
+    values = np.zeros(len(places), np.int64)
+    good = (sizes > 0) & (sizes <= DIGITS) & (places + sizes <= len(data))
+    for place in range(int(sizes[good].max(initial=0))):
+        inside = good & (place < sizes)
+        digits = data[np.where(inside, places + place, 0)].astype(np.int64) - ord("0")
+        good &= ~inside | (digits >= 0) & (digits <= 9)
+        values = np.where(inside, values * 10 + digits, values)
+    return np.where(good, values, -1)

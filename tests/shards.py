@@ -1,0 +1,62 @@
+"""What the tests of sharding share: images, sources of them, and what lies in a folder afterwards."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.shards.errors import SetAsideError
+from pipeline.shards.plan import Plan, make_plan
+from pipeline.shards.sources import Source
+from pipeline.shards.sources.folder import scan_folder
+
+HEIGHT, WIDTH = 20, 16
+
+
+def noise(number: int, kind: str = "JPEG", height: int = 8, width: int = 8) -> bytes:
+    """An encoded image of noise, of its number alone."""
+    pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write_people(root: Path) -> Path:
+    """7 people with 1 to 7 images of `HEIGHT` x `WIDTH`: 28, one of them a PNG."""
+    for person in range(7):
+        folder = root / f"person {person}"
+        folder.mkdir(parents=True)
+        for number in range(person + 1):
+            kind = "PNG" if (person, number) == (3, 1) else "JPEG"
+            path = folder / f"{number}.{'png' if kind == 'PNG' else 'JPG'}"
+            path.write_bytes(noise(10 * person + number, kind, HEIGHT, WIDTH))
+    return root
+
+
+def plan_of(root: Path, out: Path, seed: int = 1, per_tar: int = 6, size: tuple[int, int] | None = None) -> Plan:
+    """Identity folders to tars."""
+    return make_plan(scan_folder(root), out, seed=seed, samples_per_tar=per_tar, size=size)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file in a folder and below."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def rejected(folder: Path) -> dict[str, str]:
+    """What a set's `rejected.tsv` says."""
+    header, *lines = (folder / "rejected.tsv").read_text().splitlines()
+    assert header == "path\treason"
+    return dict(line.split("\t") for line in lines)
+
+
+def contents(source: Source) -> dict[str, tuple[str, bytes]]:
+    """Key -> identity and bytes of what can be read."""
+    found = {}
+    for sample in range(len(source.labels)):
+        try:
+            found[source.key(sample)] = source.identities[source.labels[sample]], source.read(sample)
+        except SetAsideError:
+            continue
+    return found

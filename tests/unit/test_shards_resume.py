@@ -1,0 +1,174 @@
+"""Runs that are cut short, run again, or done in parts make the same set; sets of two plans are never mixed."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pipeline.shards.build import make_shards
+from pipeline.shards.manifest import Manifest, ShardError
+from pipeline.shards.one_tar import Written
+from pipeline.shards.plan import Plan
+from pipeline.shards.workers import each_done
+from tests.shards import noise, plan_of, snapshot, write_people
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    return write_people(tmp_path / "faces")
+
+
+def test_a_finished_set_is_left_alone(faces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    make_shards(plan_of(faces, out))
+    times = {p: p.stat().st_mtime_ns for p in out.iterdir()}
+    assert make_shards(plan_of(faces, out)) == Manifest.load(out)
+    assert {p: p.stat().st_mtime_ns for p in out.iterdir()} == times
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_shards_of_another_plan_are_refused_with_what_differs(faces: Path, tmp_path: Path, finished: bool) -> None:
+    out = tmp_path / "out"
+    if finished:
+        make_shards(plan_of(faces, out))
+    else:
+        interrupt(plan_of(faces, out), after=2)
+    before = snapshot(out)
+    with pytest.raises(ShardError, match=r"holds other shards \(seed: got 1, wanted 2\)"):
+        make_shards(plan_of(faces, out, seed=2))
+    with pytest.raises(ShardError, match=r"samples_per_tar: got 6, wanted 7"):
+        make_shards(plan_of(faces, out, per_tar=7))
+    with pytest.raises(ShardError, match=r"image_height: got 20, wanted 9, image_width: got 16, wanted 8\)"):
+        make_shards(plan_of(faces, out, size=(9, 8)))
+    (faces / "person 0" / "new.jpg").write_bytes(noise(99))
+    with pytest.raises(ShardError, match=r"source_sha256: got \w+, wanted \w+\)"):
+        make_shards(plan_of(faces, out))
+    assert snapshot(out) == before
+
+
+def test_a_folder_of_something_else_is_refused(faces: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    with pytest.raises(ShardError, match="is not empty and holds no shards"):
+        make_shards(plan_of(faces, tmp_path / "out"))
+
+
+def interrupt(planned: Plan, after: int) -> None:
+    """Ctrl-C after some tars."""
+
+    def stop(_written: Written) -> None:
+        seen.append(1)
+        if len(seen) == after:
+            raise KeyboardInterrupt
+
+    seen: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        make_shards(planned, progress=stop)
+
+
+def test_an_interrupted_run_keeps_its_tars_and_goes_on(faces: Path, tmp_path: Path) -> None:
+    make_shards(plan_of(faces, tmp_path / "whole"))
+    out = tmp_path / "out"
+    interrupt(plan_of(faces, out), after=2)
+    assert sorted(p.name for p in out.glob("*.tar")) == ["faces-000000.tar", "faces-000001.tar"]
+    assert not list(out.rglob("*.part"))
+    kept = (out / "faces-000000.tar").stat().st_mtime_ns
+    make_shards(plan_of(faces, out))
+    assert (out / "faces-000000.tar").stat().st_mtime_ns == kept
+    assert snapshot(out) == snapshot(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("fault", ["changed", "missing", "no idx", "half idx", "empty record", "half rows", "no rows"])
+def test_a_tar_that_is_not_as_recorded_is_made_again(faces: Path, tmp_path: Path, fault: str) -> None:
+    make_shards(plan_of(faces, tmp_path / "whole"))
+    out = tmp_path / "out"
+    interrupt(plan_of(faces, out), after=2)
+    tar = out / "faces-000000.tar"
+    if fault == "changed":
+        content = bytearray(tar.read_bytes())
+        content[700] ^= 1
+        tar.write_bytes(content)
+    elif fault == "half idx":
+        os.truncate(tar.with_suffix(".idx"), 30)
+    elif fault == "empty record":
+        os.truncate(out / ".progress" / "faces-000000.json", 0)
+    elif fault == "half rows":
+        os.truncate(out / ".progress" / "faces-000000.npy", 140)
+    elif fault == "no rows":
+        (out / ".progress" / "faces-000000.npy").unlink()
+    else:
+        (tar if fault == "missing" else tar.with_suffix(".idx")).unlink()
+    make_shards(plan_of(faces, out))
+    assert snapshot(out) == snapshot(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("part", [(0, 1), (1, 2)])
+def test_all_is_on_the_disk_before_the_manifest_or_the_end_of_a_part(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: tuple[int, int]
+) -> None:
+    synced: list[str] = []
+
+    def noted(descriptor: int, real: Callable[[int], None] = os.fsync) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name.removesuffix(".part"))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    out = tmp_path / "out"
+    make_shards(plan_of(faces, out), part=part)
+    names = {path.name for path in out.iterdir() if path.is_file()}
+    assert len(names) == (5 * 2 + 4 if part == (0, 1) else 2 * 2)
+    before = synced[: synced.index("manifest.json")] if part == (0, 1) else synced
+    assert names - {"manifest.json"} <= set(before)
+    assert before[-1] == "out"  # the names too
+
+
+def test_a_run_killed_as_it_claimed_the_folder_goes_on(faces: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / ".progress").mkdir(parents=True)
+    (tmp_path / "out" / ".progress" / "plan.json.part").write_text("{")
+    make_shards(plan_of(faces, tmp_path / "out"))
+    make_shards(plan_of(faces, tmp_path / "whole"))
+    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")
+
+
+def test_a_run_killed_after_its_manifest_is_tidied(faces: Path, tmp_path: Path) -> None:
+    make_shards(plan_of(faces, tmp_path / "out"))
+    before = snapshot(tmp_path / "out")
+    (tmp_path / "out" / ".progress").mkdir()
+    make_shards(plan_of(faces, tmp_path / "out"))
+    assert snapshot(tmp_path / "out") == before
+    assert not (tmp_path / "out" / ".progress").exists()
+
+
+def test_parts_written_anywhere_in_any_order_make_the_same_set(faces: Path, tmp_path: Path) -> None:
+    make_shards(plan_of(faces, tmp_path / "whole"))
+    out = tmp_path / "out"
+    assert make_shards(plan_of(faces, out), part=(2, 3)) is None
+    assert make_shards(plan_of(faces, out), part=(0, 3), workers=2) is None
+    assert make_shards(plan_of(faces, out), part=(0, 3)) is None  # run again: nothing to do
+    assert not (out / "manifest.json").exists()
+    assert make_shards(plan_of(faces, out), part=(1, 3)) == Manifest.load(out)
+    assert make_shards(plan_of(faces, out), part=(2, 3)) == Manifest.load(out)
+    assert snapshot(out) == snapshot(tmp_path / "whole")
+
+
+def one_part(faces: Path, out: Path, number: int) -> str | None:
+    manifest = make_shards(plan_of(faces, out), part=(number, 4))
+    return manifest.digest if manifest else None
+
+
+def test_parts_at_the_same_time_make_the_same_set(faces: Path, tmp_path: Path) -> None:
+    whole = make_shards(plan_of(faces, tmp_path / "whole"))
+    for attempt in range(8):
+        out = tmp_path / str(attempt)
+        digests = set(each_done(partial(one_part, faces, out), range(4), 4))
+        assert whole.digest in digests
+        assert digests <= {whole.digest, None}
+        assert snapshot(out) == snapshot(tmp_path / "whole")
+
+
+def test_part_of_another_plan_is_refused(faces: Path, tmp_path: Path) -> None:
+    make_shards(plan_of(faces, tmp_path / "out"), part=(0, 2))
+    with pytest.raises(ShardError, match="seed: got 1, wanted 9"):
+        make_shards(plan_of(faces, tmp_path / "out", seed=9), part=(1, 2))

@@ -1,0 +1,208 @@
+"""Tars as a source: of this project and of other tools, plain and odd, cut and damaged."""
+
+import gzip
+import io
+import mmap
+import re
+import tarfile
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.shards.build import make_shards
+from pipeline.shards.errors import SetAsideError, ShardError
+from pipeline.shards.plan import make_plan
+from pipeline.shards.sources.detect import open_source
+from pipeline.shards.sources.tar_headers import name_at, plain_samples
+from pipeline.shards.sources.tar_walk import TarSample, samples_of, split_name, walk
+from tests.shards import contents, noise
+
+FORMATS = {"ustar": tarfile.USTAR_FORMAT, "pax": tarfile.PAX_FORMAT, "gnu": tarfile.GNU_FORMAT}
+
+
+def tar_of(members: list[tuple[str, bytes]], kind: str = "ustar", mtime: float = 0) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=FORMATS[kind]) as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(content), mtime
+            if name.endswith("/"):
+                info.type = tarfile.DIRTYPE
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    for number in range(4):
+        (tmp_path / f"my face {number}.jpg").write_bytes(noise(number))
+    return tmp_path
+
+
+@pytest.fixture
+def shards(images: Path) -> Path:
+    """4 faces of 3 people in two tars."""
+    lines = [f"my face {n}.jpg\t{who}" for n, who in enumerate(["zoe", "adam", "zoe", "bea"])]
+    (images / "list.txt").write_text("\n".join(lines))
+    plan = make_plan(open_source(images / "list.txt"), images / "shards", seed=0, samples_per_tar=2, size=None)
+    make_shards(plan)
+    return images / "shards"
+
+
+def test_tars_are_listed_in_their_order_by_any_number_of_workers(shards: Path) -> None:
+    sources = [open_source(shards, workers=workers) for workers in (1, 2, 7)]
+    assert [source.digest() for source in sources] == [sources[0].digest()] * 3
+    assert sources[1].places["tar"].tolist() == [0, 0, 1, 1]
+
+
+def test_shards_are_a_source(shards: Path) -> None:
+    source = open_source(shards)
+    assert contents(source) == {
+        f"my face {n}.jpg": (who, noise(n)) for n, who in enumerate(["zoe", "adam", "zoe", "bea"])
+    }
+    assert not source.set_aside
+    out = shards.parent / "again"
+    manifest = make_shards(make_plan(source, out, seed=3, samples_per_tar=3, size=None))
+    assert manifest is not None
+    assert (manifest.samples, len(manifest.tars), manifest.made.source) == (4, 2, "tars")
+    assert contents(open_source(out)) == contents(source)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_tars_of_other_tools_are_a_source(tmp_path: Path, kind: str) -> None:
+    deep = "d" * (60 if kind == "ustar" else 200) + "/x.y/"
+    members = {f"{deep}a.jpg": noise(1), f"{deep}a.cls": b"12", "b.cls": b"3", "b.png": noise(2, "PNG")}
+    members |= {"c.jpg": noise(3), "d.cls": b"4", "e.jpg": noise(5), "e.cls": b"x", "README": b"hello"}
+    # Times with fractions need an extended header in the pax format.
+    (tmp_path / "a.tar").write_bytes(tar_of(list(members.items()), kind, mtime=1.5))
+    source = open_source(tmp_path)
+    assert [(source.identities[label], source.read(i)) for i, label in enumerate(source.labels)] == [
+        ("12", noise(1)),
+        ("03", noise(2, "PNG")),
+    ]
+    assert [path for path, _ in source.set_aside] == ["a.tar:c", "a.tar:d", "a.tar:e", "a.tar:README"]
+
+
+def test_names_of_labels_come_from_identities_txt(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_of([("a.jpg", noise(1)), ("a.cls", b"2")]))
+    (tmp_path / "identities.txt").write_text("adam\nbea\nzoe\n")
+    assert list(open_source(tmp_path).identities) == ["zoe"]
+    (tmp_path / "identities.txt").write_text("adam\n")
+    with pytest.raises(ShardError, match=r"identities\.txt: got 1 names, wanted one for label 2"):
+        open_source(tmp_path)
+
+
+def test_a_tar_cut_anywhere_gives_what_is_whole(shards: Path) -> None:
+    tar = shards / "faces-000000.tar"
+    whole, truth = tar.read_bytes(), contents(open_source(shards))
+    for size in range(0, len(whole), 211):
+        tar.write_bytes(whole[:size])
+        # Where the cut takes the key, the place in the tar is the name.
+        assert set(contents(open_source(shards)).values()) <= set(truth.values())
+
+
+def test_a_label_cut_in_two_is_no_label(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_of([("a.jpg", noise(1)), ("a.cls", b"12")]))
+    whole = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[: whole.index(b"12\0", 1024) + 1])
+    with pytest.raises(ShardError, match="without labelled images"):
+        open_source(tmp_path)
+
+
+def test_tars_without_faces_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_of([("a.txt", b"")]))
+    with pytest.raises(ShardError, match=r"got 1 tars without labelled images, wanted \.jpg or \.png with \.cls"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no tar" * 200, gzip.compress(tar_of([("a.jpg", b"1"), ("a.cls", b"1")]))])
+def test_what_is_no_tar_is_set_aside(shards: Path, content: bytes) -> None:
+    (shards / "a.tar").write_bytes(content)
+    source = open_source(shards)
+    ((path, reason),) = source.set_aside
+    assert (path, len(source.labels)) == ("a.tar", 4)
+    assert re.fullmatch(r"damaged: .* (file|header); the rest of the tar is left out", reason)
+
+
+# --- many headers at once ----------------------------------------------------------------------------------
+
+
+def at_once(data: bytes) -> list[TarSample] | None:
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        found = plain_samples(mapped)
+        if found is None:
+            return None
+        return [TarSample(split_name(name_at(mapped, header))[0], *rest) for header, *rest in found.tolist()]
+
+
+def by_tarfile(data: bytes) -> list[TarSample]:
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.seek(0)
+        return list(samples_of(file, walk(file)))
+
+
+NAMES = st.builds(
+    "{}{}{}".format,
+    st.sampled_from(["", "", "a/", "a.b/", "./", "d" * 60 + "/", "e" * 120 + "/"]),
+    st.sampled_from(["1", "1", "2", "ß", "", "1" * 90]),
+    st.sampled_from([".jpg", ".JPG", ".jpeg", ".png", ".cls", ".json", ".x.jpg", ".jpgs", "", ".", ".jsonl", ".Cls"]),
+).filter(lambda name: name.strip("/."))
+CONTENTS = st.sampled_from([b"", b"0", b"12", b"9" * 18, b"9" * 19, b"1 ", b"-1", b"\xff\xd8" + bytes(600), b"7" * 512])
+MEMBERS = st.lists(st.tuples(NAMES, CONTENTS), max_size=12)
+
+
+@given(members=MEMBERS, kind=st.sampled_from(list(FORMATS)), mtime=st.sampled_from([0, 1.5]))
+@settings(deadline=None, max_examples=150)
+def test_headers_at_once_say_what_tarfile_says(members: list[tuple[str, bytes]], kind: str, mtime: float) -> None:
+    if kind == "ustar":
+        members = [(name, content) for name, content in members if len(name.encode()) <= 100]
+    data = tar_of(members, kind, mtime)
+    assert at_once(data) in (None, by_tarfile(data))
+
+
+@pytest.mark.parametrize(("kind", "mtime"), [("ustar", 0), ("gnu", 0), ("pax", 0), ("pax", 1.5)])
+@pytest.mark.parametrize("at_a_time", [1, 2, 100])
+def test_plain_tars_are_not_left_to_tarfile(
+    kind: str, mtime: float, at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.shards.sources.tar_headers.AT_ONCE", at_a_time)
+    members = [("./", b"")]
+    for number in range(7):
+        members += [(f"./{number}.{end}", b"%d" % number * 5) for end in ("jpg", "cls", "json")]
+    data = tar_of(members, kind, mtime)
+    found = at_once(data)
+    assert found == by_tarfile(data)
+    assert [sample.label for sample in found] == [int(str(number) * 5) for number in range(7)]
+
+
+@given(members=MEMBERS, data=st.data())
+@settings(deadline=None, max_examples=150)
+def test_damage_never_gives_what_tarfile_would_not(members: list[tuple[str, bytes]], data: st.DataObject) -> None:
+    tar = bytearray(tar_of(members, "gnu"))
+    for _ in range(data.draw(st.integers(1, 3))):
+        # In a header more often than not: payloads may be anything.
+        place = data.draw(st.integers(0, len(tar) // 512 - 1)) * 512 + data.draw(st.integers(0, 511))
+        tar[place] ^= data.draw(st.integers(1, 255))
+    found = at_once(bytes(tar))
+    if found is None:
+        return
+    try:
+        assert found == by_tarfile(bytes(tar))
+    except SetAsideError:
+        pytest.fail("tarfile says that it is damaged")
+
+
+@given(members=MEMBERS, size=st.integers(1, 20_000))
+@settings(deadline=None, max_examples=60)
+def test_a_cut_tar_is_left_to_tarfile(members: list[tuple[str, bytes]], size: int) -> None:
+    tar = tar_of(members, "gnu")
+    found = at_once(tar[:size])
+    if found is not None:  # cut in its zeros
+        assert found == by_tarfile(tar[:size])
