@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test bench demo shards monitor clean
+.PHONY: help install lint test bench demo shards study monitor clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,10 @@ $(DEMO)/report.html: $(TRAINED)
 shards: $(STAMP) ## SRC=folder OUT=folder: identity folders of aligned faces to WebDataset tars
 	@test -n "$(SRC)" && test -n "$(OUT)" || { echo "usage: make shards SRC=folder-of-identity-folders OUT=folder"; exit 2; }
 	$(BIN)/python stages/shard.py "$(SRC)" "$(OUT)" $(ARGS)
+
+study: $(STAMP) ## STUDY=file DATA=folder [OUT=folder] [RANKS=1]: arms × seeds trained, evaluated, in one table
+	@test -f "$(STUDY)" && test -d "$(DATA)" || { echo "usage: make study STUDY=stages/studies/casia.yaml DATA=folder [OUT=folder] [RANKS=1] (DATA holds what the study names: shards, images, pairs)"; exit 2; }
+	$(BIN)/python stages/study.py "$(STUDY)" --data "$(DATA)" $(if $(OUT),--out "$(OUT)") --ranks $(or $(RANKS),1) $(ARGS)
 
 monitor: ## RUN=folder: a run's panels and alerts as a live page, out of a Prometheus of its own
 	@test -d "$(RUN)" || { echo "usage: make monitor RUN=folder-of-a-run"; exit 2; }

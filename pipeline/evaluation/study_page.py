@@ -105,12 +105,12 @@ def page(study: Study, found: Sequence[Comparison]) -> str:
 def rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """The lines of a table: its name, and a cell for each column."""
     columns = comparison.columns
-    first = columns[0].heading
+    gains = [None, *(column.gain for column in columns[1:])]
     lines = [
         ("published", [NONE if c.published is None else f"{c.published:.2%}" for c in columns]),
         ("here (95% interval)", [NONE if c.here is None else _rate(c.here) for c in columns]),
         ("each seed", [NONE if c.here is None else ", ".join(f"{v:.1%}" for v in c.here.values) for c in columns]),
-        (f"above {first}", [NONE if i == 0 or c.gain is None else _gain(c.gain) for i, c in enumerate(columns)]),
+        (f"above {columns[0].heading}, points", [NONE if gain is None else _gain(gain) for gain in gains]),
         ("seeds done", [f"{done} of {wanted}" for done, wanted in (c.seeds for c in columns)]),
     ]
     return lines if comparison.table.published else lines[1:]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.claims import VARIABLE, sweep
+from cluster.claims import VARIABLE, marked, sweep
 from cluster.stop import EXIT_STOPPED
 from pipeline.evaluation.pairs import COLUMNS
 from pipeline.evaluation.protocols import folder_rows
@@ -136,8 +136,13 @@ def test_a_study_that_is_stopped_and_killed_goes_on_to_one_table(scene: Path) ->
 def test_a_run_that_fails_is_named_and_the_others_go_on(scene: Path) -> None:
     study = (scene / "study.yaml").read_text().replace("seeds: [1, 2]", "seeds: [1]")
     (scene / "study.yaml").write_text(study.replace("head.margin=softmax", "optimizer.learning_rate=1.0e+30"))
+    left_behind = subprocess.Popen(
+        [sys.executable, "-c", "input()"], env=marked(scene / "out" / "m4-seed1"), stdin=subprocess.PIPE
+    )
     process = start(scene, "--set", "optimizer.steps=12", "--set", "faults.action=stop")
     assert process.wait(PATIENCE_SECONDS) == 1
+    left_behind.communicate()
+    assert left_behind.returncode == -signal.SIGKILL  # two would have worked in one folder
     output = (scene / "output").read_text()
     assert "plain-seed1 failed: training ended with code 1" in output
     assert "m4-seed1 done" in output

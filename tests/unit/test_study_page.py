@@ -47,10 +47,10 @@ def test_the_cells_are_published_ours_and_the_gain_on_common_seeds() -> None:
         ("published", ["97.88%", "99.42%", "–"]),
         ("here (95% interval)", ["70.00% (70.0% to 70.0%)", "75.00% (75.0% to 75.0%)", "–"]),
         ("each seed", ["70.0%, 70.0%", "75.0%", "–"]),
-        ("above Softmax", ["–", "+5.00 (+5.0 to +5.0)", "–"]),
+        ("above Softmax, points", ["–", "+5.00 (+5.0 to +5.0)", "–"]),
         ("seeds done", ["2 of 2", "1 of 2", "0 of 1"]),
     ]
-    assert ("above Softmax", ["–", "–", "–"]) in rows(ytf)  # no seed in common
+    assert ("above Softmax, points", ["–", "–", "–"]) in rows(ytf)  # no seed in common
 
 
 def test_an_interval_of_few_seeds_stays_within_what_is_possible() -> None:
