@@ -35,11 +35,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from cluster.collectives import gather_objects
+from cluster.metrics import METRICS, evaluation_metrics
 from cluster.process_group import Together, device_of, process_group
 from cluster.rendezvous import DisagreeError, StartError
 from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, StopRequest, end_with_reader
 from cluster.stopwatch import STARTUP
-from cluster.telemetry import METRICS, Telemetry, Tls, evaluation_metrics
+from cluster.telemetry import Telemetry, Tls
 from cluster.topology import Topology
 from cluster.watchdog import Watchdog, end
 from pipeline.config import Recipe, RecipeError, check_against_set, describe_recipe, load_recipe

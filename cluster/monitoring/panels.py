@@ -45,6 +45,7 @@ class Tile:
 _JOB = '{job="$job"}'
 _PARTS = f"spherescale_step_part_seconds_total{_JOB}"
 _OWN = 'spherescale_step_part_seconds_total{job="$job", part!="communication"}'
+_WORK = f"sum by (rank, host) (rate({_OWN}[$window]))"
 _BY_PART = f"sum by (rank, host, part) (rate({_OWN}[$window]))"
 _STEPS = f"rate(spherescale_step_seconds_count{_JOB}[$window])"
 
@@ -104,8 +105,8 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             "Accuracy on held-out people",
             "At each evaluation, by set, and the best so far. A fall of two points: see the alert EvaluationDropped.",
             (
-                (f"max by (set) (spherescale_evaluation_accuracy_ratio{_JOB})", "{{set}}"),
-                (f"max by (set) (spherescale_evaluation_best_accuracy_ratio{_JOB})", "{{set}}, best"),
+                (f"max by (set) (spherescale_evaluation_accuracy_ratio{_JOB} > 0)", "{{set}}"),
+                (f"max by (set) (spherescale_evaluation_best_accuracy_ratio{_JOB} > 0)", "{{set}}, best"),
             ),
             "share",
             sometimes="the recipe names no evaluation set",
@@ -125,10 +126,9 @@ PANELS: dict[str, tuple[Panel, ...]] = {
     ),
     "ranks": (
         Panel(
-            "Own work by rank",
-            "Share of the time at work, without the waiting for others. One bright row is the straggler.",
-            _by_rank(f"sum by (rank, host) (rate({_OWN}[$window]))"),
-            "share",
+            "Own work by rank, over the median",
+            "Without the waiting for others. 1 is even; one row that stands out is the straggler.",
+            _by_rank(f"{_WORK} / on () group_left () quantile(0.5, {_WORK})"),
             kind="heatmap",
         ),
         Panel(

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from cluster.metrics import PERCENTILES
 from cluster.planner import Job, head_bytes
-from cluster.telemetry import PERCENTILES, Telemetry
+from cluster.telemetry import Telemetry
 from pipeline.config import Recipe
 from pipeline.files import write_file
 from pipeline.training.loop import Record, Trainer

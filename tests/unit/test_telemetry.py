@@ -16,7 +16,8 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.telemetry import METRICS, PARTS, PREFIX, SHARDING_METRICS, Metric, Telemetry, evaluation_metrics
+from cluster.metrics import METRICS, PARTS, PREFIX, SHARDING_METRICS, Metric, evaluation_metrics
+from cluster.telemetry import Telemetry
 
 LABELS = {"job": "demo", "rank": "3", "host": "node-1"}
 

@@ -18,6 +18,7 @@ const style = name => getComputedStyle(document.documentElement).getPropertyValu
 
 function number(value, unit = "") {
   if (!Number.isFinite(value)) return String(value);
+  if (value === 0) return "0";
   if (unit === "share") return `${significant(100 * value)} %`;
   if (unit === "seconds") return duration(value);
   if (unit === "bytes") return scaled(value, 1024, ["B", "KiB", "MiB", "GiB", "TiB", "PiB"], " ");
@@ -25,7 +26,6 @@ function number(value, unit = "") {
 }
 
 function significant(value) {
-  if (value === 0) return "0";
   const size = Math.abs(value);
   if (size < 1e-3) return value.toExponential(1);
   return size >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(3)));
@@ -94,6 +94,8 @@ function scale(values, logarithmic, unit) {
 
 // --- lines and stacks ---
 
+const colourOf = i => i < COLOURS ? `var(--c${i})` : "var(--axis)"; // the eye tells no more than so many apart
+
 function drawLines(plot, panel, series, domain) {
   const { clientWidth: width, clientHeight: height } = plot;
   const stacked = panel.kind === "stack" ? stack(series) : null;
@@ -104,15 +106,15 @@ function drawLines(plot, panel, series, domain) {
   const y = value => height - MARGIN.bottom - at(value) * (height - MARGIN.top - MARGIN.bottom);
   const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": panel.title });
   drawAxes(svg, marks, x, y, width, height, domain, panel.unit);
-  series.forEach((one, i) => {
-    const colour = `var(--c${i % COLOURS})`, faint = i >= COLOURS ? 0.35 : 1;
+  for (const [i, one] of [...series.entries()].reverse()) { // the first lie on top
+    const colour = colourOf(i);
     const edge = stacked ? stacked[i].map(([t, , top]) => [t, top]) : one.points;
     if (stacked) {
       const back = stacked[i].map(([t, bottom]) => [t, bottom]).reverse();
       svg.append(element("path", { d: path(edge, x, y) + path(back, x, y).replace("M", "L") + "Z", fill: colour, opacity: 0.45 }));
     }
-    svg.append(element("path", { class: "curve", d: path(edge, x, y), stroke: colour, opacity: faint }));
-  });
+    svg.append(element("path", { class: "curve", d: path(edge, x, y), stroke: colour }));
+  }
   plot.replaceChildren(svg);
   follow(plot, svg, panel, series, domain, x);
 }

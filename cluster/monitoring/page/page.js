@@ -63,12 +63,13 @@ async function drawPanel(panel, card, view) {
 }
 
 function lineLegend(panel, series) {
-  const entries = series.slice(0, COLOURS).map((one, i) => {
-    const key = element("i", { style: `background: var(--c${i % COLOURS})` });
+  const shown = series.length > COLOURS ? series.slice(0, COLOURS / 2) : series;
+  const entries = shown.map((one, i) => {
+    const key = element("i", { style: `background: ${colourOf(i)}` });
     return element("span", {}, key, `${one.name} `, element("b", {}, number(one.points.at(-1)[1], panel.unit)));
   });
-  const more = series.length - COLOURS;
-  return more > 0 ? [...entries, element("span", {}, `and ${more} more, fainter`)] : entries;
+  const more = series.length - shown.length;
+  return more ? [...entries, element("span", {}, `and ${more} more, lower`)] : entries;
 }
 
 function heatLegend(panel, series) {
