@@ -1,0 +1,32 @@
+"""What must be the same on every host of a run: Python, the packages that compute, and this code."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+from pathlib import Path
+
+PACKAGES = ("spherescale", "torch", "deepspeed", "nvidia-dali-cuda130", "webdataset", "numpy")
+ROOMS = ("pipeline", "cluster", "stages")
+ROOT = Path(__file__).parents[1]
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of each package; "not installed" where one is missing."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def code_digest(root: Path = ROOT) -> str:
+    """Twelve digits of the SHA-256 of every Python file of the project, in the order of their names."""
+    code = hashlib.sha256()
+    for room in ROOMS:
+        for file in sorted((root / room).rglob("*.py")):
+            code.update(file.read_bytes())
+    return code.hexdigest()[:12]
