@@ -56,9 +56,16 @@ def _first_face(images: Path, path: str) -> str:
 
 
 def face_uri(file: Path) -> str:
-    """The image as a data URI: a JPEG's own bytes, anything else re-encoded; empty when it cannot be read."""
+    """The image of a file as a data URI; empty when it cannot be read."""
     try:
-        data = file.read_bytes()
+        return uri_of(file.read_bytes())
+    except OSError:
+        return ""
+
+
+def uri_of(data: bytes) -> str:
+    """An encoded image as a data URI: a JPEG's own bytes, anything else as JPEG; empty when it is no image."""
+    try:
         if not data.startswith(b"\xff\xd8"):
             stream = io.BytesIO()
             Image.open(io.BytesIO(data)).convert("RGB").save(stream, "JPEG", quality=90)

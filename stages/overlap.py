@@ -1,0 +1,113 @@
+"""Who is in the training set and in the test set too? Candidates by a run's own features, for somebody to decide on.
+
+  python stages/overlap.py runs/casia lfw overlap                      writes overlap/overlap.html: look, decide, save
+  python stages/overlap.py runs/casia lfw overlap                      again: reads overlap/decisions.tsv
+  python stages/shard.py subset shards clean --drop overlap/exclude.txt            to train without these people
+  python stages/evaluate.py runs/casia --images lfw --pairs lfw.tsv --without overlap/decisions.tsv --report
+                                                                       to evaluate without them, beside the result with
+
+In OUT: decisions.tsv (train_person, test_person, similarity, decision: same, different or nothing), which is kept and
+completed by every later run; overlap.html, the page that shows the faces and saves that file; exclude.txt, the training
+people decided to be test people; centres.*.npz, so that only the first run embeds.
+"""
+
+import argparse
+import io
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.config import load_recipe
+from pipeline.evaluation.arguments import add_embedding, add_step, parser_of
+from pipeline.evaluation.overlap import SAME, Candidate, find_candidates, merge, read_decisions, write_decisions
+from pipeline.evaluation.overlap_page import write_page
+from pipeline.evaluation.people import People, centres, people_in
+from pipeline.evaluation.trained import TrainedBackbone, load_trained
+from pipeline.files import write_file
+from pipeline.reading.dali import Decoder
+
+
+def main() -> int:
+    """Embed both sets, search, keep what was decided, write; a fault is one line and exit code 1."""
+    args = _parser().parse_args()
+    try:
+        decided = read_decisions(_decisions(args)) if _decisions(args).exists() else []
+        train = people_in(args.train or load_recipe(args.run / "recipe.yaml").data.shards)
+        test = people_in(args.test)
+        trained = load_trained(args.run, args.step)
+        args.out.mkdir(parents=True, exist_ok=True)
+        train_CD = _centres(args, trained, train, "train")
+        test_CD = _centres(args, trained, test, "test")
+        found = find_candidates(train_CD, train.names, test_CD, test.names, args.above, args.device)
+        _write(args, merge(found[: args.most], decided), train, test, trained)
+        if len(found) > args.most:
+            print(f"{len(found) - args.most:,} more pairs are above {args.above}: raise --most to see them")
+    except (ValueError, OSError) as error:
+        print(f"overlap: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _write(
+    args: argparse.Namespace, pairs: list[Candidate], train: People, test: People, trained: TrainedBackbone
+) -> None:
+    write_decisions(_decisions(args), pairs)
+    known = set(train.names)  # shard.py refuses to drop people whom the set does not have
+    excluded = sorted({pair.train for pair in pairs if pair.decision == SAME and pair.train in known})
+    write_file(args.out / "exclude.txt", "".join(f"{name}\n" for name in excluded).encode())
+    facts = {
+        "training people:": f"{len(train.names):,}",
+        "test people:": f"{len(test.names):,}",
+        "network:": f"{args.run.resolve().name}, step {trained.step}",
+    }
+    write_page(args.out / "overlap.html", pairs, train, test, facts)
+    undecided = sum(not pair.decision for pair in pairs)
+    print(f"{args.out / 'overlap.html'}: {len(pairs):,} candidate pairs, {undecided:,} undecided")
+    print(f"{args.out / 'exclude.txt'}: {len(excluded):,} training people to leave out")
+
+
+def _centres(args: argparse.Namespace, trained: TrainedBackbone, people: People, kind: str) -> NDArray[np.float32]:
+    """The people's centres: stored ones when neither weights nor images have changed."""
+    file = args.out / f"centres.{kind}.npz"
+    key = f"{trained.weights_sha256} {people.digest}"
+    try:
+        with np.load(file) as stored:
+            if str(stored["key"]) == key:
+                return np.asarray(stored["centres"])
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        pass  # none yet, or none of ours
+    device = torch.device(args.device)
+    decoder = Decoder(args.batch_size, *trained.image_size, device, args.threads)
+    found, undecodable = centres(trained.module.to(device), people, decoder, progress=f"{kind} people")
+    if undecodable:
+        print(f"overlap: {undecodable:,} {kind} images cannot be decoded and are left out", file=sys.stderr)
+    stream = io.BytesIO()
+    np.savez(stream, key=np.array(key), centres=found)
+    write_file(file, stream.getvalue())
+    return found
+
+
+def _decisions(args: argparse.Namespace) -> Path:
+    return Path(args.out / "decisions.tsv")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = parser_of(__doc__)
+    parser.add_argument("test", type=Path, metavar="TEST", help="test people: identity folders, or shards")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the decisions and the page")
+    parser.add_argument(
+        "--train", type=Path, metavar="FOLDER", help="training people: shards or identity folders (the run's shards)"
+    )
+    parser.add_argument("--above", type=float, default=0.4, help="similarity of a candidate pair (default 0.4)")
+    parser.add_argument("--most", type=int, default=500, help="pairs, the most similar (default 500)")
+    add_step(parser)
+    add_embedding(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
