@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from pipeline.evaluation.angles import BINS, ClassAngles
 from pipeline.evaluation.verification import FloatArray, Roc, ScoredPairs
 
 INK, MUTED, GRID = "#1f2933", "#616e7c", "#e4e7eb"
@@ -142,6 +143,40 @@ def histogram_plot(pairs: ScoredPairs, threshold: float, title: str, limits: tup
     axes.set_yticks([])
     axes.legend(loc="best", fontsize=8)
     return _svg(figure, axes, title)
+
+
+def angle_plot(angles: ClassAngles) -> str:
+    """Angles of images to their own person's mean and between people's means, each as a share by degree."""
+    figure, axes = _figure(4.6, 3.4)
+    degrees = np.arange(BINS) + 0.5
+    shown = np.flatnonzero(angles.within_counts + angles.between_counts)
+    for counts, color, label in (
+        (angles.between_counts, DIFFERENT, "between two people"),
+        (angles.within_counts, SAME, "image to its own person"),
+    ):
+        axes.fill_between(degrees, counts / max(1, counts.sum()), step="mid", color=color, alpha=0.55, label=label)
+    axes.set(xlabel="degrees", xlim=(max(0, shown[0] - 2), min(BINS, shown[-1] + 3)))
+    axes.set_ylim(bottom=0)
+    axes.set_yticks([])
+    axes.legend(loc="best", fontsize=8)
+    return _svg(figure, axes, "angles within and between people")
+
+
+def people_plot(angles: ClassAngles) -> str:
+    """Each person's median angle of images with its 5% to 95% range, and the nearest other person; by that median."""
+    figure, axes = _figure(4.6, 3.4)
+    known = np.flatnonzero(np.isfinite(angles.within[:, 1]))
+    order = known[np.argsort(angles.within[known, 1], kind="stable")]
+    low, median, high = angles.within[order].T
+    places = np.arange(1, len(order) + 1)
+    axes.vlines(places, low, high, color=SAME, alpha=0.35, linewidth=max(0.6, min(6, 160 / max(1, len(order)))))
+    axes.plot(places, median, "o", markersize=2.5, color=SAME, label="own images: median, 5% to 95%")
+    axes.plot(places, angles.nearest[order], "o", markersize=2.5, color=DIFFERENT, label="nearest other person")
+    axes.set(xlabel="people, by their median", ylabel="degrees")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="best", fontsize=8)
+    return _svg(figure, axes, "angles by person")
 
 
 def fold_plot(accuracies: Mapping[str, Sequence[float]]) -> str:

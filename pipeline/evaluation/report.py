@@ -16,6 +16,7 @@ import jinja2
 import numpy as np
 
 from pipeline.evaluation import plots
+from pipeline.evaluation.angles import ClassAngles
 from pipeline.evaluation.bootstrap import roc_band
 from pipeline.evaluation.hardest import hardest_tiles
 from pipeline.evaluation.metrics_log import mean_seconds, read_metrics, series
@@ -29,6 +30,7 @@ CURVES = (
     ("learning_rate", "learning rate", False),
     ("images_per_second", "throughput, images/s", False),
 )
+WORST = 8  # people named with their angles
 BAND_POINTS = 25  # FARs at which a ROC's interval is computed
 
 Result = TypeVar("Result", Evaluation, Identification)
@@ -120,11 +122,36 @@ def evaluation_section(name: str, models: Mapping[str, Evaluation], steps: Seque
             plots.det_plot(curves, grid, bands),
             *histograms,
             plots.fold_plot({label: e.summary.verification.folds for label, e in models.items()}),
+            *angle_plots(every[-1].angles),
             *([plots.progress_plot(*_progress(steps))] if len(steps) > 2 else []),
         ],
+        "worst": worst_people(every[-1].angles),
         "missed": hardest_tiles(every, same=True),
         "fooled": hardest_tiles(every, same=False),
     }
+
+
+def angle_plots(angles: ClassAngles | None) -> list[str]:
+    """How the last model's features lie; nothing where no two images show one person."""
+    if angles is None or not angles.within_counts.any():
+        return []
+    return [plots.angle_plot(angles), plots.people_plot(angles)]
+
+
+def worst_people(angles: ClassAngles | None) -> list[tuple[str, ...]]:
+    """The `WORST` people who lie least well apart: name, images, median angle, 95%, nearest person, angle to them."""
+    if angles is None:
+        return []
+    return [
+        (
+            str(angles.names[i]),
+            f"{angles.images[i]:,}",
+            *(f"{angle:.0f}°" for angle in angles.within[i, 1:]),
+            str(angles.names[angles.neighbour[i]]),
+            f"{angles.nearest[i]:.0f}°",
+        )
+        for i in angles.worst(WORST)
+    ]
 
 
 def identification_section(name: str, models: Mapping[str, Identification]) -> dict[str, Any]:

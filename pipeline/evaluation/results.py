@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.evaluation.angles import ClassAngles
 from pipeline.evaluation.bootstrap import identity_bootstrap
 from pipeline.evaluation.verification import (
     FloatArray,
@@ -27,6 +28,8 @@ from pipeline.evaluation.verification import (
     tar_at_far,
 )
 from pipeline.files import write_file
+
+_ANGLES = "angles."  # before the names of its arrays beside the scores
 
 
 class _Record(BaseModel):
@@ -152,12 +155,16 @@ class TemplateResult(_Record):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A summary with its scores: `P` pairs, and the paths `[P]` of their images below the image folder."""
+    """A summary with its scores: `P` pairs, and the paths `[P]` of their images below the image folder.
+
+    `angles` is None where an earlier version wrote it.
+    """
 
     summary: Summary
     pairs: ScoredPairs
     path_a: NDArray[np.str_]
     path_b: NDArray[np.str_]
+    angles: ClassAngles | None = None
 
     @property
     def step(self) -> int:
@@ -225,6 +232,8 @@ def save(evaluation: Evaluation, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     file = result_file(folder, evaluation.summary.step)
     arrays: dict[str, Any] = {"path_a": evaluation.path_a, "path_b": evaluation.path_b}
+    if evaluation.angles is not None:
+        arrays |= {f"{_ANGLES}{name}": value for name, value in vars(evaluation.angles).items()}
     scores = io.BytesIO()
     np.savez_compressed(scores, **vars(evaluation.pairs), **arrays)
     write_file(file.with_suffix(".npz"), scores.getvalue())
@@ -239,7 +248,9 @@ def load(file: Path) -> Evaluation:
         with file.with_suffix(".npz").open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             columns = dict(arrays)
         paths = columns.pop("path_a"), columns.pop("path_b")
-        return Evaluation(summary, ScoredPairs.of(**columns), *paths)
+        angles = {name: columns.pop(name) for name in list(columns) if name.startswith(_ANGLES)}
+        angles = {name.removeprefix(_ANGLES): value for name, value in angles.items()}
+        return Evaluation(summary, ScoredPairs.of(**columns), *paths, ClassAngles(**angles) if angles else None)
     except (OSError, KeyError, TypeError, ValueError, BadZipFile) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{file}: not a complete evaluation: {reason}; evaluate again with --force") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import Recipe, RecipeError
+from pipeline.evaluation.angles import class_angles
 from pipeline.evaluation.pairs import Pairs, read_pairs
 from pipeline.evaluation.results import Centred, Evaluation, Settings, Summary, load, result_file, verify
 from pipeline.evaluation.verification import (
@@ -110,7 +111,8 @@ def judge(chosen: VerificationSet, features_ND: FloatArray, settings: Settings, 
         centred=Centred(accuracy=by_authors.mean, deviation=by_authors.deviation),
     )
     paths = np.array(pairs.paths)
-    return Evaluation(summary, scored, paths[pairs.a], paths[pairs.b])
+    angles = class_angles(features_ND, pairs.identity, pairs.paths)
+    return Evaluation(summary, scored, paths[pairs.a], paths[pairs.b], angles)
 
 
 def folder_of(run: Path, chosen: VerificationSet) -> Path:

@@ -1,10 +1,12 @@
 """An evaluation's summary agrees with its scores, and comes back from disk as it was saved."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline.evaluation.angles import class_angles
 from pipeline.evaluation.bootstrap import identity_bootstrap
 from pipeline.evaluation.results import Centred, Evaluation, Settings, Summary, load, save, verify
 from pipeline.evaluation.verification import ScoredPairs, attained_tar, auc, kfold_accuracy, roc
@@ -48,7 +50,9 @@ def test_a_far_beyond_the_impostors_is_refused() -> None:
 
 
 def test_an_evaluation_comes_back_as_it_was_saved(tmp_path: Path) -> None:
-    saved = make_evaluation(7)
+    features = np.random.default_rng(0).normal(size=(6, 4))
+    angles = class_angles(features, np.arange(6) // 2, [f"p{i // 2}/{i}.jpg" for i in range(6)])
+    saved = replace(make_evaluation(7), angles=angles)
     file = save(saved, tmp_path)
     assert file.name == "step-00000007.json"
     loaded = load(file)
@@ -57,7 +61,11 @@ def test_an_evaluation_comes_back_as_it_was_saved(tmp_path: Path) -> None:
         np.testing.assert_array_equal(vars(loaded.pairs)[name], array)
     np.testing.assert_array_equal(loaded.path_a, saved.path_a)
     np.testing.assert_array_equal(loaded.path_b, saved.path_b)
+    assert loaded.angles is not None
+    for name, array in vars(angles).items():
+        np.testing.assert_array_equal(vars(loaded.angles)[name], array)
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".npz"]
+    assert load(save(make_evaluation(8), tmp_path / "earlier")).angles is None
 
 
 @pytest.mark.parametrize("suffix", [".json", ".npz"])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.evaluation.angles import class_angles
 from pipeline.evaluation.hardest import face_uri, hardest_tiles
 from pipeline.evaluation.report import write_report
 from pipeline.evaluation.results import (
@@ -112,7 +113,8 @@ def make_evaluation(images: Path, step: int, gain: float) -> Evaluation:
         images=str(images), pairs="x.tsv", pairs_sha256="00", weights_sha256="11", far=(0.1,), resamples=10, seed=0
     )
     summary = Summary(step=step, settings=settings, verification=verify(pairs, (0.1,), 10), centred=CENTRED)
-    return Evaluation(summary, pairs, names[a], names[b])
+    features = np.random.default_rng(step).normal(size=(24, 8)) + gain * np.eye(8)[identity]
+    return Evaluation(summary, pairs, names[a], names[b], class_angles(features, identity, names.tolist()))
 
 
 def report_of(run: Path) -> Path:
@@ -147,16 +149,25 @@ def test_the_report_holds_what_it_promises(page: str, tmp_path: Path) -> None:
         "equal error rate",
         "accuracy by fold",
         "threshold",
+        "angles within and between people",
+        "angles by person",
+        "People with the least room",
     ]
     promised += ["torch 9.8.7", "name: sphereface4", "deepspeed train.py", "2 ranks", "Different people, most alike"]
     for words in promised:
         assert words in text, words
-    assert page.count("<svg") == 5 + 5
+    assert page.count("<svg") == 5 + 7
     assert page.count("data:image/jpeg;base64,") == 2 * 2 * 8
     final = make_evaluation(tmp_path / "faces", 90, 2.0).summary.verification
     assert f"{final.accuracy.value:.2%} ({final.accuracy.low:.1%} to {final.accuracy.high:.1%})" in text
     first = make_evaluation(tmp_path / "faces", 0, 0.1).summary.verification
     assert f"; before training in {first.accuracy.value:.2%}." in text
+    angles = make_evaluation(tmp_path / "faces", 90, 2.0).angles
+    assert angles is not None
+    worst = int(angles.worst(1)[0])
+    median, high = angles.within[worst, 1:]
+    words = f"p{worst} 4 {median:.0f}° {high:.0f}° p{angles.neighbour[worst]} {angles.nearest[worst]:.0f}°"
+    assert words in re.sub(r"\s+", " ", text)
 
 
 def test_the_report_needs_nothing_from_outside(page: str) -> None:
