@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -96,11 +97,11 @@ class Evaluator:
 
         `alive` is called after every batch: the run does not stand still.
 
-        The backbone's forward passes; then, a set, one all-gather of features [F, 2D] and three exchanges of objects.
-        A set that cannot be judged costs its result, not the run.
+        Rank 0's buffers to all; a set, the backbone's forward passes, one all-gather of features [F, 2D] and three
+        exchanges of objects. A set that cannot be judged costs its result, not the run.
         """
         started, step = time.perf_counter(), self._trainer.step
-        with STEP.part("evaluation"):
+        with STEP.part("evaluation"), self._as_saved():
             parameters = self._trainer.engine.parameters()
             weights = digest_of(parameters) if self._first else ""
             outcomes = {chosen.name: self._outcome(chosen, weights, alive) for chosen in self._sets}
@@ -114,6 +115,19 @@ class Evaluator:
             best,
             time.perf_counter() - started,
         )
+
+    @contextmanager
+    def _as_saved(self) -> Iterator[None]:
+        """Rank 0's buffers on every rank meanwhile: BatchNorm's statistics differ, and a checkpoint holds those."""
+        engine = self._trainer.engine
+        own = [buffer.cpu() for buffer in engine.module.buffers()] if self._first else None
+        engine.keep_buffers()
+        try:
+            for buffer, saved in zip(engine.module.buffers(), gather_objects(own, self._group)[0], strict=True):
+                buffer.copy_(saved)
+            yield
+        finally:
+            engine.restore_buffers()
 
     def _outcome(self, chosen: VerificationSet, weights: str, alive: Callable[[], object]) -> Verification | str:
         """The result on one set, or why there is none; rank 0's word, on every rank."""

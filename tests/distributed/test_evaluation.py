@@ -108,11 +108,22 @@ def train_on(rank: int, ranks: int, plan: Recipe, run: Path, evaluates: bool) ->
     }
 
 
-@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 0), (3, 0), (2, 1), (3, 3)])
+@pytest.mark.parametrize(
+    ("ranks", "changes"),
+    [
+        (1, {}),
+        (2, {}),
+        (3, {}),
+        (2, {"zero_stage": 1}),
+        (3, {"zero_stage": 3}),
+        (2, {"backbone": Backbone(name="iresnet18", embedding_dim=8)}),  # its statistics differ between ranks
+    ],
+    ids=["1", "2", "3", "2 ZeRO 1", "3 ZeRO 3", "2 BatchNorm"],
+)
 def test_it_finds_what_the_saved_checkpoint_gives_and_changes_nothing(
-    shards: Path, strangers: Path, tmp_path: Path, ranks: int, stage: int
+    shards: Path, strangers: Path, tmp_path: Path, ranks: int, changes: dict[str, Any]
 ) -> None:
-    plan = recipe(shards, strangers, zero_stage=stage, checkpoint=Checkpoint(every=2, keep=9))
+    plan = recipe(shards, strangers, checkpoint=Checkpoint(every=2, keep=9), **changes)
     results = run_ranks(train_on, ranks, plan, tmp_path / "run", True)
     plain = run_ranks(train_on, ranks, plan, tmp_path / "plain", False)
     for with_it, without in zip(results, plain, strict=True):
