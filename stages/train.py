@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
-import importlib.metadata
 import json
 import logging
 import os
@@ -42,6 +40,7 @@ from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, StopRequest, end
 from cluster.stopwatch import STARTUP
 from cluster.telemetry import Telemetry, Tls
 from cluster.topology import Topology
+from cluster.versions import code_digest, versions
 from cluster.watchdog import Watchdog, end
 from pipeline.config import Recipe, RecipeError, check_against_set, describe_recipe, load_recipe
 from pipeline.evaluation.sets import VerificationSet, accuracies_of, sets_of
@@ -56,8 +55,6 @@ if TYPE_CHECKING:
     from pipeline.training.loop import Record, Trainer
 
 logger = logging.getLogger("train")
-
-PACKAGES = ("spherescale", "torch", "deepspeed", "nvidia-dali-cuda130", "webdataset", "numpy")
 
 
 def parse() -> argparse.Namespace:
@@ -274,14 +271,11 @@ def endpoint_tls(recipe: Recipe) -> Tls | None:
 
 def facts_to_agree_on(recipe: Recipe, shards: ShardSet, sets: Sequence[VerificationSet]) -> dict[str, str]:
     """What must be the same on every rank, or they would train different things."""
-    code = hashlib.sha256()
-    for room in ("pipeline", "cluster", "stages"):
-        for file in sorted((Path(__file__).parents[1] / room).rglob("*.py")):
-            code.update(file.read_bytes())
-    versions = {f"version of {name}": importlib.metadata.version(name) for name in PACKAGES}
+    same = {f"version of {name}": version for name, version in versions().items()}
+    same |= {"code": code_digest(Path(__file__).parents[1]), "shards' manifest": shards.manifest.digest[:12]}
     keys = {f"recipe {key}": str(value) for key, value in flat(recipe.model_dump(mode="json")).items()}
     pairs = {f"pairs of {chosen.name}": chosen.sha256[:12] for chosen in sets}
-    return versions | keys | pairs | {"code": code.hexdigest()[:12], "shards' manifest": shards.manifest.digest[:12]}
+    return same | keys | pairs
 
 
 def restarts_of(run: Path) -> int:
@@ -312,8 +306,7 @@ def record_run(
         "image_size": [shards.manifest.image_height, shards.manifest.image_width],
         "shards": {"samples": shards.manifest.samples, "identities": shards.manifest.identities}
         | {"digest": shards.manifest.digest},
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": versions(),
     }
     (run / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
 

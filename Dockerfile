@@ -1,0 +1,23 @@
+# The project with every dependency at the tested version:
+#
+#   docker build -t spherescale .                                    for GPUs (torch brings CUDA with it)
+#   docker build -t spherescale:cpu --build-arg TORCH=cpu .          for CPUs, without CUDA's gigabytes
+#
+# The driver is the host's, through the NVIDIA container toolkit.
+FROM python:3.11-slim-bookworm
+ARG TORCH=gpu
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc g++ openssh-client pdsh \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /opt/spherescale
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pipeline pipeline
+COPY cluster cluster
+COPY stages stages
+RUN if [ "$TORCH" = cpu ]; then \
+      pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu \
+        "$(grep '^torch==' constraints.txt)"; \
+    fi \
+    && pip install --no-cache-dir -c constraints.txt -e '.[export]'
+ENV PYTHONUNBUFFERED=1
+CMD ["python", "stages/train.py", "--help"]

@@ -1,0 +1,165 @@
+"""The manifests: valid by the API's own schemas, consistent, and their command line trains as two pods would."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED
+from pipeline.config import load_recipe
+from tests.end_to_end.launcher import free_port, metrics, train, write_recipe
+from tests.faces import ROOT, write_shards
+
+FOLDER = ROOT / "cluster" / "launch" / "kubernetes"
+PATIENCE_SECONDS = 300  # of a loaded machine
+ENDLESS = 10**6
+
+
+def documents(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((FOLDER / name).read_text()))
+
+
+SERVICE, JOB = documents("train.yaml")
+POD = JOB["spec"]["template"]["spec"]
+CONTAINER = POD["containers"][0]
+COMMAND: list[str] = CONTAINER["command"]
+
+
+def option(name: str) -> str:
+    return next(word.split("=", 1)[1] for word in COMMAND if word.startswith(f"--{name}="))
+
+
+@pytest.mark.parametrize("version", ["1.31.0", kubernetes_validate.latest_version()])
+@pytest.mark.parametrize("document", [SERVICE, JOB, *documents("shard.yaml")], ids=lambda d: d["metadata"]["name"])
+def test_the_manifests_are_valid(document: dict[str, Any], version: str) -> None:
+    kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_the_schemas_see_a_misspelt_field() -> None:
+    wrong = yaml.safe_load(yaml.safe_dump(JOB).replace("podFailurePolicy", "podFailPolicy"))
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_pods_ranks_ports_and_names_agree() -> None:
+    spec = JOB["spec"]
+    assert spec["parallelism"] == spec["completions"] == int(option("hosts"))
+    ranks = int(option("ranks"))
+    assert CONTAINER["resources"]["limits"]["nvidia.com/gpu"] == ranks
+    recipe = load_recipe(ROOT / option("recipe"), ["data.shards=/shared/shards"])
+    ports = {port["name"]: port["port"] for port in SERVICE["spec"]["ports"]}
+    assert ports == {f"rank{rank}": recipe.log.metrics_port + rank for rank in range(ranks)}
+    assert option("master-addr") == f"{JOB['metadata']['name']}-0.{SERVICE['metadata']['name']}"
+    assert POD["subdomain"] == SERVICE["metadata"]["name"]
+    assert SERVICE["spec"]["selector"].items() <= JOB["spec"]["template"]["metadata"]["labels"].items()
+    (monitor,) = documents("service_monitor.yaml")
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= SERVICE["metadata"]["labels"].items()
+    assert [endpoint["port"] for endpoint in monitor["spec"]["endpoints"]] == list(ports)
+
+
+def test_the_failure_policy_knows_the_exit_codes() -> None:
+    rules = JOB["spec"]["podFailurePolicy"]["rules"]
+    by_code = {code: rule["action"] for rule in rules for code in rule.get("onExitCodes", {}).get("values", [])}
+    assert by_code == {2: "FailJob", EXIT_REFUSED: "FailJob", EXIT_STOPPED: "Ignore"}
+    assert EXIT_LOST not in by_code, "counted: a host that never comes ends the job at last"
+
+
+@contextmanager
+def pods(folder: Path, recipe: Path, shards: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """The container's command in two processes, expanded as Kubernetes does, with one rank each and paths from here."""
+    here = {
+        "recipe": recipe,
+        "run": folder / "run",
+        "set=data.shards": shards,
+        "ranks": 1,
+        "master-addr": "127.0.0.1",
+    }
+    command = [
+        next((f"--{name}={value}" for name, value in here.items() if word.startswith(f"--{name}=")), word)
+        for word in COMMAND
+    ]
+    command.insert(command.index("stages/train.py"), f"--master-port={free_port()}")
+    assert command[0] == "python"
+    started = []
+    for index in range(2):
+        words = [re.sub(r"\$\(JOB_COMPLETION_INDEX\)", str(index), word) for word in command]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        with (folder / f"pod{index}").open("a") as output:
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, *words[1:]], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+                )
+            )
+    try:
+        yield started
+    finally:
+        for _ in range(2):  # the second SIGTERM ends a rank at once
+            for pod in started:
+                pod.terminate()
+            time.sleep(0.5)
+        for pod in started:
+            pod.wait()
+
+
+def test_a_pod_that_is_evicted_stops_the_run_saved_and_it_goes_on(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "set", identities=7, images=6)
+    recipe, run = write_recipe(tmp_path / "recipe.yaml", shards, ENDLESS), tmp_path / "run"
+
+    def told() -> str:
+        return "\n".join(path.read_text() for path in sorted(tmp_path.glob("pod?")))
+
+    def step() -> int:
+        return int(max((row["step"] for row in metrics(run)), default=0))
+
+    with pods(tmp_path, recipe, shards) as started:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while step() < 7:
+            assert time.monotonic() < deadline and all(pod.poll() is None for pod in started), told()
+            time.sleep(0.05)
+        started[1].send_signal(signal.SIGTERM)  # a node is drained
+        assert [pod.wait(PATIENCE_SECONDS) for pod in started] == [EXIT_STOPPED] * 2, told()
+    last = step() + 10
+    write_recipe(recipe, shards, last)
+    with pods(tmp_path, recipe, shards) as started:
+        assert [pod.wait(PATIENCE_SECONDS) for pod in started] == [0, 0], told()
+    rows = metrics(run)
+    assert [row["step"] for row in rows] == list(range(1, last + 1)), "a step is missing, or was done twice"
+    train(tmp_path, 1, "--recipe", recipe, "--run", "whole")
+    assert [row["loss"] for row in rows] == pytest.approx(
+        [row["loss"] for row in metrics(tmp_path / "whole")], rel=1e-5
+    )
+
+
+def test_the_dockerfile_copies_what_there_is_and_runs_what_the_shell_reads(tmp_path: Path) -> None:
+    """No image is built here: its instructions are read, and its shell's syntax and choice of torch tried."""
+    text = re.sub(r"\\\n\s*", "", (ROOT / "Dockerfile").read_text())
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    instructions = [(word, rest) for word, _, rest in (line.partition(" ") for line in lines)]
+    assert instructions[0][0] == "FROM"
+    copied = [word for name, rest in instructions if name == "COPY" for word in rest.split()[:-1]]
+    assert all((ROOT / word).exists() for word in copied)
+    assert {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "pipeline", "cluster", "stages"} <= set(copied)
+    pip = tmp_path / "pip"
+    pip.write_text('#!/bin/sh\necho "$@"\n')
+    pip.chmod(0o755)
+    install = next(rest for name, rest in instructions if name == "RUN" and "pip install" in rest)
+    for choice, calls in (("gpu", 1), ("cpu", 2)):
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "TORCH": choice}
+        done = subprocess.run(
+            ["sh", "-euc", install], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.splitlines()) == calls
+    assert re.search(r"whl/cpu torch==[\d.]+$", done.stdout.splitlines()[0])
