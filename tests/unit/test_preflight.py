@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from cluster.hosts import read_hostfile
 from cluster.planner import Job, Network
 from cluster.preflight import checks
+from cluster.preflight.__main__ import read_plan
 from cluster.preflight.checks import Measured
 from cluster.preflight.facts import Facts, describe_shards
 from cluster.versions import ROOMS, code_digest
@@ -117,3 +120,16 @@ def test_the_examples_are_what_deepspeed_reads() -> None:
     assert read_hostfile(launch / "hostfile.example") == {"node1": 8, "node2": 8}
     lines = (launch / "deepspeed_env.example").read_text().splitlines()
     assert lines and all(re.fullmatch(r"[A-Z_]+=\S+", line) for line in lines)
+
+
+def test_a_plan_as_the_planner_prints_it_is_read(tmp_path: Path) -> None:
+    root, file = Path(__file__).parents[2], tmp_path / "plan.json"
+    command = [sys.executable, root / "stages" / "plan.py", "--identities", "5000", "--ranks", "4", "--json"]
+    file.write_text(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    job, network = read_plan(file, ranks=4)
+    assert (job.classes, job.ranks) == (5000, 4) and network.parameters > 10**6
+    with pytest.raises(ValueError, match="got a plan for 4 ranks, wanted the 8 slots of the hostfile"):
+        read_plan(file, ranks=8)
+    file.write_text("{}")
+    with pytest.raises(ValueError, match="wanted what stages/plan.py --json prints"):
+        read_plan(file, ranks=4)
