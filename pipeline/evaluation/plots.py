@@ -122,13 +122,16 @@ def cmc_plot(curves: Mapping[str, FloatArray]) -> str:
     return _svg(figure, axes, "CMC, 95% intervals shaded")
 
 
-def progress_plot(steps: FloatArray, accuracy: FloatArray) -> str:
-    """Accuracy of a run's checkpoints against the step: `accuracy` is `[n, 3]`, value, low and high of its interval."""
+def progress_plot(lines: Mapping[str, tuple[FloatArray, FloatArray]]) -> str:
+    """Accuracy against the step for each run: steps `[n]`, and `[n, 3]` of value, low and high of its interval."""
     figure, axes = _figure(4.6, 3.4)
-    axes.fill_between(steps, accuracy[:, 1], accuracy[:, 2], color=SAME, alpha=0.15, linewidth=0)
-    axes.plot(steps, accuracy[:, 0], "o-", markersize=3, color=SAME)
+    for (name, (steps, accuracy)), color in zip(lines.items(), _colors(len(lines)), strict=True):
+        axes.fill_between(steps, accuracy[:, 1], accuracy[:, 2], color=color, alpha=0.15, linewidth=0)
+        axes.plot(steps, accuracy[:, 0], "o-", markersize=3, color=color, label=name)
     axes.set(xlabel="step")
     axes.yaxis.set_major_formatter(PercentFormatter(1))
+    if len(lines) > 1:
+        axes.legend(loc="best", fontsize=8)
     return _svg(figure, axes, "accuracy while training, 95% intervals shaded")
 
 

@@ -63,10 +63,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
             for name, run in named.items()
         ],
         training=training_section({name: records for name, records in logs.items() if records}),
-        sections=[
-            evaluation_section(name, side_by_side(steps, len(named)), *(steps.values() if len(named) == 1 else ()))
-            for name, steps in verified.items()
-        ],
+        sections=[evaluation_section(name, side_by_side(steps, len(named)), steps) for name, steps in verified.items()],
         identifications=[
             identification_section(name, side_by_side(steps, len(named))) for name, steps in identified.items()
         ],
@@ -97,10 +94,12 @@ def training_section(logs: Mapping[str, list[dict[str, Any]]]) -> list[str]:
     return drawn
 
 
-def evaluation_section(name: str, models: Mapping[str, Evaluation], steps: Sequence[Evaluation] = ()) -> dict[str, Any]:
+def evaluation_section(
+    name: str, models: Mapping[str, Evaluation], steps: Mapping[str, Sequence[Evaluation]]
+) -> dict[str, Any]:
     """What the template shows of one evaluation set, models side by side; the last one is the one that counts.
 
-    `steps` are all evaluated checkpoints of a run, drawn where there are more than its first and last.
+    `steps` are all evaluated checkpoints by run, drawn where one has more than its first and last.
     """
     every = list(models.values())
     limits = _score_limits(every)
@@ -111,6 +110,7 @@ def evaluation_section(name: str, models: Mapping[str, Evaluation], steps: Seque
     curves = {label: roc(e.pairs) for label, e in models.items()}
     grid = np.geomspace(min(1 / curve.impostors for curve in curves.values()), 1, BAND_POINTS)
     bands = {label: roc_band(e.pairs, grid) for label, e in models.items()}
+    progress = {run: _progress(results) for run, results in steps.items()}
     return {
         "name": name,
         "models": tuple(models),
@@ -123,7 +123,7 @@ def evaluation_section(name: str, models: Mapping[str, Evaluation], steps: Seque
             *histograms,
             plots.fold_plot({label: e.summary.verification.folds for label, e in models.items()}),
             *angle_plots(every[-1].angles),
-            *([plots.progress_plot(*_progress(steps))] if len(steps) > 2 else []),
+            *([plots.progress_plot(progress)] if any(len(line[0]) > 2 for line in progress.values()) else []),
         ],
         "worst": worst_people(every[-1].angles),
         "missed": hardest_tiles(every, same=True),

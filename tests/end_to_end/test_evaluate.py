@@ -122,6 +122,8 @@ def test_only_what_changed_is_evaluated_again(scene: Path, monkeypatch: pytest.M
     ("options", "message"),
     [
         (["--step", "7"], "wanted one of [0, 20]"),
+        (["--step", "best"], "step: got 'best' without run/best.json, wanted a recipe with evaluation.sets"),
+        (["--without", "none.tsv"], "decisions: cannot read none.tsv"),
         (["--far", "0.01"], "far: got 0.01 with 18 different pairs"),
         (["--pairs", "none.tsv"], "cannot read none.tsv"),
         (["--images", "none"], "images: got none, wanted an existing folder"),

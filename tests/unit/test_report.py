@@ -214,7 +214,9 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
     one = make_run(tmp_path / "a")
     other = make_run(tmp_path / "b").rename(tmp_path / "b" / "slow")
     save(make_evaluation(tmp_path / "b/faces", 90, 3.0), other / "evaluations" / "alone")
+    save(make_evaluation(tmp_path / "a/faces", 40, 1.0), one / "evaluations" / "held_out")
     outline, text = parse(write_report([one, other], tmp_path / "both.html").read_text())
+    assert text.count("accuracy while training, 95% intervals shaded") == 1
     assert "quick slow accuracy" in text
     assert "before training" not in text
     assert "Verification on alone" in text
