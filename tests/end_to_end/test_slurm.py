@@ -108,6 +108,20 @@ def test_what_is_queued_again(slurm: Slurm, tmp_path: Path, codes: list[int], st
     )
 
 
+def test_a_job_that_is_not_to_queue_again_stops_for_good(slurm: Slurm, tmp_path: Path) -> None:
+    """By a stand-in for Python that saves, as it were, at SIGUSR1."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/bash\ntrap 'exit 75' USR1\ntouch {tmp_path}/up$RANK\nwhile :; do sleep 0.1; done\n")
+    python.chmod(0o755)
+    job = submit(slurm, tmp_path, TRAIN, tmp_path / "run", "--recipe", "a recipe", python=str(python))
+    slurm.wait_for(lambda: all((tmp_path / f"up{rank}").exists() for rank in range(2)))
+    slurm.ask("scontrol", "update", f"JobId={job}", "Requeue=0")
+    slurm.ask("scancel", "--signal=USR1", job)
+    slurm.wait_for(lambda: slurm.facts(job)["JobState"] == "FAILED")
+    assert slurm.facts(job)["Restarts"] == "0" and slurm.facts(job)["ExitCode"] == "75:0"
+    assert "start 0: not queued again" in (tmp_path / "job.out").read_text()
+
+
 def test_an_array_of_parts_makes_the_set(slurm: Slurm, tmp_path: Path) -> None:
     faces, shards = write_faces(tmp_path / "faces", identities=7, images=6), tmp_path / "shards"
     job = submit(slurm, tmp_path, SHARD, faces, shards, "--samples-per-tar", "5")
