@@ -38,6 +38,15 @@ def read_best(run: Path) -> Best | None:
         raise ValueError(f"{file}: {error}, wanted step, set and accuracy") from None
 
 
+def kept_step(run: Path) -> int | None:
+    """The step that saves must not drop: none where there is no file, or one that nobody can read."""
+    try:
+        best = read_best(run)
+    except ValueError:
+        return None
+    return best.step if best else None
+
+
 def write_best(run: Path, best: Best | None) -> None:
     """Make ``best.json`` say `best`: whole or as it was before."""
     if best is None:

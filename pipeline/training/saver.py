@@ -22,7 +22,7 @@ import torch
 
 from cluster.collectives import Group, barrier, gather_objects, rank_in
 from pipeline.files import sync, write_file
-from pipeline.training.best import read_best
+from pipeline.training.best import kept_step
 from pipeline.training.checkpoint import BACKBONE, PARTIAL, Meta, State, complete_steps, path_of, rows_file
 from pipeline.training.tensor_file import FileFacts, write_tensors
 
@@ -155,9 +155,8 @@ class Saver:
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         sync(final.parent)
-        best = read_best(self._run)
         steps = complete_steps(self._run)
-        for step in superseded(steps, self._keep, self._keep_every, best.step if best else None):
+        for step in superseded(steps, self._keep, self._keep_every, kept_step(self._run)):
             _discard(path_of(self._run, step))
 
 

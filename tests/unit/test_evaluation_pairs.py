@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.evaluation.pairs import frames_of, list_images, read_pairs
+from pipeline.evaluation.pairs import Pairs, frames_of, list_images, read_pairs
 
 HEADER = "fold\tpath_a\tpath_b\tsame\n"
 GOOD = [
@@ -120,3 +120,27 @@ def test_images_are_found_at_any_depth(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty: got no images, wanted at least one of .jpeg, .jpg, .png"):
         list_images(tmp_path / "empty")
+
+
+def test_without_people_their_images_and_pairs_are_gone(tmp_path: Path, images: Path) -> None:
+    for name in ("eve/1.jpg", "eve/2.jpg"):
+        (images / name).parent.mkdir(exist_ok=True)
+        (images / name).write_bytes(b"")
+    more = ["1\teve/1.jpg\teve/2.jpg\t1", "2\teve/1.jpg\tann/1.jpg\t0", "1\teve/2.jpg\tbob/1.jpg\t0"]
+    lines = [more[0], GOOD[0], more[1], GOOD[1], more[2], *GOOD[2:]]
+    file = write(tmp_path, lines)
+    pairs = read_pairs(file, images)
+    left, wanted = pairs.without({"eve", "stranger"}, "pairs"), read_pairs(write(tmp_path, GOOD), images)
+    assert sorted(left.paths) == sorted(wanted.paths)
+
+    def named(some: Pairs) -> list[tuple[str, str, bool, str]]:
+        return [
+            (some.paths[a], some.paths[b], bool(same), some.folds[fold])
+            for a, b, same, fold in zip(some.a, some.b, some.same, some.fold, strict=True)
+        ]
+
+    assert named(left) == named(wanted)
+    assert len(set(left.identity[left.a[left.same]])) == 2
+    assert named(pairs.without(set(), "pairs")) == named(pairs)
+    with pytest.raises(ValueError, match=r"x\.tsv, 3 of 7 pairs left: fold 1: got 2 same and 0 different pairs"):
+        pairs.without({"bob"}, "x.tsv")
