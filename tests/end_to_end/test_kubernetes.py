@@ -143,7 +143,7 @@ def test_a_pod_that_is_evicted_stops_the_run_saved_and_it_goes_on(tmp_path: Path
 
 
 def test_the_dockerfile_copies_what_there_is_and_runs_what_the_shell_reads(tmp_path: Path) -> None:
-    """No image is built here: its instructions are read, and its shell's syntax and choice of torch tried."""
+    """No image is built by a test: its instructions are read, and its shell's syntax and choice of torch tried."""
     text = re.sub(r"\\\n\s*", "", (ROOT / "Dockerfile").read_text())
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     instructions = [(word, rest) for word, _, rest in (line.partition(" ") for line in lines)]
