@@ -63,7 +63,7 @@ def write_file(path: Path, content: bytes, *, synced: bool = True) -> None:
         write_all(file, content)
 
 
-def write_all(file: BinaryIO, content: bytes) -> None:
+def write_all(file: BinaryIO, content: bytes | memoryview) -> None:
     """Write every byte: an unbuffered `write` may take fewer when the disk is nearly full."""
     view = memoryview(content)
     while view:

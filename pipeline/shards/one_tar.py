@@ -87,6 +87,12 @@ def read_record(plan: Plan, tar: int) -> TarRecord:
     return TarRecord(TarEntry(**raw["entry"]), raw["idx_sha256"], set_aside, np.load(path.with_suffix(".npy")))
 
 
+def record_files(plan: Plan, tar: int) -> tuple[Path, Path]:
+    """The rows and the record of a tar; the record comes last, and says that the rows and the tar are whole."""
+    path = _record_path(plan, tar)
+    return path.with_suffix(".npy"), path
+
+
 def files_of(plan: Plan, tar: int) -> list[Path]:
     """A finished tar and its index; none when every file of it was set aside."""
     path = _tar_path(plan, tar)

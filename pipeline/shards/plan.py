@@ -109,7 +109,7 @@ def claim_folder(plan: Plan) -> Manifest | None:
         progress.mkdir(parents=True, exist_ok=True)
     with locked(progress / "lock"):  # several machines may begin at once
         if (progress / "plan.json").is_file():
-            _refuse_other(folder, json.loads((progress / "plan.json").read_bytes()), plan.facts())
+            refuse_other(folder, json.loads((progress / "plan.json").read_bytes()), plan.facts())
         else:
             write_file(progress / "plan.json", json.dumps(plan.facts(), indent=1).encode())
     return None
@@ -122,11 +122,15 @@ def refuse_other_plan(plan: Plan, manifest: Manifest, where: Path | str) -> None
         ShardError: it is another's; names what differs.
     """
     size = replace(plan, image_height=manifest.image_height, image_width=manifest.image_width)
-    _refuse_other(where, replace(size, made=manifest.made).facts(), plan.facts())
+    refuse_other(where, replace(size, made=manifest.made).facts(), plan.facts())
 
 
-def _refuse_other(folder: Path | str, there: dict[str, object], wanted: dict[str, object]) -> None:
-    """Name every fact in which the folder's shards differ from the plan's."""
+def refuse_other(folder: Path | str, there: dict[str, object], wanted: dict[str, object]) -> None:
+    """Make sure that the facts of shards that are there are those of a plan.
+
+    Raises:
+        ShardError: they are not; names every one that differs.
+    """
     names = [name for name in wanted if there.get(name) != wanted[name]]
     if names:
         differences = ", ".join(f"{name}: got {there.get(name)}, wanted {wanted[name]}" for name in names)

@@ -1,14 +1,20 @@
 """Shards straight to an object store: each tar goes up as soon as it is written, and leaves the disk.
 
-The plan's folder holds no more than the tars at hand and the records of those that went; machines that write parts of
-one set share that folder. The manifest goes up last: where it is, the set is complete.
+The record of a tar follows it, so that any machine may go on, and machines that write parts of one set need nothing in
+common but the store. Whoever finds the records of all tars there makes the manifest of them. It goes up last: where it
+is, the set is complete.
 """
 
+import hashlib
+import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 from pipeline.files import NotWrittenError
 from pipeline.shards.build import IDENTITIES_NAME, REJECTED_NAME
@@ -16,13 +22,14 @@ from pipeline.shards.errors import ShardError
 from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest
-from pipeline.shards.one_tar import write_tar
-from pipeline.shards.plan import Plan, refuse_other_plan
-from pipeline.shards.stores import fetch, open_store, send
+from pipeline.shards.one_tar import Written, has_record, record_files, write_tar
+from pipeline.shards.plan import PROGRESS, Plan, refuse_other, refuse_other_plan
+from pipeline.shards.stores import fetch_whole, open_store, send
+from pipeline.shards.transfer import THREADS
 
 
 def make_in_store(plan: Plan, url: str, make: Callable[..., Manifest | None]) -> Manifest | None:
-    """Write the shards of `plan` to `url`, going on where an earlier run stopped.
+    """Write the shards of `plan` to `url`, going on where an earlier run stopped, on whichever machine.
 
     Args:
         plan: what to write; its folder is for what is on the way, and goes when the set is complete.
@@ -35,32 +42,102 @@ def make_in_store(plan: Plan, url: str, make: Callable[..., Manifest | None]) ->
     Raises:
         ShardError: as `make_shards`, another set is at `url`, or the store refuses.
     """
-    if complete := _stored(plan, url):
-        return complete
+    manifest = _stored(plan, url)
     try:
-        manifest = make(plan, write=partial(write_tar, send=partial(_send, url)))
-        if manifest is not None:
-            for name in (REJECTED_NAME, IDENTITIES_NAME, INDEX, MANIFEST):
-                _send(url, plan.folder / name)
-            shutil.rmtree(plan.folder, ignore_errors=True)
+        if manifest is None:
+            _claim(plan, url)
+            make = partial(make, plan, write=partial(_write, url))
+            manifest = make()
+            if manifest is None and _fetch_records(plan, url):
+                manifest = make(progress=lambda _written: None)  # nothing is left to do but the manifest
+            if manifest is None:
+                return _stored(plan, url)  # another part may have been last just now
+            for name in (REJECTED_NAME, IDENTITIES_NAME, INDEX):
+                _send(plan.folder / name, f"{url}/{name}")
+            _send_manifest(plan.folder / MANIFEST, url)
     except (ShardError, NotWrittenError):
-        # Another part may have been last at the same time, and have sent and removed all.
-        if complete := _stored(plan, url):
-            return complete
-        raise
+        # Another part may have been last at the same time, and have removed what this one was about to read.
+        manifest = _stored(plan, url)
+        if manifest is None:
+            raise
+    _tidy(plan, url)
     return manifest
 
 
-def _send(url: str, path: Path) -> None:
-    """Send a file, and remove it here unless the next run needs it to see that all was written."""
+def _claim(plan: Plan, url: str) -> None:
+    """Say in the store which plan is being written there.
+
+    The file's name is that of its content. So nobody reads it half-written, and of two plans at once none goes on.
+
+    Raises:
+        ShardError: it is another already, or the store refuses.
+    """
+    facts = json.dumps(plan.facts(), sort_keys=True).encode()
+    place = f"{url}/{PROGRESS}/plan-{hashlib.sha256(facts).hexdigest()[:16]}.json"
+    store, path = open_store(place)
+    folder = path.rpartition("/")[0]
+    with _named(place):
+        store.makedirs(folder, exist_ok=True)
+        store.pipe_file(path, facts)
+        store.invalidate_cache()
+        others = {store._strip_protocol(found) for found in store.glob(f"{folder}/plan-*.json")} - {path}
+        if others:
+            store.rm(path)
+            refuse_other(url, json.loads(store.cat_file(others.pop())), plan.facts())
+
+
+def _write(url: str, plan: Plan, tar: int) -> Written:
+    """Write a tar and send it and its record, unless they are there."""
+    place = f"{url}/{PROGRESS}"
+    store, path = open_store(place)
+    with _named(place, "not read"):
+        is_sent = store.exists(f"{path}/{record_files(plan, tar)[-1].name}")
+    if is_sent and not has_record(plan, tar):
+        _fetch_record(plan, url, tar)
+    written = write_tar(plan, tar, send=lambda file: _send(file, f"{url}/{file.name}"))
+    if not is_sent:
+        for file in record_files(plan, tar):
+            _send(file, f"{place}/{file.name}")
+    return written
+
+
+def _fetch_records(plan: Plan, url: str) -> bool:
+    """Copy the records of all tars from the store, if all are there."""
+    place = f"{url}/{PROGRESS}"
+    store, path = open_store(place)
+    with _named(place, "not listed"):
+        store.invalidate_cache()
+        there = {name.rpartition("/")[2] for name in store.ls(path, detail=False)}
+    if not all(record_files(plan, tar)[-1].name in there for tar in range(plan.tars)):
+        return False
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(partial(_fetch_record, plan, url), range(plan.tars)))
+    return True
+
+
+def _fetch_record(plan: Plan, url: str, tar: int) -> None:
+    store, path = open_store(f"{url}/{PROGRESS}")
+    for file in record_files(plan, tar):
+        fetch_whole(store, f"{path}/{file.name}", file)
+
+
+def _send(file: Path, place: str) -> None:
+    """Send a file; a tar or its index leaves the disk."""
+    store, path = open_store(place)
+    with _named(place):
+        store.makedirs(path.rpartition("/")[0], exist_ok=True)
+        send(file, store, path)
+        if file.suffix in {".tar", ".idx"}:
+            file.unlink()
+
+
+def _send_manifest(file: Path, url: str) -> None:
+    """Send the manifest, which must never be seen half: stores that are file systems show what has come so far."""
+    aside = f"{url}/{PROGRESS}/{uuid4().hex}/{MANIFEST}"
+    _send(file, aside)
     store, root = open_store(url)
-    try:
-        store.makedirs(root, exist_ok=True)
-        send(path, store, f"{root}/{path.name}")
-        if path.suffix in {".tar", ".idx"}:
-            path.unlink()
-    except OSError as error:
-        raise ShardError(f"{url}/{path.name}: not written: {error.strerror or error}") from error
+    with _named(f"{url}/{MANIFEST}"):
+        store.mv(open_store(aside)[1], f"{root}/{MANIFEST}")
 
 
 def _stored(plan: Plan, url: str) -> Manifest | None:
@@ -70,10 +147,31 @@ def _stored(plan: Plan, url: str) -> Manifest | None:
         ShardError: it is of another plan.
     """
     store, root = open_store(url)
+    store.invalidate_cache()
     if not store.exists(f"{root}/{MANIFEST}"):
         return None
     with tempfile.TemporaryDirectory() as aside:
-        fetch(store, f"{root}/{MANIFEST}", Path(aside) / MANIFEST)
+        fetch_whole(store, f"{root}/{MANIFEST}", Path(aside) / MANIFEST)
         manifest = Manifest.load(Path(aside))
     refuse_other_plan(plan, manifest, url)
     return manifest
+
+
+def _tidy(plan: Plan, url: str) -> None:
+    """Remove what was on the way, here and in the store."""
+    shutil.rmtree(plan.folder, ignore_errors=True)
+    store, path = open_store(f"{url}/{PROGRESS}")
+    for _ in range(3):  # another part may do the same now, and each stumble over what the other has removed
+        with suppress(OSError):
+            store.invalidate_cache()
+            if store.exists(path):
+                store.rm(path, recursive=True)
+
+
+@contextmanager
+def _named(place: str, what: str = "not written") -> Iterator[None]:
+    """Turn an error of the store into one that names the place."""
+    try:
+        yield
+    except OSError as error:
+        raise ShardError(f"{place}: {what}: {error.strerror or error}") from error

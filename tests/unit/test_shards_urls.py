@@ -22,6 +22,7 @@ from pipeline.shards.sources import Source
 from pipeline.shards.sources.detect import open_source
 from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.to_store import make_in_store
+from pipeline.shards.workers import each_done
 from tests.shards import noise
 
 SOURCES = ("folders", "list", "recordio", "tars", "parquet")
@@ -175,14 +176,57 @@ def test_a_set_in_a_store_is_that_on_a_disk(
     assert not (tmp_path / "way").exists()
 
 
-def test_parts_and_stopped_runs_make_the_same_set(data: Path, tmp_path: Path, whole: dict[str, bytes]) -> None:
-    url = f"file://{tmp_path}/there"
-    assert make_in_store(plan(data, tmp_path / "way"), url, partial(make_shards, part=(1, 2))) is None
-    assert not list((tmp_path / "way").glob("*.tar"))
-    assert "manifest.json" not in stored(url)
-    for _ in range(2):
-        make_in_store(plan(data, tmp_path / "way"), url, partial(make_shards, part=(0, 2)))
+@pytest.mark.parametrize("scheme", ["memory", "file"])
+def test_parts_need_nothing_in_common_but_the_store(
+    data: Path, tmp_path: Path, whole: dict[str, bytes], scheme: str
+) -> None:
+    url = f"{scheme}://{tmp_path}/there"
+    made = []
+    for part in (2, 0, 1):
+        own = plan(data, tmp_path / f"machine {part}" / "way")
+        made.append(make_in_store(own, url, partial(make_shards, part=(part, 3))))
+        assert not list((tmp_path / f"machine {part}").rglob("*.tar"))
+        assert ("manifest.json" in stored(url)) == (part == 1)
+    assert made == [None, None, Manifest.load(tmp_path / "whole")]
     assert stored(url) == whole
+
+
+def test_another_machine_goes_on_without_writing_a_tar_twice(
+    data: Path, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, store = f"file://{tmp_path}/there", type(fsspec.filesystem("file"))
+    real, sent = store.put_file, []
+
+    def put(self: Any, here: str, there: str, **more: Any) -> None:
+        real(self, here, there, **more)
+        sent.append(Path(there).name)
+        if sent.count("faces-000001.json") == 1 and there.endswith("faces-000001.json"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "put_file", put)
+    with pytest.raises(KeyboardInterrupt):
+        make_in_store(plan(data, tmp_path / "one" / "way"), url, make_shards)
+    with pytest.raises(ShardError, match=r"there: holds other shards \(seed: got 1, wanted 2\)"):
+        make_in_store(plan(data, tmp_path / "two" / "way", seed=2), url, make_shards)
+    make_in_store(plan(data, tmp_path / "three" / "way"), url, make_shards)
+    assert stored(url) == whole
+    assert len(set(sent)) == len(sent)
+
+
+def one_part(data: Path, folder: Path, number: int) -> str | None:
+    own = plan(data, folder / str(number) / "way")
+    manifest = make_in_store(own, f"file://{folder}/there", partial(make_shards, part=(number, 4)))
+    return manifest.digest if manifest else None
+
+
+def test_parts_at_the_same_time_make_the_same_set(data: Path, tmp_path: Path, whole: dict[str, bytes]) -> None:
+    digest = Manifest.load(tmp_path / "whole").digest
+    for attempt in range(6):
+        folder = tmp_path / str(attempt)
+        digests = set(each_done(partial(one_part, data, folder), range(4), 4))
+        assert digest in digests
+        assert digests <= {digest, None}
+        assert stored(f"file://{folder}/there") == whole
 
 
 @pytest.mark.parametrize("fail_at", ["faces-000001.tar", "faces-000002.idx", "index.npy", "manifest.json"])
