@@ -179,6 +179,26 @@ def test_resume_on_other_ranks_and_zero_stages(
     assert again[0]["losses"] == pytest.approx(whole[0]["losses"][7:], rel=1e-5)
 
 
+CHAIN = ((1, 0, 5), (2, 1, 9), (3, 2, 13), (2, 3, 17), (1, 3, STEPS))
+
+
+def test_one_run_over_changing_ranks_and_zero_stages(shards: Path, tmp_path: Path) -> None:
+    """1 → 2 → 3 → 2 → 1 ranks, 7 classes that neither 2 nor 3 divides, each leg with another ZeRO stage."""
+    whole = run_ranks(train_on, 1, recipe(shards), tmp_path / "whole")[0]
+    losses: list[float] = []
+    for ranks, stage, until in CHAIN:
+        plan = recipe(shards, zero_stage=stage)
+        plan = recipe(shards, zero_stage=stage, optimizer=plan.optimizer.model_copy(update={"steps": until}))
+        legs = run_ranks(train_on, ranks, plan, tmp_path / "chain", len(losses) or None)
+        assert all(leg["losses"] == legs[0]["losses"] for leg in legs)
+        losses += legs[0]["losses"]
+        assert len(losses) == until
+    assert losses == pytest.approx(whole["losses"], rel=1e-5)
+    torch.testing.assert_close(legs[0]["rows"], whole["rows"], rtol=1e-4, atol=1e-6)
+    for name, wanted in whole["backbone"].items():
+        torch.testing.assert_close(legs[0]["backbone"][name], wanted, rtol=1e-4, atol=1e-6)
+
+
 def not_finite(rank: int, ranks: int, plan: Recipe, run: Path) -> tuple[str, bool]:
     trainer = Trainer(
         plan, ShardSet(plan.data.shards), run, Topology(rank, ranks, rank, ranks), dist.group.WORLD, torch.device("cpu")
