@@ -11,11 +11,13 @@ SRC and OUT may be URLs of any store that fsspec knows, such as s3://bucket/face
 import argparse
 import os
 import shutil
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
@@ -37,6 +39,9 @@ from pipeline.shards.to_store import make_in_store
 from pipeline.shards.transfer import pull, push
 from pipeline.shards.verify import verify
 from pipeline.shards.views import merge
+
+if TYPE_CHECKING:
+    from cluster.telemetry import Telemetry
 
 CPUS = len(os.sched_getaffinity(0))
 
@@ -75,11 +80,7 @@ def _make(args: argparse.Namespace) -> int:
         source = FittedSource(source, height, width, args.fit)
     samples_per_tar = samples_in(source, args.tar_mb * 1_000_000) if args.tar_mb else args.samples_per_tar
     plan = make_plan(source, folder, seed=args.seed, samples_per_tar=samples_per_tar, size=args.size)
-    with _bar(len(source.labels) * (2 if in_order else 1)) as bar:
-
-        def progress(written: Written) -> None:
-            bar.update(written.samples)
-
+    with _progress(args, len(source.labels) * (2 if in_order else 1)) as progress:
         make = make_sequentially if in_order else make_shards
         make = partial(make, workers=args.workers, part=args.part, progress=progress)
         manifest = make_in_store(plan, args.out, make) if is_url(args.out) else make(plan)
@@ -89,6 +90,37 @@ def _make(args: argparse.Namespace) -> int:
         shutil.rmtree(copies, ignore_errors=True)
         _say(args.out, manifest)
     return 0
+
+
+@contextmanager
+def _progress(args: argparse.Namespace, samples: int) -> Iterator[Callable[[Written], None]]:
+    """Yield what is to be called for each tar: it moves the bar and, where asked for, the metrics."""
+    with _bar(samples) as bar, ExitStack() as stack:
+        telemetry: Telemetry | None = None
+
+        def progress(written: Written) -> None:
+            nonlocal telemetry
+            bar.update(written.samples)
+            if args.metrics_port is None:
+                return
+            # Only now, when the workers have been forked: they would pay for its imports, and its thread stays here.
+            telemetry = telemetry or stack.enter_context(_serve(args, samples))
+            telemetry.add("sharded_samples_total", written.samples)
+            telemetry.add("sharded_bytes_total", written.bytes)
+            telemetry.add("set_aside_samples_total", written.set_aside)
+
+        yield progress
+
+
+def _serve(args: argparse.Namespace, samples: int) -> "Telemetry":
+    from cluster.metrics import SHARDING_METRICS
+    from cluster.telemetry import Telemetry
+
+    job = PurePosixPath(args.out).name
+    telemetry = Telemetry(rank=args.part[0], host=socket.gethostname(), job=job, metrics=SHARDING_METRICS)
+    telemetry.serve(args.metrics_port, args.metrics_address)
+    telemetry.set("sharding_samples", samples)
+    return telemetry
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -252,9 +284,11 @@ def _add_make(parser: argparse.ArgumentParser) -> None:
         type=_part,
         metavar="I/N",
         default=(0, 1),
-        help="write part I of N (from 0), on machines that share OUT: "
+        help="write part I of N (from 0), on machines that share OUT, a folder or a URL: "
         "srun bash -c 'python stages/shard.py SRC OUT --part $SLURM_PROCID/$SLURM_NTASKS'",
     )
+    parser.add_argument("--metrics-port", type=int, help="serve progress to Prometheus there (0: any free port)")
+    parser.add_argument("--metrics-address", default="127.0.0.1", help="address to serve on (127.0.0.1)")
 
 
 def _part(text: str) -> tuple[int, int]:

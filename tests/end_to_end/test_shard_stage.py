@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.shards.manifest import Manifest
+from tests.end_to_end.launcher import free_port
 
 STAGE = Path(__file__).parents[2] / "stages" / "shard.py"
 # Large payloads make the writing, not the start of Python, the time in which a kill arrives.
@@ -299,3 +302,27 @@ def test_parquet_columns_are_options(tmp_path: Path) -> None:
     assert "got columns photo, person, wanted image and label" in done.stderr
     done = run(tmp_path / "a.parquet", tmp_path / "b", "--image-column", "photo", "--label-column", "person")
     assert "9 samples of 3 identities, 16x16, in 1 tars" in done.stdout
+
+
+def test_progress_is_served_to_prometheus_while_it_runs(faces: Path, tmp_path: Path) -> None:
+    many, port = tmp_path / "many", free_port()
+    for person in range(200):  # a tar each: far more than are done before this test has seen one
+        (many / f"{person:03d}").mkdir(parents=True)
+        for number in range(100):
+            os.link(faces / "id000" / "0.jpg", many / f"{person:03d}" / f"{number}.jpg")
+    tars = ["--samples-per-tar", "1", "--workers", "1", "--metrics-port", str(port)]
+    running = subprocess.Popen([*command(many, tmp_path / "set"), *tars], stderr=subprocess.DEVNULL)
+    try:
+        samples: dict[str, float] = {}
+        while not samples:
+            assert running.poll() is None, "ended unseen"
+            with contextlib.suppress(OSError):
+                text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60).read().decode()
+                families = text_string_to_metric_families(text)
+                samples = {sample.name: sample.value for family in families for sample in family.samples}
+    finally:
+        running.kill()
+        running.wait()
+    assert samples["spherescale_sharding_samples"] == 20_000
+    assert 1 <= samples["spherescale_sharded_samples_total"] < 20_000
+    assert samples["spherescale_sharded_bytes_total"] >= 20_000 * samples["spherescale_sharded_samples_total"]

@@ -3,11 +3,13 @@
 import contextlib
 import functools
 import http.server
+import shutil
 import struct
 import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -132,6 +134,16 @@ def test_large_files_are_copied_once_and_never_half(
     again = fetched[before:]
     assert again[0] == "faces-000002.tar"
     assert len(set(fetched)) == len(fetched) - 1
+
+
+def test_a_copy_that_cannot_fit_is_refused_before_it_begins(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: SimpleNamespace(free=10))
+    copies = tmp_path / "copies"
+    with pytest.raises(ShardError, match=r"copies: got 0\.0 GB free, wanted 0\.0 GB for the copy"):
+        open_source(f"file://{data}/tars", copies=copies)
+    assert not list(copies.glob("*.tar"))
 
 
 def test_large_files_without_a_folder_for_copies_are_refused(data: Path) -> None:

@@ -5,6 +5,7 @@ Parquet) are copied first: a shuffled set reads them in random places, and a req
 weeks.
 """
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -53,7 +54,7 @@ def copy_large(url: str, copies: Path | None) -> Path | None:
     Files that are in `copies` already are not copied again. Several machines may ask at once.
 
     Raises:
-        ShardError: the URL cannot be listed, a file arrives cut, or the disk is full.
+        ShardError: the URL cannot be listed, a file arrives cut, or the disk has not the room.
     """
     store, root = open_store(url)
     if root.endswith(".parquet"):
@@ -70,9 +71,18 @@ def copy_large(url: str, copies: Path | None) -> Path | None:
         raise ShardError(f"{url}: got {names[0]}, wanted a folder to copy it to")
     copies.mkdir(parents=True, exist_ok=True)
     with locked(copies / ".lock"):
-        for name in names:
+        missing = [name for name in names if not (copies / name).is_file()]
+        _require_room(copies, sum(store.size(f"{root}/{name}") or 0 for name in missing))
+        for name in missing:
             fetch_whole(store, f"{root}/{name}", copies / name)
     return copies
+
+
+def _require_room(folder: Path, wanted: int) -> None:
+    """Refuse a copy that cannot fit, before hours of it. A store that does not know its sizes counts as small."""
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        raise ShardError(f"{folder}: got {free / 1e9:,.1f} GB free, wanted {wanted / 1e9:,.1f} GB for the copy")
 
 
 def _large(names: list[str]) -> list[str]:
