@@ -1,6 +1,7 @@
 """What holds for every test."""
 
 import os
+import signal
 from collections.abc import Generator
 from typing import Any
 
@@ -9,6 +10,10 @@ import pytest
 # Several test processes share the machine's cores: one thread each keeps them from fighting,
 # and keeps sums in one order so that bitwise comparisons mean something.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell starts a job in the background with Ctrl-C ignored; what tests start would inherit that, and never end.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

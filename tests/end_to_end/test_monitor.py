@@ -45,7 +45,9 @@ def run(tmp_path: Path) -> Iterator[Path]:
     """The folder of a run on two ranks that goes on for as long as the test."""
     shards = write_shards(tmp_path / "set")
     recipe = write_recipe(tmp_path / "recipe.yaml", shards, steps=10**7, port=0)
-    process = start_training(tmp_path, 2, "--recipe", recipe, "--run", "faces", "--set", "log.every=1000")
+    # Nobody reads what it says: few words, or the pipe would fill and the run stand still.
+    quiet = ["--set", "log.every=1000", "--set", "checkpoint.every=500"]
+    process = start_training(tmp_path, 2, "--recipe", recipe, "--run", "faces", *quiet)
     folder = tmp_path / "faces"
     try:
         wait_for(lambda: len(list((folder / "targets").glob("*.json"))) == 2)
