@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -23,8 +24,9 @@ ENDLESS = 10**6  # steps; the recipe is given an end only when the run has been 
 
 
 @pytest.fixture
-def slurm(tmp_path: Path) -> Iterator[Slurm]:
-    with Slurm(tmp_path / "slurm") as made:
+def slurm() -> Iterator[Slurm]:
+    # a path of a few letters: a step's socket lies in it, whose whole path may have 108
+    with TemporaryDirectory(prefix="slurm", dir="/tmp") as folder, Slurm(Path(folder)) as made:
         yield made
 
 
