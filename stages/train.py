@@ -8,7 +8,8 @@ One node: `deepspeed --num_gpus 8 stages/train.py ...`; on CPUs, --num_gpus is t
 Many nodes: `deepspeed --hostfile hosts --master_addr HOST stages/train.py ...`.
 
 The run's folder holds recipe.yaml (as resolved), run.json (command, versions), metrics.jsonl and checkpoints/.
-Ctrl-C, SIGTERM or SIGUSR1 finishes the step, saves and exits with code 75; the same command then goes on. Code 65:
+A rank that hears SIGINT, SIGTERM or SIGUSR1 makes all finish the step, save and exit with code 75; the same command
+then goes on. deepspeed's own launcher may not wait for that: stages/supervise.py stops cleanly by Ctrl-C. Code 65:
 recipe, shards, folder or numbers are refused. Code 69: a rank or its host was lost, or never came; stages/supervise.py
 starts again on what is left.
 """
