@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-
 from pipeline.evaluation.hardest import uri_of
 from pipeline.evaluation.overlap import COLUMNS, Candidate
+from pipeline.evaluation.pages import render
 from pipeline.evaluation.people import People
 from pipeline.files import write_file
 
@@ -35,14 +34,7 @@ def write_page(out: Path, pairs: Sequence[Candidate], train: People, test: Peopl
         Row(pair, _pictures(train, places[0].get(pair.train)), _pictures(test, places[1].get(pair.test)))
         for pair in pairs
     ]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("overlap.html").render(rows=rows, facts=facts, columns=COLUMNS)
+    page = render("overlap.html", rows=rows, facts=facts, columns=COLUMNS)
     write_file(out, page.encode())
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jinja2
 import numpy as np
 
 from pipeline.evaluation import plots
@@ -20,6 +19,7 @@ from pipeline.evaluation.angles import ClassAngles
 from pipeline.evaluation.bootstrap import roc_band
 from pipeline.evaluation.hardest import hardest_tiles
 from pipeline.evaluation.metrics_log import mean_seconds, read_metrics, series
+from pipeline.evaluation.pages import render
 from pipeline.evaluation.results import Evaluation, Identification, Rate, TarAtFar, load, load_identification
 from pipeline.evaluation.verification import FloatArray, equal_error_rate, roc
 from pipeline.files import write_file
@@ -57,7 +57,8 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         folders = ", ".join(map(str, runs))
         raise ValueError(f"{folders}: got no evaluation, wanted one under evaluations/: run stages/evaluate.py first")
     logs = {name: read_metrics(run / "metrics.jsonl") for name, run in named.items()}
-    page = _template().render(
+    page = render(
+        "report.html",
         runs=[
             {"name": name, **_read_facts(run / "run.json"), "recipe": _read_text(run / "recipe.yaml")}
             for name, run in named.items()
@@ -250,14 +251,3 @@ def _read_facts(file: Path) -> dict[str, Any]:
         return {**facts, **json.loads(file.read_text(encoding="utf-8"))}
     except (json.JSONDecodeError, TypeError) as error:
         raise ValueError(f"{file}: {error}, wanted a JSON object") from None
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html")

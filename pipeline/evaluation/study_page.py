@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-
 from pipeline.evaluation import plots
+from pipeline.evaluation.pages import render
 from pipeline.evaluation.study import Study, Table
 from pipeline.evaluation.study_estimates import Estimate, Sample, difference, estimate
 from pipeline.files import write_file
@@ -79,14 +78,8 @@ def markdown(study: Study, found: Sequence[Comparison]) -> str:
 
 def page(study: Study, found: Sequence[Comparison]) -> str:
     """The tables and their plots as an HTML page that needs nothing beside it."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("study.html").render(
+    return render(
+        "study.html",
         title=study.title,
         note=NOTE,
         sections=[

@@ -23,12 +23,7 @@ HOMES = {
     "prometheus_client": ("cluster/telemetry.py",),
     "grafana_foundation_sdk": ("cluster/monitoring/dashboards.py",),
     "fsspec": ("pipeline/shards/stores.py",),
-    "jinja2": (
-        "pipeline/evaluation/overlap_page.py",
-        "pipeline/evaluation/report.py",
-        "pipeline/evaluation/study_page.py",
-        "pipeline/shards/page.py",
-    ),
+    "jinja2": ("pipeline/evaluation/pages.py", "pipeline/shards/page.py"),
     "matplotlib": ("pipeline/evaluation/plots.py",),
     "mtcnnruntime": ("pipeline/shards/alignment/detector.py",),
     "onnxruntime": ("pipeline/shards/alignment/detector.py",),
