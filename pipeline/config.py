@@ -1,19 +1,16 @@
 """The recipe: everything that decides a training run, typed, frozen and checked before anything starts.
 
-A recipe is a YAML file; ``--set a.b=c`` changes one key. A key that does not exist, a value of another type or an
-impossible combination is refused with the key, the value got and the value wanted. The resolved recipe is saved with
-the run, so that a run can be repeated from its folder alone.
+A key that does not exist, a value of another type or an impossible combination is refused. The resolved recipe is saved
+with the run, so that a run can be repeated from its folder alone. `recipe_file.py` reads it, and tells its faults.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.backbones import BACKBONES
 from pipeline.head.margins import Margin, anneal
@@ -27,11 +24,13 @@ class RecipeError(ValueError):
 AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of a recipe: unknown keys and other types are refused, and every field is documented where it stands."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
-class Data(_Section):
+class Data(Section):
     """What is read, and in which order."""
 
     shards: AbsolutePath
@@ -52,7 +51,7 @@ class Data(_Section):
     """Decoded batches held ready, a rank."""
 
 
-class Backbone(_Section):
+class Backbone(Section):
     """The network from image to embedding."""
 
     name: str
@@ -67,7 +66,7 @@ class Backbone(_Section):
         return self
 
 
-class Phase(_Section):
+class Phase(Section):
     """A part of training with another margin; what is null is as in the head. λ counts its steps from `start`."""
 
     start: int = Field(ge=0)
@@ -80,7 +79,7 @@ class Phase(_Section):
     """λ's floor."""
 
 
-class Head(_Section):
+class Head(Section):
     """The classifier and its margin."""
 
     margin: str = "a_softmax"
@@ -156,7 +155,7 @@ class Head(_Section):
         return next((phase for phase in reversed(self.phases) if phase.start <= step), None)
 
 
-class Optimizer(_Section):
+class Optimizer(Section):
     """SGD with momentum and a stepped learning rate, for backbone and head alike."""
 
     steps: int = Field(ge=1)
@@ -189,7 +188,7 @@ class Optimizer(_Section):
         return self
 
 
-class Checkpoint(_Section):
+class Checkpoint(Section):
     """When the run is saved."""
 
     every: int = Field(1000, ge=1)
@@ -200,7 +199,7 @@ class Checkpoint(_Section):
     """Checkpoints of multiples of this many steps are kept for good; null: of none."""
 
 
-class Faults(_Section):
+class Faults(Section):
     """What ends a run, and what it survives."""
 
     action: Literal["stop", "skip", "roll_back"] = "skip"
@@ -216,7 +215,7 @@ class Faults(_Section):
     """The longest a step may take: then every rank prints its stack and who is missing, and ends."""
 
 
-class Init(_Section):
+class Init(Section):
     """Start from another run's backbone and rows instead of at random; read only when the run itself has no checkpoint.
 
     Rows are keyed by the identity's name: the shards may hold other people.
@@ -230,7 +229,7 @@ class Init(_Section):
     """How identities start that the other run did not have."""
 
 
-class Log(_Section):
+class Log(Section):
     """What is shown and exported."""
 
     every: int = Field(10, ge=1)
@@ -262,7 +261,7 @@ class Log(_Section):
         return self
 
 
-class EvaluationSet(_Section):
+class EvaluationSet(Section):
     """Pairs of faces to verify; `stages/pairs.py` writes such files."""
 
     images: AbsolutePath
@@ -271,7 +270,7 @@ class EvaluationSet(_Section):
     """Pairs file."""
 
 
-class Evaluation(_Section):
+class Evaluation(Section):
     """Verification while training, by the backbone as it then is; no time of a step, and changes nothing of the run."""
 
     sets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")], EvaluationSet] = {}
@@ -292,7 +291,7 @@ class Evaluation(_Section):
         return self
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """One training run."""
 
     seed: int = Field(0, ge=0)
@@ -359,38 +358,6 @@ class Recipe(_Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def load_recipe(path: Path, changes: list[str] = []) -> Recipe:  # noqa: B006 - read only
-    """The recipe in a YAML file, with ``a.b=value`` changes applied (values are YAML too).
-
-    Raises:
-        RecipeError: one line a fault: key, value got, value wanted.
-    """
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror}; wanted a recipe file") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise RecipeError(f"{path}: got {type(tree).__name__}, wanted keys and values")
-    for change in changes:
-        _apply(tree, change)
-    return recipe_of(tree)
-
-
-def recipe_of(tree: dict[str, Any]) -> Recipe:
-    """The recipe of keys and values as YAML gives them.
-
-    Raises:
-        RecipeError: as `load_recipe`.
-    """
-    try:
-        # JSON mode: lists become tuples and strings paths, but "1e-1" stays the string that YAML says it is.
-        return Recipe.model_validate_json(json.dumps(tree, default=str))
-    except ValidationError as error:
-        raise RecipeError("\n".join(_fault(e) for e in error.errors())) from None
-
-
 def check_against_set(recipe: Recipe, *, samples: int, identities: int, num_ranks: int) -> None:
     """Refuse what only shows once the shards and the ranks are known.
 
@@ -413,63 +380,3 @@ def check_against_set(recipe: Recipe, *, samples: int, identities: int, num_rank
             f"data.shards: got {identities} identities, wanted at least one for each of {sharing} ranks; "
             "start fewer ranks"
         )
-
-
-def describe_recipe() -> str:
-    """Every key with its type, default and meaning, for ``--help-recipe``."""
-    lines: list[str] = []
-    for name, field in Recipe.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, _Section):
-            lines.append(f"\n{name}: {section.__doc__}")
-            lines += [_describe_field(f"{name}.{key}", sub) for key, sub in section.model_fields.items()]
-        else:
-            lines.append(_describe_field(name, field))
-    return "\n".join(lines)
-
-
-def _describe_field(key: str, field: Any) -> str:
-    default = "required" if field.is_required() else f"default {json.dumps(field.default, default=str)}"
-    return f"  {key} ({default})\n      {field.description}"
-
-
-def _apply(tree: dict[str, Any], change: str) -> None:
-    key, separator, value = change.partition("=")
-    if not separator or not key:
-        raise RecipeError(f"--set: got {change!r}, wanted key=value, for example --set optimizer.steps=100")
-    *sections, last = key.split(".")
-    for section in sections:
-        below = tree.setdefault(section, {})
-        if not isinstance(below, dict):
-            raise RecipeError(f"--set: got {key!r}, but {section!r} is a value, not a section")
-        tree = below
-    tree[last] = yaml.safe_load(value)
-
-
-def _fault(error: Any) -> str:
-    """One line for the user from one of pydantic's errors."""
-    key = ".".join(str(part) for part in error["loc"])
-    got = error["input"]
-    if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_suggestion(error['loc'])}"
-    if error["type"] == "missing":
-        return f"{key}: missing; wanted a value in the recipe or --set {key}=…"
-    if error["type"] == "value_error":
-        message = str(error["ctx"]["error"])
-        return f"{key}.{message}" if key else message
-    hint = ""
-    if isinstance(got, str) and error["type"].startswith(("float", "int")):
-        hint = " (YAML reads 1e-1 as text: write 0.1 or 1.0e-1)"
-    wanted = error["msg"].removeprefix("Input should be ")
-    return f"{key}: got {json.dumps(got, ensure_ascii=False)}, wanted {wanted}{hint}"
-
-
-def _suggestion(location: tuple[Any, ...]) -> str:
-    section: Any = Recipe
-    for part in location[:-1]:
-        if isinstance(section, type) and issubclass(section, _Section):
-            section = section.model_fields[part].annotation
-        else:  # `part` is a place in a tuple of sections, or a name in a mapping to them
-            section = next(a for a in get_args(section) if isinstance(a, type) and issubclass(a, _Section))
-    near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; wanted one of {', '.join(section.model_fields)}"

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Recipe, RecipeError, recipe_of
+from pipeline.config import Recipe, RecipeError
+from pipeline.recipe_file import recipe_of
 
 NETWORKS = {f"r{layers}": f"iresnet{layers}" for layers in (18, 34, 50, 100)}
 NEEDED = ("margin_list", "network", "batch_size", "lr", "num_image", "num_epoch", "rec")

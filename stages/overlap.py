@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.config import load_recipe
 from pipeline.evaluation.arguments import add_embedding, add_step, parser_of
 from pipeline.evaluation.overlap import SAME, Candidate, find_candidates, merge, read_decisions, write_decisions
 from pipeline.evaluation.overlap_page import write_page
@@ -29,6 +28,7 @@ from pipeline.evaluation.people import People, centres, people_in
 from pipeline.evaluation.trained import TrainedBackbone, load_trained
 from pipeline.files import write_file
 from pipeline.reading.dali import Decoder
+from pipeline.recipe_file import load_recipe
 
 
 def main() -> int:

@@ -28,8 +28,9 @@ from cluster.hosts import HERE, assign, read_hostfile
 from cluster.launcher import Launcher
 from cluster.stop import EXIT_REFUSED, EXIT_STOPPED
 from cluster.supervision import GiveUpError, Restarts
-from pipeline.config import Recipe, RecipeError, check_against_set, load_recipe
+from pipeline.config import Recipe, RecipeError, check_against_set
 from pipeline.reading.tars import ShardSet
+from pipeline.recipe_file import load_recipe
 from pipeline.shards.errors import ShardError
 from pipeline.training.checkpoint import complete_steps
 

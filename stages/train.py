@@ -43,9 +43,10 @@ from cluster.telemetry import Telemetry, Tls
 from cluster.topology import Topology
 from cluster.versions import code_digest, versions
 from cluster.watchdog import Watchdog, end
-from pipeline.config import Recipe, RecipeError, check_against_set, describe_recipe, load_recipe
+from pipeline.config import Recipe, RecipeError, check_against_set
 from pipeline.evaluation.sets import VerificationSet, accuracies_of, sets_of
 from pipeline.reading.tars import ShardSet
+from pipeline.recipe_file import describe_recipe, load_recipe
 from pipeline.shards.errors import ShardError
 from pipeline.training.checkpoint import CheckpointError, complete_steps, damage, newest_whole, path_of
 from pipeline.training.errors import NonFiniteError

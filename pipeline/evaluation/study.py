@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from pipeline.config import Recipe, load_recipe
+from pipeline.config import Recipe
+from pipeline.recipe_file import load_recipe
 from pipeline.training.resume import flat
 
 # Arms and sets name folders.

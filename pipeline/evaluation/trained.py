@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from pipeline.backbones import build_backbone
-from pipeline.config import Recipe, load_recipe
+from pipeline.config import Recipe
+from pipeline.recipe_file import load_recipe
 from pipeline.shards.manifest import Manifest
 from pipeline.training.best import read_best
 from pipeline.training.checkpoint import complete_steps, load_backbone

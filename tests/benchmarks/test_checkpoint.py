@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from pipeline.backbones import build_backbone
-from pipeline.config import Checkpoint, load_recipe
+from pipeline.config import Checkpoint
+from pipeline.recipe_file import load_recipe
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Meta, State
 from pipeline.training.saver import Saver

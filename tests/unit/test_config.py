@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import RecipeError, check_against_set, describe_recipe, load_recipe
+from pipeline.config import RecipeError, check_against_set
+from pipeline.recipe_file import describe_recipe, load_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "stages" / "recipes").glob("*.yaml"))
 DEMO = next(p for p in RECIPES if p.stem == "demo")

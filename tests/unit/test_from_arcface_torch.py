@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import RecipeError, load_recipe
+from pipeline.config import RecipeError
 from pipeline.from_arcface_torch import convert, read_config
+from pipeline.recipe_file import load_recipe
 from tests.faces import ROOT
 
 # The keys of that project's ms1mv3_r50.py and wf42m_pfc02_16gpus_r100.py.

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config import RecipeError, load_recipe
+from pipeline.config import RecipeError
 from pipeline.evaluation.study import StudyError, differences, load_study, runs_of
+from pipeline.recipe_file import load_recipe
 
 STUDIES = sorted((Path(__file__).parents[2] / "stages" / "studies").glob("*.yaml"))
 

@@ -14,7 +14,8 @@ import pytest
 
 from cluster.monitoring import live
 from cluster.telemetry import Telemetry, Tls
-from pipeline.config import Log, RecipeError, load_recipe
+from pipeline.config import Log, RecipeError
+from pipeline.recipe_file import load_recipe
 from stages.train import endpoint_tls
 from tests.unit.test_telemetry_monitoring import needs_prometheus, query, wait_for
 
