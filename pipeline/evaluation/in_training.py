@@ -90,7 +90,7 @@ class Evaluator:
     def look_back(self) -> None:
         """Let ``best.json`` say what was best up to the trainer's step: a run may go on from before its best."""
         if self._first and self._sets:
-            write_best(self._trainer.run, self._best(self._trainer.step))
+            write_best(self._trainer.run, self._best(self._reached(self._trainer.step)))
 
     def evaluate(self, alive: Callable[[], object] = lambda: None) -> Evaluated:
         """Evaluate every set after the trainer's step, a save of which has begun; what is stored is not done again.
@@ -195,24 +195,25 @@ class Evaluator:
     def _settle(self, step: int) -> tuple[dict[str, float], Best | None]:
         """The highest accuracies up to `step`, and the best checkpoint, which ``best.json`` then names."""
         self._trainer.saver.wait()  # the best must be there
-        highest = {}
-        for chosen in self._sets:
-            reached = [value for at, value in accuracies_of(self._trainer.run, chosen).items() if at <= step]
-            if reached:
-                highest[chosen.name] = max(reached)
-        best = self._best(step)
+        reached = self._reached(step)
+        best = self._best(reached)
         write_best(self._trainer.run, best)
-        return highest, best
+        return {name: max(values.values()) for name, values in reached.items() if values}, best
 
-    def _best(self, step: int) -> Best | None:
-        """The most accurate checkpoint up to `step`, among those that are there; the earliest of several."""
-        (chosen,) = (s for s in self._sets if s.name == self._trainer.recipe.best_set)
-        reached = accuracies_of(self._trainer.run, chosen)
-        steps = [s for s in complete_steps(self._trainer.run) if s in reached and s <= step]
-        if not steps:
+    def _reached(self, step: int) -> dict[str, dict[int, float]]:
+        """Accuracies by set and step, up to `step`."""
+        found = {chosen.name: accuracies_of(self._trainer.run, chosen) for chosen in self._sets}
+        return {name: {at: value for at, value in values.items() if at <= step} for name, values in found.items()}
+
+    def _best(self, reached: dict[str, dict[int, float]]) -> Best | None:
+        """The most accurate checkpoint among those that are there; the earliest of several."""
+        name = self._trainer.recipe.best_set
+        assert name is not None, "there are sets"
+        values = {step: reached[name][step] for step in complete_steps(self._trainer.run) if step in reached[name]}
+        if not values:
             return None
-        top = max(steps, key=lambda s: (reached[s], -s))
-        return Best(top, chosen.name, reached[top])
+        top = max(values, key=lambda step: (values[step], -step))
+        return Best(top, name, values[top])
 
 
 def _bytes(file: Path) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
