@@ -95,6 +95,7 @@ class Supervised:
     def stop(self) -> None:
         """Leave nothing behind, here or on any host: the second signal ends everything at once."""
         if self.process.poll() is None:
-            for number in (signal.SIGTERM, signal.SIGINT):  # two of a kind could arrive as one
+            # Two of a kind could arrive as one; and a test may have failed while the supervisor was held.
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
                 self.process.send_signal(number)
         self.process.wait(timeout=PATIENCE_SECONDS)
