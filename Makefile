@@ -27,7 +27,7 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/mypy
 
 test: $(STAMP) ## every test that needs no GPU (with a GPU, those too)
-	$(BIN)/pytest -n auto $(ARGS)
+	$(BIN)/pytest -n auto --dist worksteal $(ARGS)
 
 bench: $(STAMP) ## benchmarks against floor and peers; writes runs/bench/*.json
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} $(BIN)/python -m pytest tests/benchmarks -q -s -p no:xdist -p no:logging -o addopts=--import-mode=importlib $(ARGS)
