@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -79,11 +80,19 @@ def process_group(
         dist.destroy_process_group()
 
 
-def _meet(topology: Topology, timeout_seconds: float, facts: Mapping[str, str]) -> dist.Store:
+def refuse(topology: Topology, reason: str, timeout_seconds: float = 60) -> None:
+    """Let the other ranks, if there are any, know why this one does not start: they would wait for it."""
+    if topology.num_ranks > 1:
+        with contextlib.suppress(StartError):  # this rank has said its own reason
+            _meet(topology, timeout_seconds, {}, reason)
+
+
+def _meet(topology: Topology, timeout_seconds: float, facts: Mapping[str, str], refusal: str = "") -> dist.Store:
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
             raise StartError(f"{name}: not set, but {topology.num_ranks} ranks are; wanted it from the launcher")
-    return meet(topology, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout_seconds, facts)
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return meet(topology, address, port, timeout_seconds, facts, refusal)
 
 
 def background_group() -> dist.ProcessGroup:

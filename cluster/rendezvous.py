@@ -1,15 +1,17 @@
 """How the ranks of a run meet: at a store on rank 0's host, in bounded time, and only if they agree.
 
 Every rank leaves its host and its facts (versions, recipe, data) there. Rank 0 waits for all of them and leaves a
-verdict: who did not come, or whose facts differ from its own and in what. Every rank reads the same verdict, so that
-on every host somebody says what is wrong.
+verdict: who did not come, who came only to say that it refuses, or whose facts differ from its own and in what. Every
+rank reads the same verdict, so that on every host somebody says what is wrong.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import socket
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -28,28 +30,31 @@ class StartError(RuntimeError):
 
 
 class DisagreeError(StartError):
-    """The ranks are all there, and do not agree: starting again is no use."""
+    """The ranks are all there, and do not agree, or one refuses what it was given: starting again is no use."""
 
 
-def meet(topology: Topology, address: str, port: int, timeout_seconds: float, facts: Mapping[str, str]) -> dist.Store:
+def meet(
+    topology: Topology,
+    address: str,
+    port: int,
+    timeout_seconds: float,
+    facts: Mapping[str, str],
+    refusal: str = "",
+) -> dist.Store:
     """The run's store, once every rank has come to it and all have the same `facts`.
+
+    A rank that has already found what keeps it from starting brings it as its `refusal`, for the others to hear.
 
     Raises:
         StartError: within `timeout_seconds` (and a few to spread the word), on every rank that is there.
-        DisagreeError: on every rank, when facts differ.
+        DisagreeError: on every rank, when facts differ or a rank refuses.
     """
     try:
-        store = dist.TCPStore(
-            address,
-            port,
-            topology.num_ranks,
-            is_master=topology.rank == 0,
-            timeout=timedelta(seconds=timeout_seconds),
-            wait_for_workers=False,
-        )
+        store = _store(topology, address, port, timeout_seconds)
     except RuntimeError as error:  # torch's network errors are
         raise StartError(_why_no_store(topology, address, port, timeout_seconds, error)) from None
-    store.set(f"here/{topology.rank}", json.dumps({"host": socket.gethostname(), "facts": dict(facts)}))
+    card = {"host": socket.gethostname(), "facts": dict(facts), "refusal": refusal}
+    store.set(f"here/{topology.rank}", json.dumps(card))
     try:
         verdict = _judge(store, topology, timeout_seconds) if topology.rank == 0 else _hear(store, timeout_seconds)
     except RuntimeError as error:
@@ -59,6 +64,31 @@ def meet(topology: Topology, address: str, port: int, timeout_seconds: float, fa
     if verdict.differences:
         raise DisagreeError(verdict.differences)
     return store
+
+
+def _store(topology: Topology, address: str, port: int, timeout_seconds: float) -> dist.Store:
+    """Rank 0's store, or an error in time: torch tries for seconds longer than it is asked to.
+
+    Its attempt cannot be ended, only left behind: the process ends once that is over.
+    """
+    answer: queue.SimpleQueue[dist.Store | RuntimeError] = queue.SimpleQueue()
+
+    def connect() -> None:
+        try:
+            limit = timedelta(seconds=timeout_seconds)
+            first = topology.rank == 0
+            answer.put(dist.TCPStore(address, port, topology.num_ranks, first, limit, wait_for_workers=False))
+        except RuntimeError as error:
+            answer.put(error)
+
+    threading.Thread(target=connect, name="rendezvous").start()
+    try:
+        found = answer.get(timeout=timeout_seconds)
+    except queue.Empty:
+        raise RuntimeError("no answer of a store") from None
+    if isinstance(found, RuntimeError):
+        raise found
+    return found
 
 
 def _why_no_store(topology: Topology, address: str, port: int, timeout_seconds: float, error: RuntimeError) -> str:
@@ -90,7 +120,7 @@ def _judge(store: dist.Store, topology: Topology, timeout_seconds: float) -> _Ve
         time.sleep(0.02 if waiting else 0)
     cards = {rank: json.loads(store.get(f"here/{rank}")) for rank in range(topology.num_ranks) if rank not in waiting}
     absent = _absent(waiting, topology, timeout_seconds) if waiting else ""
-    verdict = _Verdict(absent, "" if absent else differences(cards))
+    verdict = _Verdict(absent, "" if absent else refusals(cards) or differences(cards))
     store.set("verdict", json.dumps(asdict(verdict)))
     reading = time.monotonic() + _READING_SECONDS
     while verdict != _Verdict() and store.add("read", 0) < len(cards) - 1 and time.monotonic() < reading:
@@ -120,6 +150,15 @@ def host_of(rank: int, topology: Topology) -> str:
 def host_at(store: dist.Store, rank: int) -> str:
     """The host that a rank came from to the run's store."""
     return str(json.loads(store.get(f"here/{rank}"))["host"])
+
+
+def refusals(cards: Mapping[int, Mapping[str, object]]) -> str:
+    """Who refuses and why, one clause a host and reason; empty when nobody does. Cards as in `differences`."""
+    found: dict[tuple[object, object], str] = {}
+    for rank, card in cards.items():
+        if why := card.get("refusal"):
+            found.setdefault((card["host"], why), f"rank {rank} on {card['host']} refuses: {why}")
+    return "; ".join(found.values())
 
 
 def differences(cards: Mapping[int, Mapping[str, object]]) -> str:

@@ -13,9 +13,10 @@ EXIT_STOPPED = 75
 # What a rank exits with that could not meet the others, or lost one (EX_UNAVAILABLE): resuming may work.
 EXIT_LOST = 69
 
+# What a rank exits with whose last save failed (EX_IOERR): resuming works once there is room.
+EXIT_UNSAVED = 74
+
 # What a rank exits with when recipe, data, folder or numbers are refused (EX_DATAERR): the next start would end alike.
-# pdsh reports the largest code of all hosts, so this one is smaller than EXIT_LOST: where a single host refuses, the
-# others miss it, and the start counts as one that lost a host.
 EXIT_REFUSED = 65
 
 # Ctrl-C; Kubernetes, Slurm and the deepspeed launcher; Slurm's `--signal=USR1@300` ahead of the time limit.

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -54,7 +55,7 @@ class Watchdog:
         # The loop and other threads use the store as well: a connection of its own never waits for theirs.
         self._store = store.clone() if hasattr(store, "clone") else store
         self._topology, self._limit = topology, limit_seconds
-        self._step, self._moved_at = 0, time.monotonic()
+        self._step, self._moved_at, self._patient = 0, time.monotonic(), False
         self._answered_at = time.monotonic()
         others = [rank for rank in range(topology.num_ranks) if rank != topology.rank]
         self._hosts = {rank: host_at(store, rank) for rank in others}
@@ -82,6 +83,16 @@ class Watchdog:
     def tick(self, step: int) -> None:
         """The main thread has done `step` steps: the limit counts from here again."""
         self._step, self._moved_at = step, time.monotonic()
+
+    @contextlib.contextmanager
+    def patient(self) -> Iterator[None]:
+        """Work that is no step, of whatever length: within, only a rank that is silent ends the process."""
+        self._patient = True
+        try:
+            yield
+        finally:
+            self._patient = False
+            self.tick(self._step)
 
     def missing(self) -> str:
         """Who is silent or behind, in words; empty when all speak and stand where this rank stands."""
@@ -133,7 +144,9 @@ class Watchdog:
 
     def _judge(self) -> None:
         while not self._over.wait(0.2):
-            if time.monotonic() - self._moved_at > self._limit:
+            if time.monotonic() - self._moved_at <= self._limit:
+                continue
+            if not self._patient or self.missing().startswith("silent"):
                 end(f"{self.explain(f'nothing moved for {self._limit:g} s')}. Stacks:", stacks=True)
 
 

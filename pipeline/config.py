@@ -282,7 +282,7 @@ class Evaluation(Section):
     batch_size: int = Field(64, ge=1)
     """Images that a rank embeds at a time."""
     resamples: int = Field(100, ge=1)
-    """Of the bootstrap behind each interval; the other ranks wait for a set's, within faults.step_seconds."""
+    """Of the bootstrap behind each interval; the other ranks wait for it."""
 
     @model_validator(mode="after")
     def _possible(self) -> Evaluation:

@@ -21,7 +21,8 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.hosts import HERE, assign, read_hostfile
@@ -29,6 +30,7 @@ from cluster.launcher import Launcher
 from cluster.stop import EXIT_REFUSED, EXIT_STOPPED
 from cluster.supervision import GiveUpError, Restarts
 from pipeline.config import Recipe, RecipeError, check_against_set
+from pipeline.evaluation.sets import VerificationSet, is_finished, sets_of
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe_file import load_recipe
 from pipeline.shards.errors import ShardError
@@ -68,8 +70,7 @@ def main() -> int:
     args = parse()
     passed_on = [argument for argument in args.train if argument != "--"]
     try:
-        recipe, run = recipe_and_run(passed_on)
-        shards = ShardSet(recipe.data.shards)
+        job = job_of(passed_on)
         hosts = read_hostfile(args.hostfile) if args.hostfile else {HERE: args.ranks}
         launcher = Launcher(
             TRAIN,
@@ -78,15 +79,13 @@ def main() -> int:
             by_ssh=args.hostfile is not None,
             patience_seconds=args.probe_seconds,
         )
-        return supervise(launcher, hosts, recipe, shards, run, args)
+        return supervise(launcher, hosts, job, args)
     except (RecipeError, ShardError, GiveUpError, ValueError, OSError) as error:
         say(f"given up: {error}")
         return 1
 
 
-def supervise(
-    launcher: Launcher, hosts: dict[str, int], recipe: Recipe, shards: ShardSet, run: Path, args: argparse.Namespace
-) -> int:
+def supervise(launcher: Launcher, hosts: dict[str, int], job: Job, args: argparse.Namespace) -> int:
     """Start, watch, and start again, to the end or until asked to stop; returns the exit code.
 
     Raises:
@@ -94,17 +93,17 @@ def supervise(
     """
     restarts = Restarts(args.max_restarts, args.same_step, args.wait_seconds)
     for attempt in itertools.count():
-        ranks = ranks_of(launcher.answering(hosts), hosts, recipe, shards, args.min_ranks)
+        ranks = ranks_of(launcher.answering(hosts), hosts, job, args.min_ranks)
         if ranks:
             say(f"start {attempt + 1} on {', '.join(f'{host} ({n})' for host, n in ranks.items())}")
         code = launcher.run(ranks, args.master_port + attempt) if ranks else None
-        if finished(run, recipe):
+        if is_finished(job.run, job.recipe, job.sets) or (code == 0 and is_trained(job)):
             return 0
         if launcher.stopping or code == EXIT_STOPPED:
             break
         if code in FINAL:
             raise GiveUpError("refused, for the reason above; starting again would end the same way")
-        step = last_step(run)
+        step = last_step(job.run)
         wait = restarts.failed_at(step)
         say(f"failed with code {code} after step {step}; starting again in {wait:g} s")
         launcher.sleep(wait)
@@ -112,15 +111,13 @@ def supervise(
     return EXIT_STOPPED
 
 
-def ranks_of(
-    there: Collection[str], hosts: dict[str, int], recipe: Recipe, shards: ShardSet, min_ranks: int
-) -> dict[str, int]:
+def ranks_of(there: Collection[str], hosts: dict[str, int], job: Job, min_ranks: int) -> dict[str, int]:
     """Ranks for each host that is there: the most that the recipe can be split over; empty where none fits."""
 
     def fits(ranks: int) -> bool:
         try:
-            manifest = shards.manifest
-            check_against_set(recipe, samples=manifest.samples, identities=manifest.identities, num_ranks=ranks)
+            manifest = job.shards.manifest
+            check_against_set(job.recipe, samples=manifest.samples, identities=manifest.identities, num_ranks=ranks)
         except RecipeError:
             return False
         return ranks >= min_ranks
@@ -133,19 +130,35 @@ def ranks_of(
     return ranks
 
 
-def recipe_and_run(passed_on: list[str]) -> tuple[Recipe, Path]:
-    """The recipe and the run's folder that train.py will use."""
+@dataclass(frozen=True)
+class Job:
+    """What train.py will be given: read here as well, so that what is wrong with it shows before any host is asked."""
+
+    recipe: Recipe
+    shards: ShardSet
+    sets: Sequence[VerificationSet]
+    run: Path
+
+
+def job_of(passed_on: list[str]) -> Job:
+    """The job that these arguments of train.py mean.
+
+    Raises:
+        RecipeError, ShardError: what train.py would raise.
+    """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--run", type=Path)
     known, _ = parser.parse_known_args(passed_on)
-    return load_recipe(known.recipe, known.set), known.run or Path("runs") / known.recipe.stem
+    recipe = load_recipe(known.recipe, known.set)
+    run = known.run or Path("runs") / known.recipe.stem
+    return Job(recipe, ShardSet(recipe.data.shards), sets_of(recipe), run)
 
 
-def finished(run: Path, recipe: Recipe) -> bool:
-    """Whether the checkpoint of the last step is there."""
-    return max(complete_steps(run), default=-1) >= recipe.optimizer.steps
+def is_trained(job: Job) -> bool:
+    """Whether the last step's checkpoint is there. (A set that cannot be judged leaves a trained run unevaluated.)"""
+    return max(complete_steps(job.run), default=-1) >= job.recipe.optimizer.steps
 
 
 def last_step(run: Path) -> int:

@@ -10,8 +10,8 @@ Many nodes: `deepspeed --hostfile hosts --master_addr HOST stages/train.py ...`.
 The run's folder holds recipe.yaml (as resolved), run.json (command, versions), metrics.jsonl and checkpoints/.
 A rank that hears SIGINT, SIGTERM or SIGUSR1 makes all finish the step, save and exit with code 75; the same command
 then goes on. deepspeed's own launcher may not wait for that: stages/supervise.py stops cleanly by Ctrl-C. Code 65:
-recipe, shards, folder or numbers are refused. Code 69: a rank or its host was lost, or never came; stages/supervise.py
-starts again on what is left.
+recipe, shards, folder or numbers are refused. Code 69: a rank or its host was lost, or never came. Code 74: the last
+save failed. After these two stages/supervise.py starts again, on what is left.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,21 +36,21 @@ import torch
 
 from cluster.collectives import gather_objects
 from cluster.metrics import METRICS, evaluation_metrics
-from cluster.process_group import Together, device_of, process_group
+from cluster.process_group import Together, device_of, process_group, refuse
 from cluster.rendezvous import DisagreeError, StartError
-from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, StopRequest, end_with_reader
+from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED, StopRequest, end_with_reader
 from cluster.stopwatch import STARTUP
 from cluster.telemetry import Telemetry, Tls
 from cluster.topology import Topology
 from cluster.versions import code_digest, versions
 from cluster.watchdog import Watchdog, end
 from pipeline.config import Recipe, RecipeError, check_against_set
-from pipeline.evaluation.sets import VerificationSet, accuracies_of, sets_of
+from pipeline.evaluation.sets import VerificationSet, is_finished, sets_of
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe_file import describe_recipe, load_recipe
 from pipeline.shards.errors import ShardError
-from pipeline.training.checkpoint import CheckpointError, complete_steps, damage, newest_whole, path_of
-from pipeline.training.errors import NonFiniteError
+from pipeline.training.checkpoint import CheckpointError, complete_steps, newest_whole
+from pipeline.training.errors import NonFiniteError, UnsavedError
 from pipeline.training.resume import changes, flat
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ if TYPE_CHECKING:
     from pipeline.training.loop import Record, Trainer
 
 logger = logging.getLogger("train")
+
+# Errors of what was given: the next start would end alike.
+REFUSALS = (RecipeError, ShardError, CheckpointError)
 
 
 def parse() -> argparse.Namespace:
@@ -99,20 +103,49 @@ def main() -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     run: Path = arguments.run or Path("runs") / arguments.recipe.stem
     try:
-        recipe = load_recipe(arguments.recipe, arguments.set)
-        shards = ShardSet(recipe.data.shards)
-        manifest = shards.manifest
-        check_against_set(
-            recipe, samples=manifest.samples, identities=manifest.identities, num_ranks=topology.num_ranks
-        )
-        endpoint_tls(recipe)
-        return train(recipe, shards, sets_of(recipe), run, topology, arguments.resume)
-    except (RecipeError, ShardError, CheckpointError, NonFiniteError, DisagreeError) as error:
+        plan = make_plan(arguments, run, topology)
+    except REFUSALS as error:
+        say(topology, str(error))
+        refuse(topology, str(error))
+        return EXIT_REFUSED
+    if is_finished(run, plan.recipe, plan.sets):
+        if topology.rank == 0:
+            print(f"train.py: {run} is finished: {plan.recipe.optimizer.steps} steps; nothing to do", file=sys.stderr)
+        return 0
+    try:
+        return train(plan, run, topology)
+    except (*REFUSALS, NonFiniteError, DisagreeError) as error:
         say(topology, str(error))
         return EXIT_REFUSED
     except StartError as error:
         say(topology, str(error))
         return EXIT_LOST
+    except UnsavedError as error:
+        say(topology, str(error))
+        return EXIT_UNSAVED
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train on what, read and checked; and what changed in the recipe since the run in its folder began."""
+
+    recipe: Recipe
+    shards: ShardSet
+    sets: Sequence[VerificationSet]
+    changed: list[str]
+
+
+def make_plan(arguments: argparse.Namespace, run: Path, topology: Topology) -> Plan:
+    """All that a rank can check before it meets the others. Raises one of `REFUSALS`."""
+    recipe = load_recipe(arguments.recipe, arguments.set)
+    shards = ShardSet(recipe.data.shards)
+    manifest = shards.manifest
+    check_against_set(recipe, samples=manifest.samples, identities=manifest.identities, num_ranks=topology.num_ranks)
+    endpoint_tls(recipe)
+    saved = complete_steps(run)
+    if saved and arguments.resume == "never":
+        raise CheckpointError(f"{run}: holds checkpoints up to step {saved[-1]}; wanted an empty folder")
+    return Plan(recipe, shards, sets_of(recipe), changes(run, recipe) if saved else [])
 
 
 def say(topology: Topology, reason: str) -> None:
@@ -122,25 +155,17 @@ def say(topology: Topology, reason: str) -> None:
         print(f"train.py{f' on {socket.gethostname()}' if several else ''}: {reason}", file=sys.stderr)
 
 
-def train(
-    recipe: Recipe, shards: ShardSet, sets: Sequence[VerificationSet], run: Path, topology: Topology, resume: str
-) -> int:
+def train(plan: Plan, run: Path, topology: Topology) -> int:
     """Train from the newest checkpoint to the end; returns the exit code."""
-    steps_saved = complete_steps(run)
-    if steps_saved and resume == "never":
-        raise CheckpointError(f"{run}: holds checkpoints up to step {steps_saved[-1]}; wanted an empty folder")
-    changed = changes(run, recipe) if steps_saved else []
-    last = steps_saved[-1] if steps_saved else -1
-    evaluated = all(last in accuracies_of(run, chosen) for chosen in sets)
-    if last >= recipe.optimizer.steps and evaluated and not damage(path_of(run, last)):
-        if topology.rank == 0:
-            print(f"train.py: {run} is finished: {steps_saved[-1]} steps; nothing to do", file=sys.stderr)
-        return 0
+    recipe, shards, sets = plan.recipe, plan.shards, plan.sets
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it, also where one rank needs no launcher
     stop = StopRequest()
     device = device_of(topology)
     if recipe.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if topology.num_ranks > 1:
+        where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        say(topology, f"meeting: {topology.num_ranks} ranks at {where}, within {recipe.timeout_seconds:g} s")
     with process_group(topology, device, recipe.timeout_seconds, facts_to_agree_on(recipe, shards, sets)) as together:
         STARTUP.done("meeting")
         # DeepSpeed and DALI take seconds to import: ranks that do not agree are refused before.
@@ -156,7 +181,7 @@ def train(
         if newest is not None:
             trainer.resume(newest)
             logger.info("resumed %s at step %d", run, trainer.step)
-            for change in changed:
+            for change in plan.changed:
                 logger.warning("the recipe changed since: %s", change)
         elif recipe.init.run is not None:
             inherited = trainer.inherit(recipe.init.run, recipe.init.step, recipe.init.new_rows)
@@ -170,7 +195,11 @@ def train(
         stop.defer()
         watched_train(trainer, evaluator, together, stop, restarts)
     if trainer.step < recipe.optimizer.steps and stop.signal is not None:
-        logger.warning("stopped by %s after step %d, saved; the same command goes on", stop.signal.name, trainer.step)
+        newest = complete_steps(run)[-1]
+        kept = "saved" if newest == trainer.step else f"a bad one; back to the checkpoint of step {newest}"
+        logger.warning(
+            "stopped by %s after step %d, %s; the same command goes on", stop.signal.name, trainer.step, kept
+        )
     return 0 if trainer.step == recipe.optimizer.steps else EXIT_STOPPED
 
 
@@ -201,8 +230,8 @@ def watched_train(trainer: Trainer, evaluator: Evaluator, together: Together, st
         exporter = Exporter(telemetry, trainer, restarts)
 
         def evaluate() -> None:
-            found = evaluator.evaluate(alive=lambda: watchdog.tick(trainer.step))
-            watchdog.tick(found.step)
+            with watchdog.patient():
+                found = evaluator.evaluate()
             exporter.export_evaluation(found)
             if metrics and progress:
                 metrics.write_evaluation(found)

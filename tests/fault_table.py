@@ -12,8 +12,9 @@ RECORDS = ROOT / "runs" / "faults"
 HEAD = """# Faults
 
 What a run survives, and what it costs. Every row was measured by a test, on a small network of two or three ranks that
-share two cores: the seconds are mostly those of processes that start. A checkpoint was saved every five steps. For a
-start on two hosts "until told" is until the whole command had ended, launcher and ssh included, not until the message.
+share two cores: the seconds are mostly those of processes that start. A checkpoint was saved every five steps. Of a
+start on two hosts "until told" is from a host's coming to the meeting, which `timeout_seconds` bounds, to its message,
+on the slower host; before that lie ssh and imports, and after it a second or more in which launchers notice.
 Written by `python -m tests.fault_table` from what the tests recorded in `runs/faults/`.
 
 | fault | what was done | steps lost | seconds until told | seconds until the next step | outcome |

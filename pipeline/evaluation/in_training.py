@@ -7,7 +7,7 @@ the backbone is in evaluation mode meanwhile, nothing is random, and nothing of 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -92,10 +92,8 @@ class Evaluator:
         if self._first and self._sets:
             write_best(self._trainer.run, self._best(self._reached(self._trainer.step)))
 
-    def evaluate(self, alive: Callable[[], object] = lambda: None) -> Evaluated:
+    def evaluate(self) -> Evaluated:
         """Evaluate every set after the trainer's step, a save of which has begun; what is stored is not done again.
-
-        `alive` is called after every batch: the run does not stand still.
 
         Rank 0's buffers to all; a set, the backbone's forward passes, one all-gather of features [F, 2D] and three
         exchanges of objects. A set that cannot be judged costs its result, not the run.
@@ -104,7 +102,7 @@ class Evaluator:
         with STEP.part("evaluation"), self._as_saved():
             parameters = self._trainer.engine.parameters()
             weights = digest_of(parameters) if self._first else ""
-            outcomes = {chosen.name: self._outcome(chosen, weights, alive) for chosen in self._sets}
+            outcomes = {chosen.name: self._outcome(chosen, weights) for chosen in self._sets}
             highest, best = gather_objects(self._settle(step) if self._first else None, self._group)[0]
         STEP.take(), SENT.take()  # neither time nor traffic of a step
         return Evaluated(
@@ -129,14 +127,14 @@ class Evaluator:
         finally:
             engine.restore_buffers()
 
-    def _outcome(self, chosen: VerificationSet, weights: str, alive: Callable[[], object]) -> Verification | str:
+    def _outcome(self, chosen: VerificationSet, weights: str) -> Verification | str:
         """The result on one set, or why there is none; rank 0's word, on every rank."""
         settings = chosen.settings(weights, self._resamples)
         done = stored(self._trainer.run, chosen, self._trainer.step, settings) if self._first else None
         known: Verification | None = gather_objects(done and done.summary.verification, self._group)[0]
         if known is not None:
             return known
-        features, bad = self._features(chosen, alive)
+        features, bad = self._features(chosen)
         words = self._undecodable(chosen, bad)
         mine = self._judge(chosen, features, settings) if self._first and not words else words
         outcome: Verification | str = gather_objects(mine, self._group)[0]
@@ -150,7 +148,7 @@ class Evaluator:
             return f"evaluation.sets.{chosen.name}: {error}"
         return evaluation.summary.verification
 
-    def _features(self, chosen: VerificationSet, alive: Callable[[], object]) -> tuple[FloatArray, list[str]]:
+    def _features(self, chosen: VerificationSet) -> tuple[FloatArray, list[str]]:
         """Features `[N, 2D]` of the set's images, on every rank, and the files of this rank that did not decode."""
         files, counts = self._files[chosen.name]
         bad: list[str] = []
@@ -158,7 +156,6 @@ class Evaluator:
         def pixels() -> Iterator[torch.Tensor]:
             for part, batch in self._decoded(chosen, self._share(files)):
                 bad.extend(_bad(part, batch))
-                alive()
                 yield batch.images
 
         own = torch.cat(list(embed(self._trainer.engine.module, pixels())))

@@ -21,6 +21,7 @@ from pipeline.evaluation.verification import (
     require_resolvable,
     resolvable_fars,
 )
+from pipeline.training.checkpoint import complete_steps, damage, path_of
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,13 @@ def stored(run: Path, chosen: VerificationSet, step: int, settings: Settings) ->
     except ValueError:
         return None
     return found if found.summary.settings == settings else None
+
+
+def is_finished(run: Path, recipe: Recipe, sets: Sequence[VerificationSet]) -> bool:
+    """Whether a run is trained to its last step, whose checkpoint is whole, and evaluated there on every set."""
+    last = max(complete_steps(run), default=-1)
+    evaluated = all(last in accuracies_of(run, chosen) for chosen in sets)
+    return last >= recipe.optimizer.steps and evaluated and not damage(path_of(run, last))
 
 
 def accuracies_of(run: Path, chosen: VerificationSet) -> dict[int, float]:

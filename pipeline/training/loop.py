@@ -27,6 +27,7 @@ from pipeline.shards.views import read_identities
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import CheckpointError, Meta, State
 from pipeline.training.engine import Engine
+from pipeline.training.errors import UnsavedError
 from pipeline.training.guard import Guard
 from pipeline.training.inherit import Inherited, class_mean_rows, inherit_rows, match, old_identities
 from pipeline.training.saver import Saved, Saver
@@ -184,6 +185,7 @@ class Trainer:
 
         Raises:
             NonFiniteError: on every rank, before anything of that step was applied, where `faults` says so.
+            UnsavedError: on every rank, when the last save fails. (One in between that fails is told, and passed over.)
         """
         if self.step == 0:
             self.save()  # before hours of training, a folder that cannot be written shows
@@ -294,10 +296,18 @@ class Trainer:
             return None, saved
         started = time.perf_counter()
         if last:
-            saved = self.save()
+            saved = self._save_last()
         else:
             self.saver.begin(self._state(), self._meta())
         return time.perf_counter() - started, saved
+
+    def _save_last(self) -> Saved:
+        try:
+            return self.save()
+        except CheckpointError as error:
+            newest = max(checkpoint.complete_steps(self.run), default=None)
+            since = "from the start" if newest is None else f"from the checkpoint of step {newest}"
+            raise UnsavedError(f"{error}. Make room; the same command then goes on {since}") from None
 
     def _angles(self, own_cosine: torch.Tensor, loss: float, lam: float) -> TargetAngles:
         """The step's target angles; says so when they have stalled."""

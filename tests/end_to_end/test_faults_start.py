@@ -9,7 +9,9 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -39,14 +41,57 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         yield made
 
 
-def start(folder: Path, hosts: Hosts, recipe: Path, **launcher: object) -> tuple[int, str]:
-    """`deepspeed` on both hosts, as one starts it by hand, until it ends: exit code and output."""
+@dataclass(frozen=True)
+class Line:
+    """A line of output, and the seconds since the command when it came."""
+
+    seconds: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Start:
+    """A start by `deepspeed` on both hosts that failed: its exit code, what it said, and when it had ended."""
+
+    code: int
+    lines: list[Line]
+    seconds: float
+
+    @property
+    def output(self) -> str:
+        return "".join(line.text for line in self.lines)
+
+    def told(self, *ranks: int) -> list[str]:
+        """What train.py said on the hosts of `ranks` after it came to meet the others, one rank a host."""
+        lines = [line for line in self.lines if "train.py on host" in line.text and ": meeting: " not in line.text]
+        assert len(lines) == len(ranks), self.output
+        return [next(x.text for x in lines if f"train.py on host{rank + 1}: " in x.text).strip() for rank in ranks]
+
+    def seconds_until_told(self) -> float:
+        """From a host's coming to the meeting until it said why there is none; of the host that took longest."""
+        waits = []
+        for host in ("host1", "host2"):
+            own = [line for line in self.lines if f"train.py on {host}: " in line.text]
+            if len(own) == 2:  # a rank that refuses says so at once, and goes to the meeting for the others' sake
+                waits.append(own[1].seconds - own[0].seconds)
+        assert waits, self.output
+        return max(waits)
+
+    def record(self, fault: str, done: str, outcome: str) -> None:
+        done = f"{done} (timeout_seconds {SECONDS})"
+        outcome = f"{outcome}; the command had ended {self.seconds:.0f} s after its start"
+        record(Row(fault, done, None, self.seconds_until_told(), None, outcome))
+
+
+def start(folder: Path, hosts: Hosts, recipe: Path, **launcher: object) -> Start:
+    """`deepspeed` on both hosts, as one starts it by hand, until it ends."""
     options = {"master_addr": hosts.addresses[0], "master_port": free_port()} | launcher
     command = [DEEPSPEED, "--hostfile", hosts.hostfile(), "--no_ssh_check"]
     command += [word for name, value in options.items() for word in (f"--{name}", value)]
     command += [TRAIN, "--recipe", recipe, "--run", folder / "run", "--set", f"timeout_seconds={SECONDS}"]
     (folder / ".deepspeed_env").write_text("GLOO_SOCKET_IFNAME=eth0\nOMP_NUM_THREADS=1\n")
-    process = subprocess.Popen(
+    at = time.monotonic()
+    with subprocess.Popen(
         list(map(str, command)),
         cwd=folder,
         env=os.environ
@@ -55,24 +100,17 @@ def start(folder: Path, hosts: Hosts, recipe: Path, **launcher: object) -> tuple
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=120)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    return process.returncode, output
-
-
-def told(output: str, *ranks: int) -> list[str]:
-    """What train.py said on the hosts of `ranks`, one rank a host; nothing on the others."""
-    lines = [line for line in output.splitlines() if "train.py on host" in line]
-    assert len(lines) == len(ranks), output
-    return [next(line for line in lines if f"train.py on host{rank + 1}: " in line) for rank in ranks]
-
-
-def refused(fault: str, done: str, started: float, outcome: str) -> None:
-    record(Row(fault, f"{done} (timeout_seconds {SECONDS})", None, time.monotonic() - started, None, outcome))
+    ) as process:
+        end = Timer(120, os.killpg, (process.pid, signal.SIGKILL))
+        end.start()
+        try:
+            assert process.stdout is not None
+            lines = [Line(time.monotonic() - at, text) for text in process.stdout]
+            return Start(process.wait(), lines, time.monotonic() - at)
+        finally:
+            end.cancel()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_another_recipe_and_other_code_on_one_host(hosts: Hosts, shards: Path, tmp_path: Path) -> None:
@@ -81,17 +119,18 @@ def test_another_recipe_and_other_code_on_one_host(hosts: Hosts, shards: Path, t
     other_recipe, other_code = tmp_path / "other.yaml", tmp_path / "other.py"
     other_recipe.write_text(recipe.read_text().replace("learning_rate: 0.02", "learning_rate: 0.03"))
     other_code.write_text(code_file.read_text() + "# a version of yesterday\n")
-    at = time.monotonic()
     with hosts.laid_over(1, {recipe: other_recipe, code_file: other_code}):
-        code, output = start(tmp_path, hosts, recipe)
-    assert code == EXIT_REFUSED, output
-    for line in told(output, 0, 1):
+        failed = start(tmp_path, hosts, recipe)
+    assert failed.code == EXIT_REFUSED, failed.output
+    for line in failed.told(0, 1):
         assert "rank 1 on host2: code: got " in line
         assert line.endswith(
             "rank 1 on host2: recipe optimizer.learning_rate: got 0.03, wanted 0.02 as on rank 0 (host1)"
         )
     assert complete_steps(tmp_path / "run") == []
-    refused("Recipe or code differs", "another file on one of 2 hosts", at, "both hosts end and name host, key, values")
+    failed.record(
+        "Recipe or code differs", "another file on one of 2 hosts", "both hosts end and name host, key, values"
+    )
 
 
 def test_another_manifest_on_one_host(hosts: Hosts, shards: Path, tmp_path: Path) -> None:
@@ -100,68 +139,65 @@ def test_another_manifest_on_one_host(hosts: Hosts, shards: Path, tmp_path: Path
     manifest["made"]["seed"] = 17
     other = tmp_path / "manifest.json"
     other.write_text(json.dumps(manifest))
-    at = time.monotonic()
     with hosts.laid_over(1, {shards / "manifest.json": other}):
-        code, output = start(tmp_path, hosts, recipe)
-    assert code == EXIT_REFUSED, output
-    for line in told(output, 0, 1):
+        failed = start(tmp_path, hosts, recipe)
+    assert failed.code == EXIT_REFUSED, failed.output
+    for line in failed.told(0, 1):
         assert "rank 1 on host2: shards' manifest: got " in line
         assert line.endswith("as on rank 0 (host1)")
-    refused("Manifest differs", "other shards on one of 2 hosts", at, "both hosts end and name host and digests")
+    failed.record("Manifest differs", "other shards on one of 2 hosts", "both hosts end and name host and digests")
 
 
 def test_a_host_that_does_not_see_the_recipe(hosts: Hosts, shards: Path, tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     (tmp_path / "not mounted").mkdir()
     recipe = write_recipe(tmp_path / "shared" / "recipe.yaml", shards, NEVER)
-    at = time.monotonic()
     with hosts.laid_over(1, {tmp_path / "shared": tmp_path / "not mounted"}):
-        code, output = start(tmp_path, hosts, recipe)
-    # one host alone refuses, the others miss it: a supervisor leaves it out, or tries again
-    assert code == EXIT_LOST, output
-    first, second = told(output, 0, 1)
-    assert "not come within 5 s: rank 1 (host 2 of the hostfile)" in first
+        failed = start(tmp_path, hosts, recipe)
+    assert failed.code == EXIT_REFUSED, failed.output
+    first, second = failed.told(0, 1)
+    assert "train.py on host1: rank 1 on host2 refuses: " in first
+    assert "recipe.yaml: No such file or directory" in first
     assert "recipe.yaml: No such file or directory" in second
-    outcome = "it names the missing file, the other host names it"
-    refused("Folder not mounted", "the recipe's folder empty on one of 2 hosts", at, outcome)
+    done = "the recipe's folder empty on one of 2 hosts"
+    failed.record("Folder not mounted", done, "both hosts end and name host and file")
 
 
 def test_a_host_that_cannot_be_reached(hosts: Hosts, shards: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml", shards, NEVER)
-    at = time.monotonic()
     hosts.unplug(1)
     try:
-        code, output = start(tmp_path, hosts, recipe)
+        failed = start(tmp_path, hosts, recipe)
     finally:
         hosts.plug(1)
-    assert code, output
-    (line,) = told(output, 0)
+    assert failed.code, failed.output
+    (line,) = failed.told(0)
     assert "not come within 5 s: rank 1 (host 2 of the hostfile); is that host up" in line
-    refused("Host never comes", "network of one of 2 hosts taken away", at, "the other host ends and names it")
+    failed.record("Host never comes", "network of one of 2 hosts taken away", "the other host ends and names it")
 
 
 def test_a_master_port_that_is_taken(hosts: Hosts, shards: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml", shards, NEVER)
-    at = time.monotonic()
     # sshd's own
-    code, output = start(tmp_path, hosts, recipe, master_port=22)
-    assert code == EXIT_LOST, output
-    first, second = told(output, 0, 1)
+    failed = start(tmp_path, hosts, recipe, master_port=22)
+    assert failed.code == EXIT_LOST, failed.output
+    first, second = failed.told(0, 1)
     assert f"cannot keep the store at {hosts.addresses[0]}:22: " in first
     assert "choose another with --master_port" in first
     assert f"rank 0 does not answer at {hosts.addresses[0]}:22 within 5 s" in second
-    refused("Port taken", "another program listens on the master port", at, "both hosts end and name address and port")
+    failed.record(
+        "Port taken", "another program listens on the master port", "both hosts end and name address and port"
+    )
 
 
 def test_a_master_address_of_nobody(hosts: Hosts, shards: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml", shards, NEVER)
     nobody = hosts.addresses[0].rpartition(".")[0] + ".99"
-    at = time.monotonic()
-    code, output = start(tmp_path, hosts, recipe, master_addr=nobody)
-    assert code == EXIT_LOST, output
-    for line in told(output, 0, 1):
+    failed = start(tmp_path, hosts, recipe, master_addr=nobody)
+    assert failed.code == EXIT_LOST, failed.output
+    for line in failed.told(0, 1):
         assert nobody in line and "--master_addr" in line
-    refused("Wrong master address", "an address of nobody", at, "both hosts end and name it")
+    failed.record("Wrong master address", "an address of nobody", "both hosts end and name it")
 
 
 @pytest.fixture

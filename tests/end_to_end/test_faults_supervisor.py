@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.stop import EXIT_STOPPED
+from cluster.stop import EXIT_STOPPED, EXIT_UNSAVED
 from pipeline.training.checkpoint import complete_steps, path_of
 from tests.end_to_end.launcher import TRAIN, metrics, write_recipe
 from tests.end_to_end.supervised import Supervised
@@ -36,6 +36,24 @@ def test_what_train_refuses_is_not_tried_again(shards: Path, tmp_path: Path) -> 
     assert supervised.output.count("supervise.py: start ") == 1
     last = supervised.output.splitlines()[-1]
     assert last == "supervise.py: given up: refused, for the reason above; starting again would end the same way"
+
+
+def test_a_last_save_that_fails_is_told_and_tried_again(shards: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", shards, 4)
+    obstacle = path_of(tmp_path / "run", 4).with_suffix(".partial")  # a file, where the save wants a folder
+    obstacle.parent.mkdir(parents=True)
+    obstacle.touch()
+    supervised = Supervised(tmp_path, ["--ranks", "1"], recipe, tmp_path / "run")
+    try:
+        supervised.wait_for(lambda: "failed with code" in supervised.output)
+        obstacle.unlink()
+        assert supervised.end() == 0, supervised.output
+    finally:
+        supervised.stop()
+    assert f"supervise.py: failed with code {EXIT_UNSAVED} after step 3; starting again" in supervised.output
+    assert "checkpoint of step 4 not written: rank 0 on" in supervised.output
+    assert "Make room; the same command then goes on from the checkpoint of step 0" in supervised.output
+    assert complete_steps(supervised.run)[-1] == 4
 
 
 def test_ctrl_c_finishes_the_step_and_saves(shards: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from cluster.stop import EXIT_REFUSED
 from pipeline.evaluation.results import load
 from pipeline.training.checkpoint import complete_steps
 from tests.end_to_end.launcher import TRAIN, metrics, start_training, train
+from tests.end_to_end.supervised import Supervised
 from tests.faces import ROOT, write_faces, write_shards
 
 RECIPE = """
@@ -106,7 +107,8 @@ def test_killed_before_its_last_evaluation_it_does_that_alone(run: Path, tmp_pat
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     (copy / "evaluations/strangers/step-00000014.json").unlink()
     recipe = run.parent / "recipe.yaml"
-    train(tmp_path, 1, "--recipe", recipe, "--run", copy)
+    supervised = Supervised(tmp_path, ["--ranks", "1"], recipe, copy)  # to which such a run is not at its end
+    assert supervised.end() == 0, supervised.output
     assert [row["step"] for row in evaluations(copy)] == [5, 10, 14]
     assert [row["loss"] for row in metrics(copy) if "loss" in row] == [
         row["loss"] for row in metrics(run) if "loss" in row

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cluster.rendezvous import DisagreeError, StartError, differences, meet
+from cluster.rendezvous import DisagreeError, StartError, differences, meet, refusals
 from cluster.topology import Topology
 
 SECONDS = 2.0
@@ -21,7 +21,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def gather(ranks: list[int], num_ranks: int, facts: Callable[[int], dict[str, str]] = lambda _: {}) -> list[str]:
+def gather(
+    ranks: list[int],
+    num_ranks: int,
+    facts: Callable[[int], dict[str, str]] = lambda _: {},
+    refusal: Callable[[int], str] = lambda _: "",
+) -> list[str]:
     """What each of `ranks` hears at the rendezvous of `num_ranks`, two on a host: "" when all is well."""
     port = free_port()
     stores = []
@@ -29,7 +34,7 @@ def gather(ranks: list[int], num_ranks: int, facts: Callable[[int], dict[str, st
     def go(rank: int) -> str:
         try:
             topology = Topology(rank, num_ranks, rank % 2, min(2, num_ranks))
-            stores.append(meet(topology, "127.0.0.1", port, SECONDS, facts(rank)))
+            stores.append(meet(topology, "127.0.0.1", port, SECONDS, facts(rank), refusal(rank)))
         except DisagreeError as error:
             return f"disagree: {error}"
         except StartError as error:
@@ -57,6 +62,17 @@ def test_a_difference_is_named_to_all() -> None:
     heard = gather([0, 1, 2], 3, lambda rank: {"recipe seed": "5" if rank == 2 else "4", "code": "ab"})
     for text in heard:
         assert text == (f"disagree: rank 2 on {HOST}: recipe seed: got 5, wanted 4 as on rank 0 ({HOST})")
+
+
+@pytest.mark.parametrize("who", [0, 2])
+def test_a_refusal_is_told_to_all_whatever_else_differs(who: int) -> None:
+    heard = gather([0, 1, 2], 3, lambda rank: {"seed": str(rank)}, lambda rank: "no such file" if rank == who else "")
+    assert heard == [f"disagree: rank {who} on {HOST} refuses: no such file"] * 3
+
+
+def test_one_reason_of_one_host_is_told_once() -> None:
+    cards = {rank: {"host": "ab"[rank // 2], "refusal": "why" if rank else ""} for rank in range(4)}
+    assert refusals(cards) == "rank 1 on a refuses: why; rank 2 on b refuses: why"
 
 
 def test_differences_are_told_once_a_host() -> None:
