@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-VARIABLE = "SPHERESCALE_WORKS_IN"
+from cluster.marks import tell
+
+VARIABLE = "SPHERESCALE_WORKS_IN"  # whose value is the folder
 
 
 @contextmanager
@@ -40,26 +42,9 @@ def marked(folder: Path) -> dict[str, str]:
 
 def sweep(folder: Path) -> int:
     """Kill what still works in `folder`, and wait until it is gone; how many processes there were."""
-    found: set[int] = set()
-    while alive := _at_work(folder):
-        for process in alive:
-            try:
-                os.kill(process, signal.SIGKILL)
-            except ProcessLookupError:
-                continue  # gone meanwhile
-        found |= alive
+    kill = ["sh", "-c", tell("KILL", f"{VARIABLE}={folder.resolve()}")]
+    found: set[str] = set()
+    while alive := subprocess.run(kill, stdout=subprocess.PIPE, text=True, check=True).stdout.split():
+        found |= set(alive)
         time.sleep(0.05)
     return len(found)
-
-
-def _at_work(folder: Path) -> set[int]:
-    mark = f"{VARIABLE}={folder.resolve()}".encode()
-    found = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (process / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue  # gone, or another user's
-        if mark in environment:  # a zombie's is empty
-            found.add(int(process.name))
-    return found - {os.getpid()}

@@ -19,9 +19,9 @@ from pathlib import Path
 from types import FrameType
 
 from cluster.hosts import HERE, KEEP_ALIVE, SSH_ARGUMENTS, answers
+from cluster.marks import tell
 from cluster.stop import SIGNALS
 
-MARK = "SPHERESCALE_START"
 _POLL_SECONDS = 0.2
 
 
@@ -42,7 +42,7 @@ class Launcher:
     ) -> None:
         self._script, self._arguments, self._exports = script, arguments, exports
         self._by_ssh, self._patience = by_ssh, patience_seconds
-        self._mark = uuid.uuid4().hex
+        self._mark = f"SPHERESCALE_START={uuid.uuid4().hex}"
         self._signals = 0
         # a closed terminal asks to stop as well, unless nohup says otherwise
         hang_up = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL else []
@@ -91,9 +91,9 @@ class Launcher:
 
     def _sweep(self, hosts: Iterable[str]) -> None:
         """Kill what this launcher ever started on these hosts and is still there."""
-        self._send("KILL", hosts, ranks_only=False)
+        self._send("KILL", hosts)
 
-    def _send(self, name: str, hosts: Iterable[str], *, ranks_only: bool) -> set[str]:
+    def _send(self, name: str, hosts: Iterable[str], *, ranks_only: bool = False) -> set[str]:
         """Send a signal to the marked processes; the hosts on which there were any."""
         said = answers(hosts, tell(name, self._mark, ranks_only=ranks_only), self._patience, self._by_ssh)
         return {host for host, pids in said.items() if pids.strip()}
@@ -102,7 +102,7 @@ class Launcher:
         command = [str(Path(sys.executable).with_name("deepspeed")), "--master_port", str(port)]
         environment = dict(os.environ)
         # by the hosts' names, a rank that never came can be named
-        exports = [f"{MARK}={self._mark}", f"SPHERESCALE_HOSTS={','.join(ranks)}", *self._exports]
+        exports = [self._mark, f"SPHERESCALE_HOSTS={','.join(ranks)}", *self._exports]
         if self._by_ssh:
             hostfile, variables = folder / "hosts", folder / "environment"
             hostfile.write_text("".join(f"{host} slots={count}\n" for host, count in ranks.items()))
@@ -118,11 +118,3 @@ class Launcher:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self._signals += 1
-
-
-def tell(name: str, mark: str, *, ranks_only: bool) -> str:
-    """A shell command that sends the signal `name` to the processes marked with `mark`, and prints their numbers."""
-    marked = f"grep -lszx {MARK}={mark} /proc/[0-9]*/environ"
-    # what the launcher sets for its ranks and has not itself
-    ranks = " | xargs -r grep -lsz ^RANK=" if ranks_only else ""
-    return f"{marked}{ranks} | cut -d/ -f3 | while read pid; do kill -s {name} $pid && echo $pid; done; true"

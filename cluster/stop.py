@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn, TextIO
 
 # What a stopped run exits with after saving (BSD sysexits' EX_TEMPFAIL): start it again to go on.
 EXIT_STOPPED = 75
@@ -23,9 +26,29 @@ EXIT_REFUSED = 65
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-def end_with_reader() -> None:
-    """End silently once nobody reads what this process prints, as under ``| head``: for commands that only print."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+def exit_with(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command and exit with its code; without a word when whoever read its output has gone, as under ``| head``.
+
+    It is then cut short at its next print, so a command prints its results after it has written them.
+    """
+    try:
+        try:
+            code: int | str | None = main()
+        except SystemExit as asked:  # argparse's, after --help
+            code = asked.code
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _nobody_reads(sys.stdout):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own last flush
+        code = 128 + signal.SIGPIPE
+    sys.exit(code)
+
+
+def _nobody_reads(stream: TextIO) -> bool:
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 class StopRequest:

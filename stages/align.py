@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from cluster.stop import exit_with
 from pipeline.files import NotWrittenError
 from pipeline.shards.alignment.photos import align_photos
 from pipeline.shards.alignment.similarity import SHIFTS
@@ -66,4 +67,4 @@ def _part(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

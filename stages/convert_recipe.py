@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from cluster.stop import exit_with
 from pipeline.config import RecipeError
 from pipeline.files import NotWrittenError, write_file
 from pipeline.from_arcface_torch import Converted, convert, read_config
@@ -48,4 +49,4 @@ def _text(args: argparse.Namespace, converted: Converted) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

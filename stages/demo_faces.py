@@ -14,6 +14,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from cluster.stop import exit_with
+
 PEOPLE, IMAGES, TRAIN_PEOPLE = 40, 10, 30
 # The faces are 112x92; SphereFace's networks take 112x96, so the edge columns are repeated twice on each side.
 HEIGHT, FACE_WIDTH, WIDTH = 112, 92, 96
@@ -106,4 +108,4 @@ def owns(fold: int, other: int, people: int) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

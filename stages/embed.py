@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from cluster.process_group import device_of
+from cluster.stop import exit_with
 from cluster.topology import Topology, split_range
 from pipeline.evaluation.arguments import add_step, parser_of
 from pipeline.evaluation.embed import embed_files
@@ -66,4 +67,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cluster.stop import exit_with
 from pipeline.evaluation.arguments import add_bootstrap, add_embedding, add_step, parser_of
 from pipeline.evaluation.embed import embed_pairs
 from pipeline.evaluation.overlap import excluded_people
@@ -115,4 +116,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -6,6 +6,7 @@ Needs the export extra: pip install 'spherescale[export]'.
 import sys
 from pathlib import Path
 
+from cluster.stop import exit_with
 from pipeline.evaluation.arguments import add_step, parser_of
 from pipeline.evaluation.trained import load_trained
 
@@ -31,4 +32,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

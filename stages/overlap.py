@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cluster.stop import exit_with
 from pipeline.evaluation.arguments import add_embedding, add_step, parser_of
 from pipeline.evaluation.overlap import SAME, Candidate, find_candidates, merge, read_decisions, write_decisions
 from pipeline.evaluation.overlap_page import write_page
@@ -110,4 +111,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from cluster.stop import exit_with
 from pipeline.evaluation.insightface_bin import extract, read_bin
 from pipeline.evaluation.pairs import Row, assemble
 from pipeline.evaluation.protocols import folder_rows, lfw_rows, write_rows, ytf_rows
@@ -67,4 +68,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

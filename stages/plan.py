@@ -17,6 +17,7 @@ import torch
 
 from cluster import planner
 from cluster.planner import GIB, Job, Network
+from cluster.stop import exit_with
 from pipeline.backbones import BACKBONES, build_backbone
 from pipeline.backbones.size import activation_bytes, count_macs
 from pipeline.head.streaming import BLOCK
@@ -199,4 +200,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from cluster.stop import exit_with
 from pipeline.evaluation.report import write_report
 
 
@@ -24,4 +25,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
+from cluster.stop import exit_with
 from pipeline.files import NotWrittenError
 from pipeline.shards.build import make_shards
 from pipeline.shards.hygiene import clean
@@ -313,4 +314,4 @@ def _count(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -33,7 +33,7 @@ from types import FrameType
 import torch
 
 from cluster.claims import claimed, marked, sweep
-from cluster.stop import EXIT_STOPPED, SIGNALS
+from cluster.stop import EXIT_STOPPED, SIGNALS, exit_with
 from pipeline.backbones import build_backbone
 from pipeline.backbones.size import count_macs
 from pipeline.config import Recipe, check_against_set
@@ -333,4 +333,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from cluster.hosts import HERE, assign, read_hostfile
 from cluster.launcher import Launcher
-from cluster.stop import EXIT_REFUSED, EXIT_STOPPED
+from cluster.stop import EXIT_REFUSED, EXIT_STOPPED, exit_with
 from cluster.supervision import GiveUpError, Restarts
 from pipeline.config import Recipe, RecipeError, check_against_set
 from pipeline.evaluation.sets import VerificationSet, is_finished, sets_of
@@ -181,4 +181,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

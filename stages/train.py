@@ -38,7 +38,7 @@ from cluster.collectives import gather_objects
 from cluster.metrics import METRICS, evaluation_metrics
 from cluster.process_group import Together, device_of, process_group, refuse
 from cluster.rendezvous import DisagreeError, StartError
-from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED, StopRequest, end_with_reader
+from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED, StopRequest, exit_with
 from cluster.stopwatch import STARTUP
 from cluster.telemetry import Telemetry, Tls
 from cluster.topology import Topology
@@ -82,7 +82,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
     arguments = parser.parse_args()
     if arguments.help_recipe:
-        end_with_reader()
         print(describe_recipe())
         raise SystemExit(0)
     if arguments.recipe is None:
@@ -343,4 +342,4 @@ def record_run(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

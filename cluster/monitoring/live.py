@@ -27,6 +27,7 @@ from threading import Thread
 
 from cluster.monitoring.panels import PANELS, TILES, TITLES
 from cluster.monitoring.runbooks import read_runbooks
+from cluster.stop import exit_with
 
 HERE = Path(__file__).parent
 ASKED = re.compile(r"/api/v1/(query|query_range|alerts)(\?.*)?")
@@ -213,4 +214,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -28,6 +28,7 @@ from cluster.planner import FP32, GIB, Job, Network
 from cluster.preflight import checks, probe
 from cluster.preflight.checks import Check
 from cluster.preflight.facts import Facts
+from cluster.stop import exit_with
 
 # Without a plan: a backbone of 24 million parameters, and 128 embeddings of 512.
 GRADIENT_BYTES, EMBEDDING_BYTES = FP32 * 24_000_000, FP32 * 128 * 512
@@ -152,4 +153,4 @@ def show(check: Check) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from cluster.stop import EXIT_STOPPED, EXIT_UNSAVED
 from pipeline.training.checkpoint import complete_steps, path_of
-from tests.end_to_end.launcher import TRAIN, metrics, write_recipe
+from tests.end_to_end.launcher import metrics, write_recipe
 from tests.end_to_end.supervised import Supervised
 from tests.faces import write_shards
 
@@ -68,10 +66,3 @@ def test_ctrl_c_finishes_the_step_and_saves(shards: Path, tmp_path: Path) -> Non
         supervised.stop()
     assert complete_steps(supervised.run)[-1] == metrics(supervised.run)[-1]["step"]
     assert len(ranks) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in ranks)
-
-
-def test_a_reader_that_has_seen_enough_ends_the_help_silently() -> None:
-    command = f"'{sys.executable}' '{TRAIN}' --help-recipe | head -n 1"
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
-    assert done.stdout.startswith("  seed")
-    assert done.stderr == ""
