@@ -113,6 +113,14 @@ def pods(folder: Path, recipe: Path, shards: Path) -> Iterator[list[subprocess.P
             pod.wait()
 
 
+def stop_hook(pod: subprocess.Popen[str]) -> subprocess.Popen[bytes]:
+    """The preStop hook, for a process that is not number 1 here."""
+    command = CONTAINER["lifecycle"]["preStop"]["exec"]["command"]
+    here = [re.sub(r"\b1;", f"{pod.pid};", word).replace("--pid=1 ", f"--pid={pod.pid} ") for word in command]
+    assert sum(str(pod.pid) in word for word in here) == 1 and here[-1].count(str(pod.pid)) == 2
+    return subprocess.Popen(here)
+
+
 def test_a_pod_that_is_evicted_stops_the_run_saved_and_it_goes_on(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "set", identities=7, images=6)
     recipe, run = write_recipe(tmp_path / "recipe.yaml", shards, ENDLESS), tmp_path / "run"
@@ -128,8 +136,9 @@ def test_a_pod_that_is_evicted_stops_the_run_saved_and_it_goes_on(tmp_path: Path
         while step() < 7:
             assert time.monotonic() < deadline and all(pod.poll() is None for pod in started), told()
             time.sleep(0.05)
-        started[1].send_signal(signal.SIGTERM)  # a node is drained
-        assert [pod.wait(PATIENCE_SECONDS) for pod in started] == [EXIT_STOPPED] * 2, told()
+        with stop_hook(started[1]) as hook:  # a node is drained
+            assert [pod.wait(PATIENCE_SECONDS) for pod in started] == [EXIT_STOPPED] * 2, told()
+        assert hook.returncode == 0, "it lasts until the pod has ended"
     last = step() + 10
     write_recipe(recipe, shards, last)
     with pods(tmp_path, recipe, shards) as started:
