@@ -20,7 +20,7 @@ from types import FrameType
 
 from cluster.hosts import HERE, KEEP_ALIVE, SSH_ARGUMENTS, answers
 from cluster.marks import tell
-from cluster.stop import SIGNALS
+from cluster.stop import signals_to_hear
 
 _POLL_SECONDS = 0.2
 
@@ -44,9 +44,7 @@ class Launcher:
         self._by_ssh, self._patience = by_ssh, patience_seconds
         self._mark = f"SPHERESCALE_START={uuid.uuid4().hex}"
         self._signals = 0
-        # a closed terminal asks to stop as well, unless nohup says otherwise
-        hang_up = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL else []
-        for number in (*SIGNALS, *hang_up):
+        for number in signals_to_hear():
             signal.signal(number, self._hear)
 
     @property

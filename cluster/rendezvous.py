@@ -69,7 +69,7 @@ def meet(
 def _store(topology: Topology, address: str, port: int, timeout_seconds: float) -> dist.Store:
     """Rank 0's store, or an error in time: torch tries for seconds longer than it is asked to.
 
-    Its attempt cannot be ended, only left behind: the process ends once that is over.
+    Its attempt cannot be ended, only left behind: a process that waits for its threads waits for that as well.
     """
     answer: queue.SimpleQueue[dist.Store | RuntimeError] = queue.SimpleQueue()
 

@@ -7,6 +7,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
@@ -51,24 +52,35 @@ def _nobody_reads(stream: TextIO) -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
+def leave(code: int) -> NoReturn:
+    """End this process at once: without clean-up, which would wait for threads and for ranks that are not there."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
+
+
 class StopRequest:
     """Whether this process was asked to stop. Only the main thread may make one.
 
     Until `defer` there is nothing to save: a signal ends the process at once, with `EXIT_STOPPED`. Afterwards it is
     remembered; a second SIGINT or SIGTERM ends the process. (One of each does not: at Ctrl-C the deepspeed launcher
-    sends SIGTERM to ranks that the terminal has sent SIGINT. Nor does SIGUSR1, however often it comes.)
+    sends SIGTERM to ranks that the terminal has sent SIGINT. Nor do SIGUSR1 and SIGHUP, however often they come.)
+    The end of the `deepspeed` command, which passes no signal on, asks to stop as well.
     """
 
     def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
+        self._signal: signal.Signals | None = None
         self._deferred = False
-        for number in SIGNALS:
+        self._command_is_gone = watch_command()
+        for number in signals_to_hear():
             signal.signal(number, self._take)
 
     @property
-    def asked(self) -> bool:
-        """Whether a signal came."""
-        return self.signal is not None
+    def asked(self) -> str:
+        """By what this process was asked to stop, in a word or a few; empty where it was not."""
+        if self._signal is not None:
+            return self._signal.name
+        return "the end of the deepspeed command" if self._command_is_gone() else ""
 
     def defer(self) -> None:
         """From now on there is something to save: whoever made this looks at `asked`."""
@@ -79,7 +91,39 @@ class StopRequest:
             print(
                 f"stopped by {signal.Signals(number).name} before anything was to be saved", file=sys.stderr, flush=True
             )
-            os._exit(EXIT_STOPPED)
-        self.signal = signal.Signals(number)
-        if number != signal.SIGUSR1:
+            leave(EXIT_STOPPED)
+        self._signal = signal.Signals(number)
+        if number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
+
+
+def signals_to_hear() -> list[signal.Signals]:
+    """The signals that ask to stop: a closed terminal's too, unless nohup says otherwise."""
+    hang_up = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL else []
+    return [*SIGNALS, *hang_up]
+
+
+def watch_command() -> Callable[[], bool]:
+    """Whether the `deepspeed` command that this process is a rank of has gone; never where there is none.
+
+    It starts a launcher, which starts the ranks. When the command alone is killed, those two live on, and would train
+    on with nobody to know.
+    """
+    launcher = os.getppid()
+    if b"deepspeed.launcher.launch" not in _facts(launcher, "cmdline"):
+        return lambda: False
+    command = _parent_of(launcher)
+    return lambda: _parent_of(launcher) != command
+
+
+def _parent_of(process: int) -> int:
+    """0 where there is no such process."""
+    after_name = _facts(process, "stat").rpartition(b")")[2].split()
+    return int(after_name[1]) if after_name else 0
+
+
+def _facts(process: int, kind: str) -> bytes:
+    try:
+        return Path(f"/proc/{process}/{kind}").read_bytes()
+    except OSError:  # it has gone, or is outside this container
+        return b""

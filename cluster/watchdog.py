@@ -11,7 +11,6 @@ import contextlib
 import faulthandler
 import json
 import logging
-import os
 import socket
 import sys
 import threading
@@ -19,11 +18,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
+from typing import NoReturn
 
 import torch.distributed as dist
 
 from cluster.rendezvous import host_at
-from cluster.stop import EXIT_LOST
+from cluster.stop import EXIT_LOST, leave
 from cluster.stopwatch import STEP
 from cluster.topology import Topology
 
@@ -150,13 +150,9 @@ class Watchdog:
                 end(f"{self.explain(f'nothing moved for {self._limit:g} s')}. Stacks:", stacks=True)
 
 
-def end(message: str, stacks: bool = False) -> None:
-    """Say `message`, with every thread's stack if asked, and end this process at once with `EXIT_LOST`.
-
-    No clean-up: that would wait for ranks that are not there.
-    """
+def end(message: str, stacks: bool = False) -> NoReturn:
+    """Say `message`, with every thread's stack if asked, and end this process at once with `EXIT_LOST`."""
     print(message, file=sys.stderr, flush=True)
     if stacks:
         faulthandler.dump_traceback(all_threads=True)
-    sys.stdout.flush()
-    os._exit(EXIT_LOST)
+    leave(EXIT_LOST)

@@ -8,10 +8,10 @@ One node: `deepspeed --num_gpus 8 stages/train.py ...`; on CPUs, --num_gpus is t
 Many nodes: `deepspeed --hostfile hosts --master_addr HOST stages/train.py ...`.
 
 The run's folder holds recipe.yaml (as resolved), run.json (command, versions), metrics.jsonl and checkpoints/.
-A rank that hears SIGINT, SIGTERM or SIGUSR1 makes all finish the step, save and exit with code 75; the same command
-then goes on. deepspeed's own launcher may not wait for that: stages/supervise.py stops cleanly by Ctrl-C. Code 65:
-recipe, shards, folder or numbers are refused. Code 69: a rank or its host was lost, or never came. Code 74: the last
-save failed. After these two stages/supervise.py starts again, on what is left.
+A rank that hears SIGINT, SIGTERM, SIGUSR1 or SIGHUP, or whose deepspeed command has gone, makes all finish the step,
+save and exit with code 75; the same command then goes on. The deepspeed command itself does not wait for that:
+stages/supervise.py does. Code 65: recipe, shards, folder or numbers are refused. Code 69: a rank or its host was lost,
+or never came. Code 74: the last save failed. After these two stages/supervise.py starts again, on what is left.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from cluster.collectives import gather_objects
 from cluster.metrics import METRICS, evaluation_metrics
 from cluster.process_group import Together, device_of, process_group, refuse
 from cluster.rendezvous import DisagreeError, StartError
-from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED, StopRequest, exit_with
+from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED, StopRequest, exit_with, leave
 from cluster.stopwatch import STARTUP
 from cluster.telemetry import Telemetry, Tls
 from cluster.topology import Topology
@@ -106,7 +106,7 @@ def main() -> int:
     except REFUSALS as error:
         say(topology, str(error))
         refuse(topology, str(error))
-        return EXIT_REFUSED
+        leave(EXIT_REFUSED)  # torch may still be trying to connect
     if is_finished(run, plan.recipe, plan.sets):
         if topology.rank == 0:
             print(f"train.py: {run} is finished: {plan.recipe.optimizer.steps} steps; nothing to do", file=sys.stderr)
@@ -118,7 +118,7 @@ def main() -> int:
         return EXIT_REFUSED
     except StartError as error:
         say(topology, str(error))
-        return EXIT_LOST
+        leave(EXIT_LOST)  # as above
     except UnsavedError as error:
         say(topology, str(error))
         return EXIT_UNSAVED
@@ -193,12 +193,10 @@ def train(plan: Plan, run: Path, topology: Topology) -> int:
             record_run(recipe, shards, run, topology, device, restarts)
         stop.defer()
         watched_train(trainer, evaluator, together, stop, restarts)
-    if trainer.step < recipe.optimizer.steps and stop.signal is not None:
+    if trainer.step < recipe.optimizer.steps and stop.asked:
         newest = complete_steps(run)[-1]
         kept = "saved" if newest == trainer.step else f"a bad one; back to the checkpoint of step {newest}"
-        logger.warning(
-            "stopped by %s after step %d, %s; the same command goes on", stop.signal.name, trainer.step, kept
-        )
+        logger.warning("stopped by %s after step %d, %s; the same command goes on", stop.asked, trainer.step, kept)
     return 0 if trainer.step == recipe.optimizer.steps else EXIT_STOPPED
 
 
@@ -241,7 +239,7 @@ def watched_train(trainer: Trainer, evaluator: Evaluator, together: Together, st
         evaluator.look_back()
         if recipe.evaluates_after(trainer.step):  # it was stopped, or killed, between the save and the evaluation
             evaluate()
-        for record in telling_of_the_first(trainer.train(lambda: stop.asked)):
+        for record in telling_of_the_first(trainer.train(lambda: bool(stop.asked))):
             watchdog.tick(record.step)
             window.add(record)
             exporter.export(record, window)

@@ -105,7 +105,7 @@ def test_a_finished_run_is_not_trained_again(shards: Path, uninterrupted: Path) 
     assert (uninterrupted / "metrics.jsonl").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("who", ["one rank", "all, as Ctrl-C does"])
+@pytest.mark.parametrize("who", ["one rank", "all, as Ctrl-C does", "the command alone"])
 def test_a_signal_stops_all_ranks_after_a_saved_step(shards: Path, start: Start, tmp_path: Path, who: str) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml", shards, 2000)
     process = start(tmp_path, 2, "--recipe", recipe, "--run", "run", "--set", "checkpoint.every=1000")
@@ -117,12 +117,14 @@ def test_a_signal_stops_all_ranks_after_a_saved_step(shards: Path, start: Start,
         output, _ = process.communicate(timeout=120)
         assert process.returncode == EXIT_STOPPED, output
     else:  # deepspeed's own command does not wait for the ranks, nor for their exit code; they save all the same
-        os.killpg(process.pid, signal.SIGINT)
+        number = signal.SIGTERM if who == "the command alone" else signal.SIGINT
+        (os.kill if who == "the command alone" else os.killpg)(process.pid, number)
         output, _ = process.communicate(timeout=120)
-        assert process.returncode == -signal.SIGINT, output
+        assert process.returncode == -number, output
     saved = complete_steps(tmp_path / "run")[-1]
     assert saved == metrics(tmp_path / "run")[-1]["step"] > 0
     assert f"after step {saved}, saved; the same command goes on" in output
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
 
 
 def is_rank(process: Path, folder: str) -> bool:

@@ -1,7 +1,8 @@
-"""A command whose reader goes away ends without a word; any other broken pipe is an error."""
+"""How commands are asked to stop; and one whose reader goes away ends without a word, any other broken pipe is told."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -62,3 +63,39 @@ def test_exit_codes_pass() -> None:
     for code in (0, 3, None):
         script = f"from cluster.stop import exit_with; exit_with(lambda: {code})"
         assert subprocess.run([sys.executable, "-c", script], check=False).returncode == (code or 0)
+
+
+HEARS = """
+import signal
+from cluster.stop import StopRequest
+stop = StopRequest()
+stop.defer()
+for name in {names}:
+    signal.raise_signal(signal.Signals[name])
+print(stop.asked or "nothing")
+"""
+
+
+def hears(*names: str, before: str = "") -> tuple[str, int]:
+    """What a process says that was asked to stop by these signals, one after the other, and how it ended."""
+    done = subprocess.run(
+        [sys.executable, "-c", before + HEARS.format(names=names)], stdout=subprocess.PIPE, text=True, check=False
+    )
+    return done.stdout.strip(), done.returncode
+
+
+@pytest.mark.parametrize(
+    "names", [(), ("SIGUSR1",) * 3, ("SIGHUP", "SIGHUP"), ("SIGINT", "SIGTERM"), ("SIGTERM", "SIGHUP", "SIGUSR1")]
+)
+def test_signals_that_may_come_together_ask_once(names: tuple[str, ...]) -> None:
+    assert hears(*names) == (names[-1] if names else "nothing", 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_one_ends_at_once(number: signal.Signals) -> None:
+    assert hears(number.name, number.name) == ("", -number)
+
+
+def test_under_nohup_a_closed_terminal_does_not_ask() -> None:
+    before = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    assert hears("SIGHUP", before=before) == ("nothing", 0)
