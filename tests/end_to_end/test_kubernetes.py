@@ -53,6 +53,19 @@ def test_the_schemas_see_a_misspelt_field() -> None:
         kubernetes_validate.validate(wrong, kubernetes_validate.latest_version(), strict=True)
 
 
+def test_the_service_monitor_says_what_the_operator_reads() -> None:
+    """Its schema is in no package; these are the fields that the operator's API reference gives, each of its type."""
+    (monitor,) = documents("service_monitor.yaml")
+    assert (monitor["apiVersion"], monitor["kind"]) == ("monitoring.coreos.com/v1", "ServiceMonitor")
+    assert monitor.keys() == {"apiVersion", "kind", "metadata", "spec"}
+    assert monitor["spec"].keys() == {"selector", "endpoints"}
+    assert monitor["spec"]["selector"].keys() == {"matchLabels"}
+    for endpoint in monitor["spec"]["endpoints"]:
+        assert endpoint.keys() == {"port", "interval", "honorLabels"}
+        assert isinstance(endpoint["port"], str) and endpoint["honorLabels"] is True
+        assert re.fullmatch(r"[0-9]+s", endpoint["interval"])
+
+
 def test_pods_ranks_ports_and_names_agree() -> None:
     spec = JOB["spec"]
     assert spec["parallelism"] == spec["completions"] == int(option("hosts"))
