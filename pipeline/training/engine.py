@@ -203,8 +203,9 @@ def parameter_groups(backbone: nn.Module, optimizer: Optimizer) -> list[dict[str
 
 
 def _config(recipe: Recipe, num_ranks: int, backbone: nn.Module) -> dict[str, Any]:
-    # DeepSpeed's default bucket of 500 million numbers would cost 2 GB on any backbone.
-    bucket = sum(p.numel() for p in backbone.parameters())
+    # DeepSpeed's default bucket of 500 million numbers would cost 2 GB on any backbone. A bucket is allocated whole and
+    # copied once more to be sent: the smallest that holds any one parameter.
+    bucket = max(p.numel() for p in backbone.parameters())
     return {
         "train_batch_size": recipe.data.global_batch,
         "train_micro_batch_size_per_gpu": recipe.micro_batch(num_ranks),
@@ -215,6 +216,10 @@ def _config(recipe: Recipe, num_ranks: int, backbone: nn.Module) -> dict[str, An
             "allgather_bucket_size": bucket,
             # ZeRO 3 would keep small parameters whole, and a load would have to gather those again
             "stage3_param_persistence_threshold": 0,
+            # ... and by default holds a billion numbers gathered: every backbone whole, on top of its parts
+            "stage3_max_live_parameters": 0,
+            "stage3_max_reuse_distance": 0,
+            "stage3_prefetch_bucket_size": 0,
         },
         "gradient_clipping": 0.0,  # DeepSpeed clips to a norm of 1 unless told otherwise
         "zero_allow_untested_optimizer": True,  # plain SGD
