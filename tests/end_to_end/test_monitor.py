@@ -133,3 +133,22 @@ def test_every_panel_is_drawn_from_a_real_run(
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=PATIENCE_SECONDS)
     assert not processes_of(run)
+
+
+LABELS = """<script src="charts.js"></script>
+<script>
+const axes = [[ticks(1.002, 1.018), ""], [ticks(0, 3000), ""], [ticks(99990, 100010), ""], [ticks(2, 9), "seconds"]];
+document.body.textContent = JSON.stringify(axes.map(([marks, unit]) => labels(marks, unit)));
+</script>"""
+
+
+def test_the_marks_of_an_axis_are_told_apart(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "cluster/monitoring/page/charts.js", tmp_path)
+    (tmp_path / "page.html").write_text(f"<body></body>{LABELS}")
+    drawn = draw((tmp_path / "page.html").as_uri(), tmp_path)
+    assert drawn.console == ()
+    axes = json.loads(html.unescape(re.findall(r"<body>(.*?)</body>", drawn.document, re.DOTALL)[0]))
+    assert axes[0] == ["1", "1.005", "1.01", "1.015", "1.02"]
+    assert axes[1] == ["0", "1,000", "2,000", "3,000"]
+    assert axes[2] == ["99990", "99995", "100 k", "100.005 k", "100.01 k"]
+    assert axes[3] == ["2 s", "4 s", "6 s", "8 s", "10 s"]

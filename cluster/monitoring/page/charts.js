@@ -16,34 +16,42 @@ const style = name => getComputedStyle(document.documentElement).getPropertyValu
 
 // --- numbers as a person reads them ---
 
-function number(value, unit = "") {
+function number(value, unit = "", digits = 3) {
   if (!Number.isFinite(value)) return String(value);
   if (value === 0) return "0";
-  if (unit === "share") return `${significant(100 * value)} %`;
-  if (unit === "seconds") return duration(value);
-  if (unit === "bytes") return scaled(value, 1024, ["B", "KiB", "MiB", "GiB", "TiB", "PiB"], " ");
-  return Math.abs(value) < 1e5 ? significant(value) : scaled(value, 1000, ["", "k", "M", "G", "T"], " ");
+  if (unit === "share") return `${significant(100 * value, digits)} %`;
+  if (unit === "seconds") return duration(value, digits);
+  if (unit === "bytes") return scaled(value, digits, 1024, ["B", "KiB", "MiB", "GiB", "TiB", "PiB"], " ");
+  return Math.abs(value) < 1e5 ? significant(value, digits) : scaled(value, digits, 1000, ["", "k", "M", "G", "T"], " ");
 }
 
-function significant(value) {
+function significant(value, digits) {
   const size = Math.abs(value);
-  if (size < 1e-3) return value.toExponential(1);
-  return size >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(3)));
+  if (size < 1e-3) return value.toExponential(digits - 2);
+  return size >= 1000 && digits < 5 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(digits)));
 }
 
-function scaled(value, base, names, space) {
+function scaled(value, digits, base, names, space) {
   let at = 0;
   while (Math.abs(value) >= base && at < names.length - 1) { value /= base; at += 1; }
-  return significant(value) + (names[at] && space + names[at]);
+  return significant(value, digits) + (names[at] && space + names[at]);
 }
 
-function duration(seconds) {
+function duration(seconds, digits) {
   const size = Math.abs(seconds);
-  if (size < 1e-3) return `${significant(seconds * 1e6)} µs`;
-  if (size < 1) return `${significant(seconds * 1e3)} ms`;
-  if (size < 120) return `${significant(seconds)} s`;
-  if (size < 7200) return `${significant(seconds / 60)} min`;
-  return size < 172800 ? `${significant(seconds / 3600)} h` : `${significant(seconds / 86400)} d`;
+  if (size < 1e-3) return `${significant(seconds * 1e6, digits)} µs`;
+  if (size < 1) return `${significant(seconds * 1e3, digits)} ms`;
+  if (size < 120) return `${significant(seconds, digits)} s`;
+  if (size < 7200) return `${significant(seconds / 60, digits)} min`;
+  return size < 172800 ? `${significant(seconds / 3600, digits)} h` : `${significant(seconds / 86400, digits)} d`;
+}
+
+// The marks of an axis, with as many digits as it takes to tell them apart.
+function labels(marks, unit) {
+  for (let digits = 3; ; digits += 1) {
+    const texts = marks.map(mark => number(mark, unit, digits));
+    if (digits === 9 || new Set(texts).size === marks.length) return texts;
+  }
 }
 
 const clock = (seconds, span) => new Date(seconds * 1000).toLocaleString("en-GB", span > 86400
@@ -120,9 +128,10 @@ function drawLines(plot, panel, series, domain) {
 }
 
 function drawAxes(svg, marks, x, y, width, height, domain, unit) {
-  for (const mark of marks) {
+  const texts = labels(marks, unit);
+  for (const [i, mark] of marks.entries()) {
     svg.append(element("line", { class: mark === marks[0] ? "base" : "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(mark), y2: y(mark) }));
-    svg.append(element("text", { x: MARGIN.left - 6, y: y(mark) + 4, "text-anchor": "end" }, number(mark, unit)));
+    svg.append(element("text", { x: MARGIN.left - 6, y: y(mark) + 4, "text-anchor": "end" }, texts[i]));
   }
   const span = domain[1] - domain[0];
   for (const [share, anchor] of [[0, "start"], [0.5, "middle"], [1, "end"]]) {
