@@ -79,8 +79,9 @@ class Start:
 
     def record(self, fault: str, done: str, outcome: str) -> None:
         done = f"{done} (timeout_seconds {SECONDS})"
-        outcome = f"{outcome}; the command had ended {self.seconds:.0f} s after its start"
-        record(Row(fault, done, None, self.seconds_until_told(), None, outcome))
+        at = [line.seconds for line in self.lines if "train.py on host" in line.text]
+        around = f"{min(at):.1f} s before the first host's first word, {self.seconds - max(at):.1f} s after the last"
+        record(Row(fault, done, None, self.seconds_until_told(), None, f"{outcome} ({around})"))
 
 
 def start(folder: Path, hosts: Hosts, recipe: Path, **launcher: object) -> Start:
