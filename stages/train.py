@@ -194,10 +194,16 @@ def train(plan: Plan, run: Path, topology: Topology) -> int:
         stop.defer()
         watched_train(trainer, evaluator, together, stop, restarts)
     if trainer.step < recipe.optimizer.steps and stop.asked:
-        newest = complete_steps(run)[-1]
-        kept = "saved" if newest == trainer.step else f"a bad one; back to the checkpoint of step {newest}"
-        logger.warning("stopped by %s after step %d, %s; the same command goes on", stop.asked, trainer.step, kept)
+        logger.warning("stopped by %s after %s; the same command goes on", stop.asked, place(run, trainer.step))
     return 0 if trainer.step == recipe.optimizer.steps else EXIT_STOPPED
+
+
+def place(run: Path, step: int) -> str:
+    """Where a run that was stopped stands. (A step whose rows moved before it turned out bad is not saved.)"""
+    newest = complete_steps(run)[-1]
+    return (
+        f"step {step}, {'saved' if newest == step else f'a bad one; it goes back to the checkpoint of step {newest}'}"
+    )
 
 
 def watched_train(trainer: Trainer, evaluator: Evaluator, together: Together, stop: StopRequest, restarts: int) -> None:

@@ -14,8 +14,10 @@ import torch.distributed as dist
 from cluster.topology import Topology
 from pipeline.config import Backbone, Checkpoint, Data, Faults, Head, Optimizer, Recipe
 from pipeline.reading.tars import ShardSet
+from pipeline.training.checkpoint import complete_steps
 from pipeline.training.errors import NonFiniteError
 from pipeline.training.loop import Trainer
+from stages.train import place
 from tests.distributed.ranks import run_ranks
 from tests.faces import write_shards
 from tests.fault_table import Row, record
@@ -60,7 +62,7 @@ def snapshot(trainer: Trainer) -> list[torch.Tensor]:
     return [tensor.clone() for tensor in tensors]
 
 
-def train_spoilt(rank: int, ranks: int, plan: Recipe, run: Path, how: str) -> dict[str, Any]:
+def train_spoilt(rank: int, ranks: int, plan: Recipe, run: Path, how: str, stop_in: int = -1) -> dict[str, Any]:
     topology = Topology(rank, ranks, rank, ranks)
     trainer = Trainer(plan, ShardSet(plan.data.shards), run, topology, dist.group.WORLD, torch.device("cpu"))
     if rank == ranks - 1:
@@ -68,7 +70,7 @@ def train_spoilt(rank: int, ranks: int, plan: Recipe, run: Path, how: str) -> di
     records, unchanged = [], True
     before: list[torch.Tensor] = []
     try:
-        for record in trainer.train():
+        for record in trainer.train(lambda: trainer.step == stop_in):
             records.append(record)
             if record.step == BAD:
                 before = snapshot(trainer)
@@ -144,6 +146,17 @@ def test_rows_updated_before_the_backbones_gradient_failed_are_gone_back_from(sh
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     outcome = "rows had moved: back to the last checkpoint and past the batch, whatever the recipe says"
     record(Row("Not finite, fused update", "infinite gradient on one of 2 ranks", 3, 0, None, outcome))
+
+
+@pytest.mark.parametrize(("change", "kept"), [(FUSED, 3), ({}, BAD + 1)], ids=["fused", "not fused"])
+def test_a_run_that_is_stopped_in_a_bad_step_says_what_is_saved(
+    shards: Path, tmp_path: Path, change: dict[str, Any], kept: int
+) -> None:
+    result = run_ranks(train_spoilt, 1, recipe(shards, **change), tmp_path, "gradient", BAD)[0]
+    assert (result["steps"][-1], result["skipped"]) == (BAD + 1, [BAD])
+    assert complete_steps(tmp_path)[-1] == kept
+    how = "saved" if kept == BAD + 1 else f"a bad one; it goes back to the checkpoint of step {kept}"
+    assert place(tmp_path, BAD + 1) == f"step {BAD + 1}, {how}"
 
 
 def test_a_roll_back_leaves_out_as_many_batches_as_asked(shards: Path, tmp_path: Path) -> None:
