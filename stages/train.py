@@ -201,9 +201,8 @@ def train(plan: Plan, run: Path, topology: Topology) -> int:
 def place(run: Path, step: int) -> str:
     """Where a run that was stopped stands. (A step whose rows moved before it turned out bad is not saved.)"""
     newest = complete_steps(run)[-1]
-    return (
-        f"step {step}, {'saved' if newest == step else f'a bad one; it goes back to the checkpoint of step {newest}'}"
-    )
+    kept = "saved" if newest == step else f"a bad one; it goes back to the checkpoint of step {newest}"
+    return f"step {step}, {kept}"
 
 
 def watched_train(trainer: Trainer, evaluator: Evaluator, together: Together, stop: StopRequest, restarts: int) -> None:
