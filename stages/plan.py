@@ -1,7 +1,7 @@
 """Will a training run fit, and what will it send and compute: before the cluster is rented.
 
 Memory, traffic and work of one step per GPU, the largest number of identities that fits, and what to change when
-the run does not fit. The assumptions stand in cluster/planner.py; nothing is trained and no GPU is needed.
+the run does not fit. The assumptions stand in cluster/planner/; nothing is trained and no GPU is needed.
 Exit code: 0 when it fits, 1 when it does not, 2 when the question makes no sense.
 """
 
@@ -92,6 +92,7 @@ def describe(backbone: str, embedding_dim: int, image_size: tuple[int, int], bf1
         parameters=sum(p.numel() for p in module.parameters()),
         activation_bytes=activation_bytes(module, image_size, torch.bfloat16 if bf16 else torch.float32),
         macs=count_macs(module, image_size),
+        largest_parameter=max(p.numel() for p in module.parameters()),
     )
 
 
@@ -192,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--image-size", type=int, nargs=2, default=[112, 96], metavar=("H", "W"), help="default 112 96")
     parser.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16", help="of the products")
     parser.add_argument("--accumulation", type=int, default=1, metavar="K", help="micro-batches a step (default 1)")
-    parser.add_argument("--zero-stage", type=int, default=0, help="DeepSpeed ZeRO of the backbone: 0, 1 or 2")
+    parser.add_argument("--zero-stage", type=int, default=0, help="DeepSpeed ZeRO of the backbone: 0 to 3")
     parser.add_argument("--fused-update", action="store_true", help="rows updated block by block, no row gradient held")
     parser.add_argument("--json", action="store_true", help="print the same numbers as JSON, in bytes")
     parser.add_argument("--published-cases", action="store_true", help="print published large runs as planned here")

@@ -22,7 +22,7 @@ from pipeline.head.margins import Margin
 STAGE = Path(__file__).parents[2] / "stages" / "plan.py"
 ROOT = Path(__file__).parents[2]
 JOB = Job(classes=1001, embedding_dim=8, global_batch=48, ranks=4, block=16, bf16=False)
-NETWORK = Network(parameters=1000, activation_bytes=300, macs=7000)
+NETWORK = Network(parameters=1000, activation_bytes=300, macs=7000, largest_parameter=200)
 
 jobs = st.builds(
     lambda ranks, per_rank, accumulation, **rest: Job(
@@ -34,7 +34,7 @@ jobs = st.builds(
     per_rank=st.integers(1, 64),
     accumulation=st.integers(1, 3),
     block=st.sampled_from([128, 2048]),
-    zero_stage=st.integers(0, 2),
+    zero_stage=st.integers(0, 3),
     bf16=st.booleans(),
 )
 networks = st.builds(
@@ -60,11 +60,25 @@ def test_memory_is_the_sum_written_out() -> None:
     assert total(moments["update"]) == 3 * rows + 4 * 4000
 
 
-def test_zero_splits_momenta_then_gradients_and_pays_in_buckets() -> None:
-    at = [planner.memory(replace(JOB, zero_stage=stage), NETWORK)["backward"] for stage in (0, 1, 2)]
-    assert [moment["network momentum"] for moment in at] == [4000, 1000, 1000]
-    assert [moment["network gradient"] for moment in at] == [4000, 4000, 1000]
-    assert [moment.get("ZeRO buckets", 0) for moment in at] == [0, 4000, 4000]
+def test_zero_splits_momenta_then_gradients_then_parameters() -> None:
+    jobs = [replace(JOB, zero_stage=stage) for stage in (0, 1, 2, 3)]
+    at = [planner.memory(job, NETWORK)["backward"] for job in jobs]
+    assert [moment["network momentum"] for moment in at] == [4000, 1000, 1000, 1000]
+    # ZeRO 2 keeps its share and the parameter over its edge
+    assert [moment["network gradient"] for moment in at] == [4000, 4000, 1000 + 800, 1000]
+    assert [moment["network parameters"] for moment in at] == [4000, 4000, 4000, 1000]
+    # a bucket is one parameter large, and ZeRO 2 copies it to send it
+    assert [moment.get("ZeRO buckets", 0) for moment in at] == [0, 800, 800 + 800, 800]
+    assert [sum(planner.memory(job, NETWORK)["update"].values()) - RESERVED_BYTES for job in jobs] == [
+        3 * 251 * 8 * 4 + network for network in (4 * 4000, 4000 + 4 * 1000 + 1800, 4000 + 4 * 1000 + 1800, 6800)
+    ]
+
+
+def test_zero_keeps_more_between_micro_batches() -> None:
+    """ZeRO 1 the whole gradient and its buckets, ZeRO 2 its sum beside the new one."""
+    one, two = (planner.memory(replace(JOB, zero_stage=stage, accumulation=2), NETWORK) for stage in (1, 2))
+    assert (one["head"]["network gradient"], one["head"]["ZeRO buckets"]) == (4000, 800)
+    assert (two["head"]["network gradient"], two["backward"]["network gradient"]) == (1800, 3600)
 
 
 def test_a_fused_update_holds_no_row_gradient() -> None:
@@ -141,6 +155,13 @@ def test_traffic_is_that_of_rings(ranks: int) -> None:
     assert sent["all-gather of embeddings and labels"] == (ranks - 1) * per_rank * (8 * 4 + 8)
 
 
+def test_zero_sends_more_the_more_it_splits() -> None:
+    jobs = [replace(JOB, zero_stage=stage, accumulation=2) for stage in (0, 1, 2, 3)]
+    passes = [planner.traffic(job, NETWORK)["all-reduce of the network's gradient"] / (3 * 1000) for job in jobs]
+    # 3/4 of 4 bytes a parameter and pass: reduce, gather; reduce twice, gather; and gather four times, reduce twice
+    assert passes == [2, 2, 3, 6]
+
+
 def test_flops_are_those_that_the_head_and_a_network_do() -> None:
     head = ShardedHead(100, 8, Margin("a_softmax"), options=HeadOptions(block=16)).double()
     x = torch.randn(48, 8, dtype=torch.float64, requires_grad=True)  # whose products torch counts
@@ -160,7 +181,7 @@ def test_flops_are_those_that_the_head_and_a_network_do() -> None:
         ({"classes": 3}, "classes: got 3, wanted at least one for each of 4 ranks"),
         ({"global_batch": 50}, "global_batch: got 50, wanted a multiple of 4"),
         ({"accumulation": 5}, "global_batch: got 48, wanted a multiple of 20"),
-        ({"zero_stage": 3}, "zero_stage: got 3, wanted 0, 1 or 2"),
+        ({"zero_stage": 4}, "zero_stage: got 4, wanted 0, 1, 2 or 3"),
         ({"block": 0}, "block: got 0, wanted at least 1"),
         ({"accumulation": 2, "fused_update": True}, "fused_update: got accumulation 2, wanted 1"),
     ],

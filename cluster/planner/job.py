@@ -1,0 +1,98 @@
+"""What is planned: a step's shape and a network's numbers.
+
+Letters: C classes, S = ⌈C/N⌉ of them on a rank, N ranks, D embedding, G samples in one call of the head, P parameters.
+Parameters, momenta, gradients and the head's sums are fp32, 4 bytes a number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.topology import split_range
+
+FP32, BF16 = 4, 2
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is replicated on every rank.
+
+    Args:
+        parameters: P.
+        activation_bytes: kept for a sample from forward to backward.
+        macs: multiply-adds of a sample's forward pass.
+        largest_parameter: numbers of its largest tensor, which is the size of DeepSpeed's buckets.
+    """
+
+    parameters: int
+    activation_bytes: int
+    macs: int
+    largest_parameter: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A step's shape.
+
+    Args:
+        classes, embedding_dim: C and D of the classifier, split over the ranks.
+        global_batch: samples a step, over ranks and accumulation.
+        ranks: N, one GPU each.
+        block: classes whose logits the head holds at a time.
+        accumulation: micro-batches a step.
+        zero_stage: 1 splits the network's momenta over the ranks, 2 its gradients too, 3 its parameters as well.
+        bf16: products in bfloat16.
+        fused_update: rows are updated block by block, so their gradient is never held.
+
+    Raises:
+        ValueError: for an impossible combination, naming the field.
+    """
+
+    classes: int
+    embedding_dim: int
+    global_batch: int
+    ranks: int
+    block: int
+    accumulation: int = 1
+    zero_stage: int = 0
+    bf16: bool = True
+    fused_update: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("embedding_dim", "global_batch", "ranks", "block", "accumulation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, wanted at least 1")
+        if self.classes < self.ranks:
+            raise ValueError(f"classes: got {self.classes}, wanted at least one for each of {self.ranks} ranks")
+        parts = self.ranks * self.accumulation
+        if self.global_batch % parts:
+            raise ValueError(
+                f"global_batch: got {self.global_batch}, wanted a multiple of {parts} (ranks × accumulation)"
+            )
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise ValueError(f"zero_stage: got {self.zero_stage}, wanted 0, 1, 2 or 3")
+        if self.fused_update and self.accumulation > 1:
+            raise ValueError(
+                f"fused_update: got accumulation {self.accumulation}, wanted 1: sums need a gradient to sum in"
+            )
+
+    @property
+    def rows(self) -> int:
+        """S, the most classes that one rank holds."""
+        return len(split_range(self.classes, self.ranks, 0))
+
+    @property
+    def rank_batch(self) -> int:
+        """Samples of one rank in a step."""
+        return self.global_batch // self.ranks
+
+    @property
+    def head_batch(self) -> int:
+        """G, samples in one call of the head."""
+        return self.global_batch // self.accumulation
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples of one rank in one call of the network."""
+        return self.head_batch // self.ranks
