@@ -15,7 +15,7 @@ What a run survives, and what it costs. Every row was measured by a test, on a s
 share two cores: the seconds are mostly those of processes that start. A checkpoint was saved every five steps. Of a
 start on two hosts "until told" is from a host's coming to the meeting to its message, on the slower host: that is what
 `timeout_seconds` bounds. In brackets is what the command took besides: before, ssh, DeepSpeed's launcher and imports;
-after, processes that end and the launcher, which looks once a second.
+after, processes that end and the launcher, which looks once a second. Of a stop it is until every process had ended.
 Written by `python -m tests.fault_table` from what the tests recorded in `runs/faults/`.
 
 | fault | what was done | steps lost | seconds until told | seconds until the next step | outcome |

@@ -72,7 +72,9 @@ def test_a_killed_host_is_left_out_and_taken_back(
     finally:
         supervised.stop()
     output = supervised.output
-    assert "silent: rank 2 on host3 (no sign of life for" in output
+    for rank in (0, 1):
+        named = [line for line in output.splitlines() if f"rank {rank} on host{rank + 1}: " in line]
+        assert any("silent: rank 2 on host3 (no sign of life for" in line for line in named), output
     assert f"{hosts.addresses[2]} does not answer: left out" in output
     first, second, third = (line for line in output.splitlines() if line.startswith("supervise.py: start"))
     assert hosts.addresses[2] in first and hosts.addresses[2] not in second and hosts.addresses[2] in third

@@ -13,6 +13,7 @@ from pipeline.training.checkpoint import complete_steps, path_of
 from tests.end_to_end.launcher import metrics, write_recipe
 from tests.end_to_end.supervised import Supervised
 from tests.faces import write_shards
+from tests.fault_table import Row, record
 
 NEVER = 100_000
 
@@ -52,6 +53,9 @@ def test_a_last_save_that_fails_is_told_and_tried_again(shards: Path, tmp_path: 
     assert "checkpoint of step 4 not written: rank 0 on" in supervised.output
     assert "Make room; the same command then goes on from the checkpoint of step 0" in supervised.output
     assert complete_steps(supervised.run)[-1] == 4
+    done = "a file where the last checkpoint wants its folder, until it was told"
+    outcome = f"exit code {EXIT_UNSAVED}, newest good checkpoint named; supervisor starts again, resumed from there"
+    record(Row("Last save fails", done, 4, 0, None, outcome))
 
 
 def test_ctrl_c_finishes_the_step_and_saves(shards: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from cluster.stop import EXIT_REFUSED, EXIT_STOPPED
 from pipeline.training.checkpoint import complete_steps
 from tests.end_to_end.launcher import TRAIN, metrics, start_training, train, write_recipe
 from tests.faces import write_shards
+from tests.fault_table import Row, record
 
 STEPS = 14
 
@@ -105,26 +106,37 @@ def test_a_finished_run_is_not_trained_again(shards: Path, uninterrupted: Path) 
     assert (uninterrupted / "metrics.jsonl").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("who", ["one rank", "all, as Ctrl-C does", "the command alone"])
-def test_a_signal_stops_all_ranks_after_a_saved_step(shards: Path, start: Start, tmp_path: Path, who: str) -> None:
-    recipe = write_recipe(tmp_path / "recipe.yaml", shards, 2000)
+@pytest.mark.parametrize(
+    ("who", "number", "code"),
+    [
+        ("one rank", signal.SIGTERM, EXIT_STOPPED),
+        # deepspeed's own command does not wait for the ranks, nor for their exit code; they save all the same
+        ("every process, as by Ctrl-C", signal.SIGINT, -signal.SIGINT),
+        ("the command alone", signal.SIGTERM, -signal.SIGTERM),
+    ],
+)
+def test_a_signal_stops_all_ranks_after_a_saved_step(
+    shards: Path, start: Start, tmp_path: Path, who: str, number: signal.Signals, code: int
+) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", shards, 100_000)
     process = start(tmp_path, 2, "--recipe", recipe, "--run", "run", "--set", "checkpoint.every=1000")
     wait_for(lambda: len(metrics(tmp_path / "run")) >= 3, process)
     ranks = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and is_rank(p, str(tmp_path))]
     assert len(ranks) == 2
-    if who == "one rank":
-        os.kill(ranks[0], signal.SIGTERM)
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == EXIT_STOPPED, output
-    else:  # deepspeed's own command does not wait for the ranks, nor for their exit code; they save all the same
-        number = signal.SIGTERM if who == "the command alone" else signal.SIGINT
-        (os.kill if who == "the command alone" else os.killpg)(process.pid, number)
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == -number, output
+    at = time.monotonic()
+    if who.startswith("every"):
+        os.killpg(process.pid, number)
+    else:
+        os.kill(ranks[0] if who == "one rank" else process.pid, number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == code, output
     saved = complete_steps(tmp_path / "run")[-1]
     assert saved == metrics(tmp_path / "run")[-1]["step"] > 0
     assert f"after step {saved}, saved; the same command goes on" in output
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+    outcome = f"step finished and saved by all ranks, the command's exit code {code if code > 0 else 128 - code}"
+    done = f"{number.name} to {who} (2 ranks, no supervisor)"
+    record(Row(f"Bare deepspeed stopped: {who}", done, 0, time.monotonic() - at, None, outcome))
 
 
 def is_rank(process: Path, folder: str) -> bool:
@@ -147,7 +159,7 @@ def scrape(target: Path) -> dict[str, float]:
 
 
 def test_every_rank_is_scraped_while_it_trains(shards: Path, start: Start, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path / "recipe.yaml", shards, 2000, port=0)
+    recipe = write_recipe(tmp_path / "recipe.yaml", shards, 100_000, port=0)
     process = start(tmp_path, 2, "--recipe", recipe, "--run", "run")
     wait_for(lambda: len(metrics(tmp_path / "run")) >= 6, process)
     targets = sorted((tmp_path / "run" / "targets").glob("*.json"))
