@@ -99,8 +99,7 @@ class Launcher:
     def _command(self, ranks: Mapping[str, int], port: int, folder: Path) -> tuple[list[str], dict[str, str]]:
         command = [str(Path(sys.executable).with_name("deepspeed")), "--master_port", str(port)]
         environment = dict(os.environ)
-        # by the hosts' names, a rank that never came can be named
-        exports = [self._mark, f"SPHERESCALE_HOSTS={','.join(ranks)}", *self._exports]
+        exports = [self._mark, *self._exports]
         if self._by_ssh:
             hostfile, variables = folder / "hosts", folder / "environment"
             hostfile.write_text("".join(f"{host} slots={count}\n" for host, count in ranks.items()))

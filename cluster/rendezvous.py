@@ -19,6 +19,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from cluster.deepspeed_command import hosts_by_rank
 from cluster.topology import Topology
 
 # Rank 0 leaves after its verdict at the latest by then; the store goes with it.
@@ -141,10 +142,12 @@ def _absent(ranks: list[int], topology: Topology, timeout_seconds: float) -> str
 
 
 def host_of(rank: int, topology: Topology) -> str:
-    """What is known of the host of a rank that never spoke: its name, where the launcher told it, else its place."""
+    """What is known of the host of a rank that never spoke: its name, where somebody told it, else its place."""
     node = rank // topology.ranks_of_node
     names = os.environ.get("SPHERESCALE_HOSTS", "").split(",")
-    return names[node] if node < len(names) and names[node] else f"host {node + 1} of the hostfile"
+    if by_rank := hosts_by_rank():
+        return by_rank[rank]
+    return names[node] if node < len(names) and names[node] else f"host {node + 1}"
 
 
 def host_at(store: dist.Store, rank: int) -> str:

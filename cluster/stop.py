@@ -7,9 +7,10 @@ import select
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
+
+from cluster import deepspeed_command
 
 # What a stopped run exits with after saving (BSD sysexits' EX_TEMPFAIL): start it again to go on.
 EXIT_STOPPED = 75
@@ -71,7 +72,7 @@ class StopRequest:
     def __init__(self) -> None:
         self._signal: signal.Signals | None = None
         self._deferred = False
-        self._command_is_gone = watch_command()
+        self._command_is_gone = deepspeed_command.watch()
         for number in signals_to_hear():
             signal.signal(number, self._take)
 
@@ -101,29 +102,3 @@ def signals_to_hear() -> list[signal.Signals]:
     """The signals that ask to stop: a closed terminal's too, unless nohup says otherwise."""
     hang_up = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL else []
     return [*SIGNALS, *hang_up]
-
-
-def watch_command() -> Callable[[], bool]:
-    """Whether the `deepspeed` command that this process is a rank of has gone; never where there is none.
-
-    It starts a launcher, which starts the ranks. When the command alone is killed, those two live on, and would train
-    on with nobody to know.
-    """
-    launcher = os.getppid()
-    if b"deepspeed.launcher.launch" not in _facts(launcher, "cmdline"):
-        return lambda: False
-    command = _parent_of(launcher)
-    return lambda: _parent_of(launcher) != command
-
-
-def _parent_of(process: int) -> int:
-    """0 where there is no such process."""
-    after_name = _facts(process, "stat").rpartition(b")")[2].split()
-    return int(after_name[1]) if after_name else 0
-
-
-def _facts(process: int, kind: str) -> bytes:
-    try:
-        return Path(f"/proc/{process}/{kind}").read_bytes()
-    except OSError:  # it has gone, or is outside this container
-        return b""

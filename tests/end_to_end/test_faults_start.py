@@ -173,7 +173,7 @@ def test_a_host_that_cannot_be_reached(hosts: Hosts, shards: Path, tmp_path: Pat
         hosts.plug(1)
     assert failed.code, failed.output
     (line,) = failed.told(0)
-    assert "not come within 5 s: rank 1 (host 2 of the hostfile); is that host up" in line
+    assert f"not come within 5 s: rank 1 ({hosts.addresses[1]}); is that host up" in line
     failed.record("Host never comes", "network of one of 2 hosts taken away", "the other host ends and names it")
 
 

@@ -55,7 +55,7 @@ def test_who_does_not_come_is_named_to_all_that_did(monkeypatch: pytest.MonkeyPa
     for text in heard:
         assert text.startswith("not come within 2 s: rank 2 (beta); is that host up")
     monkeypatch.delenv("SPHERESCALE_HOSTS")
-    assert "rank 2 (host 2 of the hostfile)" in gather([0, 1], 3)[1]
+    assert "rank 2 (host 2)" in gather([0, 1], 3)[1]
 
 
 def test_a_difference_is_named_to_all() -> None:
