@@ -55,7 +55,7 @@ class Watchdog:
         # The loop and other threads use the store as well: a connection of its own never waits for theirs.
         self._store = store.clone() if hasattr(store, "clone") else store
         self._topology, self._limit = topology, limit_seconds
-        self._step, self._moved_at, self._patient = 0, time.monotonic(), False
+        self._step, self._moved_at, self._at_work_on = 0, time.monotonic(), ""
         self._answered_at = time.monotonic()
         others = [rank for rank in range(topology.num_ranks) if rank != topology.rank]
         self._hosts = {rank: host_at(store, rank) for rank in others}
@@ -85,13 +85,16 @@ class Watchdog:
         self._step, self._moved_at = step, time.monotonic()
 
     @contextlib.contextmanager
-    def patient(self) -> Iterator[None]:
-        """Work that is no step, of whatever length: within, only a rank that is silent ends the process."""
-        self._patient = True
+    def patient(self, what: str) -> Iterator[None]:
+        """Work that is no step, of whatever length, such as ``"a save"``: within, only a silent rank ends the process.
+
+        Rank 0 says each time that the limit has passed again.
+        """
+        around, self._at_work_on = self._at_work_on, what
         try:
             yield
         finally:
-            self._patient = False
+            self._at_work_on = around
             self.tick(self._step)
 
     def missing(self) -> str:
@@ -143,11 +146,19 @@ class Watchdog:
                 self._answered_at = time.monotonic()
 
     def _judge(self) -> None:
+        told = 1
         while not self._over.wait(0.2):
-            if time.monotonic() - self._moved_at <= self._limit:
-                continue
-            if not self._patient or self.missing().startswith("silent"):
+            still = time.monotonic() - self._moved_at
+            if still <= self._limit:
+                told = 1
+            elif not self._at_work_on or self.missing().startswith("silent"):
                 end(f"{self.explain(f'nothing moved for {self._limit:g} s')}. Stacks:", stacks=True)
+            elif still > told * self._limit:
+                told += 1
+                if self._topology.rank == 0:
+                    logger.warning(
+                        "%s takes longer than %.0f s; every rank gives signs of life", self._at_work_on, still
+                    )
 
 
 def end(message: str, stacks: bool = False) -> NoReturn:

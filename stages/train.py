@@ -215,6 +215,7 @@ def watched_train(trainer: Trainer, evaluator: Evaluator, together: Together, st
     metrics = MetricsFile(trainer.run / "metrics.jsonl", trainer.step) if first else None
     progress = Progress(recipe.optimizer.steps) if first else None
     watchdog = Watchdog(together.store, topology, recipe.faults.step_seconds)
+    trainer.saver.patience = lambda: watchdog.patient("a save")
     with (
         Telemetry(
             rank=topology.rank,
@@ -232,7 +233,7 @@ def watched_train(trainer: Trainer, evaluator: Evaluator, together: Together, st
         exporter = Exporter(telemetry, trainer, restarts)
 
         def evaluate() -> None:
-            with watchdog.patient():
+            with watchdog.patient("an evaluation"):
                 found = evaluator.evaluate()
             exporter.export_evaluation(found)
             if metrics and progress:

@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -57,6 +58,9 @@ class Saver:
         group: all ranks, in a CPU group that only saves use: a save's exchanges run beside the loop's.
         keep: the newest checkpoints kept, besides step 0.
         keep_every: checkpoints of multiples of this step are kept for good; None: of none.
+
+    Attributes:
+        patience: what the loop is in while it waits for a save, which takes as long as the disk does.
     """
 
     def __init__(self, run: Path, group: Group, keep: int, keep_every: int | None = None) -> None:
@@ -64,6 +68,7 @@ class Saver:
         self._copies: dict[str, torch.Tensor] = {}
         self._thread: threading.Thread | None = None
         self._saved: Saved | None = None
+        self.patience: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
         if rank_in(group) == 0:
             sweep(run)
         barrier(group)
@@ -90,7 +95,8 @@ class Saver:
     def wait(self) -> None:
         """Wait for the save under way, whose outcome is left for `poll`."""
         if self._thread is not None:
-            self._thread.join()
+            with self.patience():
+                self._thread.join()
 
     def finish(self) -> Saved | None:
         """Wait for the save under way; None where there is none."""

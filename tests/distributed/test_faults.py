@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,17 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from cluster.process_group import Together
+from cluster.stop import StopRequest
 from cluster.topology import Topology
+from cluster.watchdog import Watchdog
 from pipeline.config import Backbone, Checkpoint, Data, Faults, Head, Optimizer, Recipe
+from pipeline.evaluation.in_training import Evaluator
 from pipeline.reading.tars import ShardSet
 from pipeline.training.checkpoint import complete_steps
 from pipeline.training.errors import NonFiniteError
 from pipeline.training.loop import Trainer
-from stages.train import place
+from stages.train import place, watched_train
 from tests.distributed.ranks import run_ranks
 from tests.faces import write_shards
 from tests.fault_table import Row, record
@@ -197,3 +202,26 @@ def train_all_spoilt(rank: int, ranks: int, plan: Recipe, run: Path) -> dict[str
     with pytest.raises(NonFiniteError) as caught:
         list(trainer.train())
     return {"error": str(caught.value)}
+
+
+def test_a_save_has_as_long_as_the_disk_takes(shards: Path, tmp_path: Path) -> None:
+    plan = recipe(shards, optimizer=Optimizer(steps=2, learning_rate=0.02), checkpoint=Checkpoint(every=1))
+    (waited_for,) = run_ranks(train_watched, 1, plan, tmp_path)
+    assert waited_for == ["a save"] * 3  # of step 0; for that of step 1, if that is not over; the last
+
+
+def train_watched(rank: int, ranks: int, plan: Recipe, run: Path) -> list[str]:
+    """What the watchdog was patient with while stages/train.py's loop ran."""
+    patient, waited_for = Watchdog.patient, list[str]()
+
+    def listen(dog: Watchdog, what: str) -> AbstractContextManager[None]:
+        waited_for.append(what)
+        return patient(dog, what)
+
+    Watchdog.patient = listen  # type: ignore[method-assign]
+    topology = Topology(rank, ranks, rank, ranks)
+    group = dist.group.WORLD
+    assert group is not None
+    trainer = Trainer(plan, ShardSet(plan.data.shards), run, topology, group, torch.device("cpu"))
+    watched_train(trainer, Evaluator(trainer, []), Together(group, dist.HashStore()), StopRequest(), 0)
+    return waited_for

@@ -67,14 +67,17 @@ def test_nobody_is_missing_where_all_stand_alike(store: dist.Store) -> None:
 
 
 def test_work_that_is_no_step_may_take_long_but_not_without_a_rank(
-    store: dist.Store, monkeypatch: pytest.MonkeyPatch
+    store: dist.Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     ended: list[str] = []
     monkeypatch.setattr(watchdog, "end", lambda message, **_: ended.append(message))
-    with Watchdog(store, Topology(0, 2, 0, 1), limit_seconds=0.1) as dog, dog.patient():
+    with Watchdog(store, Topology(0, 2, 0, 1), limit_seconds=0.1) as dog, dog.patient("an evaluation"):
+        with dog.patient("a save"):
+            pass
         started = time.monotonic()
         speak_until(store, [1], "evaluation", 0, lambda: time.monotonic() > started + 1)
         assert ended == []
+        assert "an evaluation takes longer than 0 s; every rank gives signs of life" in caplog.text
         speak_until(store, [], "evaluation", 0, lambda: ended != [])
     assert "silent: rank 1 on beta" in ended[0]
 
