@@ -1,7 +1,9 @@
-"""Will a training run fit, and what will it send and compute: before the cluster is rented.
+"""Will a training run fit, how long will it take, and what does a lost host cost: before the cluster is rented.
 
 Memory, traffic and work of one step per GPU, the largest number of identities that fits, and what to change when
-the run does not fit. The assumptions stand in cluster/planner/; nothing is trained and no GPU is needed.
+the run does not fit. With the rates that stages/calibrate.py measured, the time of a step by part, images a second on
+more and more ranks, and, for a recipe, hours to its end with saves and failures. The assumptions are printed with the
+answer and stand in cluster/planner/; nothing is trained and no GPU is needed.
 Exit code: 0 when it fits, 1 when it does not, 2 when the question makes no sense.
 """
 
@@ -10,22 +12,25 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
-from functools import cache
-
-import torch
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from cluster import planner
-from cluster.planner import GIB, Job, Network
+from cluster.planner import GIB, Job, Network, Rates, report
+from cluster.planner.timing import Course, course, scaling, step_parts, step_seconds
 from cluster.stop import exit_with
-from pipeline.backbones import BACKBONES, build_backbone
-from pipeline.backbones.size import activation_bytes, count_macs
+from pipeline.backbones import BACKBONES
+from pipeline.config import Recipe
 from pipeline.head.streaming import BLOCK
+from pipeline.planned import job_of, network_of
+from pipeline.reading.tars import ShardSet
+from pipeline.recipe_file import load_recipe
 
 EXAMPLES = """\
 examples:
   python stages/plan.py --identities 2059906 --ranks 32 --gpu-memory-gib 31.7 --backbone iresnet100 --global-batch 4096
   python stages/plan.py --identities 29000000 --ranks 8 --gpu-memory-gib 31.7 --backbone iresnet50 --global-batch 1024
+  python stages/plan.py --recipe stages/recipes/demo.yaml --set data.shards=/data/shards --ranks 16 --rates rates.json
   python stages/plan.py --published-cases
 """
 
@@ -43,6 +48,20 @@ CASES = (
 )
 
 
+@dataclass(frozen=True)
+class Question:
+    """What is asked about: a step's shape on so many ranks, and, where they were given, its recipe and the rates."""
+
+    backbone: str
+    job: Job
+    network: Network
+    gpu_bytes: int
+    ranks_of_a_host: int
+    host_hours: float
+    recipe: Recipe | None
+    rates: Rates | None
+
+
 def main() -> int:
     """Answer one question, or print the published cases."""
     args = _parser().parse_args()
@@ -50,22 +69,38 @@ def main() -> int:
         print("\n".join(_published_cases()))
         return 0
     try:
-        job, network = _question(args)
-    except ValueError as error:
+        question = _question(args)
+        answer = _as_json(question) if args.json else "\n".join(_report(question))
+    except ValueError as error:  # RecipeError and ShardError are
         print(f"plan: {error}", file=sys.stderr)
         return 2
-    gpu_bytes = int(args.gpu_memory_gib * GIB)
-    print(
-        _as_json(job, network, gpu_bytes) if args.json else "\n".join(_report(args.backbone, job, network, gpu_bytes))
+    print(answer)
+    return 0 if planner.peak(question.job, question.network)[1] <= question.gpu_bytes else 1
+
+
+def _question(args: argparse.Namespace) -> Question:
+    recipe = load_recipe(args.recipe, args.set) if args.recipe else None
+    if recipe is None:
+        job, backbone, size = _job(args), args.backbone, tuple(args.image_size)
+    else:
+        job, size = _job_of_recipe(recipe, args)
+        backbone = recipe.backbone.name
+    return Question(
+        backbone,
+        job,
+        network_of(backbone, job.embedding_dim, size, job.bf16),
+        int(args.gpu_memory_gib * GIB),
+        args.ranks_per_host,
+        args.host_hours,
+        recipe,
+        planner.read_rates(args.rates) if args.rates else None,
     )
-    return 0 if planner.peak(job, network)[1] <= gpu_bytes else 1
 
 
-def _question(args: argparse.Namespace) -> tuple[Job, Network]:
+def _job(args: argparse.Namespace) -> Job:
     if args.identities is None:
-        raise ValueError("--identities: missing, wanted the number of classes, or --published-cases")
-    bf16 = args.precision == "bfloat16"
-    job = Job(
+        raise ValueError("--identities: missing, wanted the number of classes, or --recipe, or --published-cases")
+    return Job(
         classes=args.identities,
         embedding_dim=args.embedding_dim,
         global_batch=args.global_batch,
@@ -73,77 +108,83 @@ def _question(args: argparse.Namespace) -> tuple[Job, Network]:
         block=BLOCK,
         accumulation=args.accumulation,
         zero_stage=args.zero_stage,
-        bf16=bf16,
+        bf16=args.precision == "bfloat16",
         fused_update=args.fused_update,
     )
-    return job, describe(args.backbone, args.embedding_dim, tuple(args.image_size), bf16)
 
 
-@cache
-def describe(backbone: str, embedding_dim: int, image_size: tuple[int, int], bf16: bool) -> Network:
-    """A backbone's numbers, from its shapes alone.
+def _job_of_recipe(recipe: Recipe, args: argparse.Namespace) -> tuple[Job, tuple[int, int]]:
+    """The recipe's job and image size; classes and size are those of its shards, or of the options."""
+    if recipe.head.ranks not in (None, args.ranks):
+        raise ValueError(f"head.ranks: got {recipe.head.ranks}, wanted all {args.ranks} ranks: others are not planned")
+    if args.identities is not None:
+        return job_of(recipe, args.identities, args.ranks), tuple(args.image_size)
+    manifest = ShardSet(recipe.data.shards).manifest
+    return job_of(recipe, manifest.identities, args.ranks), (manifest.image_height, manifest.image_width)
 
-    Raises:
-        ValueError: for an unknown backbone or an impossible image size.
-    """
-    with torch.device("meta"):
-        module = build_backbone(backbone, embedding_dim, image_size)
-    return Network(
-        parameters=sum(p.numel() for p in module.parameters()),
-        activation_bytes=activation_bytes(module, image_size, torch.bfloat16 if bf16 else torch.float32),
-        macs=count_macs(module, image_size),
-        largest_parameter=max(p.numel() for p in module.parameters()),
+
+def _report(question: Question) -> list[str]:
+    job, network, rates = question.job, question.network, question.rates
+    lines = [
+        f"{question.backbone}, {job.classes:,} identities × {job.embedding_dim}, global batch {job.global_batch:,} "
+        f"({job.micro_batch} images a GPU at a time)",
+        f"{job.ranks} GPUs of {question.gpu_bytes / GIB:.4g} GiB, {'bfloat16' if job.bf16 else 'float32'} products, "
+        f"ZeRO {job.zero_stage}, row gradients {'applied block by block' if job.fused_update else 'held'}",
+        "",
+        *report.fitting(job, network, question.gpu_bytes),
+    ]
+    if rates is None:
+        return lines
+    lines += ["", *report.timing(job, network, rates, _doublings(question))]
+    run = _course(question)
+    if run is not None and question.recipe is not None:
+        lines += [
+            "",
+            report.whole_run(
+                run,
+                steps=question.recipe.optimizer.steps,
+                save_every=question.recipe.checkpoint.every,
+                step_seconds=step_seconds(job, network, rates),
+                hosts=_hosts(question),
+                host_hours=question.host_hours,
+            ),
+        ]
+    return lines
+
+
+def _hosts(question: Question) -> int:
+    return -(-question.job.ranks // question.ranks_of_a_host)
+
+
+def _doublings(question: Question) -> list[int]:
+    """The ranks asked about, half as many, a quarter, … and up to eight times as many; several only where measured."""
+    ranks, rates = question.job.ranks, question.rates
+    if rates is None or rates.collective_bytes_per_second is None:
+        return [ranks]
+    return sorted({max(1, ranks >> k) for k in range(4)} | {ranks << k for k in range(4)})
+
+
+def _course(question: Question) -> Course | None:
+    """The whole run, where there is a recipe that says how long it is."""
+    recipe, rates = question.recipe, question.rates
+    if recipe is None or rates is None:
+        return None
+    return course(
+        question.job,
+        question.network,
+        rates,
+        steps=recipe.optimizer.steps,
+        save_every=recipe.checkpoint.every,
+        hosts=_hosts(question),
+        host_hours=question.host_hours,
+        noticed_seconds=recipe.faults.step_seconds,
     )
 
 
-def _report(backbone: str, job: Job, network: Network, gpu_bytes: int) -> list[str]:
-    return [
-        f"{backbone}, {job.classes:,} identities × {job.embedding_dim}, global batch {job.global_batch:,} "
-        f"({job.micro_batch} images a GPU at a time)",
-        f"{job.ranks} GPUs of {gpu_bytes / GIB:.4g} GiB, {'bfloat16' if job.bf16 else 'float32'} products, "
-        f"ZeRO {job.zero_stage}, row gradients {'applied block by block' if job.fused_update else 'held'}",
-        "",
-        *_memory_table(planner.memory(job, network)),
-        "",
-        *_table("sent by a GPU in a step, MiB", planner.traffic(job, network), 2**20),
-        "",
-        *_table("work of a GPU in a step, TFLOP", planner.flops(job, network), 10**12),
-        "",
-        *_verdict(job, network, gpu_bytes),
-    ]
-
-
-def _memory_table(moments: dict[str, dict[str, int]]) -> list[str]:
-    parts = dict.fromkeys(part for alive in moments.values() for part in alive)
-    sizes = {part: [alive.get(part, 0) / GIB for alive in moments.values()] for part in parts}
-    sizes["total"] = [sum(alive.values()) / GIB for alive in moments.values()]
-    return [
-        f"{'memory of a GPU, GiB':<28}" + "".join(f"{moment:>10}" for moment in moments),
-        *(f"{part:<28}" + "".join(f"{s:>10.2f}" if s else f"{'-':>10}" for s in row) for part, row in sizes.items()),
-    ]
-
-
-def _table(title: str, sizes: dict[str, int], unit: int) -> list[str]:
-    return [title, *(f"{name:<40}{size / unit:>10,.2f}" for name, size in sizes.items())]
-
-
-def _verdict(job: Job, network: Network, gpu_bytes: int) -> list[str]:
+def _as_json(question: Question) -> str:
+    job, network, rates, gpu_bytes = question.job, question.network, question.rates, question.gpu_bytes
     moment, peak = planner.peak(job, network)
-    fits = peak <= gpu_bytes
-    lines = [
-        f"{'fits' if fits else 'DOES NOT FIT'}: {peak / GIB:.2f} of {gpu_bytes / GIB:.4g} GiB, fullest at {moment}",
-        f"largest number of identities, all else the same: {planner.largest_classes(job, network, gpu_bytes):,}",
-    ]
-    if fits:
-        return lines
-    changes = planner.changes(job, network, gpu_bytes)
-    if not any(change.fits for change in changes):
-        lines.append("no single change is enough: combine some, or take a larger GPU or a smaller backbone")
-    return lines + [f"  {c.what}: {c.peak_bytes / GIB:.2f} GiB{', fits' if c.fits else ''}" for c in changes]
-
-
-def _as_json(job: Job, network: Network, gpu_bytes: int) -> str:
-    moment, peak = planner.peak(job, network)
+    run = _course(question)
     answer = {
         "job": asdict(job),
         "network": asdict(network),
@@ -156,6 +197,9 @@ def _as_json(job: Job, network: Network, gpu_bytes: int) -> str:
         "fits": peak <= gpu_bytes,
         "largest_classes": planner.largest_classes(job, network, gpu_bytes),
         "changes": [asdict(change) for change in planner.changes(job, network, gpu_bytes)],
+        "step_seconds": step_parts(job, network, rates) if rates else None,
+        "scaling": scaling(job, network, rates, _doublings(question)) if rates else None,
+        "run": asdict(run) if run else None,
     }
     return json.dumps(answer, indent=1)
 
@@ -169,7 +213,7 @@ def _published_cases() -> list[str]:
         "| --- | ---: | --- | ---: | ---: | ---: |",
     ]
     for title, identities, ranks, gib, backbone, batch in CASES:
-        network = describe(backbone, 512, (112, 112), bf16=True)
+        network = network_of(backbone, 512, (112, 112), bf16=True)
         jobs = [Job(identities, 512, batch, ranks, BLOCK, fused_update=fused) for fused in (False, True)]
         peaks = [planner.peak(job, network)[1] / GIB for job in jobs]
         cells = " | ".join(f"{peak:.1f}{'' if peak <= gib else ' (too much)'}" for peak in peaks)
@@ -182,20 +226,28 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--identities", type=int, metavar="C", help="classes of the training set")
-    parser.add_argument("--embedding-dim", type=int, default=512, metavar="D", help="default %(default)s")
-    parser.add_argument(
-        "--global-batch", type=int, default=512, metavar="G", help="images a step (default %(default)s)"
+    recipe = parser.add_argument_group("a recipe, planned as it is")
+    recipe.add_argument("--recipe", type=Path, help="YAML file; see stages/recipes/")
+    recipe.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key; repeatable")
+    where = parser.add_argument_group("the cluster")
+    where.add_argument("--ranks", type=int, default=8, metavar="N", help="GPUs in all (default %(default)s)")
+    where.add_argument("--gpu-memory-gib", type=float, default=80.0, metavar="GIB", help="default %(default)s")
+    where.add_argument("--rates", type=Path, metavar="FILE", help="what stages/calibrate.py measured: adds the times")
+    where.add_argument("--ranks-per-host", type=int, default=8, metavar="N", help="default %(default)s")
+    where.add_argument(
+        "--host-hours", type=float, default=5000, help="mean time between failures of a host (assumed: %(default)s)"
     )
-    parser.add_argument("--ranks", type=int, default=8, metavar="N", help="GPUs in all (default %(default)s)")
-    parser.add_argument("--gpu-memory-gib", type=float, default=80.0, metavar="GIB", help="default %(default)s")
-    parser.add_argument("--backbone", default="sphereface20", help=f"one of {', '.join(BACKBONES)}")
-    parser.add_argument("--image-size", type=int, nargs=2, default=[112, 96], metavar=("H", "W"), help="default 112 96")
-    parser.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16", help="of the products")
-    parser.add_argument("--accumulation", type=int, default=1, metavar="K", help="micro-batches a step (default 1)")
-    parser.add_argument("--zero-stage", type=int, default=0, help="DeepSpeed ZeRO of the backbone: 0 to 3")
-    parser.add_argument("--fused-update", action="store_true", help="rows updated block by block, no row gradient held")
-    parser.add_argument("--json", action="store_true", help="print the same numbers as JSON, in bytes")
+    shape = parser.add_argument_group("a job, without a recipe")
+    shape.add_argument("--identities", type=int, metavar="C", help="classes (of a recipe: instead of its shards')")
+    shape.add_argument("--embedding-dim", type=int, default=512, metavar="D", help="default %(default)s")
+    shape.add_argument("--global-batch", type=int, default=512, metavar="G", help="images a step (default %(default)s)")
+    shape.add_argument("--backbone", default="sphereface20", help=f"one of {', '.join(BACKBONES)}")
+    shape.add_argument("--image-size", type=int, nargs=2, default=[112, 96], metavar=("H", "W"), help="default 112 96")
+    shape.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16", help="of the products")
+    shape.add_argument("--accumulation", type=int, default=1, metavar="K", help="micro-batches a step (default 1)")
+    shape.add_argument("--zero-stage", type=int, default=0, help="DeepSpeed ZeRO of the backbone: 0 to 3")
+    shape.add_argument("--fused-update", action="store_true", help="rows updated block by block, no row gradient held")
+    parser.add_argument("--json", action="store_true", help="print the same numbers as JSON, in bytes and seconds")
     parser.add_argument("--published-cases", action="store_true", help="print published large runs as planned here")
     return parser
 

@@ -55,6 +55,18 @@ def collectives(gradient_bytes: int, embedding_bytes: int, topology: Topology, d
     ]
 
 
+def ring_rates(device: torch.device) -> tuple[float, float]:
+    """Bytes a second that a rank sends in a large all-reduce, and the seconds of one step of its ring in a small one.
+
+    All ranks take part, more than one.
+    """
+    steps = 2 * (dist.get_world_size() - 1)
+    small, large = torch.zeros(64, device=device), torch.zeros(_LINK_BYTES // 4, device=device)
+    latency = fastest(lambda: dist.all_reduce(small), device)
+    whole = fastest(lambda: dist.all_reduce(large), device)
+    return steps * large.nbytes / dist.get_world_size() / max(whole - latency, 1e-9), latency / steps
+
+
 def links(slots: dict[str, int], topology: Topology, device: torch.device) -> dict[str, float]:
     """Bytes a second from the first rank of each host to that of the next, one pair after the other.
 

@@ -191,7 +191,7 @@ class Trainer:
             self.save()  # before hours of training, a folder that cannot be written shows
         STEP.use(self.device)
         SENT.take()  # what was sent before is no step's
-        reader = self._reader()
+        reader = self.reader()
         try:
             while self.step < self.recipe.optimizer.steps:
                 record = self._one_step(reader, stop_asked)
@@ -201,9 +201,13 @@ class Trainer:
                 if self._guard.going_back:
                     reader.close()
                     self._go_back()
-                    reader = self._reader()
+                    reader = self.reader()
         finally:
             reader.close()
+
+    def begin_save(self) -> float:
+        """Begin to write the checkpoint of the current step; the seconds that this held up. All ranks together."""
+        return self.saver.begin(self._state(), self._meta())
 
     def save(self) -> Saved:
         """Write the checkpoint of the current step and wait for it; all ranks together.
@@ -211,7 +215,7 @@ class Trainer:
         Raises:
             CheckpointError: on every rank, when it could not be written.
         """
-        self.saver.begin(self._state(), self._meta())
+        self.begin_save()
         saved = self.saver.finish()
         assert saved is not None
         if saved.error:
@@ -298,7 +302,7 @@ class Trainer:
         if last:
             saved = self._save_last()
         else:
-            self.saver.begin(self._state(), self._meta())
+            self.begin_save()
         return time.perf_counter() - started, saved
 
     def _save_last(self) -> Saved:
@@ -329,7 +333,8 @@ class Trainer:
             power=optimizer.power,
         )
 
-    def _reader(self) -> Reader:
+    def reader(self) -> Reader:
+        """This rank's share of the batches from the current step on; to be closed."""
         data = self.recipe.data
         share = data.global_batch // self.topology.num_ranks
         decoder = self._decoder(share)

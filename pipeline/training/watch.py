@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from cluster.metrics import PERCENTILES
-from cluster.planner import Job, head_bytes
+from cluster.planner import head_bytes
 from cluster.telemetry import Telemetry
 from pipeline.config import Recipe
 from pipeline.files import write_file
+from pipeline.planned import job_of
 from pipeline.training.loop import Record, Trainer
 
 if TYPE_CHECKING:
@@ -253,15 +254,4 @@ class Exporter:
 
 def planned_head_bytes(recipe: Recipe, num_classes: int, num_ranks: int) -> int:
     """What the planner says that the head of this recipe takes on the fullest of `num_ranks` ranks."""
-    sharing = recipe.head.ranks or num_ranks
-    job = Job(
-        classes=num_classes,
-        embedding_dim=recipe.backbone.embedding_dim,
-        global_batch=recipe.data.global_batch * sharing // num_ranks,
-        ranks=sharing,
-        block=recipe.head.block,
-        accumulation=recipe.data.accumulation,
-        bf16=recipe.precision == "bfloat16",
-        fused_update=recipe.head.fused_update,
-    )
-    return head_bytes(job)
+    return head_bytes(job_of(recipe, num_classes, num_ranks))

@@ -1,0 +1,75 @@
+"""How fast a machine does the parts of a step: written by a calibration run, read by the planner."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of one rank while all ranks work. The numbers of one precision, and of backbones like the one measured.
+
+    Attributes:
+        ranks: that took part.
+        network_flops_per_second: forward and backward pass of the backbone.
+        head_flops_per_second, head_call_seconds: products of the head, and what one call of it takes besides.
+        update_bytes_per_second: fp32 parameters and rows, each counted once, that a step updates.
+        decode_images_per_second: read, decoded and normalised, with nothing else at work.
+        other_seconds: of a step, the same whatever its size: agreeing, bookkeeping, waiting for the slowest rank.
+        collective_bytes_per_second, hop_seconds: what a rank sends in a large collective, and the latency of one step
+            of a ring; None where one rank was measured.
+        copy_bytes_per_second: out of the live tensors, which holds training up.
+        write_bytes_per_second: to the run's folder, in the background, all ranks together.
+        start_seconds: from the start of a process to its first step done.
+    """
+
+    ranks: int
+    network_flops_per_second: float
+    head_flops_per_second: float
+    head_call_seconds: float
+    update_bytes_per_second: float
+    decode_images_per_second: float
+    other_seconds: float
+    collective_bytes_per_second: float | None
+    hop_seconds: float | None
+    copy_bytes_per_second: float
+    write_bytes_per_second: float
+    start_seconds: float
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a rate that is none, naming it."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            may_be_zero = field.name in ("head_call_seconds", "other_seconds", "hop_seconds")
+            if value is None and field.name in ("collective_bytes_per_second", "hop_seconds"):
+                continue
+            number = isinstance(value, (int, float)) and math.isfinite(value)
+            if not number or value < 0 or (value == 0 and not may_be_zero):
+                raise ValueError(f"{field.name}: got {value}, wanted a number above 0{' or 0' if may_be_zero else ''}")
+
+
+def read_rates(file: Path) -> Rates:
+    """The rates of a calibration run.
+
+    Raises:
+        ValueError: naming the file, and the rate that is missing, unknown or no rate.
+    """
+    try:
+        held = json.loads(file.read_text())
+        rates = dict(held["rates"])
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror}; wanted what stages/calibrate.py wrote") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{file}: wanted the JSON that stages/calibrate.py wrote") from None
+    names = {field.name for field in dataclasses.fields(Rates)}
+    if names != rates.keys():
+        missing, unknown = sorted(names - rates.keys()), sorted(rates.keys() - names)
+        raise ValueError(f"{file}: missing {missing}, unknown {unknown}; calibrate anew with this version")
+    try:
+        return Rates(**rates)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None

@@ -1,0 +1,153 @@
+"""What the planner cannot know of a machine: measured by a few steps of the run itself, and by its parts alone."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from itertools import islice
+
+import torch
+
+from cluster.collectives import barrier, gather_objects
+from cluster.planner.job import FP32, Job, Network
+from cluster.planner.rates import Rates
+from cluster.planner.timing import step_seconds
+from cluster.planner.work import flops
+from cluster.preflight.bandwidth import ring_rates
+from cluster.stopwatch import STARTUP, STEP
+from pipeline.head.head import ShardedHead
+from pipeline.training.checkpoint import CheckpointError
+from pipeline.training.loop import Record, Trainer
+
+# Blocks of classes that the head is measured on: the time of few is mostly that of a call, of many that of products.
+_FEW, _MANY = 1, 12
+
+
+def calibrate(trainer: Trainer, job: Job, network: Network, steps: int, say: Callable[[str], None]) -> Rates:
+    """Rates of this rank, the slowest of all where that is what counts; all ranks together.
+
+    Args:
+        trainer: of the recipe, in a folder of its own: it is trained on and saved.
+        job, network: what the planner takes it for.
+        steps: that are measured, after a few that are not.
+        say: hears what is being done.
+
+    Raises:
+        CheckpointError: when the folder cannot be written.
+    """
+    say("reading and decoding")
+    decode = _decode_rate(trainer, steps)
+    say(f"{steps} steps of training")
+    records = _steps(trainer, steps)
+    start_seconds = sum(STARTUP.parts.values())
+    say("the head alone, on few and on many classes")
+    head_rate, head_call = _head_rates(trainer, job)
+    say("exchanges between ranks")
+    exchange, hop = ring_rates(trainer.device) if job.ranks > 1 else (None, None)
+    say("saving")
+    copy_rate, write_rate = _save_rates(trainer, network)
+
+    def median(*parts: str) -> float:
+        return statistics.median(sum(record.parts.get(part, 0) for part in parts) for record in records)
+
+    rows = 0 if job.fused_update else job.rows * job.embedding_dim
+    own = network.parameters // (job.ranks if job.zero_stage else 1)
+    rates = Rates(
+        ranks=job.ranks,
+        network_flops_per_second=flops(job, network)["network"] / median("forward", "backward"),
+        head_flops_per_second=head_rate,
+        head_call_seconds=head_call,
+        update_bytes_per_second=FP32 * (own + rows) / median("update"),
+        decode_images_per_second=decode,
+        other_seconds=0.0,
+        collective_bytes_per_second=exchange,
+        hop_seconds=hop,
+        copy_bytes_per_second=copy_rate,
+        write_bytes_per_second=write_rate,
+        start_seconds=start_seconds,
+    )
+    whole = statistics.median(record.seconds - record.parts.get("data_wait", 0) for record in records)
+    rest = max(0.0, whole - step_seconds(job, network, rates))
+    return _slowest([Rates(**{**vars(rates), "other_seconds": rest})], trainer)
+
+
+def _slowest(own: list[Rates], trainer: Trainer) -> Rates:
+    """Of every rank's rates the lowest, of its times the highest: ranks wait for each other."""
+    every = [vars(rates) for (rates,) in gather_objects(own, trainer.group)]
+
+    def worst(name: str) -> float | None:
+        values = [rates[name] for rates in every]
+        if None in values:
+            return None
+        return max(values) if name.endswith("_seconds") else min(values)
+
+    return Rates(**{name: worst(name) for name in every[0]})  # type: ignore[arg-type]
+
+
+def _decode_rate(trainer: Trainer, batches: int) -> float:
+    reader = trainer.reader()
+    try:
+        for _ in islice(reader, 3):  # what was decoded ahead before anybody looked at the clock
+            pass
+        barrier(trainer.group)
+        began = time.perf_counter()
+        images = sum(len(batch.labels_B) for batch in islice(reader, 2 * batches))
+        return images / (time.perf_counter() - began)
+    finally:
+        reader.close()
+
+
+def _steps(trainer: Trainer, steps: int) -> list[Record]:
+    """Records of as many steps, once the first are done that allocate and compile."""
+    records = trainer.train()
+    warm = [next(records)]
+    STARTUP.done("first step")
+    warm += list(islice(records, 2))
+    measured = list(islice(records, steps))
+    records.close()  # type: ignore[attr-defined]  # it is a generator, whose reader this ends
+    return measured
+
+
+def _head_rates(trainer: Trainer, job: Job) -> tuple[float, float]:
+    """FLOPs a second of the head's products, and seconds of a call besides them."""
+    blocks = trainer.recipe.head.block * job.ranks
+    times = {number: _head_seconds(trainer, job, number * blocks) for number in (_FEW, _MANY)}
+    product = 4 * 2 * job.head_batch * trainer.recipe.head.block * job.embedding_dim
+    a_block = max((times[_MANY] - times[_FEW]) / (_MANY - _FEW), 1e-9)
+    return product / a_block, max(0.0, times[_FEW] - _FEW * a_block)
+
+
+def _head_seconds(trainer: Trainer, job: Job, classes: int) -> float:
+    """Of one call of a head of so many classes, forward and backward, without its collectives."""
+    head = ShardedHead(
+        classes,
+        job.embedding_dim,
+        trainer.head.margin,
+        trainer.head.group,
+        options=trainer.head.options,
+        device=trainer.device,
+    )
+    x_BD = torch.randn(job.micro_batch, job.embedding_dim, device=trainer.device, requires_grad=True)
+    labels_B = torch.randint(classes, (job.micro_batch,), device=trainer.device)
+    times = []
+    for _ in range(7):
+        barrier(trainer.group)
+        STEP.take()
+        with STEP.part("head"):
+            head(x_BD, labels_B, 5.0, learning_rate=1e-3).loss.backward()
+        head.drop()
+        times.append(STEP.take()["head"])
+    return statistics.median(times[2:])
+
+
+def _save_rates(trainer: Trainer, network: Network) -> tuple[float, float]:
+    """Bytes a second that this rank copies out, and that all ranks write, in a second save: the first allocates."""
+    trainer.save()
+    stall, saved = trainer.begin_save(), trainer.saver.finish()
+    assert saved is not None
+    if saved.error:
+        raise CheckpointError(f"{trainer.run}: {saved.error}")
+    # parameters and momenta of the rows, and of the backbone on rank 0 alone: of whose rate, the lowest, this is right
+    copied = 2 * trainer.head.weight_SD.nbytes + 2 * FP32 * network.parameters
+    return copied / stall, saved.bytes / saved.seconds
