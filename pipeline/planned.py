@@ -9,7 +9,7 @@ import torch
 from cluster.planner.job import Job, Network
 from pipeline.backbones import build_backbone
 from pipeline.backbones.size import activation_bytes, count_macs
-from pipeline.config import Recipe
+from pipeline.config import Recipe, RecipeError
 
 
 def job_of(recipe: Recipe, num_classes: int, num_ranks: int) -> Job:
@@ -30,6 +30,20 @@ def job_of(recipe: Recipe, num_classes: int, num_ranks: int) -> Job:
         bf16=recipe.precision == "bfloat16",
         fused_update=recipe.head.fused_update,
     )
+
+
+def whole_job_of(recipe: Recipe, num_classes: int, num_ranks: int) -> Job:
+    """A step of the recipe, whose classes all ranks share.
+
+    Raises:
+        RecipeError: where groups of them do: what groups exchange is not planned.
+        ValueError: when batch, classes and ranks do not go together.
+    """
+    if recipe.head.ranks not in (None, num_ranks):
+        raise RecipeError(
+            f"head.ranks: got {recipe.head.ranks}, wanted all {num_ranks}, or null: groups are not planned"
+        )
+    return job_of(recipe, num_classes, num_ranks)
 
 
 @cache

@@ -32,7 +32,7 @@ from cluster.topology import Topology
 from cluster.versions import versions
 from pipeline.config import Recipe, RecipeError, check_against_set
 from pipeline.files import write_file
-from pipeline.planned import job_of, network_of
+from pipeline.planned import network_of, whole_job_of
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe_file import load_recipe
 from pipeline.shards.errors import ShardError
@@ -67,7 +67,7 @@ def measure(recipe: Recipe, shards: ShardSet, topology: Topology, out: Path, ste
     """Measure, and let rank 0 write what was found."""
     manifest, first = shards.manifest, topology.rank == 0
     size = manifest.image_height, manifest.image_width
-    job = job_of(recipe, manifest.identities, topology.num_ranks)
+    job = whole_job_of(recipe, manifest.identities, topology.num_ranks)
     network = network_of(recipe.backbone.name, recipe.backbone.embedding_dim, size, job.bf16)
     folder = out.with_name(f"{out.name}.trained-in")
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it, also where one rank needs no launcher

@@ -22,7 +22,7 @@ from cluster.stop import exit_with
 from pipeline.backbones import BACKBONES
 from pipeline.config import Recipe
 from pipeline.head.streaming import BLOCK
-from pipeline.planned import job_of, network_of
+from pipeline.planned import network_of, whole_job_of
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe_file import load_recipe
 
@@ -115,12 +115,10 @@ def _job(args: argparse.Namespace) -> Job:
 
 def _job_of_recipe(recipe: Recipe, args: argparse.Namespace) -> tuple[Job, tuple[int, int]]:
     """The recipe's job and image size; classes and size are those of its shards, or of the options."""
-    if recipe.head.ranks not in (None, args.ranks):
-        raise ValueError(f"head.ranks: got {recipe.head.ranks}, wanted all {args.ranks} ranks: others are not planned")
     if args.identities is not None:
-        return job_of(recipe, args.identities, args.ranks), tuple(args.image_size)
+        return whole_job_of(recipe, args.identities, args.ranks), tuple(args.image_size)
     manifest = ShardSet(recipe.data.shards).manifest
-    return job_of(recipe, manifest.identities, args.ranks), (manifest.image_height, manifest.image_width)
+    return whole_job_of(recipe, manifest.identities, args.ranks), (manifest.image_height, manifest.image_width)
 
 
 def _report(question: Question) -> list[str]:

@@ -11,6 +11,9 @@ import pytest
 
 from cluster.planner import Job, Network, Rates, read_rates
 from cluster.planner.timing import communication_seconds, course, scaling, step_parts, step_seconds
+from pipeline.planned import whole_job_of
+from pipeline.recipe_file import load_recipe
+from tests.faces import ROOT
 
 NETWORK = Network(parameters=10**6, activation_bytes=0, macs=5 * 10**8)
 JOB = Job(classes=1000, embedding_dim=64, global_batch=32, ranks=2, block=128)
@@ -124,3 +127,10 @@ def test_files_that_hold_no_rates_are_refused(tmp_path: Path) -> None:
         read_rates(file)
     file.write_text(json.dumps({"rates": asdict(RATES)}))
     assert read_rates(file) == RATES
+
+
+def test_groups_that_share_classes_are_not_planned() -> None:
+    recipe = load_recipe(ROOT / "stages/recipes/demo.yaml", ["head.ranks=2"])
+    with pytest.raises(ValueError, match=r"head.ranks: got 2, wanted all 4, or null: groups are not planned"):
+        whole_job_of(recipe, 30, 4)
+    assert whole_job_of(recipe, 30, 2).ranks == 2
