@@ -1,4 +1,4 @@
-"""Grafana dashboards from the table of panels, one a group: ``python -m cluster.monitoring.dashboards``.
+"""Grafana dashboards from the tables of panels, one a group: ``python -m cluster.monitoring.dashboards``.
 
 The JSON is committed, so that only who changes a panel needs ``grafana-foundation-sdk``; a test holds it current.
 """
@@ -14,8 +14,13 @@ from grafana_foundation_sdk.models.common import ScaleDistribution, StackingMode
 from grafana_foundation_sdk.models.dashboard import DataSourceRef, VariableRefresh
 
 from cluster.monitoring.panels import PANELS, TITLES, Panel
+from cluster.monitoring.sharding_panels import SHARDING
 
 FOLDER = Path(__file__).parent / "grafana"
+
+# A dashboard's title, the metric that every job of its kind has, and its panels.
+BOARDS = {group: (TITLES[group], "spherescale_step", panels) for group, panels in PANELS.items()}
+BOARDS["shards"] = ("Shards", "spherescale_sharding_samples", SHARDING)
 
 _UNITS = {"seconds": "s", "bytes": "bytes", "share": "percentunit", "": "short"}
 _SOURCE = DataSourceRef(type_val="prometheus", uid="$datasource")
@@ -23,8 +28,9 @@ _SOURCE = DataSourceRef(type_val="prometheus", uid="$datasource")
 
 def build(group: str) -> str:
     """The dashboard of a group of panels, as JSON."""
+    title, known_by, panels = BOARDS[group]
     board = (
-        dashboard.Dashboard(f"spherescale: {TITLES[group]}")
+        dashboard.Dashboard(f"spherescale: {title}")
         .uid(f"spherescale-{group}")
         .tags(["spherescale"])
         .refresh("10s")
@@ -34,11 +40,11 @@ def build(group: str) -> str:
             dashboard.QueryVariable("job")
             .label("Run")
             .datasource(_SOURCE)
-            .query("label_values(spherescale_step, job)")
+            .query(f"label_values({known_by}, job)")
             .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
         )
     )
-    for panel in PANELS[group]:
+    for panel in panels:
         board = board.with_panel(_chart(panel))
     return JSONEncoder(sort_keys=True, indent=1).encode(board.build()) + "\n"
 
@@ -60,7 +66,7 @@ def _chart(panel: Panel) -> Any:
 def write_all() -> None:
     """Write every dashboard to `FOLDER`."""
     FOLDER.mkdir(exist_ok=True)
-    for group in PANELS:
+    for group in BOARDS:
         (FOLDER / f"{group}.json").write_text(build(group))
 
 

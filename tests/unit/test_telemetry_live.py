@@ -121,6 +121,6 @@ def test_compose_mounts_what_is_there_and_grafana_finds_it() -> None:
     assert f"--web.listen-address={source['url'].removeprefix('http://')}" in services["prometheus"]["command"]
     (provider,) = yaml.safe_load((provisioning / "dashboards" / "spherescale.yaml").read_text())["providers"]
     dashboards = mounts[provider["options"]["path"]]
-    assert {path.stem for path in dashboards.glob("*.json")} == set(PANELS)
+    assert {path.stem for path in dashboards.glob("*.json")} == {*PANELS, "shards"}
     home = services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     assert (dashboards / Path(home).name).is_file()

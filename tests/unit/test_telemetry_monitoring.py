@@ -10,20 +10,23 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from cluster.metrics import METRICS, PREFIX, evaluation_metrics
+from cluster.metrics import METRICS, PREFIX, SHARDING_METRICS, evaluation_metrics
 from cluster.monitoring import live
 from cluster.monitoring.panels import PANELS, TILES
 from cluster.monitoring.runbooks import read_runbooks
+from cluster.monitoring.sharding_panels import SHARDING
 from cluster.telemetry import Telemetry
 
 MONITORING = Path(__file__).parents[2] / "cluster" / "monitoring"
 RULES = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"][0]["rules"]
 TABLE = METRICS + evaluation_metrics(["lfw"])
+BOARDS = PANELS | {"shards": SHARDING}
 RUNBOOKS = read_runbooks()
 ALERTS = [rule for rule in RULES if "alert" in rule]
 RECORDED = {rule["record"] for rule in RULES if "record" in rule}
@@ -38,7 +41,7 @@ needs_prometheus = pytest.mark.skipif(
 
 def exposed_names() -> set[str]:
     names = set()
-    for metric in TABLE:
+    for metric in TABLE + SHARDING_METRICS:
         suffixes = ("_sum", "_count", "_bucket") if metric.kind == "histogram" else ("",)
         names |= {PREFIX + metric.name + suffix for suffix in suffixes}
     return names
@@ -146,25 +149,26 @@ def test_prometheus_finds_ranks_keeps_their_labels_and_sees_one_go(prometheus: s
 
 def test_every_metric_is_looked_at_by_a_panel_or_an_alert() -> None:
     looked_at = " ".join(
-        [query for group in PANELS.values() for panel in group for query, _ in panel.queries]
+        [query for group in BOARDS.values() for panel in group for query, _ in panel.queries]
         + [tile.query for tile in TILES]
         + [rule["expr"] for rule in RULES]
     )
     # Memory now and the time of the last save are shown as the peak and as the age.
     elsewhere = {"gpu_allocated_bytes", "checkpoint_timestamp_seconds", "rank_samples_per_second"}
-    assert {m.name for m in TABLE if not re.search(rf"{PREFIX}{m.name}\b|{PREFIX}{m.name}_", looked_at)} == elsewhere
+    told = TABLE + SHARDING_METRICS
+    assert {m.name for m in told if not re.search(rf"{PREFIX}{m.name}\b|{PREFIX}{m.name}_", looked_at)} == elsewhere
 
 
 def test_the_committed_dashboards_are_current() -> None:
     dashboards = pytest.importorskip("cluster.monitoring.dashboards", reason="needs grafana-foundation-sdk")
-    assert {path.stem for path in dashboards.FOLDER.glob("*.json")} == set(PANELS)
-    for group in PANELS:
+    assert {path.stem for path in dashboards.FOLDER.glob("*.json")} == set(BOARDS)
+    for group in BOARDS:
         committed = (dashboards.FOLDER / f"{group}.json").read_text()
         assert committed == dashboards.build(group), "run: python -m cluster.monitoring.dashboards"
 
 
 def test_a_dashboard_holds_its_panels() -> None:
-    for group, panels in PANELS.items():
+    for group, panels in BOARDS.items():
         board = json.loads((MONITORING / "grafana" / f"{group}.json").read_text())
         assert [panel["title"] for panel in board["panels"]] == [panel.title for panel in panels]
         for drawn, panel in zip(board["panels"], panels, strict=True):
@@ -174,20 +178,41 @@ def test_a_dashboard_holds_its_panels() -> None:
             assert len({target["refId"] for target in drawn["targets"]}) == len(panel.queries)
 
 
+@pytest.fixture
+def busy_gpus(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Shares of the time that two GPUs are busy, by an NVML that is made up; torch asks it as it asks a real one."""
+    nvml = pytest.importorskip("pynvml", reason="needs nvidia-ml-py")
+    percent = [30, 80]
+    monkeypatch.setattr(nvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(nvml, "nvmlDeviceGetHandleByIndex", lambda index: index)
+    monkeypatch.setattr(nvml, "nvmlDeviceGetUtilizationRates", lambda index: SimpleNamespace(gpu=percent[index]))
+    return [0.01 * each for each in percent]
+
+
 @needs_prometheus
-def test_every_panel_has_data_from_two_ranks(prometheus: str, tmp_path: Path) -> None:
-    ranks = [Telemetry(rank=rank, host=f"h{rank}", job="a/b", metrics=TABLE, folder=tmp_path) for rank in range(2)]
+def test_every_panel_has_data_from_two_ranks(prometheus: str, tmp_path: Path, busy_gpus: list[float]) -> None:
+    ranks = [
+        Telemetry(rank=rank, host=f"h{rank}", job="a/b", cuda_device=rank, metrics=TABLE, folder=tmp_path)
+        for rank in range(2)
+    ]
     for telemetry in ranks:
         telemetry.serve(0)
         telemetry.announce(tmp_path / "targets")
     for telemetry in ranks:
         telemetry.set("evaluation_accuracy_ratio", 0.9, "lfw")
         telemetry.set("evaluation_best_accuracy_ratio", 0.95, "lfw")
-    panels = [panel for group in PANELS.values() for panel in group if panel.title != "GPU busy"]
+    # Faces become shards meanwhile.
+    shard = Telemetry(rank=2, host="h2", job="a/b", metrics=SHARDING_METRICS)
+    shard.set("sharding_samples", 1_000_000)
+    shard.serve(0)
+    shard.announce(tmp_path / "targets")
+    panels = [panel for group in BOARDS.values() for panel in group]
     queries = [query for panel in panels for query, _ in panel.queries] + [tile.query for tile in TILES]
     empty = set(queries)
 
     def train_and_look() -> bool:
+        shard.add("sharded_samples_total", 100)
+        shard.add("sharded_bytes_total", 10_000)
         for telemetry in ranks:
             telemetry.observe("step_seconds", 0.3)
             telemetry.add("samples_total", 64)
@@ -201,5 +226,8 @@ def test_every_panel_has_data_from_two_ranks(prometheus: str, tmp_path: Path) ->
         return not empty
 
     wait_for(train_and_look, missing=empty)
-    for telemetry in ranks:
+    gpus = next(panel for panel in PANELS["ranks"] if panel.title == "GPU busy").queries[0][0].replace("$job", "a/b")
+    busy = {labels["rank"]: value for labels, value in query(prometheus, gpus)}
+    assert busy == pytest.approx({"0": busy_gpus[0], "1": busy_gpus[1]})
+    for telemetry in (*ranks, shard):
         telemetry.close()
