@@ -21,6 +21,7 @@ class Panel:
         unit: of the values: "seconds", "bytes", "share" (of 1) or "" for plain numbers.
         kind: "lines", "stack" where the series add up, or "heatmap" with a row a series.
         logarithmic: for what spans decades.
+        lowest_first: where the least of many series is the one to look at, not the most.
         sometimes: when there is nothing to show, for a panel that not every run fills.
     """
 
@@ -30,6 +31,7 @@ class Panel:
     unit: Literal["seconds", "bytes", "share", ""] = ""
     kind: Literal["lines", "stack", "heatmap"] = "lines"
     logarithmic: bool = False
+    lowest_first: bool = False
     sometimes: str = ""
 
 
@@ -153,6 +155,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             "The rank with the least is the one that the others wait for.",
             _by_rank(_share_of("communication")),
             "share",
+            lowest_first=True,
         ),
         Panel(
             "Bytes sent a second",
@@ -186,7 +189,12 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             _by_rank(_share_of("data_wait")),
             "share",
         ),
-        Panel("Batches ready", "0 means that the loop waits.", _by_rank(f"spherescale_prefetch_batches{_JOB}")),
+        Panel(
+            "Batches ready",
+            "0 means that the loop waits.",
+            _by_rank(f"spherescale_prefetch_batches{_JOB}"),
+            lowest_first=True,
+        ),
         Panel("Samples a second by rank", "", _by_rank(f"rate(spherescale_samples_total{_JOB}[$window])")),
         Panel(
             "Undecodable samples",
@@ -286,6 +294,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             "Where the run writes, as each host sees it. Less than three checkpoints: see the alert DiskNearlyFull.",
             ((f"min by (host) (spherescale_run_free_bytes{_JOB})", "{{host}}"),),
             "bytes",
+            lowest_first=True,
         ),
         Panel("Step", "Falls back to the last checkpoint when the run is started again.", _gauge("step", "step")),
         Panel("Restarts", "", _gauge("restarts_total", "restarts")),

@@ -1,4 +1,7 @@
-"""`make monitor` on a real run of two ranks: every panel has data, a real browser draws it, Ctrl-C ends all."""
+"""`make monitor` on a real run of two ranks: every panel has data, a real browser draws it, Ctrl-C ends all.
+
+One rank is made slow, and the page says which.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,14 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -74,10 +79,47 @@ def monitor(run: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
         process.communicate()
 
 
-def answers(page: str, query: str) -> bool:
+def answer(page: str, query: str) -> list[dict[str, Any]]:
     filled = query.replace("$job", "faces").replace("$window", "30s")
     with urllib.request.urlopen(f"{page}/api/v1/query?{urllib.parse.urlencode({'query': filled})}", timeout=60) as got:
-        return bool(json.load(got)["data"]["result"])
+        return list(json.load(got)["data"]["result"])
+
+
+def process_of(rank: int, folder: Path) -> int:
+    """The process of a rank whose launcher was started in `folder`."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ends meanwhile
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if f"--local_rank={rank}".encode() in words and (process / "cwd").readlink() == folder:
+                return int(process.name)
+    raise AssertionError(f"no rank {rank} in {folder}")
+
+
+@contextlib.contextmanager
+def slowed(process: int) -> Iterator[None]:
+    """Stop a process for four fifths of the time: its own work takes five times as long, on any machine."""
+    enough = Event()
+
+    def hold() -> None:
+        while not enough.is_set():
+            os.kill(process, signal.SIGSTOP)
+            time.sleep(0.16)
+            os.kill(process, signal.SIGCONT)
+            enough.wait(0.04)
+
+    thread = Thread(target=hold)
+    thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()
+
+
+def named(page: str) -> list[tuple[str, str]]:
+    """The job and rank of each straggler that is told."""
+    firing = answer(page, 'ALERTS{alertname="Straggler", alertstate="firing"}')
+    return [(one["metric"]["job"], one["metric"]["rank"]) for one in firing]
 
 
 def cards(document: str) -> dict[str, str]:
@@ -108,7 +150,7 @@ def test_every_panel_is_drawn_from_a_real_run(
 
     def all_answer() -> bool:
         for query in list(empty):
-            if answers(page, query):
+            if answer(page, query):
                 empty.discard(query)
         return not empty
 
@@ -121,33 +163,46 @@ def test_every_panel_is_drawn_from_a_real_run(
         assert set(found) == {panel.title for panels in PANELS.values() for panel in panels}
         return drawn.document if all(is_drawn(panel, found[panel.title]) for panel in ALWAYS) else None
 
-    document = wait_for(all_drawn)
+    with slowed(process_of(1, tmp_path)):
+        document = wait_for(all_drawn)
+        wait_for(lambda: named(page) == [("faces", "1")], missing="an alert on rank 1")
+        work = answer(page, "topk(1, rank:spherescale_own_work:rate25s)")
+        alerts = draw(page, tmp_path).document.partition('<section id="alerts"')[2].partition("</section>")[0]
+        assert picture(page, tmp_path, tmp_path / "page.png", 3400).stat().st_size > 50_000
+    assert [one["metric"]["rank"] for one in work] == ["1"]
+    assert f"faces: rank 1 on {socket.gethostname()} holds the others up" in html.unescape(alerts)
+    assert re.search(r"ticket, for [\d.]{1,5} (s|min)<", alerts)
+
     state = re.search(r'<span id="state" role="status" class="(.*?)">(.*?)</span>', document)
     assert state and state[1] == "" and state[2].startswith("as of"), state
     assert re.search(r'<h1 id="name">faces</h1>', document)
     tiles = re.findall(r'<div class="tile"><b>(.*?)</b>', document)
     assert len(tiles) == len(TILES) and "–" not in tiles
-    assert picture(page, tmp_path, tmp_path / "page.png", 2600).stat().st_size > 50_000
-
     assert processes_of(run)
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=PATIENCE_SECONDS)
     assert not processes_of(run)
 
 
-LABELS = """<script src="charts.js"></script>
+LABELS = """<link rel="stylesheet" href="style.css"><div class="plot" style="width: 345px"></div>
+<script src="charts.js"></script>
 <script>
 const axes = [[ticks(1.002, 1.018), ""], [ticks(0, 3000), ""], [ticks(99990, 100010), ""], [ticks(2, 9), "seconds"]];
-document.body.textContent = JSON.stringify(axes.map(([marks, unit]) => labels(marks, unit)));
+const plot = document.querySelector(".plot");
+drawLines(plot, { kind: "lines", unit: "" }, [{ name: "", points: [[0, 99990], [60, 100010]] }], [0, 60]);
+const left = Math.min(...[...plot.querySelectorAll("text")].map(text => text.getBBox().x));
+document.body.textContent = JSON.stringify([left, ...axes.map(([marks, unit]) => labels(marks, unit))]);
 </script>"""
 
 
-def test_the_marks_of_an_axis_are_told_apart(tmp_path: Path) -> None:
-    shutil.copy(ROOT / "cluster/monitoring/page/charts.js", tmp_path)
+def test_the_marks_of_an_axis_are_told_apart_and_whole(tmp_path: Path) -> None:
+    for file in ("charts.js", "style.css"):
+        shutil.copy(ROOT / "cluster/monitoring/page" / file, tmp_path)
     (tmp_path / "page.html").write_text(f"<body></body>{LABELS}")
     drawn = draw((tmp_path / "page.html").as_uri(), tmp_path)
     assert drawn.console == ()
-    axes = json.loads(html.unescape(re.findall(r"<body>(.*?)</body>", drawn.document, re.DOTALL)[0]))
+    left, *axes = json.loads(html.unescape(re.findall(r"<body>(.*?)</body>", drawn.document, re.DOTALL)[0]))
+    assert left >= 0  # none is cut
     assert axes[0] == ["1", "1.005", "1.01", "1.015", "1.02"]
     assert axes[1] == ["0", "1,000", "2,000", "3,000"]
     assert axes[2] == ["99990", "99995", "100 k", "100.005 k", "100.01 k"]

@@ -3,6 +3,7 @@
 // A series is {name, points: [[unix seconds, value], ...]}, rising; values that are not finite are left out before.
 
 const COLOURS = 8, MARGIN = { left: 52, right: 8, top: 6, bottom: 18 };
+const DIGIT = 6.5; // as wide as a character of an axis is, at the most
 
 function element(name, attributes = {}, ...children) {
   const svg = ["svg", "path", "line", "text", "g"].includes(name);
@@ -110,10 +111,11 @@ function drawLines(plot, panel, series, domain) {
   if (panel.logarithmic) series = series.map(s => ({ ...s, points: s.points.filter(([, v]) => v > 0) }));
   const values = stacked ? [0, ...stacked.flatMap(s => s.map(p => p[2]))] : series.flatMap(s => s.points.map(p => p[1]));
   const { marks, at } = scale(values.length ? values : [0, 1], panel.logarithmic, panel.unit);
-  const x = t => MARGIN.left + (t - domain[0]) / (domain[1] - domain[0]) * (width - MARGIN.left - MARGIN.right);
+  const texts = labels(marks, panel.unit), left = Math.max(MARGIN.left, 8 + DIGIT * most(texts.map(text => text.length)));
+  const x = t => left + (t - domain[0]) / (domain[1] - domain[0]) * (width - left - MARGIN.right);
   const y = value => height - MARGIN.bottom - at(value) * (height - MARGIN.top - MARGIN.bottom);
   const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": panel.title });
-  drawAxes(svg, marks, x, y, width, height, domain, panel.unit);
+  drawAxes(svg, marks, texts, x, y, height, domain);
   for (const [i, one] of [...series.entries()].reverse()) { // the first lie on top
     const colour = colourOf(i);
     const edge = stacked ? stacked[i].map(([t, , top]) => [t, top]) : one.points;
@@ -127,11 +129,11 @@ function drawLines(plot, panel, series, domain) {
   follow(plot, svg, panel, series, domain, x);
 }
 
-function drawAxes(svg, marks, x, y, width, height, domain, unit) {
-  const texts = labels(marks, unit);
+function drawAxes(svg, marks, texts, x, y, height, domain) {
+  const [left, right] = domain.map(x);
   for (const [i, mark] of marks.entries()) {
-    svg.append(element("line", { class: mark === marks[0] ? "base" : "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(mark), y2: y(mark) }));
-    svg.append(element("text", { x: MARGIN.left - 6, y: y(mark) + 4, "text-anchor": "end" }, texts[i]));
+    svg.append(element("line", { class: mark === marks[0] ? "base" : "grid", x1: left, x2: right, y1: y(mark), y2: y(mark) }));
+    svg.append(element("text", { x: left - 6, y: y(mark) + 4, "text-anchor": "end" }, texts[i]));
   }
   const span = domain[1] - domain[0];
   for (const [share, anchor] of [[0, "start"], [0.5, "middle"], [1, "end"]]) {

@@ -27,9 +27,9 @@ async function seriesOf(panel, view) {
     points: values.map(([t, value]) => [t, Number(value)]).filter(([, value]) => Number.isFinite(value)),
   })));
   const told = found.filter(one => one.points.length);
-  const last = one => one.points.at(-1)[1];
-  if (panel.kind === "heatmap") return told.sort((a, b) => a.short - b.short);
-  return told.length > COLOURS ? told.sort((a, b) => last(b) - last(a)) : told;
+  const last = one => one.points.at(-1)[1], sign = panel.lowest_first ? -1 : 1;
+  if (panel.kind !== "heatmap" && told.length > COLOURS) return told.sort((a, b) => sign * (last(b) - last(a)));
+  return told.sort((a, b) => a.short.localeCompare(b.short, "en", { numeric: true })); // a rank has one colour everywhere
 }
 
 // What is looked at: the run, and a time that ends now and begins no earlier than the run was first seen.
@@ -69,7 +69,7 @@ function lineLegend(panel, series) {
     return element("span", {}, key, `${one.name} `, element("b", {}, number(one.points.at(-1)[1], panel.unit)));
   });
   const more = series.length - shown.length;
-  return more ? [...entries, element("span", {}, `and ${more} more, lower`)] : entries;
+  return more ? [...entries, element("span", {}, `and ${more} more, ${panel.lowest_first ? "higher" : "lower"}`)] : entries;
 }
 
 function heatLegend(panel, series) {
@@ -96,7 +96,7 @@ async function alertBox(group, view, open) {
   const { labels, state } = group[0], runbook = TABLE.runbooks[labels.alertname], key = keyOf(group[0]);
   const since = Math.min(...group.map(alert => Date.parse(alert.activeAt))) / 1000;
   const title = element("summary", {}, element("b", {}, labels.alertname), group.length > 1 ? `${group.length} times: ` : "", group[0].annotations.summary,
-    element("small", {}, `${state === "firing" ? labels.severity : "pending"}, for ${duration(Math.max(0, Date.now() / 1000 - since))}`));
+    element("small", {}, `${state === "firing" ? labels.severity : "pending"}, for ${number(Math.max(0, Date.now() / 1000 - since), "seconds")}`));
   const box = element("details", { class: `alert ${labels.severity} ${state}`, "data-key": key }, title);
   box.open = open.has(key) || (state === "firing" && labels.severity === "page" && !open.size);
   if (group.length > 1) box.append(element("ul", {}, ...group.slice(0, 20).map(alert => element("li", {}, alert.annotations.summary))));
