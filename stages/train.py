@@ -215,7 +215,7 @@ def watched_train(trainer: Trainer, evaluator: Evaluator, together: Together, st
     metrics = MetricsFile(trainer.run / "metrics.jsonl", trainer.step) if first else None
     progress = Progress(recipe.optimizer.steps) if first else None
     watchdog = Watchdog(together.store, topology, recipe.faults.step_seconds)
-    trainer.saver.patience = lambda: watchdog.patient("a save")
+    trainer.saver.patience = watchdog.patient
     with (
         Telemetry(
             rank=topology.rank,

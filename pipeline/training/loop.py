@@ -280,11 +280,12 @@ class Trainer:
     def _go_back(self) -> None:
         """Load the newest whole checkpoint; the steps to be left out are then passed without being applied."""
         self.saver.finish()
-        newest = checkpoint.newest_whole(self.run, self.group)
-        assert newest is not None, "a run saves before its first step"
-        if self.topology.rank == 0:
-            logger.warning("back to step %d; left out from there: batches %s", newest, sorted(self._guard.left_out))
-        self.resume(newest)
+        with self.saver.patience("a roll-back"):
+            newest = checkpoint.newest_whole(self.run, self.group)
+            assert newest is not None, "a run saves before its first step"
+            if self.topology.rank == 0:
+                logger.warning("back to step %d; left out from there: batches %s", newest, sorted(self._guard.left_out))
+            self.resume(newest)
         self._guard.going_back = False
 
     def _save_if_due(self, last: bool) -> tuple[float | None, Saved | None]:

@@ -60,7 +60,7 @@ class Saver:
         keep_every: checkpoints of multiples of this step are kept for good; None: of none.
 
     Attributes:
-        patience: what the loop is in while it waits for a save, which takes as long as the disk does.
+        patience: makes what the loop is in while it waits, as for ``"a save"``: it takes as long as the disk does.
     """
 
     def __init__(self, run: Path, group: Group, keep: int, keep_every: int | None = None) -> None:
@@ -68,7 +68,7 @@ class Saver:
         self._copies: dict[str, torch.Tensor] = {}
         self._thread: threading.Thread | None = None
         self._saved: Saved | None = None
-        self.patience: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+        self.patience: Callable[[str], AbstractContextManager[object]] = contextlib.nullcontext
         if rank_in(group) == 0:
             sweep(run)
         barrier(group)
@@ -95,7 +95,7 @@ class Saver:
     def wait(self) -> None:
         """Wait for the save under way, whose outcome is left for `poll`."""
         if self._thread is not None:
-            with self.patience():
+            with self.patience("a save"):
                 self._thread.join()
 
     def finish(self) -> Saved | None:

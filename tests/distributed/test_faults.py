@@ -204,10 +204,11 @@ def train_all_spoilt(rank: int, ranks: int, plan: Recipe, run: Path) -> dict[str
     return {"error": str(caught.value)}
 
 
-def test_a_save_has_as_long_as_the_disk_takes(shards: Path, tmp_path: Path) -> None:
-    plan = recipe(shards, optimizer=Optimizer(steps=2, learning_rate=0.02), checkpoint=Checkpoint(every=1))
+def test_saving_and_going_back_have_as_long_as_the_disk_takes(shards: Path, tmp_path: Path) -> None:
+    plan = recipe(shards, checkpoint=Checkpoint(every=BAD), faults=Faults(action="roll_back"))
     (waited_for,) = run_ranks(train_watched, 1, plan, tmp_path)
-    assert waited_for == ["a save"] * 3  # of step 0; for that of step 1, if that is not over; the last
+    # of step 0; before going back, for that of step BAD, to which it goes; the last
+    assert waited_for == ["a save", "a save", "a roll-back", "a save"]
 
 
 def train_watched(rank: int, ranks: int, plan: Recipe, run: Path) -> list[str]:
@@ -223,5 +224,6 @@ def train_watched(rank: int, ranks: int, plan: Recipe, run: Path) -> list[str]:
     group = dist.group.WORLD
     assert group is not None
     trainer = Trainer(plan, ShardSet(plan.data.shards), run, topology, group, torch.device("cpu"))
+    spoil(trainer, "embedding")
     watched_train(trainer, Evaluator(trainer, []), Together(group, dist.HashStore()), StopRequest(), 0)
     return waited_for
