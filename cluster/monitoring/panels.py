@@ -71,7 +71,7 @@ TILES = (
     Tile("Samples trained on", f"max(spherescale_position_samples{_JOB})"),
     Tile("Loss", f"max(spherescale_loss{_JOB})"),
     Tile("Samples a second", f"max(spherescale_global_samples_per_second{_JOB})"),
-    Tile("Time left", f"max(spherescale_estimated_end_timestamp_seconds{_JOB}) - time()", "seconds"),
+    Tile("Time left", f"max(spherescale_estimated_end_timestamp_seconds{_JOB} > 0) - time()", "seconds"),
     Tile("Ranks that answer", f"sum(up{_JOB})"),
     Tile("Straggler index", f"max(job:spherescale_straggler:ratio{_JOB})"),
     Tile("Last checkpoint", f"min(spherescale_checkpoint_age_seconds{_JOB})", "seconds"),

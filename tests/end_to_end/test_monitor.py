@@ -24,7 +24,9 @@ from typing import Any
 
 import pytest
 
+from cluster.monitoring import live
 from cluster.monitoring.panels import PANELS, TILES, Panel
+from cluster.telemetry import Telemetry
 from tests.end_to_end.browser import CHROMIUM, draw, picture
 from tests.end_to_end.launcher import start_training, write_recipe
 from tests.faces import ROOT, write_shards
@@ -182,6 +184,33 @@ def test_every_panel_is_drawn_from_a_real_run(
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=PATIENCE_SECONDS)
     assert not processes_of(run)
+
+
+def test_of_many_ranks_the_one_to_look_at_stands_out(tmp_path: Path) -> None:
+    """Twelve ranks wait for rank 10, which is slow: least communication, most work of its own."""
+    live.configure(tmp_path)
+    config = tmp_path / "prometheus.yml"
+    config.write_text(config.read_text().replace("5s", "500ms"))
+    with contextlib.ExitStack() as stack:
+        ranks = [stack.enter_context(Telemetry(rank=rank, host="h", job="faces")) for rank in range(12)]
+        for telemetry in ranks:
+            telemetry.serve(0)
+            telemetry.announce(tmp_path / "targets")
+        page = stack.enter_context(live.serving("127.0.0.1", 0, stack.enter_context(live.prometheus(tmp_path, 0))))
+
+        def legend() -> list[str]:
+            """What stands under the panel, once each rank has been seen to do some steps."""
+            for rank, telemetry in enumerate(ranks):
+                work = 0.9 if rank == 10 else 0.3
+                telemetry.add("step_part_seconds_total", work, "forward")
+                telemetry.add("step_part_seconds_total", 1 - work, "communication")
+            if len(answer(page, "rate(spherescale_samples_total[5s])")) < 12:
+                return []
+            card = cards(draw(page, tmp_path).document)["Communication by rank"]
+            named = re.findall(r"rank \d+ on h|and \d+ more, \w+", card)
+            return named if named[:1] == ["rank 10 on h"] and len(named) == 5 else []
+
+        assert wait_for(legend, missing="rank 10 first of twelve")[-1] == "and 8 more, higher"
 
 
 LABELS = """<link rel="stylesheet" href="style.css"><div class="plot" style="width: 345px"></div>

@@ -199,6 +199,7 @@ def test_every_panel_has_data_from_two_ranks(prometheus: str, tmp_path: Path, bu
         telemetry.serve(0)
         telemetry.announce(tmp_path / "targets")
     for telemetry in ranks:
+        telemetry.set("estimated_end_timestamp_seconds", time.time() + 60)
         telemetry.set("evaluation_accuracy_ratio", 0.9, "lfw")
         telemetry.set("evaluation_best_accuracy_ratio", 0.95, "lfw")
     # Faces become shards meanwhile.
