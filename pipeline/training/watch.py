@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -164,21 +165,24 @@ class Progress:
             f"λ {record.anneal:.4g}  lr {record.learning_rate:.3g}  {window.samples_per_second:,.0f} images/s  "
             f"data wait {waiting:.0%}  {_duration(left)} left{self._reached}"
         )
-        self._stream.write(f"\r\033[K{line}" if self._rewrite else line + "\n")
-        self._stream.flush()
+        self._write(f"\r\033[K{line}" if self._rewrite else line + "\n")
 
     def show_evaluation(self, found: Evaluated) -> None:
         """Show what was reached on each set, on a line of its own and at the end of those that follow."""
         self._reached = "".join(f"  {name} {result.accuracy.value:.2%}" for name, result in found.results.items())
         best = f"  (best: step {found.best.step})" if found.best else ""
         line = f"step {found.step}/{self._total}  evaluated{self._reached}{best}  {found.seconds:.1f} s\n"
-        self._stream.write(f"\r\033[K{line}" if self._rewrite else line)
-        self._stream.flush()
+        self._write(f"\r\033[K{line}" if self._rewrite else line)
 
     def close(self) -> None:
         """End the rewritten line."""
         if self._rewrite:
-            self._stream.write("\n")
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # a reader that goes, or a terminal that closes, does not end the run
+            self._stream.write(text)
+            self._stream.flush()
 
 
 def _duration(seconds: float) -> str:

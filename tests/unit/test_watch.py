@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from pipeline.evaluation.in_training import Evaluated
 from pipeline.evaluation.results import verify
 from pipeline.evaluation.verification import ScoredPairs
 from pipeline.training.loop import Record
-from pipeline.training.watch import MetricsFile, Window
+from pipeline.training.watch import MetricsFile, Progress, Window
 
 RESULT = verify(
     ScoredPairs.of(
@@ -88,3 +89,16 @@ def test_a_row_holds_what_was_reached(tmp_path: Path) -> None:
     assert np.isfinite([low, high]).all()
     reached = {"accuracy": 1.0, "interval": [low, high], "auc": 1.0, "tar_at_far": {"0.5": 1.0}}
     assert row == {"step": 2, "evaluation": {"lfw": reached}, "evaluation_seconds": 1.5, "evaluation_faults": []}
+
+
+class Nobody(io.StringIO):
+    def flush(self) -> None:
+        raise BrokenPipeError
+
+
+def test_a_run_that_nobody_reads_goes_on() -> None:
+    progress = Progress(8, Nobody())
+    window = Window(1)
+    window.add(record(1))
+    progress.show(record(1), window)
+    progress.show_evaluation(evaluated(1))
