@@ -65,6 +65,13 @@ def test_every_other_command_names_the_test_that_runs_it() -> None:
                 assert (ROOT / test).is_file(), f"{page.name}: no {test}"
 
 
+def test_what_stands_in_a_block_has_a_language() -> None:
+    """Or a command could stand there that nobody runs."""
+    for page in sorted(DOCS.glob("*.md")):
+        opening = re.findall(r"^```(.*)$", page.read_text(), re.MULTILINE)[::2]
+        assert set(opening) <= {"sh", "yaml", "promql"}, page.name
+
+
 def test_every_link_of_the_docs_leads_somewhere() -> None:
     for page in [*DOCS.glob("*.md"), ROOT / "README.md"]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
