@@ -14,9 +14,10 @@ from tests.end_to_end.launcher import DEEPSPEED, free_port
 from tests.faces import ROOT
 
 DOCS = ROOT / "docs"
-WALK = ("first_run", "data", "one_node", "planning", "resume", "evaluation", "moving")  # each may use what those before it made
+# Each may use what those before it made.
+WALK = ("first_run", "data", "one_node", "planning", "resume", "evaluation", "moving")
 
-# A block of commands, and the test that runs it where this one cannot: it needs hosts, Slurm or Kubernetes.
+# A block of commands, and the test that runs it where this one cannot: it needs hosts, Slurm or a browser.
 BLOCK = re.compile(r"(?:<!-- run by (?P<test>\S+) -->\n+)?```sh\n(?P<commands>.*?)```", re.DOTALL)
 
 
