@@ -19,7 +19,7 @@ import yaml
 from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED
 from pipeline.recipe_file import load_recipe
 from tests.end_to_end.launcher import free_port, metrics, train, write_recipe
-from tests.faces import ROOT, write_shards
+from tests.faces import ROOT, write_faces, write_shards
 
 FOLDER = ROOT / "cluster" / "launch" / "kubernetes"
 PATIENCE_SECONDS = 300  # of a loaded machine
@@ -31,6 +31,8 @@ def documents(name: str) -> list[dict[str, Any]]:
 
 
 SERVICE, JOB = documents("train.yaml")
+(SHARD,) = documents("shard.yaml")
+MONITOR, SHARD_MONITOR = documents("service_monitor.yaml")
 POD = JOB["spec"]["template"]["spec"]
 CONTAINER = POD["containers"][0]
 COMMAND: list[str] = CONTAINER["command"]
@@ -41,7 +43,7 @@ def option(name: str) -> str:
 
 
 @pytest.mark.parametrize("version", ["1.31.0", kubernetes_validate.latest_version()])
-@pytest.mark.parametrize("document", [SERVICE, JOB, *documents("shard.yaml")], ids=lambda d: d["metadata"]["name"])
+@pytest.mark.parametrize("document", [SERVICE, JOB, SHARD], ids=lambda d: d["metadata"]["name"])
 def test_the_manifests_are_valid(document: dict[str, Any], version: str) -> None:
     kubernetes_validate.validate(document, version, strict=True)
 
@@ -52,14 +54,18 @@ def test_the_schemas_see_a_misspelt_field() -> None:
         kubernetes_validate.validate(wrong, kubernetes_validate.latest_version(), strict=True)
 
 
-def test_the_service_monitor_says_what_the_operator_reads() -> None:
-    """Its schema is in no package; these are the fields that the operator's API reference gives, each of its type."""
-    (monitor,) = documents("service_monitor.yaml")
-    assert (monitor["apiVersion"], monitor["kind"]) == ("monitoring.coreos.com/v1", "ServiceMonitor")
+@pytest.mark.parametrize(
+    ("monitor", "kind", "endpoints"),
+    [(MONITOR, "ServiceMonitor", "endpoints"), (SHARD_MONITOR, "PodMonitor", "podMetricsEndpoints")],
+    ids=["ranks", "parts"],
+)
+def test_the_monitors_say_what_the_operator_reads(monitor: dict[str, Any], kind: str, endpoints: str) -> None:
+    """Their schemas are in no package; these are the fields that the operator's API reference gives, of their types."""
+    assert (monitor["apiVersion"], monitor["kind"]) == ("monitoring.coreos.com/v1", kind)
     assert monitor.keys() == {"apiVersion", "kind", "metadata", "spec"}
-    assert monitor["spec"].keys() == {"selector", "endpoints"}
+    assert monitor["spec"].keys() == {"selector", endpoints}
     assert monitor["spec"]["selector"].keys() == {"matchLabels"}
-    for endpoint in monitor["spec"]["endpoints"]:
+    for endpoint in monitor["spec"][endpoints]:
         assert endpoint.keys() == {"port", "interval", "honorLabels"}
         assert isinstance(endpoint["port"], str) and endpoint["honorLabels"] is True
         assert re.fullmatch(r"[0-9]+s", endpoint["interval"])
@@ -76,9 +82,27 @@ def test_pods_ranks_ports_and_names_agree() -> None:
     assert option("master-addr") == f"{JOB['metadata']['name']}-0.{SERVICE['metadata']['name']}"
     assert POD["subdomain"] == SERVICE["metadata"]["name"]
     assert SERVICE["spec"]["selector"].items() <= JOB["spec"]["template"]["metadata"]["labels"].items()
-    (monitor,) = documents("service_monitor.yaml")
-    assert monitor["spec"]["selector"]["matchLabels"].items() <= SERVICE["metadata"]["labels"].items()
-    assert [endpoint["port"] for endpoint in monitor["spec"]["endpoints"]] == list(ports)
+    assert MONITOR["spec"]["selector"]["matchLabels"].items() <= SERVICE["metadata"]["labels"].items()
+    assert [endpoint["port"] for endpoint in MONITOR["spec"]["endpoints"]] == list(ports)
+
+
+def test_the_parts_of_a_set_are_as_many_as_the_pods_and_make_it(tmp_path: Path) -> None:
+    template = SHARD["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    assert SHARD["spec"]["parallelism"] == SHARD["spec"]["completions"]
+    assert f"--part=$(JOB_COMPLETION_INDEX)/{SHARD['spec']['completions']}" in container["command"]
+    (port,) = container["ports"]
+    assert f"--metrics-port={port['containerPort']}" in container["command"]
+    assert [endpoint["port"] for endpoint in SHARD_MONITOR["spec"]["podMetricsEndpoints"]] == [port["name"]]
+    assert SHARD_MONITOR["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+
+    here = {"/shared/faces": write_faces(tmp_path / "faces", 3, 2), "/shared/shards": tmp_path / "shards"}
+    alone = [(r"\$\(JOB_COMPLETION_INDEX\)/\d+", "0/1"), (r"port=\d+", "port=0"), ("0.0.0.0", "127.0.0.1")]
+    words = [str(here.get(word, word)) for word in container["command"]]
+    for pattern, replacement in alone:
+        words = [re.sub(pattern, replacement, word) for word in words]
+    subprocess.run([sys.executable, *words[1:]], cwd=ROOT, check=True)
+    assert (tmp_path / "shards" / "manifest.json").is_file()
 
 
 def test_the_failure_policy_knows_the_exit_codes() -> None:
