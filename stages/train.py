@@ -18,15 +18,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
 import os
-import platform
 import shlex
-import shutil
 import socket
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +48,7 @@ from pipeline.shards.errors import ShardError
 from pipeline.training.checkpoint import CheckpointError, complete_steps, newest_whole
 from pipeline.training.errors import NonFiniteError, UnsavedError
 from pipeline.training.resume import changes, flat
+from pipeline.training.run_record import record_run, restarts_of
 
 if TYPE_CHECKING:
     from pipeline.evaluation.in_training import Evaluator
@@ -190,7 +187,7 @@ def train(plan: Plan, run: Path, topology: Topology) -> int:
         STARTUP.done("loading")
         restarts = gather_objects(restarts_of(run), together.group)[0]
         if topology.rank == 0:
-            record_run(recipe, shards, run, topology, device, restarts)
+            record_run(run, recipe, shards, command_of(topology), topology.num_ranks, device, restarts)
         stop.defer()
         watched_train(trainer, evaluator, together, stop, restarts)
     if trainer.step < recipe.optimizer.steps and stop.asked:
@@ -303,6 +300,13 @@ def endpoint_tls(recipe: Recipe) -> Tls | None:
     return tls
 
 
+def command_of(topology: Topology) -> str:
+    """What repeats this start, as it is typed."""
+    arguments = [argument for argument in sys.argv if not argument.startswith("--local_rank")]
+    launcher = ["deepspeed", "--num_gpus", str(topology.ranks_of_node)] if topology.num_ranks > 1 else ["python"]
+    return shlex.join(launcher + arguments)
+
+
 def facts_to_agree_on(recipe: Recipe, shards: ShardSet, sets: Sequence[VerificationSet]) -> dict[str, str]:
     """What must be the same on every rank, or they would train different things."""
     same = {f"version of {name}": version for name, version in versions().items()}
@@ -310,39 +314,6 @@ def facts_to_agree_on(recipe: Recipe, shards: ShardSet, sets: Sequence[Verificat
     keys = {f"recipe {key}": str(value) for key, value in flat(recipe.model_dump(mode="json")).items()}
     pairs = {f"pairs of {chosen.name}": chosen.sha256[:12] for chosen in sets}
     return same | keys | pairs
-
-
-def restarts_of(run: Path) -> int:
-    """How often the run in this folder was started before."""
-    try:
-        return int(json.loads((run / "run.json").read_text()).get("restarts", 0)) + 1
-    except (OSError, ValueError):
-        return 0
-
-
-def record_run(
-    recipe: Recipe, shards: ShardSet, run: Path, topology: Topology, device: torch.device, restarts: int
-) -> None:
-    """Write recipe.yaml and run.json: enough to repeat the run from its folder."""
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "recipe.yaml").write_text(recipe.to_yaml())
-    # which row of the head is whom: a later run may start from this one with other people
-    shutil.copyfile(shards.folder / "identities.txt", run / "identities.txt")
-    arguments = [argument for argument in sys.argv if not argument.startswith("--local_rank")]
-    launcher = ["deepspeed", "--num_gpus", str(topology.ranks_of_node)] if topology.num_ranks > 1 else ["python"]
-    facts = {
-        "command": shlex.join(launcher + arguments),
-        "host": socket.gethostname(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "ranks": topology.num_ranks,
-        "restarts": restarts,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
-        "image_size": [shards.manifest.image_height, shards.manifest.image_width],
-        "shards": {"samples": shards.manifest.samples, "identities": shards.manifest.identities}
-        | {"digest": shards.manifest.digest},
-        "versions": versions(),
-    }
-    (run / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
 if __name__ == "__main__":
