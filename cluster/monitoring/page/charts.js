@@ -94,7 +94,8 @@ function scale(values, logarithmic, unit) {
   if (low >= 0 && low < 0.6 * high) low = 0; // near enough for 0 to be worth its room
   if (high - low < 1e-9 * Math.max(Math.abs(high), 1e-9)) { // a flat line lies in the middle, or on 0
     const about = Math.abs(high) / 2 || 1;
-    [low, high] = [high === 0 ? 0 : low - about, high + about];
+    const top = unit === "share" && high <= 1 ? 1 : Infinity; // a share of more than all would be nonsense
+    [low, high] = [high === 0 ? 0 : low - about, Math.min(high + about, top)];
   }
   const size = roundIn(unit, high), marks = ticks(low / size, high / size).map(mark => mark * size);
   const [a, b] = [marks[0], marks.at(-1)];
