@@ -15,8 +15,9 @@ class Rates:
 
     Attributes:
         ranks: that took part.
-        network_flops_per_second: forward and backward pass of the backbone.
-        head_flops_per_second, head_call_seconds: products of the head, and what one call of it takes besides.
+        network_flops_per_second, network_call_seconds: forward and backward pass of the backbone on more and more
+            images, and what one pass takes however few they are.
+        head_flops_per_second, head_call_seconds: the same of the head, on more and more classes.
         update_bytes_per_second: fp32 parameters and rows, each counted once, that a step updates.
         decode_images_per_second: read, decoded and normalised, with nothing else at work.
         other_seconds: of a step, the same whatever its size: agreeing, bookkeeping, waiting for the slowest rank.
@@ -29,6 +30,7 @@ class Rates:
 
     ranks: int
     network_flops_per_second: float
+    network_call_seconds: float
     head_flops_per_second: float
     head_call_seconds: float
     update_bytes_per_second: float
@@ -44,7 +46,7 @@ class Rates:
         """Raises ValueError for a rate that is none, naming it."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            may_be_zero = field.name in ("head_call_seconds", "other_seconds", "hop_seconds")
+            may_be_zero = field.name.endswith("_seconds") and field.name != "start_seconds"
             if value is None and field.name in ("collective_bytes_per_second", "hop_seconds"):
                 continue
             number = isinstance(value, (int, float)) and math.isfinite(value)

@@ -26,7 +26,8 @@ def step_parts(job: Job, network: Network, rates: Rates) -> dict[str, float]:
     own = network.parameters // (job.ranks if job.zero_stage else 1)
     rows = 0 if job.fused_update else job.rows * job.embedding_dim  # fused: in the classifier's own time
     parts = {
-        "network, forward and backward": work["network"] / rates.network_flops_per_second,
+        "network, forward and backward": job.accumulation * rates.network_call_seconds
+        + work["network"] / rates.network_flops_per_second,
         "classifier": job.accumulation * rates.head_call_seconds + work["classifier"] / rates.head_flops_per_second,
         "update": FP32 * (own + rows) / rates.update_bytes_per_second,
         "communication": communication_seconds(job, network, rates),

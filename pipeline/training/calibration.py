@@ -13,7 +13,6 @@ from cluster.collectives import barrier, gather_objects
 from cluster.planner.job import FP32, Job, Network
 from cluster.planner.rates import Rates
 from cluster.planner.timing import step_seconds
-from cluster.planner.work import flops
 from cluster.preflight.bandwidth import ring_rates
 from cluster.stopwatch import STARTUP, STEP
 from pipeline.head.head import ShardedHead
@@ -41,6 +40,8 @@ def calibrate(trainer: Trainer, job: Job, network: Network, steps: int, say: Cal
     say(f"{steps} steps of training")
     records = _steps(trainer, steps)
     start_seconds = sum(STARTUP.parts.values())
+    say("the network alone, on all images and on half of them")
+    network_rate, network_call = _network_rates(trainer, job, network)
     say("the head alone, on few and on many classes")
     head_rate, head_call = _head_rates(trainer, job)
     say("exchanges between ranks")
@@ -48,17 +49,16 @@ def calibrate(trainer: Trainer, job: Job, network: Network, steps: int, say: Cal
     say("saving")
     copy_rate, write_rate = _save_rates(trainer, network)
 
-    def median(*parts: str) -> float:
-        return statistics.median(sum(record.parts.get(part, 0) for part in parts) for record in records)
-
+    update = statistics.median(record.parts["update"] for record in records)
     rows = 0 if job.fused_update else job.rows * job.embedding_dim
     own = network.parameters // (job.ranks if job.zero_stage else 1)
     rates = Rates(
         ranks=job.ranks,
-        network_flops_per_second=flops(job, network)["network"] / median("forward", "backward"),
+        network_flops_per_second=network_rate,
+        network_call_seconds=network_call,
         head_flops_per_second=head_rate,
         head_call_seconds=head_call,
-        update_bytes_per_second=FP32 * (own + rows) / median("update"),
+        update_bytes_per_second=FP32 * (own + rows) / update,
         decode_images_per_second=decode,
         other_seconds=0.0,
         collective_bytes_per_second=exchange,
@@ -107,6 +107,33 @@ def _steps(trainer: Trainer, steps: int) -> list[Record]:
     measured = list(islice(records, steps))
     records.close()  # type: ignore[attr-defined]  # it is a generator, whose reader this ends
     return measured
+
+
+def _network_rates(trainer: Trainer, job: Job, network: Network) -> tuple[float, float]:
+    """FLOPs a second of forward and backward pass, and seconds of a pass besides them."""
+    whole, half = job.micro_batch, max(1, job.micro_batch // 2)
+    times = {images: _network_seconds(trainer, job, images) for images in (whole, half)}
+    an_image = max((times[whole] - times[half]) / (whole - half), 1e-9) if whole > half else times[whole] / whole
+    return 6 * network.macs / an_image, max(0.0, times[whole] - whole * an_image)
+
+
+def _network_seconds(trainer: Trainer, job: Job, images: int) -> float:
+    """Of one forward and backward pass of so many images a rank, without its collectives; nothing is updated."""
+    engine, manifest = trainer.engine, trainer.shards.manifest
+    images_BCHW = torch.randn(images, 3, manifest.image_height, manifest.image_width, device=trainer.device)
+    grad_BD = torch.full((images, job.embedding_dim), 1e-6, device=trainer.device)
+    times = []
+    for _ in range(7):
+        engine.keep_buffers()
+        barrier(trainer.group)
+        STEP.take()
+        for _ in range(job.accumulation):
+            with STEP.part("network"):
+                embeddings_BD = engine.embed(images_BCHW)
+                engine.backward(embeddings_BD, grad_BD.to(embeddings_BD.dtype))
+            engine.step(0.0, drop=True)
+        times.append(STEP.take()["network"] / job.accumulation)
+    return statistics.median(times[2:])
 
 
 def _head_rates(trainer: Trainer, job: Job) -> tuple[float, float]:

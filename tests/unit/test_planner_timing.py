@@ -20,6 +20,7 @@ JOB = Job(classes=1000, embedding_dim=64, global_batch=32, ranks=2, block=128)
 RATES = Rates(
     ranks=2,
     network_flops_per_second=1e12,
+    network_call_seconds=4e-3,
     head_flops_per_second=1e11,
     head_call_seconds=1e-3,
     update_bytes_per_second=1e9,
@@ -38,7 +39,7 @@ def test_a_step_is_the_sum_of_its_parts() -> None:
     sent = 16 * 64 * 4 + 8 * 16 + 16 * 64 * 4 + 4 * 4 * 32 + 4 * 10**6
     assert parts == pytest.approx(
         {
-            "network, forward and backward": 6 * 5e8 * 16 / 1e12,
+            "network, forward and backward": 4e-3 + 6 * 5e8 * 16 / 1e12,
             "classifier": 1e-3 + 4 * 2 * 32 * 500 * 64 / 1e11,
             "update": 4 * (10**6 + 500 * 64) / 1e9,
             "communication": 13e-4 + sent / 1e9,
@@ -68,6 +69,8 @@ def test_micro_batches_call_and_exchange_again() -> None:
     many = replace(JOB, accumulation=4)
     parts, whole = step_parts(many, NETWORK, RATES), step_parts(JOB, NETWORK, RATES)
     assert parts["classifier"] - whole["classifier"] == pytest.approx(3e-3)
+    network = "network, forward and backward"
+    assert parts[network] - whole[network] == pytest.approx(12e-3)
     # of each micro-batch its own eleven hops; of the step the network's two. The bytes are the same.
     assert parts["communication"] - whole["communication"] == pytest.approx(33e-4)
 
