@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -69,12 +70,12 @@ def calibrate(trainer: Trainer, job: Job, network: Network, steps: int, say: Cal
     )
     whole = statistics.median(record.seconds - record.parts.get("data_wait", 0) for record in records)
     rest = max(0.0, whole - step_seconds(job, network, rates))
-    return _slowest([Rates(**{**vars(rates), "other_seconds": rest})], trainer)
+    return _slowest(gather_objects(replace(rates, other_seconds=rest), trainer.group))
 
 
-def _slowest(own: list[Rates], trainer: Trainer) -> Rates:
+def _slowest(of_ranks: list[Rates]) -> Rates:
     """Of every rank's rates the lowest, of its times the highest: ranks wait for each other."""
-    every = [vars(rates) for (rates,) in gather_objects(own, trainer.group)]
+    every = [vars(rates) for rates in of_ranks]
 
     def worst(name: str) -> float | None:
         values = [rates[name] for rates in every]
