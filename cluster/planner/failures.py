@@ -50,9 +50,7 @@ def lost_work_seconds(interval_seconds: float, failures: Failures) -> float:
     """
     mean, stretch = failures.between_seconds, interval_seconds + failures.stall_seconds
     inside = mean - stretch / math.expm1(stretch / mean)
-    # the share of failures that find the save before them unfinished
-    unfinished = math.expm1(-min(failures.write_seconds, stretch) / mean) / math.expm1(-stretch / mean)
-    return inside + unfinished * stretch
+    return inside + _lost_before(stretch, failures)
 
 
 def overhead(interval_seconds: float, failures: Failures) -> float:
@@ -62,9 +60,15 @@ def overhead(interval_seconds: float, failures: Failures) -> float:
     yet whole is added to R.
     """
     mean, stretch = failures.between_seconds, interval_seconds + failures.stall_seconds
-    inside = mean - stretch / math.expm1(stretch / mean)
-    again = failures.restart_seconds + lost_work_seconds(interval_seconds, failures) - inside
+    again = failures.restart_seconds + _lost_before(stretch, failures)
     return mean * math.exp(again / mean) * math.expm1(stretch / mean) / interval_seconds - 1
+
+
+def _lost_before(stretch: float, failures: Failures) -> float:
+    """Mean of what is lost besides: a whole stretch for those failures that find the last save unfinished."""
+    mean = failures.between_seconds
+    unfinished = math.expm1(-min(failures.write_seconds, stretch) / mean) / math.expm1(-stretch / mean)
+    return unfinished * stretch
 
 
 def best_interval_seconds(failures: Failures) -> float:

@@ -123,18 +123,16 @@ def _network_seconds(trainer: Trainer, job: Job, images: int) -> float:
     engine, manifest = trainer.engine, trainer.shards.manifest
     images_BCHW = torch.randn(images, 3, manifest.image_height, manifest.image_width, device=trainer.device)
     grad_BD = torch.full((images, job.embedding_dim), 1e-6, device=trainer.device)
-    times = []
-    for _ in range(7):
+
+    def work() -> None:
         engine.keep_buffers()
-        barrier(trainer.group)
-        STEP.take()
         for _ in range(job.accumulation):
             with STEP.part("network"):
                 embeddings_BD = engine.embed(images_BCHW)
                 engine.backward(embeddings_BD, grad_BD.to(embeddings_BD.dtype))
             engine.step(0.0, drop=True)
-        times.append(STEP.take()["network"] / job.accumulation)
-    return statistics.median(times[2:])
+
+    return _median_seconds(trainer, "network", work) / job.accumulation
 
 
 def _head_rates(trainer: Trainer, job: Job) -> tuple[float, float]:
@@ -158,14 +156,23 @@ def _head_seconds(trainer: Trainer, job: Job, classes: int) -> float:
     )
     x_BD = torch.randn(job.micro_batch, job.embedding_dim, device=trainer.device, requires_grad=True)
     labels_B = torch.randint(classes, (job.micro_batch,), device=trainer.device)
+
+    def work() -> None:
+        with STEP.part("head"):
+            head(x_BD, labels_B, 5.0, learning_rate=1e-3).loss.backward()
+        head.drop()
+
+    return _median_seconds(trainer, "head", work)
+
+
+def _median_seconds(trainer: Trainer, part: str, work: Callable[[], None]) -> float:
+    """Seconds that `work` spends in a part, begun by all ranks together, after two times that are not counted."""
     times = []
     for _ in range(7):
         barrier(trainer.group)
         STEP.take()
-        with STEP.part("head"):
-            head(x_BD, labels_B, 5.0, learning_rate=1e-3).loss.backward()
-        head.drop()
-        times.append(STEP.take()["head"])
+        work()
+        times.append(STEP.take()[part])
     return statistics.median(times[2:])
 
 
