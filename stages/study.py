@@ -46,7 +46,7 @@ from pipeline.evaluation.study_page import write_tables
 from pipeline.files import locked
 from pipeline.reading.tars import ShardSet
 from pipeline.shards.errors import ShardError
-from pipeline.training.checkpoint import complete_steps
+from pipeline.training.checkpoint import has_reached
 
 STAGES = Path(__file__).resolve().parent
 POLL_SECONDS = 1.0
@@ -211,7 +211,7 @@ class Conductor:
         return run.name in self._done
 
     def _trained(self, run: Run) -> bool:
-        return max(complete_steps(self._folder(run)), default=-1) >= run.recipe.optimizer.steps
+        return has_reached(self._folder(run), run.recipe.optimizer.steps)
 
     def _folder(self, run: Run) -> Path:
         folder: Path = self.args.out / run.name

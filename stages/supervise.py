@@ -34,7 +34,7 @@ from pipeline.evaluation.sets import VerificationSet, is_finished, sets_of
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe_file import load_recipe
 from pipeline.shards.errors import ShardError
-from pipeline.training.checkpoint import complete_steps
+from pipeline.training.checkpoint import has_reached
 
 TRAIN = Path(__file__).with_name("train.py")
 
@@ -97,7 +97,9 @@ def supervise(launcher: Launcher, hosts: dict[str, int], job: Job, args: argpars
         if ranks:
             say(f"start {attempt + 1} on {', '.join(f'{host} ({n})' for host, n in ranks.items())}")
         code = launcher.run(ranks, args.master_port + attempt) if ranks else None
-        if is_finished(job.run, job.recipe, job.sets) or (code == 0 and is_trained(job)):
+        # A set that cannot be judged leaves a run unevaluated that has ended well.
+        trained = has_reached(job.run, job.recipe.optimizer.steps)
+        if (code == 0 and trained) or is_finished(job.run, job.recipe, job.sets):
             return 0
         if launcher.stopping or code == EXIT_STOPPED:
             break
@@ -154,11 +156,6 @@ def job_of(passed_on: list[str]) -> Job:
     recipe = load_recipe(known.recipe, known.set)
     run = known.run or Path("runs") / known.recipe.stem
     return Job(recipe, ShardSet(recipe.data.shards), sets_of(recipe), run)
-
-
-def is_trained(job: Job) -> bool:
-    """Whether the last step's checkpoint is there. (A set that cannot be judged leaves a trained run unevaluated.)"""
-    return max(complete_steps(job.run), default=-1) >= job.recipe.optimizer.steps
 
 
 def last_step(run: Path) -> int:

@@ -21,7 +21,7 @@ from pipeline.evaluation.verification import (
     require_resolvable,
     resolvable_fars,
 )
-from pipeline.training.checkpoint import complete_steps, damage, path_of
+from pipeline.training.checkpoint import complete_steps, damage, has_reached, path_of
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,10 @@ def stored(run: Path, chosen: VerificationSet, step: int, settings: Settings) ->
 
 def is_finished(run: Path, recipe: Recipe, sets: Sequence[VerificationSet]) -> bool:
     """Whether a run is trained to its last step, whose checkpoint is whole, and evaluated there on every set."""
-    last = max(complete_steps(run), default=-1)
-    evaluated = all(last in accuracies_of(run, chosen) for chosen in sets)
-    return last >= recipe.optimizer.steps and evaluated and not damage(path_of(run, last))
+    if not has_reached(run, recipe.optimizer.steps):
+        return False
+    last = complete_steps(run)[-1]
+    return all(last in accuracies_of(run, chosen) for chosen in sets) and not damage(path_of(run, last))
 
 
 def accuracies_of(run: Path, chosen: VerificationSet) -> dict[int, float]:

@@ -101,6 +101,11 @@ def complete_steps(run: Path) -> list[int]:
     return sorted(int(name.removeprefix(_PREFIX)) for name in names)
 
 
+def has_reached(run: Path, step: int) -> bool:
+    """Whether a run has a complete checkpoint of this step or a later one."""
+    return max(complete_steps(run), default=-1) >= step
+
+
 def read_meta(folder: Path) -> Meta:
     """A checkpoint's own words.
 
