@@ -22,17 +22,22 @@ def load_recipe(path: Path, changes: list[str] = []) -> Recipe:  # noqa: B006 - 
     Raises:
         RecipeError: one line a fault: key, value got, value wanted.
     """
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror}; wanted a recipe file") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    tree = read_yaml(path, "a recipe file", RecipeError)
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: got {type(tree).__name__}, wanted keys and values")
     for change in changes:
         _apply(tree, change)
     return recipe_of(tree)
+
+
+def read_yaml(path: Path, wanted: str, error: type[ValueError]) -> Any:
+    """What a YAML file holds; an `error` that names the file, and what was `wanted`, where there is none."""
+    try:
+        return yaml.safe_load(path.read_text())
+    except OSError as reason:
+        raise error(f"{path}: {reason.strerror}; wanted {wanted}") from None
+    except yaml.YAMLError as reason:
+        raise error(f"{path}: not YAML: {' '.join(str(reason).split())}") from None
 
 
 def recipe_of(tree: dict[str, Any]) -> Recipe:

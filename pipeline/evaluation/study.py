@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from pipeline.config import Recipe
-from pipeline.recipe_file import load_recipe
+from pipeline.recipe_file import load_recipe, read_yaml
 from pipeline.training.resume import flat
 
 # Arms and sets name folders.
@@ -136,12 +136,7 @@ def load_study(file: Path) -> Study:
     Raises:
         StudyError: naming the key, the value got and the value wanted.
     """
-    try:
-        tree = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise StudyError(f"{file}: {error.strerror}; wanted a study file, such as stages/studies/casia.yaml") from None
-    except yaml.YAMLError as error:
-        raise StudyError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+    tree = read_yaml(file, "a study file, such as stages/studies/casia.yaml", StudyError)
     try:
         return Study.model_validate(tree)
     except ValidationError as error:
