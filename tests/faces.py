@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,15 @@ def write_faces(folder: Path, identities: int, images: int, height: int = 32, wi
             face = Image.fromarray(noisy).resize((width, height), Image.Resampling.BICUBIC)
             face.save(home / f"{image:04d}.jpg", quality=95)
     return folder
+
+
+def write_pairs(faces: Path) -> Path:
+    """Every pair of the images in folders that `write_faces` made, in two folds; the file lies beside them."""
+    shots = sorted(path.relative_to(faces).as_posix() for path in faces.glob("*/*"))
+    lines = [f"{i % 2}\t{a}\t{b}\t{int(a[:9] == b[:9])}" for i, (a, b) in enumerate(combinations(shots, 2))]
+    file = faces.with_name("pairs.tsv")
+    file.write_text("\n".join(["fold\tpath_a\tpath_b\tsame", *lines, ""]))
+    return file
 
 
 def write_noisy_faces(folder: Path, identities: int, images: int, seed: int = 0) -> Path:

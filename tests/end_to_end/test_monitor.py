@@ -18,7 +18,6 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from itertools import combinations
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -30,7 +29,7 @@ from cluster.monitoring.panels import PANELS, TILES, Panel
 from cluster.telemetry import Telemetry
 from tests.end_to_end.browser import CHROMIUM, draw, picture
 from tests.end_to_end.launcher import start_training, write_recipe
-from tests.faces import ROOT, write_faces, write_shards
+from tests.faces import ROOT, write_faces, write_pairs, write_shards
 
 pytestmark = [
     pytest.mark.skipif(not shutil.which("prometheus"), reason="needs prometheus (Debian: apt-get install prometheus)"),
@@ -53,10 +52,7 @@ def wait_for(ready: Callable[[], Any], missing: object = "") -> Any:
 def write_strangers(folder: Path) -> str:
     """Images of four people and all of their pairs, as a recipe names them."""
     faces = write_faces(folder / "strangers", identities=4, images=3, seed=9)
-    shots = sorted(path.relative_to(faces).as_posix() for path in faces.glob("*/*"))
-    lines = [f"{i % 2}\t{a}\t{b}\t{int(a[:9] == b[:9])}" for i, (a, b) in enumerate(combinations(shots, 2))]
-    (folder / "pairs.tsv").write_text("\n".join(["fold\tpath_a\tpath_b\tsame", *lines, ""]))
-    return f"{{images: {faces}, pairs: {folder / 'pairs.tsv'}}}"
+    return f"{{images: {faces}, pairs: {write_pairs(faces)}}}"
 
 
 @pytest.fixture

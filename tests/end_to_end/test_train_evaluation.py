@@ -11,7 +11,6 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from pipeline.evaluation.results import load
 from pipeline.training.checkpoint import complete_steps
 from tests.end_to_end.launcher import TRAIN, metrics, start_training, train
 from tests.end_to_end.supervised import Supervised
-from tests.faces import ROOT, write_faces, write_shards
+from tests.faces import ROOT, write_faces, write_pairs, write_shards
 
 RECIPE = """
 seed: 5
@@ -42,10 +41,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shards = write_shards(folder / "set", identities=7, images=6)
     faces = write_faces(folder / "strangers", identities=4, images=3, seed=9)
     (faces / "person003/0002.jpg").unlink()
-    shots = sorted(path.relative_to(faces).as_posix() for path in faces.glob("*/*"))
-    lines = ["fold\tpath_a\tpath_b\tsame"]
-    lines += [f"{i % 2}\t{a}\t{b}\t{int(a[:9] == b[:9])}" for i, (a, b) in enumerate(combinations(shots, 2))]
-    (folder / "pairs.tsv").write_text("\n".join(lines) + "\n")
+    write_pairs(faces)
     write_recipe(folder / "recipe.yaml", shards, folder)
     return folder
 
