@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test bench demo shards study monitor clean
+.PHONY: help install lint test bench demo shards study monitor tree clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ study: $(STAMP) ## STUDY=file DATA=folder [OUT=folder] [RANKS=1]: arms × seeds 
 monitor: ## RUN=folder: a run's panels and alerts as a live page, out of a Prometheus of its own
 	@test -d "$(RUN)" || { echo "usage: make monitor RUN=folder-of-a-run"; exit 2; }
 	$(PYTHON) -m cluster.monitoring.live "$(RUN)" $(ARGS)
+
+tree: ## print every module with the first line of its docstring
+	@git ls-files 'pipeline/*.py' 'cluster/*.py' 'stages/*.py' | $(PYTHON) -c 'import ast, sys; [print(f"{f:<52}{(ast.get_docstring(ast.parse(open(f).read())) or str()).splitlines()[0]}") for f in sys.stdin.read().split()]'
 
 clean: ## remove .venv and runs
 	rm -rf $(VENV) runs

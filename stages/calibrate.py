@@ -30,13 +30,13 @@ from cluster.stop import EXIT_LOST, EXIT_REFUSED, exit_with
 from cluster.stopwatch import STARTUP
 from cluster.topology import Topology
 from cluster.versions import versions
-from pipeline.config import Recipe, RecipeError, check_against_set
 from pipeline.files import write_file
-from pipeline.planned import network_of, whole_job_of
+from pipeline.planning.of_recipe import network_of, whole_job_of
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe_file import load_recipe
+from pipeline.recipe.file import load_recipe
+from pipeline.recipe.schema import Recipe, RecipeError, check_against_set
+from pipeline.run.checkpoint import CheckpointError
 from pipeline.shards.errors import ShardError
-from pipeline.training.checkpoint import CheckpointError
 
 
 def main() -> int:

@@ -13,9 +13,9 @@ from pathlib import Path
 import yaml
 
 from cluster.stop import exit_with
-from pipeline.config import RecipeError
 from pipeline.files import NotWrittenError, write_file
-from pipeline.from_arcface_torch import Converted, convert, read_config
+from pipeline.recipe.from_arcface_torch import Converted, convert, read_config
+from pipeline.recipe.schema import RecipeError
 
 
 def main() -> int:

@@ -14,11 +14,11 @@ from pathlib import Path
 from cluster.process_group import device_of
 from cluster.stop import exit_with
 from cluster.topology import Topology, split_range
-from pipeline.evaluation.arguments import add_step, parser_of
-from pipeline.evaluation.embed import embed_files
-from pipeline.evaluation.pairs import list_images
-from pipeline.evaluation.trained import load_trained
+from pipeline.evaluation.embedding.embed import embed_files
+from pipeline.evaluation.embedding.trained import load_trained
+from pipeline.evaluation.protocols.pairs import list_images
 from pipeline.reading.dali import Decoder
+from stages.arguments import add_step, parser_of
 
 
 def main() -> int:
@@ -34,7 +34,7 @@ def main() -> int:
 
 
 def _embed(args: argparse.Namespace, topology: Topology) -> int:
-    from pipeline.evaluation.parquet import write_embeddings  # here, since the extra may be missing
+    from pipeline.evaluation.embedding.parquet import write_embeddings  # here, since the extra may be missing
 
     # Ranks need not speak to each other: each takes its run of the sorted list and writes a file of its own.
     every = list_images(args.images)

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 
 from cluster.stop import exit_with
-from pipeline.evaluation.arguments import add_bootstrap, add_embedding, add_step, parser_of
-from pipeline.evaluation.embed import embed_pairs
-from pipeline.evaluation.overlap import excluded_people
-from pipeline.evaluation.pairs import Pairs
-from pipeline.evaluation.report import write_report
+from pipeline.evaluation.embedding.embed import embed_pairs
+from pipeline.evaluation.embedding.trained import Step, TrainedBackbone, load_trained
+from pipeline.evaluation.protocols.overlap import excluded_people
+from pipeline.evaluation.protocols.pairs import Pairs
+from pipeline.evaluation.reports.report import write_report
 from pipeline.evaluation.results import Evaluation, save
 from pipeline.evaluation.sets import VerificationSet, folder_of, judge, leave_out, read_set, stored
-from pipeline.evaluation.trained import Step, TrainedBackbone, load_trained
 from pipeline.reading.dali import Decoder
+from stages.arguments import add_bootstrap, add_embedding, add_step, parser_of
 
 EXAMPLES = """\
 examples:

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from cluster.stop import exit_with
-from pipeline.evaluation.arguments import add_step, parser_of
-from pipeline.evaluation.trained import load_trained
+from pipeline.evaluation.embedding.trained import load_trained
+from stages.arguments import add_step, parser_of
 
 
 def main() -> int:
@@ -18,7 +18,7 @@ def main() -> int:
     add_step(parser)
     args = parser.parse_args()
     try:
-        from pipeline.evaluation.export import export  # here, since the extra may be missing
+        from pipeline.export.onnx import export  # here, since the extra may be missing
 
         for file in export(load_trained(args.run, args.step), args.out):
             print(f"{file}: {file.stat().st_size / 1e6:,.1f} MB")

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 
 from cluster.stop import exit_with
-from pipeline.evaluation.arguments import add_bootstrap, add_embedding, add_step, parser_of
-from pipeline.evaluation.distractors import identify
-from pipeline.evaluation.embed import embed_files
-from pipeline.evaluation.pairs import list_images
+from pipeline.evaluation.embedding.embed import embed_files
+from pipeline.evaluation.embedding.trained import TrainedBackbone, load_trained
+from pipeline.evaluation.protocols.distractors import identify
+from pipeline.evaluation.protocols.pairs import list_images
 from pipeline.evaluation.results import Identification, load_identification, result_file, save_summary
-from pipeline.evaluation.search import regrouped
-from pipeline.evaluation.trained import TrainedBackbone, load_trained
-from pipeline.evaluation.verification import require_resolvable, resolvable_fars
+from pipeline.evaluation.scoring.search import regrouped
+from pipeline.evaluation.scoring.verification import require_resolvable, resolvable_fars
 from pipeline.reading.dali import Decoder
+from stages.arguments import add_bootstrap, add_embedding, add_step, parser_of
 
 EXAMPLES = """\
 example:

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from cluster.stop import exit_with
-from pipeline.evaluation.arguments import add_bootstrap, add_embedding, add_step, parser_of
-from pipeline.evaluation.embed import embed_files
-from pipeline.evaluation.ijb import (
+from pipeline.evaluation.embedding.embed import embed_files
+from pipeline.evaluation.embedding.trained import TrainedBackbone, load_trained
+from pipeline.evaluation.protocols.ijb import (
     RANKS,
     Templates,
     fuse,
@@ -25,11 +25,11 @@ from pipeline.evaluation.ijb import (
     search_templates,
     verify_templates,
 )
-from pipeline.evaluation.pairs import require_images
+from pipeline.evaluation.protocols.pairs import require_images
 from pipeline.evaluation.results import Gallery, TemplateResult, save_summary
-from pipeline.evaluation.trained import TrainedBackbone, load_trained
-from pipeline.evaluation.verification import require_resolvable
+from pipeline.evaluation.scoring.verification import require_resolvable
 from pipeline.reading.dali import Decoder
+from stages.arguments import add_bootstrap, add_embedding, add_step, parser_of
 
 
 def main() -> int:

@@ -22,14 +22,21 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.stop import exit_with
-from pipeline.evaluation.arguments import add_embedding, add_step, parser_of
-from pipeline.evaluation.overlap import SAME, Candidate, find_candidates, merge, read_decisions, write_decisions
-from pipeline.evaluation.overlap_page import write_page
-from pipeline.evaluation.people import People, centres, people_in
-from pipeline.evaluation.trained import TrainedBackbone, load_trained
+from pipeline.evaluation.embedding.people import People, centres, people_in
+from pipeline.evaluation.embedding.trained import TrainedBackbone, load_trained
+from pipeline.evaluation.protocols.overlap import (
+    SAME,
+    Candidate,
+    find_candidates,
+    merge,
+    read_decisions,
+    write_decisions,
+)
+from pipeline.evaluation.reports.overlap_page import write_page
 from pipeline.files import write_file
 from pipeline.reading.dali import Decoder
-from pipeline.recipe_file import load_recipe
+from pipeline.recipe.file import load_recipe
+from stages.arguments import add_embedding, add_step, parser_of
 
 
 def main() -> int:

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 from cluster.stop import exit_with
-from pipeline.evaluation.insightface_bin import extract, read_bin
-from pipeline.evaluation.pairs import Row, assemble
-from pipeline.evaluation.protocols import folder_rows, lfw_rows, write_rows, ytf_rows
+from pipeline.evaluation.protocols.insightface_bin import extract, read_bin
+from pipeline.evaluation.protocols.pairs import Row, assemble
+from pipeline.evaluation.protocols.published import folder_rows, lfw_rows, write_rows, ytf_rows
 
 EXAMPLES = """\
 examples:

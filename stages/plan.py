@@ -3,7 +3,7 @@
 Memory, traffic and work of one step per GPU, the largest number of identities that fits, and what to change when
 the run does not fit. With the rates that stages/calibrate.py measured, the time of a step by part, images a second on
 more and more ranks, and, for a recipe, hours to its end with saves and failures. The assumptions are printed with the
-answer and stand in cluster/planner/; nothing is trained and no GPU is needed.
+answer and stand in pipeline/planning/; nothing is trained and no GPU is needed.
 Exit code: 0 when it fits, 1 when it does not, 2 when the question makes no sense.
 """
 
@@ -15,16 +15,16 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cluster import planner
-from cluster.planner import GIB, Job, Network, Rates, report
-from cluster.planner.timing import Course, course, scaling, step_parts, step_seconds
 from cluster.stop import exit_with
+from pipeline import planning
 from pipeline.backbones import BACKBONES
-from pipeline.config import Recipe
-from pipeline.head.streaming import BLOCK
-from pipeline.planned import network_of, whole_job_of
+from pipeline.head.kernels.blocks import BLOCK
+from pipeline.planning import FP32, GIB, Job, Network, Rates, report
+from pipeline.planning.of_recipe import network_of, whole_job_of
+from pipeline.planning.timing import Course, course, scaling, step_parts, step_seconds
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe_file import load_recipe
+from pipeline.recipe.file import load_recipe
+from pipeline.recipe.schema import Recipe
 
 EXAMPLES = """\
 examples:
@@ -75,7 +75,7 @@ def main() -> int:
         print(f"plan: {error}", file=sys.stderr)
         return 2
     print(answer)
-    return 0 if planner.peak(question.job, question.network)[1] <= question.gpu_bytes else 1
+    return 0 if planning.peak(question.job, question.network)[1] <= question.gpu_bytes else 1
 
 
 def _question(args: argparse.Namespace) -> Question:
@@ -93,7 +93,7 @@ def _question(args: argparse.Namespace) -> Question:
         args.ranks_per_host,
         args.host_hours,
         recipe,
-        planner.read_rates(args.rates) if args.rates else None,
+        planning.read_rates(args.rates) if args.rates else None,
     )
 
 
@@ -181,20 +181,27 @@ def _course(question: Question) -> Course | None:
 
 def _as_json(question: Question) -> str:
     job, network, rates, gpu_bytes = question.job, question.network, question.rates, question.gpu_bytes
-    moment, peak = planner.peak(job, network)
+    moment, peak = planning.peak(job, network)
     run = _course(question)
     answer = {
         "job": asdict(job),
         "network": asdict(network),
+        # what cluster.preflight --plan reads
+        "hosts": {
+            "ranks": job.ranks,
+            "gradient_bytes": FP32 * network.parameters,
+            "embedding_bytes": FP32 * job.micro_batch * job.embedding_dim,
+            "checkpoint_bytes": planning.checkpoint_bytes(job, network),
+        },
         "gpu_bytes": gpu_bytes,
-        "memory_bytes": planner.memory(job, network),
-        "traffic_bytes": planner.traffic(job, network),
-        "flops": planner.flops(job, network),
+        "memory_bytes": planning.memory(job, network),
+        "traffic_bytes": planning.traffic(job, network),
+        "flops": planning.flops(job, network),
         "peak_moment": moment,
         "peak_bytes": peak,
         "fits": peak <= gpu_bytes,
-        "largest_classes": planner.largest_classes(job, network, gpu_bytes),
-        "changes": [asdict(change) for change in planner.changes(job, network, gpu_bytes)],
+        "largest_classes": planning.largest_classes(job, network, gpu_bytes),
+        "changes": [asdict(change) for change in planning.changes(job, network, gpu_bytes)],
         "step_seconds": step_parts(job, network, rates) if rates else None,
         "scaling": scaling(job, network, rates, _doublings(question)) if rates else None,
         "run": asdict(run) if run else None,
@@ -213,9 +220,9 @@ def _published_cases() -> list[str]:
     for title, identities, ranks, gib, backbone, batch in CASES:
         network = network_of(backbone, 512, (112, 112), bf16=True)
         jobs = [Job(identities, 512, batch, ranks, BLOCK, fused_update=fused) for fused in (False, True)]
-        peaks = [planner.peak(job, network)[1] / GIB for job in jobs]
+        peaks = [planning.peak(job, network)[1] / GIB for job in jobs]
         cells = " | ".join(f"{peak:.1f}{'' if peak <= gib else ' (too much)'}" for peak in peaks)
-        largest = planner.largest_classes(jobs[1], network, int(gib * GIB))
+        largest = planning.largest_classes(jobs[1], network, int(gib * GIB))
         lines.append(f"| {title} | {identities:,} | {ranks} × {gib:g} GiB | {cells} | {largest:,} |")
     return lines
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from cluster.stop import exit_with
-from pipeline.evaluation.report import write_report
+from pipeline.evaluation.reports.report import write_report
 
 
 def main() -> int:

@@ -36,17 +36,17 @@ from cluster.claims import claimed, marked, sweep
 from cluster.stop import EXIT_STOPPED, SIGNALS, exit_with
 from pipeline.backbones import build_backbone
 from pipeline.backbones.size import count_macs
-from pipeline.config import Recipe, check_against_set
-from pipeline.evaluation.metrics_log import read_metrics
-from pipeline.evaluation.pairs import read_pairs
+from pipeline.evaluation.protocols.pairs import read_pairs
+from pipeline.evaluation.reports.study_page import write_tables
 from pipeline.evaluation.results import load, result_file
+from pipeline.evaluation.scoring.estimates import Sample, accuracy_sample
 from pipeline.evaluation.study import Run, Study, StudyError, differences, load_study, runs_of
-from pipeline.evaluation.study_estimates import Sample, accuracy_sample
-from pipeline.evaluation.study_page import write_tables
 from pipeline.files import locked
 from pipeline.reading.tars import ShardSet
+from pipeline.recipe.schema import Recipe, check_against_set
+from pipeline.run.checkpoint import has_reached
+from pipeline.run.metrics_log import read_metrics
 from pipeline.shards.errors import ShardError
-from pipeline.training.checkpoint import has_reached
 
 STAGES = Path(__file__).resolve().parent
 POLL_SECONDS = 1.0

@@ -29,12 +29,12 @@ from cluster.hosts import HERE, assign, read_hostfile
 from cluster.launcher import Launcher
 from cluster.stop import EXIT_REFUSED, EXIT_STOPPED, exit_with
 from cluster.supervision import GiveUpError, Restarts
-from pipeline.config import Recipe, RecipeError, check_against_set
 from pipeline.evaluation.sets import VerificationSet, is_finished, sets_of
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe_file import load_recipe
+from pipeline.recipe.file import load_recipe
+from pipeline.recipe.schema import Recipe, RecipeError, check_against_set
+from pipeline.run.checkpoint import has_reached
 from pipeline.shards.errors import ShardError
-from pipeline.training.checkpoint import has_reached
 
 TRAIN = Path(__file__).with_name("train.py")
 

@@ -40,15 +40,15 @@ from cluster.telemetry import Telemetry, Tls
 from cluster.topology import Topology
 from cluster.versions import code_digest, versions
 from cluster.watchdog import Watchdog, end
-from pipeline.config import Recipe, RecipeError, check_against_set
 from pipeline.evaluation.sets import VerificationSet, is_finished, sets_of
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe_file import describe_recipe, load_recipe
+from pipeline.recipe.file import describe_recipe, load_recipe
+from pipeline.recipe.schema import Recipe, RecipeError, check_against_set
+from pipeline.run.changes import changes, flat
+from pipeline.run.checkpoint import CheckpointError, complete_steps, newest_whole
+from pipeline.run.record import record_run, restarts_of
 from pipeline.shards.errors import ShardError
-from pipeline.training.checkpoint import CheckpointError, complete_steps, newest_whole
 from pipeline.training.errors import NonFiniteError, UnsavedError
-from pipeline.training.resume import changes, flat
-from pipeline.training.run_record import record_run, restarts_of
 
 if TYPE_CHECKING:
     from pipeline.evaluation.in_training import Evaluator

@@ -24,14 +24,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.hosts import read_hostfile
-from cluster.planner import FP32, GIB, Job, Network
 from cluster.preflight import checks, probe
-from cluster.preflight.checks import Check
+from cluster.preflight.checks import GIB, Check, Planned
 from cluster.preflight.facts import Facts
 from cluster.stop import exit_with
 
 # Without a plan: a backbone of 24 million parameters, and 128 embeddings of 512.
-GRADIENT_BYTES, EMBEDDING_BYTES = FP32 * 24_000_000, FP32 * 128 * 512
+GRADIENT_BYTES, EMBEDDING_BYTES = 4 * 24_000_000, 4 * 128 * 512
 CHECKPOINTS_KEPT = 3
 
 
@@ -76,7 +75,7 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def look(hosts: probe.Hosts, args: argparse.Namespace, plan: tuple[Job, Network] | None) -> Iterator[Check]:
+def look(hosts: probe.Hosts, args: argparse.Namespace, plan: Planned | None) -> Iterator[Check]:
     """One check after the other, the gravest first; ends where the rest would make no sense."""
     there = hosts.ask("true")
     silence = f"got no answer within {hosts.patience_seconds:g} s, wanted one by ssh"
@@ -97,7 +96,7 @@ def look(hosts: probe.Hosts, args: argparse.Namespace, plan: tuple[Job, Network]
 
 
 def alike(
-    hosts: probe.Hosts, facts: dict[str, Facts], args: argparse.Namespace, plan: tuple[Job, Network] | None
+    hosts: probe.Hosts, facts: dict[str, Facts], args: argparse.Namespace, plan: Planned | None
 ) -> Iterator[Check]:
     """What the hosts told of themselves, compared."""
     yield checks.versions(facts)
@@ -108,17 +107,16 @@ def alike(
     if args.run:
         with probe.token_in(hosts, args.run) as (token, read):
             yield checks.shared(token, read, str(args.run))
-        planned = CHECKPOINTS_KEPT * checks.checkpoint_bytes(*plan) if plan else 0
+        planned = CHECKPOINTS_KEPT * plan.checkpoint_bytes if plan else 0
         yield checks.disk(facts, max(planned, args.free_gib * GIB))
     yield checks.port(facts, args.master_port)
 
 
-def bandwidth(hosts: probe.Hosts, args: argparse.Namespace, plan: tuple[Job, Network] | None) -> Check:
+def bandwidth(hosts: probe.Hosts, args: argparse.Namespace, plan: Planned | None) -> Check:
     """What a step exchanges, timed over all ranks."""
     gradient, embeddings = GRADIENT_BYTES, EMBEDDING_BYTES
     if plan:
-        job, network = plan
-        gradient, embeddings = FP32 * network.parameters, FP32 * job.micro_batch * job.embedding_dim
+        gradient, embeddings = plan.gradient_bytes, plan.embedding_bytes
     try:
         measured, links = probe.exchange(
             hosts, args.hostfile, args.master_port, gradient, embeddings, args.exchange_seconds
@@ -128,20 +126,19 @@ def bandwidth(hosts: probe.Hosts, args: argparse.Namespace, plan: tuple[Job, Net
     return checks.bandwidth(measured, links, 1e9 * args.min_gb_per_second)
 
 
-def read_plan(path: Path, ranks: int) -> tuple[Job, Network]:
-    """The job and the network of a plan.
+def read_plan(path: Path, ranks: int) -> Planned:
+    """What a plan says about the hosts.
 
     Raises:
         ValueError: when the file is no plan, or one for another number of ranks.
     """
     try:
-        plan = json.loads(path.read_text())
-        job, network = Job(**plan["job"]), Network(**plan["network"])
+        plan = Planned(**json.loads(path.read_text())["hosts"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: got {error!r}, wanted what stages/plan.py --json prints") from None
-    if job.ranks != ranks:
-        raise ValueError(f"{path}: got a plan for {job.ranks} ranks, wanted the {ranks} slots of the hostfile")
-    return job, network
+    if plan.ranks != ranks:
+        raise ValueError(f"{path}: got a plan for {plan.ranks} ranks, wanted the {ranks} slots of the hostfile")
+    return plan
 
 
 def show(check: Check) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cluster.planner import GIB, Job, Network
 from cluster.preflight.facts import Facts
+
+GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,16 @@ class Check:
     found: str
     faults: tuple[str, ...] = ()
     advice: str = ""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What ``stages/plan.py --json`` says about hosts: ranks, bytes of a step's exchanges and of a checkpoint."""
+
+    ranks: int
+    gradient_bytes: int
+    embedding_bytes: int
+    checkpoint_bytes: int
 
 
 @dataclass(frozen=True)
@@ -164,11 +175,6 @@ def port(facts: Mapping[str, Facts], number: int) -> Check:
         () if told.port_is_free else (fault,),
         "end what listens there (ss -ltnp), or choose another with --master_port",
     )
-
-
-def checkpoint_bytes(job: Job, network: Network) -> int:
-    """Rows and network with their momenta, fp32."""
-    return 2 * 4 * (job.classes * job.embedding_dim + network.parameters)
 
 
 def bandwidth(measured: list[Measured], links: Mapping[str, float], wanted_rate: float) -> Check:

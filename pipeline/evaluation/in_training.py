@@ -18,15 +18,15 @@ import torch
 
 from cluster.collectives import SENT, Group, gather_objects, gather_rows, num_ranks, rank_in
 from cluster.stopwatch import STEP
-from pipeline.config import RecipeError
-from pipeline.evaluation.embed import embed, files_of, means_of_runs
+from pipeline.evaluation.embedding.embed import embed, files_of, means_of_runs
+from pipeline.evaluation.embedding.trained import digest_of
 from pipeline.evaluation.results import Settings, Verification, save
+from pipeline.evaluation.scoring.verification import FloatArray
 from pipeline.evaluation.sets import VerificationSet, accuracies_of, folder_of, judge, stored
-from pipeline.evaluation.trained import digest_of
-from pipeline.evaluation.verification import FloatArray
 from pipeline.reading.dali import DecodedBatch, Decoder, EncodedBatch
-from pipeline.training.best import Best, write_best
-from pipeline.training.checkpoint import complete_steps
+from pipeline.recipe.schema import RecipeError
+from pipeline.run.best import Best, write_best
+from pipeline.run.checkpoint import complete_steps
 from pipeline.training.loop import Trainer
 
 

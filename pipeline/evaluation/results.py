@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.evaluation.angles import ClassAngles
-from pipeline.evaluation.bootstrap import identity_bootstrap
-from pipeline.evaluation.verification import (
+from pipeline.evaluation.scoring.angles import ClassAngles
+from pipeline.evaluation.scoring.bootstrap import identity_bootstrap
+from pipeline.evaluation.scoring.verification import (
     FloatArray,
     ScoredPairs,
     attained_tar,

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import Recipe, RecipeError
-from pipeline.evaluation.angles import class_angles
-from pipeline.evaluation.pairs import Pairs, read_pairs
+from pipeline.evaluation.protocols.pairs import Pairs, read_pairs
 from pipeline.evaluation.results import Centred, Evaluation, Settings, Summary, load, result_file, verify
-from pipeline.evaluation.verification import (
+from pipeline.evaluation.scoring.angles import class_angles
+from pipeline.evaluation.scoring.verification import (
     FloatArray,
     centred_kfold,
     cosine_scores,
     require_resolvable,
     resolvable_fars,
 )
-from pipeline.training.checkpoint import complete_steps, damage, has_reached, path_of
+from pipeline.recipe.schema import Recipe, RecipeError
+from pipeline.run.checkpoint import complete_steps, damage, has_reached, path_of
 
 
 @dataclass(frozen=True)

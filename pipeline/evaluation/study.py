@@ -15,9 +15,9 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from pipeline.config import Recipe
-from pipeline.recipe_file import load_recipe, read_yaml
-from pipeline.training.resume import flat
+from pipeline.recipe.file import load_recipe, read_yaml
+from pipeline.recipe.schema import Recipe
+from pipeline.run.changes import flat
 
 # Arms and sets name folders.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")]

@@ -32,9 +32,9 @@ from cluster.collectives import (
     sum_over_ranks,
 )
 from cluster.topology import split_range
+from pipeline.head.kernels.blocks import BLOCK, Sink, others_logsumexp
 from pipeline.head.margins import Margin, cosine
 from pipeline.head.rows import RowOptimizer, class_of, initial_rows, sampled_rows
-from pipeline.head.streaming import BLOCK, Sink, others_logsumexp
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from itertools import islice
 import torch
 
 from cluster.collectives import barrier, gather_objects
-from cluster.planner.job import FP32, Job, Network
-from cluster.planner.rates import Rates
-from cluster.planner.timing import step_seconds
 from cluster.preflight.bandwidth import ring_rates
 from cluster.stopwatch import STARTUP, STEP
 from pipeline.head.head import ShardedHead
-from pipeline.training.checkpoint import CheckpointError
+from pipeline.planning.job import FP32, Job, Network
+from pipeline.planning.rates import Rates
+from pipeline.planning.timing import step_seconds
+from pipeline.run.checkpoint import CheckpointError
 from pipeline.training.loop import Record, Trainer
 
 # Blocks of classes that the head is measured on: the time of few is mostly that of a call, of many that of products.

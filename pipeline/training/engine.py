@@ -28,7 +28,7 @@ from deepspeed.utils import (
 from torch import nn
 
 from cluster.stopwatch import STEP
-from pipeline.config import Optimizer, Recipe
+from pipeline.recipe.schema import Optimizer, Recipe
 
 _MOMENTUM = "momentum_buffer"
 

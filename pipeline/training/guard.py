@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Faults
+from pipeline.recipe.schema import Faults
 from pipeline.training.errors import NonFiniteError
 
 logger = logging.getLogger(__name__)

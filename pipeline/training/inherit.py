@@ -23,7 +23,7 @@ from cluster.topology import split_range
 from pipeline.head.head import ShardedHead
 from pipeline.reading.dali import Decoder, EncodedBatch
 from pipeline.reading.tars import ShardSet
-from pipeline.training.checkpoint import CheckpointError, path_of, read_meta, read_rows
+from pipeline.run.checkpoint import CheckpointError, path_of, read_meta, read_rows
 
 logger = logging.getLogger(__name__)
 

@@ -16,22 +16,22 @@ from cluster.process_group import background_group, grid
 from cluster.stopwatch import STEP
 from cluster.topology import Topology
 from pipeline.backbones import build_backbone
-from pipeline.config import Recipe, check_against_set
 from pipeline.head.head import HeadOptions, ShardedHead
 from pipeline.head.health import StallWatch, TargetAngles, target_angles
+from pipeline.optim.schedule import learning_rate
 from pipeline.reading.dali import Decoder
 from pipeline.reading.order import Order
 from pipeline.reading.reader import Reader
 from pipeline.reading.tars import ShardSet
+from pipeline.recipe.schema import Recipe, check_against_set
+from pipeline.run import checkpoint
+from pipeline.run.checkpoint import CheckpointError, Meta, State
+from pipeline.run.saver import Saved, Saver
 from pipeline.shards.views import read_identities
-from pipeline.training import checkpoint
-from pipeline.training.checkpoint import CheckpointError, Meta, State
 from pipeline.training.engine import Engine
 from pipeline.training.errors import UnsavedError
 from pipeline.training.guard import Guard
 from pipeline.training.inherit import Inherited, class_mean_rows, inherit_rows, match, old_identities
-from pipeline.training.saver import Saved, Saver
-from pipeline.training.schedule import learning_rate
 from pipeline.training.step import Outcome, Severity, Stepper
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ import torch
 
 from cluster.collectives import Group, any_rank, average_over_ranks_, max_over_ranks, num_ranks, rank_in
 from cluster.stopwatch import STEP
-from pipeline.config import Recipe
 from pipeline.head.head import HeadOutput, ShardedHead
 from pipeline.reading.reader import Batch
+from pipeline.recipe.schema import Recipe
 from pipeline.training.engine import Engine
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from cluster.metrics import PERCENTILES
-from cluster.planner import head_bytes
 from cluster.telemetry import Telemetry
-from pipeline.config import Recipe
 from pipeline.files import write_file
-from pipeline.planned import job_of
+from pipeline.planning import head_bytes
+from pipeline.planning.of_recipe import job_of
+from pipeline.recipe.schema import Recipe
 from pipeline.training.loop import Record, Trainer
 
 if TYPE_CHECKING:

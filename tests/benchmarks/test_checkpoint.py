@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from pipeline.backbones import build_backbone
-from pipeline.config import Checkpoint
-from pipeline.recipe_file import load_recipe
-from pipeline.training import checkpoint
-from pipeline.training.checkpoint import Meta, State
-from pipeline.training.saver import Saver
+from pipeline.recipe.file import load_recipe
+from pipeline.recipe.schema import Checkpoint
+from pipeline.run import checkpoint
+from pipeline.run.checkpoint import Meta, State
+from pipeline.run.saver import Saver
 from tests.benchmarks.results import write
 from tests.end_to_end.launcher import metrics, train, write_recipe
 from tests.faces import ROOT, write_shards

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from pipeline.backbones import build_backbone
-from pipeline.evaluation.embed import embed_files
+from pipeline.evaluation.embedding.embed import embed_files
 from pipeline.evaluation.results import verify
-from pipeline.evaluation.search import blocks_of, nearest
-from pipeline.evaluation.verification import ScoredPairs
+from pipeline.evaluation.scoring.search import blocks_of, nearest
+from pipeline.evaluation.scoring.verification import ScoredPairs
 from pipeline.reading.dali import Decoder
 from tests.benchmarks.results import median_seconds, write
 
@@ -100,7 +100,7 @@ STREAM = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from pipeline.evaluation.search import nearest
+from pipeline.evaluation.scoring.search import nearest
 
 def peak():  # getrusage would inherit the peak of the process that started this one
     line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM"))

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from cluster.planner import Job, head_block_bytes
 from pipeline.head.head import HeadOptions, ShardedHead
 from pipeline.head.margins import Margin
+from pipeline.planning import Job, head_block_bytes
 from tests.benchmarks.results import write
 from tests.distributed import ranks as harness
 from tests.distributed.ranks import run_ranks

@@ -11,8 +11,8 @@ import torch
 from cluster.process_group import process_group
 from cluster.telemetry import Telemetry
 from cluster.topology import Topology
-from pipeline.config import Backbone, Data, Optimizer, Recipe
 from pipeline.reading.tars import ShardSet
+from pipeline.recipe.schema import Backbone, Data, Optimizer, Recipe
 from pipeline.training.loop import Trainer
 from pipeline.training.watch import Exporter, Window
 from tests.benchmarks.results import median_seconds, write

@@ -19,9 +19,9 @@ from cluster.process_group import process_group
 from cluster.telemetry import Telemetry
 from cluster.topology import Topology
 from pipeline.backbones import build_backbone
-from pipeline.config import Backbone, Data, Optimizer, Recipe
 from pipeline.head.margins import Margin
 from pipeline.reading.tars import ShardSet
+from pipeline.recipe.schema import Backbone, Data, Optimizer, Recipe
 from pipeline.training.loop import Trainer
 from pipeline.training.watch import Exporter, MetricsFile, Window
 from tests.benchmarks.results import write

@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 
 from cluster.topology import split_range
-from pipeline.training import checkpoint
-from pipeline.training import saver as saver_module
-from pipeline.training.checkpoint import CheckpointError, Meta, State, path_of
-from pipeline.training.saver import Saver
+from pipeline.run import checkpoint
+from pipeline.run import saver as saver_module
+from pipeline.run.checkpoint import CheckpointError, Meta, State, path_of
+from pipeline.run.saver import Saver
 from tests.distributed.ranks import run_ranks
 
 CLASSES, DIM = 11, 3

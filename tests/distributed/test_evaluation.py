@@ -15,7 +15,14 @@ import torch.distributed as dist
 from cluster.collectives import SENT
 from cluster.stopwatch import STEP
 from cluster.topology import Topology
-from pipeline.config import (
+from pipeline.evaluation.embedding.embed import embed_pairs
+from pipeline.evaluation.embedding.trained import load_trained
+from pipeline.evaluation.in_training import Evaluated, Evaluator
+from pipeline.evaluation.results import load, result_file
+from pipeline.evaluation.sets import judge, sets_of
+from pipeline.reading.dali import Decoder
+from pipeline.reading.tars import ShardSet
+from pipeline.recipe.schema import (
     Backbone,
     Checkpoint,
     Data,
@@ -26,15 +33,8 @@ from pipeline.config import (
     Recipe,
     RecipeError,
 )
-from pipeline.evaluation.embed import embed_pairs
-from pipeline.evaluation.in_training import Evaluated, Evaluator
-from pipeline.evaluation.results import load, result_file
-from pipeline.evaluation.sets import judge, sets_of
-from pipeline.evaluation.trained import load_trained
-from pipeline.reading.dali import Decoder
-from pipeline.reading.tars import ShardSet
-from pipeline.training.best import Best, read_best
-from pipeline.training.checkpoint import complete_steps
+from pipeline.run.best import Best, read_best
+from pipeline.run.checkpoint import complete_steps
 from pipeline.training.loop import Trainer
 from tests.distributed.ranks import run_ranks
 from tests.faces import write_faces, write_shards

@@ -16,10 +16,10 @@ from cluster.process_group import Together
 from cluster.stop import StopRequest
 from cluster.topology import Topology
 from cluster.watchdog import Watchdog
-from pipeline.config import Backbone, Checkpoint, Data, Faults, Head, Optimizer, Recipe
 from pipeline.evaluation.in_training import Evaluator
 from pipeline.reading.tars import ShardSet
-from pipeline.training.checkpoint import complete_steps
+from pipeline.recipe.schema import Backbone, Checkpoint, Data, Faults, Head, Optimizer, Recipe
+from pipeline.run.checkpoint import complete_steps
 from pipeline.training.errors import NonFiniteError
 from pipeline.training.loop import Trainer
 from stages.train import place, watched_train

@@ -12,9 +12,9 @@ import torch.distributed as dist
 from cluster.collectives import num_ranks, rank_in
 from cluster.process_group import grid
 from pipeline.head.head import HeadOptions, ShardedHead
+from pipeline.head.kernels.blocks import others_logsumexp
 from pipeline.head.margins import Margin, Warp
 from pipeline.head.rows import RowOptimizer, initial_rows, sampled_rows
-from pipeline.head.streaming import others_logsumexp
 from tests.distributed.dense import dense_loss
 from tests.distributed.ranks import run_ranks
 

@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 
 from cluster.topology import Topology
-from pipeline.config import Backbone, Data, Head, Optimizer, Recipe
 from pipeline.reading.dali import Decoder, EncodedBatch
 from pipeline.reading.tars import ShardSet
+from pipeline.recipe.schema import Backbone, Data, Head, Optimizer, Recipe
+from pipeline.run.checkpoint import CheckpointError
 from pipeline.shards.views import read_identities
-from pipeline.training.checkpoint import CheckpointError
 from pipeline.training.inherit import Inherited, match
 from pipeline.training.loop import Trainer
 from tests.distributed.ranks import run_ranks

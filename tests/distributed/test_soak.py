@@ -17,10 +17,10 @@ import torch
 import torch.distributed as dist
 
 from cluster.topology import Topology
-from pipeline.config import Backbone, Checkpoint, Data, Head, Optimizer, Recipe
 from pipeline.reading.reader import Batch
 from pipeline.reading.tars import ShardSet
-from pipeline.training import checkpoint
+from pipeline.recipe.schema import Backbone, Checkpoint, Data, Head, Optimizer, Recipe
+from pipeline.run import checkpoint
 from pipeline.training.loop import Trainer
 from pipeline.training.step import Outcome
 from tests.distributed.ranks import TIMEOUT_SECONDS, _context

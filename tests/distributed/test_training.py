@@ -10,18 +10,18 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cluster import planner
-from cluster.planner import Job, Network
 from cluster.topology import Topology
+from pipeline import planning
 from pipeline.backbones import build_backbone
-from pipeline.config import Backbone, Checkpoint, Data, Faults, Head, Log, Optimizer, Phase, Recipe
 from pipeline.head.margins import Margin
 from pipeline.head.rows import initial_rows
+from pipeline.planning import Job, Network
 from pipeline.reading.dali import Decoder
 from pipeline.reading.order import Order
 from pipeline.reading.reader import Reader
 from pipeline.reading.tars import ShardSet
-from pipeline.training.checkpoint import load_backbone
+from pipeline.recipe.schema import Backbone, Checkpoint, Data, Faults, Head, Log, Optimizer, Phase, Recipe
+from pipeline.run.checkpoint import load_backbone
 from pipeline.training.errors import NonFiniteError
 from pipeline.training.loop import Trainer
 from tests.distributed.dense import dense_loss
@@ -109,7 +109,7 @@ def dense(shards: Path) -> dict[str, Any]:
 def planned_bytes(plan: Recipe, ranks: int, backbone: dict[str, torch.Tensor]) -> tuple[float, float]:
     """What the planner says that a rank sends in a step: for the head, and for the backbone."""
     job = Job(7, plan.backbone.embedding_dim, plan.data.global_batch, ranks, 2048, plan.data.accumulation)
-    sent = planner.traffic(job, Network(sum(p.numel() for p in backbone.values()), 0, 0))
+    sent = planning.traffic(job, Network(sum(p.numel() for p in backbone.values()), 0, 0))
     whole = sent.pop("all-reduce of the network's gradient")
     agreement = 2 * (ranks - 1) / ranks * 4 * (2 + ranks)
     # ZeRO 3 gathers the parameters twice and reduces once; the others do each once

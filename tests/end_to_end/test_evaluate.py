@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.evaluation.embedding.trained import load_trained
 from pipeline.evaluation.results import load, load_identification
-from pipeline.evaluation.trained import load_trained
-from pipeline.evaluation.verification import roc, tar_at_far
+from pipeline.evaluation.scoring.verification import roc, tar_at_far
 
 STAGES = Path(__file__).parents[2] / "stages"
 SIZE = (32, 28)
@@ -197,7 +197,9 @@ def test_a_missing_extra_is_named(
 ) -> None:
     monkeypatch.chdir(scene)
     for module in [
-        name for name in sys.modules if name.startswith(("pipeline.evaluation.export", "pipeline.evaluation.parquet"))
+        name
+        for name in sys.modules
+        if name.startswith(("pipeline.export.onnx", "pipeline.evaluation.embedding.parquet"))
     ]:
         monkeypatch.delitem(sys.modules, module)
     for name in (missing, f"{missing}.torch", f"{missing}.parquet"):

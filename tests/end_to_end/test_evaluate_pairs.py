@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.evaluation.pairs import read_pairs
+from pipeline.evaluation.protocols.pairs import read_pairs
 
 STAGE = Path(__file__).parents[2] / "stages" / "pairs.py"
 LFW = "2\t1\nann\t1\t2\nann\t1\tbob\t1\nbob\t1\t2\nbob\t2\tann\t2\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster.stop import EXIT_STOPPED
-from pipeline.training.checkpoint import complete_steps, damage, path_of
+from pipeline.run.checkpoint import complete_steps, damage, path_of
 from tests.end_to_end.launcher import metrics, write_recipe
 from tests.end_to_end.supervised import Supervised
 from tests.faces import write_shards

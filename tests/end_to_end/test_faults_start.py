@@ -16,7 +16,7 @@ from threading import Timer
 import pytest
 
 from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED
-from pipeline.training.checkpoint import complete_steps
+from pipeline.run.checkpoint import complete_steps
 from tests.end_to_end.hosts import Hosts, why_not
 from tests.end_to_end.launcher import DEEPSPEED, TRAIN, free_port, metrics, write_recipe
 from tests.end_to_end.supervised import Supervised

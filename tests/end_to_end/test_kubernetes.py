@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED
-from pipeline.recipe_file import load_recipe
+from pipeline.recipe.file import load_recipe
 from tests.end_to_end.launcher import free_port, metrics, train, write_recipe
 from tests.faces import ROOT, write_faces, write_shards
 

@@ -19,7 +19,7 @@ from tests.end_to_end.hosts import Hosts, why_not
 from tests.end_to_end.launcher import write_recipe
 from tests.end_to_end.supervised import Supervised
 from tests.faces import write_shards
-from tests.unit.test_telemetry_monitoring import query, wait_for
+from tests.unit.cluster.monitoring.test_monitoring import query, wait_for
 
 REASON = why_not()
 pytestmark = [

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.evaluation.overlap import read_decisions
+from pipeline.evaluation.protocols.overlap import read_decisions
 from pipeline.evaluation.results import Evaluation, load
 from tests.end_to_end.browser import CHROMIUM
 from tests.faces import ROOT, write_faces

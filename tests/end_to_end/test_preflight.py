@@ -44,8 +44,9 @@ def preflight(hosts: Hosts, folders: tuple[Path, Path], *arguments: object) -> t
     variables = run.parent / "environment"
     variables.write_text("GLOO_SOCKET_IFNAME=eth0\nOMP_NUM_THREADS=1\n")
     plan = run.parent / "plan.json"
-    job = {"classes": 1000, "embedding_dim": 8, "global_batch": 64, "ranks": 2, "block": 16}
-    plan.write_text(json.dumps({"job": job, "network": {"parameters": PARAMETERS, "activation_bytes": 1, "macs": 1}}))
+    sizes = {"gradient_bytes": 4 * PARAMETERS, "embedding_bytes": 4 * 32 * 8}
+    checkpoint_bytes = 2 * 4 * (1000 * 8 + PARAMETERS)
+    plan.write_text(json.dumps({"hosts": {"ranks": 2, "checkpoint_bytes": checkpoint_bytes, **sizes}}))
     command = [sys.executable, "-m", "cluster.preflight", "--hostfile", hosts.hostfile(), "--run", run]
     command += ["--shards", shards, "--plan", plan, "--master-port", free_port(), *map(str, arguments)]
     done = subprocess.run(

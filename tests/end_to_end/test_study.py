@@ -15,9 +15,9 @@ import pytest
 
 from cluster.claims import VARIABLE, marked, sweep
 from cluster.stop import EXIT_STOPPED
-from pipeline.evaluation.pairs import COLUMNS
-from pipeline.evaluation.protocols import folder_rows
-from pipeline.training.checkpoint import complete_steps
+from pipeline.evaluation.protocols.pairs import COLUMNS
+from pipeline.evaluation.protocols.published import folder_rows
+from pipeline.run.checkpoint import complete_steps
 from tests.end_to_end.launcher import DEEPSPEED, metrics
 from tests.faces import ROOT, write_faces, write_shards
 

@@ -20,7 +20,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.stop import EXIT_REFUSED, EXIT_STOPPED
-from pipeline.training.checkpoint import complete_steps
+from pipeline.run.checkpoint import complete_steps
 from tests.end_to_end.launcher import TRAIN, metrics, start_training, train, write_recipe
 from tests.faces import write_shards
 from tests.fault_table import Row, record

@@ -18,7 +18,7 @@ import pytest
 
 from cluster.stop import EXIT_REFUSED
 from pipeline.evaluation.results import load
-from pipeline.training.checkpoint import complete_steps
+from pipeline.run.checkpoint import complete_steps
 from tests.end_to_end.launcher import TRAIN, metrics, start_training, train
 from tests.end_to_end.supervised import Supervised
 from tests.faces import ROOT, write_faces, write_pairs, write_shards

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.reading.dali import Decoder, EncodedBatch
-from tests.unit.test_dali import BAD, H, W, smooth_jpeg
+from tests.unit.reading.test_dali import BAD, H, W, smooth_jpeg
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 

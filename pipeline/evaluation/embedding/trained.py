@@ -1,0 +1,99 @@
+"""A run folder's backbone, ready to embed: architecture from the recipe, weights from a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from pipeline.backbones import build_backbone
+from pipeline.recipe.file import load_recipe
+from pipeline.recipe.schema import Recipe
+from pipeline.run.best import read_best
+from pipeline.run.checkpoint import complete_steps, load_backbone
+from pipeline.shards.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class TrainedBackbone:
+    """A backbone as it was after `step` steps, in evaluation mode.
+
+    Attributes:
+        name, embedding_dim: what the recipe calls it, and its output size D.
+        image_size: height and width of the faces it was trained on.
+        weights_sha256: digest of every parameter and buffer; equal digests give equal embeddings.
+    """
+
+    module: nn.Module
+    name: str
+    embedding_dim: int
+    step: int
+    image_size: tuple[int, int]
+    weights_sha256: str
+
+
+# A checkpoint as it is asked for: after so many steps, the newest (None), or the one that RUN/best.json names.
+Step = int | None | Literal["best"]
+
+
+def load_trained(run: Path, step: Step) -> TrainedBackbone:
+    """The backbone of the run folder `run` after `step` steps, on the CPU.
+
+    Raises ValueError naming what is missing or does not fit.
+    """
+    recipe = load_recipe(run / "recipe.yaml")
+    size = _image_size(run, recipe)
+    number = _number_of(run, step)
+    weights = load_backbone(run, number)
+    module = build_backbone(recipe.backbone.name, recipe.backbone.embedding_dim, size)
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{run}: step {number}: weights do not fit {recipe.backbone.name}: {reason}") from None
+    return TrainedBackbone(
+        module.eval(),
+        recipe.backbone.name,
+        recipe.backbone.embedding_dim,
+        number,
+        size,
+        digest_of(weights),
+    )
+
+
+def _number_of(run: Path, step: Step) -> int:
+    """Which step is meant, settled before anything is loaded: a live run may save another meanwhile."""
+    if step is None:
+        return max(complete_steps(run), default=0)
+    if step != "best":
+        return step
+    best = read_best(run)
+    if best is None:
+        raise ValueError(f"{run}: step: got 'best' without {run / 'best.json'}, wanted a recipe with evaluation.sets")
+    return best.step
+
+
+def digest_of(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over names, shapes, types and values, whatever the order of the dictionary."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _image_size(run: Path, recipe: Recipe) -> tuple[int, int]:
+    """Height and width, as the run recorded them or, failing that, as its shards say."""
+    facts = run / "run.json"
+    if facts.is_file():
+        size = json.loads(facts.read_text()).get("image_size")
+        if size:
+            return int(size[0]), int(size[1])
+    manifest = Manifest.load(recipe.data.shards)
+    return manifest.image_height, manifest.image_width

@@ -1,0 +1,1 @@
+"""Who is compared with whom: the published protocols, read from their files and checked."""

@@ -1,0 +1,1 @@
+"""From results to pages, each one file that needs nothing beside it."""

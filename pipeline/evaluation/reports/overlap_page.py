@@ -1,0 +1,42 @@
+"""The page on which somebody decides which training and test people are one: pictures side by side, a file to save."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.evaluation.embedding.people import People
+from pipeline.evaluation.protocols.overlap import COLUMNS, Candidate
+from pipeline.evaluation.reports.hardest import uri_of
+from pipeline.evaluation.reports.pages import render
+from pipeline.files import write_file
+
+PICTURES = 4  # of each person
+
+
+@dataclass(frozen=True)
+class Row:
+    """A candidate pair with the pictures of both, as data URIs."""
+
+    pair: Candidate
+    train: list[str]
+    test: list[str]
+
+
+def write_page(out: Path, pairs: Sequence[Candidate], train: People, test: People, facts: dict[str, str]) -> None:
+    """Write the page to `out`: it holds its pictures and its style, and saves ``decisions.tsv`` by itself.
+
+    People whom a set does not have (any more) are shown without pictures.
+    """
+    places = [{name: place for place, name in enumerate(people.names)} for people in (train, test)]
+    rows = [
+        Row(pair, _pictures(train, places[0].get(pair.train)), _pictures(test, places[1].get(pair.test)))
+        for pair in pairs
+    ]
+    page = render("overlap.html", rows=rows, facts=facts, columns=COLUMNS)
+    write_file(out, page.encode())
+
+
+def _pictures(people: People, person: int | None) -> list[str]:
+    return [] if person is None else [uri_of(image.tobytes()) for image in people.of(person, PICTURES)]

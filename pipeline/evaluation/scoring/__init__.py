@@ -1,0 +1,1 @@
+"""From features to numbers: pure functions, each equal to an independent float64 reference."""

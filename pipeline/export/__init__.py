@@ -1,0 +1,1 @@
+"""A trained backbone for use elsewhere, with what feeds it."""

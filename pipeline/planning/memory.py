@@ -1,0 +1,162 @@
+"""Will it fit: memory of a rank at the moments of a step at which it can peak.
+
+`memory` says what is alive in each, part by part:
+
+- head: the loss of the split classifier, while the network's activations wait for their gradient
+- backward: the network's gradients appear while its activations still stand (an upper bound: they shrink meanwhile)
+- reduce: the ranks average the gradients (ZeRO 2 and 3 do so within the backward pass)
+- update: optimizer steps
+
+DeepSpeed's part is that of 0.19.8 as `pipeline/training/engine.py` sets it up, read in its source and held to measured
+peaks by `tests/unit/planning/test_measured.py`. Its buckets are as large as the largest parameter, L numbers.
+"""
+
+from __future__ import annotations
+
+from pipeline.planning.job import BF16, FP32, GIB, Job, Network
+
+# What no formula here sees: CUDA context, NCCL's and cuDNN's buffers, decoded batches, fragmentation. An assumption.
+RESERVED_BYTES = 2 * GIB
+
+
+def memory(job: Job, network: Network) -> dict[str, dict[str, int]]:
+    """Bytes on the fullest rank: moment -> part -> bytes. A part that is absent takes nothing then."""
+    rows = FP32 * job.rows * job.embedding_dim
+    always = {"classifier rows": rows, "classifier momentum": rows, "reserved (assumed)": RESERVED_BYTES}
+    always |= _network_always(job, network)
+    row_gradient = {} if job.fused_update else {"classifier gradient": rows}
+    activations = {"activations": job.micro_batch * network.activation_bytes}
+    # Autocast keeps the cast weights for the backward pass.
+    weights = {"bf16 weights": BF16 * network.parameters if job.bf16 else 0}
+    moments = {
+        "head": activations | weights | _network_summed(job, network) | {"classifier blocks": head_block_bytes(job)},
+        "backward": activations | weights | _network_backward(job, network),
+        "reduce": _network_reduce(job, network),
+        "update": _network_update(job, network),
+    }
+    return {
+        moment: {part: size for part, size in (always | row_gradient | parts).items() if size}
+        for moment, parts in moments.items()
+        if parts
+    }
+
+
+def _share(job: Job, network: Network) -> int:
+    """Numbers of the network that are this rank's under ZeRO."""
+    return -(-network.parameters // job.ranks)
+
+
+def _held_gradients(job: Job, network: Network) -> int:
+    """Numbers of the gradients that ZeRO 1 and 2 keep: a parameter over the edge of a share is kept whole."""
+    return min(network.parameters, _share(job, network) + network.largest_parameter)
+
+
+def _buckets(job: Job, network: Network) -> int:
+    """Bytes of DeepSpeed's buckets: under autocast there is a second one, for what is reduced in fp32.
+
+    ZeRO 1 and 2 allocate both in fp32, ZeRO 3 one in each type.
+    """
+    second = 0 if not job.bf16 else FP32 if job.zero_stage < 3 else BF16
+    return (FP32 + second) * network.largest_parameter if job.zero_stage else 0
+
+
+def _network_always(job: Job, network: Network) -> dict[str, int]:
+    share = FP32 * (_share(job, network) if job.zero_stage else network.parameters)
+    if job.zero_stage < 3:
+        return {
+            "network parameters": FP32 * network.parameters,
+            "network momentum": share,
+            # ZeRO updates a copy of its share and then spreads it.
+            "ZeRO's copy of its share": share if job.zero_stage else 0,
+        }
+    return {
+        "network parameters": share,
+        "network momentum": share,
+        "ZeRO's copy of its share": share,
+        "network gradient": share,
+        "ZeRO buckets": _buckets(job, network),
+    }
+
+
+def _network_summed(job: Job, network: Network) -> dict[str, int]:
+    """What is kept from one micro-batch to the next. (ZeRO 3 always keeps it.)"""
+    if job.accumulation == 1 or job.zero_stage == 3:
+        return {}
+    if job.zero_stage == 2:
+        return {"network gradient": FP32 * _held_gradients(job, network)}
+    # ZeRO 1 keeps the buckets that it made in the first backward pass
+    return {"network gradient": FP32 * network.parameters, "ZeRO buckets": _buckets(job, network)}
+
+
+def _network_backward(job: Job, network: Network) -> dict[str, int]:
+    largest, summing = FP32 * network.largest_parameter, job.accumulation > 1
+    if job.zero_stage == 3:
+        # A layer's parameters, as they came and in one piece; their gradient, and what of it is sent.
+        return {"ZeRO's layer at work": largest * 5 // 2 if job.bf16 else 4 * largest}
+    if job.zero_stage == 2:
+        # The sum so far, and the new gradients beside it; a full bucket is copied to be sent.
+        held = FP32 * _held_gradients(job, network) * (2 if summing else 1)
+        copy = largest // 2 if job.bf16 else largest
+        return {"network gradient": held, "ZeRO buckets": _buckets(job, network) + copy}
+    parts = {"network gradient": FP32 * network.parameters, "ZeRO buckets": _buckets(job, network)}
+    if summing:  # a layer's new gradient, before it is added
+        return parts | {"a layer's gradient": largest}
+    # A weight's cast goes as its gradient comes.
+    return parts | {"bf16 weights": 0}
+
+
+def _network_reduce(job: Job, network: Network) -> dict[str, int]:
+    whole = FP32 * network.parameters
+    if job.zero_stage == 0:
+        return {"network gradient": whole, "flat copies": whole}
+    if job.zero_stage > 1:
+        return {}
+    # The first bucket has gone, and what ZeRO keeps has been allocated whole.
+    left = network.parameters - network.largest_parameter + _held_gradients(job, network)
+    return {"network gradient": FP32 * left, "ZeRO buckets": _buckets(job, network)}
+
+
+def _network_update(job: Job, network: Network) -> dict[str, int]:
+    """The rows are updated in place. The network is not: SGD makes a copy of its gradient to add weight decay to.
+
+    ZeRO updates its share from a flat copy besides.
+    """
+    share = FP32 * _share(job, network)
+    if job.zero_stage == 0:
+        return {"network gradient": FP32 * network.parameters, "flat copies": FP32 * network.parameters}
+    if job.zero_stage == 3:
+        return {"flat copies": 2 * share}
+    return {"network gradient": FP32 * _held_gradients(job, network), "flat copies": 2 * share}
+
+
+def head_block_bytes(job: Job) -> int:
+    """The head's memory beyond rows, their gradient and momentum; independent of C once S exceeds the block.
+
+    The fullest of three moments of a block in the backward pass: its rows with its softmax and what is made of that (in
+    fp32 a transposed copy for the product, in bf16 a rounded one); rows, softmax and the rows' gradient; rows, gradient
+    and one more product of their size. Besides, six arrays [G, D]: embeddings, features and own rows with gradients.
+    """
+    block, batch, dim = min(job.block, job.rows), job.head_batch, job.embedding_dim
+    if job.bf16:
+        fullest = max(dim + 1.5 * batch, 2.5 * dim + 0.5 * batch, 3 * dim)
+    else:
+        fullest = max(dim + 2 * batch, 2 * dim + batch, 3 * dim)
+    return int(FP32 * (block * fullest + 6 * batch * dim))
+
+
+def checkpoint_bytes(job: Job, network: Network) -> int:
+    """A checkpoint on the disk: rows and network with their momenta, fp32."""
+    return 2 * FP32 * (job.classes * job.embedding_dim + network.parameters)
+
+
+def head_bytes(job: Job) -> int:
+    """All that the head takes on the fullest rank: rows, their momentum and gradient, and a block's working memory."""
+    held = 2 if job.fused_update else 3
+    return held * FP32 * job.rows * job.embedding_dim + head_block_bytes(job)
+
+
+def peak(job: Job, network: Network) -> tuple[str, int]:
+    """The fullest moment and its bytes."""
+    totals = {moment: sum(parts.values()) for moment, parts in memory(job, network).items()}
+    moment = max(totals, key=totals.__getitem__)
+    return moment, totals[moment]

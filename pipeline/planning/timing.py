@@ -1,0 +1,143 @@
+"""How long a step takes, and a whole run: from the work, the traffic and the rates of a calibration run.
+
+What is assumed: a rank computes as fast as it did when it was measured, whatever the number of ranks, of classes and of
+images; backbones take the time of their multiply-adds; collectives are rings that nothing else overlaps; decoding
+overlaps with all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.planning.failures import Failures, best_interval_seconds, lost_work_seconds, overhead
+from pipeline.planning.job import FP32, Job, Network
+from pipeline.planning.rates import Rates
+from pipeline.planning.work import flops, traffic
+
+
+def step_parts(job: Job, network: Network, rates: Rates) -> dict[str, float]:
+    """Seconds of a step by part; they add up to it.
+
+    Raises:
+        ValueError: for several ranks, with rates of one.
+    """
+    work = flops(job, network)
+    own = network.parameters // (job.ranks if job.zero_stage else 1)
+    rows = 0 if job.fused_update else job.rows * job.embedding_dim  # fused: in the classifier's own time
+    parts = {
+        "network, forward and backward": job.accumulation * rates.network_call_seconds
+        + work["network"] / rates.network_flops_per_second,
+        "classifier": job.accumulation * rates.head_call_seconds + work["classifier"] / rates.head_flops_per_second,
+        "update": FP32 * (own + rows) / rates.update_bytes_per_second,
+        "communication": communication_seconds(job, network, rates),
+        "agreeing, bookkeeping": rates.other_seconds,
+    }
+    decoding = job.rank_batch / rates.decode_images_per_second
+    parts["waiting for images"] = max(0.0, decoding - sum(parts.values()))
+    return parts
+
+
+def step_seconds(job: Job, network: Network, rates: Rates) -> float:
+    """Seconds of a step."""
+    return sum(step_parts(job, network, rates).values())
+
+
+def communication_seconds(job: Job, network: Network, rates: Rates) -> float:
+    """Of a step's collectives, one after another: latency of every step of their rings, and the bytes.
+
+    Raises:
+        ValueError: for several ranks, with rates of one.
+    """
+    if job.ranks == 1:
+        return 0.0
+    if rates.collective_bytes_per_second is None or rates.hop_seconds is None:
+        raise ValueError(
+            f"rates of 1 rank: they do not say how fast ranks exchange, and the plan is for {job.ranks}; calibrate on "
+            "several"
+        )
+    others = job.ranks - 1
+    # a gather of embeddings and one of labels, a scatter, four all-reduces of two passes each; and the network's
+    hops = job.accumulation * others * (3 + 4 * 2) + 2 * others
+    return hops * rates.hop_seconds + sum(traffic(job, network).values()) / rates.collective_bytes_per_second
+
+
+def scaling(job: Job, network: Network, rates: Rates, ranks: Sequence[int]) -> list[tuple[int, float, float]]:
+    """Ranks, images a second and efficiency against the fewest, for the same global batch split over more of them.
+
+    Numbers of ranks that the batch or the classes cannot be split over are left out.
+    """
+    found: list[tuple[int, float, float]] = []
+    for number in sorted(ranks):
+        try:
+            seconds = step_seconds(replace(job, ranks=number), network, rates)
+        except ValueError:
+            continue
+        speed = job.global_batch / seconds
+        first = found[0] if found else (number, speed, 1.0)
+        found.append((number, speed, speed / number / (first[1] / first[0])))
+    return found
+
+
+@dataclass(frozen=True)
+class Course:
+    """A whole run: seconds from start to end, and what of them is not training.
+
+    Attributes:
+        training_seconds: steps alone.
+        stall_seconds: of one save.
+        write_seconds: until it is whole.
+        restart_seconds: from a failure to the next step.
+        failures: that are to be expected.
+        lost_work_seconds: training that one takes with it, on average.
+        total_seconds: with saves, failures, restarts and lost work.
+        best_interval_steps: between saves, by Daly.
+    """
+
+    training_seconds: float
+    stall_seconds: float
+    write_seconds: float
+    restart_seconds: float
+    failures: float
+    lost_work_seconds: float
+    total_seconds: float
+    best_interval_steps: int
+
+
+def course(
+    job: Job,
+    network: Network,
+    rates: Rates,
+    *,
+    steps: int,
+    save_every: int,
+    hosts: int,
+    host_hours: float,
+    noticed_seconds: float,
+) -> Course:
+    """How a run of `steps` goes that saves after every `save_every` of them.
+
+    Args:
+        hosts: that take part; one lost ends all ranks.
+        host_hours: mean time between failures of one.
+        noticed_seconds: from a failure until all ranks have ended.
+    """
+    step = step_seconds(job, network, rates)
+    rows = 2 * FP32 * job.rows * job.embedding_dim
+    backbone = 2 * FP32 * network.parameters
+    stall = (rows + backbone) / rates.copy_bytes_per_second  # rank 0 copies the backbone as well
+    write = (rows * job.ranks + backbone) / rates.write_bytes_per_second
+    restart = noticed_seconds + rates.start_seconds
+    failing = Failures(host_hours * 3600 / hosts, restart, stall, write)
+    training = steps * step
+    total = training * (1 + overhead(save_every * step, failing))
+    return Course(
+        training,
+        stall,
+        write,
+        restart,
+        total / failing.between_seconds,
+        lost_work_seconds(save_every * step, failing),
+        total,
+        max(1, round(best_interval_seconds(failing) / step)),
+    )

@@ -1,0 +1,1 @@
+"""The recipe: everything that decides a training run, typed, frozen, and checked before anything starts."""

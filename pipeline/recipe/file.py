@@ -1,0 +1,113 @@
+"""Recipes as files: YAML in, ``--set a.b=c`` changes one key, and every fault is told in a line.
+
+A line names the key, the value got and the value wanted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from pipeline.recipe.schema import Recipe, RecipeError, Section
+
+
+def load_recipe(path: Path, changes: list[str] = []) -> Recipe:  # noqa: B006 - read only
+    """The recipe in a YAML file, with ``a.b=value`` changes applied (values are YAML too).
+
+    Raises:
+        RecipeError: one line a fault: key, value got, value wanted.
+    """
+    tree = read_yaml(path, "a recipe file", RecipeError)
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: got {type(tree).__name__}, wanted keys and values")
+    for change in changes:
+        _apply(tree, change)
+    return recipe_of(tree)
+
+
+def read_yaml(path: Path, wanted: str, error: type[ValueError]) -> Any:
+    """What a YAML file holds; an `error` that names the file, and what was `wanted`, where there is none."""
+    try:
+        return yaml.safe_load(path.read_text())
+    except OSError as reason:
+        raise error(f"{path}: {reason.strerror}; wanted {wanted}") from None
+    except yaml.YAMLError as reason:
+        raise error(f"{path}: not YAML: {' '.join(str(reason).split())}") from None
+
+
+def recipe_of(tree: dict[str, Any]) -> Recipe:
+    """The recipe of keys and values as YAML gives them.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
+    try:
+        # JSON mode: lists become tuples and strings paths, but "1e-1" stays the string that YAML says it is.
+        return Recipe.model_validate_json(json.dumps(tree, default=str))
+    except ValidationError as error:
+        raise RecipeError("\n".join(_fault(e) for e in error.errors())) from None
+
+
+def describe_recipe() -> str:
+    """Every key with its type, default and meaning, for ``--help-recipe``."""
+    lines: list[str] = []
+    for name, field in Recipe.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            lines.append(f"\n{name}: {section.__doc__}")
+            lines += [_describe_field(f"{name}.{key}", sub) for key, sub in section.model_fields.items()]
+        else:
+            lines.append(_describe_field(name, field))
+    return "\n".join(lines)
+
+
+def _describe_field(key: str, field: Any) -> str:
+    default = "required" if field.is_required() else f"default {json.dumps(field.default, default=str)}"
+    return f"  {key} ({default})\n      {field.description}"
+
+
+def _apply(tree: dict[str, Any], change: str) -> None:
+    key, separator, value = change.partition("=")
+    if not separator or not key:
+        raise RecipeError(f"--set: got {change!r}, wanted key=value, for example --set optimizer.steps=100")
+    *sections, last = key.split(".")
+    for section in sections:
+        below = tree.setdefault(section, {})
+        if not isinstance(below, dict):
+            raise RecipeError(f"--set: got {key!r}, but {section!r} is a value, not a section")
+        tree = below
+    tree[last] = yaml.safe_load(value)
+
+
+def _fault(error: Any) -> str:
+    """One line for the user from one of pydantic's errors."""
+    key = ".".join(str(part) for part in error["loc"])
+    got = error["input"]
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_suggestion(error['loc'])}"
+    if error["type"] == "missing":
+        return f"{key}: missing; wanted a value in the recipe or --set {key}=…"
+    if error["type"] == "value_error":
+        message = str(error["ctx"]["error"])
+        return f"{key}.{message}" if key else message
+    hint = ""
+    if isinstance(got, str) and error["type"].startswith(("float", "int")):
+        hint = " (YAML reads 1e-1 as text: write 0.1 or 1.0e-1)"
+    wanted = error["msg"].removeprefix("Input should be ")
+    return f"{key}: got {json.dumps(got, ensure_ascii=False)}, wanted {wanted}{hint}"
+
+
+def _suggestion(location: tuple[Any, ...]) -> str:
+    section: Any = Recipe
+    for part in location[:-1]:
+        if isinstance(section, type) and issubclass(section, Section):
+            section = section.model_fields[part].annotation
+        else:  # `part` is a place in a tuple of sections, or a name in a mapping to them
+            section = next(a for a in get_args(section) if isinstance(a, type) and issubclass(a, Section))
+    near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; wanted one of {', '.join(section.model_fields)}"

@@ -1,0 +1,3 @@
+"""A run's folder: its layout and file names, its record, its checkpoints and its metrics log. Every file is whole
+or absent.
+"""

@@ -1,0 +1,59 @@
+"""Reading ``metrics.jsonl``, the log that training writes: one JSON object for each logged step."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluation.scoring.verification import FloatArray
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The log's records by ascending step; empty where there is no log.
+
+    A line that is no record is skipped, since a crash may tear one. A step that a resumed run went through again
+    counts once, as it was the last time. What an evaluation reached (a line of its own) stands under ``evaluation`` in
+    the record of its step.
+    """
+    if not file.is_file():
+        return []
+    records: dict[int, dict[str, Any]] = {}
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            step = record["step"]
+            if "evaluation" in record:
+                records[step] = records.get(step, {}) | record
+            else:
+                records[step] = record
+    return [records[step] for step in sorted(records)]
+
+
+def series(records: list[dict[str, Any]], key: str) -> tuple[FloatArray, FloatArray]:
+    """Steps and values of `key` where a record has a finite one, each `[n]`."""
+    points = [(record["step"], record[key]) for record in records if _is_finite(record.get(key))]
+    steps, values = zip(*points, strict=True) if points else ((), ())
+    return np.array(steps, np.float64), np.array(values, np.float64)
+
+
+def mean_seconds(records: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean seconds per logged step of each part of the step's time, largest first.
+
+    The first tenth is left out (at least one record, where there are more): it holds compilation and cold caches.
+    """
+    splits = [record["seconds"] for record in records if isinstance(record.get("seconds"), dict)]
+    splits = splits[max(1, len(splits) // 10) :] or splits
+    parts = {name for split in splits for name, value in split.items() if _is_finite(value)}
+    means = {name: sum(split.get(name, 0.0) for split in splits) / len(splits) for name in parts}
+    return dict(sorted(means.items(), key=lambda part: (-part[1], part[0])))
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

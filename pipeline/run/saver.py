@@ -1,0 +1,211 @@
+"""Saving while training goes on: the loop stops for a copy, a thread writes it, all ranks learn how it went.
+
+What the thread does, on every rank: write the rank's own files into ``step-….partial`` and sync them; exchange digests
+and errors; where nobody failed, rank 0 writes ``meta.json``, renames the folder and drops old checkpoints; exchange how
+that went. Whatever fails, training goes on, the checkpoints before it stay, and every rank holds the same reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from cluster.collectives import Group, barrier, gather_objects, rank_in
+from pipeline.files import sync, write_file
+from pipeline.run.best import kept_step
+from pipeline.run.checkpoint import BACKBONE, PARTIAL, Meta, State, complete_steps, path_of, rows_file
+from pipeline.run.tensor_file import FileFacts, write_tensors
+
+logger = logging.getLogger(__name__)
+
+# A file of rows is about this large: blocks enough that any number of ranks can share the checking of a checkpoint.
+_BLOCK_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class Saved:
+    """How a save ended, the same on every rank.
+
+    Attributes:
+        step: of the checkpoint.
+        seconds: from its start until it was complete or failed.
+        error: why there is no such checkpoint; None where there is.
+        bytes: of its files, all ranks' together; 0 where there is none.
+    """
+
+    step: int
+    seconds: float
+    error: str | None
+    bytes: int = 0
+
+
+class Saver:
+    """Writes the checkpoints of a run, one at a time, in the background.
+
+    Args:
+        run: the run's folder.
+        group: all ranks, in a CPU group that only saves use: a save's exchanges run beside the loop's.
+        keep: the newest checkpoints kept, besides step 0.
+        keep_every: checkpoints of multiples of this step are kept for good; None: of none.
+
+    Attributes:
+        patience: makes what the loop is in while it waits, as for ``"a save"``: it takes as long as the disk does.
+    """
+
+    def __init__(self, run: Path, group: Group, keep: int, keep_every: int | None = None) -> None:
+        self._run, self._group, self._keep, self._keep_every = run, group, keep, keep_every
+        self._copies: dict[str, torch.Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._saved: Saved | None = None
+        self.patience: Callable[[str], AbstractContextManager[object]] = contextlib.nullcontext
+        if rank_in(group) == 0:
+            sweep(run)
+        barrier(group)
+
+    def begin(self, state: State, meta: Meta) -> float:
+        """Copy the state out and start to write it; returns the seconds that the caller was held up.
+
+        All ranks together. Waits for the save before, if that is still being written.
+        """
+        started = time.perf_counter()
+        self.wait()
+        files = self._copy_out(state)
+        self._thread = threading.Thread(target=self._write, args=(files, meta), name="saver", daemon=True)
+        self._thread.start()
+        return time.perf_counter() - started
+
+    def poll(self) -> Saved | None:
+        """How the save under way ended, once; None while it is being written. Does not wait."""
+        if self._thread is None or self._thread.is_alive():
+            return None
+        self._thread, saved = None, self._saved
+        return saved
+
+    def wait(self) -> None:
+        """Wait for the save under way, whose outcome is left for `poll`."""
+        if self._thread is not None:
+            with self.patience("a save"):
+                self._thread.join()
+
+    def finish(self) -> Saved | None:
+        """Wait for the save under way; None where there is none."""
+        self.wait()
+        return self.poll()
+
+    def _copy_out(self, state: State) -> dict[str, dict[str, torch.Tensor]]:
+        """Copies on the host of what this rank writes: name of a file -> tensors. Memory is reused by the next save."""
+        live = own_files(state, rank_in(self._group) == 0)
+        cuda = state.rows_SD.is_cuda
+        copies: dict[str, dict[str, torch.Tensor]] = {}
+        for file, tensors in live.items():
+            copies[file] = {}
+            for name, tensor in tensors.items():
+                key = f"{file}/{name}"
+                if key not in self._copies:
+                    self._copies[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=cuda)
+                copies[file][name] = self._copies[key].copy_(tensor.detach(), non_blocking=True)
+        if cuda:
+            torch.cuda.synchronize()
+        return copies
+
+    def _write(self, files: dict[str, dict[str, torch.Tensor]], meta: Meta) -> None:
+        started = time.perf_counter()
+        try:
+            size, error = self._write_together(files, meta)
+        except Exception as lost:  # a rank is gone: the loop will find that out too
+            size, error = 0, f"lost the other ranks in mid-save: {lost}"
+        self._saved = Saved(meta.step, time.perf_counter() - started, error, size)
+
+    def _write_together(self, files: dict[str, dict[str, torch.Tensor]], meta: Meta) -> tuple[int, str | None]:
+        partial = path_of(self._run, meta.step).with_name(path_of(self._run, meta.step).name + PARTIAL)
+        facts: dict[str, FileFacts] = {}
+        error = self._attempt(lambda: facts.update(_write_files(partial, files)))
+        answers = gather_objects((facts, error), self._group)
+        errors = [text for _, text in answers if text]
+        written = {name: fact for facts, _ in answers for name, fact in facts.items()}
+        first = rank_in(self._group) == 0
+        if not errors and first:
+            error = self._attempt(lambda: self._commit(partial, replace(meta, files=written)))
+        if not errors:
+            errors = [text for text in gather_objects(error, self._group) if text]
+        if errors and first:
+            shutil.rmtree(partial, ignore_errors=True)
+        if errors:
+            return 0, "; ".join(errors)
+        return sum(fact.bytes for fact in written.values()), None
+
+    def _attempt(self, work: Callable[[], object]) -> str | None:
+        """None, or why it failed: anything at all, since the other ranks wait for an answer."""
+        try:
+            work()
+        except Exception as error:
+            return f"rank {rank_in(self._group)} on {socket.gethostname()}: {error}"
+        return None
+
+    def _commit(self, partial: Path, meta: Meta) -> None:
+        """Make the written files a checkpoint, then drop those that are no longer kept."""
+        final = path_of(self._run, meta.step)
+        write_file(partial / "meta.json", (json.dumps(asdict(meta), indent=2) + "\n").encode())
+        # From here on the folder is whole, and `sweep` would finish what a kill interrupts.
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        sync(final.parent)
+        steps = complete_steps(self._run)
+        for step in superseded(steps, self._keep, self._keep_every, kept_step(self._run)):
+            _discard(path_of(self._run, step))
+
+
+def own_files(state: State, writes_backbone: bool) -> dict[str, dict[str, torch.Tensor]]:
+    """What this rank writes: name of a file -> its tensors. Together the ranks write everything once."""
+    files: dict[str, dict[str, torch.Tensor]] = {}
+    rows, width = state.rows_SD.shape
+    block = max(1, _BLOCK_BYTES // (2 * width * state.rows_SD.element_size()))
+    for number, start in enumerate(range(0, rows, block)):
+        if number % state.num_replicas == state.replica:
+            part = slice(start, min(start + block, rows))
+            name = rows_file(state.first_class + part.start, state.first_class + part.stop)
+            files[name] = {"rows": state.rows_SD[part], "momentum": state.rows_momentum_SD[part]}
+    if writes_backbone:
+        files[BACKBONE] = {f"backbone.{name}": tensor for name, tensor in state.backbone.items()}
+        files[BACKBONE] |= {f"momentum.{name}": tensor for name, tensor in state.momenta.items()}
+    return files
+
+
+def superseded(steps: list[int], keep: int, keep_every: int | None, best: int | None = None) -> list[int]:
+    """Of rising steps, those not kept: neither 0 nor `best`, not of the last `keep`, no multiple of `keep_every`."""
+    older = [step for step in steps if step != 0][:-keep]
+    return [step for step in older if step != best and (keep_every is None or step % keep_every)]
+
+
+def sweep(run: Path) -> None:
+    """Remove what interrupted saves left; one that was whole but for its name is given that. Before any save."""
+    for partial in (run / "checkpoints").glob(f"*{PARTIAL}"):
+        final = partial.with_name(partial.name.removesuffix(PARTIAL))
+        if (partial / "meta.json").is_file() and not final.exists():
+            with contextlib.suppress(OSError):  # a folder that cannot be written is told by the first save
+                partial.rename(final)
+        else:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_files(folder: Path, files: dict[str, dict[str, torch.Tensor]]) -> dict[str, FileFacts]:
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {name: write_tensors(folder / name, tensors) for name, tensors in files.items()}
+    sync(folder)
+    return facts
+
+
+def _discard(folder: Path) -> None:
+    (folder / "meta.json").unlink()  # first, so that a kill in between does not leave half a checkpoint
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,152 @@
+"""Embedding: the features of the paper, from files, leaving the network as it was; and what goes wrong with files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from pipeline.evaluation.embedding.embed import embed, embed_pairs
+from pipeline.evaluation.embedding.embed import embed_files as stream_files
+from pipeline.evaluation.embedding.trained import digest_of
+from pipeline.evaluation.protocols.pairs import Row, assemble
+from pipeline.reading.dali import Decoder
+
+HEIGHT, WIDTH = 12, 8
+
+
+def tiny_backbone() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.PReLU(4), nn.Flatten(), nn.Linear(4 * 10 * 6, 5), nn.Dropout(0.9)
+    )
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> tuple[Path, list[str]]:
+    generator = np.random.default_rng(0)
+    names = [f"p{i}/a.png" for i in range(7)]
+    for name in names:
+        (tmp_path / name).parent.mkdir()
+        Image.fromarray(generator.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)).save(tmp_path / name)
+    return tmp_path, names
+
+
+def decoder(batch_size: int = 3) -> Decoder:
+    return Decoder(batch_size, HEIGHT, WIDTH, torch.device("cpu"))
+
+
+def embed_files(backbone: nn.Module, folder: Path, names: list[str], decoder: Decoder) -> np.ndarray:
+    return np.concatenate(list(stream_files(backbone, folder, names, decoder)))
+
+
+def slow_features(backbone: nn.Module, file: Path) -> np.ndarray:
+    """One image at a time, through Pillow."""
+    backbone = backbone.eval()
+    pixels = torch.tensor((np.asarray(Image.open(file), np.float32) - 127.5) / 128).permute(2, 0, 1)[None]
+    mirrored = torch.tensor(pixels.numpy()[..., ::-1].copy())
+    with torch.no_grad():
+        return np.concatenate([backbone(pixels).numpy()[0], backbone(mirrored).numpy()[0]])
+
+
+def test_features_equal_one_image_at_a_time(faces: tuple[Path, list[str]]) -> None:
+    folder, names = faces
+    found = embed_files(tiny_backbone(), folder, names, decoder())
+    expected = np.stack([slow_features(tiny_backbone(), folder / name) for name in names])
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_batch_size_does_not_matter(faces: tuple[Path, list[str]]) -> None:
+    folder, names = faces
+    one, other = (embed_files(tiny_backbone(), folder, names, decoder(size)) for size in (2, 7))
+    np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_every_submodule_keeps_its_training_mode() -> None:
+    backbone = tiny_backbone().train()
+    frozen = backbone[1].eval()
+    statistics = frozen.running_mean.clone()
+    before = [part.training for part in backbone.modules()]
+    list(embed(backbone, [torch.randn(2, 3, HEIGHT, WIDTH)]))
+    assert [part.training for part in backbone.modules()] == before
+    assert torch.equal(frozen.running_mean, statistics)
+
+    def broken() -> object:
+        yield torch.randn(2, 3, HEIGHT, WIDTH)
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        list(embed(backbone, broken()))
+    assert [part.training for part in backbone.modules()] == before
+
+
+def test_a_folder_of_frames_has_the_mean_of_its_features(faces: tuple[Path, list[str]]) -> None:
+    folder, names = faces
+    for i in range(3):
+        (folder / f"video/0/{i}.png").parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"video/0/{i}.png").write_bytes((folder / names[i]).read_bytes())
+    rows = [Row("1", names[3], "video/0", False), Row("1", names[5], names[5], True)]
+    rows += [row._replace(fold="2") for row in rows]
+    pairs = assemble(rows, "here")
+    assert pairs.paths == (names[3], "video/0", names[5])
+    found = embed_pairs(tiny_backbone(), folder, pairs, decoder())
+    alone = [slow_features(tiny_backbone(), folder / name) for name in names]
+    expected = [alone[3], (alone[0] + alone[1] + alone[2]) / 3, alone[5]]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_an_undecodable_image_is_named(faces: tuple[Path, list[str]]) -> None:
+    folder, names = faces
+    (folder / names[4]).write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"p4/a.png: cannot be decoded, wanted an image 12 high and 8 wide"):
+        embed_files(tiny_backbone(), folder, names, decoder())
+
+
+def test_an_image_of_another_size_is_named(faces: tuple[Path, list[str]]) -> None:
+    folder, names = faces
+    Image.new("RGB", (HEIGHT, WIDTH)).save(folder / names[5])
+    with pytest.raises(ValueError, match=r"p5/a.png: cannot be decoded"):
+        embed_files(tiny_backbone(), folder, names, decoder())
+
+
+def test_an_absent_image_is_named(faces: tuple[Path, list[str]]) -> None:
+    folder, names = faces
+    (folder / names[6]).unlink()
+    with pytest.raises(ValueError, match=r"p6/a.png: cannot be read: No such file"):
+        embed_files(tiny_backbone(), folder, names, decoder())
+
+
+def test_broken_weights_are_named(faces: tuple[Path, list[str]]) -> None:
+    folder, names = faces
+    backbone = tiny_backbone()
+    nn.init.constant_(backbone[4].bias, float("nan"))
+    with pytest.raises(ValueError, match=r"p0/a.png: got features of norm nan, wanted finite and above 0"):
+        embed_files(backbone, folder, names, decoder())
+
+
+class BlindToWhite(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1) * (images.flatten(1).mean(1, keepdim=True) < 0.9)
+
+
+def test_the_one_image_without_features_is_named(faces: tuple[Path, list[str]]) -> None:
+    folder, names = faces
+    Image.new("RGB", (WIDTH, HEIGHT), "white").save(folder / names[5])
+    with pytest.raises(ValueError, match=r"p5/a.png: got features of norm 0.0"):
+        embed_files(BlindToWhite(), folder, names, decoder())
+
+
+def test_the_digest_sees_names_values_types_and_shapes_and_nothing_else() -> None:
+    tensors = {"a": torch.arange(6.0), "b": torch.tensor(3)}
+    digest = digest_of(tensors)
+    assert digest == digest_of({"b": torch.tensor(3), "a": torch.arange(12.0)[::2] / 2})
+    others = [
+        {"a": torch.arange(6.0), "c": torch.tensor(3)},
+        {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)},
+        {"a": torch.arange(6.0) + 1e-6, "b": torch.tensor(3)},
+        {"a": torch.arange(6.0), "b": torch.tensor(3, dtype=torch.int32)},
+    ]
+    assert digest not in {digest_of(other) for other in others}

@@ -1,0 +1,146 @@
+"""Pairs files: what is read, and the one-line message for everything that is wrong with one."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.evaluation.protocols.pairs import Pairs, frames_of, list_images, read_pairs
+
+HEADER = "fold\tpath_a\tpath_b\tsame\n"
+GOOD = [
+    "1\tann/1.jpg\tann/2.jpg\t1",
+    "1\tann/1.jpg\tbob/1.jpg\t0",
+    "2\tbob/1.jpg\tbob/2.jpg\t1",
+    "2\tbob/2.jpg\tann/2.jpg\t0",
+]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    for name in ("ann/1.jpg", "ann/2.jpg", "bob/1.jpg", "bob/2.jpg"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return tmp_path / "images"
+
+
+def write(folder: Path, lines: list[str], header: str = HEADER) -> Path:
+    file = folder / "pairs.tsv"
+    file.write_text(header + "\n".join(lines) + "\n")
+    return file
+
+
+def test_images_identities_and_folds_are_numbered_in_order_of_mention(tmp_path: Path, images: Path) -> None:
+    pairs = read_pairs(write(tmp_path, GOOD), images)
+    assert pairs.paths == ("ann/1.jpg", "ann/2.jpg", "bob/1.jpg", "bob/2.jpg")
+    assert pairs.identity.tolist() == [0, 0, 1, 1]
+    assert (pairs.a.tolist(), pairs.b.tolist()) == ([0, 0, 2, 3], [1, 2, 3, 1])
+    assert pairs.same.tolist() == [True, False, True, False]
+    assert (pairs.folds, pairs.fold.tolist()) == (("1", "2"), [0, 0, 1, 1])
+    assert pairs.impostors == 2
+
+
+def test_scores_join_their_identities(tmp_path: Path, images: Path) -> None:
+    scored = read_pairs(write(tmp_path, GOOD), images).scored(np.arange(4.0))
+    assert (scored.identity_a.tolist(), scored.identity_b.tolist()) == ([0, 0, 1, 1], [0, 1, 1, 0])
+    assert scored.weight.tolist() == [1, 1, 1, 1]
+
+
+def test_columns_may_stand_in_any_order_beside_others(tmp_path: Path, images: Path) -> None:
+    lines = ["\t".join([f[3], f[2], "note", f[1], f[0]]) for f in (line.split("\t") for line in GOOD)]
+    shuffled = read_pairs(write(tmp_path, lines, "same\tpath_b\tremark\tpath_a\tfold\n"), images)
+    assert shuffled.a.tolist() == read_pairs(write(tmp_path, GOOD), images).a.tolist()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("2\tbob/1.jpg\tann/1.jpg\tyes", r"pairs.tsv, line 6: same: got 'yes', wanted 0 or 1"),
+        ("2\tbob/1.jpg\tann/1.jpg", r"line 6: got no value for same, wanted 4 tab-separated values"),
+        ("2\t\tann/1.jpg\t0", r"line 6: got no value for path_a"),
+        ("2\tann/1.jpg\tann/1.jpg\t1", r"line 6: got ann/1.jpg twice, wanted two different images"),
+        (
+            "2\tann/1.jpg\tann/2.jpg\t0",
+            r"line 6: same: got 0 for ann/1.jpg and ann/2.jpg, wanted 1 exactly when",
+        ),
+        (
+            "2\tann/1.jpg\tbob/2.jpg\t1",
+            r"line 6: same: got 1 for ann/1.jpg and bob/2.jpg, wanted 1 exactly when",
+        ),
+        ("3\tann/1.jpg\tann/2.jpg\t1", r"fold 3: got 1 same and 0 different pairs, wanted some of each"),
+        ("2\tann/1.jpg\teve/1.jpg\t0", r"names eve/1.jpg, wanted an image or a folder of images in .*images"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, images: Path, line: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        read_pairs(write(tmp_path, [*GOOD, line]), images)
+    assert "\n" not in str(caught.value)
+
+
+def test_absent_images_are_counted(tmp_path: Path, images: Path) -> None:
+    lines = [*GOOD, "2\teve/1.jpg\teve/2.jpg\t1", "2\teve/1.jpg\tann/3.jpg\t0"]
+    with pytest.raises(ValueError, match=r"names eve/1.jpg \(and 2 more\)"):
+        read_pairs(write(tmp_path, lines), images)
+
+
+def test_a_bad_file_is_named(tmp_path: Path, images: Path) -> None:
+    with pytest.raises(ValueError, match=r"pairs: cannot read .*none.tsv: No such file"):
+        read_pairs(tmp_path / "none.tsv", images)
+    with pytest.raises(ValueError, match=r"got no column 'same', wanted fold, path_a, path_b, same"):
+        read_pairs(write(tmp_path, GOOD, "fold\tpath_a\tpath_b\tlabel\n"), images)
+    with pytest.raises(ValueError, match=r"got no column 'fold'"):
+        read_pairs(write(tmp_path, [], ""), images)
+    with pytest.raises(ValueError, match=r"got 1 folds, wanted at least 2"):
+        read_pairs(write(tmp_path, GOOD[:2]), images)
+    with pytest.raises(ValueError, match=r"images: got .*none, wanted an existing folder"):
+        read_pairs(write(tmp_path, GOOD), images.parent / "none")
+
+
+def test_a_folder_of_frames_counts_as_one_image(tmp_path: Path, images: Path) -> None:
+    for name in ("ann/0/2.jpg", "ann/0/1.png", "ann/0/notes.txt", "bob/0/1.jpg", "bob/1/1.jpg"):
+        (images / name).parent.mkdir(exist_ok=True)
+        (images / name).write_bytes(b"")
+    lines = [*GOOD, "2\tbob/0\tbob/1\t1", "2\tbob/0\tann/0\t0"]
+    pairs = read_pairs(write(tmp_path, lines), images)
+    assert pairs.paths[-3:] == ("bob/0", "bob/1", "ann/0")
+    assert pairs.identity.tolist() == [0, 0, 1, 1, 1, 1, 0]
+    assert frames_of(images, "ann/0") == ["ann/0/1.png", "ann/0/2.jpg"]
+    assert frames_of(images, "ann/1.jpg") == ["ann/1.jpg"]
+    (images / "bob/1/1.jpg").unlink()
+    with pytest.raises(ValueError, match=r"names bob/1, wanted an image or a folder of images"):
+        read_pairs(write(tmp_path, lines), images)
+
+
+def test_images_are_found_at_any_depth(tmp_path: Path) -> None:
+    for name in ("b/1.jpg", "a/x/2.PNG", "a/notes.txt", "3.jpeg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert list_images(tmp_path) == ["3.jpeg", "a/x/2.PNG", "b/1.jpg"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty: got no images, wanted at least one of .jpeg, .jpg, .png"):
+        list_images(tmp_path / "empty")
+
+
+def test_without_people_their_images_and_pairs_are_gone(tmp_path: Path, images: Path) -> None:
+    for name in ("eve/1.jpg", "eve/2.jpg"):
+        (images / name).parent.mkdir(exist_ok=True)
+        (images / name).write_bytes(b"")
+    more = ["1\teve/1.jpg\teve/2.jpg\t1", "2\teve/1.jpg\tann/1.jpg\t0", "1\teve/2.jpg\tbob/1.jpg\t0"]
+    lines = [more[0], GOOD[0], more[1], GOOD[1], more[2], *GOOD[2:]]
+    file = write(tmp_path, lines)
+    pairs = read_pairs(file, images)
+    left, wanted = pairs.without({"eve", "stranger"}, "pairs"), read_pairs(write(tmp_path, GOOD), images)
+    assert sorted(left.paths) == sorted(wanted.paths)
+
+    def named(some: Pairs) -> list[tuple[str, str, bool, str]]:
+        return [
+            (some.paths[a], some.paths[b], bool(same), some.folds[fold])
+            for a, b, same, fold in zip(some.a, some.b, some.same, some.fold, strict=True)
+        ]
+
+    assert named(left) == named(wanted)
+    assert len(set(left.identity[left.a[left.same]])) == 2
+    assert named(pairs.without(set(), "pairs")) == named(pairs)
+    with pytest.raises(ValueError, match=r"x\.tsv, 3 of 7 pairs left: fold 1: got 2 same and 0 different pairs"):
+        pairs.without({"bob"}, "x.tsv")

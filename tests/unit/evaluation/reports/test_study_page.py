@@ -1,0 +1,83 @@
+"""A study's tables: cells by hand, what is missing shown as missing, and a page that needs nothing beside it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.evaluation.reports.study_page import comparisons, markdown, page, rows, write_tables
+from pipeline.evaluation.scoring.estimates import Sample
+from pipeline.evaluation.study import Study
+
+STUDY = Study.model_validate(
+    {
+        "title": "losses & <margins>",
+        "recipe": "base.yaml",
+        "shards": "shards",
+        "sets": {"LFW": {"images": "lfw", "pairs": "lfw.tsv"}, "YTF": {"images": "ytf", "pairs": "ytf.tsv"}},
+        "seeds": [1, 2],
+        "arms": {"softmax": {}, "m4": {}, "m5": {"seeds": [1]}},
+        "tables": [
+            {
+                "title": "margin",
+                "columns": {"Softmax": "softmax", "m = 4": "m4", "m = 5": "m5"},
+                "source": "somebody's table 2",
+                "published": {"LFW": [97.88, 99.42, None]},
+            }
+        ],
+    }
+)
+
+
+def flat(value: float) -> Sample:
+    return Sample(value, np.full(100, value))
+
+
+SAMPLES = {
+    "LFW": {("softmax", 1): flat(0.70), ("softmax", 2): flat(0.70), ("m4", 2): flat(0.75)},
+    "YTF": {("m4", 1): flat(0.9)},
+}
+
+
+def test_the_cells_are_published_ours_and_the_gain_on_common_seeds() -> None:
+    lfw, ytf = comparisons(STUDY, SAMPLES)
+    assert rows(lfw) == [
+        ("published", ["97.88%", "99.42%", "–"]),
+        ("here (95% interval)", ["70.00% (70.0% to 70.0%)", "75.00% (75.0% to 75.0%)", "–"]),
+        ("each seed", ["70.0%, 70.0%", "75.0%", "–"]),
+        ("above Softmax, points", ["–", "+5.00 (+5.0 to +5.0)", "–"]),
+        ("seeds done", ["2 of 2", "1 of 2", "0 of 1"]),
+    ]
+    assert ("above Softmax, points", ["–", "–", "–"]) in rows(ytf)  # no seed in common
+
+
+def test_an_interval_of_few_seeds_stays_within_what_is_possible() -> None:
+    samples = {"LFW": {("softmax", 1): flat(0.99), ("softmax", 2): flat(0.97)}, "YTF": {}}
+    assert rows(comparisons(STUDY, samples)[0])[1][1][0].endswith("to 100.0%)")
+
+
+def test_the_markdown_is_a_table_of_equal_rows() -> None:
+    text = markdown(STUDY, comparisons(STUDY, SAMPLES))
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in lines} == {5}
+    assert "| | Softmax | m = 4 | m = 5 |" in lines
+    assert "Published: somebody's table 2" in text
+
+
+def test_the_page_is_self_contained_and_escapes_what_the_study_says(tmp_path: Path) -> None:
+    text = page(STUDY, comparisons(STUDY, SAMPLES))
+    assert "losses &amp; &lt;margins&gt;" in text
+    assert text.count("<svg") == 2
+    assert not re.search(r'(?:src|href)="(?!#)', text)
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    write_tables(STUDY, SAMPLES, tmp_path)
+    assert (tmp_path / "study.html").read_text() == text
+    assert (tmp_path / "study.md").exists()
+
+
+def test_a_study_without_a_finished_run_has_tables_all_the_same() -> None:
+    text = page(STUDY, comparisons(STUDY, {"LFW": {}, "YTF": {}}))
+    assert "0 of 2" in text

@@ -1,0 +1,87 @@
+"""Means over seeds: intervals by quantiles known in closed form, by literal repetition, and by coverage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.evaluation.results import verify
+from pipeline.evaluation.scoring.estimates import Sample, accuracy_sample, difference, estimate
+from pipeline.evaluation.scoring.verification import ScoredPairs
+
+# Student's t at 97.5% for 1, 2 and 4 degrees of freedom, from any table.
+T = {2: 12.706, 3: 4.303, 5: 2.776}
+
+
+def scored(seed: int, people: int = 12, images: int = 3) -> ScoredPairs:
+    """Every pair among `people` × `images`, with scores that only `seed` decides."""
+    identity = np.repeat(np.arange(people), images)
+    a, b = np.triu_indices(len(identity), 1)
+    same = identity[a] == identity[b]
+    scores = same + np.random.default_rng(seed).normal(0, 0.8, len(a))
+    return ScoredPairs.of(scores, same, np.arange(len(a)) % 3, identity_a=identity[a], identity_b=identity[b])
+
+
+def test_one_seed_has_the_interval_that_its_evaluation_reports() -> None:
+    pairs = scored(1)
+    found = estimate({4: accuracy_sample(pairs, resamples=60, seed=2)})
+    reported = verify(pairs, (0.1,), resamples=60, seed=2).accuracy
+    assert (found.mean, found.low, found.high) == (reported.value, reported.low, reported.high)
+
+
+@pytest.mark.parametrize("seeds", T)
+def test_without_chance_in_the_people_the_interval_is_students(seeds: int) -> None:
+    values = np.random.default_rng(seeds).normal(0.9, 0.01, seeds)
+    found = estimate({seed: Sample(value, np.full(200_000, value)) for seed, value in enumerate(values)})
+    mean = sum(values) / seeds
+    error = (sum((value - mean) ** 2 for value in values) / (seeds - 1) / seeds) ** 0.5
+    assert found.mean == pytest.approx(mean, abs=1e-15)
+    assert (found.high - mean) / error == pytest.approx(T[seeds], rel=0.05)
+    assert (mean - found.low) / error == pytest.approx(T[seeds], rel=0.05)
+
+
+def test_a_difference_is_taken_draw_by_draw_on_common_seeds() -> None:
+    """What all runs share by the draw of the people is no reason to doubt the order of two arms."""
+    shared = np.random.default_rng(0).normal(0, 0.1, 1000)
+    base = {seed: Sample(0.8, 0.8 + shared) for seed in (1, 2, 3)}
+    better = {seed: Sample(0.81 + seed / 10_000, 0.81 + seed / 10_000 + shared) for seed in (2, 3, 9)}
+    found = difference(better, base)
+    assert found is not None
+    assert found.values == pytest.approx((0.0102, 0.0103))
+    assert 0.009 < found.low < found.mean < found.high < 0.0115
+    assert estimate(base).low < 0.7  # either alone is uncertain
+    assert difference({9: better[9]}, base) is None
+
+
+def test_what_fewer_people_cost_one_arm_more_is_no_difference() -> None:
+    spread = np.random.default_rng(0).normal(0, 0.001, 1000)
+    found = difference({1: Sample(0.9, 0.85 + spread)}, {1: Sample(0.8, np.full(1000, 0.79))})
+    assert found is not None
+    expected = 0.1 + np.quantile(spread - spread.mean(), [0.025, 0.975])
+    np.testing.assert_allclose([found.mean, found.low, found.high], [0.1, *expected], atol=1e-12)
+
+
+def test_runs_with_the_same_pairs_are_drawn_the_same_people() -> None:
+    """Two networks of equal scores but for a constant have the same accuracy under every draw."""
+    one = scored(1)
+    shifted = ScoredPairs.of(
+        one.scores + 0.25, one.same, one.fold, identity_a=one.identity_a, identity_b=one.identity_b
+    )
+    found = [accuracy_sample(pairs, resamples=40).draws for pairs in (one, shifted)]
+    np.testing.assert_array_equal(*found)
+    other = accuracy_sample(scored(2), resamples=40).draws
+    assert (found[0] != other).any()
+
+
+def test_the_interval_covers_the_truth_with_three_seeds() -> None:
+    """Accuracies are truth + chance of the seed + chance of the people: 90% intervals hold the truth about so often."""
+    covered = 0
+    for trial in range(200):
+        generator = np.random.default_rng(trial)
+        people = generator.normal(0, 0.01)
+        draws = generator.normal(0, 0.01, 500)  # the people drawn are the same for every seed
+        values = 0.8 + people + generator.normal(0, 0.02, 3)
+        runs = {seed: Sample(value, value + draws) for seed, value in enumerate(values)}
+        found = estimate(runs, confidence=0.9)
+        covered += found.low <= 0.8 <= found.high
+    assert 168 <= covered <= 196  # 180 is nominal

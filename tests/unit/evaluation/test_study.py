@@ -1,0 +1,114 @@
+"""A study file to runs: every arm with every seed, once, and what cannot be run refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.evaluation.study import StudyError, differences, load_study, runs_of
+from pipeline.recipe.file import load_recipe
+from pipeline.recipe.schema import RecipeError
+
+STUDIES = sorted((Path(__file__).parents[3] / "stages" / "studies").glob("*.yaml"))
+
+RECIPE = """\
+data: {shards: elsewhere, global_batch: 12}
+backbone: {name: sphereface4}
+optimizer: {steps: 20, learning_rate: 0.01}
+"""
+
+
+def tree() -> dict[str, Any]:
+    return {
+        "title": "losses",
+        "recipe": "recipes/base.yaml",
+        "shards": "casia",
+        "sets": {"LFW": {"images": "lfw", "pairs": "lfw.tsv"}},
+        "seeds": [1, 2],
+        "set": ["optimizer.steps=30"],
+        "arms": {"softmax": {"set": ["head.margin=softmax"]}, "m4": {}, "deep": {"set": ["head.m=3"], "seeds": [7]}},
+        "tables": [
+            {"title": "a", "columns": {"Softmax": "softmax", "m = 4": "m4"}, "published": {"LFW": [97.88, None]}},
+            {"title": "b", "columns": {"m = 4": "m4", "deep": "deep"}},
+        ],
+    }
+
+
+def written(folder: Path, study: dict[str, Any]) -> Path:
+    (folder / "recipes").mkdir(exist_ok=True)
+    (folder / "recipes" / "base.yaml").write_text(RECIPE)
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump(study, sort_keys=False))
+    return file
+
+
+def test_every_arm_has_its_turn_with_a_seed_before_the_next_seed(tmp_path: Path) -> None:
+    file = written(tmp_path, tree())
+    runs = runs_of(load_study(file), file, tmp_path / "data")
+    names = ["softmax-seed1", "m4-seed1", "softmax-seed2", "m4-seed2", "deep-seed7"]
+    assert [run.name for run in runs] == names  # once each, though two tables show m4
+
+
+def test_a_run_is_the_base_recipe_with_the_changes_of_study_arm_seed_and_command_in_that_order(tmp_path: Path) -> None:
+    file = written(tmp_path, tree())
+    run = runs_of(load_study(file), file, tmp_path / "data", ["optimizer.steps=40"])[2]
+    expected = load_recipe(
+        tmp_path / "recipes" / "base.yaml",
+        ["head.margin=softmax", "seed=2", "optimizer.steps=40", f"data.shards={tmp_path / 'data' / 'casia'}"],
+    )
+    assert run.recipe == expected
+    assert load_recipe(tmp_path / "recipes" / "base.yaml", list(run.changes)) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": [1, 1]}, r"seeds: got \[1, 1\], wanted different seeds"),
+        ({"seeds": []}, "seeds"),
+        ({"arms": {"a/b": {}}}, "a/b"),
+        ({"arm": {}}, "arm: unknown key"),
+        ({"tables": [{"title": "a", "columns": {"x": "m5"}}]}, "got arm 'm5', wanted one of softmax, m4, deep"),
+        (
+            {"tables": [{"title": "a", "columns": {"x": "m4"}, "published": {"LFW": [1, 2]}}]},
+            "got 2 numbers for 'LFW', wanted 1",
+        ),
+    ],
+)
+def test_a_study_that_makes_no_sense_is_refused_by_name(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        load_study(written(tmp_path, tree() | change))
+
+
+def test_two_arms_that_are_one_recipe_are_refused(tmp_path: Path) -> None:
+    study = tree()
+    study["arms"]["again"] = {"set": ["head.m=4"]}  # the default
+    file = written(tmp_path, study)
+    with pytest.raises(StudyError, match="'again' and 'm4' are the same recipe"):
+        runs_of(load_study(file), file, tmp_path)
+
+
+def test_a_recipe_that_cannot_be_run_is_refused_before_any_is(tmp_path: Path) -> None:
+    study = tree()
+    study["arms"]["deep"]["set"] = ["backbone.name=sphereface5"]
+    file = written(tmp_path, study)
+    with pytest.raises(RecipeError, match="sphereface5"):
+        runs_of(load_study(file), file, tmp_path)
+
+
+def test_only_what_decides_numbers_makes_a_begun_run_another(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text(RECIPE)
+    saved = tmp_path / "recipe.yaml"
+    saved.write_text(load_recipe(base).to_yaml())
+    same = ["log.every=3", "checkpoint.every=7", "data.shards=moved", "timeout_seconds=5", "data.prefetch=1"]
+    assert differences(saved, load_recipe(base, same)) == []
+    other = load_recipe(base, ["head.m=3", "seed=4", *same])
+    assert differences(saved, other) == ["seed: 0 → 4", "head.m: 4.0 → 3.0"]
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_the_studies_that_ship_can_be_run(file: Path, tmp_path: Path) -> None:
+    assert len(runs_of(load_study(file), file, tmp_path)) >= 3

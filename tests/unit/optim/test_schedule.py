@@ -1,0 +1,40 @@
+"""The learning rate against loops that count milestones and that go down a little a step."""
+
+import pytest
+
+from pipeline.optim.schedule import learning_rate
+
+
+def counted(step: int, base: float, warmup: int, milestones: list[int], decay: float) -> float:
+    rate = base
+    for milestone in milestones:
+        if step >= milestone:
+            rate *= decay
+    return rate * (step + 1) / warmup if step < warmup else rate
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 10])
+@pytest.mark.parametrize("milestones", [[], [16], [5, 16, 24]])
+def test_equals_counting(warmup: int, milestones: list[int]) -> None:
+    for step in range(40):
+        got = learning_rate(step, 0.1, steps=40, warmup_steps=warmup, milestones=milestones, decay=0.1)
+        assert got == pytest.approx(counted(step, 0.1, warmup, milestones, 0.1), rel=1e-12)
+
+
+def test_caffes_multistep_of_the_authors_solver() -> None:
+    steps = (0, 15999, 16000, 23999, 24000, 27999)
+    rates = [learning_rate(step, 0.1, steps=28000, milestones=(16000, 24000)) for step in steps]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+@pytest.mark.parametrize("warmup", [0, 7])
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_falls_along_a_curve_to_zero_at_the_end(warmup: int, power: float) -> None:
+    rate = 0.1  # multiplied on from step to step, as arcface_torch's scheduler does it
+    for step in range(warmup, 40):
+        if step > warmup:
+            rate *= ((40 - step) / (40 - step + 1)) ** power
+        got = learning_rate(step, 0.1, steps=40, warmup_steps=warmup, power=power)
+        assert got == pytest.approx(rate, rel=1e-12)
+    if warmup:
+        assert learning_rate(0, 0.1, steps=40, warmup_steps=warmup, power=power) == pytest.approx(0.1 / warmup)

@@ -1,0 +1,64 @@
+"""Reading the training log through tears, repeats and keys that come and go."""
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.evaluation.reports.plots import running_median
+from pipeline.run.metrics_log import mean_seconds, read_metrics, series
+
+
+def test_torn_lines_are_skipped_and_the_last_word_on_a_step_counts(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(
+        '{"step": 2, "loss": 9}\n{"step": 3, "lo{"step": 1, "loss": 5}\n7\n{"loss": 1}\n{"step": 2, "loss": 4}\n'
+    )
+    assert read_metrics(file) == [{"step": 2, "loss": 4}]
+    with file.open("a") as stream:
+        stream.write('{"step": 1, "loss": 6}\n{"step": 3, "los')
+    assert [record["step"] for record in read_metrics(file)] == [1, 2]
+    assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_a_series_leaves_out_what_is_missing_or_not_finite() -> None:
+    records = [
+        {"step": 0, "x": 1},
+        {"step": 1},
+        {"step": 2, "x": float("nan")},
+        {"step": 3, "x": None},
+        {"step": 4, "x": 2.5},
+    ]
+    steps, values = series(records, "x")
+    assert (steps.tolist(), values.tolist()) == ([0, 4], [1, 2.5])
+    assert [array.tolist() for array in series(records, "y")] == [[], []]
+
+
+def test_the_time_split_leaves_out_the_first_tenth() -> None:
+    records = [{"step": i, "seconds": {"a": 1.0, "b": 2.0}} for i in range(20)]
+    records[0]["seconds"] = records[1]["seconds"] = {"a": 100.0, "b": 0.0}
+    records.append({"step": 20})
+    assert mean_seconds(records) == {"b": 2.0, "a": 1.0}
+    assert list(mean_seconds(records)) == ["b", "a"]
+    assert mean_seconds(records[:1]) == {"a": 100.0, "b": 0.0}
+    assert mean_seconds([]) == {}
+
+
+def test_a_running_median_equals_a_loop() -> None:
+    values = np.random.default_rng(0).normal(size=80)
+    padded = [values[0]] * 7 + values.tolist() + [values[-1]] * 7
+    expected = [sorted(padded[i : i + 15])[7] for i in range(80)]
+    np.testing.assert_array_equal(running_median(values), expected)
+    assert running_median(values[:59]) is None
+
+
+def test_what_an_evaluation_reached_stands_in_the_record_of_its_step(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(
+        '{"step": 2, "loss": 9}\n{"step": 2, "evaluation": {"lfw": {"accuracy": 0.5}}}\n'
+        '{"step": 4, "evaluation": {}}\n{"step": 4, "loss": 3}\n{"step": 5, "evaluation": {}}\n'
+    )
+    assert read_metrics(file) == [
+        {"step": 2, "loss": 9, "evaluation": {"lfw": {"accuracy": 0.5}}},
+        {"step": 4, "loss": 3},  # gone through again since
+        {"step": 5, "evaluation": {}},
+    ]
