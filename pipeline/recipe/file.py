@@ -6,14 +6,17 @@ A line names the key, the value got and the value wanted.
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
-from pipeline.recipe.schema import Recipe, RecipeError, Section
+from pipeline.recipe.schema import Recipe, RecipeError
+from pipeline.section import Choices, Section, faults
 
 
 def load_recipe(path: Path, changes: list[str] = []) -> Recipe:  # noqa: B006 - read only
@@ -50,25 +53,46 @@ def recipe_of(tree: dict[str, Any]) -> Recipe:
         # JSON mode: lists become tuples and strings paths, but "1e-1" stays the string that YAML says it is.
         return Recipe.model_validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
-        raise RecipeError("\n".join(_fault(e) for e in error.errors())) from None
+        raise RecipeError("\n".join(_fault(fault, section) for fault, section in faults(error))) from None
 
 
 def describe_recipe() -> str:
     """Every key with its type, default and meaning, for ``--help-recipe``."""
-    lines: list[str] = []
-    for name, field in Recipe.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, Section):
-            lines.append(f"\n{name}: {section.__doc__}")
-            lines += [_describe_field(f"{name}.{key}", sub) for key, sub in section.model_fields.items()]
+    return "\n".join(_describe(Recipe, ""))
+
+
+def _describe(section: type[Section], prefix: str) -> Iterator[str]:
+    """A line or two for each key, the keys of sections inside it, and for a choice the keys of each of its names."""
+    for name, field in section.model_fields.items():
+        key = prefix + name
+        choices = [extra for extra in field.metadata if isinstance(extra, Choices)]
+        inner: Any = _sections_in(field.annotation)
+        if choices:
+            yield _describe_field(key, field)
+            for chosen, names in choices[0].by_section().items():
+                yield f"\n{key}.name: {', '.join(names)}: {inspect.getdoc(chosen)}"
+                yield from _describe(chosen, f"{key}.")
+        elif inner is field.annotation:
+            yield f"\n{key}: {inspect.getdoc(inner)}"
+            yield from _describe(inner, f"{key}.")
         else:
-            lines.append(_describe_field(name, field))
-    return "\n".join(lines)
+            yield _describe_field(key, field)
+            if inner is not None:
+                yield from _describe(inner, f"{key}[].")
+
+
+def _sections_in(annotation: Any) -> Any:
+    """The section that a field holds, alone or in a tuple or a mapping; None where it holds values."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next(filter(None, map(_sections_in, get_args(annotation))), None)
 
 
 def _describe_field(key: str, field: Any) -> str:
-    default = "required" if field.is_required() else f"default {json.dumps(field.default, default=str)}"
-    return f"  {key} ({default})\n      {field.description}"
+    default = field.get_default(call_default_factory=True)
+    shown = default.model_dump(mode="json") if isinstance(default, Section) else default
+    said = "required" if field.is_required() else f"default {json.dumps(shown, default=str)}"
+    return f"  {key} ({said})\n      {field.description}"
 
 
 def _apply(tree: dict[str, Any], change: str) -> None:
@@ -84,12 +108,12 @@ def _apply(tree: dict[str, Any], change: str) -> None:
     tree[last] = yaml.safe_load(value)
 
 
-def _fault(error: Any) -> str:
-    """One line for the user from one of pydantic's errors."""
+def _fault(error: Any, section: type[Section] | None = None) -> str:
+    """One line for the user from one of pydantic's errors; `section` is the chosen one that it lies in, if any."""
     key = ".".join(str(part) for part in error["loc"])
     got = error["input"]
     if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_suggestion(error['loc'])}"
+        return f"{key}: unknown key{_suggestion(error['loc'], section)}"
     if error["type"] == "missing":
         return f"{key}: missing; wanted a value in the recipe or --set {key}=…"
     if error["type"] == "value_error":
@@ -102,12 +126,17 @@ def _fault(error: Any) -> str:
     return f"{key}: got {json.dumps(got, ensure_ascii=False)}, wanted {wanted}{hint}"
 
 
-def _suggestion(location: tuple[Any, ...]) -> str:
+def _suggestion(location: tuple[Any, ...], section: Any) -> str:
+    section = section or _section_at(location[:-1])
+    near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; wanted one of {', '.join(section.model_fields)}"
+
+
+def _section_at(location: tuple[Any, ...]) -> Any:
     section: Any = Recipe
-    for part in location[:-1]:
+    for part in location:
         if isinstance(section, type) and issubclass(section, Section):
             section = section.model_fields[part].annotation
         else:  # `part` is a place in a tuple of sections, or a name in a mapping to them
             section = next(a for a in get_args(section) if isinstance(a, type) and issubclass(a, Section))
-    near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; wanted one of {', '.join(section.model_fields)}"
+    return section

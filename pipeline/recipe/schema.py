@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.backbones import BACKBONES
 from pipeline.head.margins import Margin, anneal
+from pipeline.section import Section
 
 
 class RecipeError(ValueError):
@@ -22,12 +23,6 @@ class RecipeError(ValueError):
 
 # A run is gone on with, and evaluated, from wherever: what its recipe names must not depend on where that is.
 AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
-
-
-class Section(BaseModel):
-    """A part of a recipe: unknown keys and other types are refused, and every field is documented where it stands."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class Data(Section):
@@ -273,7 +268,7 @@ class EvaluationSet(Section):
 class Evaluation(Section):
     """Verification while training, by the backbone as it then is; no time of a step, and changes nothing of the run."""
 
-    sets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")], EvaluationSet] = {}
+    sets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")], EvaluationSet] = Field({})
     """What is verified, of people who are not trained on: `name: {images: folder, pairs: file}`; none: nothing is."""
     every: int | None = Field(None, ge=1)
     """Steps between evaluations, a multiple of checkpoint.every; null: at every checkpoint. The last step always is."""

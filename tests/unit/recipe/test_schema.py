@@ -109,7 +109,7 @@ def test_what_does_not_go_with_the_set_is_refused(numbers: tuple[int, int, int],
 def test_every_key_is_described() -> None:
     text = describe_recipe()
     assert "None" not in text
-    for key in ("seed", "data.shards", "head.lambda_gamma", "log.metrics_port"):
+    for key in ("seed", "data.shards", "head.lambda_gamma", "head.phases[].lambda_min", "log.metrics_port"):
         assert key in text
 
 
