@@ -66,26 +66,25 @@ def _describe(section: type[Section], prefix: str) -> Iterator[str]:
     for name, field in section.model_fields.items():
         key = prefix + name
         choices = [extra for extra in field.metadata if isinstance(extra, Choices)]
-        inner: Any = _sections_in(field.annotation)
+        inner = _section_in(field.annotation)
         if choices:
             yield _describe_field(key, field)
             for chosen, names in choices[0].by_section().items():
                 yield f"\n{key}.name: {', '.join(names)}: {inspect.getdoc(chosen)}"
                 yield from _describe(chosen, f"{key}.")
-        elif inner is field.annotation:
-            yield f"\n{key}: {inspect.getdoc(inner)}"
-            yield from _describe(inner, f"{key}.")
-        else:
+        elif inner is None:
             yield _describe_field(key, field)
-            if inner is not None:
-                yield from _describe(inner, f"{key}[].")
+        else:
+            alone = isinstance(field.annotation, type)
+            yield f"\n{key}: {inspect.getdoc(inner)}" if alone else _describe_field(key, field)
+            yield from _describe(inner, f"{key}." if alone else f"{key}[].")
 
 
-def _sections_in(annotation: Any) -> Any:
+def _section_in(annotation: Any) -> type[Section] | None:
     """The section that a field holds, alone or in a tuple or a mapping; None where it holds values."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
-    return next(filter(None, map(_sections_in, get_args(annotation))), None)
+    return next(filter(None, map(_section_in, get_args(annotation))), None)
 
 
 def _describe_field(key: str, field: Any) -> str:
