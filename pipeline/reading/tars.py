@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.shards.errors import ShardError
 from pipeline.shards.index import open_index
-from pipeline.shards.manifest import Manifest
+from pipeline.shards.manifest import Manifest, ShardError
 
 # A map holds a file descriptor, of which a process commonly has 1024, and mapping again costs tens of microseconds.
 MAPS = 256

@@ -1,7 +1,7 @@
 """From a source to a folder of shards: each tar whole or absent, then the manifest.
 
-Every tar depends on the plan alone. So any process may write any of them, a killed run goes on with those
-that are missing, and the bytes are the same whatever happened on the way.
+Every tar depends on the plan alone. So any process may write any of them, a killed run resumes with those
+that are missing, and the bytes do not depend on what happened on the way.
 """
 
 import hashlib
@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.files import NotWrittenError, locked, sync, sync_all, write_file
-from pipeline.shards.errors import ShardError
+from pipeline.files import NotWrittenError, locked, named, sync, sync_all, write_file
 from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.index import write_index
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
-from pipeline.shards.manifest import Manifest, TarEntry
+from pipeline.shards.manifest import Manifest, ShardError, TarEntry
 from pipeline.shards.one_tar import Written, files_of, has_record, read_record, write_tar
 from pipeline.shards.plan import PROGRESS, Plan, claim_folder
 from pipeline.shards.sources import SetAside
@@ -39,17 +38,17 @@ def make_shards(
     progress: Callable[[Written], object] = lambda _written: None,
     write: Callable[[Plan, int], Written] = write_tar,
 ) -> Manifest | None:
-    """Write the shards of `plan`, going on where an earlier run of it stopped.
+    """Write the shards of `plan`, resuming an earlier run of it.
 
     Args:
         plan: what to write.
         workers: processes that write tars; the result does not depend on it.
         part: (number, parts): write every `parts`-th tar only, the others being written elsewhere at any time.
-        progress: called with what became of each finished tar's samples.
+        progress: called with the counts of each finished tar.
         write: what writes one tar, as `write_tar` does.
 
     Returns:
-        The manifest; None while tars of other parts are missing. Whoever is last writes it.
+        The manifest, which the part that finishes last writes; None while tars of other parts are missing.
 
     Raises:
         ShardError: another set is there, the disk is full, a worker died, or every file was set aside.
@@ -63,7 +62,7 @@ def make_shards(
 
 
 def _join(plan: Plan, part: tuple[int, int]) -> Manifest | None:
-    """Finish the set if all of its tars are there and nobody else has; two parts may be last at once."""
+    """Finish the set if all tars are there and no other part has; two parts may finish at the same time."""
     manifest = plan.folder / MANIFEST
     try:
         with locked(plan.folder / PROGRESS / "lock"):
@@ -73,7 +72,7 @@ def _join(plan: Plan, part: tuple[int, int]) -> Manifest | None:
                 _sync(plan, range(part[0], plan.tars, part[1]))
                 return None
     except NotWrittenError:
-        # The lock goes when the manifest comes.
+        # The lock is removed after the manifest is written.
         if not manifest.is_file():
             raise
     return Manifest.load(plan.folder)
@@ -86,7 +85,7 @@ def _sync(plan: Plan, tars: Iterable[int], *others: Path) -> None:
 
 
 def _finish(plan: Plan) -> Manifest:
-    """Join the records of all tars into the set's own files; the manifest comes last, when all else is on the disk."""
+    """Join the records of all tars into the set's own files; the manifest last, after all else is on the disk."""
     tars: list[TarEntry] = []
     set_aside = list(plan.source.set_aside)
     images = np.zeros(len(plan.source.identities), np.int64)
@@ -95,7 +94,7 @@ def _finish(plan: Plan) -> Manifest:
         set_aside += record.set_aside
         images += np.bincount(record.rows["label"], minlength=len(images))
         tars += [record.entry] if record.entry.samples else []
-    # Labels are in the tars by now, so such an identity stays as a class without samples.
+    # Labels are in the tars already, so such an identity stays as a class without samples.
     set_aside += [SetAside(plan.source.identities[label], "identity left empty") for label in np.where(images == 0)[0]]
     samples = int(images.sum())
     write_file(plan.folder / REJECTED_NAME, rejected_table(set_aside), synced=False)
@@ -117,7 +116,8 @@ def _finish(plan: Plan) -> Manifest:
     )
     _sync(plan, range(plan.tars), *(plan.folder / name for name in (REJECTED_NAME, IDENTITIES_NAME, INDEX)))
     manifest.save(plan.folder)
-    shutil.rmtree(plan.folder / PROGRESS)
+    with named(plan.folder / PROGRESS, "not removed"):
+        shutil.rmtree(plan.folder / PROGRESS)
     return manifest
 
 

@@ -1,7 +1,7 @@
 """One tar of a plan, with its indexes and the record that says it is whole.
 
-The disk is waited for once, at the end of a run. What a power cut leaves before that is seen by the digests of the
-record, and made again.
+The disk is synced once, at the end of a run. A tar that a power cut damaged before that differs from the digest in
+its record, and is written again.
 """
 
 import hashlib
@@ -16,9 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.files import write_file, written_whole
-from pipeline.shards.errors import SetAsideError
-from pipeline.shards.images import extension_of
+from pipeline.files import named, write_file, written_whole
+from pipeline.shards.images import SetAsideError, extension_of
 from pipeline.shards.index import SAMPLE, dali_lines
 from pipeline.shards.manifest import TarEntry
 from pipeline.shards.plan import PROGRESS, Plan
@@ -54,9 +53,9 @@ class Batch(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What a tar took from the source, and what became of it."""
+    """Counts of one finished tar."""
 
-    samples: int  # those set aside among them
+    samples: int  # including those set aside
     bytes: int
     set_aside: int
 
@@ -94,7 +93,7 @@ def record_files(plan: Plan, tar: int) -> tuple[Path, Path]:
 
 
 def files_of(plan: Plan, tar: int) -> list[Path]:
-    """A finished tar and its index; none when every file of it was set aside."""
+    """A finished tar and its index; none if every file of it was set aside."""
     path = _tar_path(plan, tar)
     return [path, path.with_suffix(".idx")] if path.is_file() else []
 
@@ -188,11 +187,11 @@ def _whole_record(plan: Plan, tar: int, *, is_here: bool) -> TarRecord | None:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes; the empty string when it is not there."""
+    """SHA-256 of a file's bytes; the empty string if it is not there."""
     if not path.is_file():
         return ""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with named(path, "not read"), path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What will be written, decided before anything is: all that the bytes of a set of shards depend on."""
+"""What will be written, decided before any file is: all that the bytes of a set of shards depend on."""
 
 import contextlib
 import json
@@ -10,17 +10,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.files import locked, named, write_file
-from pipeline.shards.errors import SetAsideError, ShardError
-from pipeline.shards.images import read_header
+from pipeline.files import locked, make_folder, write_file
+from pipeline.shards.images import SetAsideError, read_header
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
-from pipeline.shards.manifest import FORMAT, Made, Manifest
-from pipeline.shards.shuffle import cut, permutation
+from pipeline.shards.manifest import FORMAT, Made, Manifest, ShardError
 from pipeline.shards.sources import Source
 from pipeline.shards.tars import BLOCK
 
-# Work in progress: the plan, and a record of each finished tar. It goes when the manifest comes.
+# Work in progress: the plan, and a record of each finished tar. It is removed after the manifest is written.
 PROGRESS = ".progress"
+
+# splitmix64 (Steele, Lea & Flood, OOPSLA 2014): the Weyl increment and the two multipliers of its finalizer.
+_INCREMENT, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def make_plan(
         folder: where the shards go.
         seed: of the shuffle over the whole set; None leaves the samples in the order of the source.
         samples_per_tar: the most that a tar holds; the tars are of nearly equal size.
-        size: (height, width) in pixels of every image; that of the first readable one when None.
+        size: (height, width) in pixels of every image; None: that of the first readable one.
 
     Raises:
         ShardError: a number out of range, or no image of the source is readable.
@@ -91,7 +92,7 @@ def tool_version() -> str:
 
 
 def claim_folder(plan: Plan) -> Manifest | None:
-    """Make the plan's folder ready to write in, or return the manifest when the shards are there already.
+    """Prepare the plan's folder for writing, or return the manifest if the shards are complete already.
 
     Raises:
         ShardError: the folder holds something else, or (part of) the shards of another plan.
@@ -105,8 +106,7 @@ def claim_folder(plan: Plan) -> Manifest | None:
         return manifest
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not progress.is_dir())):
         raise ShardError(f"{folder}: is not empty and holds no shards, wanted a new or an empty folder")
-    with named(folder, "not made"):
-        progress.mkdir(parents=True, exist_ok=True)
+    make_folder(progress)
     with locked(progress / "lock"):  # several machines may begin at once
         if (progress / "plan.json").is_file():
             refuse_other(folder, json.loads((progress / "plan.json").read_bytes()), plan.facts())
@@ -146,3 +146,27 @@ def _first_size(source: Source) -> tuple[int, int]:
         except SetAsideError as error:
             reason = reason or f"{source.key(sample)}: {error}"
     raise ShardError(f"no readable image in {len(source.labels)} files; the first: {reason}")
+
+
+def permutation(samples: int, seed: int) -> NDArray[np.int64]:
+    """[samples] permutation of range(samples), the same on every machine and NumPy version.
+
+    Positions are sorted by a hash of (seed, position). The hash is a bijection of 64 bits, so no two tie. NumPy's own
+    `permutation` may change between versions (NEP 19), and with it the bytes of every tar.
+    """
+    with np.errstate(over="ignore"):  # the hash is arithmetic modulo 2**64
+        start = _mix(np.array([seed % 2**64], dtype=np.uint64))
+        hashes = _mix(start + np.arange(samples, dtype=np.uint64) * np.uint64(_INCREMENT))
+    return np.argsort(hashes).astype(np.int64, copy=False)
+
+
+def cut(samples: int, samples_per_tar: int) -> NDArray[np.int64]:
+    """[tars + 1] bounds of nearly equal tars: sizes differ by at most one, none exceeds `samples_per_tar`."""
+    tars = -(-samples // samples_per_tar)
+    return np.arange(tars + 1, dtype=np.int64) * samples // max(tars, 1)
+
+
+def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(_MIX_1)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(_MIX_2)
+    return state ^ (state >> np.uint64(31))

@@ -1,6 +1,6 @@
-"""Sources that can be read only in their own order: to tars in that order first, and from those shuffled.
+"""Sets of any source; one that is fast in its own order only is shuffled by way of tars in that order.
 
-The tars between cost a copy of the set on the disk while it is made, and nothing else is special: they are resumable,
+The unshuffled tars cost a copy of the set on the disk while it is made. Nothing else is special: they are resumed,
 written by all workers and parts, and a source like any other.
 """
 
@@ -18,21 +18,21 @@ from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.tar_folder import open_tars
 
 
-def make_sequentially(
+def make_set(
     plan: Plan,
     *,
-    workers: int,
-    part: tuple[int, int],
-    progress: Callable[[Written], object],
+    workers: int = 1,
+    part: tuple[int, int] = (0, 1),
+    progress: Callable[[Written], object] = lambda _written: None,
     write: Callable[[Plan, int], Written] = write_tar,
 ) -> Manifest | None:
-    """As `make_shards`, for a source that is quick only in its own order; `progress` hears of each sample twice.
+    """As `make_shards`; for a sequential source by way of unshuffled tars, and `progress` counts each sample twice.
 
     Raises:
         ShardError: as `make_shards` does.
     """
-    if (plan.folder / MANIFEST).is_file():
-        return make_shards(plan)
+    if not plan.source.sequential or (plan.folder / MANIFEST).is_file():
+        return make_shards(plan, workers=workers, part=part, progress=progress, write=write)
     between = plan.folder.with_name(plan.folder.name + ".unshuffled")
     made, size = plan.made, (plan.image_height, plan.image_width)
     first = make_plan(plan.source, between, seed=None, samples_per_tar=made.samples_per_tar, size=size)
@@ -41,7 +41,7 @@ def make_sequentially(
     source = open_tars(between, workers=workers)
     source = replace(source, set_aside=[*source.set_aside, *_set_aside(between)])
     second = make_plan(source, plan.folder, seed=made.seed, samples_per_tar=made.samples_per_tar, size=size)
-    # The set is made from the source; that it went by way of tars is nobody's business.
+    # The manifest names the source itself, not the tars between.
     shuffled = replace(second, made=made)
     manifest = make_shards(shuffled, workers=workers, part=part, progress=progress, write=write)
     if manifest is not None:

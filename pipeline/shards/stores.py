@@ -7,8 +7,8 @@ from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
 
-from pipeline.files import ASIDE, sync
-from pipeline.shards.errors import ShardError
+from pipeline.files import ASIDE, named, sync
+from pipeline.shards.manifest import ShardError
 
 
 def is_url(place: str | Path) -> bool:
@@ -63,7 +63,8 @@ def fetch_whole(store: Any, there: str, here: Path) -> None:
     if wanted not in {None, got}:
         raise ShardError(f"{there}: got {got} bytes, wanted {wanted}")
     sync(aside)
-    aside.replace(here)
+    with named(here):
+        aside.replace(here)
 
 
 def send(here: Path, store: Any, there: str) -> None:

@@ -1,7 +1,7 @@
 """Whole sets to and from object stores and other machines, by any URL that fsspec knows (s3://, gs://, sftp:// ...).
 
-Training maps local files, so a set is copied and not read from afar. The manifest goes last: where it is, the set is
-complete. Files that are there already are not copied again.
+Training maps local files, so a set is copied first. The manifest is copied last: a folder that has one is complete.
+Files that are there already are not copied again.
 """
 
 import tempfile
@@ -9,12 +9,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.files import ASIDE, sync
+from pipeline.files import ASIDE, make_folder, named, sync
 from pipeline.shards.build import IDENTITIES_NAME, REJECTED_NAME
-from pipeline.shards.errors import ShardError
 from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
-from pipeline.shards.manifest import Manifest
+from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.one_tar import file_sha256
 from pipeline.shards.stores import fetch, open_store, send
 
@@ -26,7 +25,7 @@ def push(folder: Path, url: str, *, progress: Callable[[int], object] = lambda _
 
     Args:
         folder: a set that holds its own tars.
-        url: of the folder for it; credentials are where the store's own tools look for them.
+        url: of the folder for it; credentials are taken from the places that the store's own tools use.
         progress: called with the number of samples of each tar.
 
     Raises:
@@ -61,7 +60,7 @@ def pull(url: str, folder: Path, *, progress: Callable[[int], object] = lambda _
 
     Args:
         url: of a folder with a set.
-        folder: where it goes; files of an earlier, stopped copy are kept.
+        folder: for the copy; files of an earlier, stopped copy are kept.
         progress: called with the number of samples of each tar.
 
     Raises:
@@ -70,7 +69,7 @@ def pull(url: str, folder: Path, *, progress: Callable[[int], object] = lambda _
     store, root = open_store(url)
     if not store.exists(f"{root}/{MANIFEST}"):
         raise ShardError(f"{url}/{MANIFEST}: not found, wanted a finished set")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder) as aside:
         fetch(store, f"{root}/{MANIFEST}", Path(aside) / MANIFEST)
         manifest = Manifest.load(Path(aside))
@@ -81,7 +80,8 @@ def pull(url: str, folder: Path, *, progress: Callable[[int], object] = lambda _
             fetch(store, f"{root}/{name}", aside)
             _compare(aside, manifest, name)
             sync(aside)
-            aside.replace(path)
+            with named(path):
+                aside.replace(path)
 
     _transfer(receive, manifest, url, progress)
     manifest.save(folder)

@@ -1,4 +1,4 @@
-"""`stages/shard.py` as people run it: by path, from elsewhere, killed, interrupted, on a full disk."""
+"""`stages/shard.py` as users run it: by path, from elsewhere, killed, interrupted, on a full disk."""
 
 import contextlib
 import os
@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def command(faces: Path, out: Path, *more: str) -> list[str]:
     return [sys.executable, str(STAGE), str(faces), str(out), "--samples-per-tar", "40", *more]
 
 
-def shard(faces: Path, out: Path, *more: str, **options: object) -> subprocess.CompletedProcess[str]:
+def shard(faces: Path, out: Path, *more: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(faces, out, *more), capture_output=True, text=True, cwd="/", check=False, **options)
 
 
@@ -132,7 +133,7 @@ def test_runs_killed_at_random_moments_end_in_the_same_bytes(
     assert snapshot(out) == whole
 
 
-def wait_for_more(out: Path, tars: int, run: subprocess.Popen[bytes]) -> None:
+def wait_for_more(out: Path, tars: int, run: subprocess.Popen[Any]) -> None:
     """Until so many more tars are there, or the run is over."""
     there = len(list(out.glob("*.tar")))
     while run.poll() is None and len(list(out.glob("*.tar*"))) < there + tars:
@@ -162,7 +163,7 @@ def living(group: int) -> list[str]:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_ctrl_c_leaves_no_half_file_and_says_how_to_go_on(
+def test_ctrl_c_leaves_no_half_file_and_says_how_to_resume(
     faces: Path, whole: dict[str, bytes], tmp_path: Path, workers: str
 ) -> None:
     out = tmp_path / "out"
@@ -174,7 +175,7 @@ def test_ctrl_c_leaves_no_half_file_and_says_how_to_go_on(
     _, errors = run.communicate()
     if run.returncode:  # else it was over before the signal
         assert run.returncode == 130
-        assert errors == "shard: stopped; run the same command again to go on\n"
+        assert errors == "shard: stopped; run the same command again to resume\n"
         assert not list(out.rglob("*.part"))
     assert shard(faces, out).returncode == 0
     assert snapshot(out) == whole
@@ -205,7 +206,7 @@ def test_a_full_disk_keeps_the_finished_tars(
     tars = {p.name: p.read_bytes() for p in out.glob("*.tar")}
     assert tars
     assert tars.items() <= whole.items()
-    # With room again the same command goes on.
+    # With room again the same command resumes.
     subprocess.run(["mount", "-o", "remount,size=40m", small_disk], check=True)
     assert shard(faces, out, "--workers", workers).returncode == 0
     assert snapshot(out) == whole

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.shards.errors import SetAsideError
+from pipeline.shards.images import SetAsideError
 
 
 class SetAside(NamedTuple):
@@ -17,11 +17,18 @@ class SetAside(NamedTuple):
 
 
 class Source(Protocol):
-    """Faces with identities. Sample `i` is the `i`-th of a listing that depends on the data alone."""
+    """Faces with identities. Sample `i` is the `i`-th of a listing that depends on the data alone.
+
+    A new kind of source is one file in this folder and one line of the table in `detect`.
+    """
 
     @property
     def kind(self) -> str:
         """What the manifest calls it."""
+
+    @property
+    def sequential(self) -> bool:
+        """Whether reading is fast in the order of the listing only; such a source is shuffled by way of tars."""
 
     @property
     def identities(self) -> Sequence[str]:

@@ -10,11 +10,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.shards.errors import SetAsideError, ShardError
+from pipeline.shards.images import SetAsideError
+from pipeline.shards.manifest import ShardError
 from pipeline.shards.sources import SetAside
 
 READ_BYTES = 1 << 14
-# Faults of one file. Any other error of the system (a mount gone, too many open files) is everyone's fault.
+# Faults of one file. Any other error of the system (a mount gone, too many open files) ends the run.
 FAULTS_OF_ONE_FILE = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
 
 
@@ -33,6 +34,7 @@ class FileSource:
     set_aside: Sequence[SetAside]
     paths: str
     path_ends: NDArray[np.int64]  # [samples]
+    sequential: bool = False
 
     def digest(self) -> str:
         """SHA-256 of identities, labels and paths."""
@@ -55,7 +57,7 @@ class FileSource:
         return image
 
     def read_many(self, samples: NDArray[np.int64]) -> Iterator[tuple[str, bytes | SetAsideError]]:
-        """Key and bytes of files, each read when it is asked for."""
+        """Key and bytes of files, each read as it is taken."""
         for key in self._keys(samples):
             try:
                 yield key, _read_file(key, self._folder)

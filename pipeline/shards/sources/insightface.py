@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.shards.errors import ShardError
+from pipeline.shards.manifest import ShardError
 from pipeline.shards.sources import OneByOne, SetAside
 from pipeline.shards.sources.list_file import number_names
 from pipeline.shards.sources.recordio import (
@@ -72,6 +72,7 @@ class RecordSource(OneByOne):
     offsets: NDArray[np.int64]
     descriptor: int
     kind: str = "recordio"
+    sequential: bool = False
 
     def digest(self) -> str:
         """SHA-256 of identities, labels, keys and offsets."""
@@ -93,12 +94,13 @@ class RecordSource(OneByOne):
         return image
 
 
-def open_records(folder: Path) -> RecordSource:
-    """Open a folder with `train.rec`; `train.idx` and `property` are used when they are there.
+def open_records(place: Path) -> RecordSource:
+    """Open `train.rec` or the folder that holds it; `train.idx` and `property` beside it are used if they are there.
 
     Raises:
         ShardError: no `train.rec`, an index that is no list of keys and offsets, or no usable image.
     """
+    folder = place if place.is_dir() else place.parent
     path = folder / "train.rec"
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -167,7 +169,7 @@ def _read_headers(words: NDArray[np.uint32], size: int, offsets: NDArray[np.int6
 
 def _read_some_headers(words: NDArray[np.uint32], size: int, offsets: NDArray[np.int64], into: _Headers) -> None:
     def word(place: NDArray[np.int64] | int) -> NDArray[np.uint32]:
-        """The words so many words after each record's start; the last word of the file when that is past it."""
+        """The words so many words after each record's start; the last word of the file if that is past its end."""
         return words[np.clip(offsets // 4 + place, 0, len(words) - 1)]
 
     length = (word(1) & LENGTH_MASK).astype(np.int64)

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.shards.errors import SetAsideError, ShardError
+from pipeline.shards.images import SetAsideError
+from pipeline.shards.manifest import ShardError
 from pipeline.shards.sources import OneByOne, SetAside
 from pipeline.shards.sources.folder import printable
 from pipeline.shards.sources.list_file import number_names
@@ -36,8 +37,7 @@ HUGGING_FACE = Columns()
 class ParquetSource(OneByOne):
     """Images of Parquet files, in the order of their rows.
 
-    A row group is decoded whole, so reading is quick in the order of the rows and hopeless in any other: such a
-    source is written to tars in its own order first, and those are shuffled.
+    A row group is decoded whole, so reading is fast in the order of the rows only.
     """
 
     files: Sequence[Path]
@@ -48,7 +48,8 @@ class ParquetSource(OneByOne):
     groups: NDArray[np.int64]  # [row groups, 3] file, group in the file, first row over all files
     image_column: str
     kind: str = "parquet"
-    decoded: dict[int, list[Any]] = field(default_factory=dict)  # the row group at hand
+    sequential: bool = True
+    decoded: dict[int, list[Any]] = field(default_factory=dict)  # the last row group used
 
     def digest(self) -> str:
         """SHA-256 of the image column's name, identities, labels, rows and row groups."""
@@ -63,7 +64,7 @@ class ParquetSource(OneByOne):
         return f"{self.identities[self.labels[sample]]}/{file.name}:{self.rows[sample]}"
 
     def read(self, sample: int) -> bytes:
-        """The encoded image; the whole row group is decoded when it is not the one at hand."""
+        """The encoded image; the whole row group is decoded unless it is the last one used."""
         group = self._group(sample)
         if group not in self.decoded:
             self.decoded.clear()

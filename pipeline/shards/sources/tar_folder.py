@@ -1,7 +1,7 @@
 """A folder of WebDataset tars, to be sharded again: other sizes, another order, or from another tool.
 
 A sample is the members of one stem: an image (`.jpg`, `.jpeg` or `.png`), its label (`.cls`, a number) and perhaps
-`.json` with a `key`. Names of identities come from `identities.txt` when it is there.
+`.json` with a `key`. Names of identities come from `identities.txt` if it is there.
 """
 
 import hashlib
@@ -17,14 +17,15 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.shards.errors import SetAsideError, ShardError
+from pipeline.shards.images import SetAsideError
+from pipeline.shards.manifest import ShardError
 from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.list_file import number_names
 from pipeline.shards.sources.tar_headers import SAMPLE, name_at, plain_samples
 from pipeline.shards.sources.tar_walk import Member, samples_of, split_name, walk
 from pipeline.shards.workers import each_done
 
-# Where the payloads of a sample lie; sizes in bytes, 0 where there is no JSON.
+# Offsets and sizes of the payloads of a sample, in bytes; 0 if there is no JSON.
 PLACE = np.dtype([("tar", "<u4"), ("image", "<u8"), ("image_size", "<u4"), ("json", "<u8"), ("json_size", "<u4")])
 
 
@@ -39,6 +40,7 @@ class TarSource:
     set_aside: Sequence[SetAside]
     places: NDArray[np.void]
     kind: str = "tars"
+    sequential: bool = False
 
     def digest(self) -> str:
         """SHA-256 of identities, labels, tars and places."""
@@ -78,18 +80,19 @@ class TarSource:
         return key, data if len(data) == image_size else SetAsideError("truncated: the tar ends in it")
 
 
-def open_tars(folder: Path, *, workers: int = 1) -> TarSource:
-    """List the samples of a folder's tars by their headers, in so many processes.
+def open_tars(place: Path, *, workers: int = 1) -> TarSource:
+    """List the samples of one tar, or of all tars of a folder, by their headers in `workers` processes.
 
     Raises:
         ShardError: no tar, no labelled image in any, or a label outside `identities.txt`.
     """
-    tars = sorted(path.name for path in folder.glob("*.tar"))
+    folder = place if place.is_dir() else place.parent
+    tars = sorted(path.name for path in folder.glob("*.tar")) if place.is_dir() else [place.name]
     listings = sorted(each_done(partial(_list_tar, folder, tars), range(len(tars)), workers), key=lambda one: one.tar)
     set_aside = [fault for listing in listings for fault in listing.set_aside]
     labels = np.concatenate([np.empty(0, np.int64), *(listing.labels for listing in listings)])
     if not len(labels):
-        raise ShardError(f"{folder}: got {len(tars)} tars without labelled images, wanted .jpg or .png with .cls")
+        raise ShardError(f"{place}: got {len(tars)} tars without labelled images, wanted .jpg or .png with .cls")
     numbers, dense = np.unique(labels, return_inverse=True)
     places = np.concatenate([listing.places for listing in listings])
     return TarSource(folder, tars, _names(folder, numbers), dense.astype(np.uint32), set_aside, places)
@@ -141,7 +144,7 @@ def _samples(path: Path) -> tuple[NDArray[np.void], list[SetAside]]:
 
 
 def _walk(path: Path, file: BinaryIO, set_aside: list[SetAside]) -> Iterator[Member]:
-    """Members of a tar that is not plain, up to where it is damaged."""
+    """Members of a tar that is not plain, up to the damage."""
     try:
         yield from walk(file)
     except SetAsideError as error:
@@ -149,7 +152,7 @@ def _walk(path: Path, file: BinaryIO, set_aside: list[SetAside]) -> Iterator[Mem
 
 
 def _key(text: bytes) -> str:
-    """The `key` in a sample's JSON; empty when there is none."""
+    """The `key` in a sample's JSON; empty if there is none."""
     try:
         return str(json.loads(text)["key"])
     except (ValueError, KeyError, TypeError):

@@ -1,8 +1,8 @@
 """The samples of a tar by its headers, all of them at once.
 
-`tarfile` takes 20 µs for a member, ten minutes for ten million samples. Here a loop hops from header to header (0.5 µs
-a member), and the rest is arithmetic on columns. That is for plain headers, as nearly all are; a tar with a long name,
-a sparse file or damage is left to `tarfile` whole, whose answer for a plain one would be the same.
+`tarfile` takes 20 µs for a member, ten minutes for ten million samples. Here a loop jumps from header to header (0.5 µs
+a member), and the rest is arithmetic on columns. Nearly all tars have plain headers; one with a long name, a sparse
+file or damage is left to `tarfile`, which would give the same answer for a plain one.
 """
 
 import mmap
@@ -17,8 +17,8 @@ from pipeline.shards.tars import BLOCK
 EXTENSIONS = np.array([b"jpg", b"jpeg", b"png", b"cls", b"json"])
 JPG, JPEG, PNG, LABEL, TEXT = range(len(EXTENSIONS))
 
-# Where the payloads of a sample lie, in bytes; sizes are 0 where there is none, the label -1 where there is no number
-# or no whole image. `header` is that of its first member, which has its name.
+# Offsets and sizes of the payloads of a sample, in bytes; 0 if there is none. The label is -1 if there is no number or
+# no whole image. `header` is that of its first member, which has its name.
 FIELDS = ("header", "label", "image", "image_size", "json", "json_size")
 SAMPLE = np.dtype([(field, "<i8") for field in FIELDS])
 
@@ -30,7 +30,7 @@ REGULAR, DIRECTORY, EXTENDED = ord("0"), ord("5"), ord("x")
 
 
 def plain_samples(tar: mmap.mmap) -> NDArray[np.void] | None:
-    """[samples] of `SAMPLE`, one for each run of members of one stem; None when `tarfile` must read this tar."""
+    """[samples] of `SAMPLE`, one for each run of members of one stem; None if `tarfile` must read this tar."""
     if (found := _hop(tar)) is None:
         return None
     headers, sizes, others = found
@@ -39,7 +39,7 @@ def plain_samples(tar: mmap.mmap) -> NDArray[np.void] | None:
         return None
     begins, kinds = np.ones(len(headers), bool), np.zeros(len(headers), np.int64)
     for first in range(0, len(headers), AT_ONCE):
-        # With the one before, since a stem begins where the name before has another.
+        # With the header before, since a sample begins at each change of the stem.
         some = slice(max(0, first - 1), first + AT_ONCE)
         blocks = _blocks(data, headers[some])
         if not _are_sound(blocks) or (names := _names(blocks)) is None:
@@ -60,7 +60,7 @@ def _blocks(data: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.ui
 
 
 def _hop(tar: mmap.mmap) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None:
-    """Places of the headers of regular files, sizes of these, places of other headers; None when one is not plain."""
+    """Places of the headers of regular files, sizes of these, places of other headers; None if one is not plain."""
     headers: list[int] = []
     sizes: list[int] = []
     others: list[int] = []
@@ -99,7 +99,7 @@ def _are_sound(headers: NDArray[np.uint8]) -> bool:
 
 
 def _names(headers: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    """[headers, longest name] names padded with zeros; None when one is longer than its field."""
+    """[headers, longest name] names padded with zeros; None if one is longer than its field."""
     names = headers[:, NAME]
     names = names[:, : int(np.flatnonzero(names.any(0)).max(initial=0)) + 1]
     has_more = (names[:, 1:] != 0) & (names[:, :-1] == 0)  # something behind the end of a name

@@ -1,6 +1,6 @@
 """The members of any tar by `tarfile`, and the samples that they are.
 
-Slower than `tar_headers` by thirty times, it reads what that leaves, and whole sets when they are verified.
+It is thirty times slower than `tar_headers`, and reads the tars that are not plain, and every tar of `verify`.
 """
 
 import os
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import BinaryIO, NamedTuple
 
-from pipeline.shards.errors import SetAsideError
+from pipeline.shards.images import SetAsideError
 
 IMAGES = ("jpg", "jpeg", "png")
 DIGITS = 18  # so many of a label fit 64 bits
@@ -28,7 +28,7 @@ NOTHING = Member("", "", 0, 0)
 
 
 class TarSample(NamedTuple):
-    """One sample of a tar; places and sizes in bytes, sizes 0 and label -1 where there is none."""
+    """One sample of a tar; places and sizes in bytes, size 0 and label -1 if there is none."""
 
     stem: str
     label: int
@@ -57,7 +57,7 @@ def walk(file: BinaryIO) -> Iterator[Member]:
         SetAsideError: the tar is damaged; what came before is good.
     """
     try:
-        # "r:" since in a compressed tar no payload lies where it says.
+        # "r:" since in a compressed tar no payload lies at its offset.
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
                 if info.isreg():
@@ -75,6 +75,6 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def _number(file: BinaryIO, member: Member) -> int:
-    """The number that a member holds, or -1 when it holds something else or is cut."""
+    """The number that a member holds, or -1 if it holds anything else or is cut."""
     text = os.pread(file.fileno(), member.size, member.offset)
     return int(text) if len(text) == member.size <= DIGITS and text.isdigit() else -1

@@ -20,7 +20,7 @@ from pipeline.reading.dali import Decoder
 from pipeline.reading.order import Order, mirrored
 from pipeline.reading.reader import IGNORED, Batch, Reader
 from pipeline.reading.tars import MAPS, ShardSet
-from pipeline.shards.errors import ShardError
+from pipeline.shards.manifest import ShardError
 from tests.faces import ROOT, write_shards
 
 

@@ -12,7 +12,7 @@ from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.one_tar import Written
 from pipeline.shards.plan import Plan
 from pipeline.shards.workers import each_done
-from tests.shards import noise, plan_of, snapshot, write_people
+from tests.shards import made, noise, plan_of, snapshot, write_people
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def one_part(faces: Path, out: Path, number: int) -> str | None:
 
 
 def test_parts_at_the_same_time_make_the_same_set(faces: Path, tmp_path: Path) -> None:
-    whole = make_shards(plan_of(faces, tmp_path / "whole"))
+    whole = made(plan_of(faces, tmp_path / "whole"))
     for attempt in range(8):
         out = tmp_path / str(attempt)
         digests = set(each_done(partial(one_part, faces, out), range(4), 4))

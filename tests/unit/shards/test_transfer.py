@@ -4,13 +4,13 @@ import io
 from pathlib import Path
 from typing import Any
 
-import fsspec
+import fsspec  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 from PIL import Image
 
 from pipeline.shards.build import make_shards
-from pipeline.shards.errors import SetAsideError
+from pipeline.shards.images import SetAsideError
 from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.plan import make_plan
 from pipeline.shards.sources.detect import open_source

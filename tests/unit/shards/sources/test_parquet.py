@@ -1,28 +1,30 @@
 """Parquet as Hugging Face `datasets` lays it out: labels of every kind, damaged files, and the shards of it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.shards.build import make_shards
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.one_tar import Written
 from pipeline.shards.plan import make_plan
-from pipeline.shards.sequential import make_sequentially
-from pipeline.shards.sources.detect import open_source
+from pipeline.shards.sequential import make_set
+from pipeline.shards.sources.detect import Options, open_source
 from pipeline.shards.sources.folder import scan_folder
-from pipeline.shards.sources.parquet import Columns
+from pipeline.shards.sources.parquet import Columns, ParquetSource
 from pipeline.shards.verify import verify
+from tests.shards import made as complete
 from tests.shards import noise
 
 arrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
 
-def write(path: Path, images: list[object], labels: list[object], names: list[str] | None = None) -> None:
+def write(path: Path, images: Sequence[object], labels: Sequence[object], names: list[str] | None = None) -> None:
     table = arrow.table({"image": images, "label": labels, "more": [0] * len(labels)})
     if names:
         features = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
@@ -59,7 +61,7 @@ def test_rows_without_label_or_image_are_set_aside(tmp_path: Path) -> None:
     source = open_source(tmp_path / "a.parquet")
     assert [path for path, _ in source.set_aside] == ["a.parquet:1", "a.parquet:2"]
     plan = make_plan(source, tmp_path / "out", seed=0, samples_per_tar=9, size=None)
-    manifest = make_sequentially(plan, workers=1, part=(0, 1), progress=lambda _samples: None)
+    manifest = make_set(plan, workers=1, part=(0, 1), progress=lambda _samples: None)
     assert manifest is not None
     assert (manifest.samples, manifest.set_aside) == (2, 4)
     assert "1/a.parquet:3\tno image bytes in the row" in (tmp_path / "out" / "rejected.tsv").read_text()
@@ -73,16 +75,17 @@ def test_parquet_becomes_the_shards_of_the_same_images_in_folders(tmp_path: Path
         (tmp_path / "folders" / str(label) / f"{number:02d}.jpg").write_bytes(noise(number))
     seen: list[Written] = []
     plan = make_plan(open_source(tmp_path / "a.parquet"), tmp_path / "out", seed=1, samples_per_tar=6, size=None)
-    made = make_sequentially(plan, workers=2, part=(0, 1), progress=seen.append)
+    made = make_set(plan, workers=2, part=(0, 1), progress=seen.append)
+    assert made is not None
     assert made == Manifest.load(tmp_path / "out")
     assert (made.made.source, made.made.seed, sum(written.samples for written in seen)) == ("parquet", 1, 40)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.parquet", "folders", "out"]
     assert verify(tmp_path / "out", decode_every=1) == []
-    folders = make_shards(
+    folders = complete(
         make_plan(scan_folder(tmp_path / "folders"), tmp_path / "other", seed=1, samples_per_tar=6, size=None)
     )
     assert images(tmp_path / "out", made) == images(tmp_path / "other", folders)
-    again = make_sequentially(plan, workers=1, part=(0, 1), progress=seen.append)
+    again = make_set(plan, workers=1, part=(0, 1), progress=seen.append)
     assert (again, sum(written.samples for written in seen)) == (made, 40)
 
 
@@ -99,7 +102,7 @@ def test_parts_of_parquet_wait_for_each_other(tmp_path: Path) -> None:
 
     def part(number: int) -> Manifest | None:
         plan = make_plan(open_source(tmp_path / "a.parquet"), tmp_path / "out", seed=1, samples_per_tar=3, size=None)
-        return make_sequentially(plan, workers=1, part=(number, 2), progress=lambda _samples: None)
+        return make_set(plan, workers=1, part=(number, 2), progress=lambda _samples: None)
 
     assert [part(0), part(1), part(1)] == [None, None, None]
     assert part(0) == Manifest.load(tmp_path / "out")
@@ -141,7 +144,7 @@ def test_columns_may_have_other_names(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", rows(3), [2, 0, 2])
     table = parquet.read_table(tmp_path / "a.parquet").rename_columns(["photo", "person", "label"])
     parquet.write_table(table, tmp_path / "a.parquet")
-    source = open_source(tmp_path / "a.parquet", columns=Columns("photo", "person"))
+    source = open_source(tmp_path / "a.parquet", options=Options(Columns("photo", "person")))
     assert source.labels.tolist() == [1, 0, 1]
     assert [source.read(i) for i in range(3)] == [noise(i) for i in range(3)]
 
@@ -149,9 +152,9 @@ def test_columns_may_have_other_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["string", "large_string", "dictionary", "int32", "uint8"])
 def test_labels_of_every_type_are_those_of_a_loop(tmp_path: Path, kind: str) -> None:
     chance = np.random.default_rng(0)
-    labels = [None if value == 0 else int(value) for value in chance.integers(0, 9, 40)]
-    if "int" not in kind:
-        labels = [label and f"name {label * 7 % 10}" for label in labels]
+    numbers = [int(value) or None for value in chance.integers(0, 9, 40)]
+    names = [number and f"name {number * 7 % 10}" for number in numbers]
+    labels: list[Any] = list(numbers if "int" in kind else names)
     for number, part in enumerate((labels[:13], labels[13:])):
         column = arrow.array(part, "string" if kind == "dictionary" else kind)
         column = column.dictionary_encode() if kind == "dictionary" else column
@@ -159,6 +162,7 @@ def test_labels_of_every_type_are_those_of_a_loop(tmp_path: Path, kind: str) -> 
         parquet.write_table(table, tmp_path / f"{number}.parquet", row_group_size=5)
     source = open_source(tmp_path)
     wanted = [(row, label) for row, label in enumerate(labels) if label is not None]
+    assert isinstance(source, ParquetSource)
     assert source.rows.tolist() == [row for row, _ in wanted]
     assert list(source.identities) == sorted({str(label) for _, label in wanted})
     assert [source.identities[label] for label in source.labels] == [str(label) for _, label in wanted]

@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.shards.build import make_shards
-from pipeline.shards.errors import SetAsideError, ShardError
+from pipeline.shards.images import SetAsideError
+from pipeline.shards.manifest import ShardError
 from pipeline.shards.plan import make_plan
-from pipeline.shards.sources.detect import open_source
+from pipeline.shards.sources.detect import Options, open_source
+from pipeline.shards.sources.tar_folder import TarSource
 from pipeline.shards.sources.tar_headers import name_at, plain_samples
 from pipeline.shards.sources.tar_walk import TarSample, samples_of, split_name, walk
 from tests.shards import contents, noise
@@ -53,8 +55,9 @@ def shards(images: Path) -> Path:
 
 
 def test_tars_are_listed_in_their_order_by_any_number_of_workers(shards: Path) -> None:
-    sources = [open_source(shards, workers=workers) for workers in (1, 2, 7)]
+    sources = [open_source(shards, options=Options(workers=workers)) for workers in (1, 2, 7)]
     assert [source.digest() for source in sources] == [sources[0].digest()] * 3
+    assert isinstance(sources[1], TarSource)
     assert sources[1].places["tar"].tolist() == [0, 0, 1, 1]
 
 

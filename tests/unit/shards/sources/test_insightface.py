@@ -12,13 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.shards.build import make_shards
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.plan import make_plan
 from pipeline.shards.sources.detect import open_source
 from pipeline.shards.sources.recordio import part_starts, read_record
-from tests.shards import contents, noise
+from tests.shards import contents, made, noise
 
 MAGIC = struct.pack("<I", 0xCED7230A)
 
@@ -55,7 +54,10 @@ class Packed:
 
 
 def pack(folder: Path, several_labels: bool = False) -> Packed:
-    people, truth, records, ranges = 5, {}, [], []
+    people = 5
+    truth: dict[str, tuple[str, bytes]] = {}
+    records: list[bytes] = []
+    ranges: list[tuple[int, int]] = []
     for person in range(people):
         start = len(records) + 1
         for number in range(person + 1):
@@ -125,13 +127,13 @@ def test_a_packed_set_becomes_the_same_shards_as_its_folder(packed: Packed, tmp_
         path = tmp_path / "folder" / person / f"{int(key.split('/')[1]):02d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(payload)
-    made = []
+    found = []
     for name in ("folder", "."):
         source = open_source(tmp_path / name)
         out = tmp_path / "out" / (name if name != "." else "packed")
-        manifest = make_shards(make_plan(source, out, seed=5, samples_per_tar=4, size=None), workers=2)
-        made.append([(int(r["size"]), int(r["label"])) for r in open_index(out, manifest)])
-    assert made[0] == made[1]
+        manifest = made(make_plan(source, out, seed=5, samples_per_tar=4, size=None), workers=2)
+        found.append([(int(r["size"]), int(r["label"])) for r in open_index(out, manifest)])
+    assert found[0] == found[1]
 
 
 @given(data=st.lists(st.sampled_from([MAGIC, b"abcd", b"x", MAGIC[:2]]), max_size=12).map(b"".join))
