@@ -9,11 +9,12 @@ SRC and OUT may be URLs of any store that fsspec knows, such as s3://bucket/face
 """
 
 import argparse
+import logging
 import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -23,13 +24,16 @@ from tqdm import tqdm
 
 from cluster.stop import exit_with
 from pipeline.files import one_line
+from pipeline.shards.build import read_rejected
 from pipeline.shards.hygiene import clean
+from pipeline.shards.loss import TooManyRejectedError, summary
+from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.one_tar import Written
 from pipeline.shards.page import write_page
 from pipeline.shards.plan import make_plan, samples_in
 from pipeline.shards.sequential import make_set
-from pipeline.shards.sources import Source
+from pipeline.shards.sources import SetAside, Source
 from pipeline.shards.sources.detect import Options, open_source
 from pipeline.shards.sources.fitted import WAYS, FittedSource
 from pipeline.shards.sources.parquet import Columns
@@ -44,10 +48,12 @@ if TYPE_CHECKING:
     from cluster.telemetry import Telemetry
 
 CPUS = len(os.sched_getaffinity(0))
+TOO_MANY_REJECTED = 3  # exit code
 
 
 def main() -> int:
-    """Run one command; every error of the input is one line and exit code 1."""
+    """Run one command; every error of the input is one line and exit code 1, too many rejected samples 3."""
+    logging.basicConfig(format="shard: %(message)s")
     words = sys.argv[1:]
     # `SRC OUT` alone is the common case; a source with the name of a command is given as ./verify.
     args = _parser().parse_args(words if words and words[0] in {*COMMANDS, "-h", "--help"} else ["make", *words])
@@ -57,7 +63,7 @@ def main() -> int:
         code: int = args.run(args)
     except (ShardError, OSError) as error:
         print(f"shard: {one_line(error)}", file=sys.stderr)
-        return 1
+        return TOO_MANY_REJECTED if isinstance(error, TooManyRejectedError) else 1
     except KeyboardInterrupt:
         print("shard: stopped; run the same command again to resume", file=sys.stderr)
         return 130
@@ -78,7 +84,16 @@ def _make(args: argparse.Namespace) -> int:
         height, width = args.size
         source = FittedSource(source, height, width, args.fit)
     samples_per_tar = samples_in(source, args.tar_mb * 1_000_000) if args.tar_mb else args.samples_per_tar
-    plan = make_plan(source, folder, seed=args.seed, samples_per_tar=samples_per_tar, size=args.size)
+    plan = make_plan(
+        source,
+        folder,
+        seed=args.seed,
+        samples_per_tar=samples_per_tar,
+        size=args.size,
+        max_rejected=args.max_rejected,
+    )
+    if (folder / MANIFEST).is_file():
+        print(f"shard: {args.out}: already complete, nothing done", file=sys.stderr)
     with _progress(args, len(source.labels) * (2 if source.sequential else 1)) as progress:
         make = partial(make_set, workers=args.workers, part=args.part, progress=progress)
         manifest = make_in_store(plan, args.out, make) if is_url(args.out) else make(plan)
@@ -86,7 +101,8 @@ def _make(args: argparse.Namespace) -> int:
         print(f"{args.out}: part {args.part[0]}/{args.part[1]} is done, the set is not: wanted the other parts too")
     else:
         shutil.rmtree(copies, ignore_errors=True)
-        _say(args.out, manifest)
+        # What a store keeps of it is not read again for the reasons.
+        _say(args.out, manifest, [] if is_url(args.out) else read_rejected(folder))
     return 0
 
 
@@ -193,13 +209,15 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
-def _say(out: Path | str, manifest: Manifest) -> None:
+def _say(out: Path | str, manifest: Manifest, set_aside: Sequence[SetAside] = ()) -> None:
     size = sum(tar.bytes for tar in manifest.tars) / 1e6
     print(
         f"{out}: {manifest.samples:,} samples of {manifest.identities:,} identities, "
         f"{manifest.image_height}x{manifest.image_width}, in {len(manifest.tars):,} tars ({size:,.1f} MB); "
         f"{manifest.set_aside:,} files set aside" + (" (rejected.tsv)" if manifest.set_aside else "")
     )
+    if set_aside:
+        print(f"set aside: {summary(set_aside)}")
 
 
 def _bar(total: int | None) -> "tqdm[NoReturn]":
@@ -278,6 +296,13 @@ def _add_make(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tar-mb", type=_count, help="size of a tar in MB, instead of --samples-per-tar")
     parser.add_argument("--size", type=_size, metavar="HxW", help="wanted image size (the first image's)")
     parser.add_argument("--fit", choices=WAYS, help="fit images of other sizes to --size (else they are set aside)")
+    parser.add_argument(
+        "--max-rejected",
+        type=_percent,
+        metavar="PERCENT",
+        default=0.01,
+        help="the set is not finished, and the exit code is 3, if more samples are set aside (1%%)",
+    )
     parser.add_argument("--image-column", default="image", help="of Parquet (image)")
     parser.add_argument("--label-column", default="label", help="of Parquet (label)")
     parser.add_argument("--workers", type=_count, default=CPUS, help="processes (one a CPU)")
@@ -306,6 +331,17 @@ def _size(text: str) -> tuple[int, int]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"got {text!r}, wanted HEIGHTxWIDTH such as 112x96") from None
     return height, width
+
+
+def _percent(text: str) -> float:
+    """A share from 0 to 1, given as 1 or 1%."""
+    try:
+        share = float(text.removesuffix("%")) / 100
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted 0 to 100 percent")
+    return share
 
 
 def _count(text: str) -> int:

@@ -16,8 +16,9 @@ import numpy as np
 from pipeline.files import NotWrittenError, locked, named, sync, sync_all, write_file
 from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.index import write_index
+from pipeline.shards.loss import TooManyRejectedError, check_loss, summary
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
-from pipeline.shards.manifest import Manifest, ShardError, TarEntry
+from pipeline.shards.manifest import Manifest, TarEntry
 from pipeline.shards.one_tar import Written, files_of, has_record, read_record, write_tar
 from pipeline.shards.plan import PROGRESS, Plan, claim_folder
 from pipeline.shards.sources import SetAside
@@ -25,6 +26,7 @@ from pipeline.shards.workers import each_done
 
 IDENTITIES_NAME = "identities.txt"
 REJECTED_NAME = "rejected.tsv"
+LEFT_EMPTY = "identity left empty"
 
 # Characters that would break a line or a column of rejected.tsv.
 _ESCAPES = {ord(character): repr(character)[1:-1] for character in "\t\r\n"}
@@ -51,7 +53,9 @@ def make_shards(
         The manifest, which the part that finishes last writes; None while tars of other parts are missing.
 
     Raises:
-        ShardError: another set is there, the disk is full, a worker died, or every file was set aside.
+        ShardError: another set is there, or a worker died.
+        TooManyRejectedError: more samples were set aside than the plan allows. All tars stay, without a manifest.
+        NotWrittenError: the disk is full, read-only or broken.
     """
     finished = claim_folder(plan)
     if finished is not None:
@@ -95,11 +99,13 @@ def _finish(plan: Plan) -> Manifest:
         images += np.bincount(record.rows["label"], minlength=len(images))
         tars += [record.entry] if record.entry.samples else []
     # Labels are in the tars already, so such an identity stays as a class without samples.
-    set_aside += [SetAside(plan.source.identities[label], "identity left empty") for label in np.where(images == 0)[0]]
+    set_aside += [SetAside(plan.source.identities[label], LEFT_EMPTY, 0) for label in np.where(images == 0)[0]]
     samples = int(images.sum())
     write_file(plan.folder / REJECTED_NAME, rejected_table(set_aside), synced=False)
     if not samples:
-        raise ShardError(f"{plan.folder}: every file was set aside; see {REJECTED_NAME} for the reasons")
+        reasons = summary(set_aside)
+        raise TooManyRejectedError(f"{plan.folder}: every file was set aside; see {REJECTED_NAME}: {reasons}")
+    check_loss(str(plan.folder), samples, set_aside, plan.max_rejected)
     identities = "".join(f"{name}\n" for name in plan.source.identities).encode()
     write_file(plan.folder / IDENTITIES_NAME, identities, synced=False)
     pieces = (read_record(plan, tar).rows for tar in range(plan.tars))
@@ -121,8 +127,16 @@ def _finish(plan: Plan) -> Manifest:
     return manifest
 
 
+def read_rejected(folder: Path) -> list[SetAside]:
+    """What a set's `rejected.tsv` lists; one that is missing lists nothing."""
+    path = folder / REJECTED_NAME
+    lines = path.read_text(errors="replace").splitlines()[1:] if path.is_file() else []
+    columns = (line.partition("\t") for line in lines)
+    return [SetAside(path, reason, 0 if reason == LEFT_EMPTY else 1) for path, _, reason in columns]
+
+
 def rejected_table(set_aside: Sequence[SetAside]) -> bytes:
     """`rejected.tsv`: path and reason, sorted, one file a line whatever its name holds."""
-    lines = (f"{path.translate(_ESCAPES)}\t{reason}\n" for path, reason in sorted(set_aside))
+    lines = (f"{one.path.translate(_ESCAPES)}\t{one.reason}\n" for one in sorted(set_aside))
     # A path that is not UTF-8 shows the bytes that are not as \udc80 and so on.
     return "".join(["path\treason\n", *lines]).encode("utf-8", "backslashreplace")

@@ -96,7 +96,7 @@ def clean(
     verdicts[kept & few] = FEW_IMAGES
     set_aside = list(_name(folder, manifest, verdicts))
     view = select(folder, out, verdicts == KEPT, kind="clean", set_aside=set_aside)
-    return Cleaned(view, Counter(reason for _, reason in set_aside), only_counted)
+    return Cleaned(view, Counter(one.reason for one in set_aside), only_counted)
 
 
 def look_at(image: bytes) -> tuple[bytes, bool, float, float]:

@@ -1,7 +1,6 @@
 """One self-contained HTML page about a set of shards: images per identity, a sheet of faces, what was set aside."""
 
 import base64
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.files import named, write_file
 from pipeline.shards.build import REJECTED_NAME
 from pipeline.shards.index import open_index
+from pipeline.shards.loss import kind_of
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.views import read_identities
 
@@ -90,7 +90,7 @@ def reasons(rejected: str) -> list[tuple[int, str, str]]:
     example: dict[str, str] = {}
     for line in rejected.splitlines()[1:]:
         path, _, reason = line.partition("\t")
-        kind = re.sub(r"got \S+|\(label [^)]*\)", "…", reason)
+        kind = kind_of(reason)
         tally[kind] += 1
         example.setdefault(kind, path)
     return [(files, kind, example[kind]) for kind, files in tally.most_common(REASONS)]

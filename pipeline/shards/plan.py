@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.files import locked, make_folder, write_file
 from pipeline.shards.images import SetAsideError, read_header
+from pipeline.shards.loss import check_loss
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import FORMAT, Made, Manifest, ShardError
 from pipeline.shards.sources import Source
@@ -35,6 +36,7 @@ class Plan:
     image_width: int
     order: NDArray[np.int64]
     bounds: NDArray[np.int64]
+    max_rejected: float = 1.0  # share of samples that may be set aside; no byte depends on it
 
     @property
     def tars(self) -> int:
@@ -52,7 +54,13 @@ class Plan:
 
 
 def make_plan(
-    source: Source, folder: Path, *, seed: int | None, samples_per_tar: int, size: tuple[int, int] | None
+    source: Source,
+    folder: Path,
+    *,
+    seed: int | None,
+    samples_per_tar: int,
+    size: tuple[int, int] | None,
+    max_rejected: float = 1.0,
 ) -> Plan:
     """Plan the shards of `source` in `folder`.
 
@@ -62,17 +70,20 @@ def make_plan(
         seed: of the shuffle over the whole set; None leaves the samples in the order of the source.
         samples_per_tar: the most that a tar holds; the tars are of nearly equal size.
         size: (height, width) in pixels of every image; None: that of the first readable one.
+        max_rejected: the largest share of samples that may be set aside, from 0 to 1.
 
     Raises:
         ShardError: a number out of range, or no image of the source is readable.
+        TooManyRejectedError: listing already set aside more samples than `max_rejected` allows.
     """
+    check_loss(source.kind, len(source.labels), source.set_aside, max_rejected)
     if samples_per_tar < 1:
         raise ShardError(f"samples per tar: got {samples_per_tar}, wanted at least 1")
     height, width = size or _first_size(source)
     made = Made(source.kind, source.digest(), seed, samples_per_tar, tool_version())
     samples = len(source.labels)
     order = np.arange(samples) if seed is None else permutation(samples, seed)
-    return Plan(source, folder, made, height, width, order, cut(samples, samples_per_tar))
+    return Plan(source, folder, made, height, width, order, cut(samples, samples_per_tar), max_rejected)
 
 
 def samples_in(source: Source, tar_bytes: int) -> int:

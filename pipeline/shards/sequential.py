@@ -7,14 +7,12 @@ written by all workers and parts, and a source like any other.
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
-from pipeline.shards.build import REJECTED_NAME, make_shards
+from pipeline.shards.build import make_shards, read_rejected
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.one_tar import Written, write_tar
 from pipeline.shards.plan import Plan, make_plan
-from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.tar_folder import open_tars
 
 
@@ -39,16 +37,11 @@ def make_set(
     if make_shards(first, workers=workers, part=part, progress=progress) is None:
         return None
     source = open_tars(between, workers=workers)
-    source = replace(source, set_aside=[*source.set_aside, *_set_aside(between)])
+    source = replace(source, set_aside=read_rejected(between))
     second = make_plan(source, plan.folder, seed=made.seed, samples_per_tar=made.samples_per_tar, size=size)
     # The manifest names the source itself, not the tars between.
-    shuffled = replace(second, made=made)
+    shuffled = replace(second, made=made, max_rejected=plan.max_rejected)
     manifest = make_shards(shuffled, workers=workers, part=part, progress=progress, write=write)
     if manifest is not None:
         shutil.rmtree(between)
     return manifest
-
-
-def _set_aside(folder: Path) -> list[SetAside]:
-    lines = (folder / REJECTED_NAME).read_text().splitlines()[1:]
-    return [SetAside(*line.split("\t")) for line in lines]

@@ -101,6 +101,25 @@ def test_an_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     assert done.stderr.startswith(f"shard: {tmp_path}/empty: got no identity folders")
 
 
+def test_too_many_rejected_samples_are_no_success(tmp_path: Path) -> None:
+    for number in range(100):
+        content = HEADER + bytes([number]) + b"\xff\xd9" if number >= 2 else b"no image"
+        (tmp_path / "faces" / f"id{number % 5}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "faces" / f"id{number % 5}" / f"{number}.jpg").write_bytes(content)
+    done = shard(tmp_path / "faces", tmp_path / "out", "--workers", "1")
+    assert done.returncode == 3
+    assert done.stderr.endswith(
+        "2 of 100 samples set aside (2.0%), wanted at most 1.0% (--max-rejected): 2 not a JPEG or PNG (id0/0.jpg)\n"
+    )
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    done = shard(tmp_path / "faces", tmp_path / "out", "--max-rejected", "2%")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == "set aside: 2 not a JPEG or PNG (id0/0.jpg)"
+    again = shard(tmp_path / "faces", tmp_path / "out")
+    assert (again.returncode, again.stdout) == (0, done.stdout)
+    assert "already complete, nothing done" in again.stderr
+
+
 def test_shards_inside_their_source_are_refused(faces: Path) -> None:
     done = shard(faces, faces / "out")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)

@@ -10,10 +10,11 @@ from pipeline.shards.images import SetAsideError
 
 
 class SetAside(NamedTuple):
-    """One source file that is not in the shards, and why."""
+    """One source file that is not in the shards, why, and how many samples are lost by it as far as is known."""
 
     path: str
     reason: str
+    samples: int = 1
 
 
 class Source(Protocol):

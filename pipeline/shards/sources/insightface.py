@@ -122,7 +122,7 @@ def open_records(place: Path) -> RecordSource:
     set_aside = [*_missing_images(keys, headers), *_problems(keys, headers)]
     good = headers.has_image & (headers.problem == SOUND)
     if not good.any():
-        first = ": ".join(set_aside[0]) if set_aside else "none"
+        first = ": ".join(set_aside[0][:2]) if set_aside else "none"
         raise ShardError(f"{path}: got no usable image in {len(keys)} records; the first fault: {first}")
     numbers, labels = np.unique(headers.labels[good, 0].astype(np.int64), return_inverse=True)
     _compare_property(folder / "property", len(numbers))
@@ -244,9 +244,9 @@ def _missing_images(keys: NDArray[np.int64], headers: _Headers) -> list[SetAside
         return []
     images = (headers.has_image | (headers.problem != SOUND)) & (headers.problem != LISTED_TWICE)
     described, there = float(headers.labels[0, 0]) - 1, int(images.sum())
-    if described >= EXACT_KEYS or described <= there:  # more, if images were appended
+    if not there < described < EXACT_KEYS:  # fewer, if images were appended
         return []
-    return [SetAside("train.rec:0", f"describes {described:.0f} images: got {there}")]
+    return [SetAside("train.rec:0", f"describes {described:.0f} images: got {there}", int(described) - there)]
 
 
 def _problems(keys: NDArray[np.int64], headers: _Headers) -> list[SetAside]:

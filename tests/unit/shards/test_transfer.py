@@ -146,7 +146,7 @@ def test_an_unknown_kind_of_url_is_named(shards: Path) -> None:
 def test_faces_in_a_store_become_the_same_shards(shards: Path, tmp_path: Path, workers: int) -> None:
     (tmp_path / "faces" / "notes.txt").touch()
     source = open_source(f"file://{tmp_path}/faces")
-    assert [path for path, _ in source.set_aside] == ["notes.txt"]
+    assert [path for path, _, _ in source.set_aside] == ["notes.txt"]
     out = tmp_path / "remote"
     manifest = make_shards(make_plan(source, out, seed=0, samples_per_tar=4, size=None), workers=workers)
     assert manifest is not None

@@ -198,8 +198,8 @@ def test_a_file_cut_anywhere_never_gives_a_wrong_label(packed: Packed, with_inde
 def test_a_cut_file_says_what_is_missing(packed: Packed) -> None:
     (packed.folder / "train.idx").unlink()
     packed.write(packed.rec[: packed.offsets[8] + 50])
-    assert ("train.rec:0", "describes 15 images: got 8") in open_source(packed.folder).set_aside
-    assert ("train.rec:8", "truncated: the file ends in it (label 3)") in open_source(packed.folder).set_aside
+    assert ("train.rec:0", "describes 15 images: got 8", 7) in open_source(packed.folder).set_aside
+    assert ("train.rec:8", "truncated: the file ends in it (label 3)", 1) in open_source(packed.folder).set_aside
 
 
 def test_a_wrong_label_is_found_by_the_identity_records(packed: Packed) -> None:
@@ -208,7 +208,7 @@ def test_a_wrong_label_is_found_by_the_identity_records(packed: Packed) -> None:
     packed.write(bytes(rec))
     source = open_source(packed.folder)
     reason = "label: not that of the other images of its identity record (label 2)"
-    assert source.set_aside == [("train.rec:7", reason)]
+    assert source.set_aside == [("train.rec:7", reason, 1)]
     assert len(source.labels) == 14
 
 
@@ -230,7 +230,7 @@ def test_a_damaged_field_has_its_reason(packed: Packed, field: str, value: bytes
     at = packed.offsets[8] + FIELDS[field]
     packed.write(packed.rec[:at] + value + packed.rec[at + len(value) :])
     # The record before ends where no record begins, which is a fault of its own when the magic word is gone.
-    found = [why for path, why in open_source(packed.folder).set_aside if path == "train.rec:8"]
+    found = [why for path, why, _ in open_source(packed.folder).set_aside if path == "train.rec:8"]
     assert found == [reason]
 
 
@@ -255,7 +255,7 @@ def test_a_record_listed_twice_is_taken_once(packed: Packed) -> None:
     index.write_text(index.read_text() + f"500\t{packed.offsets[4]}\n")
     source = open_source(packed.folder)
     assert contents(source) == packed.truth
-    assert [path for path, _ in source.set_aside] == ["train.rec:500"]
+    assert [path for path, _, _ in source.set_aside] == ["train.rec:500"]
 
 
 @pytest.mark.parametrize("said", ["many,8,8", "4,8,8", ""])
@@ -346,7 +346,7 @@ def test_a_wrong_label_of_an_only_image_is_found_if_its_own_is_left_out(tmp_path
     labels[place] = label
     pack_list(tmp_path, labels)
     source = open_source(tmp_path)
-    assert [path for path, _ in source.set_aside] == [f"train.rec:{place + 1}"]
+    assert [path for path, _, _ in source.set_aside] == [f"train.rec:{place + 1}"]
     assert len(source.labels) == 5
 
 

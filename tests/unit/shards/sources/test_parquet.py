@@ -59,7 +59,7 @@ def test_class_names_and_strings_are_identities(tmp_path: Path) -> None:
 def test_rows_without_label_or_image_are_set_aside(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", [*rows(3), None, {"bytes": None, "path": "x"}, *rows(1)], [1, None, -1, 1, 1, 1])
     source = open_source(tmp_path / "a.parquet")
-    assert [path for path, _ in source.set_aside] == ["a.parquet:1", "a.parquet:2"]
+    assert [path for path, _, _ in source.set_aside] == ["a.parquet:1", "a.parquet:2"]
     plan = make_plan(source, tmp_path / "out", seed=0, samples_per_tar=9, size=None)
     manifest = make_set(plan, workers=1, part=(0, 1), progress=lambda _samples: None)
     assert manifest is not None
