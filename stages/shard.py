@@ -37,6 +37,7 @@ from pipeline.shards.sources import SetAside, Source
 from pipeline.shards.sources.detect import Options, open_source
 from pipeline.shards.sources.fitted import WAYS, FittedSource
 from pipeline.shards.sources.parquet import Columns
+from pipeline.shards.sources.splits import Choice
 from pipeline.shards.stores import is_url
 from pipeline.shards.subset import subset
 from pipeline.shards.to_store import make_in_store
@@ -76,7 +77,8 @@ def _make(args: argparse.Namespace) -> int:
     if not is_url(args.src) and folder.resolve().is_relative_to(Path(args.src).resolve()):
         raise ShardError(f"{folder}: lies inside {args.src}, wanted a folder outside it")
     copies = folder.with_name(f"{folder.name}.copies")
-    options = Options(Columns(args.image_column, args.label_column), args.workers)
+    choice = Choice(splits=tuple(args.split or ()))
+    options = Options(Columns(args.image_column, args.label_column), choice, args.workers)
     source: Source = open_source(args.src, copies=copies, options=options)
     if args.fit:
         if not args.size:
@@ -303,6 +305,7 @@ def _add_make(parser: argparse.ArgumentParser) -> None:
         default=0.01,
         help="the set is not finished, and the exit code is 3, if more samples are set aside (1%%)",
     )
+    parser.add_argument("--split", action="append", help="of a source with several, such as train; repeat for more")
     parser.add_argument("--image-column", default="image", help="of Parquet (image)")
     parser.add_argument("--label-column", default="label", help="of Parquet (label)")
     parser.add_argument("--workers", type=_count, default=CPUS, help="processes (one a CPU)")

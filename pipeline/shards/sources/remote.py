@@ -65,10 +65,9 @@ def copy_large(url: str, copies: Path | None, kinds: Sequence[Sequence[str]]) ->
         root = folder
     else:
         try:
-            listed = [path.rstrip("/").rpartition("/")[2] for path in store.ls(root, detail=False)]
+            names = _large(_listed(store, root, kinds), kinds)
         except OSError as error:
             raise ShardError(f"{url}: not listed: {error}") from error
-        names = _large(listed, kinds)
     if not names:
         return None
     if copies is None:
@@ -78,6 +77,7 @@ def copy_large(url: str, copies: Path | None, kinds: Sequence[Sequence[str]]) ->
         missing = [name for name in names if not (copies / name).is_file()]
         _require_room(copies, sum(store.size(f"{root}/{name}") or 0 for name in missing))
         for name in missing:
+            make_folder((copies / name).parent)
             fetch_whole(store, f"{root}/{name}", copies / name)
     return copies
 
@@ -89,12 +89,28 @@ def _require_room(folder: Path, wanted: int) -> None:
         raise ShardError(f"{folder}: got {free / 1e9:,.1f} GB free, wanted {wanted / 1e9:,.1f} GB for the copy")
 
 
+def _listed(store: Any, root: str, kinds: Sequence[Sequence[str]]) -> list[str]:
+    """Names in a folder, and in those folders inside it that a pattern names."""
+    names = [path.rstrip("/").rpartition("/")[2] for path in store.ls(root, detail=False)]
+    inside = {pattern.partition("/")[0] for patterns in kinds for pattern in patterns if "/" in pattern}
+    for folder in sorted(inside.intersection(names)):
+        listed = store.ls(f"{root}/{folder}", detail=False)
+        names += [f"{folder}/{path.rstrip('/').rpartition('/')[2]}" for path in listed]
+    return names
+
+
 def _large(names: list[str], kinds: Sequence[Sequence[str]]) -> list[str]:
-    """Those of a folder's files that are to be copied."""
+    """Those of a folder's files that are to be copied: of the first kind of which there are any."""
     for patterns in kinds:
-        if any(PurePosixPath(name).match(patterns[0]) for name in names):
-            return sorted(name for name in names if any(PurePosixPath(name).match(pattern) for pattern in patterns))
+        found = sorted(name for name in names if any(fnmatch_path(name, pattern) for pattern in patterns))
+        if any(fnmatch_path(name, patterns[0]) or "/" in name for name in found):
+            return found
     return []
+
+
+def fnmatch_path(name: str, pattern: str) -> bool:
+    """Whether a relative path matches a pattern with as many folders."""
+    return name.count("/") == pattern.count("/") and PurePosixPath(name).match(pattern)
 
 
 def list_remote(url: str) -> RemoteSource:

@@ -23,6 +23,7 @@ from pipeline.shards.loss import summary
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.list_file import number_names
+from pipeline.shards.sources.splits import EVERYTHING, Choice, choose
 from pipeline.shards.sources.tar_headers import SAMPLE, name_at, plain_samples
 from pipeline.shards.sources.tar_walk import NO_LABEL, DamagedError, Member, samples_of, split_name, walk
 from pipeline.shards.workers import each_done
@@ -82,7 +83,7 @@ class TarSource:
         return key, data if len(data) == image_size else SetAsideError("truncated: the tar ends in it")
 
 
-def open_tars(place: Path, *, workers: int = 1) -> TarSource:
+def open_tars(place: Path, choice: Choice = EVERYTHING, workers: int = 1) -> TarSource:
     """List the samples of one tar, or of all tars of a folder, by their headers in `workers` processes.
 
     Raises:
@@ -90,6 +91,7 @@ def open_tars(place: Path, *, workers: int = 1) -> TarSource:
     """
     folder = place if place.is_dir() else place.parent
     tars = sorted(path.name for path in folder.glob("*.tar")) if place.is_dir() else [place.name]
+    tars = choose(tars, choice, str(place))
     listings = sorted(each_done(partial(_list_tar, folder, tars), range(len(tars)), workers), key=lambda one: one.tar)
     labels = np.concatenate([np.empty(0, np.int64), *(listing.labels for listing in listings)])
     set_aside = list(_set_aside(folder, tars, listings))

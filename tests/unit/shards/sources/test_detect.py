@@ -56,7 +56,7 @@ def open_tape(path: Path, _options: Options) -> Tape:
 
 @pytest.fixture
 def tape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(detect, "KINDS", (*detect.KINDS, Kind(("*.tape",), open_tape)))
+    monkeypatch.setattr(detect, "KINDS", (*detect.KINDS, Kind(("*.tape",), (), open_tape)))
     pieces = (b"%s %d\n" % (b"zoe" if n % 3 else b"adam", len(noise(n))) + noise(n) for n in range(10))
     (tmp_path / "faces.tape").write_bytes(b"".join(pieces))
     return tmp_path / "faces.tape"

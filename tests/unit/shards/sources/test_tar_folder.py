@@ -18,6 +18,7 @@ from pipeline.shards.loss import TooManyRejectedError
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.plan import make_plan
 from pipeline.shards.sources.detect import Options, open_source
+from pipeline.shards.sources.splits import Choice
 from pipeline.shards.sources.tar_folder import TarSource
 from pipeline.shards.sources.tar_headers import name_at, plain_samples
 from pipeline.shards.sources.tar_walk import TarSample, samples_of, split_name, walk
@@ -172,6 +173,16 @@ def test_tars_put_end_to_end_are_read_to_the_end(tmp_path: Path) -> None:
     source = open_source(tmp_path)
     assert [source.read(i) for i in range(3)] == [noise(n) for n in range(3)]
     assert source.set_aside == []
+
+
+def test_tars_of_several_splits_want_a_choice(tmp_path: Path) -> None:
+    for number, name in enumerate(("train-000000.tar", "train-000001.tar", "test-000000.tar")):
+        (tmp_path / name).write_bytes(tar_of([("a.jpg", noise(number)), ("a.cls", b"1")]))
+    with pytest.raises(ShardError, match="got splits test, train, wanted --split"):
+        open_source(tmp_path)
+    source = open_source(tmp_path, options=Options(choice=Choice(splits=("train",))))
+    assert [source.read(i) for i in range(len(source.labels))] == [noise(0), noise(1)]
+    assert open_source(tmp_path / "test-*.tar").read(0) == noise(2)
 
 
 def test_what_lies_behind_damage_counts_as_lost(tmp_path: Path) -> None:
