@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.files import NotWrittenError, locked, named, sync, sync_all, write_file
+from pipeline.shards.claim import claim_folder
 from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.index import write_index
 from pipeline.shards.loss import TooManyRejectedError, check_loss, summary
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest, TarEntry
 from pipeline.shards.one_tar import Written, files_of, has_record, read_record, write_tar
-from pipeline.shards.plan import PROGRESS, Plan, claim_folder
+from pipeline.shards.plan import PROGRESS, Plan
 from pipeline.shards.sources import SetAside
 from pipeline.shards.workers import each_done
 

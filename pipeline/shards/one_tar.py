@@ -179,11 +179,19 @@ def _whole_record(plan: Plan, tar: int, *, is_here: bool) -> TarRecord | None:
         record = read_record(plan, tar)
     except (OSError, ValueError, EOFError, LookupError, TypeError):  # what a power cut left of it
         return None
+    if _changed(plan, tar):
+        return None
     if is_here and record.entry.samples:
         path = _tar_path(plan, tar)
         if (file_sha256(path), file_sha256(path.with_suffix(".idx"))) != (record.entry.sha256, record.idx_sha256):
             return None
     return record if len(record.rows) == record.entry.samples else None
+
+
+def _changed(plan: Plan, tar: int) -> bool:
+    """Whether a sample of the tar changed after the tar was recorded."""
+    modified = plan.source.modified(plan.order[plan.bounds[tar] : plan.bounds[tar + 1]])
+    return bool(modified.max(initial=0) > _record_path(plan, tar).stat().st_mtime)
 
 
 def file_sha256(path: Path) -> str:

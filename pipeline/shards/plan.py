@@ -1,20 +1,16 @@
 """What will be written, decided before any file is: all that the bytes of a set of shards depend on."""
 
 import contextlib
-import json
-import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.files import locked, make_folder, write_file
 from pipeline.shards.images import SetAsideError, read_header
 from pipeline.shards.loss import check_loss
-from pipeline.shards.manifest import FILE_NAME as MANIFEST
-from pipeline.shards.manifest import FORMAT, Made, Manifest, ShardError
+from pipeline.shards.manifest import FORMAT, Made, ShardError
 from pipeline.shards.sources import Source
 from pipeline.shards.tars import BLOCK
 
@@ -100,52 +96,6 @@ def samples_in(source: Source, tar_bytes: int) -> int:
 def tool_version() -> str:
     """Name and version of this software, as the manifest keeps it."""
     return f"spherescale {version('spherescale')}"
-
-
-def claim_folder(plan: Plan) -> Manifest | None:
-    """Prepare the plan's folder for writing, or return the manifest if the shards are complete already.
-
-    Raises:
-        ShardError: the folder holds something else, or (part of) the shards of another plan.
-    """
-    folder, progress = plan.folder, plan.folder / PROGRESS
-    if (folder / MANIFEST).is_file():
-        manifest = Manifest.load(folder)
-        refuse_other_plan(plan, manifest, folder)
-        # A run killed between its last two steps has a manifest and its records still.
-        shutil.rmtree(progress, ignore_errors=True)
-        return manifest
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not progress.is_dir())):
-        raise ShardError(f"{folder}: is not empty and holds no shards, wanted a new or an empty folder")
-    make_folder(progress)
-    with locked(progress / "lock"):  # several machines may begin at once
-        if (progress / "plan.json").is_file():
-            refuse_other(folder, json.loads((progress / "plan.json").read_bytes()), plan.facts())
-        else:
-            write_file(progress / "plan.json", json.dumps(plan.facts(), indent=1).encode())
-    return None
-
-
-def refuse_other_plan(plan: Plan, manifest: Manifest, where: Path | str) -> None:
-    """Make sure that a finished set is the plan's.
-
-    Raises:
-        ShardError: it is another's; names what differs.
-    """
-    size = replace(plan, image_height=manifest.image_height, image_width=manifest.image_width)
-    refuse_other(where, replace(size, made=manifest.made).facts(), plan.facts())
-
-
-def refuse_other(folder: Path | str, there: dict[str, object], wanted: dict[str, object]) -> None:
-    """Make sure that the facts of shards that are there are those of a plan.
-
-    Raises:
-        ShardError: they are not; names every one that differs.
-    """
-    names = [name for name in wanted if there.get(name) != wanted[name]]
-    if names:
-        differences = ", ".join(f"{name}: got {there.get(name)}, wanted {wanted[name]}" for name in names)
-        raise ShardError(f"{folder}: holds other shards ({differences}); choose another folder or remove it")
 
 
 def _first_size(source: Source) -> tuple[int, int]:

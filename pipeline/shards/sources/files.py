@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.manifest import ShardError
-from pipeline.shards.sources import SetAside
+from pipeline.shards.sources import SetAside, changed_at
 
 READ_BYTES = 1 << 14
 # Faults of one file. Any other error of the system (a mount gone, too many open files) ends the run.
@@ -48,6 +48,10 @@ class FileSource:
         """The path as it was listed: relative to the root, or absolute."""
         end_of = self.path_ends.item
         return self.paths[end_of(sample - 1) if sample else 0 : end_of(sample)]
+
+    def modified(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[samples] when each file was last changed."""
+        return np.array([changed_at(key, self._folder) for key in self._keys(samples)])
 
     def read(self, sample: int) -> bytes:
         """The file's bytes; a missing or forbidden file is set aside, a vanished disk ends the run."""

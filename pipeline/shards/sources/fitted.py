@@ -58,6 +58,10 @@ class FittedSource:
         """That of the source."""
         return self.source.key(sample)
 
+    def modified(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+        """That of the source."""
+        return self.source.modified(samples)
+
     def read(self, sample: int) -> bytes:
         """The image, of the right size; the source's own bytes if it had that size already."""
         return self._fitted(self.source.read(sample))

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.shards.manifest import ShardError
-from pipeline.shards.sources import OneByOne, SetAside
+from pipeline.shards.sources import OneByOne, SetAside, changed_at
 from pipeline.shards.sources.list_file import number_names
 from pipeline.shards.sources.recordio import (
     FIRST,
@@ -89,6 +89,10 @@ class RecordSource(OneByOne):
     def key(self, sample: int) -> str:
         """`identity/key`."""
         return f"{self.identities[self.labels[sample]]}/{self.keys[sample]}"
+
+    def modified(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[samples] when the record file was last changed."""
+        return np.full(len(samples), changed_at(self.path))
 
     def read(self, sample: int) -> bytes:
         """The encoded image; a broken record is set aside."""

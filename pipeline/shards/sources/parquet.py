@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.manifest import ShardError
-from pipeline.shards.sources import OneByOne, SetAside
+from pipeline.shards.sources import OneByOne, SetAside, changed_at
 from pipeline.shards.sources.folder import printable
 from pipeline.shards.sources.list_file import number_names
 from pipeline.shards.sources.splits import EVERYTHING, Choice, choose
@@ -63,6 +63,11 @@ class ParquetSource(OneByOne):
         """`identity/file:row`, the row counted over all files."""
         file = self.files[self.groups[self._group(sample), 0]]
         return f"{self.identities[self.labels[sample]]}/{file.name}:{self.rows[sample]}"
+
+    def modified(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[samples] when the file of each was last changed."""
+        group = np.searchsorted(self.groups[:, 2], self.rows[samples], side="right") - 1
+        return np.array([changed_at(file) for file in self.files])[self.groups[group, 0]]
 
     def read(self, sample: int) -> bytes:
         """The encoded image; the whole row group is decoded unless it is the last one used."""

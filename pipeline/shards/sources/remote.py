@@ -29,6 +29,10 @@ from pipeline.shards.stores import fetch_whole, open_store
 class RemoteSource(FileSource):
     """As `FileSource`, `root` being a URL."""
 
+    def modified(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Not known."""
+        return np.zeros(len(samples))
+
     def read_many(self, samples: NDArray[np.int64]) -> Iterator[tuple[str, bytes | SetAsideError]]:
         """Key and bytes of objects, which a store that can is asked for at the same time.
 

@@ -21,7 +21,7 @@ from pipeline.files import named
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.loss import summary
 from pipeline.shards.manifest import ShardError
-from pipeline.shards.sources import SetAside
+from pipeline.shards.sources import SetAside, changed_at
 from pipeline.shards.sources.list_file import number_names
 from pipeline.shards.sources.splits import EVERYTHING, Choice, choose
 from pipeline.shards.sources.tar_headers import SAMPLE, name_at, plain_samples
@@ -55,6 +55,10 @@ class TarSource:
     def key(self, sample: int) -> str:
         """The `key` of the sample's JSON, or the tar and the place in it."""
         return self._read(sample)[0]
+
+    def modified(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[samples] when the tar of each was last changed."""
+        return np.array([changed_at(self.folder / tar) for tar in self.tars])[self.places["tar"][samples]]
 
     def read(self, sample: int) -> bytes:
         """The encoded image."""
