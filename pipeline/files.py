@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+from uuid import uuid4
 
 ASIDE = ".part"
 SYNCS_AT_ONCE = 8
@@ -47,17 +48,29 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
+def aside_of(path: Path) -> Path:
+    """A name beside a file that no other writer has, in this process or on another machine."""
+    return path.with_name(f"{path.name}.{uuid4().hex[:12]}{ASIDE}")
+
+
+def remove_asides(folder: Path, name: str = "*") -> None:
+    """Remove what killed writers left of a file, or of all files of a folder; the caller holds their lock."""
+    for aside in folder.glob(f"{name}.*{ASIDE}"):
+        aside.unlink(missing_ok=True)
+
+
 @contextmanager
 def written_whole(path: Path, *, synced: bool = True) -> Iterator[BinaryIO]:
     """Yield a binary file that appears under `path` only if the block ends without an exception.
 
-    Unbuffered: pass large pieces. When `synced`, bytes and name are on the disk when this returns; else writing
+    Each writer has a file of its own until then, so of several at once the last counts, whole. Unbuffered: pass large
+    pieces. When `synced`, bytes and name are on the disk when this returns; else writing
     to the disk has begun, and a power cut before `sync` may leave anything under the name.
 
     Raises:
         NotWrittenError: the disk is full, or the file cannot be written for another reason of the system's.
     """
-    aside = path.with_name(path.name + ASIDE)
+    aside = aside_of(path)
     try:
         with named(path):
             with aside.open("wb", buffering=0) as file:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.files import NotWrittenError, locked, named, sync, sync_all, write_file
+from pipeline.files import NotWrittenError, locked, named, remove_asides, sync, sync_all, write_file
 from pipeline.shards.claim import claim_folder
 from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.index import write_index
@@ -61,26 +61,26 @@ def make_shards(
     finished = claim_folder(plan)
     if finished is not None:
         return finished
-    for written in each_done(partial(write, plan), range(part[0], plan.tars, part[1]), workers):
-        progress(written)
-    return _join(plan, part)
+    try:
+        for written in each_done(partial(write, plan), range(part[0], plan.tars, part[1]), workers):
+            progress(written)
+        return _join(plan, part)
+    except NotWrittenError:
+        # Another process may have finished the set, and removed the folder with the locks.
+        if not (plan.folder / MANIFEST).is_file():
+            raise
+        return Manifest.load(plan.folder)
 
 
 def _join(plan: Plan, part: tuple[int, int]) -> Manifest | None:
     """Finish the set if all tars are there and no other part has; two parts may finish at the same time."""
-    manifest = plan.folder / MANIFEST
-    try:
-        with locked(plan.folder / PROGRESS / "lock"):
-            if not manifest.is_file():
-                if all(has_record(plan, tar) for tar in range(plan.tars)):
-                    return _finish(plan)
-                _sync(plan, range(part[0], plan.tars, part[1]))
-                return None
-    except NotWrittenError:
-        # The lock is removed after the manifest is written.
-        if not manifest.is_file():
-            raise
-    return Manifest.load(plan.folder)
+    with locked(plan.folder / PROGRESS / "lock"):
+        if (plan.folder / MANIFEST).is_file():
+            return Manifest.load(plan.folder)
+        if all(has_record(plan, tar) for tar in range(plan.tars)):
+            return _finish(plan)
+        _sync(plan, range(part[0], plan.tars, part[1]))
+        return None
 
 
 def _sync(plan: Plan, tars: Iterable[int], *others: Path) -> None:
@@ -122,6 +122,7 @@ def _finish(plan: Plan) -> Manifest:
         made=plan.made,
     )
     _sync(plan, range(plan.tars), *(plan.folder / name for name in (REJECTED_NAME, IDENTITIES_NAME, INDEX)))
+    remove_asides(plan.folder)
     manifest.save(plan.folder)
     with named(plan.folder / PROGRESS, "not removed"):
         shutil.rmtree(plan.folder / PROGRESS)

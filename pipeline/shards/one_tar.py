@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.files import named, write_file, written_whole
+from pipeline.files import locked, named, remove_asides, write_file, written_whole
 from pipeline.shards.images import SetAsideError, extension_of
 from pipeline.shards.index import SAMPLE, dali_lines
 from pipeline.shards.manifest import TarEntry
@@ -68,7 +68,9 @@ def write_tar(plan: Plan, tar: int, *, send: Callable[[Path], object] | None = N
     Raises:
         ShardError: the disk is full, or the source is gone.
     """
-    record = _whole_record(plan, tar, is_here=send is None) or _write(plan, tar, send or (lambda _path: None))
+    # Of two processes on one part, the second waits and then finds the record; a dead one's lock is free at once.
+    with locked(_record_path(plan, tar).with_suffix(".lock")):
+        record = _whole_record(plan, tar, is_here=send is None) or _write(plan, tar, send or (lambda _path: None))
     samples = int(plan.bounds[tar + 1] - plan.bounds[tar])
     return Written(samples, record.entry.bytes if record.entry.samples else 0, len(record.set_aside))
 
@@ -100,6 +102,7 @@ def files_of(plan: Plan, tar: int) -> list[Path]:
 
 def _write(plan: Plan, tar: int, send: Callable[[Path], object]) -> TarRecord:
     path = _tar_path(plan, tar)
+    remove_asides(path.parent, f"{plan.tar_name(tar)}.*")
     rows = [np.empty(0, SAMPLE)]
     lines: list[str] = []
     set_aside: list[SetAside] = []

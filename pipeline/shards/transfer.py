@@ -9,13 +9,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.files import ASIDE, make_folder, named, sync
+from pipeline.files import make_folder
 from pipeline.shards.build import IDENTITIES_NAME, REJECTED_NAME
 from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.one_tar import file_sha256
-from pipeline.shards.stores import fetch, open_store, send
+from pipeline.shards.stores import fetch, fetch_whole, open_store, send
 
 THREADS = 8  # transfers at a time: stores answer slowly but many at once
 
@@ -71,17 +71,13 @@ def pull(url: str, folder: Path, *, progress: Callable[[int], object] = lambda _
         raise ShardError(f"{url}/{MANIFEST}: not found, wanted a finished set")
     make_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder) as aside:
-        fetch(store, f"{root}/{MANIFEST}", Path(aside) / MANIFEST)
+        fetch_whole(store, f"{root}/{MANIFEST}", Path(aside) / MANIFEST)
         manifest = Manifest.load(Path(aside))
 
     def receive(name: str) -> None:
-        path, aside = folder / name, folder / (name + ASIDE)
+        path = folder / name
         if _digests(manifest).get(name) not in {None, file_sha256(path)} or not path.is_file():
-            fetch(store, f"{root}/{name}", aside)
-            _compare(aside, manifest, name)
-            sync(aside)
-            with named(path):
-                aside.replace(path)
+            fetch(store, f"{root}/{name}", path, lambda copy: _compare(copy, manifest, name, path))
 
     _transfer(receive, manifest, url, progress)
     manifest.save(folder)
@@ -109,9 +105,10 @@ def _digests(manifest: Manifest) -> dict[str, str]:
     return own | {tar.name: tar.sha256 for tar in manifest.tars}
 
 
-def _compare(path: Path, manifest: Manifest, name: str) -> None:
+def _compare(path: Path, manifest: Manifest, name: str, shown: Path | None = None) -> None:
+    """Compare a file with the manifest's digest of `name`; errors name `shown` if it is given."""
     wanted = _digests(manifest).get(name)
     if wanted and (got := file_sha256(path)) != wanted:
-        raise ShardError(f"{path}: sha256: got {got or 'no file'}, wanted {wanted}")
+        raise ShardError(f"{shown or path}: sha256: got {got or 'no file'}, wanted {wanted}")
     if not path.is_file():
-        raise ShardError(f"{path}: not found, wanted it beside the manifest")
+        raise ShardError(f"{shown or path}: not found, wanted it beside the manifest")

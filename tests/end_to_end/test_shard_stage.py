@@ -152,6 +152,21 @@ def test_runs_killed_at_random_moments_end_in_the_same_bytes(
     assert snapshot(out) == whole
 
 
+def test_a_requeued_run_beside_one_that_is_killed_makes_the_same_set(
+    faces: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    chance = random.Random(1)
+    for attempt in range(4):
+        out = tmp_path / str(attempt)
+        both = [subprocess.Popen(command(faces, out, "--workers", "1"), stdout=subprocess.DEVNULL) for _ in range(2)]
+        wait_for_more(out, chance.randint(1, 5), both[0])
+        if attempt % 2:
+            both[0].kill()
+        codes = [one.wait() for one in both]
+        assert codes[1] == 0
+        assert snapshot(out) == whole
+
+
 def wait_for_more(out: Path, tars: int, run: subprocess.Popen[Any]) -> None:
     """Until so many more tars are there, or the run is over."""
     there = len(list(out.glob("*.tar")))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from pipeline.files import NotWrittenError, locked, make_folder, write_file
+from pipeline.files import NotWrittenError, locked, make_folder, named, remove_asides, write_file
 from pipeline.shards.alignment.detector import detect, nearest_centre
 from pipeline.shards.alignment.similarity import crop, reference_points
 from pipeline.shards.images import SetAsideError
@@ -61,29 +61,37 @@ def align_photos(
     batches = -(-len(source.labels) // BATCH)
     ends: Counter[str] = Counter()
     align = partial(_align_batch, source, out, size, min_face)
-    for photos in each_done(align, range(part[0], batches, part[1]), workers):
-        ends.update(what.partition(":")[0] for _, what in photos)
-        progress(len(photos))
-    _join(source, out, batches)
+    try:
+        for photos in each_done(align, range(part[0], batches, part[1]), workers):
+            ends.update(what.partition(":")[0] for _, what in photos)
+            progress(len(photos))
+        _join(source, out, batches)
+    except NotWrittenError:
+        # Another process may have finished, and removed the folder with the locks.
+        if (out / PROGRESS).is_dir() or not _table(out).is_file():
+            raise
     return ends
 
 
 def _join(source: Source, out: Path, batches: int) -> None:
     """Write the list if all batches are done and no other part did; two parts may finish at the same time."""
-    records, table = out / PROGRESS, out.with_name(out.name + ".tsv")
-    try:
-        with locked(records / "lock"):
-            if not all(_record(out, batch).is_file() for batch in range(batches)):
-                return
-            found = (pair for batch in range(batches) for pair in json.loads(_record(out, batch).read_bytes()))
-            listed = sorted([*source.set_aside, *((path, what) for path, what in found if what != ALIGNED)])
-            text = "".join(["path\twhat\n", *(f"{path}\t{what}\n" for path, what in listed)])
-            write_file(table, text.encode("utf-8", "backslashreplace"))
-            shutil.rmtree(records)
-    except NotWrittenError:
-        # The lock is removed after the table is written.
-        if records.is_dir() or not table.is_file():
-            raise
+    with locked(out / PROGRESS / "lock"):
+        if not all(_record(out, batch).is_file() for batch in range(batches)):
+            return
+        found = (pair for batch in range(batches) for pair in json.loads(_record(out, batch).read_bytes()))
+        set_aside = ((one.path, one.reason) for one in source.set_aside)
+        listed = sorted([*set_aside, *((path, what) for path, what in found if what != ALIGNED)])
+        text = "".join(["path\twhat\n", *(f"{path}\t{what}\n" for path, what in listed)])
+        for folder in out.iterdir():
+            remove_asides(folder)
+        write_file(_table(out), text.encode("utf-8", "backslashreplace"))
+        with named(out / PROGRESS, "not removed"):
+            shutil.rmtree(out / PROGRESS)
+
+
+def _table(out: Path) -> Path:
+    """The list of what was not simple."""
+    return out.with_name(out.name + ".tsv")
 
 
 def align_photo(data: bytes, size: tuple[int, int], min_face: int) -> tuple[bytes, str]:
@@ -107,12 +115,14 @@ def align_photo(data: bytes, size: tuple[int, int], min_face: int) -> tuple[byte
 def _align_batch(source: Source, out: Path, size: tuple[int, int], min_face: int, batch: int) -> list[tuple[str, str]]:
     """Align one batch unless it is done; returns the key and the result of each photograph."""
     record = _record(out, batch)
-    if not record.is_file():
-        photos = range(batch * BATCH, min((batch + 1) * BATCH, len(source.labels)))
-        ends = [_align_one(source, out, size, min_face, photo) for photo in photos]
-        write_file(record, json.dumps(ends).encode())
-        return ends
-    return [(key, what) for key, what in json.loads(record.read_bytes())]
+    # Of two processes on one part, the second waits and then finds the record.
+    with locked(record.with_suffix(".lock")):
+        if not record.is_file():
+            photos = range(batch * BATCH, min((batch + 1) * BATCH, len(source.labels)))
+            ends = [_align_one(source, out, size, min_face, photo) for photo in photos]
+            write_file(record, json.dumps(ends).encode())
+            return ends
+        return [(key, what) for key, what in json.loads(record.read_bytes())]
 
 
 def _record(out: Path, batch: int) -> Path:

@@ -1,6 +1,7 @@
 """Runs that are cut short, run again, or done in parts make the same set; sets of two plans are never mixed."""
 
 import os
+import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.files import write_file
 from pipeline.shards.build import make_shards
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest, ShardError
@@ -172,7 +174,8 @@ def test_all_is_on_the_disk_before_the_manifest_or_the_end_of_a_part(
     synced: list[str] = []
 
     def noted(descriptor: int, real: Callable[[int], None] = os.fsync) -> None:
-        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name.removesuffix(".part"))
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        synced.append(re.sub(r"\.\w+\.part$", "", name))
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", noted)
@@ -227,6 +230,43 @@ def test_parts_at_the_same_time_make_the_same_set(faces: Path, tmp_path: Path) -
         assert whole.digest in digests
         assert digests <= {whole.digest, None}
         assert snapshot(out) == snapshot(tmp_path / "whole")
+
+
+def test_two_processes_on_one_part_make_the_same_set(faces: Path, tmp_path: Path) -> None:
+    """A requeued task, or a pod that was replaced and still runs."""
+    make_shards(plan_of(faces, tmp_path / "whole"))
+    whole = snapshot(tmp_path / "whole")
+    for attempt in range(12):
+        out = tmp_path / str(attempt)
+        digests = set(each_done(partial(one_part, faces, out), [0, 0, 0], 3))
+        assert len(digests) <= 2  # None if it saw another part missing
+        for part in (1, 2, 3):
+            one_part(faces, out, part)
+        assert snapshot(out) == whole
+
+
+def write_often(folder: Path, number: int) -> int:
+    sizes = set()
+    for _ in range(50):
+        write_file(folder / "same", bytes([number]) * 100_000)
+        content = (folder / "same").read_bytes()
+        sizes.add((len(content), len(set(content))))
+    return 1 if sizes == {(100_000, 1)} else 0
+
+
+def test_a_file_with_two_writers_is_whole_at_any_time(tmp_path: Path) -> None:
+    assert list(each_done(partial(write_often, tmp_path), [1, 2], 2)) == [1, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["same"]
+
+
+def test_what_a_killed_writer_left_is_removed(faces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    interrupt(plan_of(faces, out), after=1)
+    for name in ("faces-000003.tar.0123456789ab.part", "index.npy.0123456789ab.part"):
+        (out / name).write_bytes(b"half")
+    make_shards(plan_of(faces, out))
+    make_shards(plan_of(faces, tmp_path / "whole"))
+    assert snapshot(out) == snapshot(tmp_path / "whole")
 
 
 def test_part_of_another_plan_is_refused(faces: Path, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_stopped_pull_has_no_manifest_and_goes_on(shards: Path, tmp_path: Path
     url = f"memory://{tmp_path.name}/pull"
     push(shards, url)
     store.fail_at = "index.npy"
-    with pytest.raises(ShardError, match=r"index\.npy\.part: not copied"):
+    with pytest.raises(ShardError, match=r"index\.npy: not copied"):
         pull(url, tmp_path / "back")
     assert not (tmp_path / "back" / "manifest.json").exists()
     store.fail_at = ""
@@ -115,7 +115,7 @@ def test_damage_on_either_side_is_found(shards: Path, tmp_path: Path) -> None:
     push(shards, url)
     tar = tmp_path / "there" / "faces-000001.tar"
     tar.write_bytes(tar.read_bytes()[:-1] + b"x")
-    with pytest.raises(ShardError, match=r"faces-000001\.tar\.part: sha256: got \w+, wanted \w+"):
+    with pytest.raises(ShardError, match=r"back/faces-000001\.tar: sha256: got \w+, wanted \w+"):
         pull(url, tmp_path / "back")
     (shards / "faces-000000.tar").write_bytes(b"")
     with pytest.raises(ShardError, match=r"set/faces-000000\.tar: sha256: got"):
