@@ -38,7 +38,9 @@ class DecodedBatch:
 @pipeline_def  # type: ignore[untyped-decorator]
 def _decode_graph(source: Iterator[Any], on_gpu: bool) -> Any:
     encoded, mirror = fn.external_source(source=source, num_outputs=2, batch=True)
-    pixels = fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB)
+    pixels = fn.decoders.image(
+        encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB, adjust_orientation=False
+    )
     return fn.crop_mirror_normalize(
         pixels, mirror=mirror, mean=127.5, std=128.0, dtype=types.FLOAT, output_layout="CHW"
     )
