@@ -15,6 +15,7 @@ import torch.distributed as dist
 from cluster.collectives import SENT
 from cluster.stopwatch import STEP
 from cluster.topology import Topology
+from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.evaluation.embedding.embed import embed_pairs
 from pipeline.evaluation.embedding.trained import load_trained
 from pipeline.evaluation.in_training import Evaluated, Evaluator
@@ -73,7 +74,7 @@ def recipe(shards: Path, strangers: Path, **changes: Any) -> Recipe:
         "seed": 3,
         "data": Data(shards=shards, global_batch=12, streams=2, decode_threads=1),
         "backbone": Backbone(name="sphereface4", embedding_dim=8),
-        "head": Head(lambda_max=50, lambda_gamma=0.5),
+        "head": Head(margin=ASoftmax(lambda_max=50, lambda_gamma=0.5)),
         "optimizer": Optimizer(steps=STEPS, learning_rate=0.02),
         "checkpoint": Checkpoint(every=2, keep=1),
         "evaluation": Evaluation(sets={"strangers": chosen}, batch_size=4, resamples=10),
