@@ -8,7 +8,7 @@ numbers between replicas.
 The gradient law. The loss is the mean over the group's batch, computed alike on every rank of it. A row's gradient is
 complete on the rank that owns it and is never averaged within the group. An embedding's gradient is the sum over the
 group's ranks of what their rows contribute (the reduce-scatter), hence complete too. DeepSpeed then *averages* the
-backbone's gradient over all ranks, where the sum over the group is wanted: `pipeline.training.engine` multiplies by the
+backbone's gradient over all ranks, but the sum over the group is wanted: `pipeline.training.engine` multiplies by the
 group's ranks, once, there and nowhere else.
 
 Two dimensions. The group may be smaller than the world (a node, say): its ranks split the classes, and groups replicate
@@ -272,7 +272,7 @@ class ShardedHead(nn.Module):
         floor = torch.finfo(local_G.dtype).min / 4
         local_G = local_G.clamp(min=floor)
         maximum_G = max_over_ranks(local_G, self.group)
-        # One rank has a sample's target row; the sum over ranks is its value, to the bit, since the others add zero.
+        # One rank has a sample's target row; the sum over ranks is its value, to the bit, since every other rank adds zero.
         here = [values_G.masked_fill(~here_G, 0) for values_G in (target_logit_G, target_cosine_G.detach())]
         summed = sum_over_ranks(torch.stack([*here, (local_G - maximum_G).exp()]), self.group)
         return summed[0], summed[1], summed[2].log() + maximum_G

@@ -56,7 +56,7 @@ def _mix(state: torch.Tensor) -> torch.Tensor:
 
 
 def _shift_right(value: torch.Tensor, bits: int) -> torch.Tensor:
-    """A shift that brings in zeros, where int64's brings in the sign."""
+    """A shift that brings in zeros; int64's own brings in the sign."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)
 
 

@@ -22,7 +22,7 @@ class RecipeError(ValueError):
     """A recipe that cannot be run; the message is one line a fault, for the user."""
 
 
-# A run is gone on with, and evaluated, from wherever: what its recipe names must not depend on where that is.
+# A run is resumed, and evaluated, from any folder: what its recipe names must not depend on that.
 AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
 
 
@@ -208,7 +208,7 @@ class Log(Section):
     every: int = Field(10, ge=1)
     """Steps between progress lines and rows of metrics.jsonl."""
     stall_steps: int = Field(1000, ge=4)
-    """Warn when the angle to the own class has not moved, nor the loss left ln C, in so many steps."""
+    """Warn when the target angle has not fallen, nor the loss left ln C, in so many steps."""
     metrics_port: int | None = Field(9400, ge=0, le=65535)
     """Prometheus port of a host's first rank; rank r of the host takes port + r. 0: any free port; null: none."""
     metrics_address: str = "127.0.0.1"

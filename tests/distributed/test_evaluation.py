@@ -15,12 +15,12 @@ import torch.distributed as dist
 from cluster.collectives import SENT
 from cluster.stopwatch import STEP
 from cluster.topology import Topology
-from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.evaluation.embedding.embed import embed_pairs
 from pipeline.evaluation.embedding.trained import load_trained
 from pipeline.evaluation.in_training import Evaluated, Evaluator
 from pipeline.evaluation.results import load, result_file
 from pipeline.evaluation.sets import judge, sets_of
+from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.reading.dali import Decoder
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import (

@@ -16,8 +16,8 @@ from cluster.process_group import Together
 from cluster.stop import StopRequest
 from cluster.topology import Topology
 from cluster.watchdog import Watchdog
-from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.evaluation.in_training import Evaluator
+from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Backbone, Checkpoint, Data, Faults, Head, Optimizer, Recipe
 from pipeline.run.checkpoint import complete_steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 import pytest
 import torch
@@ -38,8 +39,8 @@ class Case:
         return x, labels if self.labels is None else torch.tensor(self.labels)
 
 
-CHOICES: list[dict[str, object]] = [
-    *({"name": "a_softmax", "m": m} for m in (1, 2, 3, 4, 2.5)),
+CHOICES: list[dict[str, Any]] = [
+    *[{"name": "a_softmax", "m": m} for m in (1, 2, 3, 4, 2.5)],
     {"name": "modified_softmax"},
     {"name": "softmax"},
     {"name": "a_softmax_normalised", "m": 1.7, "scale": 8},
