@@ -272,7 +272,7 @@ class ShardedHead(nn.Module):
         floor = torch.finfo(local_G.dtype).min / 4
         local_G = local_G.clamp(min=floor)
         maximum_G = max_over_ranks(local_G, self.group)
-        # One rank has a sample's target row; the sum over ranks is its value, to the bit, since every other rank adds zero.
+        # One rank has a sample's target row and every other rank adds zero: the sum is its value to the bit.
         here = [values_G.masked_fill(~here_G, 0) for values_G in (target_logit_G, target_cosine_G.detach())]
         summed = sum_over_ranks(torch.stack([*here, (local_G - maximum_G).exp()]), self.group)
         return summed[0], summed[1], summed[2].log() + maximum_G
