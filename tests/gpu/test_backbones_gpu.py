@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.backbones import build_backbone
+from pipeline.backbones import BACKBONES
 from pipeline.backbones.size import activation_bytes
 
 pytestmark = [
@@ -15,7 +15,7 @@ pytestmark = [
 @pytest.mark.parametrize("name", ["sphereface20", "iresnet50"])
 def test_cuda_equals_cpu(name: str) -> None:
     torch.manual_seed(0)
-    backbone = build_backbone(name, 64, (112, 96)).eval()
+    backbone = BACKBONES[name](name=name, embedding_dim=64).build((112, 96)).eval()
     images = torch.randn(4, 3, 112, 96)
     with torch.no_grad():
         expected = backbone(images)
@@ -27,7 +27,7 @@ def test_cuda_equals_cpu(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["sphereface20", "iresnet50"])
 def test_activations_under_autocast_take_what_was_planned(name: str) -> None:
-    backbone = build_backbone(name, 512, (112, 96)).cuda().train()
+    backbone = BACKBONES[name](name=name, embedding_dim=512).build((112, 96)).cuda().train()
     images = torch.randn(64, 3, 112, 96, device="cuda")
     with torch.autocast("cuda", torch.bfloat16):
         backbone(images)  # cuDNN's own workspace is allocated once
