@@ -12,8 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.backbones import BACKBONES, Backbone
-from pipeline.backbones.backbone import parameters_without_decay, seed_forward
-from pipeline.backbones.sphereface import SphereFaceBackbone
+from pipeline.backbones.backbone import seed_forward
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe, RecipeError
 
@@ -81,9 +80,6 @@ class Toy(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.project(self.dropout(images).flatten(1))
 
-    def no_weight_decay(self) -> set[str]:
-        return {"project.weight"}
-
 
 @BACKBONES.add("toy_of_unit_tests")
 class ToyBackbone(Backbone):
@@ -129,19 +125,6 @@ def test_an_option_belongs_to_the_name_that_takes_it(tmp_path: Path, change: str
     with pytest.raises(RecipeError) as found:
         toy_recipe(tmp_path, change)
     assert message in str(found.value)
-
-
-def test_what_takes_no_weight_decay_is_the_networks_word() -> None:
-    assert parameters_without_decay(Toy(4, (6, 5), 0.5)) == {"project.weight"}
-    assert parameters_without_decay(SphereFaceBackbone(name="sphereface4", embedding_dim=4).build((16, 16))) == set()
-
-
-def test_a_name_without_a_parameter_is_refused() -> None:
-    network = Toy(4, (6, 5), 0.5)
-    network.project = nn.Linear(90, 4, bias=False)
-    network.no_weight_decay = lambda: {"project.bias"}  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=r"Toy.no_weight_decay: got project.bias, wanted its parameters"):
-        parameters_without_decay(network)
 
 
 def test_what_a_forward_pass_draws_is_a_function_of_seed_step_rank_and_micro_batch() -> None:
