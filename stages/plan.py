@@ -18,7 +18,7 @@ from pathlib import Path
 from cluster.stop import exit_with
 from pipeline import planning
 from pipeline.backbones import BACKBONES
-from pipeline.head.kernels.blocks import BLOCK
+from pipeline.head.kernels import BLOCK
 from pipeline.planning import FP32, GIB, Job, Network, Rates, report
 from pipeline.planning.of_recipe import network_of, whole_job_of
 from pipeline.planning.timing import Course, course, scaling, step_parts, step_seconds

@@ -1,21 +1,22 @@
 """The recipe: everything that decides a training run, typed, frozen and checked before anything starts.
 
 A key that does not exist, a value of another type or an impossible combination is refused. The resolved recipe is saved
-with the run, so that a run can be repeated from its folder alone. `recipe_file.py` reads it, and tells its faults.
+with the run, so that a run can be repeated from its folder alone. `pipeline/recipe/file.py` reads it.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from pipeline.backbones import BACKBONES, Backbone
-from pipeline.head.margins import Margin, anneal
+from pipeline.head.margins import MARGINS, Margin
+from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.reading.augment import AUGMENTATIONS, Augmentation, Mirror
-from pipeline.section import Section
+from pipeline.section import Section, inside
 
 
 class RecipeError(ValueError):
@@ -48,46 +49,31 @@ class Data(Section):
 
 
 class Phase(Section):
-    """A part of training with another margin; what is null is as in the head. λ counts its steps from `start`."""
+    """A part of training with other values of the margin's keys, given beside `start`; λ counts its steps from there.
+
+    A key that a phase does not give is as in ``head.margin``. The name cannot change.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     start: int = Field(ge=0)
     """First step of the phase."""
-    m: float | None = Field(None, ge=1)
-    """Multiplies the angle."""
-    lambda_max: float | None = Field(None, ge=0)
-    """λ at the phase's first step."""
-    lambda_min: float | None = Field(None, ge=0)
-    """λ's floor."""
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The margin's keys that differ in this phase."""
+        return dict(self.model_extra or {})
 
 
 class Head(Section):
     """The classifier and its margin."""
 
-    margin: str = "a_softmax"
-    """softmax, modified_softmax, a_softmax, a_softmax_normalised, sphereface_r_v1, sphereface_r_v2, cosface, arcface
-    or combined; `pipeline/head/margins.py` has the table of equations."""
-    m: float = Field(4.0, ge=1)
-    """Multiplies the angle (A-Softmax, SphereFace-R, combined)."""
-    scale: float = Field(64.0, gt=0)
-    """s, the length given to embeddings, where the margin does not keep their own."""
-    angle: float = Field(0.5, ge=0)
-    """Added to the angle, in radians (ArcFace, combined)."""
-    cosine: float = Field(0.35, ge=0)
-    """Taken from the cosine (CosFace, combined)."""
-    detached: bool = False
-    """Characteristic gradient detachment: the margin moves the value, the gradient is that of cos θ."""
-    lambda_max: float = Field(1500.0, ge=0)
-    """λ at step 0 (the authors' solver: 1000)."""
-    lambda_min: float = Field(5.0, ge=0)
-    """λ's floor; 0 ends at the pure A-Softmax loss."""
-    lambda_gamma: float = Field(0.1, ge=0)
-    """λ = max(λ_min, λ_max (1 + γ·step)^-power)."""
-    lambda_power: float = Field(1.0, ge=0)
-    """See lambda_gamma."""
+    margin: Annotated[Margin, MARGINS] = ASoftmax()
+    """How the logit of the target class differs: a name, or a name and its keys."""
     phases: tuple[Phase, ...] = ()
-    """Changes of m and λ in the course of training, by rising start: start small, then the full margin."""
+    """Changes of the margin's keys in the course of training, by rising start: start small, then the full margin."""
     sample_rate: float = Field(1.0, gt=0, le=1)
-    """Share of the other classes that take part in a step (Partial FC); 1: all, the exact softmax."""
+    """Share of the non-target classes that take part in a step (Partial FC); 1: all, the exact softmax."""
     fused_update: bool = False
     """Update rows inside the backward pass: a class costs 8·D bytes instead of 12·D. Needs data.accumulation 1."""
     ranks: int | None = Field(None, ge=1)
@@ -97,43 +83,35 @@ class Head(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Head:
-        try:
-            self.make_margin()
-        except ValueError as error:
-            raise ValueError(str(error)) from None
-        if self.lambda_min > self.lambda_max:
-            raise ValueError(f"lambda_min: got {self.lambda_min}, wanted at most lambda_max {self.lambda_max}")
         starts = [phase.start for phase in self.phases]
         if starts != sorted(set(starts)):
             raise ValueError(f"phases: got starts {starts}, wanted rising steps")
+        for number, phase in enumerate(self.phases):
+            with inside("phases", number):
+                self._margin_of(phase)
         if self.sample_rate < 1 and self.ranks is not None:
             raise ValueError(
                 f"sample_rate: got {self.sample_rate} with ranks {self.ranks}, wanted 1 (replicas would differ)"
             )
         return self
 
-    def make_margin(self, step: int = 0) -> Margin:
+    def margin_at(self, step: int) -> Margin:
         """The margin at `step`."""
-        m = self.m if (phase := self._phase(step)) is None or phase.m is None else phase.m
-        return Margin(self.margin, m, self.scale, self.angle, self.cosine, self.detached)
-
-    def anneal(self, step: int) -> float:
-        """λ at `step`."""
         phase = self._phase(step)
-        start, maximum, minimum = 0, self.lambda_max, self.lambda_min
-        if phase is not None:
-            start = phase.start
-            maximum = maximum if phase.lambda_max is None else phase.lambda_max
-            minimum = minimum if phase.lambda_min is None else phase.lambda_min
-        return anneal(step - start, maximum, minimum, self.lambda_gamma, self.lambda_power)
+        return self.margin if phase is None else self._margin_of(phase)
 
-    def anneal_floor(self, step: int) -> float:
-        """What λ falls to in the phase of `step`."""
+    def lambda_at(self, step: int) -> float | None:
+        """λ at `step`; None: the margin has none."""
         phase = self._phase(step)
-        return self.lambda_min if phase is None or phase.lambda_min is None else phase.lambda_min
+        return self.margin_at(step).lambda_at(step - (0 if phase is None else phase.start))
 
     def _phase(self, step: int) -> Phase | None:
         return next((phase for phase in reversed(self.phases) if phase.start <= step), None)
+
+    def _margin_of(self, phase: Phase) -> Margin:
+        if "name" in phase.changes:
+            raise ValueError(f"name: got {phase.changes['name']!r}, wanted one margin for the whole run")
+        return MARGINS.parse(self.margin.model_dump(mode="json") | phase.changes)
 
 
 class Optimizer(Section):

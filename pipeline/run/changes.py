@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.recipe.migrate import migrate
 from pipeline.recipe.schema import Recipe, RecipeError
 
 # These decide which sample stands at which position: with another value it would be another run.
@@ -30,7 +31,8 @@ def changes(run: Path, recipe: Recipe) -> list[str]:
         RecipeError: when one of `FIXED` changed.
     """
     try:
-        saved = flat(yaml.safe_load((run / "recipe.yaml").read_text()))
+        tree, _ = migrate(yaml.safe_load((run / "recipe.yaml").read_text()))
+        saved = flat(tree)
     except (OSError, yaml.YAMLError, AttributeError):
         return []  # lost or damaged: the checkpoint still says whether it fits
     now = flat(recipe.model_dump(mode="json"))

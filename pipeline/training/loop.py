@@ -45,7 +45,7 @@ class Record:
         step: steps done, this one included.
         epoch: passes over the set, with the fraction of the current one.
         loss: mean over the global batch, the same on every rank.
-        anneal: λ.
+        anneal: λ of the margin; None if it has none.
         learning_rate: the base rate.
         own_cosine: mean cos θ to the own class over the batch of the head's group.
         angles: the distribution of θ over the same; None where the step was left out.
@@ -68,7 +68,7 @@ class Record:
     step: int
     epoch: float
     loss: float
-    anneal: float
+    anneal: float | None
     learning_rate: float
     own_cosine: float
     norm: float
@@ -132,7 +132,7 @@ class Trainer:
         self.head = ShardedHead(
             manifest.identities,
             recipe.backbone.embedding_dim,
-            recipe.head.make_margin(),
+            recipe.head.margin_at(0),
             sharing,
             replicas=self._replicas,
             seed=recipe.seed,
@@ -226,14 +226,19 @@ class Trainer:
         started = time.perf_counter()
         with STEP.part("data_wait"):
             batch = next(reader)
-        lam, rate = self.recipe.head.anneal(self.step), self._learning_rate(self.step)
+        lam, rate = self.recipe.head.lambda_at(self.step), self._learning_rate(self.step)
         if self.step in self._guard.left_out:
             outcome = self.stepper.leave_out(stop_asked)
         else:
             outcome = self.stepper.take(
-                batch, self.step, lam=lam, rate=rate, spike_above=self._guard.threshold, stop_asked=stop_asked
+                batch,
+                self.step,
+                lambda_=lam,
+                learning_rate=rate,
+                spike_above=self._guard.threshold,
+                stop_asked=stop_asked,
             )
-        own_cosine, norm = outcome.own_cosine_G[outcome.valid_G], outcome.norm_G.mean().item()
+        own_cosine, norm = outcome.target_cosine_G[outcome.valid_G], outcome.embedding_norm_G.mean().item()
         if outcome.severity == Severity.GOOD:
             self._guard.good(outcome.loss)
         elif outcome.severity != Severity.LEFT_OUT:
@@ -266,14 +271,15 @@ class Trainer:
         stall, saved = self._save_if_due(outcome.stopping or self.step == self.recipe.optimizer.steps)
         return replace(record, stall_seconds=stall, saved=saved)
 
-    def _take_fault(self, outcome: Outcome, lam: float, rate: float) -> None:
+    def _take_fault(self, outcome: Outcome, lam: float | None, rate: float) -> None:
         """Tell the guard of a bad step: what it was, and which samples were in it. The same on every rank."""
+        about_lambda = "" if lam is None else f"λ {lam:g}, "
         what = (
-            f"step {self.step}: loss {outcome.loss:g} (λ {lam:g}, learning rate {rate:g}, mean ‖x‖ "
-            f"{outcome.norm_G.mean().item():g}): {outcome.severity.words}"
+            f"step {self.step}: loss {outcome.loss:g} ({about_lambda}learning rate {rate:g}, mean ‖x‖ "
+            f"{outcome.embedding_norm_G.mean().item():g}): {outcome.severity.words}"
         )
         facts = {"fault": what, "step": self.step, "loss": outcome.loss, "lambda": lam, "learning_rate": rate}
-        facts |= {"norm": outcome.norm_G.tolist(), "own_cosine": outcome.own_cosine_G.tolist()}
+        facts |= {"norm": outcome.embedding_norm_G.tolist(), "own_cosine": outcome.target_cosine_G.tolist()}
         facts["samples"] = [self.shards.describe(int(sample)) for sample in self.order.batch(self.step)]
         self._guard.bad(self.step, what, facts, rows_moved=outcome.rows_moved)
 
@@ -314,10 +320,10 @@ class Trainer:
             since = "from the start" if newest is None else f"from the checkpoint of step {newest}"
             raise UnsavedError(f"{error}. Make room; the same command then goes on {since}") from None
 
-    def _angles(self, own_cosine: torch.Tensor, loss: float, lam: float) -> TargetAngles:
+    def _angles(self, own_cosine: torch.Tensor, loss: float, lam: float | None) -> TargetAngles:
         """The step's target angles; says so when they have stalled."""
-        angles = target_angles(own_cosine, self.head.margin.m)
-        words = self._stall.look(self.step, loss, angles.median, lam, self.recipe.head.anneal_floor(self.step))
+        angles = target_angles(own_cosine, self.head.margin.margin_angle)
+        words = self._stall.look(self.step, loss, angles.median, lam, self.head.margin.lambda_floor)
         if words and self.topology.rank == 0:
             logger.warning("step %d: %s", self.step, words)
         return angles

@@ -160,9 +160,10 @@ class Progress:
         """Show where the run stands and when it will end."""
         left = (self._total - record.step) * window.step_seconds
         waiting = window.parts.get("data_wait", 0.0) / window.step_seconds
+        lambda_ = "" if record.anneal is None else f"λ {record.anneal:.4g}  "
         line = (
             f"step {record.step}/{self._total}  epoch {record.epoch:.2f}  loss {record.loss:.4f}  "
-            f"λ {record.anneal:.4g}  lr {record.learning_rate:.3g}  {window.samples_per_second:,.0f} images/s  "
+            f"{lambda_}lr {record.learning_rate:.3g}  {window.samples_per_second:,.0f} images/s  "
             f"data wait {waiting:.0%}  {_duration(left)} left{self._reached}"
         )
         self._write(f"\r\033[K{line}" if self._rewrite else line + "\n")
@@ -224,7 +225,8 @@ class Exporter:
             t.set("target_beyond_pi_ratio", record.angles.beyond_pi)
             for percentile, angle in zip(PERCENTILES, record.angles.quantiles, strict=True):
                 t.set("target_angle_radians", angle, percentile)
-        t.set("margin_lambda", record.anneal)
+        if record.anneal is not None:
+            t.set("margin_lambda", record.anneal)
         t.set("learning_rate", record.learning_rate)
         t.set("global_samples_per_second", window.samples_per_second)
         t.set("rank_samples_per_second", window.samples_per_second / self._num_ranks)

@@ -19,7 +19,8 @@ from cluster.process_group import process_group
 from cluster.telemetry import Telemetry
 from cluster.topology import Topology
 from pipeline.backbones.sphereface import SphereFaceBackbone
-from pipeline.head.margins import Margin
+from pipeline.head.margins import Target
+from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Data, Optimizer, Recipe
 from pipeline.training.loop import Trainer
@@ -36,12 +37,12 @@ def bare_loop(device: torch.device) -> Callable[[], None]:
     sgd = torch.optim.SGD([*backbone.parameters(), rows], lr=0.01, momentum=0.9, weight_decay=5e-4)
     images = torch.randn(BATCH, 3, 112, 96, device=device)
     labels = torch.randint(0, CLASSES, (BATCH,), device=device)
-    margin = Margin("a_softmax", 4)
+    margin = ASoftmax(m=4)
 
     def step() -> None:
         x = backbone(images)
         logits = x @ torch.nn.functional.normalize(rows).t()
-        logits[torch.arange(BATCH), labels] = margin.own_logit(x, rows[labels], 5.0)
+        logits[torch.arange(BATCH), labels] = margin.target_logit(Target(x, rows[labels]), 5.0, {})
         loss = torch.nn.functional.cross_entropy(logits, labels)
         sgd.zero_grad()
         loss.backward()

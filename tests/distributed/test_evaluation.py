@@ -22,6 +22,7 @@ from pipeline.evaluation.embedding.trained import load_trained
 from pipeline.evaluation.in_training import Evaluated, Evaluator
 from pipeline.evaluation.results import load, result_file
 from pipeline.evaluation.sets import judge, sets_of
+from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.reading.dali import Decoder
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import (
@@ -74,7 +75,7 @@ def recipe(shards: Path, strangers: Path, **changes: Any) -> Recipe:
         "seed": 3,
         "data": Data(shards=shards, global_batch=12, streams=2, decode_threads=1),
         "backbone": SphereFaceBackbone(name="sphereface4", embedding_dim=8),
-        "head": Head(lambda_max=50, lambda_gamma=0.5),
+        "head": Head(margin=ASoftmax(lambda_max=50, lambda_gamma=0.5)),
         "optimizer": Optimizer(steps=STEPS, learning_rate=0.02),
         "checkpoint": Checkpoint(every=2, keep=1),
         "evaluation": Evaluation(sets={"strangers": chosen}, batch_size=4, resamples=10),

@@ -79,7 +79,7 @@ def test_a_run_leaves_what_repeats_it(uninterrupted: Path) -> None:
     assert facts["ranks"] == 2
     assert facts["command"].startswith("deepspeed --num_gpus 2 ")
     assert "local_rank" not in facts["command"]
-    assert yaml.safe_load((uninterrupted / "recipe.yaml").read_text())["head"]["lambda_max"] == 1500.0
+    assert yaml.safe_load((uninterrupted / "recipe.yaml").read_text())["head"]["margin"]["lambda_max"] == 1500.0
     parts = rows[-1]["seconds"]
     assert {"data_wait", "forward", "backward", "head", "communication", "update"} <= set(parts)
     assert sum(parts.values()) <= rows[-1]["step_seconds"] * 1.01
@@ -225,7 +225,7 @@ def test_shards_of_other_people_do_not_fit_the_checkpoint(uninterrupted: Path, t
 def test_help_teaches() -> None:
     for option, words in (
         ("--help", ("--hostfile", "--resume", "code 75")),
-        ("--help-recipe", ("head.lambda_gamma", "default")),
+        ("--help-recipe", ("head.margin.lambda_gamma", "default")),
     ):
         done = subprocess.run([sys.executable, TRAIN, option], capture_output=True, text=True, check=True)
         assert all(word in done.stdout for word in words)

@@ -118,7 +118,7 @@ def test_a_backbone_from_outside_is_built_from_a_recipe_with_its_options(tmp_pat
     [
         ("backbone.rate=1", "backbone.rate: got 1, wanted less than 1"),
         ("backbone.raet=0.1", "backbone.raet: unknown key; did you mean rate?"),
-        ("backbone={name: sphereface4, rate: 0.1}", "backbone.rate: unknown key; wanted one of name, embedding_dim"),
+        ("backbone={name: sphereface4, rate: 0.1}", "backbone.rate: unknown key; a key of toy"),
     ],
 )
 def test_an_option_belongs_to_the_name_that_takes_it(tmp_path: Path, change: str, message: str) -> None:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from pipeline.backbones.size import activation_bytes
 from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.head.head import HeadOptions, ShardedHead
-from pipeline.head.margins import Margin
+from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.planning import RESERVED_BYTES, Job, Network, head_block_bytes, memory
 from pipeline.recipe.schema import Data, Optimizer, Recipe
 from pipeline.training.engine import Engine
@@ -49,7 +49,7 @@ def measure(
     """Bytes beyond rows and momentum at the head's and at the update's fullest."""
     group = dist.group.WORLD if num_ranks > 1 else None
     options = HeadOptions(torch.bfloat16 if bf16 else torch.float32, block, fused)
-    head = ShardedHead(classes, dim, Margin("a_softmax"), group, weight_decay=5e-4, options=options)
+    head = ShardedHead(classes, dim, ASoftmax(), group, weight_decay=5e-4, options=options)
     x = torch.randn(batch // num_ranks, dim, requires_grad=True)
     labels = torch.randint(classes, (batch // num_ranks,))
 

@@ -216,7 +216,7 @@ def test_a_recipe_lists_them_by_name_or_with_keys(tmp_path: Path) -> None:
             "[mirror, {name: mirror, probability: 2}]",
             "data.augment.1.probability: got 2, wanted less than",
         ),
-        ("[{name: mirror, most: 2}]", "data.augment.0.most: unknown key; wanted one of name, probability"),
+        ("[{name: mirror, most: 2}]", "data.augment.0.most: unknown key; a key of toy_shift only"),
         ("mirror", 'data.augment: got "mirror", wanted a valid array'),
     ],
 )
