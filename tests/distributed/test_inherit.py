@@ -89,7 +89,7 @@ def start_new(rank: int, ranks: int, plan: Recipe, run: Path, old_run: Path, new
 
 def mean_directions(shards: ShardSet, backbone: torch.nn.Module, label: int) -> torch.Tensor:
     ids = np.flatnonzero(shards.labels(np.arange(shards.manifest.samples)) == label)
-    encoded = EncodedBatch(shards.read(ids), np.zeros(len(ids), dtype=bool))
+    encoded = EncodedBatch(shards.read(ids))
     (batch,) = Decoder(len(ids), 32, 32, torch.device("cpu"), 1).decode([encoded])
     with torch.no_grad():
         x = backbone.eval()(batch.images).double()

@@ -78,7 +78,7 @@ def dense_run(plan: Recipe) -> dict[str, Any]:
     named = {**dict(backbone.named_parameters()), "rows": rows}
     velocity = {name: torch.zeros_like(p) for name, p in named.items()}
     order = Order(shards.samples_per_tar, plan.seed, plan.data.global_batch, plan.data.streams, plan.data.window)
-    reader = Reader(shards, order, Decoder(12, 32, 32, torch.device("cpu"), 1))
+    reader = Reader(shards, order, Decoder(12, 32, 32, torch.device("cpu"), 1, plan.data.augment))
     losses, gradient_norms = [], []
     for step in range(STEPS):
         batch = next(reader)
