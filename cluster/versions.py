@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of each package; "not installed" where one is missing."""
+    """Versions of Python and of each package; "not installed" for one that is missing."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -50,7 +50,7 @@ def imported_modules(path: Path) -> set[str]:
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             names.add(f"{node.value.id}.{node.attr}")
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "import_module":
-            names.update(argument.value for argument in node.args if isinstance(argument, ast.Constant))
+            names.update(str(argument.value) for argument in node.args if isinstance(argument, ast.Constant))
     return names
 
 
