@@ -1,7 +1,7 @@
 """Before stage 1: photographs of people to aligned crops. `python stages/align.py SRC OUT`.
 
 Faces are found by MTCNN; the one nearest the centre is carried to SphereFace's five points. Photographs without a face,
-with a tiny one or with several are listed in OUT.tsv. Needs `pip install 'spherescale[align]'`.
+with a tiny one or with several are listed in OUT.tsv. Needs `pip install -e '.[align]'`.
 """
 
 import argparse

