@@ -170,7 +170,7 @@ def test_every_rank_is_scraped_while_it_trains(shards: Path, start: Start, tmp_p
         assert 0 < values["spherescale_loss"] < 10
         assert values["spherescale_margin_lambda"] > 5
         assert values["spherescale_learning_rate"] > 0
-        assert values["spherescale_global_samples_per_second"] > 0
+        assert values["spherescale_samples_total"] > 0
         assert values["spherescale_checkpoint_age_seconds"] < 600
         assert values["spherescale_resident_memory_bytes"] > 1e6
         for part in ("forward", "backward", "head", "communication", "update"):

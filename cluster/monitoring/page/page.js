@@ -26,13 +26,13 @@ async function seriesOf(panel, view) {
     short: metric.rank ?? metric.host ?? "",
     points: values.map(([t, value]) => [t, Number(value)]).filter(([, value]) => Number.isFinite(value)),
   })));
-  const told = found.filter(one => one.points.length);
+  const shown = found.filter(one => one.points.length);
   const last = one => one.points.at(-1)[1], sign = panel.lowest_first ? -1 : 1;
-  if (panel.kind !== "heatmap" && told.length > COLOURS) return told.sort((a, b) => sign * (last(b) - last(a)));
-  return told.sort((a, b) => a.short.localeCompare(b.short, "en", { numeric: true })); // a rank has one colour everywhere
+  if (panel.kind !== "heatmap" && shown.length > COLOURS) return shown.sort((a, b) => sign * (last(b) - last(a)));
+  return shown.sort((a, b) => a.short.localeCompare(b.short, "en", { numeric: true })); // a rank has one colour everywhere
 }
 
-// What is looked at: the run, and a time that ends now and begins no earlier than the run was first seen.
+// The run to show and the time span: up to now, and from no earlier than the first scrape of the run.
 async function look() {
   const span = Number($("span").value), step = Math.max(5, Math.round(span / POINTS));
   const end = Math.floor(Date.now() / 1000 / step) * step, view = { job: $("job").value, step, end, window: Math.max(30, 4 * step) };
@@ -57,7 +57,7 @@ async function drawPanel(panel, card, view) {
   card.querySelector(".legend").replaceChildren(...(heat && series.length ? heatLegend(panel, series) : lineLegend(panel, series)));
   if (!series.length) {
     plot.onmousemove = null;
-    return plot.replaceChildren(element("div", { class: "none" }, panel.sometimes || "nothing yet"));
+    return plot.replaceChildren(element("div", { class: "none" }, panel.if_empty || "no data yet"));
   }
   (heat ? drawHeatmap : drawLines)(plot, panel, series, [view.start, view.end]);
 }
@@ -75,7 +75,7 @@ function lineLegend(panel, series) {
 function heatLegend(panel, series) {
   const [low, high] = heatRange(series);
   return [element("span", {}, number(low, panel.unit)), element("i", { class: "scale" }), element("span", {}, number(high, panel.unit)),
-    element("span", {}, "a row a rank")];
+    element("span", {}, "one row per rank")];
 }
 
 async function drawAlerts(view) {
@@ -85,13 +85,13 @@ async function drawAlerts(view) {
   const sorted = Object.values(groups).sort((a, b) => urgency(b[0]) - urgency(a[0]));
   const open = new Set([...document.querySelectorAll("#alerts details[open]")].map(one => one.dataset.key));
   const boxes = await Promise.all(sorted.map(group => alertBox(group, view, open)));
-  $("alerts").replaceChildren(...(boxes.length ? boxes : [element("div", { class: "quiet" }, "No alert: all quiet")]));
+  $("alerts").replaceChildren(...(boxes.length ? boxes : [element("div", { class: "quiet" }, "No alert is firing")]));
 }
 
 const keyOf = alert => `${alert.state} ${alert.labels.alertname}`;
 const urgency = alert => 2 * (alert.state === "firing") + (alert.labels.severity === "page");
 
-// One alert's name with all that it fires for; opened, its runbook and the answer of the runbook's query.
+// An alert and everything that it fires for; opened, its description, its runbook and the result of the runbook's query.
 async function alertBox(group, view, open) {
   const { labels, state } = group[0], runbook = TABLE.runbooks[labels.alertname], key = keyOf(group[0]);
   const since = Math.min(...group.map(alert => Date.parse(alert.activeAt))) / 1000;
@@ -100,6 +100,7 @@ async function alertBox(group, view, open) {
   const box = element("details", { class: `alert ${labels.severity} ${state}`, "data-key": key }, title);
   box.open = open.has(key) || (state === "firing" && labels.severity === "page" && !open.size);
   if (group.length > 1) box.append(element("ul", {}, ...group.slice(0, 20).map(alert => element("li", {}, alert.annotations.summary))));
+  box.append(element("p", {}, ...prose(group[0].annotations.description ?? "")));
   if (runbook) {
     const query = filled(runbook.query, view), answer = await now(runbook.query, view);
     box.append(element("p", {}, ...prose(runbook.meaning)), element("p", {}, ...prose(runbook.shows)));
@@ -109,11 +110,11 @@ async function alertBox(group, view, open) {
   return box;
 }
 
-// Text with `code` in it.
+// Text with `code` in it, as nodes.
 const prose = text => text.split("`").map((part, i) => i % 2 ? element("code", {}, part) : part);
 
 function answerTable(answer, query) {
-  if (!answer.length) return element("p", {}, "Answer: nothing.");
+  if (!answer.length) return element("p", {}, "The query has no result.");
   const when = query.includes("timestamp(");
   return element("table", {}, ...answer.slice(0, 20).map(({ metric, value }) => {
     const text = when ? clock(Number(value[1]), 0) : number(Number(value[1]));
@@ -121,10 +122,10 @@ function answerTable(answer, query) {
   }));
 }
 
-// Where a value is from: "rank 3 on host1: head".
+// The labels of a result, as text: "rank 3 on host1: head".
 function place({ rank, host, job, instance, __name__, ...others }) {
   const where = [rank && `rank ${rank}`, host].filter(Boolean).join(" on ");
-  return [where, Object.values(others).join(", ")].filter(Boolean).join(": ") || "the run";
+  return [where, Object.values(others).join(", ")].filter(Boolean).join(": ") || "whole run";
 }
 
 // --- the loop ---
@@ -141,7 +142,7 @@ function layOut() {
 async function findRuns() {
   const found = await ask("query", { query: "count by (job) (last_over_time(spherescale_step[7d]))" });
   const jobs = found.result.map(({ metric }) => metric.job).sort();
-  if (!jobs.length) throw new Error("no run has been seen yet: is it training, and is log.metrics_port set?");
+  if (!jobs.length) throw new Error("no run has been scraped yet: is it training, and is log.metrics_port set?");
   const chosen = jobs.includes($("job").value) ? $("job").value : jobs[0];
   $("job").replaceChildren(...jobs.map(job => element("option", { value: job }, job)));
   $("job").value = chosen;
@@ -151,7 +152,7 @@ async function findRuns() {
 }
 
 async function refresh(cards) {
-  if (document.hidden) return; // nobody looks
+  if (document.hidden) return; // a hidden tab need not be drawn
   try {
     await findRuns();
     const view = await look();
@@ -159,7 +160,7 @@ async function refresh(cards) {
     $("state").textContent = `as of ${clock(Date.now() / 1000, 0)}`;
     $("state").className = "";
   } catch (error) {
-    $("state").textContent = `as of earlier; ${error.message}`;
+    $("state").textContent = `not current: ${error.message}`;
     $("state").className = "lost";
   }
 }
@@ -169,7 +170,7 @@ async function main() {
   let again = 0;
   const cycle = async () => {
     await refresh(cards);
-    clearTimeout(again); // a choice made meanwhile began a cycle of its own
+    clearTimeout(again); // a choice of the user meanwhile started another cycle
     again = setTimeout(cycle, REFRESH_SECONDS * 1000);
   };
   for (const id of ["job", "span"]) $(id).addEventListener("change", cycle);

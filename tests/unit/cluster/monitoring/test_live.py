@@ -1,4 +1,4 @@
-"""The live page as a file and its server's manners; drawn by a browser in tests/end_to_end/test_monitor.py."""
+"""The live page as a file, and its server; tests/end_to_end/test_monitor.py draws it in a browser."""
 
 import json
 import re
@@ -60,7 +60,7 @@ def test_a_text_cannot_end_the_script_that_holds_it(monkeypatch: pytest.MonkeyPa
     assert "</script><b>" not in live.build_page()
 
 
-def test_queries_are_passed_on_and_nothing_else() -> None:
+def test_only_queries_are_forwarded() -> None:
     behind = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
     Thread(target=behind.serve_forever, daemon=True).start()
     with live.serving("127.0.0.1", 0, f"http://127.0.0.1:{behind.server_port}") as page:
@@ -76,7 +76,7 @@ def test_queries_are_passed_on_and_nothing_else() -> None:
         assert json.loads(answer)["error"].startswith("Prometheus does not answer")
 
 
-def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(live.MonitorError, match=r"none: no such folder; wanted that of a run"):
         live.configure(tmp_path / "none")
     with (
@@ -90,7 +90,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.M
         pass
 
 
-def test_a_prometheus_that_does_not_start_has_its_last_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prometheus_that_does_not_start_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "prometheus"
     program.write_text("#!/bin/sh\necho lock DB directory: resource temporarily unavailable >&2\nexit 1\n")
     program.chmod(0o755)
@@ -101,7 +101,7 @@ def test_a_prometheus_that_does_not_start_has_its_last_word(tmp_path: Path, monk
         pass
 
 
-def test_compose_mounts_what_is_there_and_grafana_finds_it() -> None:
+def test_compose_mounts_existing_files_and_grafana_finds_them() -> None:
     compose = yaml.safe_load((MONITORING / "compose.yaml").read_text())
     services = compose["services"]
     mounts: dict[str, Path] = {}
