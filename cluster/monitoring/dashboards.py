@@ -20,7 +20,7 @@ from cluster.monitoring.sharding_panels import SHARDING
 FOLDER = Path(__file__).parent / "grafana"
 
 # By file name: the title, a metric that every run of this kind exports, and the panels.
-BOARDS = {group: (TITLES[group], "spherescale_step", panels) for group, panels in PANELS.items()}
+BOARDS = {group: (TITLES[group], "spherescale_ranks", panels) for group, panels in PANELS.items()}
 BOARDS["shards"] = ("Shards", "spherescale_sharding_samples", SHARDING)
 
 _UNITS = {"seconds": "s", "bytes": "bytes", "share": "percentunit", "": "short"}

@@ -140,7 +140,7 @@ function layOut() {
 }
 
 async function findRuns() {
-  const found = await ask("query", { query: "count by (job) (last_over_time(spherescale_step[7d]))" });
+  const found = await ask("query", { query: "count by (job) (last_over_time(spherescale_ranks[7d]))" });
   const jobs = found.result.map(({ metric }) => metric.job).sort();
   if (!jobs.length) throw new Error("no run has been scraped yet: is it training, and is log.metrics_port set?");
   const chosen = jobs.includes($("job").value) ? $("job").value : jobs[0];

@@ -47,6 +47,17 @@ def wait_until_scraped(base: str, name: str, value: float) -> None:
     wait_for(lambda: [got for _, got in query(base, f'{name}{{job="faces"}}')] == [value], missing=(name, value))
 
 
+def stop_halfway(base: str, folder: Path, name: str) -> None:
+    """A run of that name that starts, stops and is reported."""
+    with Telemetry(rank=0, host="h", job=name) as run:
+        run.set("planned_steps", 1000)
+        run.set("step", 10)
+        run.serve(0)
+        run.announce(folder / "targets")
+        wait_for(lambda: query(base, f'job:spherescale_steps_left:min{{job="{name}"}}'))
+    wait_for(lambda: query(base, f'ALERTS{{alertname="RunStopped", alertstate="firing", job="{name}"}}'))
+
+
 def test_a_run_that_is_stopped_halfway_is_reported_until_it_is_resumed(prometheus: str, tmp_path: Path) -> None:
     run = start(tmp_path, 10)
     wait_until_scraped(prometheus, "job:spherescale_steps_left:min", 990)
@@ -68,13 +79,7 @@ def test_a_run_that_ends_after_its_last_step_is_not_reported(prometheus: str, tm
         wait_until_scraped(prometheus, "job:spherescale_steps_left:min", 0)
     # Two other runs show when its alert would have come: one stopped meanwhile, and one after.
     for name in ("first", "second"):
-        with Telemetry(rank=0, host="h", job=name) as other:
-            other.set("planned_steps", 1000)
-            other.set("step", 10)
-            other.serve(0)
-            other.announce(tmp_path / "targets")
-            wait_for(lambda: query(prometheus, f'job:spherescale_steps_left:min{{job="{name}"}}'))
-        wait_for(lambda: query(prometheus, f'ALERTS{{alertname="RunStopped", alertstate="firing", job="{name}"}}'))
+        stop_halfway(prometheus, tmp_path, name)
     assert firing(prometheus) == set()
 
 
