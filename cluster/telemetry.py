@@ -7,6 +7,7 @@ reads a 0 that nothing has set. An update costs about a microsecond; nothing is 
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -161,19 +162,15 @@ class Telemetry:
     def serve(self, port: int, address: str = "127.0.0.1", tls: Tls | None = None) -> int | None:
         """Start the HTTP endpoint, over TLS if given, in a daemon thread; returns its port (`port` 0: any free one).
 
-        Set what is known before: the first scrape may come at once. A run must not die of its monitoring: if the
-        endpoint cannot start, one warning says why and what to do, and the result is None.
+        Set what is known before: the first scrape may come at once. If the port is taken, any free one is used, with a
+        warning; targets are files, so Prometheus finds it. A run must not die of its monitoring: if no endpoint can
+        start, a warning says why, and the result is None.
         """
         try:
-            self._server = start_http_server(port, address, self.registry, **_tls_arguments(tls))
+            self._server = self._start(port, address, tls)
         except OSError as error:
-            logger.warning(
-                "telemetry: no endpoint on %s port %d (%s); the run goes on without one: "
-                "free the port, or choose another telemetry port (0 takes any free one)",
-                address,
-                port,
-                error.strerror or error,
-            )
+            reason = error.strerror or error
+            logger.warning("telemetry: no endpoint on %s port %d (%s); the run has no metrics", address, port, reason)
             return None
         server = self._server[0]
         if tls is not None:
@@ -182,6 +179,16 @@ class Telemetry:
             server.socket.do_handshake_on_connect = False  # type: ignore[attr-defined]  # it is an SSLSocket
             server.handle_error = _log_refused_client  # type: ignore[method-assign,assignment]
         return int(server.server_port)
+
+    def _start(self, port: int, address: str, tls: Tls | None) -> tuple[WSGIServer, threading.Thread]:
+        try:
+            return start_http_server(port, address, self.registry, **_tls_arguments(tls))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or port == 0:
+                raise
+        server, thread = start_http_server(0, address, self.registry, **_tls_arguments(tls))
+        logger.warning("telemetry: %s port %d is in use; serving on port %d", address, port, server.server_port)
+        return server, thread
 
     def announce(self, folder: Path, num_ranks: int | None = None) -> Path:
         """Write `folder/<job>-<rank>.json`, by which Prometheus finds this endpoint (``file_sd_configs``).
@@ -204,7 +211,8 @@ class Telemetry:
         # Prometheus watches the folder: it must never read half a file.
         aside = self._target.with_suffix(".tmp")
         scheme = {"__scheme__": self._scheme} if self._scheme != "http" else {}
-        aside.write_text(json.dumps([{"targets": [f"{reachable}:{port}"], "labels": self.labels | scheme}]))
+        target = f"[{reachable}]:{port}" if ":" in reachable else f"{reachable}:{port}"
+        aside.write_text(json.dumps([{"targets": [target], "labels": self.labels | scheme}]))
         aside.replace(self._target)
         return self._target
 

@@ -8,10 +8,12 @@ if they want a client's certificate, --certificate and --key.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -76,7 +78,9 @@ def configure(run: Path, ca: Path | None = None, certificate: Path | None = None
 
 @contextmanager
 def prometheus(run: Path, port: int) -> Iterator[str]:
-    """Run a Prometheus on the run's folder while the context lasts; yields its URL. `port` 0: any free one.
+    """Run a Prometheus on the run's folder while the context lasts; yields its URL.
+
+    `port` 0 takes any free port, and so does one that is in use.
 
     Raises:
         MonitorError: if it is not installed or does not start, with the last line of its log.
@@ -87,7 +91,7 @@ def prometheus(run: Path, port: int) -> Iterator[str]:
     log = run / "prometheus.log"
     command = [program, f"--config.file={run / 'prometheus.yml'}", f"--storage.tsdb.path={run / 'prometheus'}"]
     # A run may take months; by default Prometheus deletes data after 15 days.
-    command += [f"--web.listen-address=127.0.0.1:{port}", "--storage.tsdb.retention.time=1y"]
+    command += [f"--web.listen-address=127.0.0.1:{free_or_any('127.0.0.1', port)}", "--storage.tsdb.retention.time=1y"]
     with log.open("w") as output:
         # In a session of its own, since Ctrl-C on the terminal is for this process, which then ends Prometheus.
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
@@ -118,24 +122,47 @@ def _answers(url: str) -> bool:
 
 @contextmanager
 def serving(address: str, port: int, base: str) -> Iterator[str]:
-    """Serve the page while the context lasts; yields its URL. `port` 0: any free one.
+    """Serve the page while the context lasts; yields its URL.
+
+    `port` 0 takes any free port, and so does one that is in use.
 
     Raises:
-        MonitorError: if the port is taken.
+        MonitorError: if the address cannot be listened on.
     """
+    server_class = type("_Server", (ThreadingHTTPServer,), {"address_family": _family(address)})
     try:
-        server = ThreadingHTTPServer((address, port), partial(_Handler, base, build_page().encode()))
+        where = (address, free_or_any(address, port))
+        server = server_class(where, partial(_Handler, base, build_page().encode()))
     except OSError as error:
-        raise MonitorError(
-            f"port {port} of {address}: {error.strerror}; wanted a free one, name it with --port"
-        ) from None
+        raise MonitorError(f"--address {address}: {error.strerror}; wanted an address of this machine") from None
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://{address}:{server.server_port}"
+        yield f"http://{f'[{address}]' if ':' in address else address}:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
+
+
+def free_or_any(address: str, port: int) -> int:
+    """`port` if it is free on `address`, else 0, which takes any free one.
+
+    Raises:
+        OSError: if the address is not of this machine.
+    """
+    with socket.socket(_family(address)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do, or a recent port seems taken
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return 0
+    return port
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def build_page() -> str:
@@ -204,11 +231,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, during the run or after it")
-    parser.add_argument("--port", type=int, default=9099, help="the page's port (default %(default)s; 0: any free one)")
-    parser.add_argument("--address", default="127.0.0.1", help="the page's address (default %(default)s)")
     parser.add_argument(
-        "--prometheus-port", type=int, default=9090, metavar="PORT", help="(default %(default)s; 0: any)"
+        "--port", type=int, default=9099, help="the page's port (default %(default)s; 0 or in use: any free one)"
     )
+    parser.add_argument("--address", default="127.0.0.1", help="the page's address (default %(default)s)")
+    parser.add_argument("--prometheus-port", type=int, default=9090, metavar="PORT", help="(default %(default)s)")
     parser.add_argument(
         "--ca", type=Path, metavar="FILE", help="authority that signed the endpoints' certificates (PEM)"
     )

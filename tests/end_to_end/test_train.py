@@ -184,7 +184,7 @@ def test_a_taken_port_is_told_and_the_run_goes_on(shards: Path, tmp_path: Path) 
         port = taken.getsockname()[1]
         recipe = write_recipe(tmp_path / "recipe.yaml", shards, 2, port=port)
         output = train(tmp_path, 1, "--recipe", recipe, "--run", "run")
-    assert f"no endpoint on 127.0.0.1 port {port}" in output
+    assert f"127.0.0.1 port {port} is in use; serving on port " in output
     assert complete_steps(tmp_path / "run")[-1] == 2
 
 

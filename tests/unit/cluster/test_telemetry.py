@@ -155,16 +155,32 @@ def test_a_gpu_that_cannot_be_read_fails_no_scrape(monkeypatch: pytest.MonkeyPat
         assert got["spherescale_gpu_allocated_bytes", ""] == 5
 
 
-def test_a_taken_port_is_a_warning_and_not_an_error(telemetry: Telemetry, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_port_in_use_is_a_warning_and_another_is_taken(
+    telemetry: Telemetry, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
     port = serve(telemetry)
-    second = Telemetry(rank=3, host="node-1", job="demo")
-    with caplog.at_level(logging.WARNING, "cluster.telemetry"):
-        assert second.serve(port) is None
+    with (
+        caplog.at_level(logging.WARNING, "cluster.telemetry"),
+        Telemetry(rank=3, host="node-1", job="demo") as second,
+    ):
+        second.set("loss", 1.0)
+        other = serve(second, port)
+        assert other != port
+        assert scrape(other)["spherescale_loss", ""] == 1
+        assert json.loads(second.announce(tmp_path).read_text())[0]["targets"] == [f"127.0.0.1:{other}"]
     (record,) = caplog.records
-    assert f"port {port} (Address already in use)" in record.getMessage()
-    assert "choose another telemetry port" in record.getMessage()
-    second.set("loss", 1.0)
-    second.close()
+    assert f"127.0.0.1 port {port} is in use; serving on port {other}" in record.getMessage()
+
+
+def test_an_address_of_another_machine_is_a_warning_and_not_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        caplog.at_level(logging.WARNING, "cluster.telemetry"),
+        Telemetry(rank=3, host="node-1", job="demo") as telemetry,
+    ):
+        assert telemetry.serve(0, "192.0.2.1") is None
+        telemetry.set("loss", 1.0)
+    (record,) = caplog.records
+    assert "no endpoint on 192.0.2.1 port 0 (Cannot assign requested address)" in record.getMessage()
 
 
 def test_two_endpoints_in_one_process_are_apart(telemetry: Telemetry) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,8 +15,10 @@ import yaml
 from cluster.monitoring import live
 from cluster.monitoring.panels import PANELS, TILES
 from cluster.monitoring.runbooks import read_runbooks
+from tests.unit.cluster.monitoring.test_monitoring import has_ipv6, needs_prometheus
 
 MONITORING = Path(live.__file__).parent
+ALONE = "127.44.3.2"  # on 127.0.0.1 another process could be given a port that this test wants
 
 
 class Echo(BaseHTTPRequestHandler):
@@ -80,14 +83,44 @@ def test_an_error_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(live.MonitorError, match=r"none: no such folder; wanted that of a run"):
         live.configure(tmp_path / "none")
     with (
-        live.serving("127.0.0.1", 0, "http://x") as page,
-        pytest.raises(live.MonitorError, match="Address already in use; wanted a free one"),
-        live.serving("127.0.0.1", int(page.rpartition(":")[2]), "http://x"),
+        pytest.raises(
+            live.MonitorError, match=r"--address 192\.0\.2\.1: Cannot assign requested address; wanted an addr"
+        ),
+        live.serving("192.0.2.1", 0, "http://x"),
     ):
         pass
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(live.MonitorError, match="'prometheus' not found: install it"), live.prometheus(tmp_path, 0):
         pass
+
+
+def test_a_page_whose_port_is_in_use_takes_another() -> None:
+    with live.serving("127.0.0.1", 0, "http://x") as first:
+        port = int(first.rpartition(":")[2])
+        with live.serving("127.0.0.1", port, "http://x") as second:
+            assert second != first
+            assert get(second)[0] == 200
+        with live.serving(ALONE, port, "http://x") as third:
+            assert third == f"http://{ALONE}:{port}", "a port that is free is taken"
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="needs IPv6 on loopback")
+def test_a_page_has_an_ipv6_address_in_brackets() -> None:
+    with live.serving("::1", 0, "http://x") as page:
+        assert page.startswith("http://[::1]:")
+        assert get(page)[0] == 200
+
+
+@needs_prometheus
+def test_a_prometheus_whose_port_is_in_use_takes_another(tmp_path: Path) -> None:
+    live.configure(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with live.prometheus(tmp_path, port) as base:
+            assert base != f"http://127.0.0.1:{port}"
+            assert get(f"{base}/-/ready")[0] == 200
 
 
 def test_a_prometheus_that_does_not_start_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import socket
 import subprocess
 import time
 import urllib.parse
@@ -37,6 +38,15 @@ needs_promtool = pytest.mark.skipif(
 needs_prometheus = pytest.mark.skipif(
     not shutil.which("prometheus"), reason="needs prometheus (Debian: apt-get install prometheus)"
 )
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
 
 
 def exposed_names() -> set[str]:
@@ -161,6 +171,20 @@ def test_prometheus_finds_ranks_keeps_their_labels_and_sees_one_go(prometheus: s
 
     ranks[0].close()
     wait_for(lambda: len(query(prometheus, "up")) == 1)  # ended normally: no target, no alert
+
+
+@needs_prometheus
+@pytest.mark.skipif(not has_ipv6(), reason="needs IPv6 on loopback")
+def test_prometheus_finds_an_endpoint_on_ipv6_whose_port_was_in_use(prometheus: str, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET6) as taken, Telemetry(rank=0, host="h", job="j") as telemetry:
+        taken.bind(("::1", 0))
+        taken.listen()
+        busy = taken.getsockname()[1]
+        port = telemetry.serve(busy, "::1")
+        assert port not in (None, busy)
+        file = telemetry.announce(tmp_path / "targets")
+        assert json.loads(file.read_text())[0]["targets"] == [f"[::1]:{port}"]
+        wait_for(lambda: [value for labels, value in query(prometheus, "up") if labels["job"] == "j"] == [1])
 
 
 def test_every_metric_is_read_by_a_panel_or_an_alert() -> None:
