@@ -20,13 +20,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+from cluster.monitoring.notifier import Notifier, notifying
 from cluster.monitoring.panels import PANELS, TILES, TITLES
 from cluster.monitoring.runbooks import read_runbooks
 from cluster.stop import exit_with
@@ -48,10 +49,11 @@ def main() -> int:
         with (
             prometheus(args.run, args.prometheus_port) as base,
             serving(args.address, args.port, base) as page,
+            notifying(Notifier(args.webhook, base, page)) if args.webhook else nullcontext(),
         ):
             print(f"watching {args.run}: {page}   (Prometheus itself: {base}; Ctrl-C ends both)", flush=True)
             signal.pause()
-    except (MonitorError, OSError) as error:
+    except (MonitorError, ValueError, OSError) as error:
         print(f"monitor: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -236,6 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--address", default="127.0.0.1", help="the page's address (default %(default)s)")
     parser.add_argument("--prometheus-port", type=int, default=9090, metavar="PORT", help="(default %(default)s)")
+    parser.add_argument("--webhook", metavar="URL", help="post alerts there, as Prometheus' Alertmanager does")
     parser.add_argument(
         "--ca", type=Path, metavar="FILE", help="authority that signed the endpoints' certificates (PEM)"
     )
