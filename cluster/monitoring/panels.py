@@ -37,11 +37,17 @@ class Panel:
 
 @dataclass(frozen=True)
 class Tile:
-    """One number about the run as it is now: its title, its query, and its unit as in `Panel`."""
+    """One number about the run.
+
+    Args:
+        title, query, unit: as in `Panel`; the query has one result.
+        present: only a run that answers has it. Others are shown with their age after the run is gone.
+    """
 
     title: str
     query: str
     unit: Literal["seconds", "bytes", "share", ""] = ""
+    present: bool = False
 
 
 _JOB = '{job="$job"}'
@@ -77,16 +83,17 @@ TILES = (
     Tile("Step", f"max(spherescale_step{_JOB})"),
     Tile("Samples trained on", f"max(spherescale_position_samples{_JOB})"),
     Tile("Loss", f"max(spherescale_loss{_JOB})"),
-    Tile("Samples per second", f"sum({_pace('spherescale_samples_total')})"),
+    Tile("Samples per second", f"sum({_pace('spherescale_samples_total')})", present=True),
     Tile(
         "Time left",
         f"(max(spherescale_planned_steps{_JOB}) - max(spherescale_step{_JOB}))"
         f" / (max({_pace('spherescale_step_seconds_count')}) > 0)",
         "seconds",
+        present=True,
     ),
-    Tile("Ranks that answer", f"sum(up{_JOB})"),
-    Tile("Slowest / median rank", f"max(job:spherescale_straggler:ratio{_JOB})"),
-    Tile("Age of the last checkpoint", f"min(spherescale_checkpoint_age_seconds{_JOB})", "seconds"),
+    Tile("Ranks that answer", f"sum(up{_JOB})", present=True),
+    Tile("Slowest / median rank", f"max(job:spherescale_straggler:ratio{_JOB})", present=True),
+    Tile("Age of the last checkpoint", f"min(spherescale_checkpoint_age_seconds{_JOB})", "seconds", present=True),
 )
 
 TITLES = {"run": "Run", "ranks": "Ranks", "data": "Data", "head": "Head and loss", "checkpoints": "Checkpoints"}

@@ -2,6 +2,7 @@
 
 const TABLE = JSON.parse(document.getElementById("table").textContent);
 const REFRESH_SECONDS = 5, POINTS = 180;
+const FROZEN_SECONDS = 150; // the last step is known to two minutes: a rate over one, looked up once a minute
 const $ = id => document.getElementById(id);
 
 async function ask(path, parameters) {
@@ -16,7 +17,8 @@ async function ask(path, parameters) {
 const quoted = text => text.replace(/[\\"]/g, "\\$&");
 const filled = (query, view) => query.replaceAll("$job", quoted(view.job)).replaceAll("$window", `${view.window}s`);
 const legend = (text, labels) => text.replace(/\{\{(\w+)\}\}/g, (_, label) => labels[label] ?? "");
-const now = async (query, view) => (await ask("query", { query: filled(query, view), time: view.end })).result;
+const at = async (query, view, time) => (await ask("query", { query: filled(query, view), time })).result;
+const valueAt = async (query, view, time) => Number((await at(query, view, time))[0]?.value[1] ?? NaN);
 
 async function seriesOf(panel, view) {
   const { start, end, step } = view;
@@ -32,24 +34,49 @@ async function seriesOf(panel, view) {
   return shown.sort((a, b) => a.short.localeCompare(b.short, "en", { numeric: true })); // a rank has one colour everywhere
 }
 
-// The run to show and the time span: up to now, and from no earlier than the first scrape of the run.
+// The run to show and the time span: up to now or, if no rank answers, to the last scrape; from the first scrape at the
+// earliest. `moved` is the time of the last step.
 async function look() {
-  const span = Number($("span").value), step = Math.max(5, Math.round(span / POINTS));
-  const end = Math.floor(Date.now() / 1000 / step) * step, view = { job: $("job").value, step, end, window: Math.max(30, 4 * step) };
-  const seen = await ask("query_range", { query: filled('count(up{job="$job"})', view), start: end - span, end, step });
-  const first = seen.result[0]?.values[0][0] ?? end - span;
-  return { ...view, start: Math.min(first, end - 12 * step) };
+  const span = Number($("span").value), step = Math.max(5, Math.round(span / POINTS)), today = Date.now() / 1000;
+  const view = { job: $("job").value, step, now: today, window: Math.max(30, 4 * step) };
+  view.answers = (await valueAt('sum(up{job="$job"})', view, today)) > 0;
+  view.seen = view.answers ? today : await lastScrape(view);
+  view.end = view.answers || isNaN(view.seen) ? Math.floor(today / step) * step : view.seen;
+  view.moved = await valueAt('max(max_over_time(timestamp(job:spherescale_steps:rate1m{job="$job"} > 0)[1d:1m]))', view, view.end);
+  view.frozen = view.answers && today - view.moved > FROZEN_SECONDS;
+  const seen = await ask("query_range", { query: filled('count(spherescale_ranks{job="$job"})', view), start: view.end - span, end: view.end, step });
+  const first = seen.result[0]?.values[0][0] ?? view.end - span;
+  return { ...view, start: Math.min(first, view.end - 12 * step) };
+}
+
+// The time of the last scrape of a run that no longer answers, NaN if it is not found: first roughly, then exactly. It is
+// read from a rule's result, which is one series however many ranks there are.
+async function lastScrape(view) {
+  const scrapes = 'timestamp(job:spherescale_steps_left:min{job="$job"})';
+  for (const [back, step] of [["10m", 5], ["7d", 60], ["1y", 3600]]) {
+    const known = await valueAt(`max_over_time(${scrapes}[${back}:${step}s])`, view, view.now);
+    if (!Number.isFinite(known)) continue;
+    const end = Math.min(known + step + REFRESH_SECONDS, view.now);
+    const { result } = await ask("query_range", { query: filled(scrapes, view), start: known, end, step: REFRESH_SECONDS });
+    return Math.max(known, ...(result[0]?.values ?? []).map(([, value]) => Number(value)));
+  }
+  return NaN;
 }
 
 // --- parts of the page ---
 
+// A run that is gone has its last values with their age, and no speed or time left; one that hangs, the age of its step.
 async function drawTiles(view) {
-  const values = await Promise.all(TABLE.tiles.map(tile => now(tile.query, view)));
+  const values = await Promise.all(TABLE.tiles.map(tile => !view.answers && tile.present ? NaN : valueAt(tile.query, view, view.end)));
   $("tiles").replaceChildren(...TABLE.tiles.map((tile, i) => {
-    const text = values[i].length ? number(Number(values[i][0].value[1]), tile.unit) : "–";
-    return element("div", { class: "tile" }, element("b", {}, text), element("span", {}, tile.title));
+    const box = element("div", { class: "tile" }, element("b", {}, Number.isFinite(values[i]) ? number(values[i], tile.unit) : "–"), element("span", {}, tile.title));
+    const since = view.answers ? view.moved : view.seen;
+    if ((!view.answers || view.frozen) && !tile.present && Number.isFinite(values[i])) box.append(element("small", {}, ago(since)));
+    return box;
   }));
 }
+
+const ago = time => `${number(Math.max(0, Date.now() / 1000 - time), "seconds", 2)} ago`;
 
 async function drawPanel(panel, card, view) {
   const series = await seriesOf(panel, view), plot = card.querySelector(".plot"), heat = panel.kind === "heatmap";
@@ -85,7 +112,18 @@ async function drawAlerts(view) {
   const sorted = Object.values(groups).sort((a, b) => urgency(b[0]) - urgency(a[0]));
   const open = new Set([...document.querySelectorAll("#alerts details[open]")].map(one => one.dataset.key));
   const boxes = await Promise.all(sorted.map(group => alertBox(group, view, open)));
-  $("alerts").replaceChildren(...(boxes.length ? boxes : [element("div", { class: "quiet" }, "No alert is firing")]));
+  const words = await condition(view);
+  if (words || !boxes.length) boxes.unshift(element("div", { class: words ? "gone" : "quiet" }, words || "No alert is firing"));
+  $("alerts").replaceChildren(...boxes);
+}
+
+// Why the run is not training, or nothing if it is.
+async function condition(view) {
+  if (view.frozen) return `No training step for about ${ago(view.moved).replace(" ago", "")}.`;
+  if (view.answers) return Number.isFinite(view.moved) ? "" : "No training step yet.";
+  const left = await valueAt('max(spherescale_planned_steps{job="$job"}) - max(spherescale_step{job="$job"})', view, view.end);
+  const place = left > 0 ? ` It was last seen with ${number(left)} steps left.` : left === 0 ? " All of its steps were done." : "";
+  return `No rank answers${isNaN(view.seen) ? "" : `: the last scrape was ${ago(view.seen)}`}.${place}`;
 }
 
 const keyOf = alert => `${alert.state} ${alert.labels.alertname}`;
@@ -102,7 +140,7 @@ async function alertBox(group, view, open) {
   if (group.length > 1) box.append(element("ul", {}, ...group.slice(0, 20).map(alert => element("li", {}, alert.annotations.summary))));
   box.append(element("p", {}, ...prose(group[0].annotations.description ?? "")));
   if (runbook) {
-    const query = filled(runbook.query, view), answer = await now(runbook.query, view);
+    const query = filled(runbook.query, view), answer = await at(runbook.query, view, view.now);
     box.append(element("p", {}, ...prose(runbook.meaning)), element("p", {}, ...prose(runbook.shows)));
     box.append(element("pre", {}, query), answerTable(answer, runbook.query));
     box.append(element("ol", {}, ...runbook.steps.map(step => element("li", {}, ...prose(step)))));
@@ -140,8 +178,12 @@ function layOut() {
 }
 
 async function findRuns() {
-  const found = await ask("query", { query: "count by (job) (last_over_time(spherescale_ranks[7d]))" });
-  const jobs = found.result.map(({ metric }) => metric.job).sort();
+  let jobs = [];
+  for (const back of ["7d", "1y"]) {
+    if (jobs.length) break;
+    const found = await ask("query", { query: `count by (job) (last_over_time(spherescale_ranks[${back}]))` });
+    jobs = found.result.map(({ metric }) => metric.job).sort();
+  }
   if (!jobs.length) throw new Error("no run has been scraped yet: is it training, and is log.metrics_port set?");
   const chosen = jobs.includes($("job").value) ? $("job").value : jobs[0];
   $("job").replaceChildren(...jobs.map(job => element("option", { value: job }, job)));
@@ -157,11 +199,12 @@ async function refresh(cards) {
     await findRuns();
     const view = await look();
     await Promise.all([drawTiles(view), drawAlerts(view), ...cards.map(([panel, card]) => drawPanel(panel, card, view))]);
-    $("state").textContent = `as of ${clock(Date.now() / 1000, 0)}`;
-    $("state").className = "";
+    $("state").textContent = view.answers ? `as of ${clock(view.now, 0)}` : `last scrape: ${isNaN(view.seen) ? "unknown" : clock(view.seen, 86401)}`;
+    $("state").className = view.answers ? "" : "lost";
   } catch (error) {
     $("state").textContent = `not current: ${error.message}`;
     $("state").className = "lost";
+    $("alerts").replaceChildren(element("div", { class: "gone" }, "It is not known which alerts are firing."));
   }
 }
 
