@@ -323,6 +323,6 @@ def test_progress_is_served_to_prometheus_while_it_runs(faces: Path, tmp_path: P
     finally:
         running.kill()
         running.wait()
-    assert samples["spherescale_sharding_samples"] == 20_000
+    assert samples["spherescale_samples_to_shard"] == 20_000
     assert 1 <= samples["spherescale_sharded_samples_total"] < 20_000
     assert samples["spherescale_sharded_bytes_total"] >= 20_000 * samples["spherescale_sharded_samples_total"]
