@@ -36,7 +36,7 @@ from pipeline.reading.tars import ShardSet
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe, RecipeError, check_against_set
 from pipeline.run.checkpoint import CheckpointError
-from pipeline.shards.errors import ShardError
+from pipeline.shards.manifest import ShardError
 
 
 def main() -> int:

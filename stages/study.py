@@ -46,7 +46,7 @@ from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Recipe, check_against_set
 from pipeline.run.checkpoint import has_reached
 from pipeline.run.metrics_log import read_metrics
-from pipeline.shards.errors import ShardError
+from pipeline.shards.manifest import ShardError
 
 STAGES = Path(__file__).resolve().parent
 POLL_SECONDS = 1.0

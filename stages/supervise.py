@@ -33,7 +33,7 @@ from pipeline.reading.tars import ShardSet
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe, RecipeError, check_against_set
 from pipeline.run.checkpoint import has_reached
-from pipeline.shards.errors import ShardError
+from pipeline.shards.manifest import ShardError
 
 TRAIN = Path(__file__).with_name("train.py")
 

@@ -47,7 +47,7 @@ from pipeline.recipe.schema import Recipe, RecipeError, check_against_set
 from pipeline.run.changes import changes, flat
 from pipeline.run.checkpoint import CheckpointError, complete_steps, newest_whole
 from pipeline.run.record import record_run, restarts_of
-from pipeline.shards.errors import ShardError
+from pipeline.shards.manifest import ShardError
 from pipeline.training.errors import NonFiniteError, UnsavedError
 
 if TYPE_CHECKING:

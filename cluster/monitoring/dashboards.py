@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent / "grafana"
 
 # By file name: the title, a metric that every run of this kind exports, and the panels.
 BOARDS = {group: (TITLES[group], "spherescale_ranks", panels) for group, panels in PANELS.items()}
-BOARDS["shards"] = ("Shards", "spherescale_sharding_samples", SHARDING)
+BOARDS["shards"] = ("Shards", "spherescale_samples_to_shard", SHARDING)
 
 _UNITS = {"seconds": "s", "bytes": "bytes", "share": "percentunit", "": "short"}
 _SOURCE = DataSourceRef(type_val="prometheus", uid="$datasource")

@@ -92,11 +92,11 @@ def test_only_a_softmax_has_a_lambda() -> None:
 def test_no_margin_reads_what_it_is_not_given() -> None:
     """x is scaled and rows are scaled: a cosine does not change, the logit of a kept norm grows with x alone."""
     x, rows = pairs()
-    for name in KEYS:
+    for name, keys in KEYS.items():
         margin = MARGINS.parse(name)
         once = margin.target_logit(Target(x, rows), 5.0, {})
         twice = margin.target_logit(Target(2 * x, 3 * rows), 5.0, {})
-        factor = 6 if name == "softmax" else 1 if "scale" in KEYS[name] else 2
+        factor = 6 if name == "softmax" else 1 if "scale" in keys else 2
         torch.testing.assert_close(twice, factor * once)
 
 
