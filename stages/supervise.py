@@ -26,15 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.hosts import HERE, assign, read_hostfile
-from cluster.launcher import Launcher
+from cluster.launcher import GiveUpError, Launcher, Restarts
 from cluster.stop import EXIT_REFUSED, EXIT_STOPPED, exit_with
-from cluster.supervision import GiveUpError, Restarts
 from pipeline.evaluation.sets import VerificationSet, is_finished, sets_of
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe, RecipeError, check_against_set
 from pipeline.run.checkpoint import has_reached
-from pipeline.shards.errors import ShardError
+from pipeline.shards.manifest import ShardError
 
 TRAIN = Path(__file__).with_name("train.py")
 

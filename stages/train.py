@@ -47,7 +47,7 @@ from pipeline.recipe.schema import Recipe, RecipeError, check_against_set
 from pipeline.run.changes import changes, flat
 from pipeline.run.checkpoint import CheckpointError, complete_steps, newest_whole
 from pipeline.run.record import record_run, restarts_of
-from pipeline.shards.errors import ShardError
+from pipeline.shards.manifest import ShardError
 from pipeline.training.errors import NonFiniteError, UnsavedError
 
 if TYPE_CHECKING:
@@ -226,8 +226,8 @@ def watched_train(trainer: Trainer, evaluator: Evaluator, together: Together, st
         watchdog,
         naming_lost_ranks(watchdog),
     ):
-        serve(telemetry, recipe, topology, trainer.run)
         exporter = Exporter(telemetry, trainer, restarts)
+        serve(telemetry, recipe, topology, trainer.run)  # after all that is known is set: the first scrape is whole
 
         def evaluate() -> None:
             with watchdog.patient("an evaluation"):
@@ -245,7 +245,7 @@ def watched_train(trainer: Trainer, evaluator: Evaluator, together: Together, st
         for record in telling_of_the_first(trainer.train(lambda: bool(stop.asked))):
             watchdog.tick(record.step)
             window.add(record)
-            exporter.export(record, window)
+            exporter.export(record)
             shown = record.step % recipe.log.every == 0 or record.stall_seconds is not None
             if metrics and progress and shown and not record.skipped:
                 metrics.write(record, window)

@@ -81,9 +81,10 @@ def _describe(section: type[Section], prefix: str) -> Iterator[str]:
         inner = _section_in(field.annotation)
         if choices:
             yield _describe_field(key, field)
+            each = key if isinstance(field.annotation, type) else f"{key}[]"
             for chosen, names in choices.by_section().items():
-                yield f"\n{key}.name: {', '.join(names)}: {inspect.getdoc(chosen)}"
-                yield from _describe(chosen, f"{key}.")
+                yield f"\n{each}.name: {', '.join(names)}: {inspect.getdoc(chosen)}"
+                yield from _describe(chosen, f"{each}.")
         elif inner is None:
             yield _describe_field(key, field)
         else:
@@ -93,8 +94,9 @@ def _describe(section: type[Section], prefix: str) -> Iterator[str]:
 
 
 def _choices_in(field: FieldInfo) -> Choices[Any] | None:
-    """The table that a field's section is chosen from; None for all other fields."""
-    return next((extra for extra in field.metadata if isinstance(extra, Choices)), None)
+    """The table that a field's section, or each of a tuple of them, is chosen from; None for all other fields."""
+    within = [extra for item in get_args(field.annotation) for extra in getattr(item, "__metadata__", ())]
+    return next((extra for extra in [*field.metadata, *within] if isinstance(extra, Choices)), None)
 
 
 def _section_in(annotation: Any) -> type[Section] | None:
@@ -106,9 +108,12 @@ def _section_in(annotation: Any) -> type[Section] | None:
 
 def _describe_field(key: str, field: Any) -> str:
     default = field.get_default(call_default_factory=True)
-    shown = default.model_dump(mode="json") if isinstance(default, Section) else default
-    said = "required" if field.is_required() else f"default {json.dumps(shown, default=str)}"
+    said = "required" if field.is_required() else f"default {json.dumps(default, default=_plain)}"
     return f"  {key} ({said})\n      {field.description}"
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, Section) else str(value)
 
 
 def _apply(tree: dict[str, Any], change: str) -> None:

@@ -1,7 +1,7 @@
 """Recipes of older versions as today's: the one place that knows keys of before.
 
 Until the margin became a section of its own, the keys of every margin lay side by side in ``head``, and a saved recipe
-had them all, read or not.
+had them all, read or not. Until there were other augmentations, ``data.mirror`` was true or false.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NEW_KEYS = {
         *("m", "scale", "angle", "cosine", "detached"),
         *("lambda_max", "lambda_min", "lambda_gamma", "lambda_power"),
     )
-}
+} | {"data.mirror": "data.augment"}
 
 
 def migrate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
@@ -26,11 +26,22 @@ def migrate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]
     Keys that the chosen margin does not read are dropped with no mention. A recipe without keys of before comes back as
     it is, and so does a section that is no section: the fault is for validation to report.
     """
-    head = tree.get("head")
-    if not isinstance(head, dict):
-        return tree, []
-    head, moved = _margin_section(head)
-    return tree | {"head": head}, moved
+    moved: list[tuple[str, str]] = []
+    for name, migrated in (("data", _data), ("head", _margin_section)):
+        section = tree.get(name)
+        if isinstance(section, dict):
+            section, keys = migrated(section)
+            tree, moved = tree | {name: section}, moved + keys
+    return tree, moved
+
+
+def _data(data: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    mirror = data.get("mirror")
+    if not isinstance(mirror, bool) or "augment" in data:
+        return data, []  # no recipe of before, and no recipe of today
+    augment = [{"name": "mirror", "probability": 0.5}] if mirror else []
+    rest = {key: value for key, value in data.items() if key != "mirror"}
+    return rest | {"augment": augment}, [("data.mirror", "data.augment")]
 
 
 def _margin_section(head: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:

@@ -196,23 +196,22 @@ class Exporter:
 
     def __init__(self, telemetry: Telemetry, trainer: Trainer, restarts: int = 0) -> None:
         self._telemetry, self._num_ranks = telemetry, trainer.topology.num_ranks
-        self._total_steps = trainer.recipe.optimizer.steps
         self._decode_failures = 0
         telemetry.set("ranks", self._num_ranks)
+        telemetry.set("step", trainer.step)
+        telemetry.set("planned_steps", trainer.recipe.optimizer.steps)
         telemetry.set("checkpoint_interval_steps", trainer.recipe.checkpoint.every)
         telemetry.set(
             "head_planned_bytes", planned_head_bytes(trainer.recipe, trainer.head.num_classes, self._num_ranks)
         )
         telemetry.add("restarts_total", restarts)
 
-    def export(self, record: Record, window: Window) -> None:
+    def export(self, record: Record) -> None:
         """Set every metric from one step; microseconds."""
         t = self._telemetry
         t.set("step", record.step)
         t.set("position_samples", record.step * record.samples)
         t.set("epoch", record.epoch)
-        left = (self._total_steps - record.step) * window.step_seconds
-        t.set("estimated_end_timestamp_seconds", time.time() + left)
         if record.skipped:
             t.add("skipped_steps_total", 1, record.skipped)
         else:
@@ -222,15 +221,13 @@ class Exporter:
             t.set("gradient_norm", record.gradient_norm)
             t.set("loss_over_chance_ratio", record.chance)
         if record.angles is not None:
-            t.set("target_beyond_pi_ratio", record.angles.beyond_pi)
+            t.set("margin_angle_beyond_pi_ratio", record.angles.beyond_pi)
             for percentile, angle in zip(PERCENTILES, record.angles.quantiles, strict=True):
                 t.set("target_angle_radians", angle, percentile)
         if record.anneal is not None:
             t.set("margin_lambda", record.anneal)
         t.set("learning_rate", record.learning_rate)
-        t.set("global_samples_per_second", window.samples_per_second)
-        t.set("rank_samples_per_second", window.samples_per_second / self._num_ranks)
-        t.set("prefetch_batches", record.ready)
+        t.set("prefetched_batches", record.ready)
         t.add("samples_total", record.samples / self._num_ranks)
         t.add("decode_failures_total", record.decode_failures - self._decode_failures)
         self._decode_failures = record.decode_failures

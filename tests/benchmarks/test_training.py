@@ -18,11 +18,11 @@ import torch.distributed as dist
 from cluster.process_group import process_group
 from cluster.telemetry import Telemetry
 from cluster.topology import Topology
-from pipeline.backbones import build_backbone
+from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.head.margins import Target
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe.schema import Backbone, Data, Optimizer, Recipe
+from pipeline.recipe.schema import Data, Optimizer, Recipe
 from pipeline.training.loop import Trainer
 from pipeline.training.watch import Exporter, MetricsFile, Window
 from tests.benchmarks.results import write
@@ -32,7 +32,7 @@ BATCH, STEPS, WARMUP, CLASSES, DIM = 16, 10, 2, 40, 512
 
 
 def bare_loop(device: torch.device) -> Callable[[], None]:
-    backbone = build_backbone("sphereface20", DIM).to(device)
+    backbone = SphereFaceBackbone(name="sphereface20", embedding_dim=DIM).build((112, 96)).to(device)
     rows = torch.nn.Parameter(torch.randn(CLASSES, DIM, device=device))
     sgd = torch.optim.SGD([*backbone.parameters(), rows], lr=0.01, momentum=0.9, weight_decay=5e-4)
     images = torch.randn(BATCH, 3, 112, 96, device=device)
@@ -57,7 +57,7 @@ def our_step(folder: Path, device: torch.device, group: dist.ProcessGroup) -> It
     shards = write_shards(folder, identities=CLASSES, images=8, height=112, width=96)
     recipe = Recipe(
         data=Data(shards=shards, global_batch=BATCH, decode_threads=1),
-        backbone=Backbone(name="sphereface20", embedding_dim=DIM),
+        backbone=SphereFaceBackbone(name="sphereface20", embedding_dim=DIM),
         optimizer=Optimizer(steps=10**6, learning_rate=0.01),
         deterministic=False,
     )

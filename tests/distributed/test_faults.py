@@ -16,10 +16,12 @@ from cluster.process_group import Together
 from cluster.stop import StopRequest
 from cluster.topology import Topology
 from cluster.watchdog import Watchdog
+from pipeline.backbones.iresnet import IResNetBackbone
+from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.evaluation.in_training import Evaluator
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe.schema import Backbone, Checkpoint, Data, Faults, Head, Optimizer, Recipe
+from pipeline.recipe.schema import Checkpoint, Data, Faults, Head, Optimizer, Recipe
 from pipeline.run.checkpoint import complete_steps
 from pipeline.training.errors import NonFiniteError
 from pipeline.training.loop import Trainer
@@ -40,7 +42,7 @@ def recipe(shards: Path, **changes: Any) -> Recipe:
     fields: dict[str, Any] = {
         "seed": 3,
         "data": Data(shards=shards, global_batch=12, streams=2, decode_threads=1),
-        "backbone": Backbone(name="sphereface4", embedding_dim=8),
+        "backbone": SphereFaceBackbone(name="sphereface4", embedding_dim=8),
         "head": Head(margin=ASoftmax(lambda_max=50, lambda_gamma=0.5)),
         "optimizer": Optimizer(steps=8, learning_rate=0.02),
         "checkpoint": Checkpoint(every=3),
@@ -95,7 +97,8 @@ def train_spoilt(rank: int, ranks: int, plan: Recipe, run: Path, how: str, stop_
 
 STAGES = [{"zero_stage": stage} for stage in (0, 1, 2, 3)]
 FUSED = {"head": Head(margin=ASoftmax(lambda_max=50, lambda_gamma=0.5), fused_update=True)}
-NORMALISED = {"backbone": Backbone(name="iresnet18", embedding_dim=8)}  # has statistics that a forward pass moves
+# has statistics that a forward pass moves
+NORMALISED = {"backbone": IResNetBackbone(name="iresnet18", embedding_dim=8)}
 
 
 @pytest.mark.parametrize(

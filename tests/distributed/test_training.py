@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from cluster.topology import Topology
 from pipeline import planning
-from pipeline.backbones import build_backbone
+from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.head.margins.softmax import ModifiedSoftmax
 from pipeline.head.rows import initial_rows
@@ -21,7 +21,7 @@ from pipeline.reading.dali import Decoder
 from pipeline.reading.order import Order
 from pipeline.reading.reader import Reader
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe.schema import Backbone, Checkpoint, Data, Faults, Head, Log, Optimizer, Phase, Recipe
+from pipeline.recipe.schema import Checkpoint, Data, Faults, Head, Log, Optimizer, Phase, Recipe
 from pipeline.run.checkpoint import load_backbone
 from pipeline.training.errors import NonFiniteError
 from pipeline.training.loop import Trainer
@@ -41,7 +41,7 @@ def recipe(shards: Path, **changes: Any) -> Recipe:
     fields: dict[str, Any] = {
         "seed": 3,
         "data": Data(shards=shards, global_batch=12, streams=2, decode_threads=1),
-        "backbone": Backbone(name="sphereface4", embedding_dim=8),
+        "backbone": SphereFaceBackbone(name="sphereface4", embedding_dim=8),
         "head": Head(margin=ASoftmax(lambda_max=50, lambda_gamma=0.5)),
         "optimizer": Optimizer(
             steps=STEPS, learning_rate=0.02, warmup_steps=3, milestones=(15,), bias_rate_factor=2, bias_weight_decay=0
@@ -72,13 +72,13 @@ def dense_run(plan: Recipe) -> dict[str, Any]:
     """The same run in float64 by the textbook: all rows and logits at once, SGD and schedules written out."""
     shards = ShardSet(plan.data.shards)
     torch.manual_seed(plan.seed)
-    backbone = build_backbone(plan.backbone.name, plan.backbone.embedding_dim, (32, 32)).double()
+    backbone = plan.backbone.build((32, 32)).double()
     rows = initial_rows(range(shards.manifest.identities), plan.backbone.embedding_dim, plan.seed).double()
     rows.requires_grad_()
     named = {**dict(backbone.named_parameters()), "rows": rows}
     velocity = {name: torch.zeros_like(p) for name, p in named.items()}
     order = Order(shards.samples_per_tar, plan.seed, plan.data.global_batch, plan.data.streams, plan.data.window)
-    reader = Reader(shards, order, Decoder(12, 32, 32, torch.device("cpu"), 1))
+    reader = Reader(shards, order, Decoder(12, 32, 32, torch.device("cpu"), 1, plan.data.augment))
     losses, gradient_norms = [], []
     for step in range(STEPS):
         batch = next(reader)

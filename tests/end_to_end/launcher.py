@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.faces import ROOT
+from tests.ports import free_port
 
 TRAIN = ROOT / "stages" / "train.py"
 DEEPSPEED = Path(sys.executable).with_name("deepspeed")
@@ -27,12 +27,6 @@ log: {{every: 1, metrics_port: {port}}}
 def write_recipe(path: Path, shards: Path, steps: int, port: int | str = "null") -> Path:
     path.write_text(RECIPE.format(shards=shards, steps=steps, port=port))
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start_training(folder: Path, ranks: int, *arguments: str | Path) -> subprocess.Popen[str]:

@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tests.end_to_end.launcher import DEEPSPEED, free_port, metrics
+from tests.end_to_end.launcher import DEEPSPEED, metrics
 from tests.faces import ROOT
 from tests.fault_table import Row, record
+from tests.ports import free_port
 
 PATIENCE_SECONDS = 300  # of a loaded machine; nothing waits so long that goes well
 

@@ -74,7 +74,7 @@ def test_a_killed_host_is_left_out_and_taken_back(
     output = supervised.output
     for rank in (0, 1):
         named = [line for line in output.splitlines() if f"rank {rank} on host{rank + 1}: " in line]
-        assert any("silent: rank 2 on host3 (no sign of life for" in line for line in named), output
+        assert any("silent: rank 2 on host3 (no heartbeat for" in line for line in named), output
     assert f"{hosts.addresses[2]} does not answer: left out" in output
     first, second, third = (line for line in output.splitlines() if line.startswith("supervise.py: start"))
     assert hosts.addresses[2] in first and hosts.addresses[2] not in second and hosts.addresses[2] in third
@@ -100,7 +100,7 @@ def test_a_host_cut_off_is_named_by_every_survivor_and_left_out(
         supervised.stop()
     output = supervised.output
     for rank in {0, 1, 2} - {lost}:
-        named = [line for line in output.splitlines() if f"rank {rank} on host{rank + 1}: nothing moved" in line]
+        named = [line for line in output.splitlines() if f"rank {rank} on host{rank + 1}: no progress" in line]
         assert len(named) == 1, output
         assert f"silent: rank {lost} on host{lost + 1}" in named[0]
     assert f"{hosts.addresses[lost]} does not answer: left out" in output

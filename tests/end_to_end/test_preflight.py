@@ -1,4 +1,4 @@
-"""Real hosts looked at before a run: all well, and each thing that can be wrong on one of them."""
+"""Preflight checks of real hosts: all well, and each fault that one of them can have."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.hosts import Hosts, why_not
-from tests.end_to_end.launcher import DEEPSPEED, free_port
+from tests.end_to_end.launcher import DEEPSPEED
 from tests.faces import ROOT
+from tests.ports import free_port
 
 REASON = why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -29,7 +30,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """A run's folder, and a set."""
+    """A run's folder, and a folder of shards."""
     shards = tmp_path / "shards"
     shards.mkdir()
     (shards / "manifest.json").write_text("{}")
@@ -39,7 +40,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def preflight(hosts: Hosts, folders: tuple[Path, Path], *arguments: object) -> tuple[int, str, str]:
-    """Exit code, the table, and the last line."""
+    """Exit code, the table, and standard error."""
     run, shards = folders
     variables = run.parent / "environment"
     variables.write_text("GLOO_SOCKET_IFNAME=eth0\nOMP_NUM_THREADS=1\n")
@@ -92,7 +93,7 @@ def test_a_host_that_has_something_else(hosts: Hosts, folders: tuple[Path, Path]
     run, shards = folders
     empty, changed, other_set = tmp_path / "empty", tmp_path / "changed.py", tmp_path / "other"
     empty.mkdir()
-    changed.write_text("# not what the others run\n")
+    changed.write_text("# other code\n")
     other_set.mkdir()
     (other_set / "manifest.json").write_text('{"another": 1}')
     there = {
@@ -106,13 +107,13 @@ def test_a_host_that_has_something_else(hosts: Hosts, folders: tuple[Path, Path]
     assert code == 1, table + error
     assert [name for name, state in states(table).items() if state == "FAILED"] == [what]
     assert f"preflight: {what}: {hosts.addresses[1]}: " in error
-    said = {
+    message = {
         "project": "No module named",
         "versions": "code: got",
         "shards": "0 tars",
         "run folder": "wanted what the first host wrote",
     }
-    assert said[what] in error
+    assert message[what] in error
 
 
 def test_no_room_and_a_taken_port(hosts: Hosts, folders: tuple[Path, Path]) -> None:

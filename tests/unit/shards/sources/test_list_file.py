@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.shards.build import make_shards
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.plan import make_plan
 from pipeline.shards.sources.detect import open_source
-from tests.shards import contents, noise
+from tests.shards import contents, made, noise
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ def test_7_and_07_may_be_two_people(images: Path) -> None:
 def test_a_list_becomes_shards(images: Path) -> None:
     (images / "list.txt").write_text("my face 0.jpg 1\nmy face 1.jpg 2\nabsent.jpg 2\nnothing\n")
     plan = make_plan(open_source(images / "list.txt"), images / "out", seed=0, samples_per_tar=9, size=None)
-    manifest = make_shards(plan)
+    manifest = made(plan)
     assert (manifest.samples, manifest.identities, manifest.made.source) == (2, 2, "list")
     assert (images / "out" / "rejected.tsv").read_text().splitlines()[1:] == [
         "absent.jpg\tunreadable: No such file or directory",

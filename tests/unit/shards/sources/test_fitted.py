@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pipeline.shards.build import make_shards
-from pipeline.shards.errors import SetAsideError
+from pipeline.shards.images import SetAsideError
 from pipeline.shards.plan import make_plan
 from pipeline.shards.sources.detect import open_source
 from pipeline.shards.sources.fitted import FittedSource, fit
