@@ -22,5 +22,5 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
     report = yield
     if report.skipped and os.environ.get("CI") and not item.get_closest_marker("gpu"):
         report.outcome = "failed"
-        report.longrepr = f"skipped in CI, where only the GPU may be missing: {report.longrepr}"
+        report.longrepr = f"skipped in CI, which has everything but a GPU: {report.longrepr}"
     return report

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from pipeline.evaluation.scoring.verification import FloatArray
+from numpy.typing import NDArray
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
@@ -36,7 +35,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     return [records[step] for step in sorted(records)]
 
 
-def series(records: list[dict[str, Any]], key: str) -> tuple[FloatArray, FloatArray]:
+def series(records: list[dict[str, Any]], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Steps and values of `key` where a record has a finite one, each `[n]`."""
     points = [(record["step"], record[key]) for record in records if _is_finite(record.get(key))]
     steps, values = zip(*points, strict=True) if points else ((), ())

@@ -48,8 +48,9 @@ def preflight(hosts: Hosts, folders: tuple[Path, Path], *arguments: object) -> t
     sizes = {"gradient_bytes": 4 * PARAMETERS, "embedding_bytes": 4 * 32 * 8}
     checkpoint_bytes = 2 * 4 * (1000 * 8 + PARAMETERS)
     plan.write_text(json.dumps({"hosts": {"ranks": 2, "checkpoint_bytes": checkpoint_bytes, **sizes}}))
-    command = [sys.executable, "-m", "cluster.preflight", "--hostfile", hosts.hostfile(), "--run", run]
-    command += ["--shards", shards, "--plan", plan, "--master-port", free_port(), *map(str, arguments)]
+    command: list[object] = [sys.executable, "-m", "cluster.preflight", "--hostfile", hosts.hostfile(), "--run", run]
+    command += ["--shards", shards, "--plan", plan, "--master-port", free_port()]
+    command += ["--probe-seconds", 120, "--exchange-seconds", 600, *arguments]  # of a busy machine
     done = subprocess.run(
         list(map(str, command)),
         cwd=ROOT,
@@ -81,7 +82,7 @@ def test_hosts_that_are_fit(hosts: Hosts, folders: tuple[Path, Path]) -> None:
 def test_a_host_that_does_not_answer(hosts: Hosts, folders: tuple[Path, Path]) -> None:
     hosts.unplug(1)
     try:
-        code, table, error = preflight(hosts, folders, "--free-gib", 0.001)
+        code, table, error = preflight(hosts, folders, "--free-gib", 0.001, "--probe-seconds", 30)
     finally:
         hosts.plug(1)
     assert code == 1 and states(table)["ssh"] == "FAILED" and "bandwidth" not in states(table)

@@ -97,6 +97,10 @@ def test_the_rule_sees_a_violation(tmp_path: Path) -> None:
     assert any(within(name, "nvidia") for name in found)
 
 
+# Modules that still import from a higher layer; to be emptied (this one belongs into training/, which it drives).
+NOT_YET_IN_LAYERS = {"pipeline/evaluation/in_training.py"}
+
+
 def layer_of(name: str) -> int:
     """The layer of a folder or module of pipeline/, by its name."""
     found = [number for number, names in enumerate(LAYERS) if name in names]
@@ -107,7 +111,7 @@ def layer_of(name: str) -> int:
 @pytest.mark.parametrize("path", [path for path in SOURCES if relative(path).startswith("pipeline/")], ids=relative)
 def test_the_folders_of_the_pipeline_import_only_from_lower_layers(path: Path) -> None:
     own = path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")
-    if own == "__init__":
+    if own == "__init__" or relative(path) in NOT_YET_IN_LAYERS:
         return
     for name in imported_modules(path):
         room, _, rest = name.partition(".")

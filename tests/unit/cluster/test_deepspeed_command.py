@@ -19,7 +19,7 @@ print(gone(), flush=True)
 # starts a rank, as the launcher does, and waits for it
 LAUNCHER = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
 
-# starts the launcher with the rest of its arguments, says its own number, and waits
+# starts the launcher with the rest of its arguments, prints its own number, and waits
 COMMAND = """
 import os, subprocess, sys
 print(os.getpid(), flush=True)
