@@ -56,8 +56,8 @@ _OWN = 'spherescale_step_part_seconds_total{job="$job", part!="communication"}'
 _WORK = f"sum by (rank, host) (rate({_OWN}[$window]))"
 _BY_PART = f"sum by (rank, host, part) (rate({_OWN}[$window]))"
 _STEPS = f"rate(spherescale_step_seconds_count{_JOB}[$window])"
-_NO_EVALUATION = "the recipe names no evaluation set"
-_NO_LAMBDA = "the margin of this run has no lambda"
+_NO_EVALUATION = "no evaluation yet, or the recipe names no evaluation set"
+_NO_LAMBDA = "no step yet, or the margin of this run has no lambda"
 
 
 def _gauge(name: str, legend: str, across: str = "max") -> tuple[tuple[str, str], ...]:
