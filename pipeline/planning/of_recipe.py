@@ -29,6 +29,8 @@ def job_of(recipe: Recipe, num_classes: int, num_ranks: int) -> Job:
         zero_stage=recipe.zero_stage,
         bf16=recipe.precision == "bfloat16",
         fused_update=recipe.head.fused_update,
+        slots=recipe.optimizer.slots_per_number(),
+        row_slots=recipe.optimizer.slots_per_row(),
     )
 
 

@@ -22,15 +22,16 @@ from pathlib import Path
 import torch
 
 from cluster.collectives import Group, barrier, gather_objects, rank_in
-from pipeline.files import sync, write_file
+from pipeline.files import named, sync, write_file
 from pipeline.run.best import kept_step
-from pipeline.run.checkpoint import BACKBONE, PARTIAL, Meta, State, complete_steps, path_of, rows_file
+from pipeline.run.checkpoint import BACKBONE, META, Meta, State, complete_steps, rows_file
+from pipeline.run.folder import PARTIAL, RunFolder
 from pipeline.run.tensor_file import FileFacts, write_tensors
 
 logger = logging.getLogger(__name__)
 
 # A file of rows is about this large: blocks enough that any number of ranks can share the checking of a checkpoint.
-_BLOCK_BYTES = 1 << 28
+BLOCK_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Saver:
     """
 
     def __init__(self, run: Path, group: Group, keep: int, keep_every: int | None = None) -> None:
-        self._run, self._group, self._keep, self._keep_every = run, group, keep, keep_every
+        self._run, self._folder, self._group = run, RunFolder(run), group
+        self._keep, self._keep_every = keep, keep_every
         self._copies: dict[str, torch.Tensor] = {}
         self._thread: threading.Thread | None = None
         self._saved: Saved | None = None
@@ -80,7 +82,7 @@ class Saver:
         """
         started = time.perf_counter()
         self.wait()
-        files = self._copy_out(state)
+        files, meta = self._copy_out(state), replace(meta, slots=list(state.row_slots))
         self._thread = threading.Thread(target=self._write, args=(files, meta), name="saver", daemon=True)
         self._thread.start()
         return time.perf_counter() - started
@@ -128,7 +130,7 @@ class Saver:
         self._saved = Saved(meta.step, time.perf_counter() - started, error, size)
 
     def _write_together(self, files: dict[str, dict[str, torch.Tensor]], meta: Meta) -> tuple[int, str | None]:
-        partial = path_of(self._run, meta.step).with_name(path_of(self._run, meta.step).name + PARTIAL)
+        partial = self._folder.partial(meta.step)
         facts: dict[str, FileFacts] = {}
         error = self._attempt(lambda: facts.update(_write_files(partial, files)))
         answers = gather_objects((facts, error), self._group)
@@ -155,30 +157,31 @@ class Saver:
 
     def _commit(self, partial: Path, meta: Meta) -> None:
         """Make the written files a checkpoint, then drop those that are no longer kept."""
-        final = path_of(self._run, meta.step)
-        write_file(partial / "meta.json", (json.dumps(asdict(meta), indent=2) + "\n").encode())
+        final = self._folder.checkpoint(meta.step)
+        write_file(partial / META, (json.dumps(asdict(meta), indent=2) + "\n").encode())
         # From here on the folder is whole, and `sweep` would finish what a kill interrupts.
         shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
+        with named(final):
+            partial.rename(final)
         sync(final.parent)
         steps = complete_steps(self._run)
         for step in superseded(steps, self._keep, self._keep_every, kept_step(self._run)):
-            _discard(path_of(self._run, step))
+            _discard(self._folder.checkpoint(step))
 
 
 def own_files(state: State, writes_backbone: bool) -> dict[str, dict[str, torch.Tensor]]:
     """What this rank writes: name of a file -> its tensors. Together the ranks write everything once."""
     files: dict[str, dict[str, torch.Tensor]] = {}
-    rows, width = state.rows_SD.shape
-    block = max(1, _BLOCK_BYTES // (2 * width * state.rows_SD.element_size()))
+    rows = state.rows_SD.shape[0]
+    row_bytes = sum(tensor.nbytes for tensor in state.rows_tensors(slice(0, 1)).values())
+    block = max(1, BLOCK_BYTES // row_bytes)
     for number, start in enumerate(range(0, rows, block)):
         if number % state.num_replicas == state.replica:
             part = slice(start, min(start + block, rows))
             name = rows_file(state.first_class + part.start, state.first_class + part.stop)
-            files[name] = {"rows": state.rows_SD[part], "momentum": state.rows_momentum_SD[part]}
+            files[name] = state.rows_tensors(part)
     if writes_backbone:
-        files[BACKBONE] = {f"backbone.{name}": tensor for name, tensor in state.backbone.items()}
-        files[BACKBONE] |= {f"momentum.{name}": tensor for name, tensor in state.momenta.items()}
+        files[BACKBONE] = state.whole_tensors()
     return files
 
 
@@ -190,22 +193,24 @@ def superseded(steps: list[int], keep: int, keep_every: int | None, best: int | 
 
 def sweep(run: Path) -> None:
     """Remove what interrupted saves left; one that was whole but for its name is given that. Before any save."""
-    for partial in (run / "checkpoints").glob(f"*{PARTIAL}"):
+    for partial in RunFolder(run).checkpoints.glob(f"*{PARTIAL}"):
         final = partial.with_name(partial.name.removesuffix(PARTIAL))
-        if (partial / "meta.json").is_file() and not final.exists():
-            with contextlib.suppress(OSError):  # a folder that cannot be written is told by the first save
+        if (partial / META).is_file() and not final.exists():
+            with contextlib.suppress(OSError):  # the first save reports a folder that cannot be written
                 partial.rename(final)
         else:
             shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_files(folder: Path, files: dict[str, dict[str, torch.Tensor]]) -> dict[str, FileFacts]:
-    folder.mkdir(parents=True, exist_ok=True)
+    with named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     facts = {name: write_tensors(folder / name, tensors) for name, tensors in files.items()}
     sync(folder)
     return facts
 
 
 def _discard(folder: Path) -> None:
-    (folder / "meta.json").unlink()  # first, so that a kill in between does not leave half a checkpoint
+    with named(folder / META, "not removed"):
+        (folder / META).unlink()  # first, so that a kill in between does not leave half a checkpoint
     shutil.rmtree(folder, ignore_errors=True)

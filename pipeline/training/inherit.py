@@ -23,7 +23,8 @@ from cluster.topology import split_range
 from pipeline.head.head import ShardedHead
 from pipeline.reading.dali import Decoder, EncodedBatch
 from pipeline.reading.tars import ShardSet
-from pipeline.run.checkpoint import CheckpointError, path_of, read_meta, read_rows
+from pipeline.run.checkpoint import CheckpointError, read_meta, read_rows
+from pipeline.run.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,8 @@ def old_identities(run: Path, step: int) -> list[str]:
     Raises:
         CheckpointError: when the list is missing or is not that of the checkpoint.
     """
-    path, wanted = run / "identities.txt", read_meta(path_of(run, step)).identities_sha256
+    folder = RunFolder(run)
+    path, wanted = folder.identities, read_meta(folder.checkpoint(step)).identities_sha256
     content = path.read_bytes() if path.is_file() else b""
     got = hashlib.sha256(content).hexdigest()
     if got != wanted:
@@ -70,7 +72,7 @@ def inherit_rows(head: ShardedHead, run: Path, step: int, old_rows: Rows) -> Non
     if not len(kept):
         return
     span = range(int(mine[kept].min()), int(mine[kept].max()) + 1)
-    for first, rows in read_rows(path_of(run, step), span):
+    for first, rows in read_rows(RunFolder(run).checkpoint(step), span):
         inside = kept[(mine[kept] >= first) & (mine[kept] < first + len(rows))]
         head.weight_SD[torch.from_numpy(inside)] = rows[torch.from_numpy(mine[inside] - first)].to(
             head.weight_SD.device

@@ -20,8 +20,9 @@ from cluster.telemetry import Telemetry
 from cluster.topology import Topology
 from pipeline.backbones import build_backbone
 from pipeline.head.margins import Margin
+from pipeline.optim.sgd import SGD
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe.schema import Backbone, Data, Optimizer, Recipe
+from pipeline.recipe.schema import Backbone, Data, Recipe
 from pipeline.training.loop import Trainer
 from pipeline.training.watch import Exporter, MetricsFile, Window
 from tests.benchmarks.results import write
@@ -57,7 +58,7 @@ def our_step(folder: Path, device: torch.device, group: dist.ProcessGroup) -> It
     recipe = Recipe(
         data=Data(shards=shards, global_batch=BATCH, decode_threads=1),
         backbone=Backbone(name="sphereface20", embedding_dim=DIM),
-        optimizer=Optimizer(steps=10**6, learning_rate=0.01),
+        optimizer=SGD(steps=10**6, learning_rate=0.01),
         deterministic=False,
     )
     trainer = Trainer(recipe, ShardSet(shards), folder / "run", Topology(), group, device)
