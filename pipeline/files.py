@@ -4,7 +4,7 @@ import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,7 +21,7 @@ class NotWrittenError(OSError):
 
 @contextmanager
 def named(path: Path, what: str = "not written") -> Iterator[None]:
-    """Turn an error of the system's into a `NotWrittenError` that names the file."""
+    """Turn an `OSError` into a `NotWrittenError` that names the file."""
     try:
         yield
     except NotWrittenError:
@@ -35,10 +35,10 @@ def written_whole(path: Path, *, synced: bool = True) -> Iterator[BinaryIO]:
     """Yield a binary file that appears under `path` only when the block ends without an exception.
 
     Unbuffered: pass large pieces. When `synced`, bytes and name are on the disk when this returns; else the disk has
-    been told to begin, and a power cut before `sync` may leave anything under the name.
+    been asked to begin, and a power cut before `sync` may leave anything under the name.
 
     Raises:
-        NotWrittenError: the disk is full, or the file cannot be written for another reason of the system's.
+        NotWrittenError: the disk is full, read-only or broken, or the path cannot be written.
     """
     aside = path.with_name(path.name + ASIDE)
     try:
@@ -52,7 +52,8 @@ def written_whole(path: Path, *, synced: bool = True) -> Iterator[BinaryIO]:
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             aside.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong above is the error to report
+            aside.unlink()
     if synced:
         sync(path.parent)
 

@@ -51,7 +51,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about: a step's shape on so many ranks, and, where they were given, its recipe and the rates."""
+    """What is asked about: a step's shape on so many ranks, and its recipe and the rates, if they were given."""
 
     backbone: str
     job: Job
@@ -159,7 +159,7 @@ def _hosts(question: Question) -> int:
 
 
 def _doublings(question: Question) -> list[int]:
-    """The ranks asked about, half as many, a quarter, … and up to eight times as many; several only where measured."""
+    """The ranks asked about, half as many, a quarter, … and up to eight times as many; one if the rates are of one."""
     ranks, rates = question.job.ranks, question.rates
     if rates is None or rates.collective_bytes_per_second is None:
         return [ranks]
@@ -167,7 +167,7 @@ def _doublings(question: Question) -> list[int]:
 
 
 def _course(question: Question) -> Course | None:
-    """The whole run, where there is a recipe that says how long it is."""
+    """The whole run, if there is a recipe that says how long it is."""
     recipe, rates = question.recipe, question.rates
     if recipe is None or rates is None:
         return None

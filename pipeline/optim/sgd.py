@@ -18,6 +18,7 @@ class SGD(Optimizer):
     slots: ClassVar = (Slot("momentum", "momentum_buffer"),)
 
     name: str = "sgd"
+    """Which optimizer this is."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """μ; no dampening, not Nesterov."""
 

@@ -45,7 +45,7 @@ class Job:
         bf16: products in bfloat16.
         fused_update: rows are updated block by block, so their gradient is never held.
         slots: numbers that the optimizer keeps for each number of a parameter: 1, a momentum, for SGD.
-        row_slots: numbers that it keeps besides for each row of the classifier: 1 where it counts updates.
+        row_slots: numbers that it keeps besides for each row of the classifier: 1 for a count of updates.
 
     Raises:
         ValueError: for an impossible combination, naming the field.

@@ -115,7 +115,7 @@ class Course:
         stall_seconds: of one save.
         write_seconds: until it is whole.
         restart_seconds: from a failure to the next step.
-        failures: that are to be expected.
+        failures: to be expected.
         lost_work_seconds: training that one takes with it, on average.
         total_seconds: with saves, failures, restarts and lost work.
         best_interval_steps: between saves, by Daly.

@@ -272,6 +272,7 @@ class Recipe(Section):
     backbone: Backbone
     head: Head = Head()
     optimizer: Annotated[Optimizer, OPTIMIZERS]
+    """How backbone and head learn; the default name is sgd."""
     checkpoint: Checkpoint = Checkpoint()
     faults: Faults = Faults()
     init: Init = Init()

@@ -26,9 +26,9 @@ class Best:
 
 
 def read_best(run: Path) -> Best | None:
-    """What ``best.json`` of a run says; None where there is none.
+    """What ``best.json`` of a run says; None if there is none.
 
-    Raises ValueError when the file is none of ours.
+    Raises ValueError naming the file when it holds something else.
     """
     file = RunFolder(run).best
     try:
@@ -40,7 +40,7 @@ def read_best(run: Path) -> Best | None:
 
 
 def kept_step(run: Path) -> int | None:
-    """The step that saves must not drop: none where there is no file, or one that cannot be read."""
+    """The step that saves must not drop: None without a file, or with one that cannot be read."""
     try:
         best = read_best(run)
     except ValueError:

@@ -148,7 +148,7 @@ def read_meta(folder: Path) -> Meta:
 
 
 def newest_whole(run: Path, group: Group) -> int | None:
-    """The step of the newest checkpoint whose files are all what they were when written; None where there is none.
+    """The step of the newest checkpoint whose files are all what they were when written; None if there is none.
 
     All ranks together; each reads its share of the files once. A damaged checkpoint is logged and passed over.
 

@@ -1,4 +1,4 @@
-"""A run's folder: where everything that a run keeps has its place. The only module that spells these names.
+"""The layout of a run's folder: the only module that spells the names of its files and folders.
 
 Prometheus reads ``targets/`` and `Makefile` waits for a checkpoint's ``meta.json``: those two repeat a name.
 """

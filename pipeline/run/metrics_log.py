@@ -13,10 +13,10 @@ from pipeline.evaluation.scoring.verification import FloatArray
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The log's records by ascending step; empty where there is no log.
+    """The log's records by ascending step; empty if there is no log.
 
     A line that is no record is skipped, since a crash may tear one. A step that a resumed run went through again
-    counts once, as it was the last time. What an evaluation reached (a line of its own) stands under ``evaluation`` in
+    counts once, as it was the last time. The results of an evaluation (a line of their own) are under ``evaluation`` in
     the record of its step.
     """
     if not file.is_file():
@@ -37,7 +37,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
 
 def series(records: list[dict[str, Any]], key: str) -> tuple[FloatArray, FloatArray]:
-    """Steps and values of `key` where a record has a finite one, each `[n]`."""
+    """Steps and values of `key`, from the records that have a finite one, each `[n]`."""
     points = [(record["step"], record[key]) for record in records if _is_finite(record.get(key))]
     steps, values = zip(*points, strict=True) if points else ((), ())
     return np.array(steps, np.float64), np.array(values, np.float64)
@@ -46,7 +46,7 @@ def series(records: list[dict[str, Any]], key: str) -> tuple[FloatArray, FloatAr
 def mean_seconds(records: list[dict[str, Any]]) -> dict[str, float]:
     """Mean seconds per logged step of each part of the step's time, largest first.
 
-    The first tenth is left out (at least one record, where there are more): it holds compilation and cold caches.
+    The first tenth is left out (at least one record, if there are more): it holds compilation and cold caches.
     """
     splits = [record["seconds"] for record in records if isinstance(record.get("seconds"), dict)]
     splits = splits[max(1, len(splits) // 10) :] or splits

@@ -1,8 +1,8 @@
-"""Saving while training goes on: the loop stops for a copy, a thread writes it, all ranks learn how it went.
+"""Saves in the background: the loop stops for a copy, a thread writes it, and all ranks learn the outcome.
 
 What the thread does, on every rank: write the rank's own files into ``step-….partial`` and sync them; exchange digests
-and errors; where nobody failed, rank 0 writes ``meta.json``, renames the folder and drops old checkpoints; exchange how
-that went. Whatever fails, training goes on, the checkpoints before it stay, and every rank holds the same reason.
+and errors; if no rank failed, rank 0 writes ``meta.json``, renames the folder and drops old checkpoints; exchange the
+outcome of that. Whatever fails, training continues, earlier checkpoints stay, and every rank holds the same reason.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Saved:
     Attributes:
         step: of the checkpoint.
         seconds: from its start until it was complete or failed.
-        error: why there is no such checkpoint; None where there is.
-        bytes: of its files, all ranks' together; 0 where there is none.
+        error: why there is no such checkpoint; None after success.
+        bytes: of its files, all ranks' together; 0 after a failure.
     """
 
     step: int
@@ -61,7 +61,8 @@ class Saver:
         keep_every: checkpoints of multiples of this step are kept for good; None: of none.
 
     Attributes:
-        patience: makes what the loop is in while it waits, as for ``"a save"``: it takes as long as the disk does.
+        patience: a context that the loop is in while it waits, named by what for (``"a save"``): the wait is as long as
+            the disk takes.
     """
 
     def __init__(self, run: Path, group: Group, keep: int, keep_every: int | None = None) -> None:
@@ -101,7 +102,7 @@ class Saver:
                 self._thread.join()
 
     def finish(self) -> Saved | None:
-        """Wait for the save under way; None where there is none."""
+        """Wait for the save under way, and say how it ended; None if there was none."""
         self.wait()
         return self.poll()
 

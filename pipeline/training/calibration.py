@@ -1,4 +1,4 @@
-"""What the planner cannot know of a machine: measured by a few steps of the run itself, and by its parts alone."""
+"""What the planner cannot know of a machine, measured: a few steps of the run itself, then its parts alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FEW, _MANY = 1, 12
 
 
 def calibrate(trainer: Trainer, job: Job, network: Network, steps: int, say: Callable[[str], None]) -> Rates:
-    """Rates of this rank, the slowest of all where that is what counts; all ranks together.
+    """Rates of this rank, of the slowest rank if that is what a step waits for; all ranks together.
 
     Args:
         trainer: of the recipe, in a folder of its own: it is trained on and saved.

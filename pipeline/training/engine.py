@@ -4,8 +4,8 @@ The head's rows stay outside (they are split, never averaged); what passes betwe
 their gradient. Facts that cost time to find:
 
 - DeepSpeed averages gradients over ranks. The head's embedding gradient is already that of the *mean over the batch of
-  its group*, so the gradients of the group's ranks must be summed: `backward` multiplies by their number, the one place
-  where that factor stands. (Groups that replicate the classes are then averaged, as they should be.)
+  its group*, so the gradients of the group's ranks must be summed: `backward` multiplies by their number, and nothing
+  else does. (Groups that replicate the classes are then averaged, as they should be.)
 - An optimizer of torch makes its state in its first step, and under ZeRO what does not exist cannot be loaded. The
   slots are created as zeros at the start, which leaves the first step bit for bit what it is.
 - ZeRO holds trained parameters only. A frozen one is no part of DeepSpeed's optimizer, which answers None for it: it is
@@ -233,7 +233,7 @@ class Engine:
 def _own_part(p: Any, value: torch.Tensor) -> torch.Tensor:
     """This rank's part of a whole parameter as ZeRO 3 cuts it: equal parts, the last padded with zeros.
 
-    (DeepSpeed's own setter for whole values fails where the parts are not equal without padding.)
+    (DeepSpeed's own setter for whole values fails if the parts are equal only with padding.)
     """
     length = p.ds_tensor.numel()
     padded = torch.nn.functional.pad(value.flatten(), (0, length * deepspeed.comm.get_world_size() - value.numel()))
@@ -259,7 +259,7 @@ def _config(recipe: Recipe, num_ranks: int, backbone: nn.Module) -> dict[str, An
             "stage3_max_reuse_distance": 0,
             "stage3_prefetch_bucket_size": 0,
         },
-        "gradient_clipping": 0.0,  # DeepSpeed clips to a norm of 1 unless told otherwise
+        "gradient_clipping": 0.0,  # DeepSpeed clips to a norm of 1 by default
         "zero_allow_untested_optimizer": True,  # DeepSpeed knows Adam and its kin only
         "torch_autocast": {"enabled": recipe.precision == "bfloat16", "dtype": "bfloat16"},
         "steps_per_print": 2**62,  # our own progress line is enough

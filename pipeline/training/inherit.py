@@ -1,7 +1,7 @@
-"""A new run from an old one whose identities were others: rows are keyed by the identity's name.
+"""A new run from an old one with other identities: rows are matched by the identity's name.
 
-People who stay keep their rows; those who left are dropped; those who came start from the mean direction of their
-images as the old backbone sees them (or at random), at the length that the kept rows have on average.
+Identities in both keep their rows; those of the old run alone are dropped; new ones start from the mean direction of
+their images as the old backbone sees them (or at random), at the length that the kept rows have on average.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _images_of(
 
 
 def _usual_length(head: ShardedHead, old_rows: Rows, group: Group) -> torch.Tensor:
-    """Mean ‖w‖ of the kept rows over all ranks; of all rows where none was kept."""
+    """Mean ‖w‖ of the kept rows over all ranks; of all rows if none was kept."""
     mine = torch.from_numpy(old_rows[head.classes.start : head.classes.stop] >= 0).to(head.weight_SD.device)
     lengths = head.weight_SD.norm(dim=1)
     totals = torch.stack([lengths[mine].sum(), mine.sum(), lengths.sum(), torch.ones_like(lengths).sum()])
