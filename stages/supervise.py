@@ -33,6 +33,7 @@ from pipeline.reading.tars import ShardSet
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe, RecipeError, check_against_set
 from pipeline.run.checkpoint import has_reached
+from pipeline.run.folder import RunFolder
 from pipeline.shards.manifest import ShardError
 
 TRAIN = Path(__file__).with_name("train.py")
@@ -160,7 +161,7 @@ def job_of(passed_on: list[str]) -> Job:
 def last_step(run: Path) -> int:
     """The last step that the run told of; 0 before the first."""
     try:
-        lines = (run / "metrics.jsonl").read_text().splitlines()
+        lines = RunFolder(run).metrics.read_text().splitlines()
     except OSError:
         return 0
     for line in reversed(lines):

@@ -46,6 +46,7 @@ from pipeline.recipe.file import describe_recipe, load_recipe
 from pipeline.recipe.schema import Recipe, RecipeError, check_against_set
 from pipeline.run.changes import changes, flat
 from pipeline.run.checkpoint import CheckpointError, complete_steps, newest_whole
+from pipeline.run.folder import RunFolder
 from pipeline.run.record import record_run, restarts_of
 from pipeline.shards.manifest import ShardError
 from pipeline.training.errors import NonFiniteError, UnsavedError
@@ -209,7 +210,7 @@ def watched_train(trainer: Trainer, evaluator: Evaluator, together: Together, st
     recipe, topology = trainer.recipe, trainer.topology
     window = Window(recipe.log.every)
     first = topology.rank == 0
-    metrics = MetricsFile(trainer.run / "metrics.jsonl", trainer.step) if first else None
+    metrics = MetricsFile(RunFolder(trainer.run).metrics, trainer.step) if first else None
     progress = Progress(recipe.optimizer.steps) if first else None
     watchdog = Watchdog(together.store, topology, recipe.faults.step_seconds)
     trainer.saver.patience = watchdog.patient
@@ -284,7 +285,7 @@ def serve(telemetry: Telemetry, recipe: Recipe, topology: Topology, run: Path) -
         return
     port = recipe.log.metrics_port + topology.rank_of_node if recipe.log.metrics_port else 0
     if telemetry.serve(port, recipe.log.metrics_address, endpoint_tls(recipe)) is not None:
-        telemetry.announce(run / "targets", topology.num_ranks)
+        telemetry.announce(RunFolder(run).targets, topology.num_ranks)
 
 
 def endpoint_tls(recipe: Recipe) -> Tls | None:

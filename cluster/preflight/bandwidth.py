@@ -8,33 +8,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
-from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
 import torch.distributed as dist
 
+from cluster.collective_rates import fastest
 from cluster.preflight.checks import Measured
 from cluster.process_group import device_of, process_group
 from cluster.topology import Topology
 
 RESULT = "PREFLIGHT_RESULT "
-_REPEATS = 5
 _LINK_BYTES = 2**24
-
-
-def fastest(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the quickest of several calls that all ranks begin together, after one that is not counted."""
-    times = []
-    for _ in range(_REPEATS + 1):
-        dist.barrier()
-        begun = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - begun)
-    return min(times[1:])
 
 
 def collectives(gradient_bytes: int, embedding_bytes: int, topology: Topology, device: torch.device) -> list[Measured]:
@@ -53,18 +38,6 @@ def collectives(gradient_bytes: int, embedding_bytes: int, topology: Topology, d
             "all-gather of embeddings", others * piece.nbytes, fastest(lambda: dist.all_gather(pieces, piece), device)
         ),
     ]
-
-
-def ring_rates(device: torch.device) -> tuple[float, float]:
-    """Bytes a second that a rank sends in a large all-reduce, and the seconds of one step of its ring in a small one.
-
-    All ranks take part, more than one.
-    """
-    steps = 2 * (dist.get_world_size() - 1)
-    small, large = torch.zeros(64, device=device), torch.zeros(_LINK_BYTES // 4, device=device)
-    latency = fastest(lambda: dist.all_reduce(small), device)
-    whole = fastest(lambda: dist.all_reduce(large), device)
-    return steps * large.nbytes / dist.get_world_size() / max(whole - latency, 1e-9), latency / steps
 
 
 def links(slots: dict[str, int], topology: Topology, device: torch.device) -> dict[str, float]:

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pipeline.backbones import BACKBONES, Backbone
 from pipeline.head.margins import MARGINS, Margin
 from pipeline.head.margins.a_softmax import ASoftmax
+from pipeline.optim import OPTIMIZERS, Optimizer
 from pipeline.reading.augment import AUGMENTATIONS, Augmentation, Mirror
 from pipeline.section import Section, inside
 
@@ -112,39 +113,6 @@ class Head(Section):
         if "name" in phase.changes:
             raise ValueError(f"name: got {phase.changes['name']!r}, wanted one margin for the whole run")
         return MARGINS.parse(self.margin.model_dump(mode="json") | phase.changes)
-
-
-class Optimizer(Section):
-    """SGD with momentum and a stepped learning rate, for backbone and head alike."""
-
-    steps: int = Field(ge=1)
-    """Steps to train."""
-    learning_rate: float = Field(gt=0)
-    """The base rate, after the warm-up and before the first milestone."""
-    warmup_steps: int = Field(0, ge=0)
-    """Steps over which the rate rises linearly from near 0."""
-    milestones: tuple[int, ...] = ()
-    """Steps at which the rate is multiplied by decay."""
-    decay: float = Field(0.1, gt=0, le=1)
-    """Factor at each milestone."""
-    power: float | None = Field(None, gt=0)
-    """Instead of milestones, fall to 0 over the steps after the warm-up: 1 along a line, 2 along a parabola."""
-    momentum: float = Field(0.9, ge=0, lt=1)
-    """SGD momentum, no dampening, not Nesterov."""
-    weight_decay: float = Field(5e-4, ge=0)
-    """L2 penalty, added to the gradient."""
-    bias_rate_factor: float = Field(1.0, gt=0)
-    """Biases learn at this multiple of the rate (Caffe's lr_mult; the authors' nets: 2)."""
-    bias_weight_decay: float | None = Field(None, ge=0)
-    """Weight decay of biases (the authors' nets: 0); null: the same as weight_decay."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> Optimizer:
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(f"milestones: got {list(self.milestones)}, wanted rising steps")
-        if self.power is not None and self.milestones:
-            raise ValueError(f"power: got {self.power} with milestones {list(self.milestones)}, wanted one of the two")
-        return self
 
 
 class Checkpoint(Section):
@@ -258,8 +226,8 @@ class Recipe(Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the products: bfloat16 is autocast; parameters, sums and losses stay float32."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO stage of the backbone: 1 splits its momenta over the ranks, 2 its gradients too, 3 its
-    parameters as well."""
+    """DeepSpeed ZeRO stage of the backbone: 1 splits the optimizer's state over the ranks, 2 the gradients too, 3
+    the parameters as well."""
     deterministic: bool = True
     """Ask torch for repeatable kernels on the GPU (the CPU's are); exact resume needs it."""
     timeout_seconds: float = Field(600.0, gt=0)
@@ -268,7 +236,8 @@ class Recipe(Section):
     backbone: Annotated[Backbone, BACKBONES]
     """The network from image to embedding."""
     head: Head = Head()
-    optimizer: Optimizer
+    optimizer: Annotated[Optimizer, OPTIMIZERS]
+    """How backbone and head learn; the default name is sgd."""
     checkpoint: Checkpoint = Checkpoint()
     faults: Faults = Faults()
     init: Init = Init()

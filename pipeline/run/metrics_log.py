@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The log's records by ascending step; empty where there is no log.
+    """The log's records by ascending step; empty if there is no log.
 
     A line that is no record is skipped, since a crash may tear one. A step that a resumed run went through again
-    counts once, as it was the last time. What an evaluation reached (a line of its own) stands under ``evaluation`` in
+    counts once, as it was the last time. The results of an evaluation (a line of their own) are under ``evaluation`` in
     the record of its step.
     """
     if not file.is_file():
@@ -45,7 +45,7 @@ def series(records: list[dict[str, Any]], key: str) -> tuple[NDArray[np.float64]
 def mean_seconds(records: list[dict[str, Any]]) -> dict[str, float]:
     """Mean seconds per logged step of each part of the step's time, largest first.
 
-    The first tenth is left out (at least one record, where there are more): it holds compilation and cold caches.
+    The first tenth is left out (at least one record, if there are more): it holds compilation and cold caches.
     """
     splits = [record["seconds"] for record in records if isinstance(record.get("seconds"), dict)]
     splits = splits[max(1, len(splits) // 10) :] or splits

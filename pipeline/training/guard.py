@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.recipe.schema import Faults
+from pipeline.run.folder import RunFolder
 from pipeline.training.errors import NonFiniteError
 
 logger = logging.getLogger(__name__)
@@ -80,14 +81,14 @@ class Guard:
 
 def dump(run: Path, step: int, facts: dict[str, Any]) -> None:
     """Leave ``RUN/faults/step-….json`` for whoever looks into it. A disk that is full does not end the run."""
-    folder = run / "faults"
+    file = RunFolder(run).fault(step)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         # NaN has no place in JSON: as text it is readable by everything
         text = json.dumps(_plain(facts), indent=1, ensure_ascii=False)
-        (folder / f"step-{step:08d}.json").write_text(text + "\n")
+        file.write_text(text + "\n")
     except OSError as error:
-        logger.warning("%s: %s; the facts of the bad step are lost", folder, error.strerror)
+        logger.warning("%s: %s; the facts of the bad step are lost", file, error.strerror)
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,7 @@
-"""A new run from an old one whose identities were others: rows are keyed by the identity's name.
+"""A new run from an old one with other identities: rows are matched by the identity's name.
 
-People who stay keep their rows; those who left are dropped; those who came start from the mean direction of their
-images as the old backbone sees them (or at random), at the length that the kept rows have on average.
+Identities in both keep their rows; those of the old run alone are dropped; new ones start from the mean direction of
+their images as the old backbone sees them (or at random), at the length that the kept rows have on average.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from pipeline.head.head import ShardedHead
 from pipeline.reading.dali import Decoder
 from pipeline.reading.images import decode_images
 from pipeline.reading.tars import ShardSet
-from pipeline.run.checkpoint import CheckpointError, path_of, read_meta, read_rows
+from pipeline.run.checkpoint import CheckpointError, read_meta, read_rows
+from pipeline.run.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ def old_identities(run: Path, step: int) -> list[str]:
     Raises:
         CheckpointError: when the list is missing or is not that of the checkpoint.
     """
-    path, wanted = run / "identities.txt", read_meta(path_of(run, step)).identities_sha256
+    folder = RunFolder(run)
+    path, wanted = folder.identities, read_meta(folder.checkpoint(step)).identities_sha256
     content = path.read_bytes() if path.is_file() else b""
     got = hashlib.sha256(content).hexdigest()
     if got != wanted:
@@ -71,7 +73,7 @@ def inherit_rows(head: ShardedHead, run: Path, step: int, old_rows: Rows) -> Non
     if not len(kept):
         return
     span = range(int(mine[kept].min()), int(mine[kept].max()) + 1)
-    for first, rows in read_rows(path_of(run, step), span):
+    for first, rows in read_rows(RunFolder(run).checkpoint(step), span):
         inside = kept[(mine[kept] >= first) & (mine[kept] < first + len(rows))]
         head.weight_SD[torch.from_numpy(inside)] = rows[torch.from_numpy(mine[inside] - first)].to(
             head.weight_SD.device
@@ -119,7 +121,7 @@ def _images_of(
 
 
 def _usual_length(head: ShardedHead, old_rows: Rows, group: Group) -> torch.Tensor:
-    """Mean ‖w‖ of the kept rows over all ranks; of all rows where none was kept."""
+    """Mean ‖w‖ of the kept rows over all ranks; of all rows if none was kept."""
     mine = torch.from_numpy(old_rows[head.classes.start : head.classes.stop] >= 0).to(head.weight_SD.device)
     lengths = head.weight_SD.norm(dim=1)
     totals = torch.stack([lengths[mine].sum(), mine.sum(), lengths.sum(), torch.ones_like(lengths).sum()])

@@ -17,7 +17,6 @@ from cluster.stopwatch import STEP
 from cluster.topology import Topology
 from pipeline.head.head import HeadOptions, ShardedHead
 from pipeline.head.health import StallWatch, TargetAngles, target_angles
-from pipeline.optim.schedule import learning_rate
 from pipeline.reading.augment import Augmentation
 from pipeline.reading.dali import Decoder
 from pipeline.reading.order import Order
@@ -26,6 +25,7 @@ from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Recipe, check_against_set
 from pipeline.run import checkpoint
 from pipeline.run.checkpoint import CheckpointError, Meta, State
+from pipeline.run.folder import RunFolder
 from pipeline.run.saver import Saved, Saver
 from pipeline.shards.views import read_identities
 from pipeline.training.engine import Engine
@@ -58,7 +58,7 @@ class Record:
         decode_failures: of this rank since the start.
         ready: batches decoded and waiting.
         sent: bytes that this rank sent in the step, by shapes: for the head, and for the backbone.
-        head_bytes: held by this rank's rows, their momentum and gradient.
+        head_bytes: held by this rank's rows, their slots and gradient.
         stall_seconds: how long the loop stood still to copy the state out for a checkpoint; None without one.
         saved: how a save ended, if one did during this step.
         skipped: why nothing of the step was applied, a `Severity`'s name in lower case; None where it was.
@@ -136,8 +136,7 @@ class Trainer:
             sharing,
             replicas=self._replicas,
             seed=recipe.seed,
-            momentum=recipe.optimizer.momentum,
-            weight_decay=recipe.optimizer.weight_decay,
+            optimizer=recipe.optimizer,
             options=_head_options(recipe),
             device=device,
         )
@@ -147,11 +146,12 @@ class Trainer:
         """Go on from the checkpoint after `step` steps, written by any number of ranks. All ranks together."""
         state = self._state()
         checkpoint.load(self.run, step, state, self._meta())
-        self.engine.load(state.backbone, state.momenta)
+        self.engine.load(state.backbone)
+        self.engine.load_slots(state.backbone_slots)
         self.step = step
 
     def inherit(self, run: Path, step: int | None, new_rows: str) -> Inherited:
-        """Start from another run's backbone and, by name, its rows; momenta start at zero. All ranks together.
+        """Start from another run's backbone and, by name, its rows; slots stay zero. All ranks together.
 
         Raises:
             CheckpointError: when the other run cannot be read, or its backbone is another.
@@ -160,16 +160,16 @@ class Trainer:
         step = steps[-1] if step is None and steps else step
         weights = checkpoint.load_backbone(run, step)
         assert step is not None
-        saved = checkpoint.read_meta(checkpoint.path_of(run, step))
+        saved = checkpoint.read_meta(RunFolder(run).checkpoint(step))
         if (
             saved.embedding_dim != self.recipe.backbone.embedding_dim
             or weights.keys() != self.engine.parameters().keys()
         ):
             raise CheckpointError(
                 f"init.run: {run}: another backbone: got {self.recipe.backbone.name} with embedding_dim "
-                f"{self.recipe.backbone.embedding_dim}, wanted that of {run / 'recipe.yaml'}"
+                f"{self.recipe.backbone.embedding_dim}, wanted that of {RunFolder(run).recipe}"
             )
-        self.engine.load(weights, {name: torch.zeros_like(m) for name, m in self.engine.momenta().items()})
+        self.engine.load(weights)
         old = old_identities(run, step)
         old_rows = match(old, read_identities(self.shards.folder, self.shards.manifest))
         inherit_rows(self.head, run, step, old_rows)
@@ -226,7 +226,7 @@ class Trainer:
         started = time.perf_counter()
         with STEP.part("data_wait"):
             batch = next(reader)
-        lam, rate = self.recipe.head.lambda_at(self.step), self._learning_rate(self.step)
+        lam, rate = self.recipe.head.lambda_at(self.step), self.recipe.optimizer.learning_rate_at(self.step)
         if self.step in self._guard.left_out:
             outcome = self.stepper.leave_out(stop_asked)
         else:
@@ -328,18 +328,6 @@ class Trainer:
             logger.warning("step %d: %s", self.step, words)
         return angles
 
-    def _learning_rate(self, step: int) -> float:
-        optimizer = self.recipe.optimizer
-        return learning_rate(
-            step,
-            optimizer.learning_rate,
-            steps=optimizer.steps,
-            warmup_steps=optimizer.warmup_steps,
-            milestones=optimizer.milestones,
-            decay=optimizer.decay,
-            power=optimizer.power,
-        )
-
     def reader(self) -> Reader:
         """This rank's share of the batches from the current step on; to be closed."""
         data = self.recipe.data
@@ -363,10 +351,11 @@ class Trainer:
     def _state(self) -> State:
         return State(
             rows_SD=self.head.weight_SD.detach(),
-            rows_momentum_SD=self.head.optimizer.velocity_SD,
+            row_slots=self.head.slots,
             first_class=self.head.classes.start,
             backbone=self.engine.parameters(),
-            momenta=self.engine.momenta(),
+            backbone_slots=self.engine.slots(),
+            head_state=self.head.state,
             replica=rank_in(self._replicas),
             num_replicas=num_ranks(self._replicas),
         )

@@ -12,8 +12,9 @@ from cluster.process_group import process_group
 from cluster.telemetry import Telemetry
 from cluster.topology import Topology
 from pipeline.backbones.sphereface import SphereFaceBackbone
+from pipeline.optim.sgd import SGD
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe.schema import Data, Optimizer, Recipe
+from pipeline.recipe.schema import Data, Recipe
 from pipeline.training.loop import Trainer
 from pipeline.training.watch import Exporter, Window
 from tests.benchmarks.results import median_seconds, write
@@ -27,7 +28,7 @@ def test_telemetry(tmp_path: Path) -> None:
     recipe = Recipe(
         data=Data(shards=write_shards(tmp_path), global_batch=12, decode_threads=1),
         backbone=SphereFaceBackbone(name="sphereface4", embedding_dim=8),
-        optimizer=Optimizer(steps=10**6, learning_rate=0.01),
+        optimizer=SGD(steps=10**6, learning_rate=0.01),
     )
     norms = list(torch.rand(TENSORS))
     os.environ.setdefault("LOCAL_RANK", "0")

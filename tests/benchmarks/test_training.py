@@ -21,8 +21,9 @@ from cluster.topology import Topology
 from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.head.margins import Target
 from pipeline.head.margins.a_softmax import ASoftmax
+from pipeline.optim.sgd import SGD
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe.schema import Data, Optimizer, Recipe
+from pipeline.recipe.schema import Data, Recipe
 from pipeline.training.loop import Trainer
 from pipeline.training.watch import Exporter, MetricsFile, Window
 from tests.benchmarks.results import write
@@ -58,7 +59,7 @@ def our_step(folder: Path, device: torch.device, group: dist.ProcessGroup) -> It
     recipe = Recipe(
         data=Data(shards=shards, global_batch=BATCH, decode_threads=1),
         backbone=SphereFaceBackbone(name="sphereface20", embedding_dim=DIM),
-        optimizer=Optimizer(steps=10**6, learning_rate=0.01),
+        optimizer=SGD(steps=10**6, learning_rate=0.01),
         deterministic=False,
     )
     trainer = Trainer(recipe, ShardSet(shards), folder / "run", Topology(), group, device)

@@ -20,8 +20,9 @@ from pipeline.backbones.iresnet import IResNetBackbone
 from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.evaluation.in_training import Evaluator
 from pipeline.head.margins.a_softmax import ASoftmax
+from pipeline.optim.sgd import SGD
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe.schema import Checkpoint, Data, Faults, Head, Optimizer, Recipe
+from pipeline.recipe.schema import Checkpoint, Data, Faults, Head, Recipe
 from pipeline.run.checkpoint import complete_steps
 from pipeline.training.errors import NonFiniteError
 from pipeline.training.loop import Trainer
@@ -44,7 +45,7 @@ def recipe(shards: Path, **changes: Any) -> Recipe:
         "data": Data(shards=shards, global_batch=12, streams=2, decode_threads=1),
         "backbone": SphereFaceBackbone(name="sphereface4", embedding_dim=8),
         "head": Head(margin=ASoftmax(lambda_max=50, lambda_gamma=0.5)),
-        "optimizer": Optimizer(steps=8, learning_rate=0.02),
+        "optimizer": SGD(steps=8, learning_rate=0.02),
         "checkpoint": Checkpoint(every=3),
     }
     return Recipe(**{**fields, **changes})
@@ -66,7 +67,7 @@ def spoil(trainer: Trainer, how: str) -> None:
 
 def snapshot(trainer: Trainer) -> list[torch.Tensor]:
     state = trainer._state()
-    tensors = [*state.backbone.values(), *state.momenta.values(), state.rows_SD, state.rows_momentum_SD]
+    tensors = [*state.whole_tensors().values(), *state.rows_tensors(slice(None)).values()]
     return [tensor.clone() for tensor in tensors]
 
 
@@ -175,7 +176,7 @@ def test_a_roll_back_leaves_out_as_many_batches_as_asked(shards: Path, tmp_path:
 
 
 def test_a_spike_on_one_rank_is_found(shards: Path, tmp_path: Path) -> None:
-    plan = recipe(shards, faults=Faults(spike_factor=5.0), optimizer=Optimizer(steps=60, learning_rate=0.002))
+    plan = recipe(shards, faults=Faults(spike_factor=5.0), optimizer=SGD(steps=60, learning_rate=0.002))
     for result in run_ranks(train_spike, 2, plan, tmp_path):
         assert result["skipped"] == [55]
         assert "a spike" in result["fault"]

@@ -19,9 +19,10 @@ import torch.distributed as dist
 from cluster.topology import Topology
 from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.head.margins.a_softmax import ASoftmax
+from pipeline.optim.sgd import SGD
 from pipeline.reading.reader import Batch
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe.schema import Checkpoint, Data, Head, Optimizer, Recipe
+from pipeline.recipe.schema import Checkpoint, Data, Head, Recipe
 from pipeline.run import checkpoint
 from pipeline.training.loop import Trainer
 from pipeline.training.step import Outcome
@@ -38,7 +39,7 @@ def recipe(shards: Path) -> Recipe:
         data=Data(shards=shards, global_batch=12, streams=2, decode_threads=1),
         backbone=SphereFaceBackbone(name="sphereface4", embedding_dim=8),
         head=Head(margin=ASoftmax(lambda_max=50, lambda_gamma=0.5)),
-        optimizer=Optimizer(steps=STEPS, learning_rate=0.01, milestones=(200,)),
+        optimizer=SGD(steps=STEPS, learning_rate=0.01, milestones=(200,)),
         checkpoint=Checkpoint(every=4, keep=2),
     )
 

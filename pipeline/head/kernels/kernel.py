@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from pipeline.head.margins import Warp
-from pipeline.head.rows import RowOptimizer
+from pipeline.optim.rows import RowOptimizer
 
 # Classes scored at a time. At G = D = 512 a block's logits, rows and gradient are 4 MiB each in fp32.
 BLOCK = 2048

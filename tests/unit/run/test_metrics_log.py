@@ -1,6 +1,7 @@
 """Reading the training log through tears, repeats and keys that come and go."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ def test_torn_lines_are_skipped_and_the_last_word_on_a_step_counts(tmp_path: Pat
 
 
 def test_a_series_leaves_out_what_is_missing_or_not_finite() -> None:
-    records = [
+    records: list[dict[str, Any]] = [
         {"step": 0, "x": 1},
         {"step": 1},
         {"step": 2, "x": float("nan")},
