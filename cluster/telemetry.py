@@ -90,6 +90,7 @@ class Telemetry:
         self._scheme = "http"
         self._checkpoint_at = 0.0
         self._metrics = metrics
+        self._kinds = {metric.name: metric.kind for metric in metrics}
         started = time.time()
         # The device is named because a scrape runs in a thread, and CUDA's current device is per thread.
         compute: dict[str, Callable[[], float]] = {
@@ -129,6 +130,11 @@ class Telemetry:
     def observe(self, name: str, value: float, label: str = "") -> None:
         """Put a value into a histogram. Raises ValueError as `set` does."""
         self._find("histogram", name, label).observe(value)
+
+    def update(self, name: str, value: float, label: str = "") -> None:
+        """Set a gauge, add to a counter or observe in a histogram, as the metric's row says. Raises as `set` does."""
+        kind = self._kinds.get(name)
+        {"counter": self.add, "histogram": self.observe}.get(kind or "", self.set)(name, value, label)
 
     def checkpoint_saved(self, seconds: float) -> None:
         """Note that a checkpoint, `seconds` in the saving, is complete as of now."""

@@ -191,7 +191,7 @@ class Evaluator:
 
     def _settle(self, step: int) -> tuple[dict[str, float], Best | None]:
         """The highest accuracies up to `step`, and the best checkpoint, which ``best.json`` then names."""
-        self._trainer.saver.wait()  # the best must be there
+        self._trainer.saves.saver.wait()  # the best must be there
         reached = self._reached(step)
         best = self._best(reached)
         write_best(self._trainer.run, best)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from pipeline.training.errors import NonFiniteError
 
 from cluster.process_group import Together
 from cluster.stop import StopRequest
@@ -20,7 +21,6 @@ from pipeline.evaluation.in_training import Evaluator
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Backbone, Checkpoint, Data, Faults, Head, Optimizer, Recipe
 from pipeline.run.checkpoint import complete_steps
-from pipeline.training.errors import NonFiniteError
 from pipeline.training.loop import Trainer
 from stages.train import place, watched_train
 from tests.distributed.ranks import run_ranks

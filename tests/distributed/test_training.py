@@ -22,7 +22,7 @@ from pipeline.reading.reader import Reader
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Backbone, Checkpoint, Data, Faults, Head, Log, Optimizer, Phase, Recipe
 from pipeline.run.checkpoint import load_backbone
-from pipeline.training.errors import NonFiniteError
+from pipeline.training.guard import NonFiniteError
 from pipeline.training.loop import Trainer
 from tests.distributed.dense import dense_loss
 from tests.distributed.ranks import run_ranks
