@@ -134,7 +134,12 @@ class Telemetry:
     def update(self, name: str, value: float, label: str = "") -> None:
         """Set a gauge, add to a counter or observe in a histogram, as the metric's row says. Raises as `set` does."""
         kind = self._kinds.get(name)
-        {"counter": self.add, "histogram": self.observe}.get(kind or "", self.set)(name, value, label)
+        if kind == "counter":
+            self.add(name, value, label)
+        elif kind == "histogram":
+            self.observe(name, value, label)
+        else:
+            self.set(name, value, label)
 
     def checkpoint_saved(self, seconds: float) -> None:
         """Note that a checkpoint, `seconds` in the saving, is complete as of now."""

@@ -23,7 +23,7 @@ from pipeline.recipe.schema import Backbone, Checkpoint, Data, Head, Optimizer, 
 from pipeline.run import checkpoint
 from pipeline.training.loop import Trainer
 from pipeline.training.step import Outcome
-from tests.distributed.ranks import TIMEOUT_SECONDS, _context
+from tests.distributed.ranks import CONTEXT, TIMEOUT_SECONDS
 from tests.faces import write_shards
 from tests.fault_table import Row, record
 
@@ -68,9 +68,9 @@ def train_until_killed(rank: int, ranks: int, store: str, plan: Recipe, run: Pat
 
 
 def start(ranks: int, store: Path, plan: Recipe, run: Path) -> list[BaseProcess]:
-    processes = []
+    processes: list[BaseProcess] = []
     for rank in range(ranks):
-        process = _context.Process(target=train_until_killed, args=(rank, ranks, str(store), plan, run), daemon=True)
+        process = CONTEXT.Process(target=train_until_killed, args=(rank, ranks, str(store), plan, run), daemon=True)
         process.start()
         processes.append(process)
     return processes
@@ -131,16 +131,15 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
 
     losses, batches = final(wild)
     calm_losses, calm_batches = final(calm)
-    assert losses == pytest.approx(calm_losses, rel=1e-4)
+    # On other ranks a step from the same state agrees to a relative 1e-6. The absolute part is for the last losses, of
+    # 4e-4: a loss is the difference of two logits' size, and 5e-6 is three places of the last digit of a logit of 16.
+    assert losses == pytest.approx(calm_losses, rel=1e-4, abs=5e-6)
     assert batches == calm_batches
     assert_no_sample_is_missed_or_doubled(batches)
     done = f"SIGKILL to all ranks at {KILLS} random moments of {STEPS} steps, each time resumed on 1, 2 or 3 ranks"
-    outcome = f"losses within {largest(losses, calm_losses):.0e} of the uninterrupted run, no sample missed or doubled"
+    apart = max(abs(a - b) for a, b in zip(losses, calm_losses, strict=True))
+    outcome = f"losses within {apart:.0e} of the uninterrupted run, no sample missed or doubled"
     record(Row("Killed over and over", done, None, None, None, outcome))
-
-
-def largest(got: list[float], wanted: list[float]) -> float:
-    return max(abs(a - b) / b for a, b in zip(got, wanted, strict=True))
 
 
 def assert_no_sample_is_missed_or_doubled(batches: list[list[int]]) -> None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from tests.faces import ROOT
 
@@ -57,7 +58,7 @@ def train(folder: Path, ranks: int, *arguments: str | Path) -> str:
     return output
 
 
-def metrics(run: Path) -> list[dict[str, float]]:
+def metrics(run: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl; a torn last line is left out."""
     rows = []
     path = run / "metrics.jsonl"

@@ -39,7 +39,7 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
 
 
 def supervise(folder: Path, hosts: Hosts, shards: Path) -> Supervised:
-    where = ["--hostfile", hosts.hostfile(), "--export", "GLOO_SOCKET_IFNAME=eth0"]
+    where: list[str | Path] = ["--hostfile", hosts.hostfile(), "--export", "GLOO_SOCKET_IFNAME=eth0"]
     recipe = write_recipe(folder / "recipe.yaml", shards, STEPS)
     return Supervised(folder, where, recipe, folder / "run", {"PDSH_SSH_ARGS_APPEND": hosts.ssh_arguments})
 

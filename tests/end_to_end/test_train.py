@@ -80,7 +80,7 @@ def test_a_run_leaves_what_repeats_it(uninterrupted: Path) -> None:
     assert facts["command"].startswith("deepspeed --num_gpus 2 ")
     assert "local_rank" not in facts["command"]
     assert yaml.safe_load((uninterrupted / "recipe.yaml").read_text())["head"]["lambda_max"] == 1500.0
-    parts = rows[-1]["seconds"]
+    parts = rows[-1]["step_part_seconds"]
     assert {"data_wait", "forward", "backward", "head", "communication", "update"} <= set(parts)
     assert sum(parts.values()) <= rows[-1]["step_seconds"] * 1.01
 
@@ -132,7 +132,7 @@ def test_a_signal_stops_all_ranks_after_a_saved_step(
     assert process.returncode == code, output
     saved = complete_steps(tmp_path / "run")[-1]
     assert saved == metrics(tmp_path / "run")[-1]["step"] > 0
-    assert f"after step {saved}, saved; the same command goes on" in output
+    assert f"after step {saved}, saved; the same command resumes it" in output
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
     outcome = f"step finished and saved by all ranks, the command's exit code {code if code > 0 else 128 - code}"
     done = f"{number.name} to {who} (2 ranks, no supervisor)"

@@ -80,7 +80,7 @@ def test_every_saved_step_is_evaluated_shown_and_logged(run: Path) -> None:
         assert f"step {row['step']}/14  evaluated  strangers {found.accuracy.value:.2%}  (best: step " in printed
     trained = [row for row in metrics(run) if "evaluation" not in row]
     assert [row["step"] for row in trained] == list(range(1, 15))
-    assert all("evaluation" not in row["seconds"] for row in trained)
+    assert all("evaluation" not in row["step_part_seconds"] for row in trained)
 
 
 def test_the_best_is_kept_and_every_stage_finds_it(run: Path, tmp_path: Path) -> None:
@@ -90,7 +90,14 @@ def test_the_best_is_kept_and_every_stage_finds_it(run: Path, tmp_path: Path) ->
     assert best == {"step": step, "set": "strangers", "accuracy": accuracies[step]}
     assert {0, step, 14} <= set(complete_steps(run))
     assert len(complete_steps(run)) <= 4, "the last save may yet have kept what was best before it"
-    options = ["--images", run.parent / "strangers", "--pairs", run.parent / "pairs.tsv", "--resamples", "20"]
+    options: list[str | Path] = [
+        "--images",
+        run.parent / "strangers",
+        "--pairs",
+        run.parent / "pairs.tsv",
+        "--resamples",
+        "20",
+    ]
     table = stage("evaluate.py", run, *options, "--name", "again", "--step", "best", "--report").splitlines()
     assert table[1].split()[:2] == [str(step), f"{accuracies[step]:.2%}"]
     assert "accuracy while training" in (run / "report.html").read_text()

@@ -57,13 +57,8 @@ class Exporter(Observer):
     def recorded(self, record: Record, window: Window) -> None:
         """Set, add or observe every value of the step, as its row in the table says; microseconds."""
         t = self._telemetry
-        update: dict[str, Callable[[str, float, str], None]] = {
-            "gauge": t.set,
-            "counter": t.add,
-            "histogram": t.observe,
-        }
         for name, label, value in series_of(record.values):
-            update[_KINDS[name]](name, value, label)
+            t.update(name, value, label)
         left = (self._recipe.optimizer.steps - record.step) * window.step_seconds
         t.set("estimated_end_timestamp_seconds", time.time() + left)
         t.set("global_samples_per_second", window.samples_per_second)
