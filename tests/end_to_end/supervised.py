@@ -11,11 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.end_to_end.launcher import DEEPSPEED, free_port, metrics
+from tests.end_to_end.launcher import DEEPSPEED, PATIENCE_SECONDS, free_port, metrics
 from tests.faces import ROOT
 from tests.fault_table import Row, record
-
-PATIENCE_SECONDS = 300  # for a loaded machine; no wait that succeeds takes so long
 
 
 class Supervised:

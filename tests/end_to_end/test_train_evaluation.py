@@ -6,9 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 import urllib.request
 from collections import Counter
 from pathlib import Path
@@ -19,7 +16,7 @@ import pytest
 from cluster.stop import EXIT_REFUSED
 from pipeline.evaluation.results import load
 from pipeline.run.checkpoint import complete_steps
-from tests.end_to_end.launcher import TRAIN, metrics, start_training, train
+from tests.end_to_end.launcher import TRAIN, metrics, run_python, start_training, train, wait_for
 from tests.end_to_end.supervised import Supervised
 from tests.faces import ROOT, write_faces, write_pairs, write_shards
 
@@ -63,8 +60,7 @@ def evaluations(run: Path) -> list[dict[str, Any]]:
 
 
 def stage(name: str, *arguments: str | Path) -> str:
-    command = [sys.executable, ROOT / "stages" / name, *arguments]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, check=False)
+    done = run_python(ROOT / "stages" / name, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -119,23 +115,15 @@ def test_killed_before_its_last_evaluation_it_does_that_alone(run: Path, tmp_pat
     assert "is finished: 14 steps; nothing to do" in train(tmp_path, 1, "--recipe", recipe, "--run", copy)
 
 
-def wait_for_evaluations(count: int, run: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while len(evaluations(run)) < count:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "waited two minutes"
-        time.sleep(0.02)
-
-
 def test_scraped_while_it_trains_and_after_a_kill_nothing_is_doubled(scene: Path, tmp_path: Path) -> None:
     write_recipe(tmp_path / "recipe.yaml", scene / "set/shards", scene, port=0)
     run = tmp_path / "run"
     process = start_training(tmp_path, 2, "--recipe", "recipe.yaml", "--run", run, "--set", "optimizer.steps=100000")
     try:
-        wait_for_evaluations(2, run, process)
+        wait_for(lambda: len(evaluations(run)) >= 2, process)
         for target in sorted((run / "targets").glob("*.json")):
             address = json.loads(target.read_text())[0]["targets"][0]
-            text = urllib.request.urlopen(f"http://{address}/metrics", timeout=10).read().decode()
+            text = urllib.request.urlopen(f"http://{address}/metrics", timeout=60).read().decode()
             lines = [line for line in text.splitlines() if line.startswith("spherescale_evaluation")]
             values = {line.split("{")[0]: float(line.split()[-1]) for line in lines}
             accuracy = values["spherescale_evaluation_accuracy_ratio"]
@@ -163,8 +151,7 @@ def test_a_faulty_set_is_refused_before_the_start(scene: Path, tmp_path: Path, f
         wanted = f"pairs: cannot read {tmp_path / 'none.tsv'}: No such file or directory"
     else:
         (images / "person001/0001.jpg").write_bytes(b"no image")
-    command = [sys.executable, TRAIN, "--recipe", scene / "recipe.yaml", "--run", tmp_path / "run", "--set", change]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, check=False)
+    done = run_python(TRAIN, "--recipe", scene / "recipe.yaml", "--run", tmp_path / "run", "--set", change)
     assert done.returncode == EXIT_REFUSED, done.stderr
     assert f"train.py: evaluation.sets.strangers: {wanted}" in done.stderr
     assert not (tmp_path / "run").exists()
