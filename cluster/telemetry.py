@@ -137,6 +137,16 @@ class Telemetry:
         """Put a value into a histogram. Raises ValueError as `set` does."""
         self._find("histogram", name, label).observe(value)
 
+    def update(self, name: str, value: float, label: str = "") -> None:
+        """Set a gauge, add to a counter or observe in a histogram, as the metric's row says. Raises as `set` does."""
+        kind = self._metrics[name].kind if name in self._metrics else None
+        if kind == "counter":
+            self.add(name, value, label)
+        elif kind == "histogram":
+            self.observe(name, value, label)
+        else:
+            self.set(name, value, label)
+
     def checkpoint_saved(self, seconds: float) -> None:
         """Record that a checkpoint, saved in `seconds`, has just been completed."""
         self._checkpoint_at = time.time()

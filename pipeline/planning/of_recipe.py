@@ -12,7 +12,7 @@ from pipeline.planning.job import Job, Network
 from pipeline.recipe.schema import Recipe, RecipeError
 
 
-def job_of(recipe: Recipe, num_classes: int, num_ranks: int) -> Job:
+def job_of(recipe: Recipe, num_classes: int, num_ranks: int, device: str = "cuda") -> Job:
     """A step of the recipe, as the ranks see it that share the classes among them: all, unless `head.ranks` says less.
 
     Raises:
@@ -31,6 +31,7 @@ def job_of(recipe: Recipe, num_classes: int, num_ranks: int) -> Job:
         fused_update=recipe.head.fused_update,
         slots=recipe.optimizer.slots_per_number(),
         row_slots=recipe.optimizer.slots_per_row(),
+        device=device,
     )
 
 

@@ -98,10 +98,10 @@ def test_saving_and_loading(tmp_path: Path, gigabytes: float) -> None:
         note("torch.load", torch_load(tmp_path / "plain", state))
     seconds = {name: round(sorted(some)[len(some) // 2], 3) for name, some in times.items()}
     # the stall is under 1% of training where a step takes longer than this
-    step = seconds["stall of our save"] / EVERY / 0.01
+    fits_step = seconds["stall of our save"] / EVERY / 0.01
     write(
         f"checkpoint_{gigabytes:g}gb",
-        {"gigabytes": gigabytes, "seconds": seconds, f"step_seconds_at_which_the_stall_is_1%_every_{EVERY}": step},
+        {"gigabytes": gigabytes, "seconds": seconds, f"step_seconds_at_which_the_stall_is_1%_every_{EVERY}": fits_step},
     )
 
 

@@ -25,7 +25,10 @@ from pipeline.optim.sgd import SGD
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Data, Recipe
 from pipeline.training.loop import Trainer
-from pipeline.training.watch import Exporter, MetricsFile, Window
+from pipeline.training.observers.exporter import Exporter
+from pipeline.training.observers.metrics_file import MetricsFile
+from pipeline.training.observers.observer import Observers
+from pipeline.training.record import Window
 from tests.benchmarks.results import write
 from tests.faces import write_shards
 
@@ -65,14 +68,14 @@ def our_step(folder: Path, device: torch.device, group: dist.ProcessGroup) -> It
     trainer = Trainer(recipe, ShardSet(shards), folder / "run", Topology(), group, device)
     records = trainer.train()
     window = Window(10)
-    exporter = Exporter(Telemetry(rank=0, host="here", job="bench"), trainer)
-    metrics = MetricsFile(folder / "run" / "metrics.jsonl", 0)
+    telemetry = Telemetry(rank=0, host="here", job="bench")
+    exporter = Exporter(telemetry, recipe, folder / "run", Topology(), CLASSES)
+    observers = Observers([exporter, MetricsFile(folder / "run" / "metrics.jsonl")], log_every=1)
 
     def step() -> None:
         record = next(records)
         window.add(record)
-        exporter.export(record, window)
-        metrics.write(record, window)
+        observers.recorded(record, window)
 
     yield step
     records.close()  # type: ignore[attr-defined]

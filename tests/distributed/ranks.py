@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 
 # A server that has imported torch once, from which ranks are forked: saves seconds a test.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed", "deepspeed", "nvidia.dali"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "deepspeed", "nvidia.dali"])
 
 TIMEOUT_SECONDS = 300  # of a busy machine
 
@@ -30,8 +30,8 @@ def run_ranks(function: Callable[..., Any], num_ranks: int, *args: Any) -> list[
     with tempfile.TemporaryDirectory() as folder:
         pipes, processes = [], []
         for rank in range(num_ranks):
-            ours, theirs = _context.Pipe()
-            process = _context.Process(
+            ours, theirs = CONTEXT.Pipe()
+            process = CONTEXT.Process(
                 target=_rank_main,
                 args=(theirs, function, rank, num_ranks, f"{folder}/store", args),
                 daemon=True,

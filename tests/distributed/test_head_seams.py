@@ -16,15 +16,17 @@ from pydantic import Field
 
 from cluster.process_group import grid
 from cluster.topology import Topology, split_range
+from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.head.head import HeadOptions, ShardedHead
 from pipeline.head.kernels import Kernel, Scoring, Sink
 from pipeline.head.margins import MARGINS, Margin, Observed, State, Target
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.head.margins.margin import ScaledMargin
 from pipeline.head.rows import initial_rows
+from pipeline.optim.sgd import SGD
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.file import describe_recipe, load_recipe
-from pipeline.recipe.schema import Backbone, Checkpoint, Data, Head, Optimizer, Recipe
+from pipeline.recipe.schema import Checkpoint, Data, Head, Recipe
 from pipeline.training.loop import Trainer
 from tests.distributed.ranks import run_ranks
 from tests.faces import write_shards
@@ -236,9 +238,9 @@ def test_a_bad_step_of_a_run_leaves_the_state_as_it_was(
     plan = Recipe(
         seed=3,
         data=Data(shards=shards, global_batch=12, streams=2, decode_threads=1, **data),
-        backbone=Backbone(name="sphereface4", embedding_dim=8),
+        backbone=SphereFaceBackbone(name="sphereface4", embedding_dim=8),
         head=Head(margin=NormMargin(scale=8), **head),
-        optimizer=Optimizer(steps=STEPS, learning_rate=0.01),
+        optimizer=SGD(steps=STEPS, learning_rate=0.01),
         checkpoint=Checkpoint(every=STEPS),
     )
     first, second = run_ranks(train_spoilt, 2, plan, tmp_path, how)

@@ -24,7 +24,7 @@ from pipeline.reading.reader import Reader
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Checkpoint, Data, Faults, Head, Log, Phase, Recipe
 from pipeline.run.checkpoint import load_backbone
-from pipeline.training.errors import NonFiniteError
+from pipeline.training.guard import NonFiniteError
 from pipeline.training.loop import Trainer
 from tests.distributed.dense import dense_loss
 from tests.distributed.ranks import run_ranks
@@ -62,8 +62,10 @@ def train_on(rank: int, ranks: int, plan: Recipe, run: Path, resume: int | None 
     records = list(trainer.train())
     return {
         "losses": [r.loss for r in records],
-        "gradient_norms": [r.gradient_norm for r in records],
-        "sent": [r.sent for r in records],
+        "gradient_norms": [r.values["gradient_norm"] for r in records],
+        "sent": [
+            tuple(sent.values()) for r in records if isinstance(sent := r.values["communication_bytes_total"], dict)
+        ],
         "backbone": {k: v.clone() for k, v in trainer.engine.parameters().items()},
         "rows": trainer.head.weight_SD.detach().clone(),
     }

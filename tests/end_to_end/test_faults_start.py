@@ -204,7 +204,7 @@ def test_a_master_address_of_nobody(hosts: Hosts, shards: Path, tmp_path: Path) 
 
 @pytest.fixture
 def supervised(hosts: Hosts, shards: Path, tmp_path: Path) -> Iterator[Supervised]:
-    where = ["--hostfile", hosts.hostfile(), "--export", "GLOO_SOCKET_IFNAME=eth0"]
+    where: list[str | Path] = ["--hostfile", hosts.hostfile(), "--export", "GLOO_SOCKET_IFNAME=eth0"]
     recipe = write_recipe(tmp_path / "recipe.yaml", shards, NEVER)
     made = Supervised(tmp_path, where, recipe, tmp_path / "run", {"PDSH_SSH_ARGS_APPEND": hosts.ssh_arguments})
     yield made
@@ -217,7 +217,7 @@ def test_a_supervisor_that_is_asked_to_stop_stops_every_host(hosts: Hosts, super
     supervised.process.send_signal(signal.SIGTERM)
     assert supervised.end() == EXIT_STOPPED, supervised.output
     assert complete_steps(supervised.run)[-1] == metrics(supervised.run)[-1]["step"]
-    assert "saved; the same command goes on" in supervised.output
+    assert "saved; the same command resumes it" in supervised.output
     assert training(hosts) == []
     outcome = "step finished and saved on both hosts, exit code 75, nothing left running"
     record(Row("Supervisor stopped", "SIGTERM to the supervisor of 2 hosts", 0, time.time() - at, None, outcome))

@@ -16,7 +16,7 @@ from cluster.monitoring import live
 from cluster.telemetry import Telemetry, Tls
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Log, RecipeError
-from stages.train import endpoint_tls
+from pipeline.training.observers.exporter import endpoint_tls
 from tests.unit.cluster.monitoring.test_monitoring import needs_prometheus, query, wait_for
 
 pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl (Debian: apt-get install openssl)")

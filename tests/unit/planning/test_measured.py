@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def measure(
     """Bytes beyond rows and their momentum at the head's and at the update's fullest."""
     group = dist.group.WORLD if num_ranks > 1 else None
     options = HeadOptions(torch.bfloat16 if bf16 else torch.float32, block, fused)
-    head = ShardedHead(classes, dim, ASoftmax(), group, weight_decay=5e-4, options=options)
+    head = ShardedHead(classes, dim, ASoftmax(), group, optimizer=SGD(steps=1, learning_rate=0.1), options=options)
     x = torch.randn(batch // num_ranks, dim, requires_grad=True)
     labels = torch.randint(classes, (batch // num_ranks,))
 
@@ -129,7 +129,7 @@ def most_in_training(_: int, num_ranks: int, zero_stage: int, accumulation: int,
         backbone=SphereFaceBackbone(name="sphereface4", embedding_dim=DIM),
         optimizer=SGD(steps=2, learning_rate=0.1),
         precision="bfloat16" if bf16 else "float32",
-        zero_stage=zero_stage,
+        zero_stage=cast(Literal[0, 1, 2, 3], zero_stage),
     )
     with Allocated() as allocated:
         engine = Engine(

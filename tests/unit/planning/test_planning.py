@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -187,7 +188,7 @@ def test_flops_are_those_that_the_head_and_a_network_do() -> None:
         ({"accumulation": 2, "fused_update": True}, "fused_update: got accumulation 2, wanted 1"),
     ],
 )
-def test_impossible_jobs_name_the_field(change: dict[str, int], message: str) -> None:
+def test_impossible_jobs_name_the_field(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(JOB, **change)
 
