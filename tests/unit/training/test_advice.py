@@ -36,6 +36,8 @@ RECIPE = Recipe(
 )
 KEYS = set(flat(RECIPE.model_dump(mode="json"))) | {"evaluation.sets"}  # which is empty by default
 
+FILES = {"backbone.safetensors"}  # beside them, what looks like a key and is none
+
 
 def texts(source: str) -> Iterator[str]:
     """The pieces of text that a program can print: its strings and those within f-strings, without docstrings.
@@ -57,7 +59,7 @@ def texts(source: str) -> Iterator[str]:
 
 def keys_in(text: str) -> set[str]:
     """Keys of a recipe that a text names whole."""
-    return set(re.findall(rf"(?<![\w./])(?:{SECTIONS})\.[a-z_]+(?![\w\0/])", text)) - {"data.index", "log.txt"}
+    return set(re.findall(rf"(?<![\w./])(?:{SECTIONS})\.[a-z_]+(?![\w\0/])", text)) - FILES
 
 
 def options_in(text: str) -> set[str]:
