@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -122,9 +122,10 @@ class Allocated(TorchDispatchMode):
 
 
 SIDE, MICRO_BATCH, DIM = 32, 4, 512
+Stage = Literal[0, 1, 2, 3]
 
 
-def most_in_training(_: int, num_ranks: int, zero_stage: int, accumulation: int, bf16: bool) -> int:
+def most_in_training(_: int, num_ranks: int, zero_stage: Stage, accumulation: int, bf16: bool) -> int:
     """Most bytes that a rank holds in two steps of the backbone alone."""
     recipe = Recipe(
         data=Data(shards=Path("none"), global_batch=MICRO_BATCH * num_ranks * accumulation, accumulation=accumulation),
@@ -147,7 +148,9 @@ def most_in_training(_: int, num_ranks: int, zero_stage: int, accumulation: int,
     ("zero_stage", "accumulation", "bf16"),
     [(0, 1, False), (1, 1, False), (2, 1, False), (3, 1, False), (1, 1, True), (2, 2, True), (3, 2, True)],
 )
-def test_the_networks_memory_is_as_planned_at_every_zero_stage(zero_stage: int, accumulation: int, bf16: bool) -> None:
+def test_the_networks_memory_is_as_planned_at_every_zero_stage(
+    zero_stage: Stage, accumulation: int, bf16: bool
+) -> None:
     got = max(run_ranks(most_in_training, 2, zero_stage, accumulation, bf16))
     module = build_backbone("sphereface4", DIM, (SIDE, SIDE))
     sizes = [p.numel() for p in module.parameters()]
