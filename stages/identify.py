@@ -15,9 +15,9 @@ import torch
 from cluster.stop import exit_with
 from pipeline.evaluation.embedding.embed import embed_files
 from pipeline.evaluation.embedding.trained import TrainedBackbone, load_trained
-from pipeline.evaluation.protocols.distractors import identify
 from pipeline.evaluation.protocols.pairs import list_images
 from pipeline.evaluation.results import Identification, load_identification, result_file, save_summary
+from pipeline.evaluation.scoring.distractors import identify
 from pipeline.evaluation.scoring.search import regrouped
 from pipeline.evaluation.scoring.verification import require_resolvable, resolvable_fars
 from pipeline.reading.dali import Decoder

@@ -15,18 +15,10 @@ import torch
 from cluster.stop import exit_with
 from pipeline.evaluation.embedding.embed import embed_files
 from pipeline.evaluation.embedding.trained import TrainedBackbone, load_trained
-from pipeline.evaluation.protocols.ijb import (
-    RANKS,
-    Templates,
-    fuse,
-    read_media,
-    read_subjects,
-    read_template_pairs,
-    search_templates,
-    verify_templates,
-)
+from pipeline.evaluation.protocols.ijb import read_media, read_subjects, read_template_pairs
 from pipeline.evaluation.protocols.pairs import require_images
 from pipeline.evaluation.results import Gallery, TemplateResult, save_summary
+from pipeline.evaluation.scoring.templates import RANKS, Templates, fuse, search_templates, verify_templates
 from pipeline.evaluation.scoring.verification import require_resolvable
 from pipeline.reading.dali import Decoder
 from stages.arguments import add_bootstrap, add_embedding, add_step, parser_of
@@ -89,7 +81,7 @@ def _templates(args: argparse.Namespace, trained: TrainedBackbone) -> Templates:
     device = torch.device(args.device)
     decoder = Decoder(args.batch_size, *trained.image_size, device, args.threads)
     features = np.concatenate(list(embed_files(trained.module.to(device), args.images, paths, decoder, progress=True)))
-    return fuse(features[mention], media)
+    return fuse(features[mention], media.template, media.medium)
 
 
 def _parser() -> argparse.ArgumentParser:

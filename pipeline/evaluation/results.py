@@ -14,76 +14,16 @@ from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from pipeline.evaluation.scoring.angles import ClassAngles
-from pipeline.evaluation.scoring.bootstrap import identity_bootstrap
-from pipeline.evaluation.scoring.verification import (
-    FloatArray,
-    ScoredPairs,
-    attained_tar,
-    auc,
-    kfold_accuracy,
-    roc,
-    tar_at_far,
-)
+from pipeline.evaluation.scoring.rates import Rate, Record, TarAtFar, TpirAtFpir, Verification
+from pipeline.evaluation.scoring.verification import ScoredPairs
 from pipeline.files import write_file
 
 _ANGLES = "angles."  # before the names of its arrays beside the scores
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Rate(_Record):
-    """A rate between 0 and 1 with its bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-class TarAtFar(_Record):
-    """The true accept rate at a false accept rate."""
-
-    far: float
-    tar: Rate
-
-
-class TpirAtFpir(_Record):
-    """The true positive identification rate at a false positive identification rate."""
-
-    fpir: float
-    tpir: Rate
-
-
-class Verification(_Record):
-    """What a verification protocol reports, with intervals over identities.
-
-    Attributes:
-        accuracy: mean k-fold accuracy, each fold at the threshold of the others.
-        deviation: sample standard deviation of the accuracy over folds.
-        folds, thresholds: accuracy and threshold of each fold.
-        auc: area under the ROC.
-        tar: true accept rates, in the order in which the false accept rates were asked for.
-        genuine, impostors, identities: how much data stands behind it.
-        confidence: of every interval.
-    """
-
-    accuracy: Rate
-    deviation: float
-    folds: tuple[float, ...]
-    thresholds: tuple[float, ...]
-    auc: Rate
-    tar: tuple[TarAtFar, ...]
-    genuine: int
-    impostors: int
-    identities: int
-    confidence: float
-
-
-class Settings(_Record):
+class Settings(Record):
     """What a result depends on: a stored one with equal settings need not be computed again."""
 
     weights_sha256: str
@@ -96,14 +36,14 @@ class Settings(_Record):
     without_sha256: str = ""  # of the names of people who are left out
 
 
-class Centred(_Record):
+class Centred(Record):
     """K-fold accuracy by the authors' script, which subtracts a mean (see `verification.centred_kfold`)."""
 
     accuracy: float
     deviation: float
 
 
-class Summary(_Record):
+class Summary(Record):
     """The JSON beside the scores."""
 
     step: int
@@ -112,7 +52,7 @@ class Summary(_Record):
     centred: Centred
 
 
-class Identification(_Record):
+class Identification(Record):
     """What identification among distractors reports (MegaFace), with intervals over the probes' identities.
 
     Attributes:
@@ -133,7 +73,7 @@ class Identification(_Record):
     confidence: float
 
 
-class Gallery(_Record):
+class Gallery(Record):
     """1:N search of one gallery: closed-set rates at `ijb.RANKS`, open-set rates."""
 
     name: str
@@ -141,7 +81,7 @@ class Gallery(_Record):
     tpir: tuple[TpirAtFpir, ...]
 
 
-class TemplateResult(_Record):
+class TemplateResult(Record):
     """What IJB reports, with intervals over subjects."""
 
     step: int
@@ -170,40 +110,6 @@ class Evaluation:
     def step(self) -> int:
         """The checkpoint that was evaluated."""
         return self.summary.step
-
-
-def verify(
-    pairs: ScoredPairs, fars: tuple[float, ...], resamples: int, seed: int = 0, confidence: float = 0.95
-) -> Verification:
-    """Every verification rate of `pairs` with its interval.
-
-    Raises ValueError when the impostors cannot resolve one of `fars` (see `verification.require_resolvable`).
-    """
-    curve, folds = roc(pairs), kfold_accuracy(pairs)
-    values = [folds.mean, auc(curve), *(tar_at_far(curve, far) for far in fars)]
-
-    def statistics(drawn: ScoredPairs) -> FloatArray:
-        curve = roc(drawn)
-        tars = [attained_tar(curve, far) for far in fars]
-        return np.array([kfold_accuracy(drawn).mean, auc(curve), *tars])
-
-    intervals = identity_bootstrap(pairs, statistics, resamples, seed, confidence)
-    accuracy, area, *tars = (
-        Rate(value=float(value), low=float(low), high=float(high))
-        for value, (low, high) in zip(values, intervals, strict=True)
-    )
-    return Verification(
-        accuracy=accuracy,
-        deviation=folds.deviation,
-        folds=tuple(folds.accuracies.tolist()),
-        thresholds=tuple(folds.thresholds.tolist()),
-        auc=area,
-        tar=tuple(TarAtFar(far=far, tar=tar) for far, tar in zip(fars, tars, strict=True)),
-        genuine=int(curve.genuine),
-        impostors=int(curve.impostors),
-        identities=len(np.union1d(pairs.identity_a, pairs.identity_b)),
-        confidence=confidence,
-    )
 
 
 def save_summary(result: Identification | TemplateResult, folder: Path) -> Path:

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.evaluation.protocols.pairs import Pairs, read_pairs
-from pipeline.evaluation.results import Centred, Evaluation, Settings, Summary, load, result_file, verify
+from pipeline.evaluation.results import Centred, Evaluation, Settings, Summary, load, result_file
 from pipeline.evaluation.scoring.angles import class_angles
+from pipeline.evaluation.scoring.rates import verify
 from pipeline.evaluation.scoring.verification import (
     FloatArray,
     centred_kfold,

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipeline.backbones import build_backbone
 from pipeline.evaluation.embedding.embed import embed_files
-from pipeline.evaluation.results import verify
+from pipeline.evaluation.scoring.rates import verify
 from pipeline.evaluation.scoring.search import blocks_of, nearest
 from pipeline.evaluation.scoring.verification import ScoredPairs
 from pipeline.reading.dali import Decoder

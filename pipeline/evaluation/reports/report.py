@@ -17,9 +17,10 @@ import numpy as np
 from pipeline.evaluation.reports import plots
 from pipeline.evaluation.reports.hardest import hardest_tiles
 from pipeline.evaluation.reports.pages import render
-from pipeline.evaluation.results import Evaluation, Identification, Rate, TarAtFar, load, load_identification
+from pipeline.evaluation.results import Evaluation, Identification, load, load_identification
 from pipeline.evaluation.scoring.angles import ClassAngles
 from pipeline.evaluation.scoring.bootstrap import roc_band
+from pipeline.evaluation.scoring.rates import Rate, TarAtFar
 from pipeline.evaluation.scoring.verification import FloatArray, equal_error_rate, roc
 from pipeline.files import write_file
 from pipeline.run.metrics_log import mean_seconds, read_metrics, series

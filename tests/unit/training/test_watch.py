@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluation.in_training import Evaluated
-from pipeline.evaluation.results import verify
+from pipeline.evaluation.scoring.rates import verify
 from pipeline.evaluation.scoring.verification import ScoredPairs
 from pipeline.training.loop import Record
 from pipeline.training.watch import MetricsFile, Progress, Window

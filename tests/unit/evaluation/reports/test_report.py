@@ -17,15 +17,13 @@ from pipeline.evaluation.results import (
     Centred,
     Evaluation,
     Identification,
-    Rate,
     Settings,
     Summary,
-    TarAtFar,
     save,
     save_summary,
-    verify,
 )
 from pipeline.evaluation.scoring.angles import class_angles
+from pipeline.evaluation.scoring.rates import Rate, TarAtFar, verify
 from pipeline.evaluation.scoring.verification import ScoredPairs
 
 CENTRED = Centred(accuracy=0.625, deviation=0.0375)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.evaluation.results import verify
 from pipeline.evaluation.scoring.estimates import Sample, accuracy_sample, difference, estimate
+from pipeline.evaluation.scoring.rates import verify
 from pipeline.evaluation.scoring.verification import ScoredPairs
 
 # Student's t at 97.5% for 1, 2 and 4 degrees of freedom, from any table.

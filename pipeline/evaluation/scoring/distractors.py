@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.results import Rate, TarAtFar
 from pipeline.evaluation.scoring.bootstrap import trial_bootstrap
 from pipeline.evaluation.scoring.identification import cmc, distractor_barrier, distractor_ranks, mate_trials
+from pipeline.evaluation.scoring.rates import Rate, TarAtFar
 from pipeline.evaluation.scoring.search import nearest
 from pipeline.evaluation.scoring.verification import FloatArray, IntArray, require_resolvable
 
