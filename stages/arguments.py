@@ -1,4 +1,4 @@
-"""What every stage that reads a trained run asks for alike: which run, which checkpoint, how to embed."""
+"""Arguments that several stages share: the run, the checkpoint, how to embed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def parser_of(description: str | None, epilog: str | None = None) -> argparse.Ar
 
 
 def add_step(parser: argparse.ArgumentParser, *, repeatable: bool = False) -> None:
-    """``--step``: one checkpoint or, where that makes sense, several."""
+    """``--step``: one checkpoint or, for stages that can compare them, several."""
     parser.add_argument(
         "--step",
         type=step_of,
@@ -34,24 +34,24 @@ def add_step(parser: argparse.ArgumentParser, *, repeatable: bool = False) -> No
 def add_embedding(parser: argparse.ArgumentParser) -> None:
     """``--batch-size``, ``--threads`` and ``--device``: how faces become features."""
     parser.add_argument("--batch-size", type=int, default=64, help="images embedded together (default 64)")
-    parser.add_argument("--threads", type=int, default=2, help="that decode images (default 2)")
+    parser.add_argument("--threads", type=int, default=2, help="threads that decode images (default 2)")
     parser.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
-        help="where the work is done: cpu, cuda, cuda:1 (default here: %(default)s)",
+        help="device to embed on: cpu, cuda, cuda:1 (default here: %(default)s)",
     )
 
 
 def add_bootstrap(parser: argparse.ArgumentParser, resamples: int = 1000) -> None:
     """``--resamples`` and ``--seed`` of the intervals."""
     parser.add_argument(
-        "--resamples", type=int, default=resamples, help=f"of the bootstrap over people (default {resamples})"
+        "--resamples", type=int, default=resamples, help=f"resamples of the bootstrap over people (default {resamples})"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
 
 
 def step_of(text: str) -> Step:
-    """A checkpoint as it is asked for: None stands for the last."""
+    """A checkpoint from its option; None is the last."""
     if text == "last":
         return None
     if text == "best":

@@ -1,4 +1,4 @@
-"""Stage 3: how well a trained network verifies people it never saw.
+"""Stage 3: verification of people that the network was not trained on.
 
 Pairs of faces go through the backbone of a run (image and mirror, concatenated), are compared by cosine and judged by
 k-fold accuracy, ROC and TAR at FAR, each with a bootstrap interval over people. Results go to RUN/evaluations/NAME/
@@ -41,7 +41,7 @@ from LFW, YTF, an InsightFace .bin or your own folders):
 
 
 def main() -> int:
-    """Read everything that can be wrong, then embed, judge and report; a fault is one line and exit code 1."""
+    """Read and check everything, then embed, judge and report; a fault is one line and exit code 1."""
     args = _parser().parse_args()
     try:
         chosen = _chosen(args)
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def _chosen(args: argparse.Namespace) -> VerificationSet:
-    """The set as asked for, without people where some are to be left out."""
+    """The set, without the people of --without."""
     name = args.name or args.pairs.stem
     if args.without is None:
         return read_set(name, args.images, args.pairs, args.far or ())
@@ -65,7 +65,7 @@ def _chosen(args: argparse.Namespace) -> VerificationSet:
 
 
 def _evaluate(args: argparse.Namespace, chosen: VerificationSet, step: Step) -> Evaluation:
-    """The evaluation of one checkpoint: a stored one when nothing that it depends on has changed."""
+    """The evaluation of one checkpoint: a stored one if nothing that it depends on has changed."""
     trained = load_trained(args.run, step)
     settings = chosen.settings(trained.weights_sha256, args.resamples, args.seed)
     found = None if args.force else stored(args.run, chosen, trained.step, settings)
@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--without", type=Path, metavar="FILE", help="decisions of stages/overlap.py: leave these test people out"
     )
-    parser.add_argument("--name", help="of this evaluation in the report (default: the pairs file's)")
+    parser.add_argument("--name", help="name of this evaluation in the report (default: the pairs file's)")
     add_step(parser, repeatable=True)
     parser.add_argument(
         "--far",

@@ -1,4 +1,4 @@
-"""Identification among distractors, as MegaFace does it: is this person found again among a million others?
+"""Identification among distractors, as MegaFace does it: is a person found among a million others?
 
 Every image of a person searches for each other image of that person, hidden among the distractors. Distractors pass by
 as they are embedded: their number costs time, never memory. Results go to RUN/identifications/NAME/.
@@ -56,7 +56,7 @@ def _identify(
     distractors: list[str],
     fars: tuple[float, ...],
 ) -> Identification:
-    """The result for one checkpoint: a stored one when weights, files and options are the same."""
+    """The result for one checkpoint: a stored one if weights, files and options are the same."""
     listing = hashlib.sha256("\n".join([*probes, "", *distractors]).encode()).hexdigest()
     folder = args.run / "identifications" / (args.name or args.distractors.resolve().name)
     file = result_file(folder, trained.step)
@@ -88,7 +88,7 @@ def _identify(
 
 
 def _stored(file: Path) -> Identification | None:
-    """The result in `file`; None where there is none that is whole and of this version."""
+    """The result in `file`; None unless it is whole and of this version."""
     try:
         return load_identification(file)
     except ValueError:

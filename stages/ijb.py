@@ -2,7 +2,7 @@
 
 Results go to RUN/ijb/<set>/. Image names, templates and media come from META/<set>_face_tid_mid.txt, pairs from
 META/<set>_template_pair_label.txt, and 1:N from META/<set>_1N_gallery_G1.csv, ..._G2.csv and ..._probe_mixed.csv
-where they exist.
+if they exist.
 """
 
 import argparse

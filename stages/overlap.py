@@ -1,4 +1,4 @@
-"""Who is in the training set and in the test set too? Candidates by a run's own features, for somebody to decide on.
+"""People who are in the training set and in the test set: candidates by a network's features, to be decided on a page.
 
   python stages/overlap.py runs/casia lfw overlap                      writes overlap/overlap.html: look, decide, save
   python stages/overlap.py runs/casia lfw overlap                      again: reads overlap/decisions.tsv
@@ -64,7 +64,7 @@ def _write(
     args: argparse.Namespace, pairs: list[Candidate], train: People, test: People, trained: TrainedBackbone
 ) -> None:
     write_decisions(_decisions(args), pairs)
-    known = set(train.names)  # shard.py refuses to drop people whom the set does not have
+    known = set(train.names)  # shard.py refuses to drop people that the set does not have
     excluded = sorted({pair.train for pair in pairs if pair.decision == SAME and pair.train in known})
     write_file(args.out / "exclude.txt", "".join(f"{name}\n" for name in excluded).encode())
     facts = {

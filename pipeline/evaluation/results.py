@@ -58,7 +58,7 @@ class Identification(Record):
     Attributes:
         cmc: the share of trials whose mate has rank 1, at most 2, ...
         tar: true accept rates of the mates at FARs over every probe and distractor.
-        trials, identities, distractors: how much data stands behind it.
+        trials, identities, distractors: how many of each the result rests on.
         listing_sha256: digest of the lists of probe and distractor files.
     """
 
@@ -97,7 +97,7 @@ class TemplateResult(Record):
 class Evaluation:
     """A summary with its scores: `P` pairs, and the paths `[P]` of their images below the image folder.
 
-    `angles` is None where an earlier version wrote it.
+    `angles` is None in files of an earlier version.
     """
 
     summary: Summary
@@ -129,12 +129,12 @@ def load_identification(file: Path) -> Identification:
 
 
 def result_file(folder: Path, step: int) -> Path:
-    """Where the summary of `step` lies; its scores lie beside it as ``.npz``."""
+    """The file of the summary of `step`; its scores are beside it as ``.npz``."""
     return folder / f"step-{step:08d}.json"
 
 
 def save(evaluation: Evaluation, folder: Path) -> Path:
-    """Write both files below `folder`, the summary last: where it exists, the evaluation is complete."""
+    """Write both files below `folder`, the summary last: if it exists, the evaluation is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     file = result_file(folder, evaluation.summary.step)
     arrays: dict[str, Any] = {"path_a": evaluation.path_a, "path_b": evaluation.path_b}
@@ -142,6 +142,7 @@ def save(evaluation: Evaluation, folder: Path) -> Path:
         arrays |= {f"{_ANGLES}{name}": value for name, value in vars(evaluation.angles).items()}
     scores = io.BytesIO()
     np.savez_compressed(scores, **vars(evaluation.pairs), **arrays)
+    file.unlink(missing_ok=True)  # an older summary must not stand beside newer scores
     write_file(file.with_suffix(".npz"), scores.getvalue())
     write_file(file, (evaluation.summary.model_dump_json(indent=2) + "\n").encode())
     return file

@@ -34,7 +34,7 @@ class VerificationSet:
         images: folder that the pairs' paths are relative to.
         file, sha256: the pairs file and its digest.
         fars: false accept rates that the pairs resolve.
-        without: digest of the list of people who are left out; empty where nobody is.
+        without: digest of the list of people left out; empty if there are none.
     """
 
     name: str

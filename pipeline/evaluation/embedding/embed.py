@@ -45,7 +45,7 @@ def embed_files(
     """Features `[B, 2D]` of the image files `paths` below `folder`, in order, a decoder's batch at a time.
 
     Raises ValueError naming the file when one cannot be read or decoded at the decoder's size, or when its features
-    have no direction: a rate must not silently leave out a pair.
+    have no direction: no pair is left out of a rate without a word.
     """
     done = 0
     with tqdm(total=len(paths), unit=" images", smoothing=0.1, disable=None if progress else True) as bar:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -12,8 +13,10 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from pipeline.evaluation.scoring.search import regrouped
+from pipeline.files import written_whole
 
 ROWS_OF_GROUP = 8192
+BUFFER = 1 << 20
 
 
 def write_embeddings(
@@ -23,22 +26,24 @@ def write_embeddings(
 
     `batches` yields the embeddings of `paths`, in order; they are written a row group at a time, so memory does not
     grow with their number. `facts` go to the file's metadata. The file appears under its name when it is complete.
-    Raises ValueError when `batches` does not yield exactly one row for each path.
+    Raises ValueError when `batches` does not yield exactly one row for each path, NotWrittenError for a full disk.
     """
     schema = pa.schema(
         [("path", pa.string()), ("identity", pa.string()), ("embedding", pa.list_(pa.float32(), width))], metadata=facts
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(file.name + ".part")
     done = 0
-    with pq.ParquetWriter(aside, schema, compression="zstd") as writer:
-        for rows in regrouped(batches, ROWS_OF_GROUP):
-            names = paths[done : done + len(rows)]
-            writer.write_table(_table(names, rows, schema))
-            done += len(rows)
-    if done != len(paths):
-        raise ValueError(f"{file}: got {done} embeddings, wanted {len(paths)}")
-    aside.replace(file)
+    with written_whole(file) as raw:
+        buffered = io.BufferedWriter(cast(io.RawIOBase, raw), BUFFER)  # writes every byte, which a raw file need not
+        with pq.ParquetWriter(buffered, schema, compression="zstd") as writer:
+            for rows in regrouped(batches, ROWS_OF_GROUP):
+                names = paths[done : done + len(rows)]
+                writer.write_table(_table(names, rows, schema))
+                done += len(rows)
+        buffered.flush()
+        buffered.detach()
+        if done != len(paths):
+            raise ValueError(f"{file}: got {done} embeddings, wanted {len(paths)}")
 
 
 def _table(names: Sequence[str], rows: NDArray[np.float32], schema: Any) -> Any:

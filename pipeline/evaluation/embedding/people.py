@@ -1,4 +1,4 @@
-"""A set of people, in shards or in identity folders: who there is, their images, and the centre of their features."""
+"""A set of people, in shards or in identity folders: their names, their images, and the centre of their features."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class People:
 
     Attributes:
         names: of the people.
-        label: `[N]` whose each image is, a position in `names`.
+        label: `[N]` the person that each image shows, a position in `names`.
         read: positions of images to their encoded bytes.
         digest: of names and images; equal digests mean the same set.
     """
@@ -42,7 +42,7 @@ class People:
     digest: str
 
     def of(self, person: int, count: int) -> Images:
-        """The first `count` images of a person, encoded; fewer where there are not so many."""
+        """The first `count` images of a person, encoded; or all, if there are fewer."""
         return self.read(np.flatnonzero(self.label == person)[:count].tolist())
 
 

@@ -37,7 +37,7 @@ class TrainedBackbone:
     weights_sha256: str
 
 
-# A checkpoint as it is asked for: after so many steps, the newest (None), or the one that RUN/best.json names.
+# A checkpoint: after so many steps, the newest (None), or the one that RUN/best.json names.
 Step = int | None | Literal["best"]
 
 
@@ -67,7 +67,7 @@ def load_trained(run: Path, step: Step) -> TrainedBackbone:
 
 
 def _number_of(run: Path, step: Step) -> int:
-    """Which step is meant, settled before anything is loaded: a live run may save another meanwhile."""
+    """The number of the step, decided before anything is loaded: a run in training may save another meanwhile."""
     if step is None:
         return max(complete_steps(run), default=0)
     if step != "best":
@@ -89,7 +89,7 @@ def digest_of(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def _image_size(run: Path, recipe: Recipe) -> tuple[int, int]:
-    """Height and width, as the run recorded them or, failing that, as its shards say."""
+    """Height and width, from the run's record or, in its absence, from its shards."""
     facts = run / "run.json"
     if facts.is_file():
         size = json.loads(facts.read_text()).get("image_size")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation.protocols.pairs import Row
+from pipeline.files import sync_all, write_file
 
 FOLDS = 10
 _MARK = object()
@@ -53,10 +54,11 @@ def extract(content: BinSet, folder: Path) -> list[Row]:
     names = [hashlib.sha256(image).hexdigest()[:16] for image in content.images]
     person = _people(names, content.same)
     paths = [f"{person[name]}/{name}.jpg" for name in names]
-    for path, image in zip(paths, content.images, strict=True):
-        target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(image)
+    files = {folder / path: image for path, image in zip(paths, content.images, strict=True)}
+    for file, image in files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_file(file, image, synced=False)
+    sync_all(files)  # after all are on their way: to wait for each would take minutes
     count = len(content.same)
     return [
         Row(str(i * FOLDS // count + 1), paths[2 * i], paths[2 * i + 1], same) for i, same in enumerate(content.same)

@@ -57,7 +57,7 @@ class Pairs:
         return int(np.sum(~self.same))
 
     def without(self, people: Collection[str], source: str) -> Pairs:
-        """The pairs that show none of `people`, who are named as their images' folders.
+        """The pairs that show none of `people`, each named as the folder of the images.
 
         Raises ValueError, naming `source`, when a fold is left without pairs of either kind.
         """
@@ -127,7 +127,7 @@ def require_images(paths: tuple[str, ...], images: Path, source: str) -> None:
 
 
 def frames_of(images: Path, path: str) -> list[str]:
-    """The image files, relative to `images`, that `path` stands for: itself, or a folder's; empty where absent."""
+    """The image files, relative to `images`, that `path` stands for: itself, or those of a folder; empty if absent."""
     place = images / path
     if place.is_dir():
         return sorted(f"{path}/{file.name}" for file in place.iterdir() if file.suffix.lower() in SUFFIXES)

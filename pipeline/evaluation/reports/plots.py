@@ -110,7 +110,7 @@ def det_plot(curves: Mapping[str, Roc], grid: FloatArray, bands: Mapping[str, Fl
 
 
 def cmc_plot(curves: Mapping[str, FloatArray]) -> str:
-    """Share of searches whose mate has at most a rank: for each model `[R, 3]`, value, low and high of the interval."""
+    """Share of searches with a mate of at most a rank: for each model `[R, 3]`, value, low and high of the interval."""
     figure, axes = _figure(4.6, 3.4)
     for (name, curve), color in zip(curves.items(), _colors(len(curves)), strict=True):
         ranks = np.arange(1, len(curve) + 1)
@@ -199,7 +199,7 @@ def fold_plot(accuracies: Mapping[str, Sequence[float]]) -> str:
 
 
 def study_plot(here: Mapping[str, Sequence[float] | None], published: Mapping[str, float | None]) -> str:
-    """Accuracy of each arm: ours left, published right, where any is, on an axis of its own.
+    """Accuracy of each arm: ours left, published (if any) right, on an axis of its own.
 
     Ours is mean, low, high and then each seed's accuracy, drawn as a bar from low to high with the seeds beside it.
     """
@@ -226,7 +226,7 @@ def study_plot(here: Mapping[str, Sequence[float] | None], published: Mapping[st
 
 
 def running_median(values: FloatArray, width: int = 15) -> FloatArray | None:
-    """Median over a window of `width` around each point, or None where there are too few points to smooth."""
+    """Median over a window of `width` around each point, or None if there are too few points to smooth."""
     if len(values) < 4 * width:
         return None
     half = width // 2

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about one run or several: what was reached, where it fails, how it was trained.
+"""One self-contained HTML page about one run or several: its rates, its worst errors, its training.
 
 The page holds its style, its plots (inline SVG) and its faces (base64 JPEG): it can be mailed, and opens without a
 network or the run's folder. One run is shown before and after training; several are shown side by side.
@@ -48,7 +48,7 @@ class Row:
 def write_report(runs: Sequence[Path], out: Path) -> Path:
     """Render the report of the run folders to `out` and return it.
 
-    Parts of a run that do not exist, such as the training log of a run trained elsewhere, are left out. Raises
+    Parts of a run that do not exist, such as its training log, are left out. Raises
     ValueError when no run holds a result.
     """
     named = _names(runs)
@@ -101,7 +101,7 @@ def evaluation_section(
 ) -> dict[str, Any]:
     """What the template shows of one evaluation set, models side by side; the last one is the one that counts.
 
-    `steps` are all evaluated checkpoints by run, drawn where one has more than its first and last.
+    `steps` are all evaluated checkpoints by run, drawn if one has more than its first and last.
     """
     every = list(models.values())
     limits = _score_limits(every)
@@ -134,14 +134,14 @@ def evaluation_section(
 
 
 def angle_plots(angles: ClassAngles | None) -> list[str]:
-    """How the last model's features lie; nothing where no two images show one person."""
+    """Plots of the last model's angles; none if no two images show the same person."""
     if angles is None or not angles.within_counts.any():
         return []
     return [plots.angle_plot(angles), plots.people_plot(angles)]
 
 
 def worst_people(angles: ClassAngles | None) -> list[tuple[str, ...]]:
-    """The `WORST` people who lie least well apart: name, images, median angle, 95%, nearest person, angle to them."""
+    """The `WORST` separated people: name, images, median angle, 95%, nearest person, angle to them."""
     if angles is None:
         return []
     return [
@@ -202,7 +202,7 @@ def tar_rows(models: Sequence[tuple[TarAtFar, ...]]) -> list[Row]:
 
 
 def _names(runs: Sequence[Path]) -> dict[str, Path]:
-    """A name for each run: its folder's, or its whole path where two folders share one."""
+    """A name for each run: its folder's, or its whole path if two folders share one."""
     short = [run.resolve().name for run in runs]
     return {name if short.count(name) == 1 else str(run): run for name, run in zip(short, runs, strict=True)}
 

@@ -43,7 +43,7 @@ def identify(
     """Search every probe among `count` distractors, given as blocks of rows.
 
     Intervals resample the probes' people; distractors, and so the thresholds, are held. Raises ValueError when probes
-    times distractors cannot resolve one of `fars`, or nobody has two probes.
+    times distractors cannot resolve one of `fars`, or no person has two probes.
     """
     for far in fars:
         require_resolvable(far, len(probes_ND) * count, of="pairs of probe and distractor")

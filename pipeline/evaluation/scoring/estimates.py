@@ -1,6 +1,6 @@
-"""What several seeds say together: means over seeds, with intervals over seeds and people.
+"""Means over several seeds, with intervals over seeds and people.
 
-Two things are there by chance: the seeds that trained, and the people whom the pairs show. The people are resampled,
+Two things vary by chance: the seeds of training, and the people of the pairs. The people are resampled,
 the same for every run, so that two arms are compared on the same people; of the seeds there are too few for that.
 """
 
@@ -29,7 +29,7 @@ class Estimate:
 
     Attributes:
         values: of each seed, by rising seed.
-        low, high: percentile interval over seeds and people; over people alone where there is one seed.
+        low, high: percentile interval over seeds and people; over people alone for a single seed.
     """
 
     values: tuple[float, ...]
@@ -66,10 +66,10 @@ def estimate(runs: Mapping[int, Sample], confidence: float = 0.95) -> Estimate:
 
 
 def difference(mine: Mapping[int, Sample], base: Mapping[int, Sample], confidence: float = 0.95) -> Estimate | None:
-    """`estimate` of how much one arm is above another, over the seeds that both have; None where there is none.
+    """`estimate` of how much one arm is above another, over the seeds that both have; None if there is none.
 
     The draws give the spread alone, around what was measured: with fewer different people every threshold is worse,
-    which costs two arms unequally and says nothing of their order.
+    which costs two arms unequally and is no evidence of their order.
     """
     common = sorted(mine.keys() & base.keys())
     if not common:

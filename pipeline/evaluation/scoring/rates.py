@@ -53,8 +53,8 @@ class Verification(Record):
         deviation: sample standard deviation of the accuracy over folds.
         folds, thresholds: accuracy and threshold of each fold.
         auc: area under the ROC.
-        tar: true accept rates, in the order in which the false accept rates were asked for.
-        genuine, impostors, identities: how much data stands behind it.
+        tar: true accept rates, in the order of the false accept rates given.
+        genuine, impostors, identities: how many of each the rates rest on.
         confidence: of every interval.
     """
 

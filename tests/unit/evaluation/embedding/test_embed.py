@@ -1,5 +1,6 @@
 """Embedding: the features of the paper, from files, leaving the network as it was; and what goes wrong with files."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from pipeline.reading.dali import Decoder
 HEIGHT, WIDTH = 12, 8
 
 
-def tiny_backbone() -> nn.Module:
+def tiny_backbone() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.PReLU(4), nn.Flatten(), nn.Linear(4 * 10 * 6, 5), nn.Dropout(0.9)
@@ -68,13 +69,14 @@ def test_the_batch_size_does_not_matter(faces: tuple[Path, list[str]]) -> None:
 def test_every_submodule_keeps_its_training_mode() -> None:
     backbone = tiny_backbone().train()
     frozen = backbone[1].eval()
+    assert isinstance(frozen, nn.BatchNorm2d) and frozen.running_mean is not None
     statistics = frozen.running_mean.clone()
     before = [part.training for part in backbone.modules()]
     list(embed(backbone, [torch.randn(2, 3, HEIGHT, WIDTH)]))
     assert [part.training for part in backbone.modules()] == before
     assert torch.equal(frozen.running_mean, statistics)
 
-    def broken() -> object:
+    def broken() -> Iterator[torch.Tensor]:
         yield torch.randn(2, 3, HEIGHT, WIDTH)
         raise RuntimeError
 
@@ -122,7 +124,9 @@ def test_an_absent_image_is_named(faces: tuple[Path, list[str]]) -> None:
 def test_broken_weights_are_named(faces: tuple[Path, list[str]]) -> None:
     folder, names = faces
     backbone = tiny_backbone()
-    nn.init.constant_(backbone[4].bias, float("nan"))
+    last = backbone[4]
+    assert isinstance(last, nn.Linear)
+    nn.init.constant_(last.bias, float("nan"))
     with pytest.raises(ValueError, match=r"p0/a.png: got features of norm nan, wanted finite and above 0"):
         embed_files(backbone, folder, names, decoder())
 

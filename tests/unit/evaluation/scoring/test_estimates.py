@@ -68,7 +68,7 @@ def test_runs_with_the_same_pairs_are_drawn_the_same_people() -> None:
         one.scores + 0.25, one.same, one.fold, identity_a=one.identity_a, identity_b=one.identity_b
     )
     found = [accuracy_sample(pairs, resamples=40).draws for pairs in (one, shifted)]
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(found[0], found[1])
     other = accuracy_sample(scored(2), resamples=40).draws
     assert (found[0] != other).any()
 
