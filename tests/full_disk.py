@@ -1,4 +1,4 @@
-"""A disk that takes no more: the system's limit on a file's size, which ends a write in its middle as a full disk does."""
+"""The system's limit on a file's size, which stops a write in its middle as a full disk does."""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ REFERENCE_POINTS = {
 def export(trained: TrainedBackbone, folder: Path) -> list[Path]:
     """Write ``backbone.onnx``, ``backbone.safetensors`` and ``backbone.json`` to `folder`; returns their paths.
 
-    The ONNX graph maps ``images`` float32 `[batch, 3, H, W]` to ``embeddings`` float32 `[batch, D]`, any batch size. All three
-    files appear, or none does.
+    The ONNX graph maps ``images`` float32 `[batch, 3, H, W]` to ``embeddings`` float32 `[batch, D]`, any batch size.
+    All three files appear, or none does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     module = trained.module.cpu().float().eval()

@@ -40,9 +40,10 @@ def find_candidates(
     above: float,
     device: Any = "cpu",
 ) -> list[Candidate]:
-    """Pairs whose centres' cosine exceeds `above`, among the `NEAREST` training people of each test person, in falling order.
+    """Pairs whose centres' cosine exceeds `above`, the highest first.
 
-    People without a centre (a row of zeros) are never candidates.
+    Looks at the `NEAREST` training people of each test person. People without a centre (a row of zeros) are never
+    candidates.
     """
     train, test = np.flatnonzero(train_CD.any(1)), np.flatnonzero(test_CD.any(1))
     if not len(train) or not len(test):
@@ -58,7 +59,7 @@ def find_candidates(
 
 
 def merge(found: Iterable[Candidate], decided: Iterable[Candidate]) -> list[Candidate]:
-    """The candidates found, with the earlier decisions; decisions on other pairs are kept, all by falling similarity."""
+    """The candidates, with the earlier decisions; decisions on other pairs are kept. By falling similarity."""
     earlier = {(pair.train, pair.test): pair for pair in decided if pair.decision != OPEN}
     now = {(pair.train, pair.test): pair for pair in found}
     both = {key: replace(pair, decision=earlier[key].decision) if key in earlier else pair for key, pair in now.items()}
