@@ -68,7 +68,7 @@ def measure(recipe: Recipe, shards: ShardSet, topology: Topology, out: Path, ste
     manifest, first = shards.manifest, topology.rank == 0
     size = manifest.image_height, manifest.image_width
     job = whole_job_of(recipe, manifest.identities, topology.num_ranks)
-    network = network_of(recipe.backbone.name, recipe.backbone.embedding_dim, size, job.bf16)
+    network = network_of(recipe.backbone, size, job.bf16)
     folder = out.with_name(f"{out.name}.trained-in")
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it, also where one rank needs no launcher
     if first:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cluster.collectives import SENT, Group, gather_objects, gather_rows, num_ranks, rank_in
 from cluster.stopwatch import STEP
@@ -24,7 +25,8 @@ from pipeline.evaluation.results import Settings, save
 from pipeline.evaluation.scoring.rates import Verification
 from pipeline.evaluation.scoring.verification import FloatArray
 from pipeline.evaluation.sets import VerificationSet, accuracies_of, folder_of, judge, stored
-from pipeline.reading.dali import DecodedBatch, Decoder, EncodedBatch
+from pipeline.reading.dali import DecodedBatch, Decoder
+from pipeline.reading.images import decode_images, read_image
 from pipeline.recipe.schema import RecipeError
 from pipeline.run.best import Best, write_best
 from pipeline.run.checkpoint import complete_steps
@@ -173,10 +175,11 @@ class Evaluator:
         return [files[i % len(files)] for i in range(start, start + length)]
 
     def _decoded(self, chosen: VerificationSet, files: list[str]) -> Iterator[tuple[list[str], DecodedBatch]]:
-        size = self._decoder.batch_size
-        parts = [files[start : start + size] for start in range(0, len(files), size)]
-        encoded = (EncodedBatch([_bytes(chosen.images / f) for f in part], np.zeros(len(part), bool)) for part in parts)
-        return zip(parts, self._decoder.decode(encoded), strict=True)
+        def read(part: slice) -> list[NDArray[np.uint8]]:
+            return [_bytes(chosen.images / file) for file in files[part]]
+
+        for part, batch in decode_images(self._decoder, len(files), read):
+            yield files[part], batch
 
     def _undecodable(self, chosen: VerificationSet, bad: list[str]) -> str:
         """What is said, on every rank, of the files that did not decode on any; empty where all did."""
@@ -214,11 +217,11 @@ class Evaluator:
         return Best(top, name, values[top])
 
 
-def _bytes(file: Path) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+def _bytes(file: Path) -> NDArray[np.uint8]:
     try:
-        return np.fromfile(file, np.uint8)
-    except OSError:  # gone since the start: it is told with those that do not decode
-        return np.zeros(1, np.uint8)
+        return read_image(file)
+    except ValueError:  # deleted since the start: reported with those that cannot be decoded
+        return np.zeros(0, np.uint8)
 
 
 def _bad(part: list[str], batch: DecodedBatch) -> list[str]:

@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 
-from pipeline.backbones import build_backbone
+from pipeline.backbones import Backbone
 from pipeline.backbones.size import activation_bytes, count_macs
 from pipeline.planning.job import Job, Network
 from pipeline.recipe.schema import Recipe, RecipeError
@@ -47,14 +47,14 @@ def whole_job_of(recipe: Recipe, num_classes: int, num_ranks: int) -> Job:
 
 
 @cache
-def network_of(backbone: str, embedding_dim: int, image_size: tuple[int, int], bf16: bool) -> Network:
+def network_of(backbone: Backbone, image_size: tuple[int, int], bf16: bool) -> Network:
     """A backbone's numbers, from its shapes alone.
 
     Raises:
-        ValueError: for an unknown backbone or an impossible image size.
+        ValueError: for an impossible image size.
     """
     with torch.device("meta"):
-        module = build_backbone(backbone, embedding_dim, image_size)
+        module = backbone.build(image_size)
     return Network(
         parameters=sum(p.numel() for p in module.parameters()),
         activation_bytes=activation_bytes(module, image_size, torch.bfloat16 if bf16 else torch.float32),

@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import AfterValidator, Field, model_validator
 
-from pipeline.backbones import BACKBONES
+from pipeline.backbones import BACKBONES, Backbone
 from pipeline.head.margins import Margin, anneal
+from pipeline.reading.augment import AUGMENTATIONS, Augmentation, Mirror
 from pipeline.section import Section
 
 
@@ -38,27 +39,12 @@ class Data(Section):
     """Pieces of the epoch read side by side; divides global_batch. More mix better, fewer read more sequentially."""
     window: int = Field(4, ge=1)
     """Tars shuffled together."""
-    mirror: bool = True
-    """Flip half of the samples left to right, by a hash of (seed, epoch, sample)."""
+    augment: tuple[Annotated[Augmentation, AUGMENTATIONS], ...] = (Mirror(name="mirror"),)
+    """Changes to the training images, in this order, drawn by a hash of (seed, epoch, sample); []: none."""
     decode_threads: int = Field(2, ge=1)
     """Host threads that decode, a rank."""
     prefetch: int = Field(3, ge=1)
     """Decoded batches held ready, a rank."""
-
-
-class Backbone(Section):
-    """The network from image to embedding."""
-
-    name: str
-    """One of the published networks: sphereface4 … sphereface64, iresnet18 … iresnet100."""
-    embedding_dim: int = Field(512, ge=1)
-    """D."""
-
-    @model_validator(mode="after")
-    def _known(self) -> Backbone:
-        if self.name not in BACKBONES:
-            raise ValueError(f"name: got {self.name!r}, wanted one of {', '.join(BACKBONES)}")
-        return self
 
 
 class Phase(Section):
@@ -290,7 +276,7 @@ class Recipe(Section):
     """One training run."""
 
     seed: int = Field(0, ge=0)
-    """Of the order, the mirror hash, the backbone and the head's rows."""
+    """Of the order, the augmentations, the backbone and the head's rows."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the products: bfloat16 is autocast; parameters, sums and losses stay float32."""
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -301,7 +287,8 @@ class Recipe(Section):
     timeout_seconds: float = Field(600.0, gt=0)
     """Bound on the rendezvous and on every collective."""
     data: Data
-    backbone: Backbone
+    backbone: Annotated[Backbone, BACKBONES]
+    """The network from image to embedding."""
     head: Head = Head()
     optimizer: Optimizer
     checkpoint: Checkpoint = Checkpoint()

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from cluster.collectives import Group, num_ranks, rank_in, sum_over_ranks
 from cluster.topology import split_range
 from pipeline.head.head import ShardedHead
-from pipeline.reading.dali import Decoder, EncodedBatch
+from pipeline.reading.dali import Decoder
+from pipeline.reading.images import decode_images
 from pipeline.reading.tars import ShardSet
 from pipeline.run.checkpoint import CheckpointError, path_of, read_meta, read_rows
 
@@ -112,11 +113,9 @@ def _images_of(
     ids = np.flatnonzero(place[labels] >= 0)
     share = split_range(len(ids), num_ranks(group), rank_in(group))
     ids = ids[share.start : share.stop]
-    parts = [ids[start : start + decoder.batch_size] for start in range(0, len(ids), decoder.batch_size)]
-    encoded = (EncodedBatch(shards.read(part), np.zeros(len(part), dtype=bool)) for part in parts)
-    for part, batch in zip(parts, decoder.decode(encoded), strict=True):
-        good = np.setdiff1d(np.arange(len(part)), batch.bad)
-        yield batch.images[torch.from_numpy(good).to(batch.images.device)], labels[part[good]]
+    for part, batch in decode_images(decoder, len(ids), lambda part: shards.read(ids[part])):
+        good = torch.from_numpy(batch.good).to(batch.images.device)
+        yield batch.images[good], labels[ids[part][batch.good]]
 
 
 def _usual_length(head: ShardedHead, old_rows: Rows, group: Group) -> torch.Tensor:

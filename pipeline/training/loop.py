@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from cluster.collectives import SENT, Group, num_ranks, rank_in
 from cluster.process_group import background_group, grid
 from cluster.stopwatch import STEP
 from cluster.topology import Topology
-from pipeline.backbones import build_backbone
 from pipeline.head.head import HeadOptions, ShardedHead
 from pipeline.head.health import StallWatch, TargetAngles, target_angles
 from pipeline.optim.schedule import learning_rate
+from pipeline.reading.augment import Augmentation
 from pipeline.reading.dali import Decoder
 from pipeline.reading.order import Order
 from pipeline.reading.reader import Reader
@@ -126,7 +126,7 @@ class Trainer:
         )
         torch.manual_seed(recipe.seed)
         size = (manifest.image_height, manifest.image_width)
-        backbone = build_backbone(recipe.backbone.name, recipe.backbone.embedding_dim, size).to(device)
+        backbone = recipe.backbone.build(size).to(device)
         sharing, self._replicas = grid(topology.num_ranks, recipe.head.ranks or topology.num_ranks)
         self.engine = Engine(backbone, recipe, topology.num_ranks, num_ranks(sharing))
         self.head = ShardedHead(
@@ -338,7 +338,7 @@ class Trainer:
         """This rank's share of the batches from the current step on; to be closed."""
         data = self.recipe.data
         share = data.global_batch // self.topology.num_ranks
-        decoder = self._decoder(share)
+        decoder = self._decoder(share, data.augment)
         return Reader(
             self.shards,
             self.order,
@@ -346,14 +346,13 @@ class Trainer:
             rank=self.topology.rank,
             num_ranks=self.topology.num_ranks,
             first_step=self.step,
-            mirror=data.mirror,
             depth=data.prefetch,
         )
 
-    def _decoder(self, batch_size: int) -> Decoder:
+    def _decoder(self, batch_size: int, augment: Sequence[Augmentation] = ()) -> Decoder:
         manifest = self.shards.manifest
         threads = self.recipe.data.decode_threads
-        return Decoder(batch_size, manifest.image_height, manifest.image_width, self.device, threads)
+        return Decoder(batch_size, manifest.image_height, manifest.image_width, self.device, threads, augment)
 
     def _state(self) -> State:
         return State(

@@ -11,6 +11,7 @@ import torch
 
 from cluster.collectives import Group, any_rank, average_over_ranks_, max_over_ranks, num_ranks, rank_in
 from cluster.stopwatch import STEP
+from pipeline.backbones.backbone import seed_forward
 from pipeline.head.head import HeadOutput, ShardedHead
 from pipeline.reading.reader import Batch
 from pipeline.recipe.schema import Recipe
@@ -108,6 +109,7 @@ class Stepper:
         self._head.margin = self._recipe.head.make_margin(step)
         for images, labels in zip(batch.images_BCHW.chunk(parts), batch.labels_B.chunk(parts), strict=True):
             with STEP.part("forward"):
+                seed_forward(self._recipe.seed, step, rank_in(self._group), micro_batch=len(outputs))
                 embeddings_BD = self._engine.embed(images)
             with STEP.part("head"):
                 x_BD = embeddings_BD.detach().float().requires_grad_()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.backbones import build_backbone
+from pipeline.backbones import BACKBONES
 from pipeline.evaluation.embedding.people import People
 from pipeline.evaluation.embedding.trained import TrainedBackbone
 from pipeline.evaluation.protocols.insightface_bin import BinSet, extract
@@ -110,7 +110,7 @@ def embeddings(folder: Path) -> None:
 def exported(folder: Path) -> None:
     onnx = pytest.importorskip("pipeline.export.onnx")
     torch.manual_seed(0)
-    module = build_backbone("sphereface4", 8, (32, 32)).eval()
+    module = BACKBONES["sphereface4"](name="sphereface4", embedding_dim=8).build((32, 32)).eval()
     onnx.export(TrainedBackbone(module, "sphereface4", 8, 1, (32, 32), "digest"), folder)
 
 
