@@ -6,6 +6,7 @@ On disk an evaluation is ``step-00000123.json`` (rates and circumstances, for pe
 
 from __future__ import annotations
 
+import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.evaluation.scoring.rates import Rate, Record, TarAtFar, TpirAtFpir
 from pipeline.evaluation.scoring.verification import ScoredPairs
 from pipeline.files import write_file
 
+NETWORK = "network.json"  # in the folder of results of a network that is not a run's: which one
 _ANGLES = "angles."  # before the names of its arrays beside the scores
 
 
@@ -50,6 +52,8 @@ class Summary(Record):
     settings: Settings
     verification: Verification
     centred: Centred
+    network: str = ""
+    left_out: tuple[str, ...] = ()  # images without features, with their pairs
 
 
 class Identification(Record):
@@ -71,6 +75,12 @@ class Identification(Record):
     identities: int
     distractors: int
     confidence: float
+    network: str = ""
+
+    @property
+    def compared(self) -> str:
+        """Digest of what is compared: results of equal ones stand side by side."""
+        return f"{self.listing_sha256} {self.distractors}"
 
 
 class Gallery(Record):
@@ -82,7 +92,12 @@ class Gallery(Record):
 
 
 class TemplateResult(Record):
-    """What IJB reports, with intervals over subjects."""
+    """What IJB reports, with intervals over subjects.
+
+    Attributes:
+        listing_sha256: digest of the protocol's files.
+        curve: points of the 1:1 ROC, FAR and TAR, from the lowest FAR that the pairs resolve.
+    """
 
     step: int
     weights_sha256: str
@@ -91,6 +106,14 @@ class TemplateResult(Record):
     impostors: int
     tar: tuple[TarAtFar, ...]
     galleries: tuple[Gallery, ...]
+    network: str = ""
+    listing_sha256: str = ""
+    curve: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def compared(self) -> str:
+        """Digest of what is compared: results of equal ones stand side by side."""
+        return self.listing_sha256
 
 
 @dataclass(frozen=True)
@@ -111,6 +134,18 @@ class Evaluation:
         """The checkpoint that was evaluated."""
         return self.summary.step
 
+    @property
+    def network(self) -> str:
+        """The name of the network."""
+        return self.summary.network
+
+    @property
+    def compared(self) -> str:
+        """Digest of what is compared: results of equal ones stand side by side."""
+        settings = self.summary.settings
+        words = (settings.pairs_sha256, settings.without_sha256, *self.summary.left_out)
+        return hashlib.sha256("\n".join(words).encode()).hexdigest()
+
 
 def save_summary(result: Identification | TemplateResult, folder: Path) -> Path:
     """Write the result of ``result.step`` below `folder`, complete or not at all."""
@@ -126,6 +161,14 @@ def load_identification(file: Path) -> Identification:
         return Identification.model_validate_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"{file}: not a complete identification: {str(error).splitlines()[0]}") from error
+
+
+def load_templates(file: Path) -> TemplateResult:
+    """Read what `save_summary` wrote of templates; raises ValueError naming a file that it cannot use."""
+    try:
+        return TemplateResult.model_validate_json(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: not a complete result of templates: {str(error).splitlines()[0]}") from error
 
 
 def result_file(folder: Path, step: int) -> Path:

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from pipeline.evaluation.embedding.source import Network
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
 from pipeline.run.best import read_best
@@ -34,6 +35,11 @@ class TrainedBackbone:
     step: int
     image_size: tuple[int, int]
     weights_sha256: str
+
+    @property
+    def source(self) -> Network:
+        """The backbone as a source of features."""
+        return Network(self.name, self.weights_sha256, self.step, self.module, self.image_size)
 
 
 # A checkpoint: after so many steps, the newest (None), or the one that RUN/best.json names.

@@ -61,8 +61,14 @@ class Pairs:
 
         Raises ValueError, naming `source`, when a fold is left without pairs of either kind.
         """
-        gone = np.array([_identity(path) in people for path in self.paths], bool)
-        keep = ~(gone[self.a] | gone[self.b])
+        return self.among(np.array([_identity(path) not in people for path in self.paths], bool), source)
+
+    def among(self, wanted: BoolArray, source: str) -> Pairs:
+        """The pairs of two images that are `wanted` `[N]`.
+
+        Raises ValueError, naming `source`, when a fold is left without pairs of either kind.
+        """
+        keep = wanted[self.a] & wanted[self.b]
         rest = f"{source}, {np.sum(keep)} of {len(keep)} pairs left"
         _check_folds(self.folds, self.fold[keep], self.same[keep], rest)
         kept = np.unique(np.concatenate([self.a[keep], self.b[keep]]))

@@ -85,6 +85,16 @@ def roc_plot(curves: Mapping[str, Roc], grid: FloatArray, bands: Mapping[str, Fl
     return _svg(figure, axes, "ROC, 95% intervals shaded")
 
 
+def template_roc_plot(curves: Mapping[str, FloatArray]) -> str:
+    """The 1:1 ROC of templates: for each model `[2, n]`, FAR and TAR."""
+    figure, axes = _figure(4.6, 3.4)
+    for (name, (far, tar)), color in zip(curves.items(), _colors(len(curves)), strict=True):
+        axes.step(far, tar, where="post", color=color, label=name)
+    axes.set(xscale="log", ylim=(0, 1.01), xlabel="false accept rate", ylabel="true accept rate")
+    axes.legend(loc="best", fontsize=8)
+    return _svg(figure, axes, "ROC of templates")
+
+
 def det_plot(curves: Mapping[str, Roc], grid: FloatArray, bands: Mapping[str, FloatArray]) -> str:
     """Detection error trade-off: false reject rate against false accept rate, both logarithmic; `bands` as in a ROC."""
     figure, axes = _figure(4.6, 3.4)

@@ -5,28 +5,23 @@ Whitelam et al., "IARPA Janus Benchmark-B", CVPRW 2017; Maze et al., "IARPA Janu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.scoring.bootstrap import identity_bootstrap, trial_bootstrap
+from pipeline.evaluation.scoring.bootstrap import trial_bootstrap
 from pipeline.evaluation.scoring.identification import cmc, false_alarm_barrier, mate_ranks, mate_scores
+from pipeline.evaluation.scoring.many_pairs import ManyPairs, tar_intervals
 from pipeline.evaluation.scoring.rates import Rate, TarAtFar, TpirAtFpir
 from pipeline.evaluation.scoring.search import blocks_of, nearest
-from pipeline.evaluation.scoring.verification import (
-    BoolArray,
-    FloatArray,
-    IntArray,
-    ScoredPairs,
-    attained_tar,
-    cosine_scores,
-    roc,
-    tar_at_far,
-)
+from pipeline.evaluation.scoring.verification import BoolArray, FloatArray, IntArray, cosine_scores, require_resolvable
 
 RANKS = (1, 5, 10)
+CURVE_POINTS = 25
+IMAGES_AT_ONCE = 8192  # whose features are fused together
 
 
 @dataclass(frozen=True)
@@ -45,20 +40,44 @@ class Templates:
         return places
 
 
-def fuse(features_MD: NDArray[Any], template: IntArray, medium: IntArray) -> Templates:
-    """Templates from the features of `M` images, given the template and the medium of each.
+def fuse(rows: Callable[[IntArray], NDArray[Any]], template: IntArray, medium: IntArray) -> Templates:
+    """Templates from `M` images, given the template and the medium of each.
+
+    `rows` gives the features `[n, D]` of the images at some positions. It is asked for a few templates at a time, so
+    memory is that of the templates, whatever the number of images.
 
     A template's feature is the sum over its media of the mean feature of each medium's images, so that a long video
     weighs as much as one photograph. Features are not normalised before: their norm is the weight that the network
     gives an image.
     """
     order = np.lexsort((medium, template))
-    template, medium = template[order], medium[order]
+    ids, first, count = np.unique(template[order], return_index=True, return_counts=True)
+    stops = first + count
+    fused = []
+    begin = 0
+    while begin < len(ids):
+        end = max(begin + 1, int(np.searchsorted(stops, first[begin] + IMAGES_AT_ONCE, side="right")))
+        some = order[first[begin] : stops[end - 1]]
+        fused.append(_fused(rows(some), template[some], medium[some]))
+        begin = end
+    return Templates(ids, np.concatenate(fused))
+
+
+def _fused(features_MD: NDArray[Any], template: IntArray, medium: IntArray) -> FloatArray:
+    """The features of whole templates, whose images are sorted by template and medium."""
     starts = np.flatnonzero(np.r_[True, (template[1:] != template[:-1]) | (medium[1:] != medium[:-1])])
-    counts = np.diff(np.r_[starts, len(order)])
-    means = np.add.reduceat(features_MD[order].astype(np.float64), starts, axis=0) / counts[:, None]
-    ids, first = np.unique(template[starts], return_index=True)
-    return Templates(ids, np.add.reduceat(means, first, axis=0))
+    counts = np.diff(np.r_[starts, len(template)])
+    means = np.add.reduceat(features_MD.astype(np.float64), starts, axis=0) / counts[:, None]
+    first = np.unique(template[starts], return_index=True)[1]
+    return np.asarray(np.add.reduceat(means, first, axis=0))
+
+
+@dataclass(frozen=True)
+class OneToOne:
+    """1:1 verification of templates: TAR at each FAR with intervals over subjects, and `curve`, points (FAR, TAR)."""
+
+    tar: tuple[TarAtFar, ...]
+    curve: tuple[tuple[float, float], ...]
 
 
 def verify_templates(
@@ -68,33 +87,33 @@ def verify_templates(
     fars: tuple[float, ...],
     resamples: int,
     seed: int = 0,
-) -> tuple[TarAtFar, ...]:
-    """1:1 TAR at each FAR with intervals over subjects; a template without a known subject is one of its own.
+) -> OneToOne:
+    """Verify pairs of templates; a template without a known subject is one of its own.
 
-    Raises ValueError when the different pairs cannot resolve one of `fars`.
+    Memory is that of the templates and about 60 bytes a pair. Raises ValueError when the different pairs cannot resolve
+    one of `fars`.
     """
-    a, b, same = pairs
-    scores = cosine_scores(templates.features_TD, templates.rows(a), templates.rows(b))
+    row_a, row_b, same = templates.rows(pairs[0]), templates.rows(pairs[1]), pairs[2]
+    impostors = int(np.sum(~same))
+    for far in fars:
+        require_resolvable(far, impostors)
     # Ids of subjects and of templates must not meet: unknown subjects take negative numbers.
-    label = {int(template): subject_of.get(int(template), -1 - int(template)) for template in templates.ids}
-    people = np.unique([label[int(template)] for template in templates.ids], return_inverse=True)[1]
-    scored = ScoredPairs.of(
-        scores,
-        same,
-        np.zeros(len(scores)),
-        identity_a=people[templates.rows(a)],
-        identity_b=people[templates.rows(b)],
-    )
-    values = [tar_at_far(roc(scored), far) for far in fars]
-
-    def statistics(drawn: ScoredPairs) -> FloatArray:
-        curve = roc(drawn)
-        return np.array([attained_tar(curve, far) for far in fars])
-
-    intervals = identity_bootstrap(scored, statistics, resamples, seed)
-    return tuple(
-        TarAtFar(far=far, tar=Rate(value=value, low=float(low), high=float(high)))
-        for far, value, (low, high) in zip(fars, values, intervals, strict=True)
+    label = [subject_of.get(int(template), -1 - int(template)) for template in templates.ids]
+    people = np.unique(label, return_inverse=True)[1].astype(np.int32)
+    scores = cosine_scores(templates.features_TD, row_a, row_b)
+    scored = ManyPairs(scores, same, people[row_a], people[row_b])
+    del scores, row_a, row_b
+    grid = np.array([*fars, *np.geomspace(1 / impostors, 1, CURVE_POINTS)])
+    values = scored.rates(grid)
+    if values is None:
+        raise ValueError(f"templates: got {np.sum(same)} same and {impostors} different pairs, wanted some of each")
+    intervals = tar_intervals(scored, np.array(fars), resamples, seed)
+    return OneToOne(
+        tuple(
+            TarAtFar(far=far, tar=Rate(value=float(value), low=float(low), high=float(high)))
+            for far, value, (low, high) in zip(fars, values[: len(fars)], intervals, strict=True)
+        ),
+        tuple(zip(grid[len(fars) :].tolist(), values[len(fars) :].tolist(), strict=True)),
     )
 
 

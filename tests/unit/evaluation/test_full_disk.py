@@ -104,7 +104,7 @@ def study_tables(folder: Path) -> None:
 def embeddings(folder: Path) -> None:
     parquet = pytest.importorskip("pipeline.evaluation.embedding.parquet")
     rows = np.random.default_rng(0).normal(size=(100, 8)).astype(np.float32)
-    parquet.write_embeddings(folder / "e.parquet", [f"a/{i}.jpg" for i in range(100)], [rows], 8, {})
+    parquet.write_embeddings(folder / "e.parquet", [f"a/{i}.jpg" for i in range(100)], [rows], {})
 
 
 def exported(folder: Path) -> None:

@@ -19,7 +19,7 @@ def make_media(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_media_are_averaged_within_and_summed_across() -> None:
     features, template_M, medium_M = make_media()
-    found = fuse(features, template_M, medium_M)
+    found = fuse(features.__getitem__, template_M, medium_M)
     assert found.ids.tolist() == sorted(set(template_M.tolist()))
     for template, row in zip(found.ids, found.features_TD, strict=True):
         expected = np.zeros(4)
@@ -31,10 +31,10 @@ def test_media_are_averaged_within_and_summed_across() -> None:
 
 def test_repeating_a_frame_of_a_video_changes_nothing_but_a_new_photograph_does() -> None:
     rows, one = np.array([[1.0, 0.0], [0.0, 1.0]]), np.ones(3, np.int64)
-    assert fuse(rows, one[:2], np.array([5, 6])).features_TD.tolist() == [[1, 1]]
+    assert fuse(rows.__getitem__, one[:2], np.array([5, 6])).features_TD.tolist() == [[1, 1]]
     repeated, photographs = np.array([5, 6, 6]), np.array([5, 6, 7])
-    assert fuse(rows[[0, 1, 1]], one, repeated).features_TD.tolist() == [[1, 1]]
-    assert fuse(rows[[0, 1, 1]], one, photographs).features_TD.tolist() == [[1, 2]]
+    assert fuse(rows[[0, 1, 1]].__getitem__, one, repeated).features_TD.tolist() == [[1, 1]]
+    assert fuse(rows[[0, 1, 1]].__getitem__, one, photographs).features_TD.tolist() == [[1, 2]]
 
 
 def make_templates(seed: int = 1) -> tuple[Templates, np.ndarray, np.ndarray]:
@@ -55,7 +55,8 @@ def test_one_to_one_rates_equal_a_loop_and_intervals_resample_subjects() -> None
     a, b = np.triu_indices(40, 1)
     same = subject[a] == subject[b]
     subject_of = dict(zip(ids.tolist(), subject.tolist(), strict=True))
-    found = verify_templates(templates, (ids[a], ids[b], same), subject_of, (0.1, 0.01), resamples=30)
+    result = verify_templates(templates, (ids[a], ids[b], same), subject_of, (0.1, 0.01), resamples=30)
+    found = result.tar
     scores = np.array([cosine(templates.features_TD[i], templates.features_TD[j]) for i, j in zip(a, b, strict=True)])
     impostors = np.sort(scores[~same])[::-1]
     for entry in found:
@@ -66,9 +67,11 @@ def test_one_to_one_rates_equal_a_loop_and_intervals_resample_subjects() -> None
     expected = roc_band(direct, np.array([0.1, 0.01]), 30)
     np.testing.assert_allclose([(entry.tar.low, entry.tar.high) for entry in found], expected, atol=1e-12)
     # Without subjects every template is its own: intervals over 40 "people" are narrower than over 10.
-    alone = verify_templates(templates, (ids[a], ids[b], same), {}, (0.1,), resamples=30)
+    alone = verify_templates(templates, (ids[a], ids[b], same), {}, (0.1,), resamples=30).tar
     assert alone[0].tar.value == found[0].tar.value
     assert alone[0].tar.low != found[0].tar.low
+    for far, tar in result.curve:
+        assert tar == np.mean(scores[same] > (impostors[int(far * 720 + 1e-9)] if far < 1 else -np.inf))
     with pytest.raises(ValueError, match=r"far: got 0.001 with 720 different pairs"):
         verify_templates(templates, (ids[a], ids[b], same), {}, (0.001,), 5)
 
