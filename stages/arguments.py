@@ -12,8 +12,8 @@ import torch
 from pipeline.evaluation.embedding.feeding import CHANNELS, Given
 from pipeline.evaluation.embedding.source import How, Source
 from pipeline.evaluation.embedding.trained import Step, load_trained
-from pipeline.evaluation.results import NETWORK
 from pipeline.files import write_file
+from pipeline.run.folder import RunFolder
 
 
 def parser_of(description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -173,9 +173,9 @@ def name_of(text: str) -> str:
 def _register(args: argparse.Namespace, source: Source) -> None:
     """Note the network in the folder of its results: one folder holds the results of one network."""
     file = args.onnx or args.weights or args.embeddings
-    if (args.run / "recipe.yaml").exists():
+    if RunFolder(args.run).recipe.exists():
         raise ValueError(f"{args.run}: got the folder of a training run, wanted another for the results of {file}")
-    record = args.run / NETWORK
+    record = RunFolder(args.run).network
     if record.is_file():
         before = json.loads(record.read_text(encoding="utf-8"))
         if before.get("digest") != source.digest:

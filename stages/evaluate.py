@@ -19,6 +19,7 @@ from pipeline.evaluation.reports.report import write_report
 from pipeline.evaluation.results import Evaluation, save
 from pipeline.evaluation.scoring.verification import FloatArray
 from pipeline.evaluation.sets import VerificationSet, folder_of, judge, leave_out, read_set, stored
+from pipeline.run.folder import RunFolder
 from stages.arguments import (
     add_bootstrap,
     add_embedding,
@@ -88,7 +89,7 @@ def _features(args: argparse.Namespace, source: Source, pairs: Pairs) -> FloatAr
     """Features of the pairs' images, a row of NaN for one without; those are listed."""
     files, counts = files_of(args.images, pairs)
     images = image_files(args.images, files)
-    kept = keep(args.run / "embeddings", source, images, how_of(args), progress="")
+    kept = keep(RunFolder(args.run).embeddings, source, images, how_of(args), progress="")
     if words := without_features(kept, images, source):
         print(f"evaluate: {words}", file=sys.stderr)
     return means_of_frames(kept, counts)

@@ -18,6 +18,7 @@ from pipeline.evaluation.protocols.pairs import list_images
 from pipeline.evaluation.results import Identification, load_identification, result_file, save_summary
 from pipeline.evaluation.scoring.distractors import identify
 from pipeline.evaluation.scoring.verification import require_resolvable, resolvable_fars
+from pipeline.run.folder import RunFolder
 from stages.arguments import (
     add_bootstrap,
     add_embedding,
@@ -60,7 +61,7 @@ def _identify(
 ) -> Identification:
     """The result for one network: a stored one if weights, files and options are the same."""
     listing = hashlib.sha256("\n".join([*probes, "", *distractors]).encode()).hexdigest()
-    folder = args.run / "identifications" / (args.name or args.distractors.resolve().name)
+    folder = RunFolder(args.run).identifications / (args.name or args.distractors.resolve().name)
     stored = None if args.force else _stored(result_file(folder, source.step))
     if stored:
         same = (stored.weights_sha256, stored.listing_sha256) == (source.digest, listing)
@@ -91,7 +92,7 @@ def _identify(
 def _features(args: argparse.Namespace, source: Source, folder: Path, paths: list[str], kind: str) -> Kept:
     """The features of image files; those without are listed."""
     images = image_files(folder, paths)
-    kept = keep(args.run / "embeddings", source, images, how_of(args), progress=kind)
+    kept = keep(RunFolder(args.run).embeddings, source, images, how_of(args), progress=kind)
     if words := without_features(kept, images, source):
         print(f"identify: {kind}: {words}", file=sys.stderr)
     return kept

@@ -21,6 +21,7 @@ from pipeline.evaluation.protocols.pairs import require_images
 from pipeline.evaluation.results import Gallery, TemplateResult, save_summary
 from pipeline.evaluation.scoring.templates import RANKS, Templates, fuse, search_templates, verify_templates
 from pipeline.evaluation.scoring.verification import require_resolvable
+from pipeline.run.folder import RunFolder
 from stages.arguments import add_bootstrap, add_embedding, add_source, add_step, how_of, parser_of, sources_of
 
 
@@ -30,7 +31,7 @@ def main() -> int:
     try:
         (source,) = sources_of(args)
         result = _evaluate(args, source)
-        print(f"{save_summary(result, args.run / 'ijb' / args.set)}:")
+        print(f"{save_summary(result, RunFolder(args.run).templates / args.set)}:")
     except (ValueError, OSError) as error:
         print(f"ijb: {error}", file=sys.stderr)
         return 1
@@ -90,7 +91,7 @@ def _templates(args: argparse.Namespace, source: Source) -> Templates:
     paths = tuple(str(name) for name in names)
     require_images(paths, args.images, str(file))
     images = image_files(args.images, paths)
-    kept = keep(args.run / "embeddings", source, images, how_of(args), progress="")
+    kept = keep(RunFolder(args.run).embeddings, source, images, how_of(args), progress="")
     if words := without_features(kept, images, source):
         print(f"ijb: {words}", file=sys.stderr)
     good = kept.good[mention]

@@ -34,6 +34,7 @@ from pipeline.evaluation.protocols.overlap import (
 from pipeline.evaluation.reports.overlap_page import write_page
 from pipeline.files import write_file
 from pipeline.recipe.file import load_recipe
+from pipeline.run.folder import RunFolder
 from stages.arguments import add_embedding, add_source, add_step, how_of, parser_of, sources_of
 
 
@@ -43,7 +44,7 @@ def main() -> int:
     try:
         decided = read_decisions(_decisions(args)) if _decisions(args).exists() else []
         (source,) = sources_of(args, results=False)
-        train = people_in(args.train or load_recipe(args.run / "recipe.yaml").data.shards)
+        train = people_in(args.train or load_recipe(RunFolder(args.run).recipe).data.shards)
         test = people_in(args.test)
         args.out.mkdir(parents=True, exist_ok=True)
         train_CD = _centres(args, source, train, "train")

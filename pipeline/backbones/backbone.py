@@ -33,8 +33,8 @@ class Backbone(NamedSection, ABC):
         """The network: images [B, 3, H, W] of `image_size` (H, W), scaled to about [-1, 1], to embeddings [B, D].
 
         Initial weights come from torch's global generator: call ``torch.manual_seed`` first. In training the network
-        may draw from it too (dropout, stochastic depth): see `seed_forward`. A method ``no_weight_decay``
-        of the network, if it has one, names parameters without weight decay: see `parameters_without_decay`.
+        may draw from it too (dropout, stochastic depth): see `seed_forward`. A method ``no_weight_decay() -> set[str]``
+        of the network, if it has one, names those of its parameters that take no weight decay.
 
         Raises:
             ValueError: for an image size that it cannot take.
@@ -42,19 +42,6 @@ class Backbone(NamedSection, ABC):
 
 
 BACKBONES: Choices[Backbone] = Choices("backbone")
-
-
-def parameters_without_decay(network: nn.Module) -> frozenset[str]:
-    """The names of the parameters that take no weight decay, whatever the recipe says: the network's own word.
-
-    Raises:
-        ValueError: naming what the network's ``no_weight_decay()`` gave that is none of its parameters.
-    """
-    names = frozenset(getattr(network, "no_weight_decay", frozenset)())
-    unknown = sorted(names - {name for name, _ in network.named_parameters()})
-    if unknown:
-        raise ValueError(f"{type(network).__name__}.no_weight_decay: got {', '.join(unknown)}, wanted its parameters")
-    return names
 
 
 def seed_forward(seed: int, step: int, rank: int, micro_batch: int) -> None:

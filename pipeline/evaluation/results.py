@@ -21,7 +21,6 @@ from pipeline.evaluation.scoring.rates import Rate, Record, TarAtFar, TpirAtFpir
 from pipeline.evaluation.scoring.verification import ScoredPairs
 from pipeline.files import write_file
 
-NETWORK = "network.json"  # in the folder of results of a network that is not a run's: which one
 _ANGLES = "angles."  # before the names of its arrays beside the scores
 
 

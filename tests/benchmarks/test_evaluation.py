@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.backbones import BACKBONES
+from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.evaluation.embedding.source import How, Network, image_files
 from pipeline.evaluation.scoring.rates import verify
 from pipeline.evaluation.scoring.search import blocks_of, nearest
@@ -43,7 +43,7 @@ def test_embedding_speed(faces: tuple[Path, list[str]]) -> None:
     All with channels innermost, which is fastest on a CPU and which Pillow's pixels already are.
     """
     folder, names = faces
-    backbone = BACKBONES["sphereface4"](name="sphereface4").build((112, 96)).eval()
+    backbone = SphereFaceBackbone(name="sphereface4", embedding_dim=512).build((112, 96)).eval()
     network = Network("sphereface4", "", 0, backbone, (112, 96))
     batch = torch.randn(BATCH, 3, 112, 96).to(memory_format=torch.channels_last)
 

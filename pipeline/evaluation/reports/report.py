@@ -21,7 +21,6 @@ from pipeline.evaluation.reports.sections import (
     training_section,
 )
 from pipeline.evaluation.results import (
-    NETWORK,
     Evaluation,
     Identification,
     TemplateResult,
@@ -30,6 +29,7 @@ from pipeline.evaluation.results import (
     load_templates,
 )
 from pipeline.files import write_file
+from pipeline.run.folder import RunFolder
 from pipeline.run.metrics_log import read_metrics
 
 Result = TypeVar("Result", Evaluation, Identification, TemplateResult)
@@ -42,16 +42,16 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     ValueError when no run holds a result.
     """
     named = _names(runs)
-    verified = _by_set(named, "evaluations", load)
-    identified = _by_set(named, "identifications", load_identification)
-    templates = _by_set(named, "ijb", load_templates)
+    verified = _by_set({name: RunFolder(run).evaluations for name, run in named.items()}, load)
+    identified = _by_set({name: RunFolder(run).identifications for name, run in named.items()}, load_identification)
+    templates = _by_set({name: RunFolder(run).templates for name, run in named.items()}, load_templates)
     if not verified and not identified and not templates:
         folders = ", ".join(map(str, runs))
         raise ValueError(f"{folders}: got no evaluation, wanted one under evaluations/: run stages/evaluate.py first")
-    trained = not all((run / NETWORK).is_file() for run in named.values())
-    logs = {name: read_metrics(run / "metrics.jsonl") for name, run in named.items()}
+    trained = not all(RunFolder(run).network.is_file() for run in named.values())
+    logs = {name: read_metrics(RunFolder(run).metrics) for name, run in named.items()}
     runs_shown = [
-        {"name": name, **_read_facts(run), "recipe": _read_text(run / "recipe.yaml")} for name, run in named.items()
+        {"name": name, **_read_facts(run), "recipe": _read_text(RunFolder(run).recipe)} for name, run in named.items()
     ]
     compared = partial(side_by_side, num_runs=len(named), trained=trained)
     page = render(
@@ -83,16 +83,16 @@ def _names(runs: Sequence[Path]) -> dict[str, Path]:
     return {name if short.count(name) == 1 else str(run): run for name, run in zip(short, runs, strict=True)}
 
 
-def _by_set(named: Mapping[str, Path], kind: str, read: Callable[[Path], Result]) -> dict[str, dict[str, list[Result]]]:
-    """Each comparison of a kind, with the results of the runs that have made it, by rising steps.
+def _by_set(folders: Mapping[str, Path], read: Callable[[Path], Result]) -> dict[str, dict[str, list[Result]]]:
+    """Each comparison in the runs' folders of a kind, with the results of the runs that have made it, by rising steps.
 
     What is compared decides, not the name that it was given: two names of one list are one comparison, and one name of
     two lists is two.
     """
     found: dict[str, dict[str, list[Result]]] = {}
     names: dict[str, dict[str, None]] = {}
-    for run, folder in named.items():
-        for file in sorted((folder / kind).glob("*/step-*.json"), key=lambda file: (file.name, file.parent.name)):
+    for run, folder in folders.items():
+        for file in sorted(folder.glob("*/step-*.json"), key=lambda file: (file.name, file.parent.name)):
             result = read(file)
             results = found.setdefault(result.compared, {}).setdefault(run, [])
             if not results or results[-1].step != result.step:  # the same step under two names says it once
@@ -122,7 +122,7 @@ def _read_text(file: Path) -> str:
 def _read_facts(run: Path) -> dict[str, Any]:
     """``run.json`` or ``network.json``, with an empty value for each fact that the template asks for and both lack."""
     facts: dict[str, Any] = {"command": "", "versions": {}, "started": "", "ranks": None, "device": "", "file": ""}
-    for file in (run / NETWORK, run / "run.json"):
+    for file in (RunFolder(run).network, RunFolder(run).facts):
         if file.is_file():
             try:
                 facts |= {key: value for key, value in json.loads(_read_text(file)).items() if key != "name"}
