@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score, roc_curve  # type: ignore[import-untyped]
+from sklearn.metrics import roc_auc_score, roc_curve
 
 from pipeline.evaluation.scoring.verification import (
     ScoredPairs,
