@@ -4,7 +4,7 @@ import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
@@ -22,7 +22,7 @@ class NotWrittenError(OSError):
 
 @contextmanager
 def named(path: Path, what: str = "not written") -> Iterator[None]:
-    """Turn an error of the system's into a `NotWrittenError` that names the file."""
+    """Turn an `OSError` into a `NotWrittenError` that names the file."""
     try:
         yield
     except NotWrittenError:
@@ -68,7 +68,7 @@ def written_whole(path: Path, *, synced: bool = True) -> Iterator[BinaryIO]:
     to the disk has begun, and a power cut before `sync` may leave anything under the name.
 
     Raises:
-        NotWrittenError: the disk is full, or the file cannot be written for another reason of the system's.
+        NotWrittenError: the disk is full, read-only or broken, or the path cannot be written.
     """
     aside = aside_of(path)
     try:
@@ -82,7 +82,8 @@ def written_whole(path: Path, *, synced: bool = True) -> Iterator[BinaryIO]:
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             aside.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong above is the error to report
+            aside.unlink()
     if synced:
         sync(path.parent)
 

@@ -1,7 +1,7 @@
 """Before stage 1: photographs of people to aligned crops. `python stages/align.py SRC OUT`.
 
 MTCNN finds the faces; the five points of the one nearest the centre are mapped to SphereFace's. Photographs without a
-face, with a tiny one or with several are listed in OUT.tsv. Needs `pip install 'spherescale[align]'`.
+face, with a tiny one or with several are listed in OUT.tsv. Needs `pip install -e '.[align]'`.
 """
 
 import argparse

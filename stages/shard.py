@@ -121,23 +121,25 @@ def _progress(args: argparse.Namespace, samples: int) -> Iterator[Callable[[Writ
             bar.update(written.samples)
             if args.metrics_port is None:
                 return
-            # Only now, after the workers are forked: they need neither its imports nor its thread.
-            telemetry = telemetry or stack.enter_context(_serve(args, samples))
+            # Only after the workers are forked: they would pay for its imports, and its thread would not follow them.
+            first = telemetry is None
+            telemetry = telemetry or stack.enter_context(_telemetry(args, samples))
             telemetry.add("sharded_samples_total", written.samples)
             telemetry.add("sharded_bytes_total", written.bytes)
             telemetry.add("set_aside_samples_total", written.set_aside)
+            if first:  # after everything is set: the first scrape may come at once
+                telemetry.serve(args.metrics_port, args.metrics_address)
 
         yield progress
 
 
-def _serve(args: argparse.Namespace, samples: int) -> "Telemetry":
+def _telemetry(args: argparse.Namespace, samples: int) -> "Telemetry":
     from cluster.metrics import SHARDING_METRICS
     from cluster.telemetry import Telemetry
 
     job = PurePosixPath(args.out).name
     telemetry = Telemetry(rank=args.part[0], host=socket.gethostname(), job=job, metrics=SHARDING_METRICS)
-    telemetry.set("sharding_samples", samples)
-    telemetry.serve(args.metrics_port, args.metrics_address)
+    telemetry.set("samples_to_shard", samples)
     return telemetry
 
 

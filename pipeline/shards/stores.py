@@ -6,7 +6,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 
 from pipeline.files import aside_of, sync
 from pipeline.shards.manifest import ShardError

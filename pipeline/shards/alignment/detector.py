@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.versions import how_to_install
 from pipeline.shards.alignment.similarity import Points
 from pipeline.shards.manifest import ShardError
 
@@ -61,7 +62,7 @@ def load_detector() -> tuple[Any, tuple[type[Exception], ...]]:
     except ImportError as error:
         # The import error is part of the message: OpenCV may be installed and fail to import without libGL.
         raise ShardError(
-            f"alignment needs mtcnn-runtime: pip install 'spherescale[align]' ({error}); its OpenCV needs the system's "
+            f"alignment needs mtcnn-runtime: {how_to_install('align')} ({error}); its OpenCV needs the system's "
             "libGL and GLib (Debian: apt-get install libgl1 libglib2.0-0)"
         ) from error
     # One thread a process: the workers already fill the machine, and the package has no such option.

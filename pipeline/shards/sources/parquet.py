@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.versions import how_to_install
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.sources import OneByOne, SetAside, changed_at
@@ -255,7 +256,7 @@ def _library() -> tuple[Any, tuple[type[Exception], ...]]:
     try:
         arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError as error:
-        raise ShardError(f"Parquet needs pyarrow: pip install 'spherescale[parquet]' ({error})") from error
+        raise ShardError(f"Parquet needs pyarrow: {how_to_install('parquet')} ({error})") from error
     return parquet, (arrow.ArrowException, OSError)
 
 

@@ -85,7 +85,7 @@ def test_dali_reads_the_tars_by_the_index_beside_them(faces: Path, tmp_path: Pat
     out = tmp_path / "out"
     manifest = made(plan_of(faces, out))
 
-    @dali.pipeline_def(batch_size=28, num_threads=1, device_id=None)  # type: ignore[untyped-decorator]
+    @dali.pipeline_def(batch_size=28, num_threads=1, device_id=None)
     def pipeline() -> tuple[Any, Any]:
         image, label = dali.fn.readers.webdataset(
             paths=[str(out / tar.name) for tar in manifest.tars],

@@ -259,6 +259,6 @@ def test_without_the_detector_it_says_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setattr(detector, "import_module", absent)
     detector.load_detector.cache_clear()
     with pytest.raises(
-        ShardError, match=r"alignment needs mtcnn-runtime: pip install 'spherescale\[align\]' \(onnxruntime\)"
+        ShardError, match=r"alignment needs mtcnn-runtime: pip install -e '.*\[align\]' \(onnxruntime\)"
     ):
         detect(np.zeros((9, 9, 3), np.uint8))
