@@ -21,9 +21,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
@@ -37,6 +38,9 @@ class Section(BaseModel):
 
 class NamedSection(Section):
     """A section that one of a table's names takes."""
+
+    table: ClassVar[Choices[Any]]
+    """The table that it was added to."""
 
     name: str
     """Which of the table's choices this is."""
@@ -70,6 +74,7 @@ class Choices(Generic[S]):
                 if name in self._sections:
                     raise ValueError(f"{self.kind}: {name!r} is there already ({self._sections[name].__module__})")
                 self._sections[name] = section  # type: ignore[assignment]  # T is a kind of S, which Python cannot say
+            section.table = self
             return section
 
         return decorate
@@ -130,6 +135,20 @@ class Choices(Generic[S]):
                 lambda section, info: section.model_dump(mode=info.mode), info_arg=True
             ),
         )
+
+
+@contextmanager
+def inside(*location: str | int) -> Iterator[None]:
+    """Within a validator: a fault of `Choices.parse` in this block lies at `location`, below what is validated."""
+    try:
+        yield
+    except PydanticCustomError as error:
+        if error.type != "choice" or error.context is None:
+            raise
+        moved = [fault | {"loc": (*location, *fault["loc"])} for fault in error.context["errors"]]
+        raise PydanticCustomError("choice", "see faults", error.context | {"errors": moved}) from None
+    except ValueError as error:
+        raise ValueError(f"{'.'.join(map(str, location))}.{error}") from None
 
 
 def import_modules(package: str, path: Iterable[str]) -> None:

@@ -37,7 +37,7 @@ from pipeline.reading.tars import ShardSet
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe, RecipeError, check_against_set
 from pipeline.run.checkpoint import CheckpointError
-from pipeline.shards.errors import ShardError
+from pipeline.shards.manifest import ShardError
 
 
 def main() -> int:
@@ -69,7 +69,7 @@ def measure(recipe: Recipe, shards: ShardSet, topology: Topology, out: Path, ste
     manifest, first = shards.manifest, topology.rank == 0
     size = manifest.image_height, manifest.image_width
     job = whole_job_of(recipe, manifest.identities, topology.num_ranks)
-    network = network_of(recipe.backbone.name, recipe.backbone.embedding_dim, size, job.bf16)
+    network = network_of(recipe.backbone, size, job.bf16)
     folder = out.with_name(f"{out.name}.trained-in")
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed needs it, also for one rank without a launcher
     if first:

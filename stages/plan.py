@@ -18,7 +18,7 @@ from pathlib import Path
 from cluster.stop import exit_with
 from pipeline import planning
 from pipeline.backbones import BACKBONES
-from pipeline.head.kernels.blocks import BLOCK
+from pipeline.head.kernels import BLOCK
 from pipeline.optim import OPTIMIZERS
 from pipeline.planning import FP32, GIB, Job, Network, Rates, report
 from pipeline.planning.of_recipe import network_of, whole_job_of
@@ -82,14 +82,15 @@ def main() -> int:
 def _question(args: argparse.Namespace) -> Question:
     recipe = load_recipe(args.recipe, args.set) if args.recipe else None
     if recipe is None:
-        job, backbone, size = _job(args), args.backbone, tuple(args.image_size)
+        job, size = _job(args), tuple(args.image_size)
+        backbone = BACKBONES[args.backbone](name=args.backbone, embedding_dim=args.embedding_dim)
     else:
         job, size = _job_of_recipe(recipe, args)
-        backbone = recipe.backbone.name
+        backbone = recipe.backbone
     return Question(
-        backbone,
+        backbone.name,
         job,
-        network_of(backbone, job.embedding_dim, size, job.bf16),
+        network_of(backbone, size, job.bf16),
         int(args.gpu_memory_gib * GIB),
         args.ranks_per_host,
         args.host_hours,
@@ -222,7 +223,7 @@ def _published_cases() -> list[str]:
         "| --- | ---: | --- | ---: | ---: | ---: |",
     ]
     for title, identities, ranks, gib, backbone, batch in CASES:
-        network = network_of(backbone, 512, (112, 112), bf16=True)
+        network = network_of(BACKBONES[backbone](name=backbone), (112, 112), bf16=True)
         jobs = [Job(identities, 512, batch, ranks, BLOCK, fused_update=fused) for fused in (False, True)]
         peaks = [planning.peak(job, network)[1] / GIB for job in jobs]
         cells = " | ".join(f"{peak:.1f}{'' if peak <= gib else ' (too much)'}" for peak in peaks)

@@ -34,7 +34,7 @@ import torch
 
 from cluster.claims import claimed, marked, sweep
 from cluster.stop import EXIT_STOPPED, SIGNALS, exit_with
-from pipeline.backbones import build_backbone
+from pipeline.backbones import Backbone
 from pipeline.backbones.size import count_macs
 from pipeline.evaluation.protocols.pairs import read_pairs
 from pipeline.evaluation.reports.study_page import write_tables
@@ -47,7 +47,7 @@ from pipeline.recipe.schema import Recipe, check_against_set
 from pipeline.run.checkpoint import has_reached
 from pipeline.run.folder import RunFolder
 from pipeline.run.metrics_log import read_metrics
-from pipeline.shards.errors import ShardError
+from pipeline.shards.manifest import ShardError
 
 STAGES = Path(__file__).resolve().parent
 POLL_SECONDS = 1.0
@@ -267,13 +267,13 @@ class Progress:
 
 def work_of(recipe: Recipe, image_size: tuple[int, int]) -> float:
     """Multiply-adds of a run's backbone: what its time is estimated by."""
-    return float(recipe.optimizer.steps * recipe.data.global_batch * _macs(recipe.backbone.name, image_size))
+    return float(recipe.optimizer.steps * recipe.data.global_batch * _macs(recipe.backbone, image_size))
 
 
 @cache
-def _macs(backbone: str, image_size: tuple[int, int]) -> int:
+def _macs(backbone: Backbone, image_size: tuple[int, int]) -> int:
     with torch.device("meta"):
-        return count_macs(build_backbone(backbone, 512, image_size), image_size)
+        return count_macs(backbone.build(image_size), image_size)
 
 
 @cache

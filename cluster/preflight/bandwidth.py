@@ -1,6 +1,6 @@
-"""How fast the ranks exchange what a step exchanges: run on all hosts by `deepspeed --module`.
+"""Times the collectives of a training step: run on all hosts by `deepspeed --module`.
 
-Rank 0 prints one line, `RESULT` and JSON: the collectives with their times, and the rate from each host to the next.
+Rank 0 prints one line, `RESULT` and JSON: each collective's duration, and the rate from each host to the next.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def collectives(gradient_bytes: int, embedding_bytes: int, topology: Topology, d
 def links(slots: dict[str, int], topology: Topology, device: torch.device) -> dict[str, float]:
     """Bytes a second from the first rank of each host to that of the next, one pair after the other.
 
-    All ranks take part, and all have the same result. `slots` are the ranks of each host, in order.
+    All ranks take part, and all get the same result. `slots` are the ranks of each host, in order.
     """
     hosts = list(slots)
     first_ranks = [sum(list(slots.values())[:place]) for place in range(len(hosts))]
@@ -58,7 +58,7 @@ def links(slots: dict[str, int], topology: Topology, device: torch.device) -> di
             elif topology.rank == target:
                 dist.recv(data, source)
 
-        # a sender is done when its data lies in a buffer: the receiver's time is the link's
+        # a send returns as soon as its data is in a buffer: the receiver's time is the link's
         seconds = torch.tensor([fastest(pass_on, device)], device=device)
         dist.all_reduce(seconds, dist.ReduceOp.MAX)
         rates[f"{hosts[place]} → {hosts[following]}"] = data.nbytes / float(seconds)
@@ -71,7 +71,7 @@ def ranks_of_hosts(text: str) -> dict[str, int]:
 
 
 def main() -> None:
-    """Meet the others, measure, and let rank 0 tell."""
+    """Meet the other ranks and measure; rank 0 prints the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gradient-bytes", type=int, required=True)
     parser.add_argument("--embedding-bytes", type=int, required=True)

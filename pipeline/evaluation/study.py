@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from pipeline.recipe.file import load_recipe, read_yaml
+from pipeline.recipe.migrate import migrate
 from pipeline.recipe.schema import Recipe
 from pipeline.run.changes import flat
 
@@ -172,7 +173,8 @@ def differences(saved: Path, recipe: Recipe) -> list[str]:
 
     What decides no number, such as what is logged and where the shards lie, is not compared.
     """
-    had = flat(yaml.safe_load(saved.read_text()))
+    tree, _ = migrate(yaml.safe_load(saved.read_text()))
+    had = flat(tree)
     wanted = flat(recipe.model_dump(mode="json"))
     compared = [key for key in wanted if key in had and not key.startswith(WITHOUT_EFFECT)]
     return [f"{key}: {had[key]} → {wanted[key]}" for key in compared if had[key] != wanted[key]]

@@ -32,18 +32,18 @@ def class_of(labels_G: torch.Tensor, classes: range) -> torch.Tensor:
     return torch.where(inside, labels_G - classes.start, torch.full_like(labels_G, -1))
 
 
-def sampled_rows(own_G: torch.Tensor, classes: range, rate: float, seed: int, step: int) -> torch.Tensor:
-    """Rows that take part in `step`: every own class of the batch, and each other class with probability `rate`.
+def sampled_rows(target_G: torch.Tensor, classes: range, rate: float, seed: int, step: int) -> torch.Tensor:
+    """Rows that take part in `step`: every target class of the batch, and each other class with probability `rate`.
 
     As Partial FC (An et al., CVPR 2022, section 3.3), positives always and negatives at random, but each class by a
     hash of (seed, step, class): the same classes whatever the number of ranks. Rising row numbers, int64.
     """
-    numbers = torch.arange(classes.start, classes.stop, device=own_G.device)
-    key = _mix(torch.tensor(seed, device=own_G.device)) + step
+    numbers = torch.arange(classes.start, classes.stop, device=target_G.device)
+    key = _mix(torch.tensor(seed, device=target_G.device)) + step
     draw = _mix(_mix(key) + numbers)
     # the upper 53 bits as a number in [0, 1)
     chosen = _shift_right(draw, 11).double() * 2.0**-53 < rate
-    chosen[own_G[own_G >= 0]] = True
+    chosen[target_G[target_G >= 0]] = True
     return chosen.nonzero()[:, 0]
 
 
@@ -56,5 +56,5 @@ def _mix(state: torch.Tensor) -> torch.Tensor:
 
 
 def _shift_right(value: torch.Tensor, bits: int) -> torch.Tensor:
-    """A shift that brings in zeros, where int64's brings in the sign."""
+    """A shift that brings in zeros; int64's own brings in the sign."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)

@@ -46,6 +46,7 @@ class Job:
         fused_update: rows are updated block by block, so their gradient is never held.
         slots: numbers that the optimizer keeps for each number of a parameter: 1, a momentum, for SGD.
         row_slots: numbers that it keeps besides for each row of the classifier: 1 for a count of updates.
+        device: its type, which decides the head's kernel.
 
     Raises:
         ValueError: for an impossible combination, naming the field.
@@ -62,6 +63,7 @@ class Job:
     fused_update: bool = False
     slots: int = 1
     row_slots: int = 0
+    device: str = "cuda"
 
     def __post_init__(self) -> None:
         for name in ("embedding_dim", "global_batch", "ranks", "block", "accumulation"):

@@ -13,6 +13,9 @@ peaks by `tests/unit/planning/test_measured.py`. Its buckets are as large as the
 
 from __future__ import annotations
 
+import torch
+
+from pipeline.head.kernels import choose
 from pipeline.planning.job import BF16, FP32, GIB, Job, Network
 
 # What no formula here sees: CUDA context, NCCL's and cuDNN's buffers, decoded batches, fragmentation. An assumption.
@@ -130,18 +133,11 @@ def _network_update(job: Job, network: Network) -> dict[str, int]:
 
 
 def head_block_bytes(job: Job) -> int:
-    """The head's memory beyond rows, their gradient and slots; independent of C once S exceeds the block.
-
-    The fullest of three moments of a block in the backward pass: its rows with its softmax and what is made of that (in
-    fp32 a transposed copy for the product, in bf16 a rounded one); rows, softmax and the rows' gradient; rows, gradient
-    and one more product of their size. Besides, six arrays [G, D]: embeddings, features and own rows with gradients.
-    """
-    block, batch, dim = min(job.block, job.rows), job.head_batch, job.embedding_dim
-    if job.bf16:
-        fullest = max(dim + 1.5 * batch, 2.5 * dim + 0.5 * batch, 3 * dim)
-    else:
-        fullest = max(dim + 2 * batch, 2 * dim + batch, 3 * dim)
-    return int(FP32 * (block * fullest + 6 * batch * dim))
+    """The head's memory beyond rows, their gradient and slots, as its kernel says; independent of C from a block on."""
+    dtype = torch.bfloat16 if job.bf16 else torch.float32
+    return choose(job.device, dtype).memory_bytes(
+        rows=job.rows, batch=job.head_batch, embedding_dim=job.embedding_dim, dtype=dtype, block=job.block
+    )
 
 
 def checkpoint_bytes(job: Job, network: Network) -> int:

@@ -1,7 +1,7 @@
 """Recipes out of InsightFace's ``arcface_torch``: its ``configs/*.py``, read without running them.
 
 What a key means was read in that project's ``train_v2.py``, ``losses.py``, ``partial_fc_v2.py`` and
-``lr_scheduler.py``. Where it trains otherwise than we do, a note says how.
+``lr_scheduler.py``. If it trains otherwise than we do, a note says how.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Converted:
-    """A recipe, and what whoever moves should know, a line each."""
+    """A recipe, and what to know when moving, a line each."""
 
     recipe: Recipe
     notes: tuple[str, ...]
@@ -91,7 +91,7 @@ def convert(config: dict[str, Any], ranks: int, shards: Path, *, power: float = 
                 "streams": _divisor(config["batch_size"], 16),
             },
             "backbone": {"name": NETWORKS[config["network"]], "embedding_dim": config["embedding_size"]},
-            "head": {"sample_rate": config["sample_rate"], **_margin(*config["margin_list"])},
+            "head": {"sample_rate": config["sample_rate"], "margin": _margin(*config["margin_list"])},
             "optimizer": {
                 "steps": calls * config["num_epoch"] // parts,
                 "learning_rate": config["lr"],
@@ -132,14 +132,14 @@ def _assignments(path: Path) -> dict[str, Any]:
 def _margin(m: float, angle: float, cosine: float) -> dict[str, Any]:
     """Our margin for ``CombinedMarginLoss(64, m, angle, cosine)``."""
     if (m, cosine) == (1.0, 0.0):
-        return {"margin": "arcface", "angle": angle, "scale": 64.0}
+        return {"name": "arcface", "angle": angle, "scale": 64.0}
     if (m, angle) == (1.0, 0.0):
-        return {"margin": "cosface", "cosine": cosine, "scale": 64.0}
-    return {"margin": "combined", "m": m, "angle": angle, "cosine": cosine, "scale": 64.0}
+        return {"name": "cosface", "cosine": cosine, "scale": 64.0}
+    return {"name": "combined", "m": m, "angle": angle, "cosine": cosine, "scale": 64.0}
 
 
 def _places(name: str, shards: Path) -> dict[str, Path]:
-    """Where the notes have a ``.bin`` unpacked: beside the shards."""
+    """The folder into which the notes unpack a ``.bin``, beside the shards, and its pairs file."""
     return {"images": shards.parent / name, "pairs": shards.parent / f"{name}.tsv"}
 
 
@@ -157,7 +157,7 @@ def _notes(config: dict[str, Any], recipe: Recipe) -> list[str]:
             for name, places in recipe.evaluation.sets.items()
         ),
         "gradients: arcface_torch clips the backbone's to a norm of 5; here nothing is clipped",
-        "margin: beyond π the own logit goes on falling here; there it turns round",
+        "margin: beyond π the target logit keeps falling here; there it rises again",
     ]
     if config["fp16"]:
         notes.append("precision: fp16 with a loss scale became bfloat16, which needs none")

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.recipe.migrate import migrate
 from pipeline.recipe.schema import Recipe, RecipeError
 from pipeline.run.folder import RunFolder
 
@@ -32,7 +33,8 @@ def changes(run: Path, recipe: Recipe) -> list[str]:
     """
     file = RunFolder(run).recipe
     try:
-        saved = flat(yaml.safe_load(file.read_text()))
+        tree, _ = migrate(yaml.safe_load(file.read_text()))
+        saved = flat(tree)
     except (OSError, yaml.YAMLError, AttributeError):
         return []  # lost or damaged: the checkpoint still says whether it fits
     now = flat(recipe.model_dump(mode="json"))

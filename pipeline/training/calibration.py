@@ -19,7 +19,8 @@ from pipeline.planning.memory import network_state_bytes
 from pipeline.planning.rates import Rates
 from pipeline.planning.timing import step_seconds
 from pipeline.run.checkpoint import CheckpointError
-from pipeline.training.loop import Record, Trainer
+from pipeline.training.loop import Trainer
+from pipeline.training.record import Record
 
 # Blocks of classes that the head is measured on: the time of few is mostly that of a call, of many that of products.
 _FEW, _MANY = 1, 12
@@ -180,8 +181,8 @@ def _median_seconds(trainer: Trainer, part: str, work: Callable[[], None]) -> fl
 
 def _save_rates(trainer: Trainer, job: Job, network: Network) -> tuple[float, float]:
     """Bytes a second that this rank copies out, and that all ranks write, in a second save: the first allocates."""
-    trainer.save()
-    stall, saved = trainer.begin_save(), trainer.saver.finish()
+    trainer.saves.save(trainer.step)
+    stall, saved = trainer.saves.begin(trainer.step), trainer.saves.saver.finish()
     assert saved is not None
     if saved.error:
         raise CheckpointError(f"{trainer.run}: {saved.error}")

@@ -20,11 +20,15 @@ from torch.nn import functional as F
 
 from cluster.collectives import Group, num_ranks, rank_in, sum_over_ranks
 from cluster.topology import split_range
+from pipeline.backbones import Backbone
 from pipeline.head.head import ShardedHead
-from pipeline.reading.dali import Decoder, EncodedBatch
+from pipeline.reading.dali import Decoder
+from pipeline.reading.images import decode_images
 from pipeline.reading.tars import ShardSet
-from pipeline.run.checkpoint import CheckpointError, read_meta, read_rows
+from pipeline.run.checkpoint import CheckpointError, complete_steps, load_backbone, read_meta, read_rows
 from pipeline.run.folder import RunFolder
+from pipeline.shards.views import read_identities
+from pipeline.training.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +45,48 @@ class Inherited:
 
     def __str__(self) -> str:
         return f"{self.kept:,} identities keep their rows, {self.new:,} are new, {self.dropped:,} are dropped"
+
+
+def inherit(
+    engine: Engine,
+    head: ShardedHead,
+    backbone: Backbone,
+    shards: ShardSet,
+    decoder: Decoder,
+    run: Path,
+    step: int | None,
+    new_rows: str,
+) -> Inherited:
+    """Fill backbone and rows from another run's checkpoint; optimizer slots start at zero. All ranks together.
+
+    Args:
+        engine, head, backbone: of the new run; the last as its recipe has it.
+        shards: of the new run: its identities, and the images of those that are new.
+        decoder: for these images.
+        run, step: the other run's folder and its checkpoint; None: the newest.
+        new_rows: how identities start that the other run did not have, as in `pipeline.recipe.schema.Init`.
+
+    Raises:
+        CheckpointError: when the other run cannot be read, or its backbone is another.
+    """
+    steps = complete_steps(run)
+    step = steps[-1] if step is None and steps else step
+    weights = load_backbone(run, step)
+    assert step is not None
+    saved = read_meta(RunFolder(run).checkpoint(step))
+    if saved.embedding_dim != backbone.embedding_dim or weights.keys() != engine.parameters().keys():
+        raise CheckpointError(
+            f"init.run: {run}: another backbone: got {backbone.name} with embedding_dim {backbone.embedding_dim}, "
+            f"wanted that of {RunFolder(run).recipe}"
+        )
+    engine.load(weights)
+    old = old_identities(run, step)
+    old_rows = match(old, read_identities(shards.folder, shards.manifest))
+    inherit_rows(head, run, step, old_rows)
+    if new_rows == "class_mean":
+        class_mean_rows(head, engine.module, shards, old_rows, decoder, head.group)
+    kept = int((old_rows >= 0).sum())
+    return Inherited(kept, len(old_rows) - kept, len(old) - kept)
 
 
 def match(old: Sequence[str], new: Sequence[str]) -> Rows:
@@ -114,11 +160,9 @@ def _images_of(
     ids = np.flatnonzero(place[labels] >= 0)
     share = split_range(len(ids), num_ranks(group), rank_in(group))
     ids = ids[share.start : share.stop]
-    parts = [ids[start : start + decoder.batch_size] for start in range(0, len(ids), decoder.batch_size)]
-    encoded = (EncodedBatch(shards.read(part), np.zeros(len(part), dtype=bool)) for part in parts)
-    for part, batch in zip(parts, decoder.decode(encoded), strict=True):
-        good = np.setdiff1d(np.arange(len(part)), batch.bad)
-        yield batch.images[torch.from_numpy(good).to(batch.images.device)], labels[part[good]]
+    for part, batch in decode_images(decoder, len(ids), lambda part: shards.read(ids[part])):
+        good = torch.from_numpy(batch.good).to(batch.images.device)
+        yield batch.images[good], labels[ids[part][batch.good]]
 
 
 def _usual_length(head: ShardedHead, old_rows: Rows, group: Group) -> torch.Tensor:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.backbones import build_backbone
+from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.evaluation.embedding.embed import embed_files
 from pipeline.evaluation.results import verify
 from pipeline.evaluation.scoring.search import blocks_of, nearest
@@ -44,7 +44,7 @@ def test_embedding_speed(faces: tuple[Path, list[str]]) -> None:
     All with channels innermost, which is fastest on a CPU and which Pillow's pixels already are.
     """
     folder, names = faces
-    backbone = build_backbone("sphereface4", 512, (112, 96)).eval()
+    backbone = SphereFaceBackbone(name="sphereface4", embedding_dim=512).build((112, 96)).eval()
     batch = torch.randn(BATCH, 3, 112, 96).to(memory_format=torch.channels_last)
 
     def two_passes(images: torch.Tensor) -> torch.Tensor:

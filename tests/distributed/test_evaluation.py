@@ -15,16 +15,18 @@ import torch.distributed as dist
 from cluster.collectives import SENT
 from cluster.stopwatch import STEP
 from cluster.topology import Topology
+from pipeline.backbones.iresnet import IResNetBackbone
+from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.evaluation.embedding.embed import embed_pairs
 from pipeline.evaluation.embedding.trained import load_trained
 from pipeline.evaluation.in_training import Evaluated, Evaluator
 from pipeline.evaluation.results import load, result_file
 from pipeline.evaluation.sets import judge, sets_of
+from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.optim.sgd import SGD
 from pipeline.reading.dali import Decoder
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import (
-    Backbone,
     Checkpoint,
     Data,
     Evaluation,
@@ -72,8 +74,8 @@ def recipe(shards: Path, strangers: Path, **changes: Any) -> Recipe:
     fields: dict[str, Any] = {
         "seed": 3,
         "data": Data(shards=shards, global_batch=12, streams=2, decode_threads=1),
-        "backbone": Backbone(name="sphereface4", embedding_dim=8),
-        "head": Head(lambda_max=50, lambda_gamma=0.5),
+        "backbone": SphereFaceBackbone(name="sphereface4", embedding_dim=8),
+        "head": Head(margin=ASoftmax(lambda_max=50, lambda_gamma=0.5)),
         "optimizer": SGD(steps=STEPS, learning_rate=0.02),
         "checkpoint": Checkpoint(every=2, keep=1),
         "evaluation": Evaluation(sets={"strangers": chosen}, batch_size=4, resamples=10),
@@ -114,7 +116,7 @@ def train_on(rank: int, ranks: int, plan: Recipe, run: Path, evaluates: bool) ->
         (3, {}),
         (2, {"zero_stage": 1}),
         (3, {"zero_stage": 3}),
-        (2, {"backbone": Backbone(name="iresnet18", embedding_dim=8)}),  # its statistics differ between ranks
+        (2, {"backbone": IResNetBackbone(name="iresnet18", embedding_dim=8)}),  # its statistics differ between ranks
     ],
     ids=["1", "2", "3", "2 ZeRO 1", "3 ZeRO 3", "2 BatchNorm"],
 )

@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 
 from cluster.topology import Topology
+from pipeline.backbones.iresnet import IResNetBackbone
 from pipeline.optim.sgd import SGD
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe.schema import Backbone, Checkpoint, Data, Recipe
+from pipeline.recipe.schema import Checkpoint, Data, Recipe
 from pipeline.run.checkpoint import BACKBONE
 from pipeline.run.folder import RunFolder
 from pipeline.run.tensor_file import TensorFile
@@ -31,7 +32,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(shards: Path, zero_stage: Literal[0, 1, 2, 3]) -> Recipe:
     return Recipe(
         data=Data(shards=shards, global_batch=4, decode_threads=1),
-        backbone=Backbone(name="iresnet18", embedding_dim=6),
+        backbone=IResNetBackbone(name="iresnet18", embedding_dim=6),
         optimizer=SGD(steps=2, learning_rate=0.01),
         checkpoint=Checkpoint(every=1),
         zero_stage=zero_stage,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ import torch.distributed as dist
 from cluster.collectives import num_ranks, rank_in
 from cluster.process_group import grid
 from pipeline.head.head import HeadOptions, ShardedHead
-from pipeline.head.kernels.blocks import others_logsumexp
-from pipeline.head.margins import Margin, Warp
+from pipeline.head.margins import MARGINS, Margin
+from pipeline.head.margins.a_softmax import ASoftmax
+from pipeline.head.margins.softmax import Softmax
 from pipeline.head.rows import initial_rows, sampled_rows
 from pipeline.optim.sgd import SGD
 from tests.distributed.dense import dense_loss
@@ -22,8 +24,8 @@ from tests.distributed.ranks import run_ranks
 
 @dataclass(frozen=True)
 class Case:
-    margin: Margin = Margin("a_softmax", 4)
-    anneal: float = 5.0
+    margin: Margin = ASoftmax(m=4)
+    lambda_: float = 5.0
     classes: int = 23  # divides by neither 2 nor 3, nor by the block
     batch: int = 12
     dim: int = 9
@@ -38,25 +40,25 @@ class Case:
         return x, labels if self.labels is None else torch.tensor(self.labels)
 
 
-MARGINS = [
-    *(Margin("a_softmax", m) for m in (1, 2, 3, 4, 2.5)),
-    Margin("modified_softmax"),
-    Margin("softmax"),
-    Margin("a_softmax_normalised", 1.7, scale=8),
-    Margin("sphereface_r_v1", 1.4, scale=8),
-    Margin("sphereface_r_v2", 1.4, scale=8),
-    Margin("cosface", scale=8),
-    Margin("arcface", scale=8),
-    Margin("combined", 1.3, scale=8, angle=0.2, cosine=0.1),
-    *(
-        Margin(name, 1.4, scale=8, detached=True)
-        for name in ("a_softmax", "sphereface_r_v1", "sphereface_r_v2", "arcface")
-    ),
+CHOICES: list[dict[str, Any]] = [
+    *[{"name": "a_softmax", "m": m} for m in (1, 2, 3, 4, 2.5)],
+    {"name": "modified_softmax"},
+    {"name": "softmax"},
+    {"name": "a_softmax_normalised", "m": 1.7, "scale": 8},
+    {"name": "sphereface_r_v1", "m": 1.4, "scale": 8},
+    {"name": "sphereface_r_v2", "m": 1.4, "scale": 8},
+    {"name": "cosface", "scale": 8},
+    {"name": "arcface", "scale": 8},
+    {"name": "combined", "m": 1.3, "scale": 8, "angle": 0.2, "cosine": 0.1},
+    {"name": "a_softmax", "m": 1.4, "detached": True},
+    {"name": "sphereface_r_v1", "m": 1.4, "scale": 8, "detached": True},
+    {"name": "sphereface_r_v2", "m": 1.4, "scale": 8, "detached": True},
+    {"name": "arcface", "scale": 8, "detached": True},
 ]
 CASES = {
-    **{f"{m.name} m={m.m} {'detached' if m.detached else ''}": Case(m) for m in MARGINS},
-    "a_softmax λ=1500": Case(anneal=1500.0),
-    "a_softmax λ=0": Case(anneal=0.0),
+    **{", ".join(map(str, choice.values())): Case(MARGINS.parse(choice)) for choice in CHOICES},
+    "a_softmax λ=1500": Case(lambda_=1500.0),
+    "a_softmax λ=0": Case(lambda_=0.0),
     "one block": Case(block=100),
     "blocks of one": Case(block=1),
     "ignored samples": Case(labels=(-1, 3, 22, -1, 0, 5, 5, 11, -1, 14, 15, 16)),
@@ -64,7 +66,7 @@ CASES = {
     "all targets on the last rank": Case(labels=(22,) * 12),
     "as many classes as ranks": Case(classes=3, labels=(0, 1, 2) * 4),
     "logits of 1e4": Case(scale=1e4),
-    "logits of -1e4": Case(Margin("softmax"), scale=1e4, labels=(5,) * 12),
+    "logits of -1e4": Case(Softmax(), scale=1e4, labels=(5,) * 12),
     "tiny embeddings": Case(scale=1e-6),
 }
 
@@ -80,7 +82,7 @@ def _step(case: Case, group: dist.ProcessGroup | None, rank: int, ranks: int) ->
     head = ShardedHead(
         case.classes, case.dim, case.margin, group, seed=3, options=HeadOptions(block=case.block)
     ).double()
-    output = head(mine, labels[share], case.anneal)
+    output = head(mine, labels[share], case.lambda_)
     output.loss.backward()
     assert mine.grad is not None and head.weight_SD.grad is not None
     return {
@@ -88,8 +90,8 @@ def _step(case: Case, group: dist.ProcessGroup | None, rank: int, ranks: int) ->
         "x_grad": mine.grad,
         "w_grad": head.weight_SD.grad,
         "rows": head.weight_SD.detach(),
-        "cosine": output.own_cosine_G,
-        "norm": output.norm_G,
+        "cosine": output.target_cosine_G,
+        "norm": output.embedding_norm_G,
     }
 
 
@@ -107,7 +109,7 @@ def test_sharded_equals_dense(name: str, on_ranks: list[dict[str, dict[str, torc
     x, labels = case.inputs()
     x.requires_grad_()
     weight = initial_rows(range(case.classes), case.dim, seed=3).double().requires_grad_()
-    loss = dense_loss(x, weight, labels, case.margin, case.anneal)
+    loss = dense_loss(x, weight, labels, case.margin, case.lambda_)
     loss.backward()
     assert torch.equal(torch.cat([r["rows"] for r in results]), weight.detach())
     for result in results:
@@ -121,7 +123,7 @@ def test_sharded_equals_dense(name: str, on_ranks: list[dict[str, dict[str, torc
         torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-9 * float(want.abs().max()) + 1e-15)
 
 
-def test_own_cosine_is_that_of_the_own_row(on_ranks: list[dict[str, dict[str, torch.Tensor]]]) -> None:
+def test_target_cosine_is_that_of_the_target_row(on_ranks: list[dict[str, dict[str, torch.Tensor]]]) -> None:
     case = CASES["ignored samples"]
     x, labels = case.inputs()
     weight = initial_rows(range(case.classes), case.dim, seed=3).double()
@@ -144,7 +146,7 @@ def precise_step(rank: int, ranks: int, dtype: torch.dtype) -> dict[str, torch.T
     for _ in range(2):
         head = ShardedHead(case.classes, case.dim, case.margin, group, seed=3, options=options)
         mine = x[share].float().requires_grad_()
-        loss = head(mine, labels[share], case.anneal).loss
+        loss = head(mine, labels[share], case.lambda_).loss
         loss.backward()
         assert mine.grad is not None and head.weight_SD.grad is not None
         results.append({"loss": loss.detach(), "x_grad": mine.grad, "w_grad": head.weight_SD.grad})
@@ -160,7 +162,7 @@ def test_error_against_float64_is_what_is_promised_and_repeats_bitwise(dtype: to
     x, labels = case.inputs()
     x.requires_grad_()
     weight = initial_rows(range(case.classes), case.dim, seed=3).double().requires_grad_()
-    loss = dense_loss(x, weight, labels, case.margin, case.anneal)
+    loss = dense_loss(x, weight, labels, case.margin, case.lambda_)
     loss.backward()
     results = run_ranks(precise_step, 2, dtype)
     for got in results:
@@ -172,7 +174,7 @@ def test_error_against_float64_is_what_is_promised_and_repeats_bitwise(dtype: to
 
 
 def test_one_class_has_no_loss_and_no_gradient() -> None:
-    head = ShardedHead(1, 5, Margin("a_softmax", 4))
+    head = ShardedHead(1, 5, ASoftmax(m=4))
     x = torch.randn(3, 5, requires_grad=True)
     output = head(x, torch.zeros(3, dtype=torch.int64), 5.0)
     output.loss.backward()
@@ -185,7 +187,7 @@ def test_one_sample() -> None:
     case = replace(CASES["one block"], batch=1)
     got = _step(case, None, 0, 1)
     x, labels = case.inputs()
-    want = dense_loss(x, got["rows"], labels, case.margin, case.anneal)
+    want = dense_loss(x, got["rows"], labels, case.margin, case.lambda_)
     torch.testing.assert_close(got["loss"], want)
 
 
@@ -197,31 +199,13 @@ def test_rows_do_not_depend_on_the_split() -> None:
     assert not torch.equal(initial_rows(range(10), 3, seed=6), whole[:10])
 
 
-@pytest.mark.parametrize(
-    ("normalise", "warp"), [(False, None), (True, None), (True, Warp(1.4, 6.0, detached=False))], ids=str
-)
-def test_streamed_function_passes_gradcheck(normalise: bool, warp: Warp | None) -> None:
-    generator = torch.Generator().manual_seed(0)
-    features, weight = (
-        torch.randn(n, 6, dtype=torch.float64, generator=generator, requires_grad=True) for n in (4, 11)
-    )
-    own = torch.tensor([0, -1, 10, 5])
-
-    def streamed(features: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if warp:
-            features = warp.scale * torch.nn.functional.normalize(features)
-        return others_logsumexp(features, weight, own, normalise_rows=normalise, warp=warp, block=3)
-
-    assert torch.autograd.gradcheck(streamed, (features, weight))
-
-
 def test_fewer_classes_than_ranks_is_refused() -> None:
     with pytest.raises(AssertionError, match="num_classes: got 1, wanted at least one for each of 2 ranks"):
         run_ranks(_too_few, 2)
 
 
 def _too_few(rank: int, ranks: int) -> None:  # noqa: ARG001
-    ShardedHead(1, 4, Margin("softmax"), dist.group.WORLD)
+    ShardedHead(1, 4, Softmax(), dist.group.WORLD)
 
 
 # --- the rows' update: plain, fused, sampled, replicated ---
@@ -242,7 +226,7 @@ def train_rows(rank: int, ranks: int, options: HeadOptions, width: int | None, s
     )
     for step in range(steps):
         mine = x[share].float().requires_grad_()
-        head(mine, labels[share], case.anneal, step=step, learning_rate=0.5).loss.backward()
+        head(mine, labels[share], case.lambda_, step=step, learning_rate=0.5).loss.backward()
         head.update(0.5)
     assert mine.grad is not None
     return {
@@ -261,7 +245,7 @@ def dense_rows(steps: int) -> dict[str, torch.Tensor]:
     reference = torch.optim.SGD([weight], lr=0.5, momentum=0.9, weight_decay=0.01)
     for _ in range(steps):
         reference.zero_grad()
-        dense_loss(x, weight, labels, case.margin, case.anneal).backward()
+        dense_loss(x, weight, labels, case.margin, case.lambda_).backward()
         reference.step()
     return {"rows": weight.detach(), "momentum": reference.state[weight]["momentum_buffer"]}
 
@@ -288,9 +272,9 @@ def test_accumulated_micro_batches_equal_one_batch() -> None:
     whole = ShardedHead(case.classes, case.dim, case.margin, seed=3, optimizer=sgd())
     parts = ShardedHead(case.classes, case.dim, case.margin, seed=3, optimizer=sgd())
     for _ in range(3):
-        whole(x.float().requires_grad_(), labels, case.anneal).loss.backward()
+        whole(x.float().requires_grad_(), labels, case.lambda_).loss.backward()
         for half in (slice(0, 6), slice(6, 12)):
-            (parts(x[half].float().requires_grad_(), labels[half], case.anneal).loss / 2).backward()
+            (parts(x[half].float().requires_grad_(), labels[half], case.lambda_).loss / 2).backward()
         whole.update(0.5)
         parts.update(0.5)
     torch.testing.assert_close(parts.weight_SD, whole.weight_SD, rtol=1e-5, atol=1e-6)
@@ -300,8 +284,8 @@ def sample_on(rank: int, ranks: int, rate: float, step: int) -> list[int]:
     case = Case(classes=1000)
     labels = case.inputs()[1]
     head = ShardedHead(case.classes, case.dim, case.margin, dist.group.WORLD, seed=3)
-    own = torch.where((labels >= head.classes.start) & (labels < head.classes.stop), labels - head.classes.start, -1)
-    rows = sampled_rows(own, head.classes, rate, seed=3, step=step)
+    inside = (labels >= head.classes.start) & (labels < head.classes.stop)
+    rows = sampled_rows(torch.where(inside, labels - head.classes.start, -1), head.classes, rate, seed=3, step=step)
     assert (rank, ranks) == (rank_in(head.group), num_ranks(head.group))
     return (rows + head.classes.start).tolist()
 
@@ -334,11 +318,11 @@ def test_a_sampled_step_is_the_dense_step_of_the_sampled_classes_and_touches_no_
     before = head.weight_SD.detach().clone()
     rows = sampled_rows(labels, head.classes, 0.3, seed=3, step=0)
     assert len(rows) < case.classes
-    loss = head(x.float().requires_grad_(), labels, case.anneal, step=0).loss
+    loss = head(x.float().requires_grad_(), labels, case.lambda_, step=0).loss
     loss.backward()
     head.update(0.5)
     weight = before[rows].double().requires_grad_()
-    want = dense_loss(x, weight, torch.searchsorted(rows, labels), case.margin, case.anneal)
+    want = dense_loss(x, weight, torch.searchsorted(rows, labels), case.margin, case.lambda_)
     want.backward()
     assert weight.grad is not None
     assert loss.item() == pytest.approx(want.item(), rel=1e-5)

@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from cluster.topology import Topology
 from pipeline import planning
-from pipeline.backbones import build_backbone
+from pipeline.backbones.sphereface import SphereFaceBackbone
+from pipeline.head.margins.softmax import Softmax
 from pipeline.head.rows import initial_rows
 from pipeline.optim import OPTIMIZERS, Optimizer, Slot
 from pipeline.optim.sgd import SGD
@@ -23,7 +24,7 @@ from pipeline.reading.order import Order
 from pipeline.reading.reader import Reader
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.file import load_recipe
-from pipeline.recipe.schema import Backbone, Checkpoint, Data, Head, Recipe
+from pipeline.recipe.schema import Checkpoint, Data, Head, Recipe
 from pipeline.run.checkpoint import CheckpointError
 from pipeline.training.loop import Trainer
 from tests.distributed.ranks import run_ranks
@@ -66,8 +67,8 @@ def recipe(shards: Path, zero_stage: Stage = 0, optimizer: Optimizer | None = No
     return Recipe(
         seed=3,
         data=Data(shards=shards, global_batch=12, streams=2, decode_threads=1),
-        backbone=Backbone(name="sphereface4", embedding_dim=8),
-        head=Head(margin="softmax"),
+        backbone=SphereFaceBackbone(name="sphereface4", embedding_dim=8),
+        head=Head(margin=Softmax(name="softmax")),
         optimizer=optimizer or ToyAdam(steps=STEPS, learning_rate=RATE, weight_decay=DECAY),
         checkpoint=Checkpoint(every=SAVED),
         zero_stage=zero_stage,
@@ -98,7 +99,7 @@ def dense(shards: Path) -> dict[str, Any]:
     plan = recipe(shards)
     sample_set = ShardSet(shards)
     torch.manual_seed(plan.seed)
-    backbone = build_backbone("sphereface4", 8, (32, 32)).double()
+    backbone = SphereFaceBackbone(name="sphereface4", embedding_dim=8).build((32, 32)).double()
     rows = initial_rows(range(7), 8, plan.seed).double().requires_grad_()
     named = {**dict(backbone.named_parameters()), "rows": rows}
     mean = {name: torch.zeros_like(p) for name, p in named.items()}
@@ -169,7 +170,7 @@ def test_resume_on_other_ranks_and_zero_stages(shards: Path, trained: Trained) -
 
 def test_the_planner_counts_what_the_ranks_hold(trained: Trained) -> None:
     stage, ranks = trained.plan.zero_stage, trained.ranks
-    job, network = job_of(trained.plan, 7, ranks), network_of("sphereface4", 8, (32, 32), False)
+    job, network = job_of(trained.plan, 7, ranks), network_of(trained.plan.backbone, (32, 32), False)
     alive = planning.memory(job, network)["head"]
     fullest = max(sum(slot.nbytes for slot in result["row slots"].values()) for result in trained.results)
     assert alive["classifier slots"] == fullest == 4 * -(-7 // ranks) * (2 * 8 + 1)

@@ -139,4 +139,4 @@ def outlast(
     heal()
     wait_for_another_save(supervised)
     outcome = "training goes on, every failed save is told, the last good checkpoint stays; saved again afterwards"
-    record(replace(row, seconds_until_told=told_at - at, seconds_until_next_step=again - at, outcome=outcome))
+    record(replace(row, seconds_until_reported=told_at - at, seconds_until_next_step=again - at, outcome=outcome))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from tqdm import tqdm
 
 from pipeline.evaluation.protocols.pairs import Pairs, frames_of
 from pipeline.evaluation.scoring.verification import FloatArray, IntArray
-from pipeline.reading.dali import Decoder, EncodedBatch
+from pipeline.reading.dali import Decoder
+from pipeline.reading.images import Images, decode_images, read_image
 
 
 def embed(backbone: nn.Module, batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -86,26 +88,17 @@ def means_of_runs(rows_FD: NDArray[Any], counts: IntArray) -> FloatArray:
 
 def _decoded(folder: Path, paths: Sequence[str], decoder: Decoder) -> Iterator[torch.Tensor]:
     _, height, width = decoder.shape
-    start = 0
-    for batch in decoder.decode(_encoded(folder, paths, decoder.batch_size)):
+    for part, batch in decode_images(decoder, len(paths), partial(_read, folder, paths)):
         if batch.bad:
             raise ValueError(
-                f"{folder / paths[start + batch.bad[0]]}: cannot be decoded, wanted an image"
+                f"{folder / paths[part][batch.bad[0]]}: cannot be decoded, wanted an image"
                 f" {height} high and {width} wide"
             )
-        start += len(batch.images)
         yield batch.images
 
 
-def _encoded(folder: Path, paths: Sequence[str], batch_size: int) -> Iterator[EncodedBatch]:
-    for start in range(0, len(paths), batch_size):
-        images: list[NDArray[Any]] = []
-        for path in paths[start : start + batch_size]:
-            try:
-                images.append(np.fromfile(folder / path, np.uint8))
-            except OSError as error:
-                raise ValueError(f"{folder / path}: cannot be read: {error.strerror}") from None
-        yield EncodedBatch(images, np.zeros(len(images), bool))
+def _read(folder: Path, paths: Sequence[str], part: slice) -> Images:
+    return [read_image(folder / path) for path in paths[part]]
 
 
 @contextmanager

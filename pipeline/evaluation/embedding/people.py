@@ -1,12 +1,12 @@
-"""A set of people, in shards or in identity folders: who there is, their images, and the centre of their features."""
+"""A set of people, in shards or in identity folders: their names, their images, and the centre of their features."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +18,10 @@ from tqdm import tqdm
 from pipeline.evaluation.embedding.embed import embed
 from pipeline.evaluation.protocols.pairs import list_images
 from pipeline.evaluation.scoring.verification import BoolArray, IntArray
-from pipeline.reading.dali import Decoder, EncodedBatch
+from pipeline.reading.dali import Decoder
+from pipeline.reading.images import Images, decode_images, read_image
 from pipeline.reading.tars import ShardSet
 from pipeline.shards.views import read_identities
-
-Images = list[NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class People:
 
     Attributes:
         names: of the people.
-        label: `[N]` whose each image is, a position in `names`.
+        label: `[N]` the person on each image, a position in `names`.
         read: positions of images to their encoded bytes.
         digest: of names and images; equal digests mean the same set.
     """
@@ -42,7 +41,7 @@ class People:
     digest: str
 
     def of(self, person: int, count: int) -> Images:
-        """The first `count` images of a person, encoded; fewer where there are not so many."""
+        """The first `count` images of a person, encoded; fewer if there are not so many."""
         return self.read(np.flatnonzero(self.label == person)[:count].tolist())
 
 
@@ -67,7 +66,7 @@ def _in_folders(folder: Path) -> People:
     return People(
         names.tolist(),
         labels.astype(np.int64),
-        lambda positions: [np.fromfile(folder / paths[i], np.uint8) for i in positions],
+        lambda positions: [read_image(folder / paths[i]) for i in positions],
         digest.hexdigest(),
     )
 
@@ -97,16 +96,17 @@ def _features(
     backbone: nn.Module, people: People, decoder: Decoder
 ) -> Iterator[tuple[torch.Tensor, IntArray, BoolArray]]:
     """Of each batch of images: features `[B, 2D]`, labels `[B]`, and which of them were decoded `[B]`."""
-    count, size = len(people.label), decoder.batch_size
-    parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
-    encoded = (EncodedBatch(people.read(part), np.zeros(len(part), bool)) for part in parts)
-    good = np.ones(size, bool)
+
+    def read(part: slice) -> Images:
+        return people.read(range(part.start, part.stop))
+
+    under_way: deque[tuple[slice, BoolArray]] = deque()
 
     def pixels() -> Iterator[torch.Tensor]:
-        for batch in decoder.decode(encoded):
-            good[:] = True
-            good[list(batch.bad)] = False
+        for part, batch in decode_images(decoder, len(people.label), read):
+            under_way.append((part, batch.good))
             yield batch.images
 
-    for part, features in zip(parts, embed(backbone, pixels()), strict=True):
-        yield features, people.label[part.start : part.stop], good[: len(part)].copy()
+    for features in embed(backbone, pixels()):
+        part, good = under_way.popleft()
+        yield features, people.label[part], good

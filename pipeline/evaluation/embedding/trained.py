@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 from torch import nn
 
-from pipeline.backbones import build_backbone
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
 from pipeline.run.best import read_best
@@ -51,7 +50,7 @@ def load_trained(run: Path, step: Step) -> TrainedBackbone:
     size = _image_size(run, recipe)
     number = _number_of(run, step)
     weights = load_backbone(run, number)
-    module = build_backbone(recipe.backbone.name, recipe.backbone.embedding_dim, size)
+    module = recipe.backbone.build(size)
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:

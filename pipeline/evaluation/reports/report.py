@@ -27,9 +27,9 @@ from pipeline.run.metrics_log import mean_seconds, read_metrics, series
 
 CURVES = (
     ("loss", "loss", False),
-    ("lambda", "λ", True),
+    ("margin_lambda", "λ", True),
     ("learning_rate", "learning rate", False),
-    ("images_per_second", "throughput, images/s", False),
+    ("global_samples_per_second", "throughput, images/s", False),
 )
 WORST = 8  # people named with their angles
 BAND_POINTS = 25  # FARs at which a ROC's interval is computed

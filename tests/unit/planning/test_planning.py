@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import planning
 from pipeline.head.head import HeadOptions, ShardedHead
-from pipeline.head.margins import Margin
+from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.planning import GIB, RESERVED_BYTES, Job, Network
 
 STAGE = Path(__file__).parents[3] / "stages" / "plan.py"
@@ -167,7 +167,7 @@ def test_zero_sends_more_the_more_it_splits() -> None:
 
 
 def test_flops_are_those_that_the_head_and_a_network_do() -> None:
-    head = ShardedHead(100, 8, Margin("a_softmax"), options=HeadOptions(block=16)).double()
+    head = ShardedHead(100, 8, ASoftmax(), options=HeadOptions(block=16)).double()
     x = torch.randn(48, 8, dtype=torch.float64, requires_grad=True)  # whose products torch counts
     with FlopCounterMode(display=False) as counter:
         head(x, torch.arange(48)).loss.backward()
