@@ -14,6 +14,7 @@ from torch import nn
 
 from cluster.topology import Topology
 from pipeline.backbones import BACKBONES, Backbone
+from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.reading.augment import AUGMENTATIONS, Augmentation, Mirror, Parameters, Uniform
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Checkpoint, Data, Head, Optimizer, Recipe
@@ -76,7 +77,7 @@ def recipe(shards: Path, rate: float = 0.5, accumulation: int = 1, augment: tupl
             shards=shards, global_batch=12, streams=2, decode_threads=1, accumulation=accumulation, augment=augment
         ),
         backbone=DroppingBackbone(name="toy_dropping", embedding_dim=8, rate=rate),
-        head=Head(lambda_max=50, lambda_gamma=0.5),
+        head=Head(margin=ASoftmax(lambda_max=50, lambda_gamma=0.5)),
         optimizer=Optimizer(steps=STEPS, learning_rate=0.02),
         checkpoint=Checkpoint(every=4),
     )
