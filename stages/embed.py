@@ -3,7 +3,7 @@
   python stages/embed.py runs/casia faces embeddings.parquet
   deepspeed --num_gpus 8 stages/embed.py runs/casia faces embeddings/     one part file a rank
 
-Columns: path, identity (the image's folder), embedding. Needs the export extra: pip install 'spherescale[export]'.
+Columns: path, identity (the image's folder), embedding. Needs the export extra: pip install -e '.[export]'.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from pathlib import Path
 from cluster.process_group import device_of
 from cluster.stop import exit_with
 from cluster.topology import Topology, split_range
+from cluster.versions import how_to_install
 from pipeline.evaluation.embedding.embed import embed_files
 from pipeline.evaluation.embedding.trained import load_trained
 from pipeline.evaluation.protocols.pairs import list_images
@@ -27,7 +28,7 @@ def main() -> int:
     try:
         return _embed(args, Topology.from_environment(os.environ))
     except ModuleNotFoundError as error:
-        print(f"embed: {error}, wanted: pip install 'spherescale[export]'", file=sys.stderr)
+        print(f"embed: {error}, wanted: {how_to_install('export')}", file=sys.stderr)
     except (ValueError, OSError) as error:
         print(f"embed: {error}", file=sys.stderr)
     return 1

@@ -21,6 +21,7 @@ from pipeline.evaluation.results import Identification, load_identification, res
 from pipeline.evaluation.scoring.search import regrouped
 from pipeline.evaluation.scoring.verification import require_resolvable, resolvable_fars
 from pipeline.reading.dali import Decoder
+from pipeline.run.folder import RunFolder
 from stages.arguments import add_bootstrap, add_embedding, add_step, parser_of
 
 EXAMPLES = """\
@@ -58,7 +59,7 @@ def _identify(
 ) -> Identification:
     """The result for one checkpoint: a stored one when weights, files and options are the same."""
     listing = hashlib.sha256("\n".join([*probes, "", *distractors]).encode()).hexdigest()
-    folder = args.run / "identifications" / (args.name or args.distractors.resolve().name)
+    folder = RunFolder(args.run).identifications / (args.name or args.distractors.resolve().name)
     file = result_file(folder, trained.step)
     stored = None if args.force else _stored(file)
     if stored:

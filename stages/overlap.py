@@ -36,6 +36,7 @@ from pipeline.evaluation.reports.overlap_page import write_page
 from pipeline.files import write_file
 from pipeline.reading.dali import Decoder
 from pipeline.recipe.file import load_recipe
+from pipeline.run.folder import RunFolder
 from stages.arguments import add_embedding, add_step, parser_of
 
 
@@ -44,7 +45,7 @@ def main() -> int:
     args = _parser().parse_args()
     try:
         decided = read_decisions(_decisions(args)) if _decisions(args).exists() else []
-        train = people_in(args.train or load_recipe(args.run / "recipe.yaml").data.shards)
+        train = people_in(args.train or load_recipe(RunFolder(args.run).recipe).data.shards)
         test = people_in(args.test)
         trained = load_trained(args.run, args.step)
         args.out.mkdir(parents=True, exist_ok=True)

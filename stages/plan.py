@@ -19,6 +19,7 @@ from cluster.stop import exit_with
 from pipeline import planning
 from pipeline.backbones import BACKBONES
 from pipeline.head.kernels import BLOCK
+from pipeline.optim import OPTIMIZERS
 from pipeline.planning import FP32, GIB, Job, Network, Rates, report
 from pipeline.planning.of_recipe import network_of, whole_job_of
 from pipeline.planning.timing import Course, course, scaling, step_parts, step_seconds
@@ -50,7 +51,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about: a step's shape on so many ranks, and, where they were given, its recipe and the rates."""
+    """What is asked about: a step's shape on so many ranks, and its recipe and the rates, if they were given."""
 
     backbone: str
     job: Job
@@ -101,6 +102,7 @@ def _question(args: argparse.Namespace) -> Question:
 def _job(args: argparse.Namespace) -> Job:
     if args.identities is None:
         raise ValueError("--identities: missing, wanted the number of classes, or --recipe, or --published-cases")
+    optimizer = OPTIMIZERS[args.optimizer]
     return Job(
         classes=args.identities,
         embedding_dim=args.embedding_dim,
@@ -111,6 +113,8 @@ def _job(args: argparse.Namespace) -> Job:
         zero_stage=args.zero_stage,
         bf16=args.precision == "bfloat16",
         fused_update=args.fused_update,
+        slots=optimizer.slots_per_number(),
+        row_slots=optimizer.slots_per_row(),
     )
 
 
@@ -156,7 +160,7 @@ def _hosts(question: Question) -> int:
 
 
 def _doublings(question: Question) -> list[int]:
-    """The ranks asked about, half as many, a quarter, … and up to eight times as many; several only where measured."""
+    """The ranks asked about, half as many, a quarter, … and up to eight times as many; one if the rates are of one."""
     ranks, rates = question.job.ranks, question.rates
     if rates is None or rates.collective_bytes_per_second is None:
         return [ranks]
@@ -164,7 +168,7 @@ def _doublings(question: Question) -> list[int]:
 
 
 def _course(question: Question) -> Course | None:
-    """The whole run, where there is a recipe that says how long it is."""
+    """The whole run, if there is a recipe that says how long it is."""
     recipe, rates = question.recipe, question.rates
     if recipe is None or rates is None:
         return None
@@ -251,6 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     shape.add_argument("--image-size", type=int, nargs=2, default=[112, 96], metavar=("H", "W"), help="default 112 96")
     shape.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16", help="of the products")
     shape.add_argument("--accumulation", type=int, default=1, metavar="K", help="micro-batches a step (default 1)")
+    shape.add_argument("--optimizer", default=OPTIMIZERS.default, help=f"one of {', '.join(OPTIMIZERS)}")
     shape.add_argument("--zero-stage", type=int, default=0, help="DeepSpeed ZeRO of the backbone: 0 to 3")
     shape.add_argument("--fused-update", action="store_true", help="rows updated block by block, no row gradient held")
     parser.add_argument("--json", action="store_true", help="print the same numbers as JSON, in bytes and seconds")

@@ -45,8 +45,9 @@ from pipeline.files import locked
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Recipe, check_against_set
 from pipeline.run.checkpoint import has_reached
+from pipeline.run.folder import RunFolder
 from pipeline.run.metrics_log import read_metrics
-from pipeline.shards.errors import ShardError
+from pipeline.shards.manifest import ShardError
 
 STAGES = Path(__file__).resolve().parent
 POLL_SECONDS = 1.0
@@ -166,7 +167,7 @@ class Conductor:
                 reason = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
                 return self._fail(run, f"{what} ended with code {code}: {reason} (more in {log})")
         if not self._is_done(run):
-            return self._fail(run, f"its results cannot be read: {self._folder(run) / 'evaluations'}")
+            return self._fail(run, f"its results cannot be read: {RunFolder(self._folder(run)).evaluations}")
         self.tabulate()
         self._progress.say(f"{run.name} done")
         return None
@@ -218,14 +219,14 @@ class Conductor:
         return folder
 
     def _result(self, run: Run, name: str) -> Path:
-        return result_file(self._folder(run) / "evaluations" / name, run.recipe.optimizer.steps)
+        return result_file(RunFolder(self._folder(run)).evaluations / name, run.recipe.optimizer.steps)
 
     def _shares(self) -> list[float]:
         """How much of each run is done."""
         return [1.0 if run.name in self._done else self._step(run) / run.recipe.optimizer.steps for run in self.runs]
 
     def _step(self, run: Run) -> int:
-        records = read_metrics(self._folder(run) / "metrics.jsonl")
+        records = read_metrics(RunFolder(self._folder(run)).metrics)
         return int(records[-1]["step"]) if records else 0
 
     def _show(self, run: Run, what: str) -> None:
@@ -294,10 +295,10 @@ def _evaluated(file: Path, pairs_sha256: str) -> bool:
 
 def _require_same(folder: Path, run: Run, shards_digest: str) -> None:
     """Refuse to mix a run that was begun with another recipe or other faces into the study."""
-    if not (folder / "run.json").exists():
+    if not RunFolder(folder).facts.exists():
         return
-    changed = differences(folder / "recipe.yaml", run.recipe)
-    if json.loads((folder / "run.json").read_text())["shards"]["digest"] != shards_digest:
+    changed = differences(RunFolder(folder).recipe, run.recipe)
+    if json.loads(RunFolder(folder).facts.read_text())["shards"]["digest"] != shards_digest:
         changed.append("the shards are others")
     if changed:
         raise StudyError(

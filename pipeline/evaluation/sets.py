@@ -21,7 +21,8 @@ from pipeline.evaluation.scoring.verification import (
     resolvable_fars,
 )
 from pipeline.recipe.schema import Recipe, RecipeError
-from pipeline.run.checkpoint import complete_steps, damage, has_reached, path_of
+from pipeline.run.checkpoint import complete_steps, damage, has_reached
+from pipeline.run.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def judge(chosen: VerificationSet, features_ND: FloatArray, settings: Settings, 
 
 def folder_of(run: Path, chosen: VerificationSet) -> Path:
     """Where a run keeps its results on the set."""
-    return run / "evaluations" / chosen.name
+    return RunFolder(run).evaluations / chosen.name
 
 
 def stored(run: Path, chosen: VerificationSet, step: int, settings: Settings) -> Evaluation | None:
@@ -135,7 +136,7 @@ def is_finished(run: Path, recipe: Recipe, sets: Sequence[VerificationSet]) -> b
     if not has_reached(run, recipe.optimizer.steps):
         return False
     last = complete_steps(run)[-1]
-    return all(last in accuracies_of(run, chosen) for chosen in sets) and not damage(path_of(run, last))
+    return all(last in accuracies_of(run, chosen) for chosen in sets) and not damage(RunFolder(run).checkpoint(last))
 
 
 def accuracies_of(run: Path, chosen: VerificationSet) -> dict[int, float]:

@@ -8,7 +8,7 @@ numbers between replicas.
 The gradient law. The loss is the mean over the group's batch, computed alike on every rank of it. A row's gradient is
 complete on the rank that owns it and is never averaged within the group. An embedding's gradient is the sum over the
 group's ranks of what their rows contribute (the reduce-scatter), hence complete too. DeepSpeed then *averages* the
-backbone's gradient over all ranks, where the sum over the group is wanted: `pipeline.training.engine` multiplies by the
+backbone's gradient over all ranks, but the sum over the group is wanted: `pipeline.training.engine` multiplies by the
 group's ranks, once, there and nowhere else.
 
 Two dimensions. The group may be smaller than the world (a node, say): its ranks split the classes, and groups replicate
@@ -39,7 +39,9 @@ from cluster.collectives import (
 from cluster.topology import split_range
 from pipeline.head.kernels import BLOCK, FusedUpdate, Kernel, Scoring, Sink, choose
 from pipeline.head.margins import Margin, Observed, Target
-from pipeline.head.rows import RowOptimizer, class_of, initial_rows, sampled_rows
+from pipeline.head.rows import class_of, initial_rows, sampled_rows
+from pipeline.optim import Optimizer
+from pipeline.optim.rows import RowOptimizer
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class ShardedHead(nn.Module):
         group: the ranks that share the classes; None for this process alone.
         replicas: the ranks that hold the same rows; None if there are none.
         seed: of the initial rows and of the sampling, which depend on (seed, class) and (seed, step, class) only.
-        momentum, weight_decay: of the rows' SGD.
+        optimizer: of the rows; None where they are not updated.
         options: how it computes.
 
     Attributes:
@@ -109,8 +111,7 @@ class ShardedHead(nn.Module):
         *,
         replicas: Group = None,
         seed: int = 0,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
+        optimizer: Optimizer | None = None,
         options: HeadOptions = HeadOptions(),
         device: torch.device | None = None,
     ) -> None:
@@ -123,7 +124,7 @@ class ShardedHead(nn.Module):
         self.state = {name: value.to(device) for name, value in margin.initial_state().items()}
         self.classes = split_range(num_classes, ranks, rank_in(group))
         self.weight_SD = nn.Parameter(initial_rows(self.classes, embedding_dim, seed).to(device))
-        self.optimizer = RowOptimizer(self.weight_SD, momentum, weight_decay)
+        self.optimizer = None if optimizer is None else RowOptimizer(self.weight_SD, optimizer)
         # Row numbers of this step's classes and the leaf that holds a copy of their rows; None: all rows.
         self._active: tuple[torch.Tensor, torch.Tensor] | None = None
         # Whether what `weight_SD.grad` holds was applied or dropped. The buffer stays: a fresh one of gigabytes costs
@@ -168,9 +169,14 @@ class ShardedHead(nn.Module):
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the rows, their momentum and, once there was a backward pass, their gradient."""
-        grad = self.weight_SD.grad
-        return self.weight_SD.nbytes + self.optimizer.velocity_SD.nbytes + (0 if grad is None else grad.nbytes)
+        """Bytes of the rows, their slots and, once there was a backward pass, their gradient."""
+        grad, slots = self.weight_SD.grad, self.slots.values()
+        return self.weight_SD.nbytes + sum(slot.nbytes for slot in slots) + (0 if grad is None else grad.nbytes)
+
+    @property
+    def slots(self) -> dict[str, torch.Tensor]:
+        """What the optimizer keeps of the rows, by name: [S, D] or [S], live."""
+        return {} if self.optimizer is None else self.optimizer.slots
 
     @torch.no_grad()
     def update(self, learning_rate: float) -> None:
@@ -223,7 +229,7 @@ class ShardedHead(nn.Module):
         """
         weight, target_G = self._step_rows(target_G, step)
         margin, options = self.margin, self.options
-        kernel = options.kernel or choose(weight.device.type, options.dtype, margin)
+        kernel = options.kernel or choose(weight.device.type, options.dtype)
         scoring = Scoring(margin.normalises_rows, margin.warp, options.dtype, options.block)
         logsumexp_G, target_rows_GD = kernel.nontarget_logsumexp(
             margin.features(x_GD), weight, target_G, scoring, self._sink(learning_rate)
@@ -238,7 +244,7 @@ class ShardedHead(nn.Module):
         """What becomes of a block of the gradient: an update, or a part of ``weight_SD.grad``; None: autograd's."""
         if self.options.fused_update:
             alone = num_ranks(self.replicas) == 1 and self._active is None
-            update = FusedUpdate(self.optimizer, learning_rate) if alone else None
+            update = FusedUpdate(self.optimizer, learning_rate) if alone and self.optimizer else None
             return Sink(lambda start, grad: self._update_block(start, grad, learning_rate), update)
         return Sink(self._accumulate) if self._active is None else None
 
@@ -256,6 +262,7 @@ class ShardedHead(nn.Module):
 
     def _update_block(self, start: int, grad: torch.Tensor, learning_rate: float) -> None:
         """Average a block of the gradient over replicas and update its rows."""
+        assert self.optimizer is not None, "an update of a head without an optimizer"
         average_over_ranks_(grad, self.replicas)
         rows = slice(start, start + grad.shape[0])
         self.optimizer.apply(rows if self._active is None else self._active[0][rows], grad, learning_rate)
@@ -272,7 +279,7 @@ class ShardedHead(nn.Module):
         floor = torch.finfo(local_G.dtype).min / 4
         local_G = local_G.clamp(min=floor)
         maximum_G = max_over_ranks(local_G, self.group)
-        # One rank has a sample's target row; the sum over ranks is its value, to the bit, since the others add zero.
+        # One rank has a sample's target row and every other rank adds zero: the sum is its value to the bit.
         here = [values_G.masked_fill(~here_G, 0) for values_G in (target_logit_G, target_cosine_G.detach())]
         summed = sum_over_ranks(torch.stack([*here, (local_G - maximum_G).exp()]), self.group)
         return summed[0], summed[1], summed[2].log() + maximum_G

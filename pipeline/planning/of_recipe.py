@@ -12,7 +12,7 @@ from pipeline.planning.job import Job, Network
 from pipeline.recipe.schema import Recipe, RecipeError
 
 
-def job_of(recipe: Recipe, num_classes: int, num_ranks: int) -> Job:
+def job_of(recipe: Recipe, num_classes: int, num_ranks: int, device: str = "cuda") -> Job:
     """A step of the recipe, as the ranks see it that share the classes among them: all, unless `head.ranks` says less.
 
     Raises:
@@ -29,6 +29,9 @@ def job_of(recipe: Recipe, num_classes: int, num_ranks: int) -> Job:
         zero_stage=recipe.zero_stage,
         bf16=recipe.precision == "bfloat16",
         fused_update=recipe.head.fused_update,
+        slots=recipe.optimizer.slots_per_number(),
+        row_slots=recipe.optimizer.slots_per_row(),
+        device=device,
     )
 
 
@@ -36,7 +39,7 @@ def whole_job_of(recipe: Recipe, num_classes: int, num_ranks: int) -> Job:
     """A step of the recipe, whose classes all ranks share.
 
     Raises:
-        RecipeError: where groups of them do: what groups exchange is not planned.
+        RecipeError: if groups of them do: what groups exchange is not planned.
         ValueError: when batch, classes and ranks do not go together.
     """
     if recipe.head.ranks not in (None, num_ranks):

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.reading.mapped import map_file
-from pipeline.shards.errors import ShardError
 from pipeline.shards.index import open_index
-from pipeline.shards.manifest import Manifest
+from pipeline.shards.manifest import Manifest, ShardError
 
 # A quarter of what the kernel allows a process. A rank reads from its share of data.streams × data.window tars side by
 # side, thousands at the most; if there were more, each would be mapped again, which costs tens of microseconds.

@@ -17,6 +17,9 @@ from pipeline.recipe.schema import Recipe, RecipeError
 NETWORKS = {f"r{layers}": f"iresnet{layers}" for layers in (18, 34, 50, 100)}
 NEEDED = ("margin_list", "network", "batch_size", "lr", "num_image", "num_epoch", "rec")
 
+# What that trainer's SGD has, whatever its config says.
+MOMENTUM = 0.9
+
 # What that project's own defaults (configs/base.py) say of keys that a config leaves out.
 DEFAULTS: dict[str, Any] = {
     "embedding_size": 512,
@@ -94,7 +97,7 @@ def convert(config: dict[str, Any], ranks: int, shards: Path, *, power: float = 
                 "learning_rate": config["lr"],
                 "warmup_steps": calls * config["warmup_epoch"] // parts,
                 "power": power,
-                "momentum": 0.9,  # that trainer's own, whatever its config says
+                "momentum": MOMENTUM,
                 "weight_decay": config["weight_decay"],
             },
             "checkpoint": {"every": config["verbose"]},
@@ -160,6 +163,8 @@ def _notes(config: dict[str, Any], recipe: Recipe) -> list[str]:
         notes.append("precision: fp16 with a loss scale became bfloat16, which needs none")
     if config["sample_rate"] == 1:
         notes.append("memory: head.fused_update: true saves a third of the head's")
-    if config["momentum"] != recipe.optimizer.momentum:
-        notes.append(f"momentum: got {config['momentum']}, which arcface_torch does not read: it trains with 0.9")
+    if config["momentum"] != MOMENTUM:
+        notes.append(
+            f"momentum: got {config['momentum']}, which arcface_torch does not read: it trains with {MOMENTUM}"
+        )
     return notes

@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from pipeline.head.head import HeadOptions, ShardedHead
 from pipeline.head.margins import Target
 from pipeline.head.margins.a_softmax import ASoftmax
+from pipeline.optim.sgd import SGD
 from tests.benchmarks.results import median_seconds, write
 
 G, D, C, ROUNDS = 512, 512, 200_000, 5
@@ -44,7 +45,8 @@ def floor(x: torch.Tensor) -> Callable[[], None]:
 
 
 def ours(x: torch.Tensor, labels: torch.Tensor, options: HeadOptions) -> Callable[[], None]:
-    head = ShardedHead(C, D, MARGIN, seed=0, options=options)
+    sgd = SGD(steps=1, learning_rate=1.0, weight_decay=0)
+    head = ShardedHead(C, D, MARGIN, seed=0, optimizer=sgd, options=options)
 
     def run() -> None:
         x_GD = x.clone().requires_grad_()

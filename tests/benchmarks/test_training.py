@@ -21,10 +21,14 @@ from cluster.topology import Topology
 from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.head.margins import Target
 from pipeline.head.margins.a_softmax import ASoftmax
+from pipeline.optim.sgd import SGD
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe.schema import Data, Optimizer, Recipe
+from pipeline.recipe.schema import Data, Recipe
 from pipeline.training.loop import Trainer
-from pipeline.training.watch import Exporter, MetricsFile, Window
+from pipeline.training.observers.exporter import Exporter
+from pipeline.training.observers.metrics_file import MetricsFile
+from pipeline.training.observers.observer import Observers
+from pipeline.training.record import Window
 from tests.benchmarks.results import write
 from tests.faces import write_shards
 
@@ -58,20 +62,20 @@ def our_step(folder: Path, device: torch.device, group: dist.ProcessGroup) -> It
     recipe = Recipe(
         data=Data(shards=shards, global_batch=BATCH, decode_threads=1),
         backbone=SphereFaceBackbone(name="sphereface20", embedding_dim=DIM),
-        optimizer=Optimizer(steps=10**6, learning_rate=0.01),
+        optimizer=SGD(steps=10**6, learning_rate=0.01),
         deterministic=False,
     )
     trainer = Trainer(recipe, ShardSet(shards), folder / "run", Topology(), group, device)
     records = trainer.train()
     window = Window(10)
-    exporter = Exporter(Telemetry(rank=0, host="here", job="bench"), trainer)
-    metrics = MetricsFile(folder / "run" / "metrics.jsonl", 0)
+    telemetry = Telemetry(rank=0, host="here", job="bench")
+    exporter = Exporter(telemetry, recipe, folder / "run", Topology(), CLASSES)
+    observers = Observers([exporter, MetricsFile(folder / "run" / "metrics.jsonl")], log_every=1)
 
     def step() -> None:
         record = next(records)
         window.add(record)
-        exporter.export(record, window)
-        metrics.write(record, window)
+        observers.recorded(record, window)
 
     yield step
     records.close()  # type: ignore[attr-defined]

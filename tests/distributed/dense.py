@@ -46,12 +46,14 @@ def _sample_loss(x: torch.Tensor, weight_CD: torch.Tensor, label: int, margin: M
 def _target(theta: torch.Tensor, keys: dict[str, Any], lambda_: float) -> torch.Tensor:
     """The target logit over its length, by the table of `pipeline.head.margins`."""
     m, a, b = keys.get("m", math.nan), keys.get("angle", math.nan), keys.get("cosine", math.nan)
+
+    def a_softmax() -> torch.Tensor:
+        return (lambda_ * torch.cos(theta) + _extended(m * theta, m * math.pi)) / (1 + lambda_)
+
     by_name = {
         "modified_softmax": lambda: torch.cos(theta),
-        "a_softmax": lambda: (lambda_ * torch.cos(theta) + _extended(m * theta, m * math.pi)) / (1 + lambda_),
-        "a_softmax_normalised": lambda: (
-            (lambda_ * torch.cos(theta) + _extended(m * theta, m * math.pi)) / (1 + lambda_)
-        ),
+        "a_softmax": a_softmax,
+        "a_softmax_normalised": a_softmax,
         "sphereface_r_v1": lambda: torch.cos(torch.minimum(m * theta, torch.tensor(math.pi, dtype=theta.dtype))),
         "sphereface_r_v2": lambda: torch.cos(theta),
         "cosface": lambda: torch.cos(theta) - b,

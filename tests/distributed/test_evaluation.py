@@ -23,6 +23,7 @@ from pipeline.evaluation.in_training import Evaluated, Evaluator
 from pipeline.evaluation.results import load, result_file
 from pipeline.evaluation.sets import judge, sets_of
 from pipeline.head.margins.a_softmax import ASoftmax
+from pipeline.optim.sgd import SGD
 from pipeline.reading.dali import Decoder
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import (
@@ -31,7 +32,6 @@ from pipeline.recipe.schema import (
     Evaluation,
     EvaluationSet,
     Head,
-    Optimizer,
     Recipe,
     RecipeError,
 )
@@ -76,7 +76,7 @@ def recipe(shards: Path, strangers: Path, **changes: Any) -> Recipe:
         "data": Data(shards=shards, global_batch=12, streams=2, decode_threads=1),
         "backbone": SphereFaceBackbone(name="sphereface4", embedding_dim=8),
         "head": Head(margin=ASoftmax(lambda_max=50, lambda_gamma=0.5)),
-        "optimizer": Optimizer(steps=STEPS, learning_rate=0.02),
+        "optimizer": SGD(steps=STEPS, learning_rate=0.02),
         "checkpoint": Checkpoint(every=2, keep=1),
         "evaluation": Evaluation(sets={"strangers": chosen}, batch_size=4, resamples=10),
     }
@@ -184,7 +184,7 @@ def go_on(rank: int, ranks: int, plan: Recipe, run: Path, step: int) -> list[int
 
 
 def test_the_best_checkpoint_stays_through_saves_and_resume(shards: Path, strangers: Path, tmp_path: Path) -> None:
-    plan = recipe(shards, strangers, optimizer=Optimizer(steps=10, learning_rate=0.02))
+    plan = recipe(shards, strangers, optimizer=SGD(steps=10, learning_rate=0.02))
     for seen in run_ranks(keep_the_best, 2, plan, tmp_path):
         assert [(step, best.step, best.accuracy) for step, best, _ in seen] == [
             (2, 2, 0.98),
@@ -194,7 +194,7 @@ def test_the_best_checkpoint_stays_through_saves_and_resume(shards: Path, strang
             (10, 4, 1.0),
         ]
         assert seen[-1][2] == [0, 4, 10]
-    longer = plan.model_copy(update={"optimizer": Optimizer(steps=14, learning_rate=0.02)})
+    longer = plan.model_copy(update={"optimizer": SGD(steps=14, learning_rate=0.02)})
     assert run_ranks(go_on, 1, longer, tmp_path, 10) == [[4, 0, 4, 14]]
     # From before the best: what came after is not best any more, though its result still lies there.
     assert run_ranks(go_on, 1, plan, tmp_path, 0)[0][0] == -1

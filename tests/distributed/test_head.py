@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from pipeline.head.head import HeadOptions, ShardedHead
 from pipeline.head.margins import MARGINS, Margin
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.head.margins.softmax import Softmax
-from pipeline.head.rows import RowOptimizer, initial_rows, sampled_rows
+from pipeline.head.rows import initial_rows, sampled_rows
+from pipeline.optim.sgd import SGD
 from tests.distributed.dense import dense_loss
 from tests.distributed.ranks import run_ranks
 
@@ -38,8 +40,8 @@ class Case:
         return x, labels if self.labels is None else torch.tensor(self.labels)
 
 
-CHOICES: list[dict[str, object]] = [
-    *({"name": "a_softmax", "m": m} for m in (1, 2, 3, 4, 2.5)),
+CHOICES: list[dict[str, Any]] = [
+    *[{"name": "a_softmax", "m": m} for m in (1, 2, 3, 4, 2.5)],
     {"name": "modified_softmax"},
     {"name": "softmax"},
     {"name": "a_softmax_normalised", "m": 1.7, "scale": 8},
@@ -209,6 +211,10 @@ def _too_few(rank: int, ranks: int) -> None:  # noqa: ARG001
 # --- the rows' update: plain, fused, sampled, replicated ---
 
 
+def sgd(weight_decay: float = 0.0) -> SGD:
+    return SGD(steps=1, learning_rate=1.0, weight_decay=weight_decay)
+
+
 def train_rows(rank: int, ranks: int, options: HeadOptions, width: int | None, steps: int) -> dict[str, torch.Tensor]:
     """`steps` steps of the head alone on fixed embeddings; width: ranks that share the classes."""
     case = Case()
@@ -216,7 +222,7 @@ def train_rows(rank: int, ranks: int, options: HeadOptions, width: int | None, s
     share = slice(rank * case.batch // ranks, (rank + 1) * case.batch // ranks)
     sharing, replicas = grid(ranks, width or ranks)
     head = ShardedHead(
-        case.classes, case.dim, case.margin, sharing, replicas=replicas, seed=3, weight_decay=0.01, options=options
+        case.classes, case.dim, case.margin, sharing, replicas=replicas, seed=3, optimizer=sgd(0.01), options=options
     )
     for step in range(steps):
         mine = x[share].float().requires_grad_()
@@ -225,7 +231,7 @@ def train_rows(rank: int, ranks: int, options: HeadOptions, width: int | None, s
     assert mine.grad is not None
     return {
         "rows": head.weight_SD.detach(),
-        "velocity": head.optimizer.velocity_SD,
+        "momentum": head.slots["momentum"],
         "first": torch.tensor(head.classes.start),
         "x_grad": mine.grad,
     }
@@ -236,12 +242,12 @@ def dense_rows(steps: int) -> dict[str, torch.Tensor]:
     case = Case()
     x, labels = case.inputs()
     weight = initial_rows(range(case.classes), case.dim, seed=3).double().requires_grad_()
-    sgd = torch.optim.SGD([weight], lr=0.5, momentum=0.9, weight_decay=0.01)
+    reference = torch.optim.SGD([weight], lr=0.5, momentum=0.9, weight_decay=0.01)
     for _ in range(steps):
-        sgd.zero_grad()
+        reference.zero_grad()
         dense_loss(x, weight, labels, case.margin, case.lambda_).backward()
-        sgd.step()
-    return {"rows": weight.detach(), "velocity": sgd.state[weight]["momentum_buffer"]}
+        reference.step()
+    return {"rows": weight.detach(), "momentum": reference.state[weight]["momentum_buffer"]}
 
 
 LAYOUTS = [(1, None), (2, None), (3, None), (2, 1), (4, 2), (3, 1)]
@@ -254,17 +260,17 @@ def test_update_equals_dense_sgd_and_the_fused_one_is_the_same_bit_for_bit(ranks
     want = dense_rows(5)
     for got, same in zip(plain, fused, strict=True):
         assert torch.equal(got["rows"], same["rows"])
-        assert torch.equal(got["velocity"], same["velocity"])
+        assert torch.equal(got["momentum"], same["momentum"])
         part = slice(int(got["first"]), int(got["first"]) + len(got["rows"]))
         torch.testing.assert_close(got["rows"].double(), want["rows"][part], rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(got["velocity"].double(), want["velocity"][part], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(got["momentum"].double(), want["momentum"][part], rtol=1e-4, atol=1e-6)
 
 
 def test_accumulated_micro_batches_equal_one_batch() -> None:
     case = Case()
     x, labels = case.inputs()
-    whole = ShardedHead(case.classes, case.dim, case.margin, seed=3)
-    parts = ShardedHead(case.classes, case.dim, case.margin, seed=3)
+    whole = ShardedHead(case.classes, case.dim, case.margin, seed=3, optimizer=sgd())
+    parts = ShardedHead(case.classes, case.dim, case.margin, seed=3, optimizer=sgd())
     for _ in range(3):
         whole(x.float().requires_grad_(), labels, case.lambda_).loss.backward()
         for half in (slice(0, 6), slice(6, 12)):
@@ -306,8 +312,9 @@ def test_negatives_are_sampled_at_the_rate_and_independently_of_one_another() ->
 def test_a_sampled_step_is_the_dense_step_of_the_sampled_classes_and_touches_no_other() -> None:
     case = Case()
     x, labels = case.inputs()
-    head = ShardedHead(case.classes, case.dim, case.margin, seed=3, options=HeadOptions(block=4, sample_rate=0.3))
-    head.optimizer.velocity_SD.fill_(0.25)
+    options = HeadOptions(block=4, sample_rate=0.3)
+    head = ShardedHead(case.classes, case.dim, case.margin, seed=3, optimizer=sgd(), options=options)
+    head.slots["momentum"].fill_(0.25)
     before = head.weight_SD.detach().clone()
     rows = sampled_rows(labels, head.classes, 0.3, seed=3, step=0)
     assert len(rows) < case.classes
@@ -323,7 +330,7 @@ def test_a_sampled_step_is_the_dense_step_of_the_sampled_classes_and_touches_no_
     torch.testing.assert_close(head.weight_SD.detach()[rows].double(), moved, rtol=1e-4, atol=1e-6)
     rest = torch.tensor([i for i in range(case.classes) if i not in set(rows.tolist())])
     assert torch.equal(head.weight_SD.detach()[rest], before[rest])
-    assert (head.optimizer.velocity_SD[rest] == 0.25).all()
+    assert (head.slots["momentum"][rest] == 0.25).all()
 
 
 @pytest.mark.parametrize(
@@ -334,17 +341,3 @@ def test_sampled_training_is_the_same_on_any_number_of_ranks(options: HeadOption
     for ranks in (2, 3):
         rows = torch.cat([r["rows"] for r in run_ranks(train_rows, ranks, options, None, 5)])
         torch.testing.assert_close(rows, one, rtol=1e-4, atol=1e-6)
-
-
-def test_row_optimizer_on_parts_is_torchs_sgd() -> None:
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(7, 3, generator=generator)
-    ours, theirs = weight.clone(), torch.nn.Parameter(weight.clone())
-    optimizer, sgd = RowOptimizer(ours, 0.9, 0.01), torch.optim.SGD([theirs], lr=0.1, momentum=0.9, weight_decay=0.01)
-    for _ in range(4):
-        grad = torch.randn(7, 3, generator=generator)
-        theirs.grad = grad.clone()
-        sgd.step()
-        optimizer.apply(slice(0, 3), grad[:3].clone(), 0.1)
-        optimizer.apply(torch.tensor([4, 3, 6, 5]), grad[[4, 3, 6, 5]], 0.1)
-    torch.testing.assert_close(ours, theirs.detach(), rtol=1e-6, atol=1e-7)

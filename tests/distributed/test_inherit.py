@@ -14,9 +14,10 @@ import torch.distributed as dist
 
 from cluster.topology import Topology
 from pipeline.backbones.sphereface import SphereFaceBackbone
+from pipeline.optim.sgd import SGD
 from pipeline.reading.dali import Decoder, EncodedBatch
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe.schema import Data, Head, Optimizer, Recipe
+from pipeline.recipe.schema import Data, Head, Recipe
 from pipeline.run.checkpoint import CheckpointError
 from pipeline.shards.views import read_identities
 from pipeline.training.inherit import Inherited, match
@@ -56,7 +57,7 @@ def recipe(shards: Path, steps: int = 4, **head: Any) -> Recipe:
         data=Data(shards=shards, global_batch=12, decode_threads=1),
         backbone=SphereFaceBackbone(name="sphereface4", embedding_dim=8),
         head=Head(**head),
-        optimizer=Optimizer(steps=steps, learning_rate=0.02),
+        optimizer=SGD(steps=steps, learning_rate=0.02),
     )
 
 

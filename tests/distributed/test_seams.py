@@ -15,9 +15,10 @@ from torch import nn
 from cluster.topology import Topology
 from pipeline.backbones import BACKBONES, Backbone
 from pipeline.head.margins.a_softmax import ASoftmax
+from pipeline.optim.sgd import SGD
 from pipeline.reading.augment import AUGMENTATIONS, Augmentation, Mirror, Parameters, Uniform
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe.schema import Checkpoint, Data, Head, Optimizer, Recipe
+from pipeline.recipe.schema import Checkpoint, Data, Head, Recipe
 from pipeline.training.loop import Trainer
 from tests.distributed.ranks import run_ranks
 from tests.faces import write_shards
@@ -78,7 +79,7 @@ def recipe(shards: Path, rate: float = 0.5, accumulation: int = 1, augment: tupl
         ),
         backbone=DroppingBackbone(name="toy_dropping", embedding_dim=8, rate=rate),
         head=Head(margin=ASoftmax(lambda_max=50, lambda_gamma=0.5)),
-        optimizer=Optimizer(steps=STEPS, learning_rate=0.02),
+        optimizer=SGD(steps=STEPS, learning_rate=0.02),
         checkpoint=Checkpoint(every=4),
     )
 

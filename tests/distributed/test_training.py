@@ -16,14 +16,15 @@ from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.head.margins.softmax import ModifiedSoftmax
 from pipeline.head.rows import initial_rows
+from pipeline.optim.sgd import SGD
 from pipeline.planning import Job, Network
 from pipeline.reading.dali import Decoder
 from pipeline.reading.order import Order
 from pipeline.reading.reader import Reader
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe.schema import Checkpoint, Data, Faults, Head, Log, Optimizer, Phase, Recipe
+from pipeline.recipe.schema import Checkpoint, Data, Faults, Head, Log, Phase, Recipe
 from pipeline.run.checkpoint import load_backbone
-from pipeline.training.errors import NonFiniteError
+from pipeline.training.guard import NonFiniteError
 from pipeline.training.loop import Trainer
 from tests.distributed.dense import dense_loss
 from tests.distributed.ranks import run_ranks
@@ -43,7 +44,7 @@ def recipe(shards: Path, **changes: Any) -> Recipe:
         "data": Data(shards=shards, global_batch=12, streams=2, decode_threads=1),
         "backbone": SphereFaceBackbone(name="sphereface4", embedding_dim=8),
         "head": Head(margin=ASoftmax(lambda_max=50, lambda_gamma=0.5)),
-        "optimizer": Optimizer(
+        "optimizer": SGD(
             steps=STEPS, learning_rate=0.02, warmup_steps=3, milestones=(15,), bias_rate_factor=2, bias_weight_decay=0
         ),
         "checkpoint": Checkpoint(every=7),
@@ -61,8 +62,10 @@ def train_on(rank: int, ranks: int, plan: Recipe, run: Path, resume: int | None 
     records = list(trainer.train())
     return {
         "losses": [r.loss for r in records],
-        "gradient_norms": [r.gradient_norm for r in records],
-        "sent": [r.sent for r in records],
+        "gradient_norms": [r.values["gradient_norm"] for r in records],
+        "sent": [
+            tuple(sent.values()) for r in records if isinstance(sent := r.values["communication_bytes_total"], dict)
+        ],
         "backbone": {k: v.clone() for k, v in trainer.engine.parameters().items()},
         "rows": trainer.head.weight_SD.detach().clone(),
     }
@@ -239,7 +242,7 @@ def stalled(rank: int, ranks: int, plan: Recipe, run: Path) -> list[str]:
 def test_a_run_that_does_not_turn_is_told_by_one_rank_in_words(shards: Path, tmp_path: Path) -> None:
     plan = recipe(
         shards,
-        optimizer=Optimizer(steps=STEPS, learning_rate=1e-9),
+        optimizer=SGD(steps=STEPS, learning_rate=1e-9),
         head=Head(margin=ASoftmax(lambda_max=0, lambda_min=0)),
         log=Log(stall_steps=8),
     )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cluster.versions import how_to_install
 from pipeline.evaluation.embedding.trained import load_trained
 from pipeline.evaluation.results import load, load_identification
 from pipeline.evaluation.scoring.verification import roc, tar_at_far
@@ -205,7 +206,7 @@ def test_a_missing_extra_is_named(
     for name in (missing, f"{missing}.torch", f"{missing}.parquet"):
         monkeypatch.setitem(sys.modules, name, None)
     assert run_stage(stage, *arguments) == 1
-    assert "wanted: pip install 'spherescale[export]'" in capsys.readouterr().err
+    assert f"wanted: {how_to_install('export')}" in capsys.readouterr().err
 
 
 def test_identification_among_distractors(

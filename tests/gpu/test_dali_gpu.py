@@ -1,4 +1,4 @@
-"""``mixed`` decode on CUDA equals CPU decode within a JPEG decoder's tolerance; a bad image costs itself."""
+"""``mixed`` decode on CUDA equals CPU decode within a decoder's tolerance, augmented too; a bad image costs itself."""
 
 from typing import Any
 

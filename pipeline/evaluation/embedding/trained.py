@@ -15,6 +15,7 @@ from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
 from pipeline.run.best import read_best
 from pipeline.run.checkpoint import complete_steps, load_backbone
+from pipeline.run.folder import RunFolder
 from pipeline.shards.manifest import Manifest
 
 
@@ -45,7 +46,7 @@ def load_trained(run: Path, step: Step) -> TrainedBackbone:
 
     Raises ValueError naming what is missing or does not fit.
     """
-    recipe = load_recipe(run / "recipe.yaml")
+    recipe = load_recipe(RunFolder(run).recipe)
     size = _image_size(run, recipe)
     number = _number_of(run, step)
     weights = load_backbone(run, number)
@@ -73,7 +74,7 @@ def _number_of(run: Path, step: Step) -> int:
         return step
     best = read_best(run)
     if best is None:
-        raise ValueError(f"{run}: step: got 'best' without {run / 'best.json'}, wanted a recipe with evaluation.sets")
+        raise ValueError(f"{run}: step: got 'best' without {RunFolder(run).best}, wanted a recipe with evaluation.sets")
     return best.step
 
 
@@ -89,7 +90,7 @@ def digest_of(tensors: dict[str, torch.Tensor]) -> str:
 
 def _image_size(run: Path, recipe: Recipe) -> tuple[int, int]:
     """Height and width, as the run recorded them or, failing that, as its shards say."""
-    facts = run / "run.json"
+    facts = RunFolder(run).facts
     if facts.is_file():
         size = json.loads(facts.read_text()).get("image_size")
         if size:

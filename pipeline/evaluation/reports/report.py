@@ -22,13 +22,14 @@ from pipeline.evaluation.scoring.angles import ClassAngles
 from pipeline.evaluation.scoring.bootstrap import roc_band
 from pipeline.evaluation.scoring.verification import FloatArray, equal_error_rate, roc
 from pipeline.files import write_file
+from pipeline.run.folder import RunFolder
 from pipeline.run.metrics_log import mean_seconds, read_metrics, series
 
 CURVES = (
     ("loss", "loss", False),
-    ("lambda", "λ", True),
+    ("margin_lambda", "λ", True),
     ("learning_rate", "learning rate", False),
-    ("images_per_second", "throughput, images/s", False),
+    ("global_samples_per_second", "throughput, images/s", False),
 )
 WORST = 8  # people named with their angles
 BAND_POINTS = 25  # FARs at which a ROC's interval is computed
@@ -51,16 +52,16 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     ValueError when no run holds a result.
     """
     named = _names(runs)
-    verified = _by_set(named, "evaluations", load)
-    identified = _by_set(named, "identifications", load_identification)
+    verified = _by_set({name: RunFolder(run).evaluations for name, run in named.items()}, load)
+    identified = _by_set({name: RunFolder(run).identifications for name, run in named.items()}, load_identification)
     if not verified and not identified:
         folders = ", ".join(map(str, runs))
         raise ValueError(f"{folders}: got no evaluation, wanted one under evaluations/: run stages/evaluate.py first")
-    logs = {name: read_metrics(run / "metrics.jsonl") for name, run in named.items()}
+    logs = {name: read_metrics(RunFolder(run).metrics) for name, run in named.items()}
     page = render(
         "report.html",
         runs=[
-            {"name": name, **_read_facts(run / "run.json"), "recipe": _read_text(run / "recipe.yaml")}
+            {"name": name, **_read_facts(RunFolder(run).facts), "recipe": _read_text(RunFolder(run).recipe)}
             for name, run in named.items()
         ],
         training=training_section({name: records for name, records in logs.items() if records}),
@@ -206,9 +207,9 @@ def _names(runs: Sequence[Path]) -> dict[str, Path]:
     return {name if short.count(name) == 1 else str(run): run for name, run in zip(short, runs, strict=True)}
 
 
-def _by_set(named: Mapping[str, Path], kind: str, read: Callable[[Path], Result]) -> dict[str, dict[str, list[Result]]]:
-    """For each set of a kind, the runs that have results on it, each with its results by rising steps."""
-    loaded = {name: _load_sets(run / kind, read) for name, run in named.items()}
+def _by_set(folders: Mapping[str, Path], read: Callable[[Path], Result]) -> dict[str, dict[str, list[Result]]]:
+    """For each set in the runs' folders of a kind, the runs that have results on it, each by rising steps."""
+    loaded = {name: _load_sets(folder, read) for name, folder in folders.items()}
     sets = sorted({name for found in loaded.values() for name in found})
     return {name: {run: found[name] for run, found in loaded.items() if name in found} for name in sets}
 

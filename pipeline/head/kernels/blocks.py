@@ -1,7 +1,7 @@
 """Softmax over rows that are never scored all at once: forward and backward in blocks of classes.
 
 The logits [G, S] are not held. A block of classes is multiplied, exponentiated, summed and dropped; the backward pass
-multiplies it once more: classes first. That is four products of G·S·D where holding the logits needs three, and memory
+multiplies it once more: classes first. That is four products of G·S·D, while holding the logits needs three, and memory
 that does not grow with S. Rows of the batch first would need three products and one all-reduce a block, but each of its
 blocks is as wide as S: within 64 MiB that leaves 80 samples a block at S = 200,000, and every block reads all rows
 three times.

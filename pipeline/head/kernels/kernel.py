@@ -1,4 +1,4 @@
-"""What a kernel of the head is: its forward and backward pass, its memory, and who takes the gradient of the rows."""
+"""What a kernel of the head is: its forward and backward pass, its memory, and what takes the gradient of the rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from pipeline.head.margins import Warp
-from pipeline.head.rows import RowOptimizer
+from pipeline.optim.rows import RowOptimizer
 
 # Classes scored at a time. At G = D = 512 a block's logits, rows and gradient are 4 MiB each in fp32.
 BLOCK = 2048
@@ -47,7 +47,7 @@ class FusedUpdate:
 
 @dataclass(frozen=True)
 class Sink:
-    """Who takes the rows' gradient, a block at a time, in the backward pass; the whole gradient is then never held.
+    """What takes the rows' gradient, a block at a time, in the backward pass; the whole gradient is then never held.
 
     Attributes:
         take: called once for each block, by rising rows, with (first row, gradient [block, D]); it may overwrite the

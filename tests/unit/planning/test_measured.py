@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -19,8 +19,9 @@ from pipeline.backbones.size import activation_bytes
 from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.head.head import HeadOptions, ShardedHead
 from pipeline.head.margins.a_softmax import ASoftmax
+from pipeline.optim.sgd import SGD
 from pipeline.planning import RESERVED_BYTES, Job, Network, head_block_bytes, memory
-from pipeline.recipe.schema import Data, Optimizer, Recipe
+from pipeline.recipe.schema import Data, Recipe
 from pipeline.training.engine import Engine
 from tests.distributed.ranks import run_ranks
 
@@ -46,10 +47,10 @@ def highest(run: Callable[[], object]) -> int:
 def measure(
     _: int, num_ranks: int, classes: int, dim: int, batch: int, block: int, fused: bool, bf16: bool
 ) -> dict[str, int]:
-    """Bytes beyond rows and momentum at the head's and at the update's fullest."""
+    """Bytes beyond rows and their momentum at the head's and at the update's fullest."""
     group = dist.group.WORLD if num_ranks > 1 else None
     options = HeadOptions(torch.bfloat16 if bf16 else torch.float32, block, fused)
-    head = ShardedHead(classes, dim, ASoftmax(), group, weight_decay=5e-4, options=options)
+    head = ShardedHead(classes, dim, ASoftmax(), group, optimizer=SGD(steps=1, learning_rate=0.1), options=options)
     x = torch.randn(batch // num_ranks, dim, requires_grad=True)
     labels = torch.randint(classes, (batch // num_ranks,))
 
@@ -126,9 +127,9 @@ def most_in_training(_: int, num_ranks: int, zero_stage: int, accumulation: int,
     recipe = Recipe(
         data=Data(shards=Path("none"), global_batch=MICRO_BATCH * num_ranks * accumulation, accumulation=accumulation),
         backbone=SphereFaceBackbone(name="sphereface4", embedding_dim=DIM),
-        optimizer=Optimizer(steps=2, learning_rate=0.1),
+        optimizer=SGD(steps=2, learning_rate=0.1),
         precision="bfloat16" if bf16 else "float32",
-        zero_stage=zero_stage,
+        zero_stage=cast(Literal[0, 1, 2, 3], zero_stage),
     )
     with Allocated() as allocated:
         engine = Engine(

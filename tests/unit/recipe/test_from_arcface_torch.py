@@ -86,7 +86,7 @@ def test_base_beside_it_is_read_first(tmp_path: Path) -> None:
 
 
 def test_what_has_no_counterpart_is_refused_by_name(tmp_path: Path) -> None:
-    for old, new, told in (
+    for old, new, message in (
         ('"r50"', '"vit_b"', r"network: got 'vit_b', wanted r18 or r34 or r50 or r100"),
         ("config.lr = 0.2", 'config.lr = 0.2\nconfig.optimizer = "adamw"', "optimizer: got 'adamw', wanted sgd"),
         ("config.num_epoch = 25", "", "num_epoch: not set"),
@@ -94,7 +94,7 @@ def test_what_has_no_counterpart_is_refused_by_name(tmp_path: Path) -> None:
         ("config = edict()", "config = (", "not Python"),
         ("sample_rate = 1.0", "sample_rate = 0.2\nconfig.gradient_acc = 2", "wanted accumulation 1"),
     ):
-        with pytest.raises(RecipeError, match=told):
+        with pytest.raises(RecipeError, match=message):
             convert(read_config(config(tmp_path, MS1MV3.replace(old, new))), 8, tmp_path)
     with pytest.raises(RecipeError, match="No such file"):
         read_config(tmp_path / "absent.py")

@@ -85,10 +85,10 @@ def make_run(folder: Path) -> Path:
         {
             "step": step,
             "loss": 5 - step / 100,
-            "lambda": 1500 / (1 + step),
+            "margin_lambda": 1500 / (1 + step),
             "learning_rate": 0.1,
-            "images_per_second": 90.0,
-            "seconds": {"forward": 0.2, "backward": 0.4, "data_wait": 0.01},
+            "global_samples_per_second": 90.0,
+            "step_part_seconds": {"forward": 0.2, "backward": 0.4, "data_wait": 0.01},
         }
         for step in range(0, 100, 10)
     ]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.head.kernels import BlockLoop, Scoring, Sink, choose
-from pipeline.head.margins import MARGINS, Warp
+from pipeline.head.margins import Warp
 from pipeline.head.margins.sphereface_r import DividedAngle
 
 WARP = DividedAngle(1.4, 6.0, detached=False)
@@ -53,7 +53,7 @@ def test_a_sink_gets_every_block_of_autograds_gradient_in_order() -> None:
 
 
 def test_memory_does_not_grow_with_the_rows_beyond_a_block() -> None:
-    kernel = choose("cpu", torch.float32, MARGINS.parse("a_softmax"))
+    kernel = choose("cpu", torch.float32)
 
     def needed(rows: int, dtype: torch.dtype = torch.float32) -> int:
         return kernel.memory_bytes(rows=rows, batch=512, embedding_dim=512, dtype=dtype, block=2048)
