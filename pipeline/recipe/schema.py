@@ -38,7 +38,7 @@ class Data(Section):
     accumulation: int = Field(1, ge=1)
     """Micro-batches a step; the backbone sees G / (ranks · accumulation) images of a rank at a time."""
     streams: int = Field(1, ge=1)
-    """Pieces of the epoch read side by side; divides global_batch. More of them mix better, fewer read more in sequence."""
+    """Pieces of the epoch read side by side; divides global_batch. More mix better, fewer read more in sequence."""
     window: int = Field(4, ge=1)
     """Tars shuffled together."""
     augment: tuple[Annotated[Augmentation, AUGMENTATIONS], ...] = (Mirror(name="mirror"),)
