@@ -19,7 +19,7 @@ from nvidia.dali import fn, pipeline_def, types
 
 from pipeline.reading.augment import Augmentation, Parameters
 
-PREFETCH_DEPTH = 2  # batches that DALI itself keeps under way; more only costs memory
+PREFETCH_DEPTH = 2  # batches that DALI itself keeps in flight; more only costs memory
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,9 @@ class Decoder:
         def feed() -> Iterator[tuple[Any, ...]]:
             for batch in batches:
                 if len(batch.parameters) != len(augment):
-                    raise ValueError(f"got parameters of {len(batch.parameters)} augmentations, wanted {len(augment)}")
+                    raise ValueError(
+                        f"decoder: got parameters of {len(batch.parameters)} augmentations, wanted {len(augment)}"
+                    )
                 in_flight.append(batch)
                 yield batch.images, *batch.parameters
 
@@ -180,7 +182,7 @@ class Decoder:
             num_threads=self.threads,
             device_id=(self.device.index or 0) if on_gpu else None,
             prefetch_queue_depth=PREFETCH_DEPTH,
-            exec_dynamic=True,  # an output is ours for as long as we hold it: no copy of every batch
+            exec_dynamic=True,  # an output stays valid while it is referred to: no copy of every batch
         )
         graph.build()
         return graph
@@ -196,11 +198,11 @@ class Decoder:
             )
         pixels = torch.utils.dlpack.from_dlpack(output.as_tensor())
         if pixels.is_cuda:
-            # Decoded on DALI's stream and freed on none that torch knows: a copy, at the GPU's speed, is on ours.
+            # DALI reuses its memory in the order of its own stream, which torch does not know: a copy is torch's.
             pixels = pixels.clone()
             torch.cuda.current_stream(pixels.device).synchronize()
         return pixels
 
 
 class _Undecodable(Exception):  # noqa: N818 - a signal between two methods, never shown
-    """A batch in flight holds at least one image that DALI refuses or that has another size."""
+    """A batch in flight holds at least one image that DALI refuses, or that has another size."""
