@@ -4,8 +4,8 @@
   python stages/study.py stages/studies/casia.yaml --data /data --out runs/study --ranks 8
 
 A study file names a base recipe, the arms that differ from it in a few keys, seeds, and the pairs that all are
-evaluated on. Each arm with each seed is a run folder below --out. What is done is not done again; what was stopped or
-killed, at any moment, goes on with the same command. A run that fails is named, and the others go on.
+evaluated on. Each arm with each seed is a run folder below --out. What is done is not done again; the same command
+resumes what was stopped or killed at any moment. A run that fails is named, and the others continue.
 
 OUT/study.md and OUT/study.html have the tables so far, and are written again after every run. Several of these
 processes may share one OUT, each on GPUs of its own (CUDA_VISIBLE_DEVICES): a run that one is at, the others leave.
@@ -41,7 +41,7 @@ from pipeline.evaluation.reports.study_page import write_tables
 from pipeline.evaluation.results import load, result_file
 from pipeline.evaluation.scoring.estimates import Sample, accuracy_sample
 from pipeline.evaluation.study import Run, Study, StudyError, differences, load_study, runs_of
-from pipeline.files import locked
+from pipeline.files import locked, named
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Recipe, check_against_set
 from pipeline.run.checkpoint import has_reached
@@ -51,7 +51,7 @@ from pipeline.shards.manifest import ShardError
 
 STAGES = Path(__file__).resolve().parent
 POLL_SECONDS = 1.0
-LOG_SECONDS = 60.0  # between progress lines where they are not rewritten in place
+LOG_SECONDS = 60.0  # between progress lines if they are not rewritten in place
 
 
 def main() -> int:
@@ -75,7 +75,7 @@ def main() -> int:
 
 
 class Stop:
-    """Being asked to stop, which the subprocess at work is told as well. In the main thread only."""
+    """A request to stop, passed on to the subprocess at work. In the main thread only."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -88,9 +88,9 @@ class Stop:
 
         `watch` is called every second meanwhile. Terminal signals reach this process alone, which passes them on.
         """
-        with log.open("ab") as output:
+        with named(log), log.open("ab") as output:
             output.write(f"$ {' '.join(map(str, command))}\n".encode())
-            output.flush()
+        with log.open("ab") as output:
             self._process = subprocess.Popen(
                 list(map(str, command)),
                 stdout=output,
@@ -99,7 +99,7 @@ class Stop:
                 pass_fds=[lock],
                 start_new_session=True,
             )
-            if self.asked:  # after the last look, before there was a process to tell
+            if self.asked:  # asked before there was a process to pass it on to
                 self._process.terminate()
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -146,7 +146,7 @@ class Conductor:
                 with claimed(self._folder(run)) as lock:
                     if lock is not None and not self._is_done(run):
                         taken += 1
-                        sweep(self._folder(run))  # a rank may have outlived who started it
+                        sweep(self._folder(run))  # a rank may have outlived the process that started it
                         self._carry_out(run, lock)
                 if self.stop.asked:
                     return
@@ -236,7 +236,7 @@ class Conductor:
 
 
 class Progress:
-    """One line that is rewritten on a terminal and repeated, calmly, in a log: where the study is, and when it ends."""
+    """One line that is rewritten on a terminal and repeated, calmly, in a log: progress, and the expected end."""
 
     def __init__(self, work: Sequence[float], shares: Sequence[float]) -> None:
         self._work, self._began = work, time.monotonic()
@@ -307,7 +307,7 @@ def _require_same(folder: Path, run: Run, shards_digest: str) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.evaluation.results import verify
+from pipeline.evaluation.scoring.rates import verify
 from pipeline.evaluation.scoring.verification import ScoredPairs
 from pipeline.training.evaluator import Evaluated
 from pipeline.training.record import Record, Window

@@ -63,6 +63,21 @@ class RunFolder:
         return self.path / "identifications"
 
     @property
+    def templates(self) -> Path:
+        """A folder for each set of templates, IJB-B or IJB-C."""
+        return self.path / "ijb"
+
+    @property
+    def embeddings(self) -> Path:
+        """Features that evaluations keep, a folder for each network and list of images."""
+        return self.path / "embeddings"
+
+    @property
+    def network(self) -> Path:
+        """Which network the results are of, if it is not the run's, JSON."""
+        return self.path / "network.json"
+
+    @property
     def checkpoints(self) -> Path:
         """A folder for each checkpoint."""
         return self.path / "checkpoints"

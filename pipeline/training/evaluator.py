@@ -21,7 +21,8 @@ from cluster.collectives import SENT, Group, gather_objects, gather_rows, num_ra
 from cluster.stopwatch import STEP
 from pipeline.evaluation.embedding.embed import embed, files_of, means_of_runs
 from pipeline.evaluation.embedding.trained import digest_of
-from pipeline.evaluation.results import Settings, Verification, save
+from pipeline.evaluation.results import Settings, save
+from pipeline.evaluation.scoring.rates import Verification
 from pipeline.evaluation.scoring.verification import FloatArray
 from pipeline.evaluation.sets import VerificationSet, accuracies_of, folder_of, judge, stored
 from pipeline.reading.dali import DecodedBatch, Decoder

@@ -60,7 +60,7 @@ def dali_reader(shards: ShardSet) -> Iterator[torch.Tensor]:
     @pipeline_def
     def graph() -> Any:
         tars = [str(shards.folder / tar.name) for tar in shards.manifest.tars]
-        jpeg, label = fn.readers.webdataset(
+        jpeg, label = fn.readers.webdataset(  # type: ignore[misc]  # its stub gives None
             paths=tars,
             index_paths=[tar.replace(".tar", ".idx") for tar in tars],
             ext=["jpg", "cls"],

@@ -17,13 +17,12 @@ from cluster.stopwatch import STEP
 from cluster.topology import Topology
 from pipeline.backbones.iresnet import IResNetBackbone
 from pipeline.backbones.sphereface import SphereFaceBackbone
-from pipeline.evaluation.embedding.embed import embed_pairs
+from pipeline.evaluation.embedding.source import How, image_files
 from pipeline.evaluation.embedding.trained import load_trained
 from pipeline.evaluation.results import load, result_file
 from pipeline.evaluation.sets import judge, sets_of
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.optim.sgd import SGD
-from pipeline.reading.dali import Decoder
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import (
     Checkpoint,
@@ -137,9 +136,8 @@ def test_it_finds_what_the_saved_checkpoint_gives_and_changes_nothing(
     (chosen,) = sets_of(plan)
     for number, step in enumerate((2, 4, 6)):
         trained = load_trained(tmp_path / "run", step)
-        features = embed_pairs(
-            trained.module, strangers / "faces", chosen.pairs, Decoder(7, 32, 32, torch.device("cpu"))
-        )
+        images = image_files(strangers / "faces", chosen.pairs.paths)
+        features = np.concatenate(list(trained.source.features(images, How(7))))
         settings = chosen.settings(trained.weights_sha256, 10)
         alone = judge(chosen, features, settings, step)
         stored = load(result_file(tmp_path / "run/evaluations/strangers", step))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -80,16 +81,15 @@ def train_on(rank: int, ranks: int, plan: Recipe, run: Path, resume: int | None 
     if resume is not None:
         trainer.resume(resume)
     losses = [record.loss for record in trainer.train()]
+    slots: dict[str, torch.Tensor] = {}
+    for slot, of_parameters in trainer.engine.slots().items():
+        slots |= {f"{slot} of {name}": value.clone() for name, value in of_parameters.items()}
     return {
         "losses": losses,
         "rows": trainer.head.weight_SD.detach().clone(),
         "row slots": {name: slot.clone() for name, slot in trainer.head.slots.items()},
         "backbone": {name: p.clone() for name, p in trainer.engine.parameters().items()},
-        "slots": {
-            f"{slot} of {name}": value.clone()
-            for slot, trained in trainer.engine.slots().items()
-            for name, value in trained.items()
-        },
+        "slots": slots,
     }
 
 
@@ -123,27 +123,38 @@ def dense(shards: Path) -> dict[str, Any]:
     return {"losses": losses, "rows": rows.detach(), "backbone": dict(backbone.named_parameters())}
 
 
-@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 0), (3, 0), (2, 1), (3, 2), (2, 3)])
-def test_a_run_equals_the_dense_float64_run(
-    shards: Path, dense: dict[str, Any], tmp_path: Path, ranks: int, stage: Stage
-) -> None:
-    results = run_ranks(train_on, ranks, recipe(shards, stage), tmp_path)
-    for result in results:
+@dataclass(frozen=True)
+class Trained:
+    """A run to its end, and what each of its ranks then holds."""
+
+    ranks: int
+    plan: Recipe
+    run: Path
+    results: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module", params=[(1, 0), (2, 1), (3, 2), (2, 3)], ids=str)
+def trained(request: pytest.FixtureRequest, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    ranks, stage = request.param
+    plan, run = recipe(shards, stage), tmp_path_factory.mktemp("run")
+    return Trained(ranks, plan, run, run_ranks(train_on, ranks, plan, run))
+
+
+def test_a_run_equals_the_dense_float64_run(dense: dict[str, Any], trained: Trained) -> None:
+    for result in trained.results:
         assert result["losses"] == pytest.approx(dense["losses"], rel=1e-4)
         for name, want in dense["backbone"].items():
             torch.testing.assert_close(result["backbone"][name].double(), want.detach(), rtol=1e-3, atol=1e-5)
         assert {float(v) for name, v in result["slots"].items() if name.startswith("count")} == {float(STEPS)}
-    rows = torch.cat([result["rows"] for result in results]).double()
+        assert result["row slots"]["count"].tolist() == [float(STEPS)] * len(result["rows"])
+    rows = torch.cat([result["rows"] for result in trained.results]).double()
     torch.testing.assert_close(rows, dense["rows"], rtol=1e-3, atol=1e-5)
     assert dense["losses"][-1] < dense["losses"][0], "the reference itself did not learn"
 
 
-@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 0), (2, 1), (3, 2), (3, 3)])
-def test_resume_is_bitwise_on_the_same_ranks(shards: Path, tmp_path: Path, ranks: int, stage: Stage) -> None:
-    plan = recipe(shards, stage)
-    whole = run_ranks(train_on, ranks, plan, tmp_path)
-    again = run_ranks(train_on, ranks, plan, tmp_path, SAVED)
-    for first, second in zip(whole, again, strict=True):
+def test_resume_is_bitwise_on_the_same_ranks(trained: Trained) -> None:
+    again = run_ranks(train_on, trained.ranks, trained.plan, trained.run, SAVED)
+    for first, second in zip(trained.results, again, strict=True):
         assert second["losses"] == first["losses"][SAVED:]
         assert torch.equal(second["rows"], first["rows"])
         for part in ("row slots", "backbone", "slots"):
@@ -151,13 +162,22 @@ def test_resume_is_bitwise_on_the_same_ranks(shards: Path, tmp_path: Path, ranks
             assert all(torch.equal(second[part][name], value) for name, value in first[part].items()), part
 
 
-@pytest.mark.parametrize(("before", "after"), [((2, 3), (1, 0)), ((1, 0), (3, 2)), ((3, 1), (2, 3))])
-def test_resume_on_other_ranks_and_zero_stages(
-    shards: Path, tmp_path: Path, before: tuple[int, Stage], after: tuple[int, Stage]
-) -> None:
-    whole = run_ranks(train_on, before[0], recipe(shards, before[1]), tmp_path)
-    again = run_ranks(train_on, after[0], recipe(shards, after[1]), tmp_path, SAVED)
-    assert again[0]["losses"] == pytest.approx(whole[0]["losses"][SAVED:], rel=1e-4)
+def test_resume_on_other_ranks_and_zero_stages(shards: Path, trained: Trained) -> None:
+    elsewhere: tuple[int, Stage] = (2, 3) if trained.ranks == 1 else (1, 0)
+    again = run_ranks(train_on, elsewhere[0], recipe(shards, elsewhere[1]), trained.run, SAVED)
+    assert again[0]["losses"] == pytest.approx(trained.results[0]["losses"][SAVED:], rel=1e-4)
+
+
+def test_the_planner_counts_what_the_ranks_hold(trained: Trained) -> None:
+    stage, ranks = trained.plan.zero_stage, trained.ranks
+    job, network = job_of(trained.plan, 7, ranks), network_of("sphereface4", 8, (32, 32), False)
+    alive = planning.memory(job, network)["head"]
+    fullest = max(sum(slot.nbytes for slot in result["row slots"].values()) for result in trained.results)
+    assert alive["classifier slots"] == fullest == 4 * -(-7 // ranks) * (2 * 8 + 1)
+    whole = sum(slot.nbytes for slot in trained.results[0]["slots"].values() if slot.dim())
+    assert whole == 2 * 4 * network.parameters
+    assert alive["network slots"] == (whole if stage == 0 else 2 * 4 * -(-network.parameters // ranks))
+    assert planning.checkpoint_bytes(job, network) == 4 * 7 * (3 * 8 + 1) + 3 * 4 * network.parameters
 
 
 def refused(rank: int, ranks: int, plan: Recipe, run: Path) -> str:
@@ -168,25 +188,9 @@ def refused(rank: int, ranks: int, plan: Recipe, run: Path) -> str:
     return "resumed"
 
 
-def test_a_checkpoint_of_another_optimizer_is_refused(shards: Path, tmp_path: Path) -> None:
-    sgd = SGD(steps=SAVED, learning_rate=RATE)
-    run_ranks(train_on, 1, recipe(shards, optimizer=sgd), tmp_path)
-    (message,) = run_ranks(refused, 1, recipe(shards), tmp_path)
-    assert "slots: got ['mean', 'square', 'count'], wanted ['momentum'] as saved: another optimizer" in message
-
-
-@pytest.mark.parametrize("stage", [0, 1])
-def test_the_planner_counts_what_the_ranks_hold(shards: Path, tmp_path: Path, stage: Stage) -> None:
-    plan = recipe(shards, stage)
-    held = run_ranks(train_on, 2, plan, tmp_path)
-    job, network = job_of(plan, 7, 2), network_of("sphereface4", 8, (32, 32), False)
-    alive = planning.memory(job, network)["head"]
-    fullest = max(sum(slot.nbytes for slot in result["row slots"].values()) for result in held)
-    assert alive["classifier slots"] == fullest == 4 * 4 * (2 * 8 + 1)
-    whole = sum(slot.nbytes for slot in held[0]["slots"].values() if slot.dim())
-    assert whole == 2 * 4 * network.parameters
-    assert alive["network slots"] == (whole if stage == 0 else whole // 2)
-    assert planning.checkpoint_bytes(job, network) == 4 * 7 * (3 * 8 + 1) + 3 * 4 * network.parameters
+def test_another_optimizer_does_not_resume_it(shards: Path, trained: Trained) -> None:
+    (message,) = run_ranks(refused, 1, recipe(shards, optimizer=SGD(steps=STEPS, learning_rate=RATE)), trained.run)
+    assert "slots: got ['momentum'], wanted ['mean', 'square', 'count'] as saved: another optimizer" in message
 
 
 def test_a_recipe_names_it(tmp_path: Path) -> None:

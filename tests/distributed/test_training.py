@@ -26,6 +26,7 @@ from pipeline.recipe.schema import Checkpoint, Data, Faults, Head, Log, Phase, R
 from pipeline.run.checkpoint import load_backbone
 from pipeline.training.guard import NonFiniteError
 from pipeline.training.loop import Trainer
+from pipeline.training.record import Record
 from tests.distributed.dense import dense_loss
 from tests.distributed.ranks import run_ranks
 from tests.faces import write_shards
@@ -108,6 +109,13 @@ def dense_run(plan: Recipe) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def dense(shards: Path) -> dict[str, Any]:
     return dense_run(recipe(shards))
+
+
+def sent_in(record: Record) -> tuple[float, ...]:
+    """Bytes that a rank sent in a step: for the head, and for the backbone."""
+    sent = record.values["communication_bytes_total"]
+    assert isinstance(sent, dict)
+    return tuple(sent.values())
 
 
 def planned_bytes(plan: Recipe, ranks: int, backbone: dict[str, torch.Tensor]) -> tuple[float, float]:

@@ -41,9 +41,9 @@ HOMES = {
     "jinja2": ("pipeline/evaluation/reports/pages.py", "pipeline/shards/page.py"),
     "matplotlib": ("pipeline/evaluation/reports/plots.py",),
     "mtcnnruntime": ("pipeline/shards/alignment/detector.py",),
-    "onnxruntime": ("pipeline/shards/alignment/detector.py",),
+    "onnxruntime": ("pipeline/shards/alignment/detector.py", "pipeline/evaluation/embedding/onnx.py"),
     "torch.onnx": ("pipeline/export/onnx.py",),
-    "safetensors": ("pipeline/export/onnx.py",),
+    "safetensors": ("pipeline/export/onnx.py", "pipeline/evaluation/embedding/weights.py"),
     "pyarrow": ("pipeline/evaluation/embedding/parquet.py", "pipeline/shards/sources/parquet.py"),
     # Pixels in training are DALI's: Pillow is for what is made or looked at before and after.
     "PIL": ("pipeline/shards/", "pipeline/evaluation/reports/hardest.py", "stages/demo_faces.py"),

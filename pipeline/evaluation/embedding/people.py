@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from pipeline.evaluation.embedding.embed import embed
+from pipeline.evaluation.embedding.source import How, ImageList, Source, shown
 from pipeline.evaluation.protocols.pairs import list_images
-from pipeline.evaluation.scoring.verification import BoolArray, IntArray
-from pipeline.reading.dali import Decoder
-from pipeline.reading.images import Images, decode_images, read_image
+from pipeline.evaluation.scoring.verification import IntArray
+from pipeline.reading.images import Images, read_image
 from pipeline.reading.tars import ShardSet
 from pipeline.shards.views import read_identities
 
@@ -33,12 +29,20 @@ class People:
         label: `[N]` the person on each image, a position in `names`.
         read: positions of images to their encoded bytes.
         digest: of names and images; equal digests mean the same set.
+        paths: of the images below their folder; empty for shards, whose images have none.
     """
 
     names: list[str]
     label: IntArray
     read: Callable[[Sequence[int]], Images]
     digest: str
+    paths: Sequence[str] = ()
+
+    @property
+    def images(self) -> ImageList:
+        """All images; those of shards are named by their number."""
+        names = self.paths or [f"{i:08d}" for i in range(len(self.label))]
+        return ImageList(names, lambda part: self.read(range(part.start, part.stop)), self.digest)
 
     def of(self, person: int, count: int) -> Images:
         """The first `count` images of a person, encoded; fewer if there are not so many."""
@@ -68,45 +72,25 @@ def _in_folders(folder: Path) -> People:
         labels.astype(np.int64),
         lambda positions: [read_image(folder / paths[i]) for i in positions],
         digest.hexdigest(),
+        paths,
     )
 
 
-def centres(
-    backbone: nn.Module, people: People, decoder: Decoder, progress: str | None = None
-) -> tuple[NDArray[np.float32], int]:
-    """The mean direction `[C, 2D]` of each person's features, of length 1, and how many images could not be decoded.
+def centres(source: Source, people: People, how: How, progress: str | None = None) -> tuple[NDArray[np.float32], int]:
+    """The mean direction `[C, W]` of each person's features, of length 1, and how many images gave no features.
 
-    A person without an image that can be decoded has a row of zeros. `progress` names the bar; None: no bar.
+    A person without an image that gives features has a row of zeros. `progress` names the bar; None: no bar.
     """
     sums_CD: torch.Tensor | None = None
-    undecodable = 0
-    with tqdm(total=len(people.label), unit=" images", desc=progress, disable=None if progress else True) as bar:
-        for features_BD, label_B, good_B in _features(backbone, people, decoder):
-            if sums_CD is None:
-                sums_CD = torch.zeros(len(people.names), features_BD.shape[1])
-            unit_BD = F.normalize(features_BD[torch.from_numpy(good_B)], dim=1)
-            sums_CD.index_add_(0, torch.from_numpy(label_B[good_B]), unit_BD)
-            undecodable += int(np.sum(~good_B))
-            bar.update(len(label_B))
+    done = without = 0
+    for rows_BD in shown(source, people.images, how, progress):
+        if sums_CD is None:
+            sums_CD = torch.zeros(len(people.names), rows_BD.shape[1])
+        label_B = people.label[done : done + len(rows_BD)]
+        good_B = np.isfinite(rows_BD[:, 0])
+        unit_BD = F.normalize(torch.from_numpy(rows_BD[good_B]), dim=1)
+        sums_CD.index_add_(0, torch.from_numpy(label_B[good_B]), unit_BD)
+        without += int(np.sum(~good_B))
+        done += len(rows_BD)
     assert sums_CD is not None, "people without images are not made"
-    return F.normalize(sums_CD, dim=1).numpy(), undecodable
-
-
-def _features(
-    backbone: nn.Module, people: People, decoder: Decoder
-) -> Iterator[tuple[torch.Tensor, IntArray, BoolArray]]:
-    """Of each batch of images: features `[B, 2D]`, labels `[B]`, and which of them were decoded `[B]`."""
-
-    def read(part: slice) -> Images:
-        return people.read(range(part.start, part.stop))
-
-    under_way: deque[tuple[slice, BoolArray]] = deque()
-
-    def pixels() -> Iterator[torch.Tensor]:
-        for part, batch in decode_images(decoder, len(people.label), read):
-            under_way.append((part, batch.good))
-            yield batch.images
-
-    for features in embed(backbone, pixels()):
-        part, good = under_way.popleft()
-        yield features, people.label[part], good
+    return F.normalize(sums_CD, dim=1).numpy(), without

@@ -87,7 +87,7 @@ def test_rows_of_before_are_read_under_the_names_of_today(tmp_path: Path) -> Non
             "gradient_norm": 4.0,
             "loss_over_chance_ratio": 0.5,
             "target_angle_radians": {"p05": 1.0, "p25": 1.1, "p50": 1.2, "p75": 1.3, "p95": 1.4},
-            "target_beyond_pi_ratio": 0.75,
+            "margin_angle_beyond_pi_ratio": 0.75,
             "global_samples_per_second": 90.0,
             "step_seconds": 0.5,
             "step_part_seconds": {"head": 0.25},

@@ -36,13 +36,16 @@ def test_an_applied_step_has_every_number() -> None:
         "embedding_norm": 3.0,
         "gradient_norm": 7.0,
         "loss_over_chance_ratio": 1.5,
-        "target_beyond_pi_ratio": 0.25,
+        "margin_angle_beyond_pi_ratio": 0.25,
         "target_angle_radians": {"p05": 1.0, "p25": 1.1, "p50": 1.2, "p75": 1.3, "p95": 1.4},
     }
 
 
 def test_a_step_that_was_not_applied_has_only_its_angles() -> None:
-    assert set(measured(outcome(Severity.SPIKE), ANGLES, 2.0)) == {"target_beyond_pi_ratio", "target_angle_radians"}
+    assert set(measured(outcome(Severity.SPIKE), ANGLES, 2.0)) == {
+        "margin_angle_beyond_pi_ratio",
+        "target_angle_radians",
+    }
     assert measured(outcome(Severity.LEFT_OUT), None, 2.0) == {}
 
 

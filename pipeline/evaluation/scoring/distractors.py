@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.results import Rate, TarAtFar
 from pipeline.evaluation.scoring.bootstrap import trial_bootstrap
 from pipeline.evaluation.scoring.identification import cmc, distractor_barrier, distractor_ranks, mate_trials
+from pipeline.evaluation.scoring.rates import Rate, TarAtFar
 from pipeline.evaluation.scoring.search import nearest
 from pipeline.evaluation.scoring.verification import FloatArray, IntArray, require_resolvable
 
@@ -43,7 +43,7 @@ def identify(
     """Search every probe among `count` distractors, given as blocks of rows.
 
     Intervals resample the probes' people; distractors, and so the thresholds, are held. Raises ValueError when probes
-    times distractors cannot resolve one of `fars`, or nobody has two probes.
+    times distractors cannot resolve one of `fars`, or no person has two probes.
     """
     for far in fars:
         require_resolvable(far, len(probes_ND) * count, of="pairs of probe and distractor")
