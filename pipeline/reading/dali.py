@@ -53,8 +53,11 @@ class DecodedBatch:
 def _decode_graph(source: Iterator[Any], on_gpu: bool, augment: Sequence[Augmentation]) -> Any:
     encoded, *parameters = fn.external_source(source=source, num_outputs=1 + len(augment), batch=True)
     # Before augmenting: an operator that crops or pads would hide an image of another size.
-    size = fn.peek_image_shape(encoded)
-    pixels = fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB)
+    size = fn.peek_image_shape(encoded, adjust_orientation=False)
+    # An aligned crop means its stored pixels: an orientation tag is a leftover of the photograph.
+    pixels = fn.decoders.image(
+        encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB, adjust_orientation=False
+    )
     for augmentation, rows in zip(augment, parameters, strict=True):
         pixels = augmentation.apply(fn, pixels, rows)
     normalised = fn.crop_mirror_normalize(pixels, mean=127.5, std=128.0, dtype=types.FLOAT, output_layout="CHW")
