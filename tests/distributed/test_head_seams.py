@@ -114,7 +114,16 @@ def train_head(
 ) -> dict[str, torch.Tensor]:
     """Steps of the head alone, the one at `BAD` dropped after its backward pass; width: ranks that share classes."""
     sharing, replicas = grid(ranks, width or ranks)
-    head = ShardedHead(CLASSES, DIM, margin, sharing, replicas=replicas, seed=3, options=options)
+    head = ShardedHead(
+        CLASSES,
+        DIM,
+        margin,
+        sharing,
+        replicas=replicas,
+        seed=3,
+        optimizer=SGD(steps=STEPS, learning_rate=0.2, weight_decay=0),
+        options=options,
+    )
     share = split_range(BATCH, ranks, rank)
     states = []
     for step, (x, labels) in enumerate(batches()):

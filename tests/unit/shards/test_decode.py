@@ -89,7 +89,7 @@ def samples(seed: int, tag: int, quality: int) -> dict[str, bytes]:
 
 
 def by_dali(images: list[bytes]) -> list[Pixels]:
-    batch = EncodedBatch([np.frombuffer(image, np.uint8) for image in images], np.zeros(len(images), bool))
+    batch = EncodedBatch([np.frombuffer(image, np.uint8) for image in images])
     (found,) = Decoder(len(images), HEIGHT, WIDTH, torch.device("cpu")).decode([batch])
     assert found.bad == ()
     levels = (found.images * 128 + 127.5).round().clip(0, 255).to(torch.uint8)
