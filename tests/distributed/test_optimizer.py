@@ -105,7 +105,7 @@ def dense(shards: Path) -> dict[str, Any]:
     mean = {name: torch.zeros_like(p) for name, p in named.items()}
     square = {name: torch.zeros_like(p) for name, p in named.items()}
     order = Order(sample_set.samples_per_tar, plan.seed, 12, 2, plan.data.window)
-    reader = Reader(sample_set, order, Decoder(12, 32, 32, torch.device("cpu"), 1))
+    reader = Reader(sample_set, order, Decoder(12, 32, 32, torch.device("cpu"), 1, plan.data.augment))
     losses = []
     for step in range(1, STEPS + 1):
         batch = next(reader)
