@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test bench demo shards study monitor tree clean
+.PHONY: help install lint quick test bench demo shards study monitor tree clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,13 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Unit test files that start stages, a Prometheus or ranks, or train networks: most of the time of the unit tests. (By
+# processor time, with `--durations`; a file that is renamed must be renamed here.)
+SLOW =
+
+quick: lint ## lint, and the unit tests without the slow files: under two minutes on two cores
+	$(BIN)/pytest -n 2 --dist worksteal tests/unit $(SLOW:%=--ignore=tests/unit/%) $(ARGS)
 
 test: $(STAMP) ## every test that needs no GPU (with a GPU, those too)
 	$(BIN)/pytest -n auto --dist worksteal $(ARGS)

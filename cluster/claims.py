@@ -1,27 +1,26 @@
-"""One process at a time in a folder, and nothing at work in it that an earlier one left behind.
+"""One process at a time works in a folder, and subprocesses that outlive their parent are found and ended.
 
 Work in a folder is claimed by a lock that the system frees when its holder dies, however it dies. Its subprocesses
-may outlive it: they carry the folder's name in their environment, by which the next holder finds and ends them.
+may outlive it: they carry a mark in their environment, by which the next holder finds and ends them.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.marks import tell
-
-VARIABLE = "SPHERESCALE_WORKS_IN"  # whose value is the folder
+VARIABLE = "SPHERESCALE_WORKS_IN"  # its value is the folder
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[int | None]:
-    """Hold `folder`, which is made if need be: yields its lock's descriptor, or None where another process holds it.
+    """Hold `folder`, which is created if need be: yields its lock's descriptor, or None if another process holds it.
 
     A subprocess that is passed the descriptor (``pass_fds``) holds the folder too, for as long as it lives.
     """
@@ -41,10 +40,25 @@ def marked(folder: Path) -> dict[str, str]:
 
 
 def sweep(folder: Path) -> int:
-    """Kill what still works in `folder`, and wait until it is gone; how many processes there were."""
-    kill = ["sh", "-c", tell("KILL", f"{VARIABLE}={folder.resolve()}")]
+    """Kill every process that still works in `folder`, and wait until all are gone; how many there were."""
+    kill = ["sh", "-c", signal_marked("KILL", f"{VARIABLE}={folder.resolve()}")]
     found: set[str] = set()
     while alive := subprocess.run(kill, stdout=subprocess.PIPE, text=True, check=True).stdout.split():
         found |= set(alive)
         time.sleep(0.05)
     return len(found)
+
+
+def signal_marked(name: str, mark: str, *, ranks_only: bool = False) -> str:
+    """A shell command that sends the signal `name` to every process with this mark, and prints their numbers.
+
+    A command, not a call: the processes may be on another host.
+
+    Args:
+        name: as ``kill -s`` wants it.
+        mark: ``NAME=VALUE``, a variable of their environment, which their subprocesses inherit.
+        ranks_only: leave out launchers: processes without a ``RANK``.
+    """
+    found = f"grep -lszxF -e {shlex.quote(mark)} /proc/[0-9]*/environ"
+    ranks = " | xargs -r grep -lsz ^RANK=" if ranks_only else ""
+    return f"{found}{ranks} | cut -d/ -f3 | while read pid; do kill -s {name} $pid && echo $pid; done; true"

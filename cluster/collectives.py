@@ -1,12 +1,12 @@
 """Collectives with their gradients: conjugate pairs side by side, the group explicit.
 
-Inputs are never mutated, but by functions whose names end in ``_``.
+Inputs are never mutated, except by functions whose names end in ``_``.
 
 A `Group` of None is this process alone: every function is then the identity (with a leading dimension kept), so
-that code written for many ranks runs, and is tested, without a process group.
+that code written for many ranks also runs, and is tested, without a process group.
 
-The gradients assume what the head does: after the collective every rank computes the same scalar loss from the
-same values, and that scalar counts once, not once a rank.
+The gradients assume that after the collective every rank computes the same scalar loss from the same values, and that
+this scalar counts once, not once a rank.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _reduce_scatter_into = getattr(dist, "reduce_scatter_single", None) or dist.redu
 
 
 class Sent:
-    """Bytes that this rank has sent, told by shapes: what ring algorithms send, whatever the library does."""
+    """Bytes that this rank has sent, computed from shapes: what ring algorithms send, whatever the library does."""
 
     def __init__(self) -> None:
         self._bytes = 0
@@ -51,7 +51,7 @@ def num_ranks(group: Group) -> int:
 
 
 def rank_in(group: Group) -> int:
-    """This process's place in the group; 0 for None."""
+    """This process's rank in the group; 0 for None."""
     return 0 if group is None else dist.get_rank(group)
 
 
@@ -110,7 +110,7 @@ def max_over_ranks(local: torch.Tensor, group: Group) -> torch.Tensor:
 
 
 def average_over_ranks_(values: torch.Tensor, group: Group) -> None:
-    """Replace `values` by their mean over ranks: the one function here that changes its argument. One all-reduce."""
+    """Replace `values` by their mean over ranks: the only function here that mutates its argument. One all-reduce."""
     if group is None:
         return
     with STEP.part("communication"):
@@ -134,7 +134,7 @@ def gather_objects(value: Any, group: Group) -> list[Any]:
 
 
 def barrier(group: Group) -> None:
-    """Wait until every rank of the group is here."""
+    """Wait until every rank of the group has called this."""
     if group is not None:
         dist.barrier(group)
 
@@ -156,6 +156,6 @@ def _all_reduce(local: torch.Tensor, group: dist.ProcessGroup, op: Any) -> torch
 
 
 def _all_reduce_bytes(values: torch.Tensor, group: dist.ProcessGroup) -> float:
-    """A ring's: a reduce-scatter and an all-gather, each of (N-1)/N of the values."""
+    """Bytes that a ring sends: a reduce-scatter and an all-gather, each of (N-1)/N of the values."""
     ranks = num_ranks(group)
     return 2 * (ranks - 1) * values.nbytes / ranks

@@ -1,4 +1,4 @@
-"""The hosts of a run: read from DeepSpeed's hostfile, asked whether they answer, given ranks."""
+"""The hosts of a run: read from DeepSpeed's hostfile, probed, and assigned ranks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-# pdsh passes these on to ssh. A host that is cut off closes no connection: ssh must ask whether it is still there.
+# pdsh passes these on to ssh. A host that is cut off closes no connection: ssh has to probe it.
 KEEP_ALIVE = "-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 SSH_ARGUMENTS = "PDSH_SSH_ARGS_APPEND"
 
@@ -20,7 +20,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
     """Hosts and their slots, in the file's order: lines of ``host slots=N``; # begins a comment.
 
     Raises:
-        ValueError: naming the line; when there is no host.
+        ValueError: naming a faulty line; if there is no host.
     """
     hosts: dict[str, int] = {}
     for number, line in enumerate(path.read_text().splitlines(), start=1):
@@ -37,14 +37,14 @@ def read_hostfile(path: Path) -> dict[str, int]:
 
 
 def answers(hosts: Iterable[str], command: str, timeout_seconds: float, by_ssh: bool = True) -> dict[str, str]:
-    """What a shell command prints on each host where it succeeds within the time; all are asked at once.
+    """The output of a shell command on each host on which it succeeds within the time; it runs on all at once.
 
     Without `by_ssh` it runs on this machine, whatever the host is called.
     """
-    there = ["ssh", *shlex.split(f"{KEEP_ALIVE} {os.environ.get(SSH_ARGUMENTS, '')}")]
-    asked = {
+    ssh = ["ssh", *shlex.split(f"{KEEP_ALIVE} {os.environ.get(SSH_ARGUMENTS, '')}")]
+    processes = {
         host: subprocess.Popen(
-            [*there, host, command] if by_ssh else ["sh", "-c", command],
+            [*ssh, host, command] if by_ssh else ["sh", "-c", command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -52,8 +52,8 @@ def answers(hosts: Iterable[str], command: str, timeout_seconds: float, by_ssh: 
         )
         for host in hosts
     }
-    said = {}
-    for host, process in asked.items():
+    outputs = {}
+    for host, process in processes.items():
         try:
             output, _ = process.communicate(timeout=timeout_seconds)
         except subprocess.TimeoutExpired:
@@ -61,14 +61,14 @@ def answers(hosts: Iterable[str], command: str, timeout_seconds: float, by_ssh: 
             process.communicate()
             continue
         if process.returncode == 0:
-            said[host] = output
-    return said
+            outputs[host] = output
+    return outputs
 
 
 def assign(hosts: Mapping[str, int], fits: Callable[[int], bool]) -> dict[str, int]:
-    """Ranks for each host: as many as there are slots for and as fit the run, hosts filled in order.
+    """Ranks for each host: the largest number that has slots and fits the run, hosts filled in order.
 
-    Example: 3 hosts of 4 slots and a global batch of 16 make 8 ranks, on the first two. Empty when no number fits.
+    Example: 3 hosts of 4 slots and a global batch of 16 make 8 ranks, on the first two. Empty if no number fits.
     """
     for ranks in range(sum(hosts.values()), 0, -1):
         if fits(ranks):

@@ -1,4 +1,4 @@
-"""The process group of a run: made once from the topology, bounded in time, torn down at the end."""
+"""The process group of a run: created once from the topology, bounded in time, destroyed at the end."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 def device_of(topology: Topology) -> torch.device:
-    """The GPU of this rank where there is one, else the CPU.
+    """The GPU of this rank if the host has GPUs, else the CPU.
 
     Raises:
-        StartError: when the host has GPUs, but fewer than ranks.
+        StartError: if the host has GPUs, but fewer than ranks.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
@@ -48,13 +48,13 @@ class Together:
 def process_group(
     topology: Topology, device: torch.device, timeout_seconds: float, facts: Mapping[str, str]
 ) -> Iterator[Together]:
-    """All ranks as one group: NCCL between GPUs, gloo between CPUs; the group is gone afterwards.
+    """All ranks as one group: NCCL between GPUs, gloo between CPUs. The group is destroyed on leaving the context.
 
-    `timeout_seconds` bounds the rendezvous and every collective: a rank that never comes ends the others. `facts` are
+    `timeout_seconds` bounds the rendezvous and every collective: a rank that never joins ends the others. `facts` are
     what must be the same on every rank.
 
     Raises:
-        StartError: on every rank, when one does not come or has other facts; see `cluster.rendezvous`.
+        StartError: on every rank, if one does not join or has other facts; see `cluster.rendezvous`.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -81,43 +81,43 @@ def process_group(
 
 
 def refuse(topology: Topology, reason: str, timeout_seconds: float = 60) -> None:
-    """Let the other ranks, if there are any, know why this one does not start: they would wait for it."""
+    """Pass on to the other ranks, if any, why this one does not start: they would wait for it."""
     if topology.num_ranks > 1:
-        with contextlib.suppress(StartError):  # this rank has said its own reason
+        with contextlib.suppress(StartError):  # this rank prints its own reason
             _meet(topology, timeout_seconds, {}, reason)
 
 
 def _meet(topology: Topology, timeout_seconds: float, facts: Mapping[str, str], refusal: str = "") -> dist.Store:
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
-            raise StartError(f"{name}: not set, but {topology.num_ranks} ranks are; wanted it from the launcher")
+            raise StartError(f"{name}: not set, with {topology.num_ranks} ranks; wanted it from the launcher")
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return meet(topology, address, port, timeout_seconds, facts, refusal)
 
 
 def background_group() -> dist.ProcessGroup:
-    """All ranks once more, between CPUs, for a thread whose exchanges run beside the others'. A collective.
+    """A second group of all ranks, between CPUs, for a background thread's own exchanges. A collective.
 
-    It waits for as long as the slowest disk: whether a rank is still there is the business of the other groups.
+    Its time-out is a day, as long as the slowest disk: the other groups and the watchdog detect a lost rank.
     """
     return dist.new_group(backend="gloo", timeout=timedelta(days=1))
 
 
 def grid(num_ranks: int, width: int) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:
-    """This rank's row and column of the ranks laid out in rows of `width`: who shares, who replicates.
+    """This rank's row and column of the ranks laid out in rows of `width`: a row shares, a column replicates.
 
     Row k holds ranks [k·width, (k+1)·width); a column holds the ranks at one place of every row. With a single row the
     row is the whole world and the column None. A collective of all ranks.
 
     Raises:
-        ValueError: when `width` does not divide the ranks.
+        ValueError: if `width` does not divide the ranks.
     """
     if num_ranks % width:
         raise ValueError(f"width: got {width}, wanted a divisor of {num_ranks} ranks")
     if width == num_ranks:
         return dist.group.WORLD, None
     rank = dist.get_rank()
-    # every rank must take part in the making of every group
+    # every rank must take part in creating every group
     rows = [dist.new_group(list(range(k, k + width))) for k in range(0, num_ranks, width)]
     columns = [dist.new_group(list(range(place, num_ranks, width))) for place in range(width)]
     return rows[rank // width], columns[rank % width]

@@ -1,8 +1,8 @@
 """How the ranks of a run meet: at a store on rank 0's host, in bounded time, and only if they agree.
 
-Every rank leaves its host and its facts (versions, recipe, data) there. Rank 0 waits for all of them and leaves a
-verdict: who did not come, who came only to say that it refuses, or whose facts differ from its own and in what. Every
-rank reads the same verdict, so that on every host somebody says what is wrong.
+Every rank writes its host and its facts (versions, recipe, data) into the store. Rank 0 waits for all of them and
+writes a verdict: which ranks did not join, which refuse to start, or which facts differ from its own. Every rank reads
+the same verdict, so that the reason is printed on every host.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ import torch.distributed as dist
 from cluster.deepspeed_command import hosts_by_rank
 from cluster.topology import Topology
 
-# Rank 0 leaves after its verdict at the latest by then; the store goes with it.
+# Rank 0 ends at most this long after its verdict, and the store ends with it.
 _READING_SECONDS = 5.0
 
 
 class StartError(RuntimeError):
-    """The ranks did not come together, or do not agree; the message names which and why, not who says so."""
+    """The ranks did not meet, or do not agree; the message names which ranks and why, not the rank that raises it."""
 
 
 class DisagreeError(StartError):
-    """The ranks are all there, and do not agree, or one refuses what it was given: starting again is no use."""
+    """All ranks joined but do not agree, or one refuses what it was given: starting again would end the same way."""
 
 
 def meet(
@@ -42,22 +42,25 @@ def meet(
     facts: Mapping[str, str],
     refusal: str = "",
 ) -> dist.Store:
-    """The run's store, once every rank has come to it and all have the same `facts`.
+    """The run's store, once every rank has joined and all have the same `facts`.
 
-    A rank that has already found what keeps it from starting brings it as its `refusal`, for the others to hear.
+    A rank that already knows why it cannot start passes the reason as its `refusal`, to be printed by the others.
 
     Raises:
-        StartError: within `timeout_seconds` (and a few to spread the word), on every rank that is there.
-        DisagreeError: on every rank, when facts differ or a rank refuses.
+        StartError: within `timeout_seconds` (and a few more to pass it on), on every rank that joined.
+        DisagreeError: on every rank, if facts differ or a rank refuses.
     """
     try:
         store = _store(topology, address, port, timeout_seconds)
-    except RuntimeError as error:  # torch's network errors are
+    except RuntimeError as error:  # what torch raises for network errors
         raise StartError(_why_no_store(topology, address, port, timeout_seconds, error)) from None
     card = {"host": socket.gethostname(), "facts": dict(facts), "refusal": refusal}
     store.set(f"here/{topology.rank}", json.dumps(card))
     try:
-        verdict = _judge(store, topology, timeout_seconds) if topology.rank == 0 else _hear(store, timeout_seconds)
+        if topology.rank == 0:
+            verdict = _judge(store, topology, timeout_seconds)
+        else:
+            verdict = _await_verdict(store, timeout_seconds)
     except RuntimeError as error:
         raise StartError(f"rank 0 at {address}:{port} answered, then was lost: {_first_line(error)}") from None
     if verdict.absent:
@@ -68,9 +71,9 @@ def meet(
 
 
 def _store(topology: Topology, address: str, port: int, timeout_seconds: float) -> dist.Store:
-    """Rank 0's store, or an error in time: torch tries for seconds longer than it is asked to.
+    """Rank 0's store, or an error in time: torch tries for seconds longer than its time-out.
 
-    Its attempt cannot be ended, only left behind: a process that waits for its threads waits for that as well.
+    Its attempt cannot be cancelled, only abandoned: a process that joins its threads waits for that as well.
     """
     answer: queue.SimpleQueue[dist.Store | RuntimeError] = queue.SimpleQueue()
 
@@ -86,7 +89,7 @@ def _store(topology: Topology, address: str, port: int, timeout_seconds: float) 
     try:
         found = answer.get(timeout=timeout_seconds)
     except queue.Empty:
-        raise RuntimeError("no answer of a store") from None
+        raise RuntimeError("no answer from a store") from None
     if isinstance(found, RuntimeError):
         raise found
     return found
@@ -95,7 +98,7 @@ def _store(topology: Topology, address: str, port: int, timeout_seconds: float) 
 def _why_no_store(topology: Topology, address: str, port: int, timeout_seconds: float, error: RuntimeError) -> str:
     if topology.rank == 0:
         return (
-            f"cannot keep the store at {address}:{port}: {_first_line(error)}; is --master_addr an address of this "
+            f"cannot open the store at {address}:{port}: {_first_line(error)}; is --master_addr an address of this "
             "host, and is the port free (else choose another with --master_port)?"
         )
     return (
@@ -106,14 +109,14 @@ def _why_no_store(topology: Topology, address: str, port: int, timeout_seconds: 
 
 @dataclass(frozen=True)
 class _Verdict:
-    """What is wrong, in words; empty where nothing is."""
+    """What is wrong, in words; both empty if nothing is."""
 
     absent: str = ""
     differences: str = ""
 
 
 def _judge(store: dist.Store, topology: Topology, timeout_seconds: float) -> _Verdict:
-    """Rank 0's part: wait for all, compare, and leave the verdict until the others have read it."""
+    """Rank 0's part: wait for all, compare, and keep the verdict in the store until the others have read it."""
     deadline = time.monotonic() + timeout_seconds
     waiting = list(range(topology.num_ranks))
     while waiting and time.monotonic() < deadline:
@@ -129,7 +132,7 @@ def _judge(store: dist.Store, topology: Topology, timeout_seconds: float) -> _Ve
     return verdict
 
 
-def _hear(store: dist.Store, timeout_seconds: float) -> _Verdict:
+def _await_verdict(store: dist.Store, timeout_seconds: float) -> _Verdict:
     store.wait(["verdict"], timedelta(seconds=timeout_seconds + _READING_SECONDS))
     verdict = _Verdict(**json.loads(store.get("verdict")))
     store.add("read", 1)
@@ -138,11 +141,12 @@ def _hear(store: dist.Store, timeout_seconds: float) -> _Verdict:
 
 def _absent(ranks: list[int], topology: Topology, timeout_seconds: float) -> str:
     names = [f"rank {rank} ({host_of(rank, topology)})" for rank in ranks]
-    return f"not come within {timeout_seconds:g} s: {', '.join(names)}; is that host up, and did the launcher reach it?"
+    advice = "is that host up, and did the launcher reach it?"
+    return f"did not join within {timeout_seconds:g} s: {', '.join(names)}; {advice}"
 
 
 def host_of(rank: int, topology: Topology) -> str:
-    """What is known of the host of a rank that never spoke: its name, where somebody told it, else its place."""
+    """The host of a rank that never joined: its name if the launcher or the environment gives it, else its number."""
     node = rank // topology.ranks_of_node
     names = os.environ.get("SPHERESCALE_HOSTS", "").split(",")
     if by_rank := hosts_by_rank():
@@ -151,12 +155,12 @@ def host_of(rank: int, topology: Topology) -> str:
 
 
 def host_at(store: dist.Store, rank: int) -> str:
-    """The host that a rank came from to the run's store."""
+    """The host that a rank wrote into the run's store."""
     return str(json.loads(store.get(f"here/{rank}"))["host"])
 
 
 def refusals(cards: Mapping[int, Mapping[str, object]]) -> str:
-    """Who refuses and why, one clause a host and reason; empty when nobody does. Cards as in `differences`."""
+    """Which ranks refuse and why, one clause a host and reason; empty if none does. Cards as in `differences`."""
     found: dict[tuple[object, object], str] = {}
     for rank, card in cards.items():
         if why := card.get("refusal"):
@@ -165,7 +169,7 @@ def refusals(cards: Mapping[int, Mapping[str, object]]) -> str:
 
 
 def differences(cards: Mapping[int, Mapping[str, object]]) -> str:
-    """How the facts of some host differ from rank 0's, one clause a host and fact; empty when they do not.
+    """How the facts of some host differ from rank 0's, one clause a host and fact; empty if none does.
 
     A card is ``{"host": name, "facts": {key: value}}``, by rank.
     """

@@ -1,11 +1,11 @@
-"""Starts the ranks of one host, where no launcher does: in a pod, or wherever one command runs on each host.
+"""Starts the ranks of one host without a launcher: in a pod, or with any tool that runs one command on each host.
 
   python -m cluster.start_ranks --host 0 --hosts 2 --ranks 8 --master-addr node1 stages/train.py --recipe ...
 
-`torchrun` and DeepSpeed's launcher end the ranks when they are told to stop, saved or not, and exit with 1 whatever a
-rank exits with. This passes SIGTERM, SIGINT and SIGUSR1 on, once for each, waits until every rank has ended by itself,
-and exits with the code that says most: 65 or 2 (refused) before any failure, that before 69 (lost), 75 (stopped, saved)
-and 0. A rank that a signal killed counts as 128 and the signal.
+`torchrun` and DeepSpeed's launcher kill the ranks on a signal, saved or not, and exit with 1 whatever the ranks' codes.
+This command passes SIGTERM, SIGINT and SIGUSR1 on to every rank, waits until all ranks have ended by themselves, and
+exits with the most severe code: 65 or 2 (refused) before any other failure, then 69 (lost), 75 (stopped, saved) and 0.
+A rank killed by a signal counts as 128 plus the signal's number.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from types import FrameType
 
 from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, SIGNALS, exit_with
 
+_POLL_SECONDS = 0.1
+
 
 def environment_of(rank_of_node: int, host: int, hosts: int, ranks: int, address: str, port: int) -> dict[str, str]:
-    """What `cluster.topology` and the rendezvous read, for one of the `ranks` of each of the `hosts`."""
+    """The variables that `cluster.topology` and the rendezvous read, for one of the `ranks` of each of the `hosts`."""
     return {
         "RANK": str(host * ranks + rank_of_node),
         "WORLD_SIZE": str(hosts * ranks),
@@ -33,10 +36,10 @@ def environment_of(rank_of_node: int, host: int, hosts: int, ranks: int, address
     }
 
 
-def telling(codes: Sequence[int]) -> int:
-    """The exit code that says most of several, as subprocesses give them: negative where a signal killed one."""
+def most_severe(codes: Sequence[int]) -> int:
+    """The most severe of several exit codes, which are as subprocesses give them: negative if killed by a signal."""
     positive = [code if code >= 0 else 128 - code for code in codes]
-    order = (0, EXIT_STOPPED, EXIT_LOST)  # then any failure, then what no new start will change
+    order = (0, EXIT_STOPPED, EXIT_LOST)  # then any failure, then what another start would not change
     refused = (2, EXIT_REFUSED)
     return max(positive, key=lambda code: order.index(code) if code in order else 4 if code in refused else 3)
 
@@ -44,21 +47,27 @@ def telling(codes: Sequence[int]) -> int:
 def start(command: Sequence[str], environments: Sequence[dict[str, str]]) -> int:
     """Run the command once with each environment, to the end of all; returns the exit code. In the main thread only."""
     ranks: list[subprocess.Popen[bytes]] = []
-    heard: list[int] = []
+    received: list[int] = []
 
-    def pass_on(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        heard.append(number)
-        for rank in ranks:
-            rank.send_signal(number)
+    # Only noted, and passed on below: a rank whose start a signal interrupts must get it too.
+    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        received.append(number)
 
-    for number in SIGNALS:
-        signal.signal(number, pass_on)
+    for stop in SIGNALS:
+        signal.signal(stop, note)
     for one in environments:
-        if heard:
+        if received:
             break
-        # in a session of its own: Ctrl-C reaches this process alone, which tells the ranks, once
+        # in a session of its own: Ctrl-C reaches this process alone, which signals the ranks, once
         ranks.append(subprocess.Popen(command, env=os.environ | one, start_new_session=True))
-    return telling([rank.wait() for rank in ranks] or [EXIT_STOPPED])
+    passed_on = 0
+    while any(rank.poll() is None for rank in ranks):
+        for number in received[passed_on:]:
+            for rank in ranks:
+                rank.send_signal(number)
+            passed_on += 1
+        time.sleep(_POLL_SECONDS)
+    return most_severe([rank.returncode for rank in ranks] or [EXIT_STOPPED])
 
 
 def main() -> int:
@@ -66,11 +75,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m cluster.start_ranks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--host", type=int, required=True, help="place of this host, from 0")
-    parser.add_argument("--hosts", type=int, required=True, help="how many there are")
-    parser.add_argument("--ranks", type=int, required=True, help="of each host: one a GPU")
-    parser.add_argument("--master-addr", required=True, help="of host 0, where the ranks meet")
-    parser.add_argument("--master-port", type=int, default=29500, help="there (29500)")
+    parser.add_argument("--host", type=int, required=True, help="number of this host, from 0")
+    parser.add_argument("--hosts", type=int, required=True, help="number of hosts")
+    parser.add_argument("--ranks", type=int, required=True, help="ranks of each host: one a GPU")
+    parser.add_argument("--master-addr", required=True, help="address of host 0, where the ranks meet")
+    parser.add_argument("--master-port", type=int, default=29500, help="port there (29500)")
     parser.add_argument("script", nargs=argparse.REMAINDER, help="a Python file and its arguments")
     args = parser.parse_args()
     if not 0 <= args.host < args.hosts:

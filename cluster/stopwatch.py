@@ -1,4 +1,4 @@
-"""Where the time of a step goes: exclusive seconds by part, on the host's clock or on the GPU's."""
+"""Exclusive seconds of each part of a step, on the host's clock or on the GPU's; and of each part of a start."""
 
 from __future__ import annotations
 
@@ -16,26 +16,29 @@ import torch
 class Stopwatch:
     """Adds up the time spent in named parts; a part inside another is not counted twice.
 
-    On a CUDA device the marks are events on the current stream, so that queued work is counted where it runs;
-    they are read, and the stream waited for, only by `take`.
+    On a CUDA device the marks are events on the current stream, so that queued work is counted when it runs. Only
+    `take` reads them, and waits for the stream.
+
+    Attributes:
+        marks: made since the process began: ranks that have done the same have the same number.
     """
 
     def __init__(self) -> None:
         self._running = False
         self._on_gpu = False
         self._stack: list[str] = []
-        self.marks = 0  # since the process began: ranks that do the same have the same
+        self.marks = 0
         self._marks: list[tuple[Any, str | None]] = []
 
     def use(self, device: torch.device) -> None:
-        """Measure on `device` from now on; until then every part passes unmeasured."""
+        """Measure on `device` from now on; until then no part is measured."""
         self._running = True
         self._on_gpu = device.type == "cuda"
         self._marks.clear()
 
     @property
     def current(self) -> str | None:
-        """The innermost part under way; for another thread to look at."""
+        """The innermost part in progress; may be read by another thread."""
         stack = self._stack
         return stack[-1] if stack else None
 
@@ -65,7 +68,7 @@ class Stopwatch:
         return dict(seconds)
 
     def _mark(self) -> None:
-        """Remember now, and that the time since the last mark belongs to the innermost part."""
+        """Mark the current time: the time since the last mark belongs to the innermost part."""
         if self._on_gpu:
             now: Any = torch.cuda.Event(enable_timing=True)
             now.record()
@@ -76,14 +79,14 @@ class Stopwatch:
 
 
 class Startup:
-    """Seconds from the start of this process to its first step, by part: what a restart costs."""
+    """Seconds from the start of this process to its first step, by part: the cost of a restart."""
 
     def __init__(self) -> None:
         self.parts: dict[str, float] = {}
         self._last = _process_started()
 
     def done(self, part: str) -> None:
-        """What lies between the last call and this one was `part`."""
+        """Count the time since the last call, or since the process started, as `part`."""
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         self.parts[part] = now - self._last
         self._last = now
@@ -94,7 +97,7 @@ class Startup:
 
 
 def _process_started() -> float:
-    """When the system started this process, in seconds since it was booted (Linux)."""
+    """The start of this process, in seconds since the system was booted (Linux)."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()  # a name may have spaces
     return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
@@ -102,5 +105,5 @@ def _process_started() -> float:
 # One process trains one model: its collectives and its loop share this stopwatch.
 STEP = Stopwatch()
 
-# What a restart of this process has cost so far.
+# The start of this process, so far.
 STARTUP = Startup()

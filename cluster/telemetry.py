@@ -1,12 +1,13 @@
-"""What a process tells Prometheus: the object that a run reports to, and the endpoint that shows it.
+"""The metrics of a process, and the HTTP endpoint that Prometheus scrapes them from.
 
-Every series carries the constant labels ``job``, ``rank`` and ``host``, and all series exist from the start, at 0, so
-that a rate over them is right from the first event. An update costs about a microsecond; nothing is computed until a
-scrape.
+Every series carries the constant labels ``job``, ``rank`` and ``host``. Counters and histograms exist at 0 from the
+start, so that a rate over them is right from the first event. A gauge appears with its first value: a scrape never
+reads a 0 that nothing has set. An update costs about a microsecond; nothing is computed until a scrape.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -33,11 +34,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Tls:
-    """How an endpoint shows who it is and, with `client_ca`, whom alone it answers (mutual TLS).
+    """The certificate of an endpoint and, for mutual TLS, the authority of its clients' certificates.
 
     Args:
         certificate, key: PEM files.
-        client_ca: PEM file of the authority that signs the certificates of those who may read; None: everybody may.
+        client_ca: PEM file of the authority; clients need a certificate signed by it. None: clients need none.
     """
 
     certificate: Path
@@ -45,7 +46,7 @@ class Tls:
     client_ca: Path | None = None
 
     def check(self) -> None:
-        """Load the files once. Raises ValueError, naming them, where they do not serve."""
+        """Load the files once. Raises ValueError, with their names, if they cannot be used."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             # A key with a pass phrase would ask for it on the terminal of every rank.
@@ -60,15 +61,15 @@ class Tls:
 
 
 class Telemetry:
-    """The metrics of one rank, in a registry of their own, and the endpoint that shows them.
+    """The metrics of one rank, in a registry of their own, and their endpoint.
 
     Args:
-        rank: place among all ranks.
+        rank: this process' rank, from 0.
         host: name of the machine.
         job: name of the run.
         cuda_device: index of this rank's GPU; None without one.
         metrics: the table of this kind of run.
-        folder: where the run writes.
+        folder: the run's folder, whose free disk space is reported; None: NaN is.
     """
 
     def __init__(
@@ -83,13 +84,14 @@ class Telemetry:
     ) -> None:
         self.registry = CollectorRegistry()
         self.labels = {"job": job, "rank": str(rank), "host": host}
-        # By (kind, name, value of the metric's own label); made here, so that an update is one look-up.
+        self._families: dict[str, Any] = {}
+        # By (kind, name, value of the metric's own label), so that an update is one look-up.
         self._series: dict[tuple[str, str, str], Any] = {}
         self._server: tuple[WSGIServer, threading.Thread] | None = None
         self._target: Path | None = None
         self._scheme = "http"
         self._checkpoint_at = 0.0
-        self._metrics = metrics
+        self._metrics = {metric.name: metric for metric in metrics}
         started = time.time()
         # The device is named because a scrape runs in a thread, and CUDA's current device is per thread.
         compute: dict[str, Callable[[], float]] = {
@@ -97,26 +99,31 @@ class Telemetry:
             "checkpoint_timestamp_seconds": lambda: self._checkpoint_at,
             "checkpoint_age_seconds": lambda: time.time() - (self._checkpoint_at or started),
             "resident_memory_bytes": _resident_bytes,
-            "run_free_bytes": lambda: _free_bytes(folder),
+            "run_disk_free_bytes": lambda: _free_bytes(folder),
             "gpu_utilisation_ratio": lambda: _utilisation(cuda_device),
             "gpu_allocated_bytes": lambda: _on_gpu("memory_allocated", cuda_device),
             "gpu_peak_allocated_bytes": lambda: _on_gpu("max_memory_allocated", cuda_device),
         }
         for metric in metrics:
-            self._register(metric)
+            self._families[metric.name] = self._family(metric)
             if metric.kind == "computed":
-                self._series["computed", metric.name, ""].set_function(compute[metric.name])
+                self._child(metric.name).set_function(compute[metric.name])
+            elif metric.kind != "gauge":
+                for value in metric.values or ("",):
+                    self._series[metric.kind, metric.name, value] = self._child(metric.name, value)
 
-    def _register(self, metric: Metric) -> None:
+    def _family(self, metric: Metric) -> Any:
         labels = [*self.labels, *filter(None, [metric.label])]
         about: dict[str, Any] = {"labelnames": labels, "unit": metric.unit, "registry": self.registry}
         if metric.kind == "histogram":
             about["buckets"] = metric.buckets
         make = {"counter": Counter, "histogram": Histogram}.get(metric.kind, Gauge)
-        family = make(PREFIX + metric.name, metric.help, **about)
-        for value in metric.values or ("",):
-            own = {metric.label: value} if metric.label else {}
-            self._series[metric.kind, metric.name, value] = family.labels(**self.labels, **own)
+        return make(PREFIX + metric.name, metric.help, **about)
+
+    def _child(self, name: str, value: str = "") -> Any:
+        """One series of a family. prometheus_client exposes it from now on."""
+        label = self._metrics[name].label
+        return self._families[name].labels(**self.labels, **({label: value} if label else {}))
 
     def set(self, name: str, value: float, label: str = "") -> None:
         """Set a gauge. Raises ValueError for a name, kind or label value that the table does not have."""
@@ -130,56 +137,77 @@ class Telemetry:
         """Put a value into a histogram. Raises ValueError as `set` does."""
         self._find("histogram", name, label).observe(value)
 
+    def update(self, name: str, value: float, label: str = "") -> None:
+        """Set a gauge, add to a counter or observe in a histogram, as the metric's row says. Raises as `set` does."""
+        kind = self._metrics[name].kind if name in self._metrics else None
+        if kind == "counter":
+            self.add(name, value, label)
+        elif kind == "histogram":
+            self.observe(name, value, label)
+        else:
+            self.set(name, value, label)
+
     def checkpoint_saved(self, seconds: float) -> None:
-        """Note that a checkpoint, `seconds` in the saving, is complete as of now."""
+        """Record that a checkpoint, saved in `seconds`, has just been completed."""
         self._checkpoint_at = time.time()
         self.observe("checkpoint_save_seconds", seconds)
 
     def _find(self, kind: str, name: str, label: str) -> Any:
-        try:
-            return self._series[kind, name, label]
-        except KeyError:
-            known = {metric.name: metric for metric in self._metrics}
-            if name not in known:
-                raise ValueError(f"metric: got {name!r}, wanted one of {', '.join(known)}") from None
-            if known[name].kind != kind:
-                raise ValueError(f"{name}: got a {kind}'s call, wanted that of a {known[name].kind}") from None
-            wanted = f"one of {', '.join(known[name].values)}" if known[name].label else "no label"
-            raise ValueError(f"{name}: label: got {label!r}, wanted {wanted}") from None
+        series = self._series.get((kind, name, label))
+        if series is None:
+            self._check(kind, name, label)
+            series = self._series[kind, name, label] = self._child(name, label)
+        return series
+
+    def _check(self, kind: str, name: str, label: str) -> None:
+        if name not in self._metrics:
+            raise ValueError(f"metric: got {name!r}, wanted one of {', '.join(self._metrics)}")
+        metric = self._metrics[name]
+        if metric.kind != kind:
+            raise ValueError(f"{name}: got a {kind}'s call, wanted that of a {metric.kind}")
+        if label not in (metric.values or ("",)):
+            wanted = f"one of {', '.join(metric.values)}" if metric.label else "no label"
+            raise ValueError(f"{name}: label: got {label!r}, wanted {wanted}")
 
     def serve(self, port: int, address: str = "127.0.0.1", tls: Tls | None = None) -> int | None:
-        """Start the HTTP endpoint, over TLS if asked, in a daemon thread; returns its port (`port` 0: any free one).
+        """Start the HTTP endpoint, over TLS if given, in a daemon thread; returns its port (`port` 0: any free one).
 
-        A run must not die of its monitoring: when the endpoint cannot start, one warning says why and what to do,
-        and the result is None.
+        Set what is known before: the first scrape may come at once. If the port is taken, any free one is used, with a
+        warning; targets are files, so Prometheus finds it. A run must not die of its monitoring: if no endpoint can
+        start, a warning says why, and the result is None.
         """
         try:
-            self._server = start_http_server(port, address, self.registry, **_tls_arguments(tls))
+            self._server = self._start(port, address, tls)
         except OSError as error:
-            logger.warning(
-                "telemetry: no endpoint on %s port %d (%s); the run goes on without one: "
-                "free the port, or choose another telemetry port (0 takes any free one)",
-                address,
-                port,
-                error.strerror or error,
-            )
+            reason = error.strerror or error
+            logger.warning("telemetry: no endpoint on %s port %d (%s); the run has no metrics", address, port, reason)
             return None
         server = self._server[0]
         if tls is not None:
             self._scheme = "https"
-            # Else one client that connects and is silent would stop the loop that accepts all others.
+            # A client that connects and sends nothing would otherwise block the loop that accepts all others.
             server.socket.do_handshake_on_connect = False  # type: ignore[attr-defined]  # it is an SSLSocket
-            server.handle_error = _turned_away  # type: ignore[method-assign,assignment]
+            server.handle_error = _log_refused_client  # type: ignore[method-assign,assignment]
         return int(server.server_port)
+
+    def _start(self, port: int, address: str, tls: Tls | None) -> tuple[WSGIServer, threading.Thread]:
+        try:
+            return start_http_server(port, address, self.registry, **_tls_arguments(tls))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or port == 0:
+                raise
+        server, thread = start_http_server(0, address, self.registry, **_tls_arguments(tls))
+        logger.warning("telemetry: %s port %d is in use; serving on port %d", address, port, server.server_port)
+        return server, thread
 
     def announce(self, folder: Path, num_ranks: int | None = None) -> Path:
         """Write `folder/<job>-<rank>.json`, by which Prometheus finds this endpoint (``file_sd_configs``).
 
-        It names the address served on, or `host` where that is every address of the machine. The folder is this
-        run's; with `num_ranks`, files of ranks beyond go, which a killed and larger run of it may have left.
+        The file has the address served on, or `host` if that is every address of the machine. The folder belongs to
+        this run; with `num_ranks`, files of higher ranks are deleted, which a larger run that was killed has left.
 
         Raises:
-            RuntimeError: before `serve` has started an endpoint.
+            RuntimeError: if `serve` has not started an endpoint.
         """
         if self._server is None:
             raise RuntimeError("telemetry: got announce without an endpoint, wanted serve first")
@@ -193,15 +221,16 @@ class Telemetry:
         # Prometheus watches the folder: it must never read half a file.
         aside = self._target.with_suffix(".tmp")
         scheme = {"__scheme__": self._scheme} if self._scheme != "http" else {}
-        aside.write_text(json.dumps([{"targets": [f"{reachable}:{port}"], "labels": self.labels | scheme}]))
+        target = f"[{reachable}]:{port}" if ":" in reachable else f"{reachable}:{port}"
+        aside.write_text(json.dumps([{"targets": [target], "labels": self.labels | scheme}]))
         aside.replace(self._target)
         return self._target
 
     def close(self, finished: bool = True) -> None:
-        """Stop the endpoint and its thread; twice is harmless.
+        """Stop the endpoint and its thread; a second call does nothing.
 
-        The announcement goes only when the rank has `finished`: one that failed leaves it, as a killed one does, so
-        that Prometheus sees a target that is down and raises RankGone, and a run that ended well as no target.
+        The announcement is deleted only if the rank has `finished`. A rank that failed leaves it, like one that was
+        killed, so that Prometheus sees a target that is down and the alert RankGone fires.
         """
         if self._target is not None and finished:
             self._target.unlink(missing_ok=True)
@@ -227,8 +256,8 @@ def _tls_arguments(tls: Tls | None) -> dict[str, Any]:
     return files | ({"client_cafile": str(tls.client_ca), "client_auth_required": True} if tls.client_ca else {})
 
 
-def _turned_away(request: Any, client: Any) -> None:  # noqa: ARG001
-    """A client without the right certificate is no fault of the run: socketserver would print a traceback."""
+def _log_refused_client(request: Any, client: Any) -> None:  # noqa: ARG001
+    """A client without the right certificate is not an error of the run: socketserver would print a traceback."""
     logger.debug("telemetry: %s: %s", client, sys.exc_info()[1])
 
 
@@ -250,10 +279,10 @@ def _resident_bytes() -> float:
 def _utilisation(device: int | None) -> float:
     try:
         return math.nan if device is None else _on_gpu("utilization", device) / 100
-    except Exception:  # nvidia-ml-py is missing, or its driver refuses: a reading that raises would fail the scrape
+    except Exception:  # nvidia-ml-py is missing, or the driver refuses: an exception would fail the whole scrape
         return math.nan
 
 
 def _on_gpu(reading: str, device: int | None) -> float:
-    """A number of `torch.cuda`, which only a process that has a GPU needs to load."""
+    """A number of `torch.cuda`, which only a process with a GPU needs to import."""
     return 0.0 if device is None else float(getattr(import_module("torch.cuda"), reading)(device))

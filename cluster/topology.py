@@ -1,4 +1,4 @@
-"""Who this process is among the ranks, and who owns what: plain integers, no process group needed."""
+"""This process's place among the ranks, and which rank owns what: plain integers, no process group needed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Topology:
         """Read the variables that ``deepspeed``, ``torchrun`` and Slurm wrappers set; none set means one rank.
 
         Raises:
-            ValueError: when only some are set or one is not an integer, naming it.
+            ValueError: if only some are set or one is not an integer, naming it.
         """
         if "RANK" not in environment and "WORLD_SIZE" not in environment:
             return cls()
@@ -54,9 +54,9 @@ class Topology:
 
 
 def split_range(total: int, parts: int, index: int) -> range:
-    """Part `index` of `total` items cut into `parts` nearly equal runs; the first ``total % parts`` get one more.
+    """Part `index` of `total` items cut into `parts` nearly equal ranges; the first ``total % parts`` have one more.
 
-    The one owner of uneven splits: rows of the head, checkpoints and the planner all ask here.
+    The only definition of uneven splits: the head's rows, checkpoints and the planner all use it.
     """
     if not 0 <= index < parts:
         raise ValueError(f"index: got {index}, wanted 0 <= index < {parts} parts")

@@ -12,8 +12,13 @@ ROOMS = ("pipeline", "cluster", "stages")
 ROOT = Path(__file__).parents[1]
 
 
+def how_to_install(extra: str) -> str:
+    """The command that installs an extra of pyproject.toml, from this checkout: no registry has the project's name."""
+    return f"pip install -e '{ROOT}[{extra}]'"
+
+
 def versions() -> dict[str, str]:
-    """Of Python and of each package; "not installed" where one is missing."""
+    """Versions of Python and of each package; "not installed" for one that is missing."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

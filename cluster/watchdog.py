@@ -1,8 +1,9 @@
-"""A run that stands still says who is missing, and ends.
+"""Ends a hung run and names the ranks that stopped responding.
 
-Every rank's watchdog writes a beat into the run's store each second: how far its main thread is. Where the main thread
-gets no further within the limit, as in a collective that another rank never enters, the watchdog prints who is silent
-(host lost, process frozen) or behind, then this rank's stacks, and ends the process: the launcher ends the others.
+Every rank's watchdog writes a heartbeat into the run's store each second: how far its main thread is. If the main
+thread makes no progress within the limit, as in a collective that another rank never enters, the watchdog prints which
+ranks are silent (host lost, process frozen) or behind, then this rank's stacks, and ends the process. The launcher then
+ends the others.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from cluster.topology import Topology
 
 logger = logging.getLogger(__name__)
 
-_BEAT_SECONDS = 1.0
-# A rank without a beat for this long is silent.
-_SILENT_SECONDS = 4 * _BEAT_SECONDS
+BEAT_SECONDS = 1.0
+# A rank without a heartbeat for this long is silent.
+SILENT_SECONDS = 4 * BEAT_SECONDS
 
 
 @dataclass
 class _Peer:
-    """What a rank last said, and when this rank saw it say something new."""
+    """The last heartbeat of another rank, and when this rank first read it."""
 
-    said: bytes
+    heartbeat: bytes
     seen_at: float
 
 
@@ -47,28 +48,38 @@ class Watchdog:
 
     Args:
         store: of the run, shared by all ranks.
-        topology: who this is.
+        topology: this rank's place.
         limit_seconds: the longest that one step, with its collectives, may take.
+        beat_seconds: between two heartbeats.
+        silent_seconds: a rank without a heartbeat for this long is silent.
     """
 
-    def __init__(self, store: dist.Store, topology: Topology, limit_seconds: float) -> None:
+    def __init__(
+        self,
+        store: dist.Store,
+        topology: Topology,
+        limit_seconds: float,
+        beat_seconds: float = BEAT_SECONDS,
+        silent_seconds: float = SILENT_SECONDS,
+    ) -> None:
         # The loop and other threads use the store as well: a connection of its own never waits for theirs.
         self._store = store.clone() if hasattr(store, "clone") else store
         self._topology, self._limit = topology, limit_seconds
+        self._beat_seconds, self._silent_seconds = beat_seconds, silent_seconds
         self._step, self._moved_at, self._at_work_on = 0, time.monotonic(), ""
-        self._answered_at = time.monotonic()
+        self._store_answered_at = time.monotonic()
         others = [rank for rank in range(topology.num_ranks) if rank != topology.rank]
         self._hosts = {rank: host_at(store, rank) for rank in others}
-        # A rank that never says anything has been silent since this one began to listen.
+        # A rank without any heartbeat has been silent since this rank began to watch.
         self._peers = {rank: _Peer(b"", time.monotonic()) for rank in others}
-        self._over = threading.Event()
+        self._finished = threading.Event()
         self._threads = [
             threading.Thread(target=work, name=f"watchdog {work.__name__}", daemon=True)
             for work in (self._beat, self._judge)
         ]
 
     def __enter__(self) -> Watchdog:
-        self._moved_at = self._answered_at = time.monotonic()
+        self._moved_at = self._store_answered_at = time.monotonic()
         for peer in self._peers.values():
             peer.seen_at = self._moved_at
         for thread in self._threads:
@@ -78,17 +89,17 @@ class Watchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._over.set()
+        self._finished.set()
 
     def tick(self, step: int) -> None:
-        """The main thread has done `step` steps: the limit counts from here again."""
+        """Note that the main thread has done `step` steps: the limit counts from here again."""
         self._step, self._moved_at = step, time.monotonic()
 
     @contextlib.contextmanager
     def patient(self, what: str) -> Iterator[None]:
-        """Work that is no step, of whatever length, such as ``"a save"``: within, only a silent rank ends the process.
+        """Allow work of any length that is no step, such as ``"a save"``: only a silent rank then ends the process.
 
-        Rank 0 says each time that the limit has passed again.
+        Rank 0 logs a warning each time that the limit has passed again.
         """
         around, self._at_work_on = self._at_work_on, what
         try:
@@ -98,38 +109,38 @@ class Watchdog:
             self.tick(self._step)
 
     def missing(self) -> str:
-        """Who is silent or behind, in words; empty when all speak and stand where this rank stands."""
+        """The ranks that are silent or behind, in words; empty if all respond and are as far as this rank."""
         now = time.monotonic()
-        if now - self._answered_at > _SILENT_SECONDS and self._topology.rank != 0:
+        if now - self._store_answered_at > self._silent_seconds and self._topology.rank != 0:
             return (
-                f"silent: rank 0 on {self._hosts[0]}, which keeps the store (no answer for "
-                f"{now - self._answered_at:.0f} s)"
+                f"silent: rank 0 on {self._hosts[0]}, which serves the store (no answer for "
+                f"{now - self._store_answered_at:.0f} s)"
             )
-        silent = [rank for rank, peer in self._peers.items() if now - peer.seen_at > _SILENT_SECONDS]
+        silent = [rank for rank, peer in self._peers.items() if now - peer.seen_at > self._silent_seconds]
         if silent:
             return "silent: " + ", ".join(
-                f"rank {rank} on {self._hosts[rank]} (no sign of life for {now - self._peers[rank].seen_at:.0f} s)"
+                f"rank {rank} on {self._hosts[rank]} (no heartbeat for {now - self._peers[rank].seen_at:.0f} s)"
                 for rank in silent
             )
-        places = {rank: json.loads(peer.said) for rank, peer in self._peers.items() if peer.said}
+        places = {rank: json.loads(peer.heartbeat) for rank, peer in self._peers.items() if peer.heartbeat}
         behind = [rank for rank, place in places.items() if place["marks"] < STEP.marks]
         return ", ".join(
-            f"behind: rank {rank} on {self._hosts[rank]} stands in step {places[rank]['step']}, {places[rank]['part']}"
+            f"behind: rank {rank} on {self._hosts[rank]} is in step {places[rank]['step']}, {places[rank]['part']}"
             for rank in behind
         )
 
     def explain(self, what: str) -> str:
-        """`what` happened here and who is missing, waiting until those that are gone have been silent long enough."""
-        waited_until = time.monotonic() + _SILENT_SECONDS + 2 * _BEAT_SECONDS
+        """`what` happened here, and which ranks are missing: waits until a lost rank has been silent long enough."""
+        waited_until = time.monotonic() + self._silent_seconds + 2 * self._beat_seconds
         while not (missing := self.missing()).startswith("silent") and time.monotonic() < waited_until:
             time.sleep(0.1)
         here = f"rank {self._topology.rank} on {socket.gethostname()}"
-        return f"{here}: {what} in step {self._step + 1}; {missing or 'every rank speaks'}"
+        return f"{here}: {what} in step {self._step + 1}; {missing or 'every rank responds'}"
 
     def _beat(self) -> None:
-        """Write this rank's place and read the others'. Blocks for as long as the store does."""
+        """Write this rank's heartbeats and read the others'. Blocks for as long as the store does."""
         number = 0
-        while not self._over.wait(_BEAT_SECONDS):
+        while not self._finished.wait(self._beat_seconds):
             number += 1
             place = {
                 "beat": number,
@@ -137,32 +148,30 @@ class Watchdog:
                 "part": STEP.current or "between parts",
                 "marks": STEP.marks,
             }
-            with contextlib.suppress(RuntimeError):  # the store is gone: `missing` sees that it does not answer
+            with contextlib.suppress(RuntimeError):  # the store is gone: `missing` reports that it does not answer
                 self._store.set(f"beat/{self._topology.rank}", json.dumps(place))
                 for rank, peer in self._peers.items():
-                    said = self._store.get(f"beat/{rank}") if self._store.check([f"beat/{rank}"]) else b""
-                    if said != peer.said:
-                        peer.said, peer.seen_at = said, time.monotonic()
-                self._answered_at = time.monotonic()
+                    heartbeat = self._store.get(f"beat/{rank}") if self._store.check([f"beat/{rank}"]) else b""
+                    if heartbeat != peer.heartbeat:
+                        peer.heartbeat, peer.seen_at = heartbeat, time.monotonic()
+                self._store_answered_at = time.monotonic()
 
     def _judge(self) -> None:
-        told = 1
-        while not self._over.wait(0.2):
+        warnings = 1
+        while not self._finished.wait(0.2):
             still = time.monotonic() - self._moved_at
             if still <= self._limit:
-                told = 1
+                warnings = 1
             elif not self._at_work_on or self.missing().startswith("silent"):
-                end(f"{self.explain(f'nothing moved for {self._limit:g} s')}. Stacks:", stacks=True)
-            elif still > told * self._limit:
-                told += 1
+                end(f"{self.explain(f'no progress for {self._limit:g} s')}. Stacks:", stacks=True)
+            elif still > warnings * self._limit:
+                warnings += 1
                 if self._topology.rank == 0:
-                    logger.warning(
-                        "%s takes longer than %.0f s; every rank gives signs of life", self._at_work_on, still
-                    )
+                    logger.warning("%s takes longer than %.0f s; every rank responds", self._at_work_on, still)
 
 
 def end(message: str, stacks: bool = False) -> NoReturn:
-    """Say `message`, with every thread's stack if asked, and end this process at once with `EXIT_LOST`."""
+    """Print `message`, and with `stacks` every thread's stack, and end this process at once with `EXIT_LOST`."""
     print(message, file=sys.stderr, flush=True)
     if stacks:
         faulthandler.dump_traceback(all_threads=True)

@@ -4,9 +4,10 @@ import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+from uuid import uuid4
 
 ASIDE = ".part"
 SYNCS_AT_ONCE = 8
@@ -21,7 +22,7 @@ class NotWrittenError(OSError):
 
 @contextmanager
 def named(path: Path, what: str = "not written") -> Iterator[None]:
-    """Turn an error of the system's into a `NotWrittenError` that names the file."""
+    """Turn an `OSError` into a `NotWrittenError` that names the file."""
     try:
         yield
     except NotWrittenError:
@@ -30,17 +31,46 @@ def named(path: Path, what: str = "not written") -> Iterator[None]:
         raise NotWrittenError(error.errno, f"{what}: {error.strerror or error}", str(path)) from error
 
 
-@contextmanager
-def written_whole(path: Path, *, synced: bool = True) -> Iterator[BinaryIO]:
-    """Yield a binary file that appears under `path` only when the block ends without an exception.
+def one_line(error: Exception) -> str:
+    """The message of an error for users; an error of the system's names its file first."""
+    if isinstance(error, OSError) and not isinstance(error, NotWrittenError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
 
-    Unbuffered: pass large pieces. When `synced`, bytes and name are on the disk when this returns; else the disk has
-    been told to begin, and a power cut before `sync` may leave anything under the name.
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents, if they are not there.
 
     Raises:
-        NotWrittenError: the disk is full, or the file cannot be written for another reason of the system's.
+        NotWrittenError: the disk is full or read-only, or a file has that name.
     """
-    aside = path.with_name(path.name + ASIDE)
+    with named(path, "not made"):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def aside_of(path: Path) -> Path:
+    """A name beside a file that no other writer has, in this process or on another machine."""
+    return path.with_name(f"{path.name}.{uuid4().hex[:12]}{ASIDE}")
+
+
+def remove_asides(folder: Path, name: str = "*") -> None:
+    """Remove what killed writers left of a file, or of all files of a folder; the caller holds their lock."""
+    for aside in folder.glob(f"{name}.*{ASIDE}"):
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_whole(path: Path, *, synced: bool = True) -> Iterator[BinaryIO]:
+    """Yield a binary file that appears under `path` only if the block ends without an exception.
+
+    Each writer has a file of its own until then, so of several at once the last counts, whole. Unbuffered: pass large
+    pieces. When `synced`, bytes and name are on the disk when this returns; else writing
+    to the disk has begun, and a power cut before `sync` may leave anything under the name.
+
+    Raises:
+        NotWrittenError: the disk is full, read-only or broken, or the path cannot be written.
+    """
+    aside = aside_of(path)
     try:
         with named(path):
             with aside.open("wb", buffering=0) as file:
@@ -52,7 +82,8 @@ def written_whole(path: Path, *, synced: bool = True) -> Iterator[BinaryIO]:
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             aside.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong above is the error to report
+            aside.unlink()
     if synced:
         sync(path.parent)
 
@@ -64,7 +95,7 @@ def write_file(path: Path, content: bytes, *, synced: bool = True) -> None:
 
 
 def write_all(file: BinaryIO, content: bytes | memoryview) -> None:
-    """Write every byte: an unbuffered `write` may take fewer when the disk is nearly full."""
+    """Write every byte: an unbuffered `write` may take fewer if the disk is nearly full."""
     view = memoryview(content)
     while view:
         view = view[file.write(view) :]
@@ -72,7 +103,7 @@ def write_all(file: BinaryIO, content: bytes | memoryview) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock on a file, which is made if need be; the system frees it when its holder dies."""
+    """Hold a lock on a file, which is made if it is not there; the system frees it if its holder dies."""
     with named(path, "not locked"), path.open("a") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         yield

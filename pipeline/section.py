@@ -13,13 +13,18 @@ stands in the file that defines it, and nowhere else:
         margin: Annotated[Margin, MARGINS]
 
 reads ``margin: {name: cosface, cosine: 0.4}``, or ``margin: cosface`` with its defaults.
+
+A package that holds one choice a file fills its table with ``import_modules(__name__, __path__)``: a new file is found.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
@@ -34,6 +39,9 @@ class Section(BaseModel):
 class NamedSection(Section):
     """A section that one of a table's names takes."""
 
+    table: ClassVar[Choices[Any]]
+    """The table that it was added to."""
+
     name: str
     """Which of the table's choices this is."""
 
@@ -47,10 +55,11 @@ class Choices(Generic[S]):
 
     Args:
         kind: what is chosen, for error messages: "margin".
+        default: the name that keys without a ``name`` take; None: a name is required.
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, default: str | None = None) -> None:
+        self.kind, self.default = kind, default
         self._sections: dict[str, type[S]] = {}
 
     def add(self, *names: str) -> Callable[[type[T]], type[T]]:
@@ -65,6 +74,7 @@ class Choices(Generic[S]):
                 if name in self._sections:
                     raise ValueError(f"{self.kind}: {name!r} is there already ({self._sections[name].__module__})")
                 self._sections[name] = section  # type: ignore[assignment]  # T is a kind of S, which Python cannot say
+            section.table = self
             return section
 
         return decorate
@@ -93,7 +103,9 @@ class Choices(Generic[S]):
         return names
 
     def parse(self, value: object) -> S:
-        """The section of a name, or of keys and values with a ``name`` among them; a section passes as it is.
+        """The section of a name, or of keys and values; a section passes as it is.
+
+        The keys hold a ``name``, unless the table has a default.
 
         Raises:
             ValueError: for another name; for another value, in a form that `faults` takes apart.
@@ -101,6 +113,8 @@ class Choices(Generic[S]):
         if isinstance(value, NamedSection):
             return value  # type: ignore[return-value]  # its class was looked up when it was made
         keys = {"name": value} if isinstance(value, str) else value
+        if isinstance(keys, dict) and self.default is not None:
+            keys = {"name": self.default} | keys
         if not isinstance(keys, dict) or not isinstance(keys.get("name"), str):
             raise ValueError(f"name: got {value!r}, wanted one of {', '.join(self)}")  # noqa: TRY004 - for pydantic
         try:
@@ -121,6 +135,26 @@ class Choices(Generic[S]):
                 lambda section, info: section.model_dump(mode=info.mode), info_arg=True
             ),
         )
+
+
+@contextmanager
+def inside(*location: str | int) -> Iterator[None]:
+    """Within a validator: a fault of `Choices.parse` in this block lies at `location`, below what is validated."""
+    try:
+        yield
+    except PydanticCustomError as error:
+        if error.type != "choice" or error.context is None:
+            raise
+        moved = [fault | {"loc": (*location, *fault["loc"])} for fault in error.context["errors"]]
+        raise PydanticCustomError("choice", "see faults", error.context | {"errors": moved}) from None
+    except ValueError as error:
+        raise ValueError(f"{'.'.join(map(str, location))}.{error}") from None
+
+
+def import_modules(package: str, path: Iterable[str]) -> None:
+    """Import every module of a package, so that what they add to a table is in it."""
+    for module in iter_modules(path):
+        import_module(f"{package}.{module.name}")
 
 
 def faults(error: ValidationError) -> Iterator[tuple[ErrorDetails, type[Section] | None]]:

@@ -1,7 +1,7 @@
 """Before stage 1: photographs of people to aligned crops. `python stages/align.py SRC OUT`.
 
-Faces are found by MTCNN; the one nearest the centre is carried to SphereFace's five points. Photographs without a face,
-with a tiny one or with several are listed in OUT.tsv. Needs `pip install 'spherescale[align]'`.
+MTCNN finds the faces; the five points of the one nearest the centre are mapped to SphereFace's. Photographs without a
+face, with a tiny one or with several are listed in OUT.tsv. Needs `pip install -e '.[align]'`.
 """
 
 import argparse
@@ -12,19 +12,19 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cluster.stop import exit_with
-from pipeline.files import NotWrittenError
+from pipeline.files import one_line
 from pipeline.shards.alignment.photos import align_photos
 from pipeline.shards.alignment.similarity import SHIFTS
-from pipeline.shards.errors import ShardError
+from pipeline.shards.manifest import ShardError
 from pipeline.shards.sources.folder import scan_folder
 
 
 def main() -> int:
-    """Parse, list, align; every fault of the input is one line and exit code 1."""
+    """Parse, list, align; every error of the input is one line and exit code 1."""
     sizes = {f"{height}x{width}": (height, width) for height, width in SHIFTS}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("src", type=Path, help="folder of identity folders of photographs")
-    parser.add_argument("out", type=Path, help="folder for the crops; an unfinished one is gone on with")
+    parser.add_argument("out", type=Path, help="folder for the crops; an unfinished one is resumed")
     parser.add_argument("--size", choices=sizes, default="112x96", help="height x width of a crop (112x96)")
     parser.add_argument("--min-face", type=int, default=32, help="shorter side of the smallest face, in pixels (32)")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (one a CPU)")
@@ -36,7 +36,7 @@ def main() -> int:
         help="align part I of N (from 0), on machines that share OUT",
     )
     args = parser.parse_args()
-    tqdm.monitor_interval = 0  # its thread must not be there when the workers are forked
+    tqdm.monitor_interval = 0  # no thread may run while the workers are forked
     try:
         source = scan_folder(args.src)
         with tqdm(total=len(source.labels), unit=" photos", smoothing=0.1, disable=None) as bar:
@@ -49,11 +49,11 @@ def main() -> int:
                 part=args.part,
                 progress=bar.update,
             )
-    except (ShardError, NotWrittenError) as error:
-        print(f"align: {error}", file=sys.stderr)
+    except (ShardError, OSError) as error:
+        print(f"align: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("align: stopped; run the same command again to go on", file=sys.stderr)
+        print("align: stopped; run the same command again to resume", file=sys.stderr)
         return 130
     print(f"{args.out}: " + ", ".join(f"{photos:,} {what}" for what, photos in ends.most_common()))
     return 0

@@ -6,8 +6,9 @@
   python stages/plan.py --recipe ... --set ... --rates rates.json --ranks 64
 
 A minute: a few steps of the recipe on its own shards, then its parts alone. Every rank works as in training, also
-where several hosts take part (--hostfile). Nothing is kept but --out; a folder beside it is trained in, and removed.
-The rates are those of the recipe's backbone and precision; the plan may be for other classes, batches and ranks.
+on several hosts (--hostfile). Nothing is kept but --out; a folder beside it is trained in, and removed.
+The rates are those of the recipe's backbone, optimizer and precision; the plan may be for other classes, batches and
+ranks.
 Exit code 65: recipe or shards are refused; 69: the ranks did not meet.
 """
 
@@ -30,17 +31,17 @@ from cluster.stop import EXIT_LOST, EXIT_REFUSED, exit_with
 from cluster.stopwatch import STARTUP
 from cluster.topology import Topology
 from cluster.versions import versions
-from pipeline.files import write_file
+from pipeline.files import named, write_file
 from pipeline.planning.of_recipe import network_of, whole_job_of
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe, RecipeError, check_against_set
 from pipeline.run.checkpoint import CheckpointError
-from pipeline.shards.errors import ShardError
+from pipeline.shards.manifest import ShardError
 
 
 def main() -> int:
-    """Check what can be checked alone, then meet the others and measure; returns the exit code."""
+    """Check what one rank can check, then meet the other ranks and measure; returns the exit code."""
     STARTUP.done("imports")
     args = _parser().parse_args()
     topology = Topology.from_environment(os.environ)
@@ -64,15 +65,16 @@ def main() -> int:
 
 
 def measure(recipe: Recipe, shards: ShardSet, topology: Topology, out: Path, steps: int) -> None:
-    """Measure, and let rank 0 write what was found."""
+    """Measure on all ranks; rank 0 writes the rates."""
     manifest, first = shards.manifest, topology.rank == 0
     size = manifest.image_height, manifest.image_width
     job = whole_job_of(recipe, manifest.identities, topology.num_ranks)
-    network = network_of(recipe.backbone.name, recipe.backbone.embedding_dim, size, job.bf16)
+    network = network_of(recipe.backbone, size, job.bf16)
     folder = out.with_name(f"{out.name}.trained-in")
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it, also where one rank needs no launcher
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed needs it, also for one rank without a launcher
     if first:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        with named(out):
+            folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
     try:
         device = device_of(topology)
@@ -112,7 +114,7 @@ def facts(recipe: Recipe, image_size: tuple[int, int], topology: Topology, devic
 
 
 def say(text: str) -> None:
-    """One line for whoever watches."""
+    """Print one line of progress."""
     print(f"calibrate: {text}", file=sys.stderr, flush=True)
 
 

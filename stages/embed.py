@@ -3,7 +3,7 @@
   python stages/embed.py runs/casia faces embeddings.parquet
   deepspeed --num_gpus 8 stages/embed.py runs/casia faces embeddings/     one part file a rank
 
-Columns: path, identity (the image's folder), embedding. Needs the export extra: pip install 'spherescale[export]'.
+Columns: path, identity (the image's folder), embedding. Needs the export extra: pip install -e '.[export]'.
 """
 
 import argparse
@@ -14,11 +14,12 @@ from pathlib import Path
 from cluster.process_group import device_of
 from cluster.stop import exit_with
 from cluster.topology import Topology, split_range
-from pipeline.evaluation.embedding.embed import embed_files
-from pipeline.evaluation.embedding.trained import load_trained
+from cluster.versions import how_to_install
+from pipeline.evaluation.embedding.source import How, image_files, shown
 from pipeline.evaluation.protocols.pairs import list_images
-from pipeline.reading.dali import Decoder
-from stages.arguments import add_step, parser_of
+from stages.arguments import add_source, add_step, parser_of, sources_of
+
+FEATURES = "image and mirror concatenated, compare by cosine"
 
 
 def main() -> int:
@@ -27,7 +28,7 @@ def main() -> int:
     try:
         return _embed(args, Topology.from_environment(os.environ))
     except ModuleNotFoundError as error:
-        print(f"embed: {error}, wanted: pip install 'spherescale[export]'", file=sys.stderr)
+        print(f"embed: {error}, wanted: {how_to_install('export')}", file=sys.stderr)
     except (ValueError, OSError) as error:
         print(f"embed: {error}", file=sys.stderr)
     return 1
@@ -40,18 +41,19 @@ def _embed(args: argparse.Namespace, topology: Topology) -> int:
     every = list_images(args.images)
     paths = [every[i] for i in split_range(len(every), topology.num_ranks, topology.rank)]
     out = args.out / f"part-{topology.rank:05d}.parquet" if topology.num_ranks > 1 else args.out
-    trained = load_trained(args.run, args.step)
-    device = device_of(topology)
-    decoder = Decoder(args.batch_size, *trained.image_size, device, args.threads)
-    batches = embed_files(trained.module.to(device), args.images, paths, decoder, progress=topology.rank == 0)
-    facts = {
-        "backbone": trained.name,
-        "step": str(trained.step),
-        "weights_sha256": trained.weights_sha256,
-        "features": "image and mirror concatenated, compare by cosine",
-    }
-    write_embeddings(out, paths, batches, 2 * trained.embedding_dim, facts)
-    print(f"{out}: {len(paths):,} embeddings of {2 * trained.embedding_dim} numbers")
+    if not paths:
+        print(f"{out}: not written: no images for rank {topology.rank}")
+        return 0
+    args.device = device_of(topology)
+    (source,) = sources_of(args, results=False)
+    how = How(args.batch_size, args.threads, args.device)
+    rows = shown(source, image_files(args.images, paths), how, "" if topology.rank == 0 else None)
+    facts = {"network": source.name, "step": str(source.step), "weights_sha256": source.digest, "features": FEATURES}
+    width, left_out = write_embeddings(out, paths, rows, facts)
+    print(f"{out}: {len(paths) - len(left_out):,} embeddings of {width} numbers")
+    if left_out:
+        named = ", ".join(left_out[:5])
+        print(f"embed: {len(left_out):,} images left out, such as {named}: wanted {source.wanted}", file=sys.stderr)
     return 0
 
 
@@ -60,8 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("images", type=Path, metavar="FOLDER", help="aligned faces, at any depth")
     parser.add_argument("out", type=Path, metavar="OUT", help="Parquet file; with several ranks, a folder of parts")
     add_step(parser)
+    add_source(parser)
     parser.add_argument("--batch-size", type=int, default=64, help="images embedded together (default 64)")
-    parser.add_argument("--threads", type=int, default=2, help="that decode images, a rank (default 2)")
+    parser.add_argument("--threads", type=int, default=2, help="threads that decode images, a rank (default 2)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     return parser
 

@@ -1,4 +1,4 @@
-"""Stage 3: how well a trained network verifies people it never saw.
+"""Stage 3: verification of people that the network was not trained on.
 
 Pairs of faces go through the backbone of a run (image and mirror, concatenated), are compared by cosine and judged by
 k-fold accuracy, ROC and TAR at FAR, each with a bootstrap interval over people. Results go to RUN/evaluations/NAME/
@@ -9,19 +9,27 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from cluster.stop import exit_with
-from pipeline.evaluation.embedding.embed import embed_pairs
-from pipeline.evaluation.embedding.trained import Step, TrainedBackbone, load_trained
+from pipeline.evaluation.embedding.embed import files_of
+from pipeline.evaluation.embedding.kept import keep, means_of_frames, without_features
+from pipeline.evaluation.embedding.source import Source, image_files
 from pipeline.evaluation.protocols.overlap import excluded_people
 from pipeline.evaluation.protocols.pairs import Pairs
 from pipeline.evaluation.reports.report import write_report
 from pipeline.evaluation.results import Evaluation, save
+from pipeline.evaluation.scoring.verification import FloatArray
 from pipeline.evaluation.sets import VerificationSet, folder_of, judge, leave_out, read_set, stored
-from pipeline.reading.dali import Decoder
-from stages.arguments import add_bootstrap, add_embedding, add_step, parser_of
+from pipeline.run.folder import RunFolder
+from stages.arguments import (
+    add_bootstrap,
+    add_embedding,
+    add_source,
+    add_step,
+    how_of,
+    name_of,
+    parser_of,
+    sources_of,
+)
 
 EXAMPLES = """\
 examples:
@@ -29,6 +37,8 @@ examples:
       before and after training, side by side, and RUN/report.html
   python stages/evaluate.py runs/casia --images lfw --pairs lfw.tsv --far 1e-2 1e-3
       rates that 3,000 different pairs resolve; 1e-4 would be refused
+  python stages/evaluate.py results/w600k --onnx w600k.onnx --mean 127.5 --scale 0.00784 --images lfw --pairs lfw.tsv
+      another network; stages/report.py runs/casia results/w600k then shows both, with the difference on the same people
   python stages/evaluate.py runs/casia --images lfw --pairs lfw.tsv --without overlap.tsv --report
       without the people that stages/overlap.py found in the training set too, beside the result with them
 
@@ -41,11 +51,11 @@ from LFW, YTF, an InsightFace .bin or your own folders):
 
 
 def main() -> int:
-    """Read everything that can be wrong, then embed, judge and report; a fault is one line and exit code 1."""
+    """Read and check everything, then embed, judge and report; a fault is one line and exit code 1."""
     args = _parser().parse_args()
     try:
         chosen = _chosen(args)
-        evaluations = [_evaluate(args, chosen, step) for step in args.step or [None]]
+        evaluations = [_evaluate(args, chosen, source) for source in sources_of(args)]
         _print_table(evaluations)
         if args.report:
             print(f"report: {write_report([args.run], args.run / 'report.html')}")
@@ -56,7 +66,7 @@ def main() -> int:
 
 
 def _chosen(args: argparse.Namespace) -> VerificationSet:
-    """The set as asked for, without people where some are to be left out."""
+    """The set, without the people of --without."""
     name = args.name or args.pairs.stem
     if args.without is None:
         return read_set(name, args.images, args.pairs, args.far or ())
@@ -64,22 +74,25 @@ def _chosen(args: argparse.Namespace) -> VerificationSet:
     return leave_out(read_set(f"{name} without overlap", args.images, args.pairs), people, args.far or ())
 
 
-def _evaluate(args: argparse.Namespace, chosen: VerificationSet, step: Step) -> Evaluation:
-    """The evaluation of one checkpoint: a stored one when nothing that it depends on has changed."""
-    trained = load_trained(args.run, step)
-    settings = chosen.settings(trained.weights_sha256, args.resamples, args.seed)
-    found = None if args.force else stored(args.run, chosen, trained.step, settings)
+def _evaluate(args: argparse.Namespace, chosen: VerificationSet, source: Source) -> Evaluation:
+    """The evaluation of one network: a stored one if nothing that it depends on has changed."""
+    settings = chosen.settings(source.digest, args.resamples, args.seed)
+    found = None if args.force else stored(args.run, chosen, source.step, settings)
     if found is not None:
         return found
-    evaluation = judge(chosen, _features(args, trained, chosen.pairs), settings, trained.step)
+    evaluation = judge(chosen, _features(args, source, chosen.pairs), settings, source.step, source.name)
     save(evaluation, folder_of(args.run, chosen))
     return evaluation
 
 
-def _features(args: argparse.Namespace, trained: TrainedBackbone, pairs: Pairs) -> np.ndarray:
-    device = torch.device(args.device)
-    decoder = Decoder(args.batch_size, *trained.image_size, device, args.threads)
-    return embed_pairs(trained.module.to(device), args.images, pairs, decoder, progress=True)
+def _features(args: argparse.Namespace, source: Source, pairs: Pairs) -> FloatArray:
+    """Features of the pairs' images, a row of NaN for one without; those are listed."""
+    files, counts = files_of(args.images, pairs)
+    images = image_files(args.images, files)
+    kept = keep(RunFolder(args.run).embeddings, source, images, how_of(args), progress="")
+    if words := without_features(kept, images, source):
+        print(f"evaluate: {words}", file=sys.stderr)
+    return means_of_frames(kept, counts)
 
 
 def _print_table(evaluations: list[Evaluation]) -> None:
@@ -99,8 +112,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--without", type=Path, metavar="FILE", help="decisions of stages/overlap.py: leave these test people out"
     )
-    parser.add_argument("--name", help="of this evaluation in the report (default: the pairs file's)")
+    parser.add_argument(
+        "--name", type=name_of, help="name of this evaluation in the report (default: the pairs file's)"
+    )
     add_step(parser, repeatable=True)
+    add_source(parser)
     parser.add_argument(
         "--far",
         type=float,

@@ -1,12 +1,13 @@
 """A run's backbone for use elsewhere: backbone.onnx, backbone.safetensors, and backbone.json on how to feed it.
 
-Needs the export extra: pip install 'spherescale[export]'.
+Needs the export extra: pip install -e '.[export]'.
 """
 
 import sys
 from pathlib import Path
 
 from cluster.stop import exit_with
+from cluster.versions import how_to_install
 from pipeline.evaluation.embedding.trained import load_trained
 from stages.arguments import add_step, parser_of
 
@@ -23,7 +24,7 @@ def main() -> int:
         for file in export(load_trained(args.run, args.step), args.out):
             print(f"{file}: {file.stat().st_size / 1e6:,.1f} MB")
     except ModuleNotFoundError as error:
-        print(f"export: {error}, wanted: pip install 'spherescale[export]'", file=sys.stderr)
+        print(f"export: {error}, wanted: {how_to_install('export')}", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""Identification among distractors, as MegaFace does it: is this person found again among a million others?
+"""Identification among distractors, as MegaFace does it: is a person found among a million others?
 
-Every image of a person searches for each other image of that person, hidden among the distractors. Distractors pass by
-as they are embedded: their number costs time, never memory. Results go to RUN/identifications/NAME/.
+Every image of a person searches for each other image of that person, hidden among the distractors. The number of
+distractors costs time and disk, never memory. Results go to RUN/identifications/NAME/, features to RUN/embeddings/.
 """
 
 import argparse
@@ -10,18 +10,25 @@ import sys
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import torch
 
 from cluster.stop import exit_with
-from pipeline.evaluation.embedding.embed import embed_files
-from pipeline.evaluation.embedding.trained import TrainedBackbone, load_trained
-from pipeline.evaluation.protocols.distractors import identify
+from pipeline.evaluation.embedding.kept import Kept, keep, without_features
+from pipeline.evaluation.embedding.source import Source, image_files
 from pipeline.evaluation.protocols.pairs import list_images
 from pipeline.evaluation.results import Identification, load_identification, result_file, save_summary
-from pipeline.evaluation.scoring.search import regrouped
+from pipeline.evaluation.scoring.distractors import identify
 from pipeline.evaluation.scoring.verification import require_resolvable, resolvable_fars
-from pipeline.reading.dali import Decoder
-from stages.arguments import add_bootstrap, add_embedding, add_step, parser_of
+from pipeline.run.folder import RunFolder
+from stages.arguments import (
+    add_bootstrap,
+    add_embedding,
+    add_source,
+    add_step,
+    how_of,
+    name_of,
+    parser_of,
+    sources_of,
+)
 
 EXAMPLES = """\
 example:
@@ -41,8 +48,8 @@ def main() -> int:
         fars = tuple(args.far or resolvable_fars(compared)[-1:])
         for far in fars:
             require_resolvable(far, compared, of="pairs of probe and distractor")
-        for step in args.step or [None]:
-            _print(_identify(args, load_trained(args.run, step), probes, distractors, fars))
+        for source in sources_of(args):
+            _print(_identify(args, source, probes, distractors, fars))
     except (ValueError, OSError) as error:
         print(f"identify: {error}", file=sys.stderr)
         return 1
@@ -50,45 +57,49 @@ def main() -> int:
 
 
 def _identify(
-    args: argparse.Namespace,
-    trained: TrainedBackbone,
-    probes: list[str],
-    distractors: list[str],
-    fars: tuple[float, ...],
+    args: argparse.Namespace, source: Source, probes: list[str], distractors: list[str], fars: tuple[float, ...]
 ) -> Identification:
-    """The result for one checkpoint: a stored one when weights, files and options are the same."""
+    """The result for one network: a stored one if weights, files and options are the same."""
     listing = hashlib.sha256("\n".join([*probes, "", *distractors]).encode()).hexdigest()
-    folder = args.run / "identifications" / (args.name or args.distractors.resolve().name)
-    file = result_file(folder, trained.step)
-    stored = None if args.force else _stored(file)
+    folder = RunFolder(args.run).identifications / (args.name or args.distractors.resolve().name)
+    stored = None if args.force else _stored(result_file(folder, source.step))
     if stored:
-        same = (stored.weights_sha256, stored.listing_sha256) == (trained.weights_sha256, listing)
+        same = (stored.weights_sha256, stored.listing_sha256) == (source.digest, listing)
         if same and tuple(entry.far for entry in stored.tar) == fars and len(stored.cmc) == args.ranks:
             return stored
-    device = torch.device(args.device)
-    module = trained.module.to(device)
-    decoder = Decoder(args.batch_size, *trained.image_size, device, args.threads)
-    features = np.concatenate(list(embed_files(module, args.probes, probes, decoder)))
-    people, identity = np.unique([PurePosixPath(path).parent.as_posix() for path in probes], return_inverse=True)
-    stream = regrouped(embed_files(module, args.distractors, distractors, decoder, progress=True))
-    found = identify(features, identity, stream, len(distractors), args.ranks, fars, args.resamples, args.seed, device)
+    people = np.unique([PurePosixPath(path).parent.as_posix() for path in probes], return_inverse=True)[1]
+    known = _features(args, source, args.probes, probes, "probes")
+    others = _features(args, source, args.distractors, distractors, "distractors")
+    count, device = int(others.good.sum()), how_of(args).device
+    rows, person = known.rows(np.flatnonzero(known.good)), people[known.good]
+    found = identify(rows, person, others.blocks(), count, args.ranks, fars, args.resamples, args.seed, device)
     result = Identification(
-        step=trained.step,
-        weights_sha256=trained.weights_sha256,
+        step=source.step,
+        weights_sha256=source.digest,
         listing_sha256=listing,
         cmc=found.cmc,
         tar=found.tar,
         trials=found.trials,
-        identities=len(people),
-        distractors=len(distractors),
+        identities=len(np.unique(person)),
+        distractors=count,
         confidence=0.95,
+        network=source.name,
     )
     save_summary(result, folder)
     return result
 
 
+def _features(args: argparse.Namespace, source: Source, folder: Path, paths: list[str], kind: str) -> Kept:
+    """The features of image files; those without are listed."""
+    images = image_files(folder, paths)
+    kept = keep(RunFolder(args.run).embeddings, source, images, how_of(args), progress=kind)
+    if words := without_features(kept, images, source):
+        print(f"identify: {kind}: {words}", file=sys.stderr)
+    return kept
+
+
 def _stored(file: Path) -> Identification | None:
-    """The result in `file`; None where there is none that is whole and of this version."""
+    """The result in `file`; None unless it is whole and of this version."""
     try:
         return load_identification(file)
     except ValueError:
@@ -110,8 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = parser_of(__doc__, EXAMPLES)
     parser.add_argument("--probes", type=Path, required=True, metavar="FOLDER", help="people to find again")
     parser.add_argument("--distractors", type=Path, required=True, metavar="FOLDER", help="other people")
-    parser.add_argument("--name", help="of the result in the report (default: the distractors' folder)")
+    parser.add_argument("--name", type=name_of, help="of the result in the report (default: the distractors' folder)")
     add_step(parser, repeatable=True)
+    add_source(parser)
     parser.add_argument("--ranks", type=int, default=20, help="length of the CMC (default 20)")
     parser.add_argument(
         "--far", type=float, nargs="+", metavar="RATE", help="for TAR (default: the lowest power of ten resolved)"

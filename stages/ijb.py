@@ -2,42 +2,36 @@
 
 Results go to RUN/ijb/<set>/. Image names, templates and media come from META/<set>_face_tid_mid.txt, pairs from
 META/<set>_template_pair_label.txt, and 1:N from META/<set>_1N_gallery_G1.csv, ..._G2.csv and ..._probe_mixed.csv
-where they exist.
+if they exist.
 """
 
 import argparse
+import hashlib
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from cluster.stop import exit_with
-from pipeline.evaluation.embedding.embed import embed_files
-from pipeline.evaluation.embedding.trained import TrainedBackbone, load_trained
-from pipeline.evaluation.protocols.ijb import (
-    RANKS,
-    Templates,
-    fuse,
-    read_media,
-    read_subjects,
-    read_template_pairs,
-    search_templates,
-    verify_templates,
-)
+from pipeline.evaluation.embedding.kept import keep, without_features
+from pipeline.evaluation.embedding.source import Source, image_files
+from pipeline.evaluation.protocols.ijb import read_media, read_subjects, read_template_pairs
 from pipeline.evaluation.protocols.pairs import require_images
 from pipeline.evaluation.results import Gallery, TemplateResult, save_summary
+from pipeline.evaluation.scoring.templates import RANKS, Templates, fuse, search_templates, verify_templates
 from pipeline.evaluation.scoring.verification import require_resolvable
-from pipeline.reading.dali import Decoder
-from stages.arguments import add_bootstrap, add_embedding, add_step, parser_of
+from pipeline.run.folder import RunFolder
+from stages.arguments import add_bootstrap, add_embedding, add_source, add_step, how_of, parser_of, sources_of
 
 
 def main() -> int:
     """Read and check the protocol, embed, fuse, verify and search; a fault is one line and exit code 1."""
     args = _parser().parse_args()
     try:
-        result = _evaluate(args, load_trained(args.run, args.step))
-        print(f"{save_summary(result, args.run / 'ijb' / args.set)}:")
+        (source,) = sources_of(args)
+        result = _evaluate(args, source)
+        print(f"{save_summary(result, RunFolder(args.run).templates / args.set)}:")
     except (ValueError, OSError) as error:
         print(f"ijb: {error}", file=sys.stderr)
         return 1
@@ -52,7 +46,7 @@ def main() -> int:
     return 0
 
 
-def _evaluate(args: argparse.Namespace, trained: TrainedBackbone) -> TemplateResult:
+def _evaluate(args: argparse.Namespace, source: Source) -> TemplateResult:
     pairs = read_template_pairs(args.meta / f"{args.set}_template_pair_label.txt")
     impostors = int(np.sum(~pairs[2]))
     for far in args.far:
@@ -60,8 +54,8 @@ def _evaluate(args: argparse.Namespace, trained: TrainedBackbone) -> TemplateRes
     lists = {name: args.meta / f"{args.set}_1N_{name}.csv" for name in ("gallery_G1", "gallery_G2", "probe_mixed")}
     subjects = {name: read_subjects(file) for name, file in lists.items() if file.exists()}
     subject_of = {int(t): int(s) for ids, people in subjects.values() for t, s in zip(ids, people, strict=True)}
-    templates = _templates(args, trained)
-    tars = verify_templates(templates, pairs, subject_of, tuple(args.far), args.resamples, args.seed)
+    templates = _templates(args, source)
+    verified = verify_templates(templates, pairs, subject_of, tuple(args.far), args.resamples, args.seed)
     galleries = []
     if "probe_mixed" in subjects:
         for name in (name for name in subjects if name.startswith("gallery")):
@@ -70,26 +64,39 @@ def _evaluate(args: argparse.Namespace, trained: TrainedBackbone) -> TemplateRes
             )
             galleries.append(Gallery(name=name.removeprefix("gallery_"), ranks=ranks, tpir=tpir))
     return TemplateResult(
-        step=trained.step,
-        weights_sha256=trained.weights_sha256,
+        step=source.step,
+        weights_sha256=source.digest,
         templates=len(templates.ids),
         genuine=len(pairs[2]) - impostors,
         impostors=impostors,
-        tar=tars,
+        tar=verified.tar,
+        curve=verified.curve,
+        listing_sha256=_listing(args, lists.values()),
         galleries=tuple(galleries),
+        network=source.name,
     )
 
 
-def _templates(args: argparse.Namespace, trained: TrainedBackbone) -> Templates:
+def _listing(args: argparse.Namespace, lists: Iterable[Path]) -> str:
+    """Digest of the protocol's files."""
+    files = [args.meta / f"{args.set}_template_pair_label.txt", args.meta / f"{args.set}_face_tid_mid.txt", *lists]
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.exists()]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _templates(args: argparse.Namespace, source: Source) -> Templates:
     file = args.meta / f"{args.set}_face_tid_mid.txt"
     media = read_media(file)
     names, mention = np.unique(media.names, return_inverse=True)  # an image of several templates is embedded once
     paths = tuple(str(name) for name in names)
     require_images(paths, args.images, str(file))
-    device = torch.device(args.device)
-    decoder = Decoder(args.batch_size, *trained.image_size, device, args.threads)
-    features = np.concatenate(list(embed_files(trained.module.to(device), args.images, paths, decoder, progress=True)))
-    return fuse(features[mention], media)
+    images = image_files(args.images, paths)
+    kept = keep(RunFolder(args.run).embeddings, source, images, how_of(args), progress="")
+    if words := without_features(kept, images, source):
+        print(f"ijb: {words}", file=sys.stderr)
+    good = kept.good[mention]
+    mention = mention[good]
+    return fuse(lambda some: kept.rows(mention[some]), media.template[good], media.medium[good])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--meta", type=Path, required=True, metavar="FOLDER", help="the meta files")
     add_step(parser)
+    add_source(parser)
     parser.add_argument(
         "--far",
         type=float,

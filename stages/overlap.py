@@ -1,4 +1,4 @@
-"""Who is in the training set and in the test set too? Candidates by a run's own features, for somebody to decide on.
+"""People who are in the training set and in the test set: candidates by a network's features, to be decided on a page.
 
   python stages/overlap.py runs/casia lfw overlap                      writes overlap/overlap.html: look, decide, save
   python stages/overlap.py runs/casia lfw overlap                      again: reads overlap/decisions.tsv
@@ -18,12 +18,11 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cluster.stop import exit_with
 from pipeline.evaluation.embedding.people import People, centres, people_in
-from pipeline.evaluation.embedding.trained import TrainedBackbone, load_trained
+from pipeline.evaluation.embedding.source import Source
 from pipeline.evaluation.protocols.overlap import (
     SAME,
     Candidate,
@@ -34,9 +33,9 @@ from pipeline.evaluation.protocols.overlap import (
 )
 from pipeline.evaluation.reports.overlap_page import write_page
 from pipeline.files import write_file
-from pipeline.reading.dali import Decoder
 from pipeline.recipe.file import load_recipe
-from stages.arguments import add_embedding, add_step, parser_of
+from pipeline.run.folder import RunFolder
+from stages.arguments import add_embedding, add_source, add_step, how_of, parser_of, sources_of
 
 
 def main() -> int:
@@ -44,14 +43,14 @@ def main() -> int:
     args = _parser().parse_args()
     try:
         decided = read_decisions(_decisions(args)) if _decisions(args).exists() else []
-        train = people_in(args.train or load_recipe(args.run / "recipe.yaml").data.shards)
+        (source,) = sources_of(args, results=False)
+        train = people_in(args.train or load_recipe(RunFolder(args.run).recipe).data.shards)
         test = people_in(args.test)
-        trained = load_trained(args.run, args.step)
         args.out.mkdir(parents=True, exist_ok=True)
-        train_CD = _centres(args, trained, train, "train")
-        test_CD = _centres(args, trained, test, "test")
+        train_CD = _centres(args, source, train, "train")
+        test_CD = _centres(args, source, test, "test")
         found = find_candidates(train_CD, train.names, test_CD, test.names, args.above, args.device)
-        _write(args, merge(found[: args.most], decided), train, test, trained)
+        _write(args, merge(found[: args.most], decided), train, test, source)
         if len(found) > args.most:
             print(f"{len(found) - args.most:,} more pairs are above {args.above}: raise --most to see them")
     except (ValueError, OSError) as error:
@@ -60,17 +59,15 @@ def main() -> int:
     return 0
 
 
-def _write(
-    args: argparse.Namespace, pairs: list[Candidate], train: People, test: People, trained: TrainedBackbone
-) -> None:
+def _write(args: argparse.Namespace, pairs: list[Candidate], train: People, test: People, source: Source) -> None:
     write_decisions(_decisions(args), pairs)
-    known = set(train.names)  # shard.py refuses to drop people whom the set does not have
+    known = set(train.names)  # shard.py refuses to drop people that the set does not have
     excluded = sorted({pair.train for pair in pairs if pair.decision == SAME and pair.train in known})
     write_file(args.out / "exclude.txt", "".join(f"{name}\n" for name in excluded).encode())
     facts = {
         "training people:": f"{len(train.names):,}",
         "test people:": f"{len(test.names):,}",
-        "network:": f"{args.run.resolve().name}, step {trained.step}",
+        "network:": f"{args.run.resolve().name}, {source.name}, step {source.step}",
     }
     write_page(args.out / "overlap.html", pairs, train, test, facts)
     undecided = sum(not pair.decision for pair in pairs)
@@ -78,21 +75,19 @@ def _write(
     print(f"{args.out / 'exclude.txt'}: {len(excluded):,} training people to leave out")
 
 
-def _centres(args: argparse.Namespace, trained: TrainedBackbone, people: People, kind: str) -> NDArray[np.float32]:
+def _centres(args: argparse.Namespace, source: Source, people: People, kind: str) -> NDArray[np.float32]:
     """The people's centres: stored ones when neither weights nor images have changed."""
     file = args.out / f"centres.{kind}.npz"
-    key = f"{trained.weights_sha256} {people.digest}"
+    key = f"{source.digest} {people.digest}"
     try:
         with np.load(file) as stored:
             if str(stored["key"]) == key:
                 return np.asarray(stored["centres"])
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         pass  # none yet, or none of ours
-    device = torch.device(args.device)
-    decoder = Decoder(args.batch_size, *trained.image_size, device, args.threads)
-    found, undecodable = centres(trained.module.to(device), people, decoder, progress=f"{kind} people")
-    if undecodable:
-        print(f"overlap: {undecodable:,} {kind} images cannot be decoded and are left out", file=sys.stderr)
+    found, without = centres(source, people, how_of(args), progress=f"{kind} people")
+    if without:
+        print(f"overlap: {without:,} {kind} images left out: wanted {source.wanted}", file=sys.stderr)
     stream = io.BytesIO()
     np.savez(stream, key=np.array(key), centres=found)
     write_file(file, stream.getvalue())
@@ -113,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--above", type=float, default=0.4, help="similarity of a candidate pair (default 0.4)")
     parser.add_argument("--most", type=int, default=500, help="pairs, the most similar (default 500)")
     add_step(parser)
+    add_source(parser)
     add_embedding(parser)
     return parser
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from cluster.stop import exit_with
 from pipeline import planning
 from pipeline.backbones import BACKBONES
-from pipeline.head.kernels.blocks import BLOCK
+from pipeline.head.kernels import BLOCK
+from pipeline.optim import OPTIMIZERS
 from pipeline.planning import FP32, GIB, Job, Network, Rates, report
 from pipeline.planning.of_recipe import network_of, whole_job_of
 from pipeline.planning.timing import Course, course, scaling, step_parts, step_seconds
@@ -50,7 +51,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about: a step's shape on so many ranks, and, where they were given, its recipe and the rates."""
+    """What is asked about: a step's shape on so many ranks, and its recipe and the rates, if they were given."""
 
     backbone: str
     job: Job
@@ -81,14 +82,15 @@ def main() -> int:
 def _question(args: argparse.Namespace) -> Question:
     recipe = load_recipe(args.recipe, args.set) if args.recipe else None
     if recipe is None:
-        job, backbone, size = _job(args), args.backbone, tuple(args.image_size)
+        job, size = _job(args), tuple(args.image_size)
+        backbone = BACKBONES[args.backbone](name=args.backbone, embedding_dim=args.embedding_dim)
     else:
         job, size = _job_of_recipe(recipe, args)
-        backbone = recipe.backbone.name
+        backbone = recipe.backbone
     return Question(
-        backbone,
+        backbone.name,
         job,
-        network_of(backbone, job.embedding_dim, size, job.bf16),
+        network_of(backbone, size, job.bf16),
         int(args.gpu_memory_gib * GIB),
         args.ranks_per_host,
         args.host_hours,
@@ -100,6 +102,7 @@ def _question(args: argparse.Namespace) -> Question:
 def _job(args: argparse.Namespace) -> Job:
     if args.identities is None:
         raise ValueError("--identities: missing, wanted the number of classes, or --recipe, or --published-cases")
+    optimizer = OPTIMIZERS[args.optimizer]
     return Job(
         classes=args.identities,
         embedding_dim=args.embedding_dim,
@@ -110,6 +113,8 @@ def _job(args: argparse.Namespace) -> Job:
         zero_stage=args.zero_stage,
         bf16=args.precision == "bfloat16",
         fused_update=args.fused_update,
+        slots=optimizer.slots_per_number(),
+        row_slots=optimizer.slots_per_row(),
     )
 
 
@@ -155,7 +160,7 @@ def _hosts(question: Question) -> int:
 
 
 def _doublings(question: Question) -> list[int]:
-    """The ranks asked about, half as many, a quarter, … and up to eight times as many; several only where measured."""
+    """The ranks asked about, half as many, a quarter, … and up to eight times as many; one if the rates are of one."""
     ranks, rates = question.job.ranks, question.rates
     if rates is None or rates.collective_bytes_per_second is None:
         return [ranks]
@@ -163,7 +168,7 @@ def _doublings(question: Question) -> list[int]:
 
 
 def _course(question: Question) -> Course | None:
-    """The whole run, where there is a recipe that says how long it is."""
+    """The whole run, if there is a recipe that says how long it is."""
     recipe, rates = question.recipe, question.rates
     if recipe is None or rates is None:
         return None
@@ -218,7 +223,7 @@ def _published_cases() -> list[str]:
         "| --- | ---: | --- | ---: | ---: | ---: |",
     ]
     for title, identities, ranks, gib, backbone, batch in CASES:
-        network = network_of(backbone, 512, (112, 112), bf16=True)
+        network = network_of(BACKBONES[backbone](name=backbone), (112, 112), bf16=True)
         jobs = [Job(identities, 512, batch, ranks, BLOCK, fused_update=fused) for fused in (False, True)]
         peaks = [planning.peak(job, network)[1] / GIB for job in jobs]
         cells = " | ".join(f"{peak:.1f}{'' if peak <= gib else ' (too much)'}" for peak in peaks)
@@ -250,6 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     shape.add_argument("--image-size", type=int, nargs=2, default=[112, 96], metavar=("H", "W"), help="default 112 96")
     shape.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16", help="of the products")
     shape.add_argument("--accumulation", type=int, default=1, metavar="K", help="micro-batches a step (default 1)")
+    shape.add_argument("--optimizer", default=OPTIMIZERS.default, help=f"one of {', '.join(OPTIMIZERS)}")
     shape.add_argument("--zero-stage", type=int, default=0, help="DeepSpeed ZeRO of the backbone: 0 to 3")
     shape.add_argument("--fused-update", action="store_true", help="rows updated block by block, no row gradient held")
     parser.add_argument("--json", action="store_true", help="print the same numbers as JSON, in bytes and seconds")

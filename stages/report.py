@@ -12,9 +12,7 @@ def main() -> int:
     """Render the page; a fault is one line and exit code 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, nargs="+", metavar="RUN", help="folder that stages/evaluate.py has evaluated")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="where to write (default: report.html of the last RUN)"
-    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="page to write (default: report.html of the last RUN)")
     args = parser.parse_args()
     try:
         print(write_report(args.run, args.out or args.run[-1] / "report.html"))

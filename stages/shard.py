@@ -1,4 +1,4 @@
-"""Stage 1: aligned faces to shards, and what one does with shards.
+"""Stage 1: aligned faces to shards; and checks, choices and copies of shards.
 
 python stages/shard.py SRC OUT              write the shards of SRC (the same as `make SRC OUT`)
 python stages/shard.py verify SET           compare a set with its manifest
@@ -9,11 +9,12 @@ SRC and OUT may be URLs of any store that fsspec knows, such as s3://bucket/face
 """
 
 import argparse
+import logging
 import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -22,18 +23,21 @@ from typing import TYPE_CHECKING, NoReturn
 from tqdm import tqdm
 
 from cluster.stop import exit_with
-from pipeline.files import NotWrittenError
-from pipeline.shards.build import make_shards
+from pipeline.files import one_line
+from pipeline.shards.build import read_rejected
 from pipeline.shards.hygiene import clean
+from pipeline.shards.loss import TooManyRejectedError, summary
+from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.one_tar import Written
 from pipeline.shards.page import write_page
 from pipeline.shards.plan import make_plan, samples_in
-from pipeline.shards.sequential import make_sequentially
-from pipeline.shards.sources import Source
-from pipeline.shards.sources.detect import open_source
+from pipeline.shards.sequential import make_set
+from pipeline.shards.sources import SetAside, Source
+from pipeline.shards.sources.detect import Options, open_source
 from pipeline.shards.sources.fitted import WAYS, FittedSource
-from pipeline.shards.sources.parquet import Columns, ParquetSource
+from pipeline.shards.sources.parquet import Columns
+from pipeline.shards.sources.splits import Choice
 from pipeline.shards.stores import is_url
 from pipeline.shards.subset import subset
 from pipeline.shards.to_store import make_in_store
@@ -45,57 +49,68 @@ if TYPE_CHECKING:
     from cluster.telemetry import Telemetry
 
 CPUS = len(os.sched_getaffinity(0))
+TOO_MANY_REJECTED = 3  # exit code
 
 
 def main() -> int:
-    """Run one command; every fault of the input is one line and exit code 1."""
+    """Run one command; every error of the input is one line and exit code 1, too many rejected samples 3."""
+    logging.basicConfig(format="shard: %(message)s")
     words = sys.argv[1:]
-    # `SRC OUT` alone is the common case; a source that is called like a command is written ./verify.
+    # `SRC OUT` alone is the common case; a source with the name of a command is given as ./verify.
     args = _parser().parse_args(words if words and words[0] in {*COMMANDS, "-h", "--help"} else ["make", *words])
-    # The progress bar's monitor thread must not be there when the workers are forked.
+    # No thread may run while the workers are forked: the progress bar's would.
     tqdm.monitor_interval = 0
     try:
         code: int = args.run(args)
-    except (ShardError, NotWrittenError) as error:
-        print(f"shard: {error}", file=sys.stderr)
-        return 1
+    except (ShardError, OSError) as error:
+        print(f"shard: {one_line(error)}", file=sys.stderr)
+        return TOO_MANY_REJECTED if isinstance(error, TooManyRejectedError) else 1
     except KeyboardInterrupt:
-        print("shard: stopped; run the same command again to go on", file=sys.stderr)
+        print("shard: stopped; run the same command again to resume", file=sys.stderr)
         return 130
     return code
 
 
 def _make(args: argparse.Namespace) -> int:
-    # On its way to a store, a set needs a little room here.
+    # A set for a store is written here first, tar by tar.
     folder = Path(f"{PurePosixPath(args.out).name}.sending") if is_url(args.out) else Path(args.out)
     if not is_url(args.src) and folder.resolve().is_relative_to(Path(args.src).resolve()):
         raise ShardError(f"{folder}: lies inside {args.src}, wanted a folder outside it")
     copies = folder.with_name(f"{folder.name}.copies")
-    columns = Columns(args.image_column, args.label_column)
-    source: Source = open_source(args.src, copies=copies, columns=columns, workers=args.workers)
-    in_order = isinstance(source, ParquetSource)
+    choice = Choice(splits=tuple(args.split or ()))
+    options = Options(Columns(args.image_column, args.label_column), choice, args.workers)
+    source: Source = open_source(args.src, copies=copies, options=options)
     if args.fit:
         if not args.size:
             raise ShardError(f"--fit {args.fit}: wanted --size HxW, the size to fit images to")
         height, width = args.size
         source = FittedSource(source, height, width, args.fit)
     samples_per_tar = samples_in(source, args.tar_mb * 1_000_000) if args.tar_mb else args.samples_per_tar
-    plan = make_plan(source, folder, seed=args.seed, samples_per_tar=samples_per_tar, size=args.size)
-    with _progress(args, len(source.labels) * (2 if in_order else 1)) as progress:
-        make = make_sequentially if in_order else make_shards
-        make = partial(make, workers=args.workers, part=args.part, progress=progress)
+    plan = make_plan(
+        source,
+        folder,
+        seed=args.seed,
+        samples_per_tar=samples_per_tar,
+        size=args.size,
+        max_rejected=args.max_rejected,
+    )
+    if (folder / MANIFEST).is_file():
+        print(f"shard: {args.out}: already complete, nothing done", file=sys.stderr)
+    with _progress(args, len(source.labels) * (2 if source.sequential else 1)) as progress:
+        make = partial(make_set, workers=args.workers, part=args.part, progress=progress)
         manifest = make_in_store(plan, args.out, make) if is_url(args.out) else make(plan)
     if manifest is None:
         print(f"{args.out}: part {args.part[0]}/{args.part[1]} is done, the set is not: wanted the other parts too")
     else:
         shutil.rmtree(copies, ignore_errors=True)
-        _say(args.out, manifest)
+        # What a store keeps of it is not read again for the reasons.
+        _say(args.out, manifest, [] if is_url(args.out) else read_rejected(folder))
     return 0
 
 
 @contextmanager
 def _progress(args: argparse.Namespace, samples: int) -> Iterator[Callable[[Written], None]]:
-    """Yield what is to be called for each tar: it moves the bar and, where asked for, the metrics."""
+    """Yield a function to call for each tar: it updates the progress bar and, if they are served, the metrics."""
     with _bar(samples) as bar, ExitStack() as stack:
         telemetry: Telemetry | None = None
 
@@ -104,23 +119,25 @@ def _progress(args: argparse.Namespace, samples: int) -> Iterator[Callable[[Writ
             bar.update(written.samples)
             if args.metrics_port is None:
                 return
-            # Only now, when the workers have been forked: they would pay for its imports, and its thread stays here.
-            telemetry = telemetry or stack.enter_context(_serve(args, samples))
+            # Only after the workers are forked: they would pay for its imports, and its thread would not follow them.
+            first = telemetry is None
+            telemetry = telemetry or stack.enter_context(_telemetry(args, samples))
             telemetry.add("sharded_samples_total", written.samples)
             telemetry.add("sharded_bytes_total", written.bytes)
             telemetry.add("set_aside_samples_total", written.set_aside)
+            if first:  # after everything is set: the first scrape may come at once
+                telemetry.serve(args.metrics_port, args.metrics_address)
 
         yield progress
 
 
-def _serve(args: argparse.Namespace, samples: int) -> "Telemetry":
+def _telemetry(args: argparse.Namespace, samples: int) -> "Telemetry":
     from cluster.metrics import SHARDING_METRICS
     from cluster.telemetry import Telemetry
 
     job = PurePosixPath(args.out).name
     telemetry = Telemetry(rank=args.part[0], host=socket.gethostname(), job=job, metrics=SHARDING_METRICS)
-    telemetry.serve(args.metrics_port, args.metrics_address)
-    telemetry.set("sharding_samples", samples)
+    telemetry.set("samples_to_shard", samples)
     return telemetry
 
 
@@ -196,13 +213,15 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
-def _say(out: Path | str, manifest: Manifest) -> None:
+def _say(out: Path | str, manifest: Manifest, set_aside: Sequence[SetAside] = ()) -> None:
     size = sum(tar.bytes for tar in manifest.tars) / 1e6
     print(
         f"{out}: {manifest.samples:,} samples of {manifest.identities:,} identities, "
         f"{manifest.image_height}x{manifest.image_width}, in {len(manifest.tars):,} tars ({size:,.1f} MB); "
         f"{manifest.set_aside:,} files set aside" + (" (rejected.tsv)" if manifest.set_aside else "")
     )
+    if set_aside:
+        print(f"set aside: {summary(set_aside)}")
 
 
 def _bar(total: int | None) -> "tqdm[NoReturn]":
@@ -234,23 +253,27 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("out", type=Path)
     one.add_argument("--keep", type=Path, metavar="FILE", help="identities to keep, one a line")
     one.add_argument("--drop", type=Path, metavar="FILE", help="identities to leave out, such as test people")
-    one.add_argument("--people", type=_count, help="so many identities, drawn by the seed")
+    one.add_argument("--people", type=_count, help="number of identities, drawn by the seed")
     one.add_argument("--min-images", type=_count, help="leave out identities with fewer images")
-    one.add_argument("--max-images", type=_count, help="so many images of each identity")
+    one.add_argument("--max-images", type=_count, help="at most so many images of each identity")
     one.add_argument("--seed", type=int, default=0)
 
     one = command("merge", "write one set over the tars of several")
     one.add_argument("sets", type=Path, nargs="+")
     one.add_argument("out", type=Path)
-    one.add_argument("--same-people", action="store_true", help="equal names are one person (else: folder/name)")
+    one.add_argument(
+        "--same-people",
+        action="store_true",
+        help="equal names are one person (default: folder/name)",
+    )
 
-    one = command("clean", "write a set without the samples that something is wrong with")
+    one = command("clean", "write a set without copies, shared images and broken files")
     one.add_argument("set", type=Path)
     one.add_argument("out", type=Path)
     one.add_argument(
         "--min-images", type=_count, default=1, help="leave out identities with fewer images after all else"
     )
-    one.add_argument("--drop-grey", action="store_true", help="leave out grey images (else they are counted)")
+    one.add_argument("--drop-grey", action="store_true", help="leave out grey images (else counted)")
     one.add_argument("--drop-swapped", action="store_true", help="leave out images bluer than red (else counted)")
     one.add_argument("--workers", type=_count, default=CPUS, help="processes (one a CPU)")
 
@@ -270,13 +293,21 @@ def _add_make(parser: argparse.ArgumentParser) -> None:
         help="aligned faces: a folder (identity folders, tars, Parquet, or with train.rec), a list file, or a URL",
     )
     parser.add_argument(
-        "out", help="folder (or URL) for the shards; an unfinished one is gone on with, one at a URL in ./NAME.sending"
+        "out", help="folder (or URL) for the shards; an unfinished one is resumed, one at a URL in ./NAME.sending"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle over the whole set (0)")
     parser.add_argument("--samples-per-tar", type=int, default=10_000, help="the most a tar holds (10000)")
-    parser.add_argument("--tar-mb", type=_count, help="so many samples a tar that it has about this size (instead)")
+    parser.add_argument("--tar-mb", type=_count, help="size of a tar in MB, instead of --samples-per-tar")
     parser.add_argument("--size", type=_size, metavar="HxW", help="wanted image size (the first image's)")
-    parser.add_argument("--fit", choices=WAYS, help="bring images of other sizes to --size (else they are set aside)")
+    parser.add_argument("--fit", choices=WAYS, help="fit images of other sizes to --size (else they are set aside)")
+    parser.add_argument(
+        "--max-rejected",
+        type=_percent,
+        metavar="PERCENT",
+        default=0.01,
+        help="the set is not finished, and the exit code is 3, if more samples are set aside (1%%)",
+    )
+    parser.add_argument("--split", action="append", help="of a source with several, such as train; repeat for more")
     parser.add_argument("--image-column", default="image", help="of Parquet (image)")
     parser.add_argument("--label-column", default="label", help="of Parquet (label)")
     parser.add_argument("--workers", type=_count, default=CPUS, help="processes (one a CPU)")
@@ -305,6 +336,17 @@ def _size(text: str) -> tuple[int, int]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"got {text!r}, wanted HEIGHTxWIDTH such as 112x96") from None
     return height, width
+
+
+def _percent(text: str) -> float:
+    """A share from 0 to 1, given as 1 or 1%."""
+    try:
+        share = float(text.removesuffix("%")) / 100
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted 0 to 100 percent")
+    return share
 
 
 def _count(text: str) -> int:

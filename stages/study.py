@@ -4,8 +4,8 @@
   python stages/study.py stages/studies/casia.yaml --data /data --out runs/study --ranks 8
 
 A study file names a base recipe, the arms that differ from it in a few keys, seeds, and the pairs that all are
-evaluated on. Each arm with each seed is a run folder below --out. What is done is not done again; what was stopped or
-killed, at any moment, goes on with the same command. A run that fails is named, and the others go on.
+evaluated on. Each arm with each seed is a run folder below --out. What is done is not done again; the same command
+resumes what was stopped or killed at any moment. A run that fails is named, and the others continue.
 
 OUT/study.md and OUT/study.html have the tables so far, and are written again after every run. Several of these
 processes may share one OUT, each on GPUs of its own (CUDA_VISIBLE_DEVICES): a run that one is at, the others leave.
@@ -34,23 +34,24 @@ import torch
 
 from cluster.claims import claimed, marked, sweep
 from cluster.stop import EXIT_STOPPED, SIGNALS, exit_with
-from pipeline.backbones import build_backbone
+from pipeline.backbones import Backbone
 from pipeline.backbones.size import count_macs
 from pipeline.evaluation.protocols.pairs import read_pairs
 from pipeline.evaluation.reports.study_page import write_tables
 from pipeline.evaluation.results import load, result_file
 from pipeline.evaluation.scoring.estimates import Sample, accuracy_sample
 from pipeline.evaluation.study import Run, Study, StudyError, differences, load_study, runs_of
-from pipeline.files import locked
+from pipeline.files import locked, named
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Recipe, check_against_set
 from pipeline.run.checkpoint import has_reached
+from pipeline.run.folder import RunFolder
 from pipeline.run.metrics_log import read_metrics
-from pipeline.shards.errors import ShardError
+from pipeline.shards.manifest import ShardError
 
 STAGES = Path(__file__).resolve().parent
 POLL_SECONDS = 1.0
-LOG_SECONDS = 60.0  # between progress lines where they are not rewritten in place
+LOG_SECONDS = 60.0  # between progress lines if they are not rewritten in place
 
 
 def main() -> int:
@@ -74,7 +75,7 @@ def main() -> int:
 
 
 class Stop:
-    """Being asked to stop, which the subprocess at work is told as well. In the main thread only."""
+    """A request to stop, passed on to the subprocess at work. In the main thread only."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -87,9 +88,9 @@ class Stop:
 
         `watch` is called every second meanwhile. Terminal signals reach this process alone, which passes them on.
         """
-        with log.open("ab") as output:
+        with named(log), log.open("ab") as output:
             output.write(f"$ {' '.join(map(str, command))}\n".encode())
-            output.flush()
+        with log.open("ab") as output:
             self._process = subprocess.Popen(
                 list(map(str, command)),
                 stdout=output,
@@ -98,7 +99,7 @@ class Stop:
                 pass_fds=[lock],
                 start_new_session=True,
             )
-            if self.asked:  # after the last look, before there was a process to tell
+            if self.asked:  # asked before there was a process to pass it on to
                 self._process.terminate()
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -145,7 +146,7 @@ class Conductor:
                 with claimed(self._folder(run)) as lock:
                     if lock is not None and not self._is_done(run):
                         taken += 1
-                        sweep(self._folder(run))  # a rank may have outlived who started it
+                        sweep(self._folder(run))  # a rank may have outlived the process that started it
                         self._carry_out(run, lock)
                 if self.stop.asked:
                     return
@@ -166,7 +167,7 @@ class Conductor:
                 reason = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
                 return self._fail(run, f"{what} ended with code {code}: {reason} (more in {log})")
         if not self._is_done(run):
-            return self._fail(run, f"its results cannot be read: {self._folder(run) / 'evaluations'}")
+            return self._fail(run, f"its results cannot be read: {RunFolder(self._folder(run)).evaluations}")
         self.tabulate()
         self._progress.say(f"{run.name} done")
         return None
@@ -218,14 +219,14 @@ class Conductor:
         return folder
 
     def _result(self, run: Run, name: str) -> Path:
-        return result_file(self._folder(run) / "evaluations" / name, run.recipe.optimizer.steps)
+        return result_file(RunFolder(self._folder(run)).evaluations / name, run.recipe.optimizer.steps)
 
     def _shares(self) -> list[float]:
         """How much of each run is done."""
         return [1.0 if run.name in self._done else self._step(run) / run.recipe.optimizer.steps for run in self.runs]
 
     def _step(self, run: Run) -> int:
-        records = read_metrics(self._folder(run) / "metrics.jsonl")
+        records = read_metrics(RunFolder(self._folder(run)).metrics)
         return int(records[-1]["step"]) if records else 0
 
     def _show(self, run: Run, what: str) -> None:
@@ -235,7 +236,7 @@ class Conductor:
 
 
 class Progress:
-    """One line that is rewritten on a terminal and repeated, calmly, in a log: where the study is, and when it ends."""
+    """One line that is rewritten on a terminal and repeated, calmly, in a log: progress, and the expected end."""
 
     def __init__(self, work: Sequence[float], shares: Sequence[float]) -> None:
         self._work, self._began = work, time.monotonic()
@@ -266,13 +267,13 @@ class Progress:
 
 def work_of(recipe: Recipe, image_size: tuple[int, int]) -> float:
     """Multiply-adds of a run's backbone: what its time is estimated by."""
-    return float(recipe.optimizer.steps * recipe.data.global_batch * _macs(recipe.backbone.name, image_size))
+    return float(recipe.optimizer.steps * recipe.data.global_batch * _macs(recipe.backbone, image_size))
 
 
 @cache
-def _macs(backbone: str, image_size: tuple[int, int]) -> int:
+def _macs(backbone: Backbone, image_size: tuple[int, int]) -> int:
     with torch.device("meta"):
-        return count_macs(build_backbone(backbone, 512, image_size), image_size)
+        return count_macs(backbone.build(image_size), image_size)
 
 
 @cache
@@ -294,10 +295,10 @@ def _evaluated(file: Path, pairs_sha256: str) -> bool:
 
 def _require_same(folder: Path, run: Run, shards_digest: str) -> None:
     """Refuse to mix a run that was begun with another recipe or other faces into the study."""
-    if not (folder / "run.json").exists():
+    if not RunFolder(folder).facts.exists():
         return
-    changed = differences(folder / "recipe.yaml", run.recipe)
-    if json.loads((folder / "run.json").read_text())["shards"]["digest"] != shards_digest:
+    changed = differences(RunFolder(folder).recipe, run.recipe)
+    if json.loads(RunFolder(folder).facts.read_text())["shards"]["digest"] != shards_digest:
         changed.append("the shards are others")
     if changed:
         raise StudyError(
@@ -306,7 +307,7 @@ def _require_same(folder: Path, run: Run, shards_digest: str) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,18 +1,19 @@
 #!/usr/bin/env python
-"""Train, and start again on what is left when a host or a rank is lost.
+"""Train, and start again on the hosts that answer when a host or a rank is lost.
 
   python stages/supervise.py --hostfile hosts -- --recipe stages/recipes/casia_sphereface20.yaml --run runs/casia20
   python stages/supervise.py --ranks 8 -- --recipe ... --run ...        (this machine alone)
 
-What stands after `--` goes to stages/train.py. Before each start every host of the hostfile is asked if it answers:
-one that does not is left out, one that is back takes part again. The number of ranks is the largest that the recipe's
-global batch can be split over; training goes on from the newest whole checkpoint, along the same trajectory.
+The arguments after `--` go to stages/train.py. Before each start every host of the hostfile is probed: one that does
+not answer is left out, one that is back takes part again. The number of ranks is the largest that the recipe's global
+batch can be split over. Training resumes from the newest whole checkpoint: bit for bit the same run on as many ranks
+and threads as before, the same to rounding on others.
 
-Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP reach the ranks on every host: they finish the step, save and end. A second signal
-ends everything at once.
+Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP are passed on to the ranks of every host: they finish the step, save and end. A
+second signal ends everything at once.
 
-Exit codes: 0 trained to the end; 75 asked to stop, saved; 1 given up (the reason is the last line, or above it what
-train.py said: what it refuses is not tried again).
+Exit codes: 0 trained to the end; 75 asked to stop, saved; 1 given up. The reason is the last line or, if train.py
+refused its arguments, which is not tried again, the lines that it printed above.
 """
 
 from __future__ import annotations
@@ -21,24 +22,21 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
 
 from cluster.hosts import HERE, assign, read_hostfile
-from cluster.launcher import Launcher
+from cluster.launcher import GiveUpError, Launcher, Restarts
 from cluster.stop import EXIT_REFUSED, EXIT_STOPPED, exit_with
-from cluster.supervision import GiveUpError, Restarts
-from pipeline.evaluation.sets import VerificationSet, is_finished, sets_of
-from pipeline.reading.tars import ShardSet
-from pipeline.recipe.file import load_recipe
-from pipeline.recipe.schema import Recipe, RecipeError, check_against_set
+from pipeline.recipe.schema import RecipeError
 from pipeline.run.checkpoint import has_reached
-from pipeline.shards.errors import ShardError
+from pipeline.run.folder import RunFolder
+from pipeline.shards.manifest import ShardError
+from pipeline.training.start import Start, read_start
 
 TRAIN = Path(__file__).with_name("train.py")
 
-# train.py refuses what it was given; it was given what it does not know (argparse)
+# What train.py exits with for arguments that no restart would mend: refused, or unknown to argparse.
 FINAL = (EXIT_REFUSED, 2)
 
 
@@ -70,7 +68,7 @@ def main() -> int:
     args = parse()
     passed_on = [argument for argument in args.train if argument != "--"]
     try:
-        job = job_of(passed_on)
+        start = start_of(passed_on)
         hosts = read_hostfile(args.hostfile) if args.hostfile else {HERE: args.ranks}
         launcher = Launcher(
             TRAIN,
@@ -79,33 +77,33 @@ def main() -> int:
             by_ssh=args.hostfile is not None,
             patience_seconds=args.probe_seconds,
         )
-        return supervise(launcher, hosts, job, args)
+        return supervise(launcher, hosts, start, args)
     except (RecipeError, ShardError, GiveUpError, ValueError, OSError) as error:
         say(f"given up: {error}")
         return 1
 
 
-def supervise(launcher: Launcher, hosts: dict[str, int], job: Job, args: argparse.Namespace) -> int:
+def supervise(launcher: Launcher, hosts: dict[str, int], start: Start, args: argparse.Namespace) -> int:
     """Start, watch, and start again, to the end or until asked to stop; returns the exit code.
 
     Raises:
-        GiveUpError: when starting again is no use.
+        GiveUpError: when starting again would end in the same way.
     """
     restarts = Restarts(args.max_restarts, args.same_step, args.wait_seconds)
     for attempt in itertools.count():
-        ranks = ranks_of(launcher.answering(hosts), hosts, job, args.min_ranks)
+        ranks = ranks_of(launcher.answering(hosts), hosts, start, args.min_ranks)
         if ranks:
             say(f"start {attempt + 1} on {', '.join(f'{host} ({n})' for host, n in ranks.items())}")
         code = launcher.run(ranks, args.master_port + attempt) if ranks else None
-        # A set that cannot be judged leaves a run unevaluated that has ended well.
-        trained = has_reached(job.run, job.recipe.optimizer.steps)
-        if (code == 0 and trained) or is_finished(job.run, job.recipe, job.sets):
+        # If a set cannot be judged, a run that has ended well is not evaluated, and starting again would not help.
+        trained = has_reached(start.run, start.recipe.optimizer.steps)
+        if (code == 0 and trained) or start.is_finished:
             return 0
         if launcher.stopping or code == EXIT_STOPPED:
             break
         if code in FINAL:
             raise GiveUpError("refused, for the reason above; starting again would end the same way")
-        step = last_step(job.run)
+        step = last_step(start.run)
         wait = restarts.failed_at(step)
         say(f"failed with code {code} after step {step}; starting again in {wait:g} s")
         launcher.sleep(wait)
@@ -113,13 +111,12 @@ def supervise(launcher: Launcher, hosts: dict[str, int], job: Job, args: argpars
     return EXIT_STOPPED
 
 
-def ranks_of(there: Collection[str], hosts: dict[str, int], job: Job, min_ranks: int) -> dict[str, int]:
-    """Ranks for each host that is there: the most that the recipe can be split over; empty where none fits."""
+def ranks_of(there: Collection[str], hosts: dict[str, int], start: Start, min_ranks: int) -> dict[str, int]:
+    """Ranks for each host that is there: the most that the recipe can be split over; empty if none fits."""
 
     def fits(ranks: int) -> bool:
         try:
-            manifest = job.shards.manifest
-            check_against_set(job.recipe, samples=manifest.samples, identities=manifest.identities, num_ranks=ranks)
+            start.check_ranks(ranks)
         except RecipeError:
             return False
         return ranks >= min_ranks
@@ -132,18 +129,8 @@ def ranks_of(there: Collection[str], hosts: dict[str, int], job: Job, min_ranks:
     return ranks
 
 
-@dataclass(frozen=True)
-class Job:
-    """What train.py will be given: read here as well, so that what is wrong with it shows before any host is asked."""
-
-    recipe: Recipe
-    shards: ShardSet
-    sets: Sequence[VerificationSet]
-    run: Path
-
-
-def job_of(passed_on: list[str]) -> Job:
-    """The job that these arguments of train.py mean.
+def start_of(passed_on: list[str]) -> Start:
+    """What these arguments of train.py name, read here as well: faults show before any host is probed.
 
     Raises:
         RecipeError, ShardError: what train.py would raise.
@@ -153,15 +140,13 @@ def job_of(passed_on: list[str]) -> Job:
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--run", type=Path)
     known, _ = parser.parse_known_args(passed_on)
-    recipe = load_recipe(known.recipe, known.set)
-    run = known.run or Path("runs") / known.recipe.stem
-    return Job(recipe, ShardSet(recipe.data.shards), sets_of(recipe), run)
+    return read_start(known.recipe, known.set, known.run)
 
 
 def last_step(run: Path) -> int:
-    """The last step that the run told of; 0 before the first."""
+    """The last step in the run's log; 0 before the first."""
     try:
-        lines = (run / "metrics.jsonl").read_text().splitlines()
+        lines = RunFolder(run).metrics.read_text().splitlines()
     except OSError:
         return 0
     for line in reversed(lines):
@@ -173,7 +158,7 @@ def last_step(run: Path) -> int:
 
 
 def say(text: str) -> None:
-    """One line for whoever watches."""
+    """Print one line for the user."""
     print(f"supervise.py: {text}", file=sys.stderr, flush=True)
 
 

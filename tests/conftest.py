@@ -1,4 +1,4 @@
-"""What holds for every test."""
+"""Settings of every test."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import pytest
 # and keeps sums in one order so that bitwise comparisons mean something.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A shell starts a job in the background with Ctrl-C ignored; what tests start would inherit that, and never end.
+# A shell starts background jobs with SIGINT ignored; processes that tests start would inherit that, and never stop.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -22,5 +22,5 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
     report = yield
     if report.skipped and os.environ.get("CI") and not item.get_closest_marker("gpu"):
         report.outcome = "failed"
-        report.longrepr = f"skipped in CI, where nothing but the GPU may be missing: {report.longrepr}"
+        report.longrepr = f"skipped in CI, which has everything but a GPU: {report.longrepr}"
     return report

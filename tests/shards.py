@@ -1,12 +1,16 @@
 """What the tests of sharding share: images, sources of them, and what lies in a folder afterwards."""
 
 import io
+import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from pipeline.shards.errors import SetAsideError
+from pipeline.shards.build import make_shards
+from pipeline.shards.images import SetAsideError
+from pipeline.shards.manifest import Manifest
 from pipeline.shards.plan import Plan, make_plan
 from pipeline.shards.sources import Source
 from pipeline.shards.sources.folder import scan_folder
@@ -37,6 +41,20 @@ def write_people(root: Path) -> Path:
 def plan_of(root: Path, out: Path, seed: int = 1, per_tar: int = 6, size: tuple[int, int] | None = None) -> Plan:
     """Identity folders to tars."""
     return make_plan(scan_folder(root), out, seed=seed, samples_per_tar=per_tar, size=size)
+
+
+def made(plan: Plan, **options: Any) -> Manifest:
+    """The finished set of a plan."""
+    manifest = make_shards(plan, **options)
+    assert manifest is not None
+    return manifest
+
+
+def extracted(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """The bytes of one file of a tar."""
+    file = tar.extractfile(member)
+    assert file is not None
+    return file.read()
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

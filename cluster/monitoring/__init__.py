@@ -1,1 +1,1 @@
-"""What watches a run: Prometheus' configuration, alerts, and the panels that dashboards are made of."""
+"""Monitoring of a run: Prometheus' configuration, alerts with runbooks, panels, dashboards and a live page."""

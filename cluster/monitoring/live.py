@@ -1,36 +1,39 @@
-"""Watch a run: Prometheus on it, and a page of its panels and alerts: ``python -m cluster.monitoring.live RUN``.
+"""Watch a run with Prometheus and a live page of panels and alerts: ``python -m cluster.monitoring.live RUN``.
 
-Prometheus keeps what it sees in RUN/prometheus, so that the page of a run that has ended still shows it. The page asks
-it through this server, which passes on nothing but queries. Ctrl-C ends both. Endpoints that speak TLS are read with
---ca and, where they want one, a client's --certificate and --key.
+Prometheus stores its data in RUN/prometheus, so that the page also works after the run has ended. The page queries it
+through this server, which forwards queries and nothing else. Ctrl-C ends both. For endpoints with TLS, give --ca and,
+if they want a client's certificate, --certificate and --key.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+from cluster.monitoring.notifier import Notifier, notifying
 from cluster.monitoring.panels import PANELS, TILES, TITLES
 from cluster.monitoring.runbooks import read_runbooks
 from cluster.stop import exit_with
 
 HERE = Path(__file__).parent
-ASKED = re.compile(r"/api/v1/(query|query_range|alerts)(\?.*)?")
+QUERY = re.compile(r"/api/v1/(query|query_range|alerts)(\?.*)?")
 
 
 class MonitorError(RuntimeError):
@@ -38,7 +41,7 @@ class MonitorError(RuntimeError):
 
 
 def main() -> int:
-    """Start Prometheus and the page, and end both when told to."""
+    """Start Prometheus and the page, and end both at Ctrl-C or SIGTERM."""
     args = _parser().parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -46,10 +49,11 @@ def main() -> int:
         with (
             prometheus(args.run, args.prometheus_port) as base,
             serving(args.address, args.port, base) as page,
+            notifying(Notifier(args.webhook, base, page)) if args.webhook else nullcontext(),
         ):
             print(f"watching {args.run}: {page}   (Prometheus itself: {base}; Ctrl-C ends both)", flush=True)
             signal.pause()
-    except (MonitorError, OSError) as error:
+    except (MonitorError, ValueError, OSError) as error:
         print(f"monitor: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -58,10 +62,10 @@ def main() -> int:
 
 
 def configure(run: Path, ca: Path | None = None, certificate: Path | None = None, key: Path | None = None) -> None:
-    """Put Prometheus' configuration and alerts into the run's folder, with the TLS files that its endpoints want.
+    """Write Prometheus' configuration and alerts into the run's folder, with the TLS files for its endpoints.
 
     Raises:
-        MonitorError: when there is no such folder.
+        MonitorError: if there is no such folder.
     """
     if not run.is_dir():
         raise MonitorError(f"{run}: no such folder; wanted that of a run, as RUN=runs/casia20")
@@ -76,20 +80,22 @@ def configure(run: Path, ca: Path | None = None, certificate: Path | None = None
 
 @contextmanager
 def prometheus(run: Path, port: int) -> Iterator[str]:
-    """A Prometheus on the run's folder while the context lasts; its URL. `port` 0 takes any free one.
+    """Run a Prometheus on the run's folder while the context lasts; yields its URL.
+
+    `port` 0 takes any free port, and so does one that is in use.
 
     Raises:
-        MonitorError: when it is not installed or does not start, with its own last words.
+        MonitorError: if it is not installed or does not start, with the last line of its log.
     """
     program = shutil.which("prometheus")
     if program is None:
         raise MonitorError("'prometheus' not found: install it (Debian: apt-get install prometheus)")
     log = run / "prometheus.log"
     command = [program, f"--config.file={run / 'prometheus.yml'}", f"--storage.tsdb.path={run / 'prometheus'}"]
-    # A run may take months; the default would forget its first weeks.
-    command += [f"--web.listen-address=127.0.0.1:{port}", "--storage.tsdb.retention.time=1y"]
+    # A run may take months; by default Prometheus deletes data after 15 days.
+    command += [f"--web.listen-address=127.0.0.1:{free_or_any('127.0.0.1', port)}", "--storage.tsdb.retention.time=1y"]
     with log.open("w") as output:
-        # In a session of its own: a Ctrl-C on the terminal is for us, who then end it in order.
+        # In a session of its own, since Ctrl-C on the terminal is for this process, which then ends Prometheus.
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
     try:
         yield _wait_until_ready(process, log)
@@ -104,8 +110,8 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
         if listening and _answers(f"http://127.0.0.1:{listening[1]}/-/ready"):
             return f"http://127.0.0.1:{listening[1]}"
         time.sleep(0.1)
-    said = log.read_text().strip().splitlines()
-    raise MonitorError(f"Prometheus did not start: {said[-1] if said else 'no word'} (all of it: {log})")
+    lines = log.read_text().strip().splitlines()
+    raise MonitorError(f"Prometheus did not start: {lines[-1] if lines else 'no message'} (whole log: {log})")
 
 
 def _answers(url: str) -> bool:
@@ -118,28 +124,51 @@ def _answers(url: str) -> bool:
 
 @contextmanager
 def serving(address: str, port: int, base: str) -> Iterator[str]:
-    """The page's server while the context lasts; its URL. `port` 0 takes any free one.
+    """Serve the page while the context lasts; yields its URL.
+
+    `port` 0 takes any free port, and so does one that is in use.
 
     Raises:
-        MonitorError: when the port is taken.
+        MonitorError: if the address cannot be listened on.
     """
+    server_class = type("_Server", (ThreadingHTTPServer,), {"address_family": _family(address)})
     try:
-        server = ThreadingHTTPServer((address, port), partial(_Handler, base, build_page().encode()))
+        where = (address, free_or_any(address, port))
+        server = server_class(where, partial(_Handler, base, build_page().encode()))
     except OSError as error:
-        raise MonitorError(
-            f"port {port} of {address}: {error.strerror}; wanted a free one, name it with --port"
-        ) from None
+        raise MonitorError(f"--address {address}: {error.strerror}; wanted an address of this machine") from None
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://{address}:{server.server_port}"
+        yield f"http://{f'[{address}]' if ':' in address else address}:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
 
 
+def free_or_any(address: str, port: int) -> int:
+    """`port` if it is free on `address`, else 0, which takes any free one.
+
+    Raises:
+        OSError: if the address is not of this machine.
+    """
+    with socket.socket(_family(address)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do, or a recent port seems taken
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return 0
+    return port
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 def build_page() -> str:
-    """The page, whole in one file: markup, style, script, and the table that it draws."""
+    """The page as one file: markup, style, script, and the table of panels that it draws."""
     table = {
         "titles": TITLES,
         "tiles": [asdict(tile) for tile in TILES],
@@ -150,7 +179,7 @@ def build_page() -> str:
     parts = {
         "/*STYLE*/": (source / "style.css").read_text(),
         "/*SCRIPT*/": (source / "charts.js").read_text() + (source / "page.js").read_text(),
-        "/*TABLE*/": json.dumps(table).replace("</", "<\\/"),  # or a text could end the script that holds it
+        "/*TABLE*/": json.dumps(table).replace("</", "<\\/"),  # a text must not end the script element that holds it
     }
     page = (source / "page.html").read_text()
     for place, text in parts.items():
@@ -159,7 +188,7 @@ def build_page() -> str:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Sends the page, and passes its queries on to Prometheus: one origin, so that no browser objects."""
+    """Sends the page and forwards its queries to Prometheus: one origin, as browsers want it."""
 
     def __init__(self, base: str, page: bytes, *args: object) -> None:
         self._base, self._page = base, page
@@ -169,10 +198,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer one request."""
         if self.path == "/":
             self._send(200, "text/html; charset=utf-8", self._page)
-        elif ASKED.fullmatch(self.path):
+        elif QUERY.fullmatch(self.path):
             self._send(*_ask(self._base + self.path))
         else:
-            self._send(404, "text/plain", b"not here: wanted / or a query\n")
+            self._send(404, "text/plain", b"not found: wanted / or a query\n")
 
     def _send(self, status: int, kind: str, body: bytes) -> None:
         self.send_response(status)
@@ -182,11 +211,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing: a page asks dozens of times a refresh."""
+        """Log nothing: the page sends dozens of queries at each refresh."""
 
 
 def _ask(url: str) -> tuple[int, str, bytes]:
-    """Prometheus' answer, its refusals too; when it is gone, a refusal as it would make one."""
+    """Prometheus' answer or refusal; if it does not answer, an error in the same format."""
     try:
         with urllib.request.urlopen(url, timeout=30) as answer:
             return answer.status, "application/json", answer.read()
@@ -204,12 +233,19 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, during the run or after it")
-    parser.add_argument("--port", type=int, default=9099, help="of the page (default %(default)s; 0: any free one)")
-    parser.add_argument("--address", default="127.0.0.1", help="the page listens on (default %(default)s)")
-    parser.add_argument("--prometheus-port", type=int, default=9090, metavar="PORT", help="default %(default)s; 0: any")
-    parser.add_argument("--ca", type=Path, metavar="FILE", help="authority of the endpoints' certificates (PEM)")
-    parser.add_argument("--certificate", type=Path, metavar="FILE", help="a client's, where endpoints want one (PEM)")
-    parser.add_argument("--key", type=Path, metavar="FILE", help="of the client's certificate (PEM)")
+    parser.add_argument(
+        "--port", type=int, default=9099, help="the page's port (default %(default)s; 0 or in use: any free one)"
+    )
+    parser.add_argument("--address", default="127.0.0.1", help="the page's address (default %(default)s)")
+    parser.add_argument("--prometheus-port", type=int, default=9090, metavar="PORT", help="(default %(default)s)")
+    parser.add_argument("--webhook", metavar="URL", help="post alerts there, as Prometheus' Alertmanager does")
+    parser.add_argument(
+        "--ca", type=Path, metavar="FILE", help="authority that signed the endpoints' certificates (PEM)"
+    )
+    parser.add_argument(
+        "--certificate", type=Path, metavar="FILE", help="a client's certificate, if endpoints want one (PEM)"
+    )
+    parser.add_argument("--key", type=Path, metavar="FILE", help="key of the client's certificate (PEM)")
     return parser
 
 

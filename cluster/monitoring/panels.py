@@ -1,7 +1,7 @@
-"""What is worth looking at in a run, as data: tiles, and panels in five groups, each with its queries.
+"""The panels and tiles of a run, as data: five groups of panels, each panel with its queries.
 
-Whatever shows a run reads this table. In a query ``$job`` stands for the run's name and ``$window`` for the time to
-take rates over, a few scrapes long.
+The live page and the Grafana dashboards are made from this table; a panel added here appears in both. In a query
+``$job`` stands for the run's name and ``$window`` for the time to take rates over, a few scrapes long.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ class Panel:
     """One chart.
 
     Args:
-        title: what it shows.
-        about: how to read it, for a person.
-        queries: PromQL and the legend of its series, ``{{label}}`` filled in from the series.
+        title: the quantity shown.
+        about: how to read it, in a sentence or two.
+        queries: PromQL and the legend of its series; ``{{label}}`` is replaced by the label's value.
         unit: of the values: "seconds", "bytes", "share" (of 1) or "" for plain numbers.
-        kind: "lines", "stack" where the series add up, or "heatmap" with a row a series.
-        logarithmic: for what spans decades.
-        lowest_first: where the least of many series is the one to look at, not the most.
-        sometimes: when there is nothing to show, for a panel that not every run fills.
+        kind: "lines"; "stack" if the series add up; "heatmap" for one row per series.
+        logarithmic: for values that span decades.
+        lowest_first: list the lowest series first, if low values are the ones to look at.
+        if_empty: the text shown without series, for a panel that not every run fills.
     """
 
     title: str
@@ -32,16 +32,22 @@ class Panel:
     kind: Literal["lines", "stack", "heatmap"] = "lines"
     logarithmic: bool = False
     lowest_first: bool = False
-    sometimes: str = ""
+    if_empty: str = ""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One number about the run as it is now: its title, its query, and its unit as in `Panel`."""
+    """One number about the run.
+
+    Args:
+        title, query, unit: as in `Panel`; the query has one result.
+        present: only a run that answers has it. Others are shown with their age after the run is gone.
+    """
 
     title: str
     query: str
     unit: Literal["seconds", "bytes", "share", ""] = ""
+    present: bool = False
 
 
 _JOB = '{job="$job"}'
@@ -50,10 +56,12 @@ _OWN = 'spherescale_step_part_seconds_total{job="$job", part!="communication"}'
 _WORK = f"sum by (rank, host) (rate({_OWN}[$window]))"
 _BY_PART = f"sum by (rank, host, part) (rate({_OWN}[$window]))"
 _STEPS = f"rate(spherescale_step_seconds_count{_JOB}[$window])"
+_NO_EVALUATION = "no evaluation yet, or the recipe names no evaluation set"
+_NO_LAMBDA = "no step yet, or the margin of this run has no lambda"
 
 
 def _gauge(name: str, legend: str, across: str = "max") -> tuple[tuple[str, str], ...]:
-    """A value that every rank reports alike."""
+    """One line of a value that is the same on every rank."""
     return ((f"{across}(spherescale_{name}{_JOB})", legend),)
 
 
@@ -66,15 +74,26 @@ def _by_rank(expression: str) -> tuple[tuple[str, str], ...]:
     return ((expression, "rank {{rank}} on {{host}}"),)
 
 
+def _pace(series: str) -> str:
+    """What a counter gains a second now. Nothing for ranks that are gone; 0 two minutes after a run has stopped."""
+    return f"(rate({series}{_JOB}[2m]) and {series}{_JOB})"
+
+
 TILES = (
     Tile("Step", f"max(spherescale_step{_JOB})"),
     Tile("Samples trained on", f"max(spherescale_position_samples{_JOB})"),
     Tile("Loss", f"max(spherescale_loss{_JOB})"),
-    Tile("Samples a second", f"max(spherescale_global_samples_per_second{_JOB})"),
-    Tile("Time left", f"max(spherescale_estimated_end_timestamp_seconds{_JOB} > 0) - time()", "seconds"),
-    Tile("Ranks that answer", f"sum(up{_JOB})"),
-    Tile("Straggler index", f"max(job:spherescale_straggler:ratio{_JOB})"),
-    Tile("Last checkpoint", f"min(spherescale_checkpoint_age_seconds{_JOB})", "seconds"),
+    Tile("Samples per second", f"sum({_pace('spherescale_samples_total')})", present=True),
+    Tile(
+        "Time left",
+        f"(max(spherescale_planned_steps{_JOB}) - max(spherescale_step{_JOB}))"
+        f" / (max({_pace('spherescale_step_seconds_count')}) > 0)",
+        "seconds",
+        present=True,
+    ),
+    Tile("Ranks that answer", f"sum(up{_JOB})", present=True),
+    Tile("Slowest / median rank", f"max(job:spherescale_straggler:ratio{_JOB})", present=True),
+    Tile("Age of the last checkpoint", f"min(spherescale_checkpoint_age_seconds{_JOB})", "seconds", present=True),
 )
 
 TITLES = {"run": "Run", "ranks": "Ranks", "data": "Data", "head": "Head and loss", "checkpoints": "Checkpoints"}
@@ -82,60 +101,64 @@ TITLES = {"run": "Run", "ranks": "Ranks", "data": "Data", "head": "Head and loss
 PANELS: dict[str, tuple[Panel, ...]] = {
     "run": (
         Panel("Loss", "Mean over the global batch.", _gauge("loss", "loss")),
-        Panel("Samples a second", "All ranks together.", _gauge("global_samples_per_second", "samples/s")),
+        Panel(
+            "Samples per second",
+            "All ranks together.",
+            ((f"sum(rate(spherescale_samples_total{_JOB}[$window]))", "samples/s"),),
+        ),
         Panel(
             "Step time",
-            "A tail far above the median is a stall: a checkpoint, a slow read, a slow rank.",
+            "A 99th percentile far above the median means stalls: a checkpoint, a slow read or a slow rank.",
             tuple(
                 (
                     f"histogram_quantile({q}, sum by (le) (rate(spherescale_step_seconds_bucket{_JOB}[$window])))",
                     legend,
                 )
-                for q, legend in ((0.5, "median"), (0.99, "99%"))
+                for q, legend in ((0.5, "median"), (0.99, "99th percentile"))
             ),
             "seconds",
         ),
         Panel(
-            "Where a step's time goes",
-            "Mean over ranks. Communication holds the waiting for slower ranks.",
+            "Step time by part",
+            "Mean over ranks. Communication includes waiting for slower ranks.",
             ((f"sum by (part) (rate({_PARTS}[$window])) / scalar(sum({_STEPS}))", "{{part}}"),),
             "seconds",
             "stack",
         ),
         Panel("Epoch", "Passes over the data.", _gauge("epoch", "epoch")),
         Panel(
-            "Accuracy on held-out people",
-            "At each evaluation, by set, and the best so far. A fall of two points: see the alert EvaluationDropped.",
+            "Verification accuracy",
+            "At each evaluation, by set, and the best so far. If it falls by two points: see EvaluationDropped.",
             (
-                (f"max by (set) (spherescale_evaluation_accuracy_ratio{_JOB} > 0)", "{{set}}"),
-                (f"max by (set) (spherescale_evaluation_best_accuracy_ratio{_JOB} > 0)", "{{set}}, best"),
+                (f"max by (set) (spherescale_evaluation_accuracy_ratio{_JOB})", "{{set}}"),
+                (f"max by (set) (spherescale_evaluation_best_accuracy_ratio{_JOB})", "{{set}}, best"),
             ),
             "share",
-            sometimes="the recipe names no evaluation set",
+            if_empty=_NO_EVALUATION,
         ),
         Panel(
-            "Training held up by evaluations",
-            "Share of the time in which the loop stood still to evaluate.",
+            "Training paused for evaluations",
+            "Share of the time.",
             ((f"avg(rate(spherescale_evaluation_seconds_total{_JOB}[10m]))", "share"),),
             "share",
-            sometimes="the recipe names no evaluation set",
+            if_empty=_NO_EVALUATION,
         ),
         Panel(
             "Ranks that answer",
-            "Below the line: see the alert RankGone.",
-            ((f"sum(up{_JOB})", "up"), *_gauge("ranks", "started with")),
+            "Fewer than the run has: see RankGone.",
+            ((f"sum(up{_JOB})", "answer"), *_gauge("ranks", "ranks of the run")),
         ),
     ),
     "ranks": (
         Panel(
             "Own work by rank, over the median",
-            "Without the waiting for others. 1 is even; one row that stands out is the straggler.",
+            "Without waiting for other ranks. All rows near 1: even. A row that stands out is a straggler.",
             _by_rank(f"{_WORK} / on () group_left () quantile(0.5, {_WORK})"),
             kind="heatmap",
         ),
         Panel(
-            "What the slowest do longer",
-            "Share of the time, by part, beyond the median rank. data_wait is a disk, the rest a processor.",
+            "Extra time of the slowest ranks, by part",
+            "Share of the time beyond the median rank. data_wait: disk or network. The rest: GPU or processor.",
             (
                 (
                     f"topk(5, {_BY_PART} - on (part) group_left () quantile by (part) (0.5, {_BY_PART}) > 0.02)",
@@ -143,34 +166,34 @@ PANELS: dict[str, tuple[Panel, ...]] = {
                 ),
             ),
             "share",
-            sometimes="no rank spends 2 % more of its time than the median",
+            if_empty="no rank spends 2 % more of its time on any part than the median rank",
         ),
         Panel(
             "Slowest over median rank",
-            "1 is even; the alert Straggler begins at 1.2.",
+            "1: even. Above 1.2: see Straggler.",
             ((f"max(job:spherescale_straggler:ratio{_JOB})", "slowest / median"),),
         ),
         Panel(
             "Communication by rank",
-            "The rank with the least is the one that the others wait for.",
+            "Share of the time. The other ranks wait for the rank with the least.",
             _by_rank(_share_of("communication")),
             "share",
             lowest_first=True,
         ),
         Panel(
-            "Bytes sent a second",
-            "By a rank, mean over ranks; by shapes, were all collectives rings.",
+            "Bytes sent per second",
+            "Mean over ranks, computed from tensor shapes for ring collectives.",
             ((f"avg by (part) (rate(spherescale_communication_bytes_total{_JOB}[$window]))", "{{part}}"),),
             "bytes",
             "stack",
         ),
         Panel(
-            "GPU busy",
-            "Share of the time, by NVML.",
+            "GPU utilisation",
+            "Share of the time that the GPU is busy, from NVML.",
             _by_rank(f"spherescale_gpu_utilisation_ratio{_JOB} >= 0"),
             "share",
             "heatmap",
-            sometimes="no rank has a GPU that NVML tells of (nvidia-ml-py)",
+            if_empty="no GPU, or NVML cannot be read (install nvidia-ml-py)",
         ),
         Panel(
             "Resident memory", "Of each rank's process.", _by_rank(f"spherescale_resident_memory_bytes{_JOB}"), "bytes"
@@ -185,20 +208,20 @@ PANELS: dict[str, tuple[Panel, ...]] = {
     "data": (
         Panel(
             "Waiting for data",
-            "Share of a rank's time. Above a tenth: see the alert DataStarvation.",
+            "Share of a rank's time. Above a tenth: see DataStarvation.",
             _by_rank(_share_of("data_wait")),
             "share",
         ),
         Panel(
-            "Batches ready",
-            "0 means that the loop waits.",
-            _by_rank(f"spherescale_prefetch_batches{_JOB}"),
+            "Prefetched batches",
+            "Decoded batches ready for the next steps. 0: the step waits for data.",
+            _by_rank(f"spherescale_prefetched_batches{_JOB}"),
             lowest_first=True,
         ),
-        Panel("Samples a second by rank", "", _by_rank(f"rate(spherescale_samples_total{_JOB}[$window])")),
+        Panel("Samples per second by rank", "", _by_rank(f"rate(spherescale_samples_total{_JOB}[$window])")),
         Panel(
             "Undecodable samples",
-            "Share of the samples read on a host.",
+            "Share of the samples read on a host. Above one in a thousand: see DecodeFailures.",
             (
                 (
                     f"sum by (host) (rate(spherescale_decode_failures_total{_JOB}[$window]))"
@@ -210,64 +233,66 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         ),
     ),
     "head": (
-        Panel("Loss", "Mean over the global batch.", _gauge("loss", "loss"), logarithmic=True),
+        Panel("Loss, logarithmic", "Mean over the global batch.", _gauge("loss", "loss"), logarithmic=True),
         Panel(
-            "Cosine to the own class",
-            "Rises as training works. Flat near 0 while lambda has fallen: the margin came too early.",
-            _gauge("target_cosine", "mean cosine"),
+            "Target cosine",
+            "Mean cosine between embedding and target class. Rises as training works.",
+            _gauge("target_cosine", "mean"),
         ),
         Panel(
-            "Angle to the own class",
-            "By percentile, in radians. Falls from pi/2 as training works.",
+            "Target angle",
+            "Percentiles, in radians. Falls from pi/2 as training works.",
             ((f"max by (percentile) (spherescale_target_angle_radians{_JOB})", "{{percentile}}"),),
         ),
         Panel(
-            "Angles beyond pi / m",
-            "Share of samples on a later branch of the margin: high and flat means that it came too early.",
-            _gauge("target_beyond_pi_ratio", "share"),
+            "Margin angle beyond pi",
+            "Share of samples with m times the target angle beyond pi. High and flat: the margin came too early.",
+            _gauge("margin_angle_beyond_pi_ratio", "share"),
             "share",
+            if_empty=_NO_LAMBDA,
         ),
         Panel(
             "Loss over chance",
-            "The loss over ln C: 1 is what guessing costs.",
+            "The loss over ln C, the loss of guessing. 1: no better than guessing.",
             _gauge("loss_over_chance_ratio", "loss / ln C"),
         ),
         Panel(
-            "Margin's lambda",
-            "Large: plain softmax; at its floor: the full margin.",
+            "Margin lambda",
+            "Large: plain softmax. At its minimum: the full margin.",
             _gauge("margin_lambda", "lambda"),
             logarithmic=True,
+            if_empty=_NO_LAMBDA,
         ),
-        Panel("Embedding length", "Mean of the latest batch.", _gauge("embedding_norm", "mean length")),
+        Panel("Embedding norm", "Mean over the global batch.", _gauge("embedding_norm", "mean")),
         Panel(
-            "Gradient length",
-            "Of the backbone, before weight decay. A climb before the loss leaps is divergence.",
-            _gauge("gradient_norm", "length"),
+            "Gradient norm",
+            "Of the backbone, before weight decay. A climb before the loss rises is divergence.",
+            _gauge("gradient_norm", "norm"),
             logarithmic=True,
         ),
         Panel("Learning rate", "", _gauge("learning_rate", "learning rate"), logarithmic=True),
         Panel(
-            "Steps dropped",
-            "left_out: passed over after a roll-back.",
+            "Skipped steps",
+            "Steps that changed no parameter. left_out: the batch is skipped on purpose after a roll-back.",
             ((f"max by (reason) (spherescale_skipped_steps_total{_JOB})", "{{reason}}"),),
         ),
         Panel(
             "Memory of the head",
-            "On the fullest rank: what the planner said, and its rows with momentum and gradient as they are.",
-            _gauge("head_planned_bytes", "planned, with working memory") + _gauge("head_held_bytes", "held"),
+            "On the fullest rank. Planned: with working memory. Held: rows, their gradient and optimizer state.",
+            _gauge("head_planned_bytes", "planned") + _gauge("head_held_bytes", "held"),
             "bytes",
         ),
     ),
     "checkpoints": (
         Panel(
             "Age of the last checkpoint",
-            "What a crash now would lose.",
+            "The training time that a crash now would lose.",
             _gauge("checkpoint_age_seconds", "age", "min"),
             "seconds",
         ),
         Panel(
             "Time to save",
-            "Mean of the saves within the hour.",
+            "Mean over the last hour.",
             (
                 (
                     f"sum(increase(spherescale_checkpoint_save_seconds_sum{_JOB}[1h]))"
@@ -278,25 +303,25 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             "seconds",
         ),
         Panel(
-            "Training held up by saves",
-            "Share of the time in which the loop stood still to copy its state out.",
+            "Training paused for saves",
+            "Share of the time in which the loop waits for the state to be copied.",
             ((f"avg(rate(spherescale_checkpoint_stall_seconds_total{_JOB}[10m]))", "share"),),
             "share",
         ),
         Panel(
-            "Saves that failed",
-            "The log of rank 0 says why; the checkpoints before them stay.",
+            "Failed saves",
+            "The log of rank 0 has the reason. Earlier checkpoints are kept.",
             _gauge("checkpoint_failures_total", "failed"),
         ),
-        Panel("Size", "Of the last checkpoint, all ranks' files.", _gauge("checkpoint_bytes", "last"), "bytes"),
+        Panel("Checkpoint size", "Files of all ranks, last checkpoint.", _gauge("checkpoint_bytes", "size"), "bytes"),
         Panel(
-            "Free room",
-            "Where the run writes, as each host sees it. Less than three checkpoints: see the alert DiskNearlyFull.",
-            ((f"min by (host) (spherescale_run_free_bytes{_JOB})", "{{host}}"),),
+            "Free disk space",
+            "At the run's folder, as each host sees it. Less than three checkpoints: see DiskNearlyFull.",
+            ((f"min by (host) (spherescale_run_disk_free_bytes{_JOB})", "{{host}}"),),
             "bytes",
             lowest_first=True,
         ),
-        Panel("Step", "Falls back to the last checkpoint when the run is started again.", _gauge("step", "step")),
-        Panel("Restarts", "", _gauge("restarts_total", "restarts")),
+        Panel("Step", "Falls back to the last checkpoint at a restart.", _gauge("step", "step")),
+        Panel("Restarts", "Since the run began.", _gauge("restarts_total", "restarts")),
     ),
 }

@@ -1,4 +1,4 @@
-"""The runbooks of the alerts, read from docs/runbooks.md, which is written for people first."""
+"""The runbooks of the alerts, parsed from docs/runbooks.md."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 FILE = Path(__file__).parents[2] / "docs" / "runbooks.md"
 
-# A heading; what the alert means; what the query shows; the query; numbered steps.
+# A heading, what the alert means, what the query shows, the query, and numbered steps.
 _SECTION = re.compile(
     r"^## (\w+)\n\n(.+?)\n\n(.+?)\n\n```promql\n(.+?)\n```\n\n(1\. .+?)\n*\Z", re.DOTALL | re.MULTILINE
 )
@@ -20,8 +20,8 @@ class Runbook:
 
     Args:
         meaning: what has happened.
-        shows: what the query's answer tells.
-        query: PromQL that shows where, ``$job`` standing for the run.
+        shows: how to read the query's result.
+        query: PromQL that locates the fault; ``$job`` stands for the run's name.
         steps: what to do, in order.
     """
 
@@ -32,10 +32,10 @@ class Runbook:
 
 
 def read_runbooks(file: Path = FILE) -> dict[str, Runbook]:
-    """Runbooks by the name of their alert; none where there is no file.
+    """Runbooks by the name of their alert; none if there is no file.
 
     Raises:
-        ValueError: for a section that is not made as the others are, naming it.
+        ValueError: for a section that does not have this form, with its name.
     """
     if not file.is_file():  # installed without the repository
         return {}

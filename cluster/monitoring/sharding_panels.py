@@ -1,6 +1,6 @@
-"""What is worth looking at while faces become shards, as data: one more dashboard, of `stages/shard.py`'s metrics.
+"""The panels of sharding, as data: one more dashboard, of the metrics of `stages/shard.py`.
 
-Each part of a set that is made in parts serves its own endpoint: ``rank`` is the part.
+If a set is made in parts, each part serves an endpoint of its own: ``rank`` is the number of the part.
 """
 
 from __future__ import annotations
@@ -8,16 +8,19 @@ from __future__ import annotations
 from cluster.monitoring.panels import Panel
 
 _DONE = 'spherescale_sharded_samples_total{job="$job"}'
-_ALL = 'max(spherescale_sharding_samples{job="$job"})'
+_ALL = 'max(spherescale_samples_to_shard{job="$job"})'
 _PART = "part {{rank}} on {{host}}"
 
 SHARDING = (
     Panel(
-        "Done", "Share of the set's samples, over the parts that run.", ((f"sum({_DONE}) / {_ALL}", "done"),), "share"
+        "Done",
+        "Share of the set's samples, over the parts that are running.",
+        ((f"sum({_DONE}) / {_ALL}", "done"),),
+        "share",
     ),
     Panel(
         "Time left",
-        "At the mean pace of the parts that run, were there no others.",
+        "At the mean pace so far of the parts that are running.",
         (
             (
                 f'({_ALL} - sum({_DONE})) / sum({_DONE} / spherescale_elapsed_seconds{{job="$job"}})',
@@ -26,16 +29,16 @@ SHARDING = (
         ),
         "seconds",
     ),
-    Panel("Samples a second", "Counted as each tar is finished.", ((f"rate({_DONE}[$window])", _PART),)),
+    Panel("Samples per second", "Counted when a tar is finished.", ((f"rate({_DONE}[$window])", _PART),)),
     Panel(
-        "Bytes a second",
-        "Of finished tars.",
+        "Bytes per second",
+        "Counted when a tar is finished.",
         (('rate(spherescale_sharded_bytes_total{job="$job"}[$window])', _PART),),
         "bytes",
     ),
     Panel(
         "Set aside",
-        "Share of the samples that could not be used. Above a hundredth: see the alert SamplesSetAside.",
+        "Share of the samples that could not be used. Above one in a hundred: see SamplesSetAside.",
         ((f'sum(spherescale_set_aside_samples_total{{job="$job"}}) / sum({_DONE})', "set aside"),),
         "share",
     ),

@@ -1,1 +1,1 @@
-"""Are these hosts fit to train on? Asked before a run, answered with what to do."""
+"""Checks before a run whether the hosts are fit to train on, and advises how to mend what is not."""

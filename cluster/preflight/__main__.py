@@ -1,18 +1,18 @@
-"""Are these hosts fit to train on? Looked at before a run is started, which would find out the hard way.
+"""The command that checks hosts before a run: ``python -m cluster.preflight``.
 
   python -m cluster.preflight --hostfile hosts --run /shared/runs/casia20 --shards /shared/shards
 
-Each host is asked by ssh (without a password, as deepspeed needs it): does it answer, run this project from the same
-path, with the same versions and the same code; are clocks, GPUs, drivers and shards alike; is the run's folder one
-folder on all of them, with room; is the port free. Then the ranks are started with deepspeed, as for training, and
-time what a step exchanges. With a plan, its sizes are the run's own:
+Each host is checked by ssh (without a password, as deepspeed needs it): it answers, and has this project at the same
+path, with the same versions and the same code; clocks, GPUs, drivers and shards are the same on all hosts; the run's
+folder is one shared folder, with room; the port is free. Then the ranks are started with deepspeed, as for training,
+and the collectives of a step are timed. With a plan, they have the run's own sizes:
 
   python stages/plan.py --identities 2059906 --ranks 16 --backbone iresnet100 --global-batch 2048 --json > plan.json
   python -m cluster.preflight --hostfile hosts --plan plan.json --min-gb-per-second 10
 
-What ssh and NCCL need on your network goes where deepspeed finds it: cluster/launch/deepspeed_env.example.
+Variables that NCCL needs on your network go into the file that deepspeed reads: cluster/launch/deepspeed_env.example.
 
-Exit code: 0 when all is well, 1 when something is wrong (the last line says where and what to do), 2 for wrong usage.
+Exit code: 0 if every check passed, 1 if one failed (the last line names the host and what to do), 2 for wrong usage.
 """
 
 from __future__ import annotations
@@ -35,28 +35,33 @@ CHECKPOINTS_KEPT = 3
 
 
 def parse() -> argparse.Namespace:
-    """The command line: which hosts, what the run will use, and what is good enough."""
+    """The command line: the hosts, what the run will use, and the limits."""
     parser = argparse.ArgumentParser(
         prog="python -m cluster.preflight", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--hostfile", type=Path, required=True, help="lines of 'host slots=N', as deepspeed reads them")
     parser.add_argument("--run", type=Path, help="the run's folder, which all hosts must share")
-    parser.add_argument("--shards", type=Path, help="the set that all hosts must have")
-    parser.add_argument("--plan", type=Path, help="what `stages/plan.py --json` printed for this run")
-    parser.add_argument("--master-port", type=int, default=29500, help="where the ranks meet (29500)")
+    parser.add_argument("--shards", type=Path, help="the folder of shards that all hosts must have")
+    parser.add_argument("--plan", type=Path, help="the output of `stages/plan.py --json` for this run")
+    parser.add_argument("--master-port", type=int, default=29500, help="port where the ranks meet (29500)")
     parser.add_argument(
-        "--min-gb-per-second", type=float, default=0, help="wanted of the largest collective, sent by a rank (0)"
+        "--min-gb-per-second",
+        type=float,
+        default=0,
+        help="least rate at which a rank sends in the largest collective (0)",
     )
-    parser.add_argument("--free-gib", type=float, default=10, help="wanted where the run is, if no plan says more (10)")
+    parser.add_argument("--free-gib", type=float, default=10, help="least room for the run, if no plan needs more (10)")
     parser.add_argument("--clock-seconds", type=float, default=1, help="the most that clocks may differ (1)")
-    parser.add_argument("--probe-seconds", type=float, default=30, help="for a host to answer (30)")
-    parser.add_argument("--no-exchange", action="store_true", help="start no ranks: their GPUs are at work")
-    parser.add_argument("--exchange-seconds", type=float, default=180, help="for the ranks to measure (180)")
+    parser.add_argument("--probe-seconds", type=float, default=30, help="time limit for a host to answer (30)")
+    parser.add_argument("--no-exchange", action="store_true", help="start no ranks: the GPUs are in use")
+    parser.add_argument(
+        "--exchange-seconds", type=float, default=180, help="time limit for the ranks' measurement (180)"
+    )
     return parser.parse_args()
 
 
 def main() -> int:
-    """Check, showing each result as it comes; returns the exit code."""
+    """Check, printing each result as it comes; returns the exit code."""
     args = parse()
     try:
         hosts = probe.Hosts(read_hostfile(args.hostfile), args.probe_seconds)
@@ -76,16 +81,17 @@ def main() -> int:
 
 
 def look(hosts: probe.Hosts, args: argparse.Namespace, plan: Planned | None) -> Iterator[Check]:
-    """One check after the other, the gravest first; ends where the rest would make no sense."""
-    there = hosts.ask("true")
+    """One check after the other, the gravest first; ends early if the others would make no sense."""
+    answering = hosts.ask("true")
     silence = f"got no answer within {hosts.patience_seconds:g} s, wanted one by ssh"
-    absent = tuple(f"{host}: {silence}" for host in hosts.slots if host not in there)
-    yield Check("ssh", f"{len(there)} hosts answer", absent, "is it up, and does `ssh HOST true` ask for nothing?")
-    if not there:
+    absent = tuple(f"{host}: {silence}" for host in hosts.slots if host not in answering)
+    yield Check("ssh", f"{len(answering)} hosts answer", absent, "is it up, and does `ssh HOST true` ask for nothing?")
+    if not answering:
         return
-    reached = probe.Hosts({host: hosts.slots[host] for host in hosts.slots if host in there}, hosts.patience_seconds)
-    facts, dumb = probe.facts(reached, args.shards, args.run, args.master_port)
-    cannot = tuple(f"{host}: got {said!r}, wanted the project's facts" for host, said in dumb.items())
+    slots = {host: hosts.slots[host] for host in hosts.slots if host in answering}
+    reached = probe.Hosts(slots, hosts.patience_seconds)
+    facts, without = probe.facts(reached, args.shards, args.run, args.master_port)
+    cannot = tuple(f"{host}: got {printed!r}, wanted the project's facts" for host, printed in without.items())
     yield Check(
         "project", "runs on every host", cannot, f"have the project and {sys.executable} at the same path there"
     )
@@ -98,7 +104,7 @@ def look(hosts: probe.Hosts, args: argparse.Namespace, plan: Planned | None) -> 
 def alike(
     hosts: probe.Hosts, facts: dict[str, Facts], args: argparse.Namespace, plan: Planned | None
 ) -> Iterator[Check]:
-    """What the hosts told of themselves, compared."""
+    """The hosts' facts, compared."""
     yield checks.versions(facts)
     yield checks.clocks(*probe.clocks(hosts), args.clock_seconds)
     yield checks.gpus(facts, hosts.slots)
@@ -113,7 +119,7 @@ def alike(
 
 
 def bandwidth(hosts: probe.Hosts, args: argparse.Namespace, plan: Planned | None) -> Check:
-    """What a step exchanges, timed over all ranks."""
+    """The collectives of a step, timed over all ranks."""
     gradient, embeddings = GRADIENT_BYTES, EMBEDDING_BYTES
     if plan:
         gradient, embeddings = plan.gradient_bytes, plan.embedding_bytes
@@ -127,22 +133,22 @@ def bandwidth(hosts: probe.Hosts, args: argparse.Namespace, plan: Planned | None
 
 
 def read_plan(path: Path, ranks: int) -> Planned:
-    """What a plan says about the hosts.
+    """What a plan wants of the hosts.
 
     Raises:
-        ValueError: when the file is no plan, or one for another number of ranks.
+        ValueError: if the file is no plan, or one for another number of ranks.
     """
     try:
         plan = Planned(**json.loads(path.read_text())["hosts"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: got {error!r}, wanted what stages/plan.py --json prints") from None
+        raise ValueError(f"{path}: got {error!r}, wanted the output of stages/plan.py --json") from None
     if plan.ranks != ranks:
         raise ValueError(f"{path}: got a plan for {plan.ranks} ranks, wanted the {ranks} slots of the hostfile")
     return plan
 
 
 def show(check: Check) -> None:
-    """A line of the table, and one for each fault."""
+    """Print a line of the table, and one for each fault."""
     print(f"{check.name:<12}{'FAILED' if check.faults else 'ok':<8}{'' if check.faults else check.found}".rstrip())
     for fault in check.faults:
         print(f"{'':<12}{fault}")

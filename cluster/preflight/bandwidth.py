@@ -1,6 +1,6 @@
-"""How fast the ranks exchange what a step exchanges: run on all hosts by `deepspeed --module`.
+"""Times the collectives of a training step: run on all hosts by `deepspeed --module`.
 
-Rank 0 prints one line, `RESULT` and JSON: the collectives with their times, and the rate from each host to the next.
+Rank 0 prints one line, `RESULT` and JSON: each collective's duration, and the rate from each host to the next.
 """
 
 from __future__ import annotations
@@ -8,33 +8,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
-from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
 import torch.distributed as dist
 
+from cluster.collective_rates import fastest
 from cluster.preflight.checks import Measured
 from cluster.process_group import device_of, process_group
 from cluster.topology import Topology
 
 RESULT = "PREFLIGHT_RESULT "
-_REPEATS = 5
 _LINK_BYTES = 2**24
-
-
-def fastest(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the quickest of several calls that all ranks begin together, after one that is not counted."""
-    times = []
-    for _ in range(_REPEATS + 1):
-        dist.barrier()
-        begun = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - begun)
-    return min(times[1:])
 
 
 def collectives(gradient_bytes: int, embedding_bytes: int, topology: Topology, device: torch.device) -> list[Measured]:
@@ -55,22 +40,10 @@ def collectives(gradient_bytes: int, embedding_bytes: int, topology: Topology, d
     ]
 
 
-def ring_rates(device: torch.device) -> tuple[float, float]:
-    """Bytes a second that a rank sends in a large all-reduce, and the seconds of one step of its ring in a small one.
-
-    All ranks take part, more than one.
-    """
-    steps = 2 * (dist.get_world_size() - 1)
-    small, large = torch.zeros(64, device=device), torch.zeros(_LINK_BYTES // 4, device=device)
-    latency = fastest(lambda: dist.all_reduce(small), device)
-    whole = fastest(lambda: dist.all_reduce(large), device)
-    return steps * large.nbytes / dist.get_world_size() / max(whole - latency, 1e-9), latency / steps
-
-
 def links(slots: dict[str, int], topology: Topology, device: torch.device) -> dict[str, float]:
     """Bytes a second from the first rank of each host to that of the next, one pair after the other.
 
-    All ranks take part, and all have the same result. `slots` are the ranks of each host, in order.
+    All ranks take part, and all get the same result. `slots` are the ranks of each host, in order.
     """
     hosts = list(slots)
     first_ranks = [sum(list(slots.values())[:place]) for place in range(len(hosts))]
@@ -85,7 +58,7 @@ def links(slots: dict[str, int], topology: Topology, device: torch.device) -> di
             elif topology.rank == target:
                 dist.recv(data, source)
 
-        # a sender is done when its data lies in a buffer: the receiver's time is the link's
+        # a send returns as soon as its data is in a buffer: the receiver's time is the link's
         seconds = torch.tensor([fastest(pass_on, device)], device=device)
         dist.all_reduce(seconds, dist.ReduceOp.MAX)
         rates[f"{hosts[place]} → {hosts[following]}"] = data.nbytes / float(seconds)
@@ -98,7 +71,7 @@ def ranks_of_hosts(text: str) -> dict[str, int]:
 
 
 def main() -> None:
-    """Meet the others, measure, and let rank 0 tell."""
+    """Meet the other ranks and measure; rank 0 prints the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gradient-bytes", type=int, required=True)
     parser.add_argument("--embedding-bytes", type=int, required=True)

@@ -1,4 +1,4 @@
-"""What the hosts told, judged: pure functions from facts to what is wrong and what to do about it."""
+"""Judges the hosts' facts: pure functions from facts to what is wrong and how to mend it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at on all hosts.
+    """One property that was checked on all hosts.
 
     Attributes:
-        name: of the thing.
-        found: what there is.
-        faults: one clause for each host where it is wrong.
-        advice: what to do then.
+        name: of the property.
+        found: its value, to be printed if there is no fault.
+        faults: one clause for each host with a fault.
+        advice: how to mend the faults.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Planned:
-    """What ``stages/plan.py --json`` says about hosts: ranks, bytes of a step's exchanges and of a checkpoint."""
+    """What ``stages/plan.py --json`` wants of hosts: ranks, bytes of a step's collectives and of a checkpoint."""
 
     ranks: int
     gradient_bytes: int
@@ -39,12 +39,12 @@ class Planned:
 
 @dataclass(frozen=True)
 class Measured:
-    """How long a collective took.
+    """The duration of a collective.
 
     Attributes:
-        what: its name, and what of training it stands for.
+        what: its name, and its part in a training step.
         sent_bytes: by each rank, with a ring algorithm.
-        seconds: of the quickest of several.
+        seconds: the shortest of several repeats.
     """
 
     what: str
@@ -67,10 +67,10 @@ def differing(values: Mapping[str, str]) -> tuple[str, ...]:
 
 def versions(facts: Mapping[str, Facts]) -> Check:
     """Python, packages and code are the same."""
-    names = dict.fromkeys(name for told in facts.values() for name in told.versions)
+    names = dict.fromkeys(name for fact in facts.values() for name in fact.versions)
     faults = []
     for name in names:
-        found = {host: told.versions.get(name, "nothing") for host, told in facts.items()}
+        found = {host: fact.versions.get(name, "nothing") for host, fact in facts.items()}
         faults += [clause.replace(":", f": {name}:", 1) for clause in differing(found)]
     first = next(iter(facts.values())).versions
     return Check(
@@ -82,9 +82,9 @@ def versions(facts: Mapping[str, Facts]) -> Check:
 
 
 def clock_offset(reading: float, asked: float, answered: float) -> float:
-    """Seconds by which a clock is ahead (or, negative, behind) at the least.
+    """Least seconds by which a clock is ahead or, if negative, behind.
 
-    It was read at some moment between `asked` and `answered`, on the clock that others are compared with.
+    It was read at some moment between `asked` and `answered`, which are times of the reference clock.
     """
     return max(0.0, reading - answered) or min(0.0, reading - asked)
 
@@ -107,37 +107,37 @@ def clocks(readings: Mapping[str, float], asked: float, answered: float, bound: 
 
 def gpus(facts: Mapping[str, Facts], slots: Mapping[str, int]) -> Check:
     """The same kind of GPU and driver everywhere, one for each slot; or none anywhere."""
-    kinds = {host: ", ".join(sorted(set(told.gpus))) or "no GPU" for host, told in facts.items()}
+    kinds = {host: ", ".join(sorted(set(fact.gpus))) or "no GPU" for host, fact in facts.items()}
     few = tuple(
-        f"{host}: got {len(told.gpus)} GPUs, wanted {slots[host]} as the hostfile has slots"
-        for host, told in facts.items()
-        if len(told.gpus) < slots[host]
+        f"{host}: got {len(fact.gpus)} GPUs, wanted {slots[host]} as the hostfile has slots"
+        for host, fact in facts.items()
+        if len(fact.gpus) < slots[host]
     )
-    some = any(told.gpus for told in facts.values())
+    some = any(fact.gpus for fact in facts.values())
     kind = next(iter(kinds.values()))
     return Check(
         "GPUs",
-        f"{min(len(told.gpus) for told in facts.values())} × {kind} a host" if some else "none: training on CPUs",
+        f"{min(len(fact.gpus) for fact in facts.values())} × {kind} a host" if some else "none: training on CPUs",
         differing(kinds) + few if some else (),
         "mend the driver there, or lower its slots",
     )
 
 
 def shards(facts: Mapping[str, Facts]) -> Check:
-    """The set is there, and the same."""
-    told = {host: str(fact.shards) for host, fact in facts.items()}
-    missing = tuple(f"{host}: got {text}, wanted a set" for host, text in told.items() if text.startswith("no "))
-    present = {host: text for host, text in told.items() if not text.startswith("no ")}
+    """Every host has the shards, and the same ones."""
+    found = {host: str(fact.shards) for host, fact in facts.items()}
+    missing = tuple(f"{host}: got {text}, wanted shards" for host, text in found.items() if text.startswith("no "))
+    present = {host: text for host, text in found.items() if not text.startswith("no ")}
     return Check(
         "shards",
         next(iter(present.values()), "nowhere"),
         missing + (differing(present) if present else ()),
-        "mount the set there, or copy it whole: stages/shard.py pull",
+        "mount the shards there, or copy all of them: stages/shard.py pull",
     )
 
 
 def shared(token: str, read: Mapping[str, str], folder: str) -> Check:
-    """What one host wrote to the run's folder the others can read."""
+    """Every host can read what the first wrote to the run's folder."""
     return Check(
         "run folder",
         f"{folder} is shared",
@@ -152,7 +152,7 @@ def shared(token: str, read: Mapping[str, str], folder: str) -> Check:
 
 def disk(facts: Mapping[str, Facts], wanted_bytes: float) -> Check:
     """There is room for the run's checkpoints."""
-    free = {host: told.free_bytes or 0 for host, told in facts.items()}
+    free = {host: fact.free_bytes or 0 for host, fact in facts.items()}
     return Check(
         "disk",
         f"{min(free.values()) / GIB:,.1f} GiB free",
@@ -161,19 +161,19 @@ def disk(facts: Mapping[str, Facts], wanted_bytes: float) -> Check:
             for host, size in free.items()
             if size < wanted_bytes
         ),
-        "make room, or put the run's folder elsewhere: a full disk costs saves",
+        "make room, or put the run's folder elsewhere: saves fail on a full disk",
     )
 
 
 def port(facts: Mapping[str, Facts], number: int) -> Check:
-    """The first host can listen where the ranks are to meet."""
-    host, told = next(iter(facts.items()))
+    """The first host can listen on the port at which the ranks will meet."""
+    host, first = next(iter(facts.items()))
     fault = f"{host}: got port {number} taken, wanted it free"
     return Check(
         "port",
         f"{number} is free on {host}",
-        () if told.port_is_free else (fault,),
-        "end what listens there (ss -ltnp), or choose another with --master_port",
+        () if first.port_is_free else (fault,),
+        "end the process that listens there (ss -ltnp), or choose another port with --master_port",
     )
 
 
@@ -193,5 +193,5 @@ def bandwidth(measured: list[Measured], links: Mapping[str, float], wanted_rate:
         "bandwidth",
         "; ".join(parts),
         (slow,) if largest.rate < wanted_rate else (),
-        "see docs/many_nodes.md: which interface NCCL takes (NCCL_DEBUG=INFO), cables, switch",
+        "see docs/many_nodes.md: the interface that NCCL uses (NCCL_DEBUG=INFO), cables, switch",
     )

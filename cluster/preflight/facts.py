@@ -1,4 +1,4 @@
-"""What one host knows of itself, as a line of JSON: run on each by ssh, ``python -m cluster.preflight.facts``."""
+"""The facts of one host, as a line of JSON: run on each by ssh, ``python -m cluster.preflight.facts``."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from cluster.versions import code_digest, versions
 
 @dataclass(frozen=True)
 class Facts:
-    """Of one host.
+    """The facts of one host.
 
     Attributes:
         versions: of Python and packages, and the digest of the code.
         gpus: name and driver of each.
-        shards: digest of the manifest, number and bytes of the tars; None where nobody asked.
-        free_bytes: where the run's folder is or will be; None where nobody asked.
-        port_is_free: whether a store could listen there.
+        shards: digest of the manifest, number and bytes of the tars; None if not asked for.
+        free_bytes: on the disk of the run's folder; None if not asked for.
+        port_is_free: whether the ranks' store could listen there.
     """
 
     versions: dict[str, str]
@@ -46,16 +46,16 @@ def gather(shards: Path | None, run: Path | None, port: int) -> Facts:
 
 def gpus() -> list[str]:
     """``name, driver`` of each GPU that the driver shows; empty without a driver."""
-    question = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(question, capture_output=True, text=True, check=True).stdout
+        answer = subprocess.run(query, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return []
     return [line.strip() for line in answer.splitlines() if line.strip()]
 
 
 def describe_shards(folder: Path) -> str:
-    """One line that differs when the sets differ; the tars' bytes are not read."""
+    """One line that differs if the shards differ; the tars' bytes are not read."""
     try:
         manifest = (folder / "manifest.json").read_bytes()
     except OSError as error:
@@ -65,7 +65,7 @@ def describe_shards(folder: Path) -> str:
 
 
 def is_free(port: int) -> bool:
-    """Whether nobody listens on the port, on any address."""
+    """Whether no process listens on the port, on any address."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

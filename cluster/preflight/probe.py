@@ -1,4 +1,4 @@
-"""Asks the hosts: by ssh what each knows of itself, and through `deepspeed` how fast they exchange."""
+"""Collects the facts of the hosts by ssh, and times their collectives through `deepspeed`."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from cluster.versions import ROOT
 
 
 class ProbeError(RuntimeError):
-    """The hosts could not be asked; the message says what they said instead."""
+    """The hosts could not be measured; the message quotes what they printed instead."""
 
 
 @dataclass(frozen=True)
 class Hosts:
-    """Those of the hostfile, and how long one may take to answer.
+    """The hosts of a hostfile, and how long one may take to answer.
 
     Attributes:
         slots: ranks of each.
-        patience_seconds: for an answer.
+        patience_seconds: time limit for an answer.
     """
 
     slots: Mapping[str, int]
@@ -40,32 +40,32 @@ class Hosts:
 
     @property
     def first(self) -> str:
-        """Where rank 0 will be."""
+        """The host of rank 0."""
         return next(iter(self.slots))
 
     def ask(self, command: str) -> dict[str, str]:
-        """What the command prints on each host where it succeeds, in the hostfile's order."""
+        """The output of the command on each host on which it succeeds, in the hostfile's order."""
         return answers(self.slots, command, self.patience_seconds)
 
 
 def facts(hosts: Hosts, shards: Path | None, run: Path | None, port: int) -> tuple[dict[str, Facts], dict[str, str]]:
-    """Of each host that can tell, and of the others what they said instead."""
+    """The facts of each host that has them, and the last line that each other host printed instead."""
     words: list[str | Path] = [sys.executable, "-m", "cluster.preflight.facts", "--port", str(port)]
     words += ["--shards", shards] if shards else []
     words += ["--run", run] if run else []
     command = f"cd {shlex.quote(str(ROOT))} && {shlex.join(map(str, words))}"
-    told, dumb = {}, {}
+    found, without = {}, {}
     for host, output in hosts.ask(f"({command}) 2>&1 || true").items():
         last = (output.strip().splitlines() or ["nothing"])[-1]
         try:
-            told[host] = Facts(**json.loads(last))
+            found[host] = Facts(**json.loads(last))
         except (ValueError, TypeError):
-            dumb[host] = last
-    return told, dumb
+            without[host] = last
+    return found, without
 
 
 def clocks(hosts: Hosts) -> tuple[dict[str, float], float, float]:
-    """Every host's clock, and this machine's before and after they were asked: seconds since 1970."""
+    """Every host's clock, and this machine's before and after they were read: seconds since 1970."""
     asked = time.time()
     readings = {host: float(output) for host, output in hosts.ask("date +%s.%N").items()}
     return readings, asked, time.time()
@@ -73,7 +73,7 @@ def clocks(hosts: Hosts) -> tuple[dict[str, float], float, float]:
 
 @contextmanager
 def token_in(hosts: Hosts, folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """A token that the first host writes to `folder`, which is made if need be, and what each host reads there."""
+    """A token that the first host writes to `folder`, which is created if need be, and what each host reads there."""
     token = uuid.uuid4().hex
     file = shlex.quote(str(folder / f".preflight-{token}"))
     first = Hosts({hosts.first: 1}, hosts.patience_seconds)
@@ -87,13 +87,13 @@ def token_in(hosts: Hosts, folder: Path) -> Iterator[tuple[str, dict[str, str]]]
 def exchange(
     hosts: Hosts, hostfile: Path, port: int, gradient_bytes: int, embedding_bytes: int, timeout_seconds: float
 ) -> tuple[list[Measured], dict[str, float]]:
-    """Times of the collectives over all ranks, and bytes a second of each link between successive hosts.
+    """Durations of the collectives over all ranks, and bytes a second of each link between successive hosts.
 
     Raises:
-        ProbeError: when the launcher, or a rank, fails or takes longer than `timeout_seconds`.
+        ProbeError: if the launcher, or a rank, fails or takes longer than `timeout_seconds`.
     """
     command = [str(Path(sys.executable).with_name("deepspeed")), "--hostfile", str(hostfile), "--force_multi"]
-    command += ["--no_ssh_check"]  # it would ask one host, without the arguments for ssh
+    command += ["--no_ssh_check"]  # its check would call ssh without the arguments for ssh
     command += ["--master_addr", hosts.first, "--master_port", str(port), "--module", "cluster.preflight.bandwidth"]
     command += ["--gradient-bytes", str(gradient_bytes), "--embedding-bytes", str(embedding_bytes)]
     # pdsh loses quotes
@@ -124,7 +124,7 @@ def exchange(
 
 
 def _last_words(output: str) -> str:
-    """The last line that looks like a reason."""
+    """The last line that looks like a reason: one with "error", else any."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     reasons = [line for line in lines if "Error" in line or "error" in line]
-    return (reasons or lines or ["nothing was said"])[-1]
+    return (reasons or lines or ["no output"])[-1]

@@ -1,27 +1,9 @@
-"""The networks that turn an aligned face into an embedding, by name."""
+"""The networks that turn an aligned face into an embedding, by name: a family of them is one file here."""
 
-from __future__ import annotations
+from pipeline.backbones import sphereface  # isort: skip  # first, as in every list of names
+from pipeline.backbones.backbone import BACKBONES, Backbone
+from pipeline.section import import_modules
 
-from torch import nn
+__all__ = ["BACKBONES", "Backbone", "sphereface"]
 
-from pipeline.backbones import iresnet, sphereface
-
-BACKBONES = (
-    *(f"sphereface{layers}" for layers in sphereface.UNITS),
-    *(f"iresnet{layers}" for layers in iresnet.BLOCKS),
-)
-
-
-def build_backbone(name: str, embedding_dim: int, image_size: tuple[int, int] = (112, 96)) -> nn.Module:
-    """The backbone `name`: images [B, 3, H, W] of `image_size` (H, W) to embeddings [B, embedding_dim].
-
-    Initial weights come from the global random generator: call ``torch.manual_seed`` first.
-
-    Raises:
-        ValueError: for a name that is not in `BACKBONES`.
-    """
-    if name not in BACKBONES:
-        raise ValueError(f"backbone: got {name!r}, wanted one of {', '.join(BACKBONES)}")
-    family = sphereface.SphereFace if name.startswith("sphereface") else iresnet.IResNet
-    layers = int(name.removeprefix("sphereface").removeprefix("iresnet"))
-    return family(layers, embedding_dim, image_size)
+import_modules(__name__, __path__)

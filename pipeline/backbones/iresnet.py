@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pipeline.backbones.backbone import BACKBONES, Backbone
 from pipeline.backbones.size import feature_map
 
 CHANNELS = (64, 128, 256, 512)
@@ -23,7 +24,7 @@ BLOCKS = {
 
 
 class Block(nn.Module):
-    """BN, conv, BN, PReLU, conv, BN, plus the input (through a 1×1 convolution where the shape changes)."""
+    """BN, conv, BN, PReLU, conv, BN, plus the input (through a 1×1 convolution if the shape changes)."""
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ class IResNet(nn.Module):
         ValueError: for another number of layers.
     """
 
-    def __init__(self, layers: int, embedding_dim: int = 512, image_size: tuple[int, int] = (112, 112)) -> None:
+    def __init__(self, layers: int, embedding_dim: int, image_size: tuple[int, int]) -> None:
         super().__init__()
         if layers not in BLOCKS:
             raise ValueError(f"layers: got {layers}, wanted one of {', '.join(map(str, BLOCKS))}")
@@ -88,6 +89,15 @@ class IResNet(nn.Module):
         x = self.prelu(self.bn1(self.conv1(images)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.features(self.fc(self.bn2(x).flatten(1)))
+
+
+@BACKBONES.add(*(f"iresnet{layers}" for layers in BLOCKS))
+class IResNetBackbone(Backbone):
+    """A residual network as in ArcFace (Deng et al., CVPR 2019) and InsightFace's published weights."""
+
+    def build(self, image_size: tuple[int, int]) -> nn.Module:
+        """See `IResNet`."""
+        return IResNet(int(self.name.removeprefix("iresnet")), self.embedding_dim, image_size)
 
 
 def _stage(channels_in: int, channels: int, blocks: int) -> nn.Sequential:

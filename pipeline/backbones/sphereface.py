@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pipeline.backbones.backbone import BACKBONES, Backbone
 from pipeline.backbones.size import feature_map
 
 CHANNELS = (64, 128, 256, 512)
@@ -56,7 +57,7 @@ class SphereFace(nn.Module):
         ValueError: for a number of layers the paper does not have.
     """
 
-    def __init__(self, layers: int, embedding_dim: int = 512, image_size: tuple[int, int] = (112, 96)) -> None:
+    def __init__(self, layers: int, embedding_dim: int, image_size: tuple[int, int]) -> None:
         super().__init__()
         if layers not in UNITS:
             raise ValueError(f"layers: got {layers}, wanted one of {', '.join(map(str, UNITS))}")
@@ -69,6 +70,15 @@ class SphereFace(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Embeddings [B, D] of images [B, 3, H, W] scaled to about [-1, 1]."""
         return self.fc(self.stages(images).flatten(1))
+
+
+@BACKBONES.add(*(f"sphereface{layers}" for layers in UNITS))
+class SphereFaceBackbone(Backbone):
+    """A network of SphereFace (Liu et al., CVPR 2017, table 2): its number of layers is in the name."""
+
+    def build(self, image_size: tuple[int, int]) -> nn.Module:
+        """See `SphereFace`."""
+        return SphereFace(int(self.name.removeprefix("sphereface")), self.embedding_dim, image_size)
 
 
 def _stage(channels_in: int, channels: int, units: int) -> nn.Sequential:

@@ -1,7 +1,7 @@
 """Verification while training: every rank embeds its share of each set with the live backbone, rank 0 judges.
 
-Results lie where `stages/evaluate.py` puts its own and are made by the same functions. Training is not changed by it:
-the backbone is in evaluation mode meanwhile, nothing is random, and nothing of the run's state is written.
+Results are made by the same functions as those of `stages/evaluate.py`, and written to the same place. Training is not
+changed: the backbone is in evaluation mode meanwhile, nothing is random, and nothing of the run's state is written.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cluster.collectives import SENT, Group, gather_objects, gather_rows, num_ranks, rank_in
 from cluster.stopwatch import STEP
 from pipeline.evaluation.embedding.embed import embed, files_of, means_of_runs
 from pipeline.evaluation.embedding.trained import digest_of
-from pipeline.evaluation.results import Settings, Verification, save
+from pipeline.evaluation.results import Settings, save
+from pipeline.evaluation.scoring.rates import Verification
 from pipeline.evaluation.scoring.verification import FloatArray
 from pipeline.evaluation.sets import VerificationSet, accuracies_of, folder_of, judge, stored
-from pipeline.reading.dali import DecodedBatch, Decoder, EncodedBatch
+from pipeline.reading.dali import DecodedBatch, Decoder
+from pipeline.reading.images import decode_images, read_image
 from pipeline.recipe.schema import RecipeError
 from pipeline.run.best import Best, write_best
 from pipeline.run.checkpoint import complete_steps
@@ -36,8 +39,8 @@ class Evaluated:
 
     Attributes:
         step: of the run.
-        results: by set; one that could not be judged is not among them.
-        faults: why not, a line each.
+        results: by set, without those that could not be judged.
+        faults: why they could not, a line each.
         highest: the highest accuracy of the run so far, by set.
         best: what ``RUN/best.json`` now says.
         seconds: how long training stood still.
@@ -55,13 +58,13 @@ class Evaluator:
     """Evaluates the backbone of a trainer. All ranks make one, and call each method together.
 
     Args:
-        trainer: whose backbone, and whose run's folder.
-        sets: the recipe's, the same on every rank.
+        trainer: of the run; its backbone is evaluated, results go to its run's folder.
+        sets: of the recipe, the same on every rank.
     """
 
     def __init__(self, trainer: Trainer, sets: Sequence[VerificationSet]) -> None:
         self._trainer, self._sets = trainer, sets
-        # Listed once: an image that goes in mid-run is missed, and every rank still has the same list.
+        # Listed once: if an image is removed during the run, every rank still has the same list.
         self._files = {chosen.name: files_of(chosen.images, chosen.pairs) for chosen in sets}
         self._group: Group = trainer.group
         self._first = rank_in(trainer.group) == 0
@@ -88,15 +91,15 @@ class Evaluator:
                 raise RecipeError(words)
 
     def look_back(self) -> None:
-        """Let ``best.json`` say what was best up to the trainer's step: a run may go on from before its best."""
+        """Write to ``best.json`` what was best up to the trainer's step: a run may resume from before its best."""
         if self._first and self._sets:
             write_best(self._trainer.run, self._best(self._reached(self._trainer.step)))
 
     def evaluate(self) -> Evaluated:
         """Evaluate every set after the trainer's step, a save of which has begun; what is stored is not done again.
 
-        Rank 0's buffers to all; a set, the backbone's forward passes, one all-gather of features [F, 2D] and three
-        exchanges of objects. A set that cannot be judged costs its result, not the run.
+        Collectives, in order: rank 0's buffers to all; for each set the backbone's forward passes, one all-gather of
+        features [F, 2D] and three exchanges of objects. A set that cannot be judged costs its result, not the run.
         """
         started, step = time.perf_counter(), self._trainer.step
         with STEP.part("evaluation"), self._as_saved():
@@ -128,7 +131,7 @@ class Evaluator:
             engine.restore_buffers()
 
     def _outcome(self, chosen: VerificationSet, weights: str) -> Verification | str:
-        """The result on one set, or why there is none; rank 0's word, on every rank."""
+        """The result on one set, or why there is none: rank 0's, on every rank."""
         settings = chosen.settings(weights, self._resamples)
         done = stored(self._trainer.run, chosen, self._trainer.step, settings) if self._first else None
         known: Verification | None = gather_objects(done and done.summary.verification, self._group)[0]
@@ -165,20 +168,21 @@ class Evaluator:
     def _share(self, files: list[str]) -> list[str]:
         """This rank's run of the files, as long as every other's: under ZeRO 3 each batch is a collective.
 
-        The last ranks go on with the first files again.
+        The last ranks fill up theirs with the first files.
         """
         length = -(-len(files) // num_ranks(self._group))
         start = rank_in(self._group) * length
         return [files[i % len(files)] for i in range(start, start + length)]
 
     def _decoded(self, chosen: VerificationSet, files: list[str]) -> Iterator[tuple[list[str], DecodedBatch]]:
-        size = self._decoder.batch_size
-        parts = [files[start : start + size] for start in range(0, len(files), size)]
-        encoded = (EncodedBatch([_bytes(chosen.images / f) for f in part], np.zeros(len(part), bool)) for part in parts)
-        return zip(parts, self._decoder.decode(encoded), strict=True)
+        def read(part: slice) -> list[NDArray[np.uint8]]:
+            return [_bytes(chosen.images / file) for file in files[part]]
+
+        for part, batch in decode_images(self._decoder, len(files), read):
+            yield files[part], batch
 
     def _undecodable(self, chosen: VerificationSet, bad: list[str]) -> str:
-        """What is said, on every rank, of the files that did not decode on any; empty where all did."""
+        """The message, on every rank, about the files that some rank could not decode; empty if there are none."""
         every = sorted(set(chain(*gather_objects(bad, self._group))))
         if not every:
             return ""
@@ -191,7 +195,7 @@ class Evaluator:
 
     def _settle(self, step: int) -> tuple[dict[str, float], Best | None]:
         """The highest accuracies up to `step`, and the best checkpoint, which ``best.json`` then names."""
-        self._trainer.saver.wait()  # the best must be there
+        self._trainer.saves.saver.wait()  # the best must be there
         reached = self._reached(step)
         best = self._best(reached)
         write_best(self._trainer.run, best)
@@ -203,7 +207,7 @@ class Evaluator:
         return {name: {at: value for at, value in values.items() if at <= step} for name, values in found.items()}
 
     def _best(self, reached: dict[str, dict[int, float]]) -> Best | None:
-        """The most accurate checkpoint among those that are there; the earliest of several."""
+        """The most accurate of the complete checkpoints; the earliest of equal ones."""
         name = self._trainer.recipe.best_set
         assert name is not None, "there are sets"
         values = {step: reached[name][step] for step in complete_steps(self._trainer.run) if step in reached[name]}
@@ -213,11 +217,11 @@ class Evaluator:
         return Best(top, name, values[top])
 
 
-def _bytes(file: Path) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+def _bytes(file: Path) -> NDArray[np.uint8]:
     try:
-        return np.fromfile(file, np.uint8)
-    except OSError:  # gone since the start: it is told with those that do not decode
-        return np.zeros(1, np.uint8)
+        return read_image(file)
+    except ValueError:  # deleted since the start: reported with those that cannot be decoded
+        return np.zeros(0, np.uint8)
 
 
 def _bad(part: list[str], batch: DecodedBatch) -> list[str]:

@@ -6,6 +6,7 @@ On disk an evaluation is ``step-00000123.json`` (rates and circumstances, for pe
 
 from __future__ import annotations
 
+import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,76 +15,16 @@ from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from pipeline.evaluation.scoring.angles import ClassAngles
-from pipeline.evaluation.scoring.bootstrap import identity_bootstrap
-from pipeline.evaluation.scoring.verification import (
-    FloatArray,
-    ScoredPairs,
-    attained_tar,
-    auc,
-    kfold_accuracy,
-    roc,
-    tar_at_far,
-)
+from pipeline.evaluation.scoring.rates import Rate, Record, TarAtFar, TpirAtFpir, Verification
+from pipeline.evaluation.scoring.verification import ScoredPairs
 from pipeline.files import write_file
 
 _ANGLES = "angles."  # before the names of its arrays beside the scores
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Rate(_Record):
-    """A rate between 0 and 1 with its bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-class TarAtFar(_Record):
-    """The true accept rate at a false accept rate."""
-
-    far: float
-    tar: Rate
-
-
-class TpirAtFpir(_Record):
-    """The true positive identification rate at a false positive identification rate."""
-
-    fpir: float
-    tpir: Rate
-
-
-class Verification(_Record):
-    """What a verification protocol reports, with intervals over identities.
-
-    Attributes:
-        accuracy: mean k-fold accuracy, each fold at the threshold of the others.
-        deviation: sample standard deviation of the accuracy over folds.
-        folds, thresholds: accuracy and threshold of each fold.
-        auc: area under the ROC.
-        tar: true accept rates, in the order in which the false accept rates were asked for.
-        genuine, impostors, identities: how much data stands behind it.
-        confidence: of every interval.
-    """
-
-    accuracy: Rate
-    deviation: float
-    folds: tuple[float, ...]
-    thresholds: tuple[float, ...]
-    auc: Rate
-    tar: tuple[TarAtFar, ...]
-    genuine: int
-    impostors: int
-    identities: int
-    confidence: float
-
-
-class Settings(_Record):
+class Settings(Record):
     """What a result depends on: a stored one with equal settings need not be computed again."""
 
     weights_sha256: str
@@ -96,29 +37,31 @@ class Settings(_Record):
     without_sha256: str = ""  # of the names of people who are left out
 
 
-class Centred(_Record):
+class Centred(Record):
     """K-fold accuracy by the authors' script, which subtracts a mean (see `verification.centred_kfold`)."""
 
     accuracy: float
     deviation: float
 
 
-class Summary(_Record):
+class Summary(Record):
     """The JSON beside the scores."""
 
     step: int
     settings: Settings
     verification: Verification
     centred: Centred
+    network: str = ""
+    left_out: tuple[str, ...] = ()  # images without features, with their pairs
 
 
-class Identification(_Record):
+class Identification(Record):
     """What identification among distractors reports (MegaFace), with intervals over the probes' identities.
 
     Attributes:
         cmc: the share of trials whose mate has rank 1, at most 2, ...
         tar: true accept rates of the mates at FARs over every probe and distractor.
-        trials, identities, distractors: how much data stands behind it.
+        trials, identities, distractors: how many of each the result rests on.
         listing_sha256: digest of the lists of probe and distractor files.
     """
 
@@ -131,9 +74,15 @@ class Identification(_Record):
     identities: int
     distractors: int
     confidence: float
+    network: str = ""
+
+    @property
+    def compared(self) -> str:
+        """Digest of what is compared: results of equal ones stand side by side."""
+        return f"{self.listing_sha256} {self.distractors}"
 
 
-class Gallery(_Record):
+class Gallery(Record):
     """1:N search of one gallery: closed-set rates at `ijb.RANKS`, open-set rates."""
 
     name: str
@@ -141,8 +90,13 @@ class Gallery(_Record):
     tpir: tuple[TpirAtFpir, ...]
 
 
-class TemplateResult(_Record):
-    """What IJB reports, with intervals over subjects."""
+class TemplateResult(Record):
+    """What IJB reports, with intervals over subjects.
+
+    Attributes:
+        listing_sha256: digest of the protocol's files.
+        curve: points of the 1:1 ROC, FAR and TAR, from the lowest FAR that the pairs resolve.
+    """
 
     step: int
     weights_sha256: str
@@ -151,13 +105,21 @@ class TemplateResult(_Record):
     impostors: int
     tar: tuple[TarAtFar, ...]
     galleries: tuple[Gallery, ...]
+    network: str = ""
+    listing_sha256: str = ""
+    curve: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def compared(self) -> str:
+        """Digest of what is compared: results of equal ones stand side by side."""
+        return self.listing_sha256
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """A summary with its scores: `P` pairs, and the paths `[P]` of their images below the image folder.
 
-    `angles` is None where an earlier version wrote it.
+    `angles` is None in files of an earlier version.
     """
 
     summary: Summary
@@ -171,39 +133,17 @@ class Evaluation:
         """The checkpoint that was evaluated."""
         return self.summary.step
 
+    @property
+    def network(self) -> str:
+        """The name of the network."""
+        return self.summary.network
 
-def verify(
-    pairs: ScoredPairs, fars: tuple[float, ...], resamples: int, seed: int = 0, confidence: float = 0.95
-) -> Verification:
-    """Every verification rate of `pairs` with its interval.
-
-    Raises ValueError when the impostors cannot resolve one of `fars` (see `verification.require_resolvable`).
-    """
-    curve, folds = roc(pairs), kfold_accuracy(pairs)
-    values = [folds.mean, auc(curve), *(tar_at_far(curve, far) for far in fars)]
-
-    def statistics(drawn: ScoredPairs) -> FloatArray:
-        curve = roc(drawn)
-        tars = [attained_tar(curve, far) for far in fars]
-        return np.array([kfold_accuracy(drawn).mean, auc(curve), *tars])
-
-    intervals = identity_bootstrap(pairs, statistics, resamples, seed, confidence)
-    accuracy, area, *tars = (
-        Rate(value=float(value), low=float(low), high=float(high))
-        for value, (low, high) in zip(values, intervals, strict=True)
-    )
-    return Verification(
-        accuracy=accuracy,
-        deviation=folds.deviation,
-        folds=tuple(folds.accuracies.tolist()),
-        thresholds=tuple(folds.thresholds.tolist()),
-        auc=area,
-        tar=tuple(TarAtFar(far=far, tar=tar) for far, tar in zip(fars, tars, strict=True)),
-        genuine=int(curve.genuine),
-        impostors=int(curve.impostors),
-        identities=len(np.union1d(pairs.identity_a, pairs.identity_b)),
-        confidence=confidence,
-    )
+    @property
+    def compared(self) -> str:
+        """Digest of what is compared: results of equal ones stand side by side."""
+        settings = self.summary.settings
+        words = (settings.pairs_sha256, settings.without_sha256, *self.summary.left_out)
+        return hashlib.sha256("\n".join(words).encode()).hexdigest()
 
 
 def save_summary(result: Identification | TemplateResult, folder: Path) -> Path:
@@ -222,13 +162,21 @@ def load_identification(file: Path) -> Identification:
         raise ValueError(f"{file}: not a complete identification: {str(error).splitlines()[0]}") from error
 
 
+def load_templates(file: Path) -> TemplateResult:
+    """Read what `save_summary` wrote of templates; raises ValueError naming a file that it cannot use."""
+    try:
+        return TemplateResult.model_validate_json(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: not a complete result of templates: {str(error).splitlines()[0]}") from error
+
+
 def result_file(folder: Path, step: int) -> Path:
-    """Where the summary of `step` lies; its scores lie beside it as ``.npz``."""
+    """The file of the summary of `step`; its scores are beside it as ``.npz``."""
     return folder / f"step-{step:08d}.json"
 
 
 def save(evaluation: Evaluation, folder: Path) -> Path:
-    """Write both files below `folder`, the summary last: where it exists, the evaluation is complete."""
+    """Write both files below `folder`, the summary last: if it exists, the evaluation is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     file = result_file(folder, evaluation.summary.step)
     arrays: dict[str, Any] = {"path_a": evaluation.path_a, "path_b": evaluation.path_b}
@@ -236,6 +184,7 @@ def save(evaluation: Evaluation, folder: Path) -> Path:
         arrays |= {f"{_ANGLES}{name}": value for name, value in vars(evaluation.angles).items()}
     scores = io.BytesIO()
     np.savez_compressed(scores, **vars(evaluation.pairs), **arrays)
+    file.unlink(missing_ok=True)  # an older summary must not stand beside newer scores
     write_file(file.with_suffix(".npz"), scores.getvalue())
     write_file(file, (evaluation.summary.model_dump_json(indent=2) + "\n").encode())
     return file

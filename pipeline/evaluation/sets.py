@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.evaluation.protocols.pairs import Pairs, read_pairs
-from pipeline.evaluation.results import Centred, Evaluation, Settings, Summary, load, result_file, verify
+from pipeline.evaluation.results import Centred, Evaluation, Settings, Summary, load, result_file
 from pipeline.evaluation.scoring.angles import class_angles
+from pipeline.evaluation.scoring.rates import verify
 from pipeline.evaluation.scoring.verification import (
+    BoolArray,
     FloatArray,
     centred_kfold,
     cosine_scores,
@@ -21,7 +23,8 @@ from pipeline.evaluation.scoring.verification import (
     resolvable_fars,
 )
 from pipeline.recipe.schema import Recipe, RecipeError
-from pipeline.run.checkpoint import complete_steps, damage, has_reached, path_of
+from pipeline.run.checkpoint import complete_steps, damage, has_reached
+from pipeline.run.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class VerificationSet:
         images: folder that the pairs' paths are relative to.
         file, sha256: the pairs file and its digest.
         fars: false accept rates that the pairs resolve.
-        without: digest of the list of people who are left out; empty where nobody is.
+        without: digest of the list of people left out; empty if there are none.
     """
 
     name: str
@@ -97,19 +100,32 @@ def leave_out(chosen: VerificationSet, people: Collection[str], fars: Sequence[f
     return replace(chosen, pairs=pairs, fars=_resolved(fars, pairs), without=digest)
 
 
-def judge(chosen: VerificationSet, features_ND: FloatArray, settings: Settings, step: int) -> Evaluation:
+def judge(
+    chosen: VerificationSet, features_ND: FloatArray, settings: Settings, step: int, network: str = ""
+) -> Evaluation:
     """Every rate of the set, given the features `[N, 2D]` of ``pairs.paths``.
 
-    Raises ValueError when features have no direction.
+    An image with a row of NaN is left out with its pairs. Raises ValueError when a fold is then without pairs of either
+    kind, or a rate is not resolved any more.
     """
+    good: BoolArray = np.asarray(np.isfinite(features_ND).all(axis=1))
+    left_out = tuple(path for path, known in zip(chosen.pairs.paths, good, strict=True) if not known)
     pairs = chosen.pairs
+    if left_out:
+        pairs = pairs.among(good, f"{chosen.file}, {len(left_out)} images without features")
+        remaining = set(pairs.paths)
+        features_ND = features_ND[[place for place, path in enumerate(chosen.pairs.paths) if path in remaining]]
     scored = pairs.scored(cosine_scores(features_ND, pairs.a, pairs.b))
+    # One broken image must not cost a rate: one that its pairs alone resolved is left out with them.
+    fars = settings.far if not left_out else tuple(far for far in settings.far if far * pairs.impostors >= 1)
     by_authors = centred_kfold(features_ND, pairs.a, pairs.b, scored)
     summary = Summary(
         step=step,
         settings=settings,
-        verification=verify(scored, settings.far, settings.resamples, settings.seed),
+        verification=verify(scored, fars, settings.resamples, settings.seed),
         centred=Centred(accuracy=by_authors.mean, deviation=by_authors.deviation),
+        network=network,
+        left_out=left_out,
     )
     paths = np.array(pairs.paths)
     angles = class_angles(features_ND, pairs.identity, pairs.paths)
@@ -118,7 +134,7 @@ def judge(chosen: VerificationSet, features_ND: FloatArray, settings: Settings, 
 
 def folder_of(run: Path, chosen: VerificationSet) -> Path:
     """Where a run keeps its results on the set."""
-    return run / "evaluations" / chosen.name
+    return RunFolder(run).evaluations / chosen.name
 
 
 def stored(run: Path, chosen: VerificationSet, step: int, settings: Settings) -> Evaluation | None:
@@ -135,7 +151,7 @@ def is_finished(run: Path, recipe: Recipe, sets: Sequence[VerificationSet]) -> b
     if not has_reached(run, recipe.optimizer.steps):
         return False
     last = complete_steps(run)[-1]
-    return all(last in accuracies_of(run, chosen) for chosen in sets) and not damage(path_of(run, last))
+    return all(last in accuracies_of(run, chosen) for chosen in sets) and not damage(RunFolder(run).checkpoint(last))
 
 
 def accuracies_of(run: Path, chosen: VerificationSet) -> dict[int, float]:

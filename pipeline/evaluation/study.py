@@ -1,7 +1,7 @@
 """A study file: arms that differ in a few keys of one recipe, each trained with several seeds, on the same pairs.
 
-An arm that several tables show is trained once: a table's column only names it. Where the runs of a study lie follows
-from arm and seed alone, so a study file may grow after a part of it was run.
+An arm that several tables show is trained once: a table's column only names it. Arm and seed alone decide the folder of
+a run, so a study file may grow after a part of it was run.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from pipeline.recipe.file import load_recipe, read_yaml
+from pipeline.recipe.migrate import migrate
 from pipeline.recipe.schema import Recipe
 from pipeline.run.changes import flat
 
@@ -50,7 +51,7 @@ class EvaluationSet(_Section):
 
 
 class Arm(_Section):
-    """What is compared: changes of the base recipe, as `--set` writes them."""
+    """One side of a comparison: changes of the base recipe, as `--set` writes them."""
 
     set: tuple[str, ...] = ()
     seeds: tuple[int, ...] | None = None
@@ -64,9 +65,9 @@ class Table(_Section):
     columns: dict[str, str]
     """Heading to arm; the first is what the others are compared with."""
     source: str = ""
-    """Where the published numbers stand, and on what they were measured."""
+    """The publication of these numbers, and the data that they were measured on."""
     published: dict[str, tuple[float | None, ...]] = {}
-    """Set to accuracies in per cent, in the order of the columns; null where the source has none."""
+    """Set to accuracies in per cent, in the order of the columns; null if the source has none."""
 
 
 class Study(_Section):
@@ -76,7 +77,7 @@ class Study(_Section):
     recipe: Path
     """The base recipe, relative to the study file."""
     shards: Path
-    """What is trained on, below the data folder."""
+    """The training shards, below the data folder."""
     sets: dict[Name, EvaluationSet] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(min_length=1)
     set: tuple[str, ...] = ()
@@ -115,8 +116,8 @@ class Run:
     """One arm with one seed: a run folder.
 
     Attributes:
-        recipe: as it is to be trained.
-        changes: what makes it of the base recipe, as `--set` writes them.
+        recipe: the one that is trained.
+        changes: of the base recipe, as `--set` writes them.
     """
 
     arm: str
@@ -170,9 +171,10 @@ def runs_of(study: Study, file: Path, data: Path, changes: Sequence[str] = ()) -
 def differences(saved: Path, recipe: Recipe) -> list[str]:
     """Keys by which a finished run's ``recipe.yaml`` differs from `recipe`, as ``key: saved → wanted``.
 
-    What decides no number, such as what is logged and where the shards lie, is not compared.
+    Keys that change no number, such as those of logging and the shards' folder, are not compared.
     """
-    had = flat(yaml.safe_load(saved.read_text()))
+    tree, _ = migrate(yaml.safe_load(saved.read_text()))
+    had = flat(tree)
     wanted = flat(recipe.model_dump(mode="json"))
     compared = [key for key in wanted if key in had and not key.startswith(WITHOUT_EFFECT)]
     return [f"{key}: {had[key]} → {wanted[key]}" for key in compared if had[key] != wanted[key]]

@@ -1,1 +1,1 @@
-"""A trained backbone for use elsewhere, with what feeds it."""
+"""A trained backbone for use elsewhere, with a description of its input."""

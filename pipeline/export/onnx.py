@@ -1,4 +1,4 @@
-"""A trained backbone for use elsewhere: ONNX, safetensors, and a JSON that says what to feed it.
+"""A trained backbone for use elsewhere: ONNX, safetensors, and a JSON that describes its input.
 
 Most wrong embeddings in the field come from a swapped channel order, another normalisation or another crop, so these
 travel with the weights.
@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from pipeline.evaluation.embedding.trained import TrainedBackbone
+from pipeline.files import write_all, written_whole
 
 OPSET = 18
 # Left eye, right eye, nose tip, left and right mouth corner (left as seen in the image), x and y in pixels of a crop
@@ -38,22 +40,25 @@ def export(trained: TrainedBackbone, folder: Path) -> list[Path]:
     """Write ``backbone.onnx``, ``backbone.safetensors`` and ``backbone.json`` to `folder`; returns their paths.
 
     The ONNX graph maps ``images`` float32 `[batch, 3, H, W]` to ``embeddings`` float32 `[batch, D]`, any batch size.
+    All three files appear, or none does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     module = trained.module.cpu().float().eval()
-    files = [folder / f"backbone.{suffix}" for suffix in ("onnx", "safetensors", "json")]
-    asides = [file.with_name(file.name + ".part") for file in files]
-    _write_onnx(module, trained.image_size, asides[0])
     weights = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
-    save_file(weights, asides[1], metadata={"backbone": trained.name, "weights_sha256": trained.weights_sha256})
-    asides[2].write_text(json.dumps(description(trained), indent=2) + "\n", encoding="utf-8")
-    for aside, file in zip(asides, files, strict=True):
-        aside.replace(file)
-    return files
+    facts = {"backbone": trained.name, "weights_sha256": trained.weights_sha256}
+    contents = {
+        folder / "backbone.onnx": _onnx_of(module, trained.image_size),
+        folder / "backbone.safetensors": save(weights, metadata=facts),
+        folder / "backbone.json": (json.dumps(description(trained), indent=2) + "\n").encode(),
+    }
+    with ExitStack() as all_or_none:
+        for file, content in contents.items():
+            write_all(all_or_none.enter_context(written_whole(file)), content)
+    return list(contents)
 
 
 def description(trained: TrainedBackbone) -> dict[str, Any]:
-    """What a user of the network must know to feed it and to read its output."""
+    """The input that the network expects, and what its output means."""
     height, width = trained.image_size
     return {
         "backbone": trained.name,
@@ -88,8 +93,8 @@ def _alignment(size: tuple[int, int]) -> dict[str, Any] | None:
     }
 
 
-def _write_onnx(module: torch.nn.Module, size: tuple[int, int], file: Path) -> None:
-    # The exporter says at length that torchvision's operators are not there; no backbone has any.
+def _onnx_of(module: torch.nn.Module, size: tuple[int, int]) -> bytes:
+    # The exporter warns that torchvision's operators are missing; no backbone has any.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         # torch's exporter uses its own deprecated tree functions.
@@ -105,4 +110,4 @@ def _write_onnx(module: torch.nn.Module, size: tuple[int, int], file: Path) -> N
             verbose=False,
         )
     assert program is not None
-    program.save(file, external_data=False)
+    return program.model_proto.SerializeToString()

@@ -1,17 +1,22 @@
-"""The classifier split over ranks: gather embeddings, score own rows, one softmax across all of them.
+"""The classifier split over ranks: gather embeddings, score this rank's rows, one softmax across all of them.
 
 Collectives of a step, in order, on the head's group: all-gather embeddings [B, D] and labels [B]; all-reduce max
-[G]; all-reduce sum [3, G]. Backward: reduce-scatter embedding gradients [G, D]. Nothing of size S or C travels, but
-where the classes are replicated (below): then the rows' gradients, block by block.
+[G]; all-reduce sum [3, G]. Backward: reduce-scatter embedding gradients [G, D]. Nothing of size S or C travels,
+unless the classes are replicated (below): then the rows' gradients, block by block. A margin with state adds [G, 3]
+numbers between replicas.
 
 The gradient law. The loss is the mean over the group's batch, computed alike on every rank of it. A row's gradient is
 complete on the rank that owns it and is never averaged within the group. An embedding's gradient is the sum over the
 group's ranks of what their rows contribute (the reduce-scatter), hence complete too. DeepSpeed then *averages* the
-backbone's gradient over all ranks, where the sum over the group is wanted: `pipeline.training.engine` multiplies by the
+backbone's gradient over all ranks, but the sum over the group is wanted: `pipeline.training.engine` multiplies by the
 group's ranks, once, there and nowhere else.
 
 Two dimensions. The group may be smaller than the world (a node, say): its ranks split the classes, and groups replicate
 them. Each group then has the loss of its own part of the batch, and a row's gradient is averaged over its replicas.
+
+State of a margin. A step reads it as the last good step left it, and `update` replaces it from what the whole step's
+batch was: all micro-batches, gathered over replicas. So every rank computes the same new state from the same numbers,
+and a step that is dropped has changed nothing.
 """
 
 from __future__ import annotations
@@ -32,9 +37,11 @@ from cluster.collectives import (
     sum_over_ranks,
 )
 from cluster.topology import split_range
-from pipeline.head.kernels.blocks import BLOCK, Sink, others_logsumexp
-from pipeline.head.margins import Margin, cosine
-from pipeline.head.rows import RowOptimizer, class_of, initial_rows, sampled_rows
+from pipeline.head.kernels import BLOCK, FusedUpdate, Kernel, Scoring, Sink, choose
+from pipeline.head.margins import Margin, Observed, Target
+from pipeline.head.rows import class_of, initial_rows, sampled_rows
+from pipeline.optim import Optimizer
+from pipeline.optim.rows import RowOptimizer
 
 
 @dataclass(frozen=True)
@@ -43,33 +50,36 @@ class HeadOutput:
 
     Attributes:
         loss: scalar, mean over the group's batch; an ignored sample counts as 0.
-        own_cosine_G: cos θ to the own class, detached; 0 for ignored samples.
-        norm_G: ‖x‖, detached.
+        target_cosine_G: cos θ to the target class, detached; 0 for ignored samples.
+        embedding_norm_G: ‖x‖, detached.
         valid_G: which samples carry a label.
     """
 
     loss: torch.Tensor
-    own_cosine_G: torch.Tensor
-    norm_G: torch.Tensor
+    target_cosine_G: torch.Tensor
+    embedding_norm_G: torch.Tensor
     valid_G: torch.Tensor
 
 
 @dataclass(frozen=True)
 class HeadOptions:
-    """How the head computes; none of it changes what is computed, but for `sample_rate`.
+    """How the head computes; only `sample_rate` changes what is computed.
 
     Attributes:
         dtype: of the products (float32 or bfloat16); rows, sums and the loss stay float32.
         block: classes whose logits are held at a time.
         fused_update: update a block of rows as soon as its gradient exists, in the backward pass: a class costs its row
             and its momentum, 8·D bytes instead of 12·D. Needs the whole step in one backward pass.
-        sample_rate: the share of the other classes that take part in a step (Partial FC); 1: all, the exact softmax.
+        sample_rate: the share of the non-target classes that take part in a step (Partial FC); 1: all, the exact
+            softmax.
+        kernel: what multiplies and sums; None: what `choose` says for the device.
     """
 
     dtype: torch.dtype = torch.float32
     block: int = BLOCK
     fused_update: bool = False
     sample_rate: float = 1.0
+    kernel: Kernel | None = None
 
 
 class ShardedHead(nn.Module):
@@ -78,12 +88,15 @@ class ShardedHead(nn.Module):
     Args:
         num_classes: C; need not divide by the ranks, but every rank must own at least one class.
         embedding_dim: D.
-        margin: how the own class's logit differs.
+        margin: how the target class's logit differs. It may be replaced by one of the same name between steps.
         group: the ranks that share the classes; None for this process alone.
-        replicas: the ranks that hold the same rows; None where nobody does.
+        replicas: the ranks that hold the same rows; None if there are none.
         seed: of the initial rows and of the sampling, which depend on (seed, class) and (seed, step, class) only.
-        momentum, weight_decay: of the rows' SGD.
+        optimizer: of the rows; None where they are not updated.
         options: how it computes.
+
+    Attributes:
+        state: the margin's state by name, changed in place by `update`; empty for most margins.
 
     Raises:
         ValueError: when there are fewer classes than ranks.
@@ -98,8 +111,7 @@ class ShardedHead(nn.Module):
         *,
         replicas: Group = None,
         seed: int = 0,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
+        optimizer: Optimizer | None = None,
         options: HeadOptions = HeadOptions(),
         device: torch.device | None = None,
     ) -> None:
@@ -109,65 +121,70 @@ class ShardedHead(nn.Module):
             raise ValueError(f"num_classes: got {num_classes}, wanted at least one for each of {ranks} ranks")
         self.num_classes, self.margin, self.group, self.replicas = num_classes, margin, group, replicas
         self.seed, self.options = seed, options
+        self.state = {name: value.to(device) for name, value in margin.initial_state().items()}
         self.classes = split_range(num_classes, ranks, rank_in(group))
         self.weight_SD = nn.Parameter(initial_rows(self.classes, embedding_dim, seed).to(device))
-        self.optimizer = RowOptimizer(self.weight_SD, momentum, weight_decay)
+        self.optimizer = None if optimizer is None else RowOptimizer(self.weight_SD, optimizer)
         # Row numbers of this step's classes and the leaf that holds a copy of their rows; None: all rows.
         self._active: tuple[torch.Tensor, torch.Tensor] | None = None
-        # Whether what `weight_SD.grad` holds was used up. The buffer stays: a fresh one of gigabytes costs page faults.
+        # Whether what `weight_SD.grad` holds was applied or dropped. The buffer stays: a fresh one of gigabytes costs
+        # page faults.
         self._grad_is_used = True
+        # Of this step's micro-batches, if the margin has state: target cosine, embedding norm, valid [G, 3] each.
+        self._observed: list[torch.Tensor] = []
 
     def forward(
         self,
         embeddings_BD: torch.Tensor,
         labels_B: torch.Tensor,
-        anneal: float = 0.0,
+        lambda_: float | None = None,
         *,
         step: int = 0,
         learning_rate: float = 0.0,
     ) -> HeadOutput:
         """Loss of the group's batch from this rank's embeddings [B, D] and labels [B] (-1: ignored).
 
-        `anneal` is A-Softmax's λ at this step; `step` decides which classes are sampled; `learning_rate` is what a
-        fused update will use in the backward pass, which then changes the rows. Collectives: see the module.
+        `lambda_` is the margin's λ at this step, if it has one; `step` decides which classes are sampled;
+        `learning_rate` is what a fused update will use in the backward pass, which then changes the rows. Collectives:
+        see the module.
         """
+        # Embeddings travel, not rows: [G, D] is small beside [S, D]. After the gather each rank scores the whole batch
+        # against its own rows, and has the target rows of a part of it; only then can a margin be applied.
         x_GD = gather_rows(embeddings_BD.to(self.weight_SD.dtype), self.group)
         labels_G = gather_rows(labels_B, self.group)
-        own_G = class_of(labels_G, self.classes)
-        weight, own_G = self._step_rows(own_G, step)
-        others_G, own_rows_GD = others_logsumexp(
-            self.margin.features(x_GD),
-            weight,
-            own_G,
-            normalise_rows=self.margin.normalises_rows,
-            warp=self.margin.others,
-            dtype=self.options.dtype,
-            block=self.options.block,
-            sink=self._sink(learning_rate),
+        target, here_G, logsumexp_G = self._score(x_GD, class_of(labels_G, self.classes), step, learning_rate)
+        # Before the sum over ranks and not after: a target row's gradient then stays on the rank that owns it.
+        target_logit_G = self.margin.target_logit(target, lambda_, self.state)
+        target_logit_G, target_cosine_G, logsumexp_G = self._combine(
+            target_logit_G, target.cosine_G, here_G, logsumexp_G
         )
-        own_logit_G, own_cosine_G, others_G = self._combine(x_GD, own_rows_GD, own_G, others_G, anneal)
+        # -log softmax of the target class; logsigmoid keeps its precision if the loss is tiny or huge.
+        loss_G = -F.logsigmoid(target_logit_G - logsumexp_G)
         valid_G = labels_G >= 0
-        # -log softmax of the own class; logsigmoid keeps its precision where the loss is tiny or huge.
-        loss_G = -F.logsigmoid(own_logit_G - others_G)
-        return HeadOutput(
-            loss=loss_G.masked_fill(~valid_G, 0).mean(),
-            own_cosine_G=own_cosine_G.detach(),
-            norm_G=x_GD.detach().norm(dim=1),
-            valid_G=valid_G,
-        )
+        embedding_norm_G = x_GD.detach().norm(dim=1)
+        if self.state:
+            columns = (target_cosine_G, embedding_norm_G, valid_G.to(x_GD.dtype))
+            self._observed.append(torch.stack(columns, dim=1).detach())
+        return HeadOutput(loss_G.masked_fill(~valid_G, 0).mean(), target_cosine_G.detach(), embedding_norm_G, valid_G)
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the rows, their momentum and, once there was a backward pass, their gradient."""
-        grad = self.weight_SD.grad
-        return self.weight_SD.nbytes + self.optimizer.velocity_SD.nbytes + (0 if grad is None else grad.nbytes)
+        """Bytes of the rows, their slots and, once there was a backward pass, their gradient."""
+        grad, slots = self.weight_SD.grad, self.slots.values()
+        return self.weight_SD.nbytes + sum(slot.nbytes for slot in slots) + (0 if grad is None else grad.nbytes)
+
+    @property
+    def slots(self) -> dict[str, torch.Tensor]:
+        """What the optimizer keeps of the rows, by name: [S, D] or [S], live."""
+        return {} if self.optimizer is None else self.optimizer.slots
 
     @torch.no_grad()
     def update(self, learning_rate: float) -> None:
-        """Apply the gradient of the step's backward passes to the rows and drop it; after a fused update, nothing.
+        """End a good step: apply its gradient to the rows (unless a fused update has) and renew the margin's state.
 
-        Where the classes are replicated: all-reduces of the gradient, a block at a time.
+        If the classes are replicated: all-reduces of the gradient, a block at a time, and an all-gather for the state.
         """
+        self._update_state()
         if self.options.fused_update:
             return
         leaf = self.weight_SD if self._active is None else self._active[1]
@@ -177,26 +194,62 @@ class ShardedHead(nn.Module):
         self._active, self._grad_is_used = None, True
 
     def drop(self) -> None:
-        """Let the gradient of the step's backward passes go, unapplied; what a fused update applied stays."""
+        """End a bad step: forget its gradient and what its batch was; what a fused update applied stays applied."""
         self._active, self._grad_is_used = None, True
+        self._observed.clear()
 
-    def _step_rows(self, own_G: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows that take part, and own row numbers among them."""
+    def _update_state(self) -> None:
+        if not self._observed:
+            return
+        observed = gather_rows(torch.cat(self._observed), self.replicas)
+        self._observed.clear()
+        labelled = observed[observed[:, 2] > 0]
+        if not len(labelled):  # a mean over no samples would be NaN, for good
+            return
+        state = self.margin.next_state(self.state, Observed(labelled[:, 0], labelled[:, 1]))
+        # In place: the checkpoint holds these very tensors.
+        for name, value in self.state.items():
+            value.copy_(state[name])
+
+    def _step_rows(self, target_G: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows that take part, and the target classes' row numbers among them."""
         if self.options.sample_rate >= 1:
-            return self.weight_SD, own_G
-        rows = sampled_rows(own_G, self.classes, self.options.sample_rate, self.seed, step)
+            return self.weight_SD, target_G
+        rows = sampled_rows(target_G, self.classes, self.options.sample_rate, self.seed, step)
         leaf = self.weight_SD.detach()[rows].requires_grad_()
         self._active = (rows, leaf)
-        return leaf, torch.where(own_G >= 0, torch.searchsorted(rows, own_G), own_G)
+        return leaf, torch.where(target_G >= 0, torch.searchsorted(rows, target_G), target_G)
+
+    def _score(
+        self, x_GD: torch.Tensor, target_G: torch.Tensor, step: int, learning_rate: float
+    ) -> tuple[Target, torch.Tensor, torch.Tensor]:
+        """The pairs that target logits are computed from, which of them are here, and the log-sum-exp of the rest [G].
+
+        `target_G` are row numbers here, or -1. Local: no collective.
+        """
+        weight, target_G = self._step_rows(target_G, step)
+        margin, options = self.margin, self.options
+        kernel = options.kernel or choose(weight.device.type, options.dtype)
+        scoring = Scoring(margin.normalises_rows, margin.warp, options.dtype, options.block)
+        logsumexp_G, target_rows_GD = kernel.nontarget_logsumexp(
+            margin.features(x_GD), weight, target_G, scoring, self._sink(learning_rate)
+        )
+        here_G = target_G >= 0
+        # Target rows of other ranks are zeros here, whose cosine has no gradient worth having: x replaces them, and
+        # `_combine` masks what comes of that.
+        target_rows_GD = torch.where(here_G[:, None], target_rows_GD, x_GD.detach())
+        return Target(x_GD, target_rows_GD), here_G, logsumexp_G
 
     def _sink(self, learning_rate: float) -> Sink | None:
         """What becomes of a block of the gradient: an update, or a part of ``weight_SD.grad``; None: autograd's."""
         if self.options.fused_update:
-            return lambda start, grad: self._update_block(start, grad, learning_rate)
-        return self._accumulate if self._active is None else None
+            alone = num_ranks(self.replicas) == 1 and self._active is None
+            update = FusedUpdate(self.optimizer, learning_rate) if alone and self.optimizer else None
+            return Sink(lambda start, grad: self._update_block(start, grad, learning_rate), update)
+        return Sink(self._accumulate) if self._active is None else None
 
     def _accumulate(self, start: int, grad: torch.Tensor) -> None:
-        """Put a block into ``weight_SD.grad``: over what was used up, or on top of earlier micro-batches."""
+        """Put a block into ``weight_SD.grad``: over what was used up, or added to earlier micro-batches."""
         if self.weight_SD.grad is None:
             self.weight_SD.grad = torch.empty_like(self.weight_SD)
         part = self.weight_SD.grad[start : start + grad.shape[0]]
@@ -209,27 +262,24 @@ class ShardedHead(nn.Module):
 
     def _update_block(self, start: int, grad: torch.Tensor, learning_rate: float) -> None:
         """Average a block of the gradient over replicas and update its rows."""
+        assert self.optimizer is not None, "an update of a head without an optimizer"
         average_over_ranks_(grad, self.replicas)
         rows = slice(start, start + grad.shape[0])
         self.optimizer.apply(rows if self._active is None else self._active[0][rows], grad, learning_rate)
 
     def _combine(
-        self,
-        x_GD: torch.Tensor,
-        own_rows_GD: torch.Tensor,
-        own_G: torch.Tensor,
-        local_G: torch.Tensor,
-        anneal: float,
+        self, target_logit_G: torch.Tensor, target_cosine_G: torch.Tensor, here_G: torch.Tensor, local_G: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Own logit, own cosine and log-sum-exp of the other classes, over all ranks' rows [G] each."""
+        """Target logit, target cosine and log-sum-exp of the non-target classes, over all ranks' rows [G] each.
+
+        All-reduce max [G], then all-reduce sum [3, G]: the maximum must be known before exponentials can be summed, and
+        everything else waits to travel with them.
+        """
         # With a single class there is no other: a floor far below any logit stands for log 0 without NaN gradients.
         floor = torch.finfo(local_G.dtype).min / 4
         local_G = local_G.clamp(min=floor)
         maximum_G = max_over_ranks(local_G, self.group)
-        here_G = own_G >= 0
-        # Rows of -1 are zeros, whose cosine has no gradient worth having: swap in x before, mask out after.
-        own_rows_GD = torch.where(here_G[:, None], own_rows_GD, x_GD.detach())
-        own_logit_G = self.margin.own_logit(x_GD, own_rows_GD, anneal).masked_fill(~here_G, 0)
-        own_cosine_G = cosine(x_GD.detach(), own_rows_GD.detach()).masked_fill(~here_G, 0)
-        summed = sum_over_ranks(torch.stack([own_logit_G, own_cosine_G, (local_G - maximum_G).exp()]), self.group)
+        # One rank has a sample's target row and every other rank adds zero: the sum is its value to the bit.
+        here = [values_G.masked_fill(~here_G, 0) for values_G in (target_logit_G, target_cosine_G.detach())]
+        summed = sum_over_ranks(torch.stack([*here, (local_G - maximum_G).exp()]), self.group)
         return summed[0], summed[1], summed[2].log() + maximum_G

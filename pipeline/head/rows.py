@@ -1,4 +1,4 @@
-"""The classifier's rows on one rank: how they start, which take part in a step, and how they are updated."""
+"""The classifier's rows on one rank: how they start, and which take part in a step."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def class_of(labels_G: torch.Tensor, classes: range) -> torch.Tensor:
     return torch.where(inside, labels_G - classes.start, torch.full_like(labels_G, -1))
 
 
-def sampled_rows(own_G: torch.Tensor, classes: range, rate: float, seed: int, step: int) -> torch.Tensor:
-    """Rows that take part in `step`: every own class of the batch, and each other class with probability `rate`.
+def sampled_rows(target_G: torch.Tensor, classes: range, rate: float, seed: int, step: int) -> torch.Tensor:
+    """Rows that take part in `step`: every target class of the batch, and each other class with probability `rate`.
 
     As Partial FC (An et al., CVPR 2022, section 3.3), positives always and negatives at random, but each class by a
     hash of (seed, step, class): the same classes whatever the number of ranks. Rising row numbers, int64.
     """
-    numbers = torch.arange(classes.start, classes.stop, device=own_G.device)
-    key = _mix(torch.tensor(seed, device=own_G.device)) + step
+    numbers = torch.arange(classes.start, classes.stop, device=target_G.device)
+    key = _mix(torch.tensor(seed, device=target_G.device)) + step
     draw = _mix(_mix(key) + numbers)
     # the upper 53 bits as a number in [0, 1)
     chosen = _shift_right(draw, 11).double() * 2.0**-53 < rate
-    chosen[own_G[own_G >= 0]] = True
+    chosen[target_G[target_G >= 0]] = True
     return chosen.nonzero()[:, 0]
 
 
@@ -56,30 +56,5 @@ def _mix(state: torch.Tensor) -> torch.Tensor:
 
 
 def _shift_right(value: torch.Tensor, bits: int) -> torch.Tensor:
-    """A shift that brings in zeros, where int64's brings in the sign."""
+    """A shift that brings in zeros; int64's own brings in the sign."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)
-
-
-class RowOptimizer:
-    """SGD with momentum and weight decay on rows, on any part of them at a time; torch.optim.SGD's arithmetic.
-
-    v ← μ v + (g + λ w); w ← w - η v. Rows that are not named are not touched, nor is their momentum.
-
-    Args:
-        weight_SD: the rows, changed in place.
-        momentum, weight_decay: μ and λ.
-    """
-
-    def __init__(self, weight_SD: torch.Tensor, momentum: float, weight_decay: float) -> None:
-        self.weight_SD, self.momentum, self.weight_decay = weight_SD, momentum, weight_decay
-        self.velocity_SD = torch.zeros_like(weight_SD)
-
-    @torch.no_grad()
-    def apply(self, rows: slice | torch.Tensor, grad: torch.Tensor, learning_rate: float) -> None:
-        """Update `rows` (a slice, or row numbers without repeats) with their gradient, which is used up."""
-        weight, velocity = self.weight_SD[rows], self.velocity_SD[rows]
-        grad.add_(weight, alpha=self.weight_decay)
-        velocity.mul_(self.momentum).add_(grad)
-        weight.sub_(velocity, alpha=learning_rate)
-        if not isinstance(rows, slice):  # row numbers gave copies
-            self.weight_SD[rows], self.velocity_SD[rows] = weight, velocity

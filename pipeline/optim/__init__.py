@@ -1,1 +1,8 @@
-"""Optimizers and learning rates: what a step does to a parameter, and which state it keeps for that, by name."""
+"""Optimizers and learning rates: a table of optimizers, each with its recipe keys, its slots and its update."""
+
+from pipeline.optim.optimizer import OPTIMIZERS, Optimizer, Slot
+from pipeline.section import import_modules
+
+__all__ = ["OPTIMIZERS", "Optimizer", "Slot"]
+
+import_modules(__name__, __path__)

@@ -7,7 +7,7 @@ from pipeline.planning.advice import Change, changes, largest_classes
 from pipeline.planning.job import BF16, FP32, GIB, Job, Network
 from pipeline.planning.memory import RESERVED_BYTES, checkpoint_bytes, head_block_bytes, head_bytes, memory, peak
 from pipeline.planning.rates import Rates, read_rates
-from pipeline.planning.work import flops, traffic
+from pipeline.planning.timing import flops, traffic
 
 __all__ = [
     "BF16",

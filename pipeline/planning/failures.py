@@ -25,7 +25,7 @@ class Failures:
         write_seconds: from a save's beginning until it is whole, in the background.
 
     Raises:
-        ValueError: for a time that is no time, naming the field.
+        ValueError: for an impossible time, naming the field.
     """
 
     between_seconds: float

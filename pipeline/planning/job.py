@@ -1,7 +1,7 @@
 """What is planned: a step's shape and a network's numbers.
 
 Letters: C classes, S = ⌈C/N⌉ of them on a rank, N ranks, D embedding, G samples in one call of the head, P parameters.
-Parameters, momenta, gradients and the head's sums are fp32, 4 bytes a number.
+Parameters, the optimizer's slots, gradients and the head's sums are fp32, 4 bytes a number.
 """
 
 from __future__ import annotations
@@ -41,9 +41,12 @@ class Job:
         ranks: N, one GPU each.
         block: classes whose logits the head holds at a time.
         accumulation: micro-batches a step.
-        zero_stage: 1 splits the network's momenta over the ranks, 2 its gradients too, 3 its parameters as well.
+        zero_stage: 1 splits the slots of the network over the ranks, 2 its gradients too, 3 its parameters as well.
         bf16: products in bfloat16.
         fused_update: rows are updated block by block, so their gradient is never held.
+        slots: numbers that the optimizer keeps for each number of a parameter: 1, a momentum, for SGD.
+        row_slots: numbers that it keeps besides for each row of the classifier: 1 for a count of updates.
+        device: its type, which decides the head's kernel.
 
     Raises:
         ValueError: for an impossible combination, naming the field.
@@ -58,6 +61,9 @@ class Job:
     zero_stage: int = 0
     bf16: bool = True
     fused_update: bool = False
+    slots: int = 1
+    row_slots: int = 0
+    device: str = "cuda"
 
     def __post_init__(self) -> None:
         for name in ("embedding_dim", "global_batch", "ranks", "block", "accumulation"):
@@ -70,6 +76,9 @@ class Job:
             raise ValueError(
                 f"global_batch: got {self.global_batch}, wanted a multiple of {parts} (ranks × accumulation)"
             )
+        for name in ("slots", "row_slots"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}, wanted at least 0")
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"zero_stage: got {self.zero_stage}, wanted 0, 1, 2 or 3")
         if self.fused_update and self.accumulation > 1:

@@ -13,6 +13,9 @@ peaks by `tests/unit/planning/test_measured.py`. Its buckets are as large as the
 
 from __future__ import annotations
 
+import torch
+
+from pipeline.head.kernels import choose
 from pipeline.planning.job import BF16, FP32, GIB, Job, Network
 
 # What no formula here sees: CUDA context, NCCL's and cuDNN's buffers, decoded batches, fragmentation. An assumption.
@@ -22,8 +25,8 @@ RESERVED_BYTES = 2 * GIB
 def memory(job: Job, network: Network) -> dict[str, dict[str, int]]:
     """Bytes on the fullest rank: moment -> part -> bytes. A part that is absent takes nothing then."""
     rows = FP32 * job.rows * job.embedding_dim
-    always = {"classifier rows": rows, "classifier momentum": rows, "reserved (assumed)": RESERVED_BYTES}
-    always |= _network_always(job, network)
+    always = {"classifier rows": rows, "classifier slots": row_slot_bytes(job, job.rows)}
+    always |= {"reserved (assumed)": RESERVED_BYTES} | _network_always(job, network)
     row_gradient = {} if job.fused_update else {"classifier gradient": rows}
     activations = {"activations": job.micro_batch * network.activation_bytes}
     # Autocast keeps the cast weights for the backward pass.
@@ -65,13 +68,13 @@ def _network_always(job: Job, network: Network) -> dict[str, int]:
     if job.zero_stage < 3:
         return {
             "network parameters": FP32 * network.parameters,
-            "network momentum": share,
+            "network slots": job.slots * share,
             # ZeRO updates a copy of its share and then spreads it.
             "ZeRO's copy of its share": share if job.zero_stage else 0,
         }
     return {
         "network parameters": share,
-        "network momentum": share,
+        "network slots": job.slots * share,
         "ZeRO's copy of its share": share,
         "network gradient": share,
         "ZeRO buckets": _buckets(job, network),
@@ -117,9 +120,9 @@ def _network_reduce(job: Job, network: Network) -> dict[str, int]:
 
 
 def _network_update(job: Job, network: Network) -> dict[str, int]:
-    """The rows are updated in place. The network is not: SGD makes a copy of its gradient to add weight decay to.
+    """The rows are updated in place. The network is not: torch's optimizers make a tensor of the size of its gradient.
 
-    ZeRO updates its share from a flat copy besides.
+    (SGD a copy to add weight decay to, Adam its denominator.) ZeRO updates its share from a flat copy besides.
     """
     share = FP32 * _share(job, network)
     if job.zero_stage == 0:
@@ -130,29 +133,33 @@ def _network_update(job: Job, network: Network) -> dict[str, int]:
 
 
 def head_block_bytes(job: Job) -> int:
-    """The head's memory beyond rows, their gradient and momentum; independent of C once S exceeds the block.
-
-    The fullest of three moments of a block in the backward pass: its rows with its softmax and what is made of that (in
-    fp32 a transposed copy for the product, in bf16 a rounded one); rows, softmax and the rows' gradient; rows, gradient
-    and one more product of their size. Besides, six arrays [G, D]: embeddings, features and own rows with gradients.
-    """
-    block, batch, dim = min(job.block, job.rows), job.head_batch, job.embedding_dim
-    if job.bf16:
-        fullest = max(dim + 1.5 * batch, 2.5 * dim + 0.5 * batch, 3 * dim)
-    else:
-        fullest = max(dim + 2 * batch, 2 * dim + batch, 3 * dim)
-    return int(FP32 * (block * fullest + 6 * batch * dim))
+    """The head's memory beyond rows, their gradient and slots, as its kernel says; independent of C from a block on."""
+    dtype = torch.bfloat16 if job.bf16 else torch.float32
+    return choose(job.device, dtype).memory_bytes(
+        rows=job.rows, batch=job.head_batch, embedding_dim=job.embedding_dim, dtype=dtype, block=job.block
+    )
 
 
 def checkpoint_bytes(job: Job, network: Network) -> int:
-    """A checkpoint on the disk: rows and network with their momenta, fp32."""
-    return 2 * FP32 * (job.classes * job.embedding_dim + network.parameters)
+    """A checkpoint on the disk: rows and network with their slots, fp32."""
+    rows = FP32 * job.classes * job.embedding_dim + row_slot_bytes(job, job.classes)
+    return rows + network_state_bytes(job, network)
+
+
+def row_slot_bytes(job: Job, rows: int) -> int:
+    """What the optimizer keeps of so many rows."""
+    return FP32 * rows * (job.slots * job.embedding_dim + job.row_slots)
+
+
+def network_state_bytes(job: Job, network: Network) -> int:
+    """The network's parameters and their slots, whole."""
+    return (1 + job.slots) * FP32 * network.parameters
 
 
 def head_bytes(job: Job) -> int:
-    """All that the head takes on the fullest rank: rows, their momentum and gradient, and a block's working memory."""
-    held = 2 if job.fused_update else 3
-    return held * FP32 * job.rows * job.embedding_dim + head_block_bytes(job)
+    """All that the head takes on the fullest rank: rows, their slots and gradient, and a block's working memory."""
+    rows = FP32 * job.rows * job.embedding_dim
+    return (1 if job.fused_update else 2) * rows + row_slot_bytes(job, job.rows) + head_block_bytes(job)
 
 
 def peak(job: Job, network: Network) -> tuple[str, int]:

@@ -6,13 +6,13 @@ from functools import cache
 
 import torch
 
-from pipeline.backbones import build_backbone
+from pipeline.backbones import Backbone
 from pipeline.backbones.size import activation_bytes, count_macs
 from pipeline.planning.job import Job, Network
 from pipeline.recipe.schema import Recipe, RecipeError
 
 
-def job_of(recipe: Recipe, num_classes: int, num_ranks: int) -> Job:
+def job_of(recipe: Recipe, num_classes: int, num_ranks: int, device: str = "cuda") -> Job:
     """A step of the recipe, as the ranks see it that share the classes among them: all, unless `head.ranks` says less.
 
     Raises:
@@ -29,6 +29,9 @@ def job_of(recipe: Recipe, num_classes: int, num_ranks: int) -> Job:
         zero_stage=recipe.zero_stage,
         bf16=recipe.precision == "bfloat16",
         fused_update=recipe.head.fused_update,
+        slots=recipe.optimizer.slots_per_number(),
+        row_slots=recipe.optimizer.slots_per_row(),
+        device=device,
     )
 
 
@@ -36,7 +39,7 @@ def whole_job_of(recipe: Recipe, num_classes: int, num_ranks: int) -> Job:
     """A step of the recipe, whose classes all ranks share.
 
     Raises:
-        RecipeError: where groups of them do: what groups exchange is not planned.
+        RecipeError: if groups of them do: what groups exchange is not planned.
         ValueError: when batch, classes and ranks do not go together.
     """
     if recipe.head.ranks not in (None, num_ranks):
@@ -47,14 +50,14 @@ def whole_job_of(recipe: Recipe, num_classes: int, num_ranks: int) -> Job:
 
 
 @cache
-def network_of(backbone: str, embedding_dim: int, image_size: tuple[int, int], bf16: bool) -> Network:
+def network_of(backbone: Backbone, image_size: tuple[int, int], bf16: bool) -> Network:
     """A backbone's numbers, from its shapes alone.
 
     Raises:
-        ValueError: for an unknown backbone or an impossible image size.
+        ValueError: for an impossible image size.
     """
     with torch.device("meta"):
-        module = build_backbone(backbone, embedding_dim, image_size)
+        module = backbone.build(image_size)
     return Network(
         parameters=sum(p.numel() for p in module.parameters()),
         activation_bytes=activation_bytes(module, image_size, torch.bfloat16 if bf16 else torch.float32),

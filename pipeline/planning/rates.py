@@ -22,7 +22,7 @@ class Rates:
         decode_images_per_second: read, decoded and normalised, with nothing else at work.
         other_seconds: of a step, the same whatever its size: agreeing, bookkeeping, waiting for the slowest rank.
         collective_bytes_per_second, hop_seconds: what a rank sends in a large collective, and the latency of one step
-            of a ring; None where one rank was measured.
+            of a ring; None if one rank was measured.
         copy_bytes_per_second: out of the live tensors, which holds training up.
         write_bytes_per_second: to the run's folder, in the background, all ranks together.
         start_seconds: from the start of a process to its first step done.
@@ -43,7 +43,7 @@ class Rates:
     start_seconds: float
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a rate that is none, naming it."""
+        """Raises ValueError for an impossible rate, naming it."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             may_be_zero = field.name.endswith("_seconds") and field.name != "start_seconds"
@@ -58,7 +58,7 @@ def read_rates(file: Path) -> Rates:
     """The rates of a calibration run.
 
     Raises:
-        ValueError: naming the file, and the rate that is missing, unknown or no rate.
+        ValueError: naming the file, and the rate that is missing, unknown or impossible.
     """
     try:
         held = json.loads(file.read_text())

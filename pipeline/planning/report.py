@@ -8,8 +8,7 @@ from pipeline.planning.advice import changes, largest_classes
 from pipeline.planning.job import GIB, Job, Network
 from pipeline.planning.memory import memory, peak
 from pipeline.planning.rates import Rates
-from pipeline.planning.timing import Course, scaling, step_parts
-from pipeline.planning.work import flops, traffic
+from pipeline.planning.timing import Course, flops, scaling, step_parts, traffic
 
 
 def fitting(job: Job, network: Network, gpu_bytes: int) -> list[str]:

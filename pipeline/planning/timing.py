@@ -1,4 +1,4 @@
-"""How long a step takes, and a whole run: from the work, the traffic and the rates of a calibration run.
+"""What a rank sends and computes in a step, how long that takes, and a whole run, by the rates of a calibration run.
 
 What is assumed: a rank computes as fast as it did when it was measured, whatever the number of ranks, of classes and of
 images; backbones take the time of their multiply-adds; collectives are rings that nothing else overlaps; decoding
@@ -12,8 +12,35 @@ from dataclasses import dataclass, replace
 
 from pipeline.planning.failures import Failures, best_interval_seconds, lost_work_seconds, overhead
 from pipeline.planning.job import FP32, Job, Network
+from pipeline.planning.memory import network_state_bytes, row_slot_bytes
 from pipeline.planning.rates import Rates
-from pipeline.planning.work import flops, traffic
+
+
+def traffic(job: Job, network: Network) -> dict[str, int]:
+    """Bytes that a rank sends in a step, with ring algorithms; nothing of it grows with C."""
+    others = job.ranks - 1
+    # Reduced and gathered once a step; ZeRO 2 reduces after every micro-batch; ZeRO 3 also gathers in every forward and
+    # every backward pass. Two passes are as many bytes as an all-reduce.
+    passes = (2, 2, 1 + job.accumulation, 3 * job.accumulation)[job.zero_stage]
+    embeddings = FP32 * job.micro_batch * job.embedding_dim * others * job.accumulation
+    return {
+        "all-gather of embeddings and labels": embeddings + 8 * job.micro_batch * others * job.accumulation,
+        "reduce-scatter of their gradients": embeddings,
+        # a maximum and three sums a sample
+        "all-reduces of the softmax": 2 * others * 4 * FP32 * job.head_batch * job.accumulation // job.ranks,
+        "all-reduce of the network's gradient": passes * others * FP32 * network.parameters // job.ranks,
+    }
+
+
+def flops(job: Job, network: Network) -> dict[str, int]:
+    """Floating-point operations of a rank in a step."""
+    product = 2 * job.head_batch * job.rows * job.embedding_dim * job.accumulation
+    return {
+        # logits; logits again, because they are not kept; gradients of embeddings and of rows
+        "classifier": 4 * product,
+        # forward, and twice that backward
+        "network": 3 * 2 * network.macs * job.micro_batch * job.accumulation,
+    }
 
 
 def step_parts(job: Job, network: Network, rates: Rates) -> dict[str, float]:
@@ -88,7 +115,7 @@ class Course:
         stall_seconds: of one save.
         write_seconds: until it is whole.
         restart_seconds: from a failure to the next step.
-        failures: that are to be expected.
+        failures: to be expected.
         lost_work_seconds: training that one takes with it, on average.
         total_seconds: with saves, failures, restarts and lost work.
         best_interval_steps: between saves, by Daly.
@@ -123,8 +150,8 @@ def course(
         noticed_seconds: from a failure until all ranks have ended.
     """
     step = step_seconds(job, network, rates)
-    rows = 2 * FP32 * job.rows * job.embedding_dim
-    backbone = 2 * FP32 * network.parameters
+    rows = FP32 * job.rows * job.embedding_dim + row_slot_bytes(job, job.rows)
+    backbone = network_state_bytes(job, network)
     stall = (rows + backbone) / rates.copy_bytes_per_second  # rank 0 copies the backbone as well
     write = (rows * job.ranks + backbone) / rates.write_bytes_per_second
     restart = noticed_seconds + rates.start_seconds

@@ -15,21 +15,21 @@ Permutations come from Philox keyed by (seed, epoch, window), as in mosaicml/str
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]
 
-_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
 
 @dataclass(frozen=True)
 class Order:
     """The order of samples over all of training.
+
+    The permutations behind the newest batch are kept for the next one. So in the course of an epoch each window is
+    shuffled once, whatever the number of streams (once more if a stream ends, and the next one starts, inside it).
 
     Args:
         samples_per_tar: how many samples each tar holds; sample ids count through the tars in their order.
@@ -47,6 +47,7 @@ class Order:
     global_batch: int
     streams: int = 1
     window: int = 4
+    _newest: _Epoch | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.samples < self.global_batch:
@@ -59,7 +60,7 @@ class Order:
         if self.window < 1:
             raise ValueError(f"window: got {self.window}, wanted at least 1 tar")
 
-    @property
+    @cached_property
     def samples(self) -> int:
         """Samples in the set."""
         return sum(self.samples_per_tar)
@@ -89,64 +90,46 @@ class Order:
         share = self.global_batch // num_ranks
         return self.batch(step)[rank * share : (rank + 1) * share]
 
-    def _samples_at(self, epoch: int, places: Ids) -> Ids:
-        """Sample ids at `places` of the epoch's shuffled sequence."""
-        layout = _epoch_layout(self.samples_per_tar, self.seed, epoch, self.window)
-        windows = np.searchsorted(layout.window_starts, places, side="right") - 1
-        ids = np.empty_like(places)
-        for window in np.unique(windows):
-            mask = windows == window
-            inside = places[mask] - layout.window_starts[window]
-            ids[mask] = _window_samples(self.samples_per_tar, self.seed, epoch, self.window, int(window))[inside]
-        return ids
+    def _samples_at(self, number: int, places: Ids) -> Ids:
+        """Sample ids at `places`, which rise, of the shuffled sequence of epoch `number`."""
+        epoch = self._epoch(number)
+        windows, first = np.unique(np.searchsorted(epoch.window_starts, places, side="right") - 1, return_index=True)
+        shuffled = {w: epoch.shuffled[w] if w in epoch.shuffled else self._shuffle(epoch, w) for w in windows.tolist()}
+        # Kept in place of those before, and no others: a stream needs its window again until it has read it to the
+        # end, and nothing else is needed again. Replaced as a whole, since a fault is described in another thread.
+        object.__setattr__(self, "_newest", replace(epoch, shuffled=shuffled))
+        parts = np.split(places, first[1:])
+        inside = [part - epoch.window_starts[w] for w, part in zip(windows, parts, strict=True)]
+        return np.concatenate([ids[at] for ids, at in zip(shuffled.values(), inside, strict=True)])
+
+    def _epoch(self, number: int) -> _Epoch:
+        if self._newest is not None and self._newest.number == number:
+            return self._newest
+        counts, _ = self._tars
+        tars = self._generator(number, 0).permutation(len(counts))
+        per_window = np.add.reduceat(counts[tars], np.arange(0, len(counts), self.window))
+        return _Epoch(number, tars, np.cumsum(per_window) - per_window, {})
+
+    def _shuffle(self, epoch: _Epoch, window: int) -> Ids:
+        """The shuffled sample ids of a window of tars."""
+        counts, first_ids = self._tars
+        tars = epoch.tars[window * self.window : (window + 1) * self.window]
+        ids = np.concatenate([np.arange(first_ids[t], first_ids[t] + counts[t]) for t in tars])
+        return self._generator(epoch.number, window + 1).permutation(ids)
+
+    @cached_property
+    def _tars(self) -> tuple[Ids, Ids]:
+        """Of each tar how many samples it holds, and the id of its first."""
+        counts = np.asarray(self.samples_per_tar, dtype=np.int64)
+        return counts, np.cumsum(counts) - counts
+
+    def _generator(self, epoch: int, part: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, epoch, part])))
 
 
 @dataclass(frozen=True)
-class _EpochLayout:
-    tars: Ids  # the tars in this epoch's order
+class _Epoch:
+    number: int
+    tars: Ids  # in this epoch's order
     window_starts: Ids  # place of each window's first sample
-
-
-# A stream stays in one window for many steps, so the newest few layouts and windows serve nearly every step.
-@lru_cache(maxsize=4)
-def _epoch_layout(samples_per_tar: tuple[int, ...], seed: int, epoch: int, window: int) -> _EpochLayout:
-    counts = np.asarray(samples_per_tar, dtype=np.int64)
-    tars = _generator(seed, epoch, 0).permutation(len(counts))
-    per_window = np.add.reduceat(counts[tars], np.arange(0, len(counts), window))
-    return _EpochLayout(tars, np.concatenate([[0], np.cumsum(per_window)[:-1]]))
-
-
-@lru_cache(maxsize=64)
-def _window_samples(samples_per_tar: tuple[int, ...], seed: int, epoch: int, window: int, index: int) -> Ids:
-    counts, first_ids = _tar_arrays(samples_per_tar)
-    tars = _epoch_layout(samples_per_tar, seed, epoch, window).tars[index * window : (index + 1) * window]
-    ids = np.concatenate([np.arange(first_ids[t], first_ids[t] + counts[t]) for t in tars])
-    return _generator(seed, epoch, index + 1).permutation(ids)
-
-
-@lru_cache(maxsize=4)
-def _tar_arrays(samples_per_tar: tuple[int, ...]) -> tuple[Ids, Ids]:
-    counts = np.asarray(samples_per_tar, dtype=np.int64)
-    return counts, np.concatenate([[0], np.cumsum(counts)[:-1]])
-
-
-def _generator(seed: int, epoch: int, part: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch, part])))
-
-
-def mirrored(seed: int, epoch: int, ids: Ids) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Whether each sample is flipped left to right in this epoch: a hash, not a random stream.
-
-    splitmix64 (Steele, Lea & Flood, OOPSLA 2014) of (seed, epoch, sample), so that it does not depend on the
-    ranks, on the batch or on what came before.
-    """
-    mixed = _splitmix64(np.asarray([seed], dtype=np.uint64))
-    mixed = _splitmix64(mixed + np.uint64(epoch))
-    return (_splitmix64(mixed + ids.astype(np.uint64)) >> np.uint64(63)).astype(bool)
-
-
-def _splitmix64(state: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    z = state + _GOLDEN
-    z = (z ^ (z >> np.uint64(30))) * _MIX_1
-    z = (z ^ (z >> np.uint64(27))) * _MIX_2
-    return z ^ (z >> np.uint64(31))
+    shuffled: dict[int, Ids]  # sample ids of the windows that the newest batch took samples from

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pipeline.reading.augment import parameters_of
 from pipeline.reading.dali import Decoder, EncodedBatch
-from pipeline.reading.order import Order, mirrored
+from pipeline.reading.order import Order
 from pipeline.reading.tars import ShardSet
 
 logger = logging.getLogger(__name__)
@@ -39,16 +40,16 @@ class Batch:
 
 
 class Reader:
-    """Rank r of N's batches, in order, from `first_step` on; endless (the caller stops).
+    """Rank r of N's batches, in order, from `first_step` on, without end: the caller stops.
 
     A thread reads and decodes up to `depth` batches ahead. The position is the reader's whole state: to resume,
     make a reader with another `first_step`.
 
     Args:
-        shards, order, decoder: what to read, in which order, and how.
+        shards, order: what to read, and in which order.
+        decoder: decodes and augments; the augmentations' parameters are a hash of (seed, epoch, sample).
         rank, num_ranks: this rank's place; num_ranks divides the global batch.
         first_step: position of the first batch.
-        mirror: whether samples are flipped by the hash.
         depth: batches held ready.
     """
 
@@ -61,12 +62,11 @@ class Reader:
         rank: int = 0,
         num_ranks: int = 1,
         first_step: int = 0,
-        mirror: bool = True,
         depth: int = 3,
     ) -> None:
         self.decode_failures = 0
         self._shards, self._order, self._decoder = shards, order, decoder
-        self._rank, self._num_ranks, self._mirror = rank, num_ranks, mirror
+        self._rank, self._num_ranks = rank, num_ranks
         self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=depth)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(first_step,), name="reader", daemon=True)
@@ -131,21 +131,15 @@ class Reader:
             while not self._stopping.is_set():
                 ids = self._order.rank_batch(step, self._rank, self._num_ranks)
                 under_way.append(ids)
-                yield EncodedBatch(self._shards.read(ids), self._flips(step, ids))
+                parameters = parameters_of(self._decoder.augment, self._order.seed, self._order.epoch_of(step), ids)
+                yield EncodedBatch(self._shards.read(ids), parameters)
                 step += 1
 
         for step, decoded in enumerate(self._decoder.decode(encoded()), start=first_step):
             ids = under_way.pop(0)
             labels = self._shards.labels(ids)
-            labels[list(decoded.bad)] = IGNORED
+            labels[~decoded.good] = IGNORED
             for position in decoded.bad:
                 self.decode_failures += 1
                 logger.warning("cannot decode %s: left out of step %d", self._shards.describe(int(ids[position])), step)
             yield Batch(step, decoded.images, torch.from_numpy(labels).to(decoded.images.device), ids)
-
-    def _flips(
-        self, step: int, ids: np.ndarray[tuple[int], np.dtype[np.int64]]
-    ) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        if not self._mirror:
-            return np.zeros(len(ids), dtype=bool)
-        return mirrored(self._order.seed, self._order.epoch_of(step), ids)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -10,20 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.shards.errors import ShardError
+from pipeline.reading.mapped import map_file
 from pipeline.shards.index import open_index
-from pipeline.shards.manifest import Manifest
+from pipeline.shards.manifest import Manifest, ShardError
 
-# A map holds a file descriptor, of which a process commonly has 1024, and mapping again costs tens of microseconds.
-MAPS = 256
+# A quarter of what the kernel allows a process. A rank reads from its share of data.streams × data.window tars side by
+# side, thousands at the most; if there were more, each would be mapped again, which costs tens of microseconds.
+MAPS = 2**14
 
 
 class ShardSet:
     """A folder of shards, open for reading; ids count samples through the tars in the manifest's order.
 
     Every rank of a host maps the same files, so they share one page-cache copy; opening reads the manifest and
-    the index's header only, whatever the number of samples. The `MAPS` tars that were read last stay mapped;
-    images that are still held keep theirs besides.
+    the index's header only, whatever the number of samples. The `MAPS` tars that were read last stay mapped, and
+    so do those of images that are still referred to; none of them holds a file descriptor.
 
     Raises:
         ShardError: when the folder, the index or a tar is missing, cut short, or not what the manifest says.
@@ -38,7 +38,7 @@ class ShardSet:
             self._check_size(folder / tar.name, tar.bytes)
         paths = [folder / tar.name for tar in self.manifest.tars]
         # A map that falls out is not closed but let go: images that are still in use keep it alive.
-        self._map = lru_cache(MAPS)(lambda tar: _mapped(paths[tar]))
+        self._map = lru_cache(MAPS)(lambda tar: map_file(paths[tar]))
 
     @property
     def samples_per_tar(self) -> tuple[int, ...]:
@@ -66,8 +66,8 @@ class ShardSet:
         tars = np.searchsorted(self._first_ids, ids, side="right") - 1
         rows = self._index[np.asarray(ids)]
         return [
-            np.frombuffer(self._map(int(tar)), np.uint8, count=int(row["size"]), offset=int(row["offset"]))
-            for tar, row in zip(tars, rows, strict=True)
+            self._map(tar)[start : start + size]
+            for tar, start, size in zip(tars.tolist(), rows["offset"].tolist(), rows["size"].tolist(), strict=True)
         ]
 
     def tar_name(self, sample: int) -> str:
@@ -89,8 +89,3 @@ class ShardSet:
                 f"{path}: got {path.stat().st_size} bytes, wanted {wanted} as in manifest.json; truncated or "
                 "replaced: copy it again or shard again"
             )
-
-
-def _mapped(tar: Path) -> mmap.mmap:
-    with tar.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

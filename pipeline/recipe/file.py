@@ -1,4 +1,4 @@
-"""Recipes as files: YAML in, ``--set a.b=c`` changes one key, and every fault is told in a line.
+"""Recipes as files: YAML in, ``--set a.b=c`` changes one key, and every fault is reported in a line.
 
 A line names the key, the value got and the value wanted.
 """
@@ -8,19 +8,26 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
+from pipeline.recipe.migrate import NEW_KEYS, migrate
 from pipeline.recipe.schema import Recipe, RecipeError
-from pipeline.section import Choices, Section, faults
+from pipeline.section import Choices, NamedSection, Section, faults
+
+logger = logging.getLogger(__name__)
 
 
 def load_recipe(path: Path, changes: list[str] = []) -> Recipe:  # noqa: B006 - read only
     """The recipe in a YAML file, with ``a.b=value`` changes applied (values are YAML too).
+
+    A file with keys of an older version is read too, and logged.
 
     Raises:
         RecipeError: one line a fault: key, value got, value wanted.
@@ -28,13 +35,16 @@ def load_recipe(path: Path, changes: list[str] = []) -> Recipe:  # noqa: B006 - 
     tree = read_yaml(path, "a recipe file", RecipeError)
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: got {type(tree).__name__}, wanted keys and values")
+    tree, moved = migrate(tree)
+    if moved:
+        logger.info("%s: keys of an older version: %s", path, ", ".join(f"{old} is now {new}" for old, new in moved))
     for change in changes:
         _apply(tree, change)
     return recipe_of(tree)
 
 
 def read_yaml(path: Path, wanted: str, error: type[ValueError]) -> Any:
-    """What a YAML file holds; an `error` that names the file, and what was `wanted`, where there is none."""
+    """What a YAML file holds; an `error` that names the file, and what was `wanted`, if there is none."""
     try:
         return yaml.safe_load(path.read_text())
     except OSError as reason:
@@ -64,14 +74,17 @@ def describe_recipe() -> str:
 def _describe(section: type[Section], prefix: str) -> Iterator[str]:
     """A line or two for each key, the keys of sections inside it, and for a choice the keys of each of its names."""
     for name, field in section.model_fields.items():
+        if name == "name" and issubclass(section, NamedSection):
+            continue  # described with the choice
         key = prefix + name
-        choices = [extra for extra in field.metadata if isinstance(extra, Choices)]
+        choices = _choices_in(field)
         inner = _section_in(field.annotation)
         if choices:
             yield _describe_field(key, field)
-            for chosen, names in choices[0].by_section().items():
-                yield f"\n{key}.name: {', '.join(names)}: {inspect.getdoc(chosen)}"
-                yield from _describe(chosen, f"{key}.")
+            each = key if isinstance(field.annotation, type) else f"{key}[]"
+            for chosen, names in choices.by_section().items():
+                yield f"\n{each}.name: {', '.join(names)}: {inspect.getdoc(chosen)}"
+                yield from _describe(chosen, f"{each}.")
         elif inner is None:
             yield _describe_field(key, field)
         else:
@@ -80,8 +93,14 @@ def _describe(section: type[Section], prefix: str) -> Iterator[str]:
             yield from _describe(inner, f"{key}." if alone else f"{key}[].")
 
 
+def _choices_in(field: FieldInfo) -> Choices[Any] | None:
+    """The table that a field's section, or each of a tuple of them, is chosen from; None for all other fields."""
+    within = [extra for item in get_args(field.annotation) for extra in getattr(item, "__metadata__", ())]
+    return next((extra for extra in [*field.metadata, *within] if isinstance(extra, Choices)), None)
+
+
 def _section_in(annotation: Any) -> type[Section] | None:
-    """The section that a field holds, alone or in a tuple or a mapping; None where it holds values."""
+    """The section that a field holds, alone or in a tuple or a mapping; None if it holds values."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     return next(filter(None, map(_section_in, get_args(annotation))), None)
@@ -89,9 +108,12 @@ def _section_in(annotation: Any) -> type[Section] | None:
 
 def _describe_field(key: str, field: Any) -> str:
     default = field.get_default(call_default_factory=True)
-    shown = default.model_dump(mode="json") if isinstance(default, Section) else default
-    said = "required" if field.is_required() else f"default {json.dumps(shown, default=str)}"
+    said = "required" if field.is_required() else f"default {json.dumps(default, default=_plain)}"
     return f"  {key} ({said})\n      {field.description}"
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, Section) else str(value)
 
 
 def _apply(tree: dict[str, Any], change: str) -> None:
@@ -99,16 +121,20 @@ def _apply(tree: dict[str, Any], change: str) -> None:
     if not separator or not key:
         raise RecipeError(f"--set: got {change!r}, wanted key=value, for example --set optimizer.steps=100")
     *sections, last = key.split(".")
-    for section in sections:
-        below = tree.setdefault(section, {})
+    schema: type[Section] | None = Recipe
+    for name in sections:
+        field = schema.model_fields.get(name) if schema else None
+        below = tree.setdefault(name, {})
+        if isinstance(below, str) and field and _choices_in(field):
+            below = tree[name] = {"name": below}  # a choice by its name alone gets a key
         if not isinstance(below, dict):
-            raise RecipeError(f"--set: got {key!r}, but {section!r} is a value, not a section")
-        tree = below
+            raise RecipeError(f"--set: got {key!r}, but {name!r} is a value, not a section")
+        tree, schema = below, _section_in(field.annotation) if field else None
     tree[last] = yaml.safe_load(value)
 
 
 def _fault(error: Any, section: type[Section] | None = None) -> str:
-    """One line for the user from one of pydantic's errors; `section` is the chosen one that it lies in, if any."""
+    """One line for the user from one of pydantic's errors; `section` is the choice that it lies in, if any."""
     key = ".".join(str(part) for part in error["loc"])
     got = error["input"]
     if error["type"] == "extra_forbidden":
@@ -126,9 +152,16 @@ def _fault(error: Any, section: type[Section] | None = None) -> str:
 
 
 def _suggestion(location: tuple[Any, ...], section: Any) -> str:
+    if now := NEW_KEYS.get(".".join(map(str, location))):
+        return f"; it is {now} now"
     section = section or _section_at(location[:-1])
-    near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; wanted one of {', '.join(section.model_fields)}"
+    key, fields = str(location[-1]), section.model_fields
+    if issubclass(section, NamedSection):
+        owners = [name for name in section.table if key in section.table[name].model_fields]
+        if owners:
+            return f"; a key of {', '.join(owners)} only"
+    near = difflib.get_close_matches(key, fields, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; wanted one of {', '.join(fields)}"
 
 
 def _section_at(location: tuple[Any, ...]) -> Any:

@@ -1,7 +1,7 @@
 """Recipes out of InsightFace's ``arcface_torch``: its ``configs/*.py``, read without running them.
 
 What a key means was read in that project's ``train_v2.py``, ``losses.py``, ``partial_fc_v2.py`` and
-``lr_scheduler.py``. Where it trains otherwise than we do, a note says how.
+``lr_scheduler.py``. If it trains otherwise than we do, a note says how.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from pipeline.recipe.schema import Recipe, RecipeError
 
 NETWORKS = {f"r{layers}": f"iresnet{layers}" for layers in (18, 34, 50, 100)}
 NEEDED = ("margin_list", "network", "batch_size", "lr", "num_image", "num_epoch", "rec")
+
+# What that trainer's SGD has, whatever its config says.
+MOMENTUM = 0.9
 
 # What that project's own defaults (configs/base.py) say of keys that a config leaves out.
 DEFAULTS: dict[str, Any] = {
@@ -37,7 +40,7 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Converted:
-    """A recipe, and what whoever moves should know, a line each."""
+    """A recipe, and what to know when moving, a line each."""
 
     recipe: Recipe
     notes: tuple[str, ...]
@@ -88,13 +91,13 @@ def convert(config: dict[str, Any], ranks: int, shards: Path, *, power: float = 
                 "streams": _divisor(config["batch_size"], 16),
             },
             "backbone": {"name": NETWORKS[config["network"]], "embedding_dim": config["embedding_size"]},
-            "head": {"sample_rate": config["sample_rate"], **_margin(*config["margin_list"])},
+            "head": {"sample_rate": config["sample_rate"], "margin": _margin(*config["margin_list"])},
             "optimizer": {
                 "steps": calls * config["num_epoch"] // parts,
                 "learning_rate": config["lr"],
                 "warmup_steps": calls * config["warmup_epoch"] // parts,
                 "power": power,
-                "momentum": 0.9,  # that trainer's own, whatever its config says
+                "momentum": MOMENTUM,
                 "weight_decay": config["weight_decay"],
             },
             "checkpoint": {"every": config["verbose"]},
@@ -129,14 +132,14 @@ def _assignments(path: Path) -> dict[str, Any]:
 def _margin(m: float, angle: float, cosine: float) -> dict[str, Any]:
     """Our margin for ``CombinedMarginLoss(64, m, angle, cosine)``."""
     if (m, cosine) == (1.0, 0.0):
-        return {"margin": "arcface", "angle": angle, "scale": 64.0}
+        return {"name": "arcface", "angle": angle, "scale": 64.0}
     if (m, angle) == (1.0, 0.0):
-        return {"margin": "cosface", "cosine": cosine, "scale": 64.0}
-    return {"margin": "combined", "m": m, "angle": angle, "cosine": cosine, "scale": 64.0}
+        return {"name": "cosface", "cosine": cosine, "scale": 64.0}
+    return {"name": "combined", "m": m, "angle": angle, "cosine": cosine, "scale": 64.0}
 
 
 def _places(name: str, shards: Path) -> dict[str, Path]:
-    """Where the notes have a ``.bin`` unpacked: beside the shards."""
+    """The folder into which the notes unpack a ``.bin``, beside the shards, and its pairs file."""
     return {"images": shards.parent / name, "pairs": shards.parent / f"{name}.tsv"}
 
 
@@ -154,12 +157,14 @@ def _notes(config: dict[str, Any], recipe: Recipe) -> list[str]:
             for name, places in recipe.evaluation.sets.items()
         ),
         "gradients: arcface_torch clips the backbone's to a norm of 5; here nothing is clipped",
-        "margin: beyond π the own logit goes on falling here; there it turns round",
+        "margin: beyond π the target logit keeps falling here; there it rises again",
     ]
     if config["fp16"]:
         notes.append("precision: fp16 with a loss scale became bfloat16, which needs none")
     if config["sample_rate"] == 1:
         notes.append("memory: head.fused_update: true saves a third of the head's")
-    if config["momentum"] != recipe.optimizer.momentum:
-        notes.append(f"momentum: got {config['momentum']}, which arcface_torch does not read: it trains with 0.9")
+    if config["momentum"] != MOMENTUM:
+        notes.append(
+            f"momentum: got {config['momentum']}, which arcface_torch does not read: it trains with {MOMENTUM}"
+        )
     return notes

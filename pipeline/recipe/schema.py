@@ -1,27 +1,30 @@
 """The recipe: everything that decides a training run, typed, frozen and checked before anything starts.
 
 A key that does not exist, a value of another type or an impossible combination is refused. The resolved recipe is saved
-with the run, so that a run can be repeated from its folder alone. `recipe_file.py` reads it, and tells its faults.
+with the run, so that a run can be repeated from its folder alone. `pipeline/recipe/file.py` reads it.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from pipeline.backbones import BACKBONES
-from pipeline.head.margins import Margin, anneal
-from pipeline.section import Section
+from pipeline.backbones import BACKBONES, Backbone
+from pipeline.head.margins import MARGINS, Margin
+from pipeline.head.margins.a_softmax import ASoftmax
+from pipeline.optim import OPTIMIZERS, Optimizer
+from pipeline.reading.augment import AUGMENTATIONS, Augmentation, Mirror
+from pipeline.section import Section, inside
 
 
 class RecipeError(ValueError):
     """A recipe that cannot be run; the message is one line a fault, for the user."""
 
 
-# A run is gone on with, and evaluated, from wherever: what its recipe names must not depend on where that is.
+# A run may be resumed and evaluated from another working directory: the paths in its recipe must not depend on it.
 AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
 
 
@@ -38,70 +41,40 @@ class Data(Section):
     """Pieces of the epoch read side by side; divides global_batch. More mix better, fewer read more sequentially."""
     window: int = Field(4, ge=1)
     """Tars shuffled together."""
-    mirror: bool = True
-    """Flip half of the samples left to right, by a hash of (seed, epoch, sample)."""
+    augment: tuple[Annotated[Augmentation, AUGMENTATIONS], ...] = (Mirror(name="mirror"),)
+    """Changes to the training images, in this order, drawn by a hash of (seed, epoch, sample); []: none."""
     decode_threads: int = Field(2, ge=1)
     """Host threads that decode, a rank."""
     prefetch: int = Field(3, ge=1)
     """Decoded batches held ready, a rank."""
 
 
-class Backbone(Section):
-    """The network from image to embedding."""
-
-    name: str
-    """One of the published networks: sphereface4 … sphereface64, iresnet18 … iresnet100."""
-    embedding_dim: int = Field(512, ge=1)
-    """D."""
-
-    @model_validator(mode="after")
-    def _known(self) -> Backbone:
-        if self.name not in BACKBONES:
-            raise ValueError(f"name: got {self.name!r}, wanted one of {', '.join(BACKBONES)}")
-        return self
-
-
 class Phase(Section):
-    """A part of training with another margin; what is null is as in the head. λ counts its steps from `start`."""
+    """A part of training with other values of the margin's keys, given beside `start`; λ counts its steps from there.
+
+    A key that a phase does not give is as in ``head.margin``. The name cannot change.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     start: int = Field(ge=0)
     """First step of the phase."""
-    m: float | None = Field(None, ge=1)
-    """Multiplies the angle."""
-    lambda_max: float | None = Field(None, ge=0)
-    """λ at the phase's first step."""
-    lambda_min: float | None = Field(None, ge=0)
-    """λ's floor."""
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The margin's keys that differ in this phase."""
+        return dict(self.model_extra or {})
 
 
 class Head(Section):
     """The classifier and its margin."""
 
-    margin: str = "a_softmax"
-    """softmax, modified_softmax, a_softmax, a_softmax_normalised, sphereface_r_v1, sphereface_r_v2, cosface, arcface
-    or combined; `pipeline/head/margins.py` has the table of equations."""
-    m: float = Field(4.0, ge=1)
-    """Multiplies the angle (A-Softmax, SphereFace-R, combined)."""
-    scale: float = Field(64.0, gt=0)
-    """s, the length given to embeddings, where the margin does not keep their own."""
-    angle: float = Field(0.5, ge=0)
-    """Added to the angle, in radians (ArcFace, combined)."""
-    cosine: float = Field(0.35, ge=0)
-    """Taken from the cosine (CosFace, combined)."""
-    detached: bool = False
-    """Characteristic gradient detachment: the margin moves the value, the gradient is that of cos θ."""
-    lambda_max: float = Field(1500.0, ge=0)
-    """λ at step 0 (the authors' solver: 1000)."""
-    lambda_min: float = Field(5.0, ge=0)
-    """λ's floor; 0 ends at the pure A-Softmax loss."""
-    lambda_gamma: float = Field(0.1, ge=0)
-    """λ = max(λ_min, λ_max (1 + γ·step)^-power)."""
-    lambda_power: float = Field(1.0, ge=0)
-    """See lambda_gamma."""
+    margin: Annotated[Margin, MARGINS] = ASoftmax()
+    """How the logit of the target class differs: a name, or a name and its keys."""
     phases: tuple[Phase, ...] = ()
-    """Changes of m and λ in the course of training, by rising start: start small, then the full margin."""
+    """Changes of the margin's keys in the course of training, by rising start: start small, then the full margin."""
     sample_rate: float = Field(1.0, gt=0, le=1)
-    """Share of the other classes that take part in a step (Partial FC); 1: all, the exact softmax."""
+    """Share of the non-target classes that take part in a step (Partial FC); 1: all, the exact softmax."""
     fused_update: bool = False
     """Update rows inside the backward pass: a class costs 8·D bytes instead of 12·D. Needs data.accumulation 1."""
     ranks: int | None = Field(None, ge=1)
@@ -111,76 +84,35 @@ class Head(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Head:
-        try:
-            self.make_margin()
-        except ValueError as error:
-            raise ValueError(str(error)) from None
-        if self.lambda_min > self.lambda_max:
-            raise ValueError(f"lambda_min: got {self.lambda_min}, wanted at most lambda_max {self.lambda_max}")
         starts = [phase.start for phase in self.phases]
         if starts != sorted(set(starts)):
             raise ValueError(f"phases: got starts {starts}, wanted rising steps")
+        for number, phase in enumerate(self.phases):
+            with inside("phases", number):
+                self._margin_of(phase)
         if self.sample_rate < 1 and self.ranks is not None:
             raise ValueError(
                 f"sample_rate: got {self.sample_rate} with ranks {self.ranks}, wanted 1 (replicas would differ)"
             )
         return self
 
-    def make_margin(self, step: int = 0) -> Margin:
+    def margin_at(self, step: int) -> Margin:
         """The margin at `step`."""
-        m = self.m if (phase := self._phase(step)) is None or phase.m is None else phase.m
-        return Margin(self.margin, m, self.scale, self.angle, self.cosine, self.detached)
-
-    def anneal(self, step: int) -> float:
-        """λ at `step`."""
         phase = self._phase(step)
-        start, maximum, minimum = 0, self.lambda_max, self.lambda_min
-        if phase is not None:
-            start = phase.start
-            maximum = maximum if phase.lambda_max is None else phase.lambda_max
-            minimum = minimum if phase.lambda_min is None else phase.lambda_min
-        return anneal(step - start, maximum, minimum, self.lambda_gamma, self.lambda_power)
+        return self.margin if phase is None else self._margin_of(phase)
 
-    def anneal_floor(self, step: int) -> float:
-        """What λ falls to in the phase of `step`."""
+    def lambda_at(self, step: int) -> float | None:
+        """λ at `step`; None: the margin has none."""
         phase = self._phase(step)
-        return self.lambda_min if phase is None or phase.lambda_min is None else phase.lambda_min
+        return self.margin_at(step).lambda_at(step - (0 if phase is None else phase.start))
 
     def _phase(self, step: int) -> Phase | None:
         return next((phase for phase in reversed(self.phases) if phase.start <= step), None)
 
-
-class Optimizer(Section):
-    """SGD with momentum and a stepped learning rate, for backbone and head alike."""
-
-    steps: int = Field(ge=1)
-    """Steps to train."""
-    learning_rate: float = Field(gt=0)
-    """The base rate, after the warm-up and before the first milestone."""
-    warmup_steps: int = Field(0, ge=0)
-    """Steps over which the rate rises linearly from near 0."""
-    milestones: tuple[int, ...] = ()
-    """Steps at which the rate is multiplied by decay."""
-    decay: float = Field(0.1, gt=0, le=1)
-    """Factor at each milestone."""
-    power: float | None = Field(None, gt=0)
-    """Instead of milestones, fall to 0 over the steps after the warm-up: 1 along a line, 2 along a parabola."""
-    momentum: float = Field(0.9, ge=0, lt=1)
-    """SGD momentum, no dampening, not Nesterov."""
-    weight_decay: float = Field(5e-4, ge=0)
-    """L2 penalty, added to the gradient."""
-    bias_rate_factor: float = Field(1.0, gt=0)
-    """Biases learn at this multiple of the rate (Caffe's lr_mult; the authors' nets: 2)."""
-    bias_weight_decay: float | None = Field(None, ge=0)
-    """Weight decay of biases (the authors' nets: 0); null: the same as weight_decay."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> Optimizer:
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(f"milestones: got {list(self.milestones)}, wanted rising steps")
-        if self.power is not None and self.milestones:
-            raise ValueError(f"power: got {self.power} with milestones {list(self.milestones)}, wanted one of the two")
-        return self
+    def _margin_of(self, phase: Phase) -> Margin:
+        if "name" in phase.changes:
+            raise ValueError(f"name: got {phase.changes['name']!r}, wanted one margin for the whole run")
+        return MARGINS.parse(self.margin.model_dump(mode="json") | phase.changes)
 
 
 class Checkpoint(Section):
@@ -195,52 +127,52 @@ class Checkpoint(Section):
 
 
 class Faults(Section):
-    """What ends a run, and what it survives."""
+    """Bad steps and steps that hang: what the run does about them."""
 
     action: Literal["stop", "skip", "roll_back"] = "skip"
-    """At a loss or gradient that is not finite, or a spike: end, leave the batch out, or go back to the last checkpoint
-    and leave it out from there."""
+    """After a loss or gradient that is not finite, or a spike: end the run, leave the batch out, or go back to the last
+    checkpoint and leave the batch out from there."""
     limit: int = Field(10, ge=1)
-    """Bad steps that a process takes before it ends all the same."""
+    """Bad steps that a process survives: with one more it ends the run, whatever the action."""
     spike_factor: float | None = Field(None, gt=1)
-    """A loss above this multiple of its running mean is a spike; null: none is."""
+    """A loss above this multiple of its running mean is a spike; null: no loss is."""
     leave_out: int = Field(1, ge=1)
-    """After a roll-back, batches left out: the bad one and those before it."""
+    """Batches left out after a roll-back: the bad one and those before it."""
     step_seconds: float = Field(300.0, gt=0)
-    """The longest a step may take: then every rank prints its stack and who is missing, and ends."""
+    """Longest time for a step: then every rank prints its stack and the ranks that do not respond, and ends."""
 
 
 class Init(Section):
-    """Start from another run's backbone and rows instead of at random; read only when the run itself has no checkpoint.
+    """Start from another run's backbone and rows instead of at random; not read when the run resumes.
 
-    Rows are keyed by the identity's name: the shards may hold other people.
+    Rows are matched by the identity's name, so the shards may have other identities.
     """
 
     run: AbsolutePath | None = None
-    """Folder of the run to start from; null: start at random."""
+    """Folder of the run to start from; null: start from random weights."""
     step: int | None = Field(None, ge=0)
-    """Which of its checkpoints; null: the newest."""
+    """Step of its checkpoint; null: the newest."""
     new_rows: Literal["class_mean", "random"] = "class_mean"
-    """How identities start that the other run did not have."""
+    """Rows of identities that the other run did not have: the mean direction of their images, or random."""
 
 
 class Log(Section):
-    """What is shown and exported."""
+    """What is logged and exported."""
 
     every: int = Field(10, ge=1)
     """Steps between progress lines and rows of metrics.jsonl."""
     stall_steps: int = Field(1000, ge=4)
-    """Warn when the angle to the own class has not moved, nor the loss left ln C, in so many steps."""
+    """Warn when over so many steps the target angle has not fallen and the loss has stayed near ln C."""
     metrics_port: int | None = Field(9400, ge=0, le=65535)
-    """Prometheus port of a host's first rank; rank r of the host takes port + r. 0: any free port; null: none."""
+    """Port for Prometheus of a host's first rank; rank r of the host takes port + r. 0: any free port; null: none."""
     metrics_address: str = "127.0.0.1"
-    """Address the endpoints listen on; loopback unless told otherwise."""
+    """Address that the endpoints listen on; the default is loopback."""
     metrics_certificate: AbsolutePath | None = None
-    """PEM certificate: with it the endpoints speak TLS. It must name what Prometheus calls each host by."""
+    """PEM certificate: with it the endpoints use TLS. It must have the name by which Prometheus reaches the host."""
     metrics_key: AbsolutePath | None = None
-    """PEM key of the certificate, without a pass phrase."""
+    """PEM key of the certificate, without a passphrase."""
     metrics_client_ca: AbsolutePath | None = None
-    """PEM certificate of an authority: only who shows a certificate signed by it is answered; null: everybody is."""
+    """PEM certificate of an authority: only clients with a certificate signed by it are answered; null: all are."""
 
     @model_validator(mode="after")
     def _possible(self) -> Log:
@@ -266,18 +198,18 @@ class EvaluationSet(Section):
 
 
 class Evaluation(Section):
-    """Verification while training, by the backbone as it then is; no time of a step, and changes nothing of the run."""
+    """Verification while training, with the backbone as it is then. It changes nothing of the run."""
 
     sets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")], EvaluationSet] = Field({})
-    """What is verified, of people who are not trained on: `name: {images: folder, pairs: file}`; none: nothing is."""
+    """Sets of people who are not trained on, `name: {images: folder, pairs: file}`; empty: no evaluation."""
     every: int | None = Field(None, ge=1)
     """Steps between evaluations, a multiple of checkpoint.every; null: at every checkpoint. The last step always is."""
     best: str | None = None
-    """The set whose most accurate checkpoint is kept and named in RUN/best.json; null: the first."""
+    """Set by whose accuracy the best checkpoint is kept and named in RUN/best.json; null: the first."""
     batch_size: int = Field(64, ge=1)
     """Images that a rank embeds at a time."""
     resamples: int = Field(100, ge=1)
-    """Of the bootstrap behind each interval; the other ranks wait for it."""
+    """Bootstrap resamples behind each interval; all ranks wait for them."""
 
     @model_validator(mode="after")
     def _possible(self) -> Evaluation:
@@ -290,20 +222,22 @@ class Recipe(Section):
     """One training run."""
 
     seed: int = Field(0, ge=0)
-    """Of the order, the mirror hash, the backbone and the head's rows."""
+    """Of the order, the augmentations, the backbone and the head's rows."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the products: bfloat16 is autocast; parameters, sums and losses stay float32."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO stage of the backbone: 1 splits its momenta over the ranks, 2 its gradients too, 3 its
-    parameters as well."""
+    """DeepSpeed ZeRO stage of the backbone: 1 splits the optimizer's state over the ranks, 2 the gradients too, 3
+    the parameters as well."""
     deterministic: bool = True
     """Ask torch for repeatable kernels on the GPU (the CPU's are); exact resume needs it."""
     timeout_seconds: float = Field(600.0, gt=0)
     """Bound on the rendezvous and on every collective."""
     data: Data
-    backbone: Backbone
+    backbone: Annotated[Backbone, BACKBONES]
+    """The network from image to embedding."""
     head: Head = Head()
-    optimizer: Optimizer
+    optimizer: Annotated[Optimizer, OPTIMIZERS]
+    """How backbone and head learn; the default name is sgd."""
     checkpoint: Checkpoint = Checkpoint()
     faults: Faults = Faults()
     init: Init = Init()

@@ -6,7 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline.files import write_file
+from pipeline.files import named, write_file
+from pipeline.run.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,11 @@ class Best:
 
 
 def read_best(run: Path) -> Best | None:
-    """What ``best.json`` of a run says; None where there is none.
+    """What ``best.json`` of a run says; None if there is none.
 
-    Raises ValueError when the file is none of ours.
+    Raises ValueError naming the file when it holds something else.
     """
-    file = run / "best.json"
+    file = RunFolder(run).best
     try:
         return Best(**json.loads(file.read_text()))
     except FileNotFoundError:
@@ -39,7 +40,7 @@ def read_best(run: Path) -> Best | None:
 
 
 def kept_step(run: Path) -> int | None:
-    """The step that saves must not drop: none where there is no file, or one that nobody can read."""
+    """The step that saves must not drop: None without a file, or with one that cannot be read."""
     try:
         best = read_best(run)
     except ValueError:
@@ -49,7 +50,9 @@ def kept_step(run: Path) -> int | None:
 
 def write_best(run: Path, best: Best | None) -> None:
     """Make ``best.json`` say `best`: whole or as it was before."""
+    file = RunFolder(run).best
     if best is None:
-        (run / "best.json").unlink(missing_ok=True)
+        with named(file, "not removed"):
+            file.unlink(missing_ok=True)
     else:
-        write_file(run / "best.json", (json.dumps(asdict(best), indent=2) + "\n").encode())
+        write_file(file, (json.dumps(asdict(best), indent=2) + "\n").encode())

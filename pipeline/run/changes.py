@@ -1,4 +1,4 @@
-"""What may change in the recipe when a run goes on, and what may not."""
+"""What may change in the recipe when a run is resumed, and what may not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 import yaml
 
+from pipeline.recipe.migrate import migrate
 from pipeline.recipe.schema import Recipe, RecipeError
+from pipeline.run.folder import RunFolder
 
 # These decide which sample stands at which position: with another value it would be another run.
 FIXED = ("seed", "data.global_batch", "data.streams", "data.window")
@@ -29,8 +31,10 @@ def changes(run: Path, recipe: Recipe) -> list[str]:
     Raises:
         RecipeError: when one of `FIXED` changed.
     """
+    file = RunFolder(run).recipe
     try:
-        saved = flat(yaml.safe_load((run / "recipe.yaml").read_text()))
+        tree, _ = migrate(yaml.safe_load(file.read_text()))
+        saved = flat(tree)
     except (OSError, yaml.YAMLError, AttributeError):
         return []  # lost or damaged: the checkpoint still says whether it fits
     now = flat(recipe.model_dump(mode="json"))
@@ -38,7 +42,7 @@ def changes(run: Path, recipe: Recipe) -> list[str]:
     for key in FIXED:
         if key in changed:
             raise RecipeError(
-                f"{key}: got {now[key]}, wanted {saved[key]} as in {run / 'recipe.yaml'}: it decides the order of the "
+                f"{key}: got {now[key]}, wanted {saved[key]} as in {file}: it decides the order of the "
                 "samples; start another run with --run"
             )
     return [f"{key}: {saved[key]} → {now[key]}" for key in changed]

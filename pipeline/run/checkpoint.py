@@ -2,13 +2,16 @@
 
 ``RUN/checkpoints/step-00001000/`` holds the state after 1,000 steps, in files of the safetensors layout:
 
-- ``rows-<first>-<stop>.safetensors``: ``rows`` and ``momentum`` [n, D] of the classes [first, stop). A rank writes its
-  own classes as several such blocks, so that loading on other ranks is arithmetic on ranges, and each rank reads the
-  rows that it will own and no others;
-- ``backbone.safetensors``: parameters and buffers (``backbone.<name>``) and momenta (``momentum.<name>``), whole, once;
-- ``meta.json``: the step, the identities' digest and count, and the size and SHA-256 of every file.
+- ``rows-<first>-<stop>.safetensors``: ``rows`` [n, D] of the classes [first, stop), and the optimizer's slots of them
+  by name (``momentum``), [n, D] or [n]. A rank writes its own classes as several such blocks, so that loading on other
+  ranks is arithmetic on ranges, and each rank reads the rows that it will own and no others;
+- ``backbone.safetensors``: parameters and buffers (``backbone.<name>``), slots (``<slot>.<name>``) and the margin's
+  state (``head.<name>``), whole, once;
+- ``meta.json``: the step, the identities' digest and count, the names of the slots, and the size and SHA-256 of every
+  file.
 
-λ, the learning rate, the order and the mirror flips are functions of the step: nothing else is state.
+λ, the learning rate, the order and the mirror flips are functions of the step: nothing else is state. A frozen
+parameter has no slots.
 
 A checkpoint is complete or absent: it is written as ``step-….partial``, every file synced, ``meta.json`` last, then
 renamed. (`pipeline.run.saver` writes; here is the layout, and reading it.)
@@ -19,22 +22,22 @@ from __future__ import annotations
 import json
 import logging
 import socket
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cluster.collectives import Group, gather_objects, num_ranks, rank_in
+from pipeline.run.folder import RunFolder
 from pipeline.run.tensor_file import FileFacts, TensorFile, file_facts
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
-PARTIAL = ".partial"
+FORMAT = 3
+META = "meta.json"
 BACKBONE = "backbone.safetensors"
-_PREFIX = "step-"
 
 
 class CheckpointError(ValueError):
@@ -50,7 +53,8 @@ class Meta:
         num_classes, embedding_dim: the head's C and D.
         identities_sha256: digest of the shard set's ``identities.txt``: which class is which person.
         num_ranks: ranks that wrote it (for the reader's information; any number can load it).
-        files: size and digest of every file beside ``meta.json``.
+        slots: names of what the optimizer keeps; written by the saver.
+        files: size and digest of every file beside ``meta.json``; written by the saver.
         format: version of this layout.
     """
 
@@ -59,6 +63,7 @@ class Meta:
     embedding_dim: int
     identities_sha256: str
     num_ranks: int
+    slots: list[str] = field(default_factory=list)
     files: dict[str, FileFacts] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -68,25 +73,43 @@ class State:
     """The live tensors of a run, saved from and loaded into in place.
 
     Attributes:
-        rows_SD, rows_momentum_SD: this rank's head rows and their momentum.
-        first_class: global number of the first of them.
+        rows_SD: this rank's head rows.
+        row_slots: what the optimizer keeps of them, by the slot's name: [S, D] or [S].
+        first_class: global number of the first of the rows.
         backbone: parameters and buffers, whole, by name.
-        momenta: SGD's momentum by parameter name, whole.
+        backbone_slots: what the optimizer keeps of the trained parameters, whole: slot -> parameter -> tensor.
+        head_state: state of the margin by name, the same on every rank.
         replica, num_replicas: this rank's place among the ranks that hold the same rows: they share the writing.
     """
 
     rows_SD: torch.Tensor
-    rows_momentum_SD: torch.Tensor
+    row_slots: dict[str, torch.Tensor]
     first_class: int
     backbone: dict[str, torch.Tensor]
-    momenta: dict[str, torch.Tensor]
+    backbone_slots: dict[str, dict[str, torch.Tensor]]
+    head_state: dict[str, torch.Tensor] = field(default_factory=dict)
     replica: int = 0
     num_replicas: int = 1
 
+    def rows_tensors(self, part: slice) -> dict[str, torch.Tensor]:
+        """A part of this rank's rows and their slots, live, by the names that they have in a file."""
+        return {"rows": self.rows_SD[part]} | {name: slot[part] for name, slot in self.row_slots.items()}
 
-def path_of(run: Path, step: int) -> Path:
-    """Folder of the checkpoint after `step` steps."""
-    return run / "checkpoints" / f"{_PREFIX}{step:08d}"
+    def whole_tensors(self) -> dict[str, torch.Tensor]:
+        """What is saved once for all ranks, live, by the names that it has in the file."""
+        tensors = {f"backbone.{name}": tensor for name, tensor in self.backbone.items()}
+        for slot, of_parameters in self.backbone_slots.items():
+            tensors |= {f"{slot}.{name}": tensor for name, tensor in of_parameters.items()}
+        return tensors | {f"head.{name}": tensor for name, tensor in self.head_state.items()}
+
+
+def _from_format_2(fields: dict[str, Any]) -> dict[str, Any]:
+    """Before format 3 the optimizer was SGD, and its momentum had the name that the slot has now."""
+    return fields | {"format": 3, "slots": ["momentum"]}
+
+
+# What makes the ``meta.json`` of the next format of an older one: a run of before is resumed, and read, as it is.
+_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {2: _from_format_2}
 
 
 def rows_file(first: int, stop: int) -> str:
@@ -96,9 +119,8 @@ def rows_file(first: int, stop: int) -> str:
 
 def complete_steps(run: Path) -> list[int]:
     """Steps of the complete checkpoints of a run, rising."""
-    folders = (run / "checkpoints").glob(f"{_PREFIX}*")
-    names = [p.name for p in folders if not p.name.endswith(PARTIAL) and (p / "meta.json").is_file()]
-    return sorted(int(name.removeprefix(_PREFIX)) for name in names)
+    folder = RunFolder(run)
+    return [step for step in folder.saved_steps() if (folder.checkpoint(step) / META).is_file()]
 
 
 def has_reached(run: Path, step: int) -> bool:
@@ -107,25 +129,28 @@ def has_reached(run: Path, step: int) -> bool:
 
 
 def read_meta(folder: Path) -> Meta:
-    """A checkpoint's own words.
+    """What a checkpoint says of itself, in this format's terms.
 
     Raises:
-        CheckpointError: when the folder is not a checkpoint of this format.
+        CheckpointError: when the folder is not a checkpoint of this format or of one that it knows.
     """
     try:
-        fields = json.loads((folder / "meta.json").read_text())
+        fields = json.loads((folder / META).read_text())
         found = fields.get("format")
-        if found == FORMAT:
+        while (number := fields.get("format")) in _MIGRATIONS:
+            fields = _MIGRATIONS[number](fields)
+        if number == FORMAT:
             return Meta(**fields | {"files": {name: FileFacts(**facts) for name, facts in fields["files"].items()}})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{folder / 'meta.json'}: not readable ({error})") from None
-    raise CheckpointError(f"{folder / 'meta.json'}: format: got {found}, wanted {FORMAT}")
+        raise CheckpointError(f"{folder / META}: not readable ({error})") from None
+    known = " or ".join(map(str, [*_MIGRATIONS, FORMAT]))
+    raise CheckpointError(f"{folder / META}: format: got {found}, wanted {known}")
 
 
 def newest_whole(run: Path, group: Group) -> int | None:
-    """The step of the newest checkpoint whose files are all what they were when written; None where there is none.
+    """The step of the newest checkpoint whose files are all what they were when written; None if there is none.
 
-    All ranks together; each reads its share of the files once. A damaged checkpoint is told and passed over.
+    All ranks together; each reads its share of the files once. A damaged checkpoint is logged and passed over.
 
     Raises:
         CheckpointError: when there are checkpoints, and none is whole; when ranks see other folders.
@@ -140,7 +165,7 @@ def newest_whole(run: Path, group: Group) -> int | None:
                 f"{steps}; wanted one folder that all hosts share"
             )
     for step in reversed(steps):
-        mine = damage(path_of(run, step), rank_in(group), num_ranks(group))
+        mine = damage(RunFolder(run).checkpoint(step), rank_in(group), num_ranks(group))
         found = sorted({fault for faults in gather_objects(mine, group) for fault in faults})
         if not found:
             return step
@@ -176,14 +201,15 @@ def load(run: Path, step: int, state: State, meta: Meta) -> None:
     """Fill `state` from the checkpoint after `step` steps: the backbone whole, and of the rows this rank's only.
 
     Raises:
-        CheckpointError: when its classes, size, identities or backbone are not those of `meta` and `state`.
+        CheckpointError: when its classes, size, identities, optimizer or backbone are not those of `meta` and `state`.
     """
-    folder = path_of(run, step)
-    saved = read_meta(folder)
+    folder = RunFolder(run).checkpoint(step)
+    saved, meta = read_meta(folder), replace(meta, slots=list(state.row_slots))
     for key, why in (
         ("num_classes", "other shards"),
         ("embedding_dim", "another backbone.embedding_dim"),
         ("identities_sha256", "the shards name other identities"),
+        ("slots", "another optimizer"),
     ):
         got, wanted = getattr(meta, key), getattr(saved, key)
         if got != wanted:
@@ -198,21 +224,37 @@ def load(run: Path, step: int, state: State, meta: Meta) -> None:
 
 
 def _load_backbone(folder: Path, state: State) -> None:
-    wanted = {f"backbone.{name}": tensor for name, tensor in state.backbone.items()}
-    wanted |= {f"momentum.{name}": tensor for name, tensor in state.momenta.items()}
+    wanted = state.whole_tensors()
     with TensorFile(folder / BACKBONE) as file:
-        missing, extra = sorted(wanted.keys() - set(file.names)), sorted(set(file.names) - wanted.keys())
-        if missing or extra:
-            raise CheckpointError(
-                f"{folder}: another backbone: missing {missing[:3] or 'nothing'}, not wanted {extra[:3] or 'nothing'}"
-            )
+        _require_names(folder, wanted.keys(), set(file.names) - _slots_of_frozen(state))
         for name, tensor in wanted.items():
             saved = file.read(name)
             if saved.shape != tensor.shape:
                 raise CheckpointError(
-                    f"{folder}: another backbone: {name}: got {list(tensor.shape)}, wanted {list(saved.shape)} as saved"
+                    f"{folder}: {_kind(name)}: {name}: got {list(tensor.shape)}, wanted {list(saved.shape)} as saved"
                 )
             tensor.copy_(saved)
+
+
+def _slots_of_frozen(state: State) -> set[str]:
+    """Names of slots that frozen parameters would have: ZeRO 0 saved them in format 2, and one may be frozen since."""
+    names: set[str] = set()
+    for slot, trained in state.backbone_slots.items():
+        names.update(f"{slot}.{name}" for name in state.backbone.keys() - trained)
+    return names
+
+
+def _require_names(folder: Path, wanted: Set[str], saved: Set[str]) -> None:
+    missing, extra = sorted(wanted - saved), sorted(saved - wanted)
+    if missing or extra:
+        raise CheckpointError(
+            f"{folder}: {_kind((missing or extra)[0])}: missing {missing[:3] or 'nothing'}, "
+            f"not wanted {extra[:3] or 'nothing'}"
+        )
+
+
+def _kind(name: str) -> str:
+    return "another margin" if name.startswith("head.") else "another backbone"
 
 
 @torch.no_grad()
@@ -229,8 +271,8 @@ def _load_rows(folder: Path, saved: Meta, state: State) -> None:
         here = slice(both.start - mine.start, both.stop - mine.start)
         there = slice(both.start - block.start, both.stop - block.start)
         with TensorFile(folder / name) as file:
-            state.rows_SD[here].copy_(file.read("rows", there))
-            state.rows_momentum_SD[here].copy_(file.read("momentum", there))
+            for tensor_name, tensor in state.rows_tensors(here).items():
+                tensor.copy_(file.read(tensor_name, there))
         found += len(both)
     if found != len(mine):
         raise CheckpointError(f"{folder}: got rows of {found} of the classes [{mine.start}, {mine.stop}), wanted all")
@@ -266,7 +308,7 @@ def load_backbone(run: Path, step: int | None = None) -> dict[str, torch.Tensor]
         raise CheckpointError(
             f"{run}: checkpoint: got step {'last' if step is None else step}, wanted one of {steps or 'none saved yet'}"
         )
-    folder = path_of(run, steps[-1] if step is None else step)
+    folder = RunFolder(run).checkpoint(steps[-1] if step is None else step)
     read_meta(folder)
     tensors: dict[str, Any] = {}
     try:

@@ -8,15 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pipeline.evaluation.scoring.verification import FloatArray
+from cluster.metrics import PERCENTILES
+
+# What rows were called before they had the names that Prometheus has: a log may begin with such rows.
+_RENAMED = {
+    "lambda": "margin_lambda",
+    "own_cosine": "target_cosine",
+    "norm": "embedding_norm",
+    "loss_over_chance": "loss_over_chance_ratio",
+    "beyond_pi": "margin_angle_beyond_pi_ratio",
+    "angle_quantiles": "target_angle_radians",
+    "images_per_second": "global_samples_per_second",
+    "seconds": "step_part_seconds",
+    "decode_failures": "decode_failures_total",
+    "checkpoint_seconds": "checkpoint_save_seconds",
+}
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The log's records by ascending step; empty where there is no log.
+    """The log's records by ascending step; empty if there is no log.
 
     A line that is no record is skipped, since a crash may tear one. A step that a resumed run went through again
-    counts once, as it was the last time. What an evaluation reached (a line of its own) stands under ``evaluation`` in
+    counts once, as it was the last time. The results of an evaluation (a line of their own) are under ``evaluation`` in
     the record of its step.
     """
     if not file.is_file():
@@ -28,7 +43,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
         if isinstance(record, dict) and isinstance(record.get("step"), int):
-            step = record["step"]
+            record, step = _renamed(record), record["step"]
             if "evaluation" in record:
                 records[step] = records.get(step, {}) | record
             else:
@@ -36,7 +51,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     return [records[step] for step in sorted(records)]
 
 
-def series(records: list[dict[str, Any]], key: str) -> tuple[FloatArray, FloatArray]:
+def series(records: list[dict[str, Any]], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Steps and values of `key` where a record has a finite one, each `[n]`."""
     points = [(record["step"], record[key]) for record in records if _is_finite(record.get(key))]
     steps, values = zip(*points, strict=True) if points else ((), ())
@@ -46,13 +61,20 @@ def series(records: list[dict[str, Any]], key: str) -> tuple[FloatArray, FloatAr
 def mean_seconds(records: list[dict[str, Any]]) -> dict[str, float]:
     """Mean seconds per logged step of each part of the step's time, largest first.
 
-    The first tenth is left out (at least one record, where there are more): it holds compilation and cold caches.
+    The first tenth is left out (at least one record, if there are more): it holds compilation and cold caches.
     """
-    splits = [record["seconds"] for record in records if isinstance(record.get("seconds"), dict)]
+    splits = [r["step_part_seconds"] for r in records if isinstance(r.get("step_part_seconds"), dict)]
     splits = splits[max(1, len(splits) // 10) :] or splits
     parts = {name for split in splits for name, value in split.items() if _is_finite(value)}
     means = {name: sum(split.get(name, 0.0) for split in splits) / len(splits) for name in parts}
     return dict(sorted(means.items(), key=lambda part: (-part[1], part[0])))
+
+
+def _renamed(record: dict[str, Any]) -> dict[str, Any]:
+    renamed = {_RENAMED.get(key, key): value for key, value in record.items()}
+    if isinstance(angles := renamed.get("target_angle_radians"), list):
+        renamed["target_angle_radians"] = dict(zip(PERCENTILES, angles, strict=True))
+    return renamed
 
 
 def _is_finite(value: Any) -> bool:

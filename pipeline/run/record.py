@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import socket
 import time
 from pathlib import Path
@@ -12,15 +11,17 @@ from pathlib import Path
 import torch
 
 from cluster.versions import versions
-from pipeline.files import write_file
+from pipeline.files import named, write_file
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Recipe
+from pipeline.run.folder import RunFolder
+from pipeline.shards.build import IDENTITIES_NAME
 
 
 def restarts_of(run: Path) -> int:
     """How often the run in this folder was started before."""
     try:
-        return int(json.loads((run / "run.json").read_text()).get("restarts", 0)) + 1
+        return int(json.loads(RunFolder(run).facts.read_text()).get("restarts", 0)) + 1
     except (OSError, ValueError):
         return 0
 
@@ -36,11 +37,16 @@ def record_run(
         command: that started it.
         num_ranks, device: where it runs.
         restarts: how often it was started before.
+
+    Raises:
+        OSError: naming the file that cannot be written, or read.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    write_file(run / "recipe.yaml", recipe.to_yaml().encode())
-    # which row of the head is whom: a later run may start from this one with other people
-    shutil.copyfile(shards.folder / "identities.txt", run / "identities.txt")
+    folder = RunFolder(run)
+    with named(run):
+        run.mkdir(parents=True, exist_ok=True)
+    write_file(folder.recipe, recipe.to_yaml().encode())
+    # which row of the head is which person: a later run may start from this one with other people
+    write_file(folder.identities, (shards.folder / IDENTITIES_NAME).read_bytes())
     facts = {
         "command": command,
         "host": socket.gethostname(),
@@ -53,4 +59,4 @@ def record_run(
         | {"digest": shards.manifest.digest},
         "versions": versions(),
     }
-    write_file(run / "run.json", (json.dumps(facts, indent=2) + "\n").encode())
+    write_file(folder.facts, (json.dumps(facts, indent=2) + "\n").encode())

@@ -1,8 +1,8 @@
-"""Saving while training goes on: the loop stops for a copy, a thread writes it, all ranks learn how it went.
+"""Saves in the background: the loop stops for a copy, a thread writes it, and all ranks learn the outcome.
 
 What the thread does, on every rank: write the rank's own files into ``step-….partial`` and sync them; exchange digests
-and errors; where nobody failed, rank 0 writes ``meta.json``, renames the folder and drops old checkpoints; exchange how
-that went. Whatever fails, training goes on, the checkpoints before it stay, and every rank holds the same reason.
+and errors; if no rank failed, rank 0 writes ``meta.json``, renames the folder and drops old checkpoints; exchange the
+outcome of that. Whatever fails, training continues, earlier checkpoints stay, and every rank holds the same reason.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from pathlib import Path
 import torch
 
 from cluster.collectives import Group, barrier, gather_objects, rank_in
-from pipeline.files import sync, write_file
+from pipeline.files import named, sync, write_file
 from pipeline.run.best import kept_step
-from pipeline.run.checkpoint import BACKBONE, PARTIAL, Meta, State, complete_steps, path_of, rows_file
+from pipeline.run.checkpoint import BACKBONE, META, Meta, State, complete_steps, rows_file
+from pipeline.run.folder import PARTIAL, RunFolder
 from pipeline.run.tensor_file import FileFacts, write_tensors
 
 logger = logging.getLogger(__name__)
 
 # A file of rows is about this large: blocks enough that any number of ranks can share the checking of a checkpoint.
-_BLOCK_BYTES = 1 << 28
+BLOCK_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Saved:
     Attributes:
         step: of the checkpoint.
         seconds: from its start until it was complete or failed.
-        error: why there is no such checkpoint; None where there is.
-        bytes: of its files, all ranks' together; 0 where there is none.
+        error: why there is no such checkpoint; None after success.
+        bytes: of its files, all ranks' together; 0 after a failure.
     """
 
     step: int
@@ -60,11 +61,13 @@ class Saver:
         keep_every: checkpoints of multiples of this step are kept for good; None: of none.
 
     Attributes:
-        patience: makes what the loop is in while it waits, as for ``"a save"``: it takes as long as the disk does.
+        patience: a context that the loop is in while it waits, named by what for (``"a save"``): the wait is as long as
+            the disk takes.
     """
 
     def __init__(self, run: Path, group: Group, keep: int, keep_every: int | None = None) -> None:
-        self._run, self._group, self._keep, self._keep_every = run, group, keep, keep_every
+        self._run, self._folder, self._group = run, RunFolder(run), group
+        self._keep, self._keep_every = keep, keep_every
         self._copies: dict[str, torch.Tensor] = {}
         self._thread: threading.Thread | None = None
         self._saved: Saved | None = None
@@ -80,7 +83,7 @@ class Saver:
         """
         started = time.perf_counter()
         self.wait()
-        files = self._copy_out(state)
+        files, meta = self._copy_out(state), replace(meta, slots=list(state.row_slots))
         self._thread = threading.Thread(target=self._write, args=(files, meta), name="saver", daemon=True)
         self._thread.start()
         return time.perf_counter() - started
@@ -99,7 +102,7 @@ class Saver:
                 self._thread.join()
 
     def finish(self) -> Saved | None:
-        """Wait for the save under way; None where there is none."""
+        """Wait for the save under way, and say how it ended; None if there was none."""
         self.wait()
         return self.poll()
 
@@ -128,7 +131,7 @@ class Saver:
         self._saved = Saved(meta.step, time.perf_counter() - started, error, size)
 
     def _write_together(self, files: dict[str, dict[str, torch.Tensor]], meta: Meta) -> tuple[int, str | None]:
-        partial = path_of(self._run, meta.step).with_name(path_of(self._run, meta.step).name + PARTIAL)
+        partial = self._folder.partial(meta.step)
         facts: dict[str, FileFacts] = {}
         error = self._attempt(lambda: facts.update(_write_files(partial, files)))
         answers = gather_objects((facts, error), self._group)
@@ -155,30 +158,31 @@ class Saver:
 
     def _commit(self, partial: Path, meta: Meta) -> None:
         """Make the written files a checkpoint, then drop those that are no longer kept."""
-        final = path_of(self._run, meta.step)
-        write_file(partial / "meta.json", (json.dumps(asdict(meta), indent=2) + "\n").encode())
+        final = self._folder.checkpoint(meta.step)
+        write_file(partial / META, (json.dumps(asdict(meta), indent=2) + "\n").encode())
         # From here on the folder is whole, and `sweep` would finish what a kill interrupts.
         shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
+        with named(final):
+            partial.rename(final)
         sync(final.parent)
         steps = complete_steps(self._run)
         for step in superseded(steps, self._keep, self._keep_every, kept_step(self._run)):
-            _discard(path_of(self._run, step))
+            _discard(self._folder.checkpoint(step))
 
 
 def own_files(state: State, writes_backbone: bool) -> dict[str, dict[str, torch.Tensor]]:
     """What this rank writes: name of a file -> its tensors. Together the ranks write everything once."""
     files: dict[str, dict[str, torch.Tensor]] = {}
-    rows, width = state.rows_SD.shape
-    block = max(1, _BLOCK_BYTES // (2 * width * state.rows_SD.element_size()))
+    rows = state.rows_SD.shape[0]
+    row_bytes = sum(tensor.nbytes for tensor in state.rows_tensors(slice(0, 1)).values())
+    block = max(1, BLOCK_BYTES // row_bytes)
     for number, start in enumerate(range(0, rows, block)):
         if number % state.num_replicas == state.replica:
             part = slice(start, min(start + block, rows))
             name = rows_file(state.first_class + part.start, state.first_class + part.stop)
-            files[name] = {"rows": state.rows_SD[part], "momentum": state.rows_momentum_SD[part]}
+            files[name] = state.rows_tensors(part)
     if writes_backbone:
-        files[BACKBONE] = {f"backbone.{name}": tensor for name, tensor in state.backbone.items()}
-        files[BACKBONE] |= {f"momentum.{name}": tensor for name, tensor in state.momenta.items()}
+        files[BACKBONE] = state.whole_tensors()
     return files
 
 
@@ -190,22 +194,24 @@ def superseded(steps: list[int], keep: int, keep_every: int | None, best: int | 
 
 def sweep(run: Path) -> None:
     """Remove what interrupted saves left; one that was whole but for its name is given that. Before any save."""
-    for partial in (run / "checkpoints").glob(f"*{PARTIAL}"):
+    for partial in RunFolder(run).checkpoints.glob(f"*{PARTIAL}"):
         final = partial.with_name(partial.name.removesuffix(PARTIAL))
-        if (partial / "meta.json").is_file() and not final.exists():
-            with contextlib.suppress(OSError):  # a folder that cannot be written is told by the first save
+        if (partial / META).is_file() and not final.exists():
+            with contextlib.suppress(OSError):  # the first save reports a folder that cannot be written
                 partial.rename(final)
         else:
             shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_files(folder: Path, files: dict[str, dict[str, torch.Tensor]]) -> dict[str, FileFacts]:
-    folder.mkdir(parents=True, exist_ok=True)
+    with named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     facts = {name: write_tensors(folder / name, tensors) for name, tensors in files.items()}
     sync(folder)
     return facts
 
 
 def _discard(folder: Path) -> None:
-    (folder / "meta.json").unlink()  # first, so that a kill in between does not leave half a checkpoint
+    with named(folder / META, "not removed"):
+        (folder / META).unlink()  # first, so that a kill in between does not leave half a checkpoint
     shutil.rmtree(folder, ignore_errors=True)

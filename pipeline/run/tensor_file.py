@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from pipeline.files import write_all
+from pipeline.files import named, write_all
 
 _NAMES = {
     torch.float32: "F32",
@@ -43,10 +43,14 @@ class FileFacts:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileFacts:
-    """Write CPU tensors to `path` and sync it. Raises OSError, as writing does."""
+    """Write CPU tensors to `path` and sync it.
+
+    Raises:
+        NotWrittenError: naming the file.
+    """
     digest = hashlib.sha256()
     written = settled = 0
-    with path.open("wb", buffering=0) as file:
+    with named(path), path.open("wb", buffering=0) as file:
         for piece in [_header(tensors), *map(_bytes_of, tensors.values())]:
             for start in range(0, len(piece), _CHUNK):
                 chunk = piece[start : start + _CHUNK]
@@ -80,12 +84,23 @@ def file_facts(path: Path) -> FileFacts:
 
 
 class TensorFile:
-    """A file of tensors, open for reading. Raises OSError or ValueError when it is not one."""
+    """A file of tensors, open for reading.
+
+    Raises:
+        OSError: when it cannot be opened.
+        ValueError: when it is no file of tensors. Both name it.
+    """
 
     def __init__(self, path: Path) -> None:
+        size = path.stat().st_size
         self._file: BinaryIO = path.open("rb", buffering=0)
         length = int.from_bytes(self._file.read(8), "little")
-        self._entries: dict[str, Any] = json.loads(self._file.read(length))
+        try:
+            # a damaged length may be any number of 64 bits
+            self._entries: dict[str, Any] = json.loads(self._file.read(min(length, size)))
+        except ValueError as error:
+            self._file.close()
+            raise ValueError(f"{path}: no header of tensors ({error})") from None
         self._data_start = 8 + length
 
     def __enter__(self) -> TensorFile:
@@ -134,5 +149,5 @@ def _header(tensors: Mapping[str, torch.Tensor]) -> memoryview:
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    """The tensor's own memory; shared, not copied, where it is contiguous."""
+    """The tensor's own memory; shared, not copied, if it is contiguous."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data

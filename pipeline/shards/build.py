@@ -1,7 +1,7 @@
 """From a source to a folder of shards: each tar whole or absent, then the manifest.
 
-Every tar depends on the plan alone. So any process may write any of them, a killed run goes on with those
-that are missing, and the bytes are the same whatever happened on the way.
+Every tar depends on the plan alone. So any process may write any of them, a killed run resumes with those
+that are missing, and the bytes do not depend on what happened on the way.
 """
 
 import hashlib
@@ -13,19 +13,21 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.files import NotWrittenError, locked, sync, sync_all, write_file
-from pipeline.shards.errors import ShardError
+from pipeline.files import NotWrittenError, locked, named, remove_asides, sync, sync_all, write_file
+from pipeline.shards.claim import claim_folder
 from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.index import write_index
+from pipeline.shards.loss import TooManyRejectedError, check_loss, summary
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest, TarEntry
 from pipeline.shards.one_tar import Written, files_of, has_record, read_record, write_tar
-from pipeline.shards.plan import PROGRESS, Plan, claim_folder
+from pipeline.shards.plan import PROGRESS, Plan
 from pipeline.shards.sources import SetAside
 from pipeline.shards.workers import each_done
 
 IDENTITIES_NAME = "identities.txt"
 REJECTED_NAME = "rejected.tsv"
+LEFT_EMPTY = "identity left empty"
 
 # Characters that would break a line or a column of rejected.tsv.
 _ESCAPES = {ord(character): repr(character)[1:-1] for character in "\t\r\n"}
@@ -39,44 +41,46 @@ def make_shards(
     progress: Callable[[Written], object] = lambda _written: None,
     write: Callable[[Plan, int], Written] = write_tar,
 ) -> Manifest | None:
-    """Write the shards of `plan`, going on where an earlier run of it stopped.
+    """Write the shards of `plan`, resuming an earlier run of it.
 
     Args:
         plan: what to write.
         workers: processes that write tars; the result does not depend on it.
         part: (number, parts): write every `parts`-th tar only, the others being written elsewhere at any time.
-        progress: called with what became of each finished tar's samples.
+        progress: called with the counts of each finished tar.
         write: what writes one tar, as `write_tar` does.
 
     Returns:
-        The manifest; None while tars of other parts are missing. Whoever is last writes it.
+        The manifest, which the part that finishes last writes; None while tars of other parts are missing.
 
     Raises:
-        ShardError: another set is there, the disk is full, a worker died, or every file was set aside.
+        ShardError: another set is there, or a worker died.
+        TooManyRejectedError: more samples were set aside than the plan allows. All tars stay, without a manifest.
+        NotWrittenError: the disk is full, read-only or broken.
     """
     finished = claim_folder(plan)
     if finished is not None:
         return finished
-    for written in each_done(partial(write, plan), range(part[0], plan.tars, part[1]), workers):
-        progress(written)
-    return _join(plan, part)
+    try:
+        for written in each_done(partial(write, plan), range(part[0], plan.tars, part[1]), workers):
+            progress(written)
+        return _join(plan, part)
+    except NotWrittenError:
+        # Another process may have finished the set, and removed the folder with the locks.
+        if not (plan.folder / MANIFEST).is_file():
+            raise
+        return Manifest.load(plan.folder)
 
 
 def _join(plan: Plan, part: tuple[int, int]) -> Manifest | None:
-    """Finish the set if all of its tars are there and nobody else has; two parts may be last at once."""
-    manifest = plan.folder / MANIFEST
-    try:
-        with locked(plan.folder / PROGRESS / "lock"):
-            if not manifest.is_file():
-                if all(has_record(plan, tar) for tar in range(plan.tars)):
-                    return _finish(plan)
-                _sync(plan, range(part[0], plan.tars, part[1]))
-                return None
-    except NotWrittenError:
-        # The lock goes when the manifest comes.
-        if not manifest.is_file():
-            raise
-    return Manifest.load(plan.folder)
+    """Finish the set if all tars are there and no other part has; two parts may finish at the same time."""
+    with locked(plan.folder / PROGRESS / "lock"):
+        if (plan.folder / MANIFEST).is_file():
+            return Manifest.load(plan.folder)
+        if all(has_record(plan, tar) for tar in range(plan.tars)):
+            return _finish(plan)
+        _sync(plan, range(part[0], plan.tars, part[1]))
+        return None
 
 
 def _sync(plan: Plan, tars: Iterable[int], *others: Path) -> None:
@@ -86,7 +90,7 @@ def _sync(plan: Plan, tars: Iterable[int], *others: Path) -> None:
 
 
 def _finish(plan: Plan) -> Manifest:
-    """Join the records of all tars into the set's own files; the manifest comes last, when all else is on the disk."""
+    """Join the records of all tars into the set's own files; the manifest last, after all else is on the disk."""
     tars: list[TarEntry] = []
     set_aside = list(plan.source.set_aside)
     images = np.zeros(len(plan.source.identities), np.int64)
@@ -95,12 +99,14 @@ def _finish(plan: Plan) -> Manifest:
         set_aside += record.set_aside
         images += np.bincount(record.rows["label"], minlength=len(images))
         tars += [record.entry] if record.entry.samples else []
-    # Labels are in the tars by now, so such an identity stays as a class without samples.
-    set_aside += [SetAside(plan.source.identities[label], "identity left empty") for label in np.where(images == 0)[0]]
+    # Labels are in the tars already, so such an identity stays as a class without samples.
+    set_aside += [SetAside(plan.source.identities[label], LEFT_EMPTY, 0) for label in np.where(images == 0)[0]]
     samples = int(images.sum())
     write_file(plan.folder / REJECTED_NAME, rejected_table(set_aside), synced=False)
     if not samples:
-        raise ShardError(f"{plan.folder}: every file was set aside; see {REJECTED_NAME} for the reasons")
+        reasons = summary(set_aside)
+        raise TooManyRejectedError(f"{plan.folder}: every file was set aside; see {REJECTED_NAME}: {reasons}")
+    check_loss(str(plan.folder), samples, set_aside, plan.max_rejected)
     identities = "".join(f"{name}\n" for name in plan.source.identities).encode()
     write_file(plan.folder / IDENTITIES_NAME, identities, synced=False)
     pieces = (read_record(plan, tar).rows for tar in range(plan.tars))
@@ -116,13 +122,23 @@ def _finish(plan: Plan) -> Manifest:
         made=plan.made,
     )
     _sync(plan, range(plan.tars), *(plan.folder / name for name in (REJECTED_NAME, IDENTITIES_NAME, INDEX)))
+    remove_asides(plan.folder)
     manifest.save(plan.folder)
-    shutil.rmtree(plan.folder / PROGRESS)
+    with named(plan.folder / PROGRESS, "not removed"):
+        shutil.rmtree(plan.folder / PROGRESS)
     return manifest
+
+
+def read_rejected(folder: Path) -> list[SetAside]:
+    """What a set's `rejected.tsv` lists; one that is missing lists nothing."""
+    path = folder / REJECTED_NAME
+    lines = path.read_text(errors="replace").splitlines()[1:] if path.is_file() else []
+    columns = (line.partition("\t") for line in lines)
+    return [SetAside(path, reason, 0 if reason == LEFT_EMPTY else 1) for path, _, reason in columns]
 
 
 def rejected_table(set_aside: Sequence[SetAside]) -> bytes:
     """`rejected.tsv`: path and reason, sorted, one file a line whatever its name holds."""
-    lines = (f"{path.translate(_ESCAPES)}\t{reason}\n" for path, reason in sorted(set_aside))
+    lines = (f"{one.path.translate(_ESCAPES)}\t{one.reason}\n" for one in sorted(set_aside))
     # A path that is not UTF-8 shows the bytes that are not as \udc80 and so on.
     return "".join(["path\treason\n", *lines]).encode("utf-8", "backslashreplace")

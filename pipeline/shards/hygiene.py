@@ -1,8 +1,8 @@
-"""Cleaning a set without touching it: what is wrong is found from the images, and a selection leaves it out.
+"""Cleaning a set without changing it: faults are found from the images, and a selection leaves those images out.
 
-Exact copies within an identity add nothing; the same image under two identities is label noise, and since nobody
-knows which is right, all of its copies go. Grey images and suspected swaps of red and blue are counted always and left
-out when asked.
+Exact copies within an identity add nothing. The same image under two identities is label noise; neither label can be
+trusted, so all of its copies are left out. Grey images and images with red and blue swapped are always counted, and
+left out on request.
 """
 
 import hashlib
@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.files import named
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest
-from pipeline.shards.selection import with_at_least
 from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.tar_folder import keys_of
+from pipeline.shards.subset import with_at_least
 from pipeline.shards.views import select
 from pipeline.shards.workers import each_done
 
@@ -65,7 +66,7 @@ def clean(
     workers: int = 1,
     progress: Callable[[int], object] = lambda _samples: None,
 ) -> Cleaned:
-    """Write to `out` the set of the samples of `folder` that nothing is wrong with.
+    """Write to `out` the set of those samples of `folder` that have no fault.
 
     Args:
         folder: a set of shards, which stays as it is.
@@ -78,6 +79,7 @@ def clean(
 
     Raises:
         ShardError: nothing is left, or `out` is not new.
+        NotWrittenError: a tar cannot be read, or `out` cannot be written.
     """
     manifest = Manifest.load(folder)
     labels = open_index(folder, manifest)["label"].astype(np.int64)
@@ -94,7 +96,7 @@ def clean(
     verdicts[kept & few] = FEW_IMAGES
     set_aside = list(_name(folder, manifest, verdicts))
     view = select(folder, out, verdicts == KEPT, kind="clean", set_aside=set_aside)
-    return Cleaned(view, Counter(reason for _, reason in set_aside), only_counted)
+    return Cleaned(view, Counter(one.reason for one in set_aside), only_counted)
 
 
 def look_at(image: bytes) -> tuple[bytes, bool, float, float]:
@@ -111,7 +113,7 @@ def look_at(image: bytes) -> tuple[bytes, bool, float, float]:
 
 
 def judge(facts: NDArray[np.void], labels: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """[samples] number of the first of `REASONS` that speaks against each sample."""
+    """[samples] the gravest of `REASONS` against each sample; `KEPT` if there is none."""
     verdicts = np.full(len(facts), KEPT, np.uint8)
     verdicts[facts["blueness"] > SWAPPED_ABOVE] = SWAPPED
     verdicts[facts["colour"] < GREY_BELOW] = GREY
@@ -130,7 +132,8 @@ def _look_at_tar(folder: Path, manifest: Manifest, tar: int) -> tuple[int, NDArr
     """First row of a tar and the facts of its samples."""
     first, stop = manifest.first_rows[tar : tar + 2].tolist()
     facts = np.empty(stop - first, FACTS)
-    with (folder / manifest.tars[tar].name).open("rb") as file:
+    path = folder / manifest.tars[tar].name
+    with named(path, "not read"), path.open("rb") as file:
         for place, (offset, size, _) in enumerate(open_index(folder, manifest)[first:stop].tolist()):
             file.seek(offset)
             facts[place] = look_at(file.read(size))

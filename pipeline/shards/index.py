@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.files import write_all, written_whole
-from pipeline.shards.errors import ShardError
-from pipeline.shards.manifest import Manifest
+from pipeline.shards.manifest import Manifest, ShardError
 
 FILE_NAME = "index.npy"
 

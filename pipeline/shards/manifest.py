@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.files import write_file
-from pipeline.shards.errors import ShardError
-
-__all__ = ["FILE_NAME", "FORMAT", "Made", "Manifest", "ShardError", "TarEntry"]
 
 FORMAT = 1
 FILE_NAME = "manifest.json"
+
+
+class ShardError(ValueError):
+    """The run cannot continue. The message is one line for the user: what, the value got, the value wanted."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class TarEntry:
 
 @dataclass(frozen=True)
 class Made:
-    """How the set was made: enough to make it again, or to see that a half-made one is of another input.
+    """How the set was made: enough to make it again, or to detect that an unfinished one has another input.
 
     `seed` is that of the shuffle, None for the order of the source. `source_sha256` is the digest of the listing
     (names and labels in order), not of the images.
@@ -95,7 +96,7 @@ class Manifest:
         return manifest
 
     def save(self, folder: Path) -> None:
-        """Write `folder/manifest.json` atomically; call it when everything it names is in place."""
+        """Write `folder/manifest.json` atomically; call it after everything that it names is in place."""
         write_file(folder / FILE_NAME, json.dumps(asdict(self), indent=1).encode() + b"\n")
 
     @property

@@ -1,7 +1,7 @@
 """One tar of a plan, with its indexes and the record that says it is whole.
 
-The disk is waited for once, at the end of a run. What a power cut leaves before that is seen by the digests of the
-record, and made again.
+The disk is synced once, at the end of a run. A tar that a power cut damaged before that differs from the digest in
+its record, and is written again.
 """
 
 import hashlib
@@ -16,9 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.files import write_file, written_whole
-from pipeline.shards.errors import SetAsideError
-from pipeline.shards.images import extension_of
+from pipeline.files import locked, named, remove_asides, write_file, written_whole
+from pipeline.shards.images import SetAsideError, extension_of
 from pipeline.shards.index import SAMPLE, dali_lines
 from pipeline.shards.manifest import TarEntry
 from pipeline.shards.plan import PROGRESS, Plan
@@ -54,9 +53,9 @@ class Batch(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What a tar took from the source, and what became of it."""
+    """Counts of one finished tar."""
 
-    samples: int  # those set aside among them
+    samples: int  # including those set aside
     bytes: int
     set_aside: int
 
@@ -69,7 +68,9 @@ def write_tar(plan: Plan, tar: int, *, send: Callable[[Path], object] | None = N
     Raises:
         ShardError: the disk is full, or the source is gone.
     """
-    record = _whole_record(plan, tar, is_here=send is None) or _write(plan, tar, send or (lambda _path: None))
+    # Of two processes on one part, the second waits and then finds the record; a dead one's lock is free at once.
+    with locked(_record_path(plan, tar).with_suffix(".lock")):
+        record = _whole_record(plan, tar, is_here=send is None) or _write(plan, tar, send or (lambda _path: None))
     samples = int(plan.bounds[tar + 1] - plan.bounds[tar])
     return Written(samples, record.entry.bytes if record.entry.samples else 0, len(record.set_aside))
 
@@ -94,13 +95,14 @@ def record_files(plan: Plan, tar: int) -> tuple[Path, Path]:
 
 
 def files_of(plan: Plan, tar: int) -> list[Path]:
-    """A finished tar and its index; none when every file of it was set aside."""
+    """A finished tar and its index; none if every file of it was set aside."""
     path = _tar_path(plan, tar)
     return [path, path.with_suffix(".idx")] if path.is_file() else []
 
 
 def _write(plan: Plan, tar: int, send: Callable[[Path], object]) -> TarRecord:
     path = _tar_path(plan, tar)
+    remove_asides(path.parent, f"{plan.tar_name(tar)}.*")
     rows = [np.empty(0, SAMPLE)]
     lines: list[str] = []
     set_aside: list[SetAside] = []
@@ -180,6 +182,8 @@ def _whole_record(plan: Plan, tar: int, *, is_here: bool) -> TarRecord | None:
         record = read_record(plan, tar)
     except (OSError, ValueError, EOFError, LookupError, TypeError):  # what a power cut left of it
         return None
+    if _changed(plan, tar):
+        return None
     if is_here and record.entry.samples:
         path = _tar_path(plan, tar)
         if (file_sha256(path), file_sha256(path.with_suffix(".idx"))) != (record.entry.sha256, record.idx_sha256):
@@ -187,12 +191,18 @@ def _whole_record(plan: Plan, tar: int, *, is_here: bool) -> TarRecord | None:
     return record if len(record.rows) == record.entry.samples else None
 
 
+def _changed(plan: Plan, tar: int) -> bool:
+    """Whether a sample of the tar changed after the tar was recorded."""
+    modified = plan.source.modified(plan.order[plan.bounds[tar] : plan.bounds[tar + 1]])
+    return bool(modified.max(initial=0) > _record_path(plan, tar).stat().st_mtime)
+
+
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes; the empty string when it is not there."""
+    """SHA-256 of a file's bytes; the empty string if it is not there."""
     if not path.is_file():
         return ""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with named(path, "not read"), path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

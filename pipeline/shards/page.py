@@ -1,7 +1,6 @@
-"""One self-contained HTML page about a set of shards: how much of whom, what it looks like, what was set aside."""
+"""One self-contained HTML page about a set of shards: images per identity, a sheet of faces, what was set aside."""
 
 import base64
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -11,8 +10,10 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.files import named, write_file
 from pipeline.shards.build import REJECTED_NAME
 from pipeline.shards.index import open_index
+from pipeline.shards.loss import kind_of
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.views import read_identities
 
@@ -25,6 +26,7 @@ def write_page(folder: Path, out: Path) -> None:
 
     Raises:
         ShardError: there is no sound set in `folder`.
+        NotWrittenError: a tar cannot be read, or the page cannot be written.
     """
     manifest = Manifest.load(folder)
     names, rows = read_identities(folder, manifest), open_index(folder, manifest)
@@ -39,7 +41,7 @@ def write_page(folder: Path, out: Path) -> None:
         reasons=reasons((folder / REJECTED_NAME).read_text(errors="replace")),
         made=[*asdict(manifest.made).items(), ("digest of the manifest", manifest.digest)],
     )
-    out.write_text(page)
+    write_file(out, page.encode())
 
 
 def _facts(manifest: Manifest, rows: NDArray[np.void]) -> list[tuple[str, str]]:
@@ -58,7 +60,7 @@ def _facts(manifest: Manifest, rows: NDArray[np.void]) -> list[tuple[str, str]]:
 
 def histogram(counts: NDArray[np.integer]) -> list[tuple[str, int, float]]:
     """(images, identities, percent of the longest bar) in classes that double: 1, 2, 3–4, 5–8 and so on; 0 if any."""
-    # The class of n is the exponent of the power of two that is not below it; frexp is exact where log2 rounds.
+    # The class of n is the exponent of the power of two that is not below it; frexp is exact, log2 rounds.
     exponents = np.where(counts > 0, np.frexp(np.maximum(counts, 1) - 0.5)[1].clip(0), -1)
     tally = Counter(exponents.tolist())
     longest = max(tally.values())
@@ -75,9 +77,10 @@ def _sheet(folder: Path, manifest: Manifest, rows: NDArray[np.void], names: list
     for row in np.unique(np.linspace(0, len(rows) - 1, FACES).astype(np.int64)).tolist():
         tar = int(np.searchsorted(manifest.first_rows, row, side="right")) - 1
         offset, size, label = rows[row].tolist()
-        with (folder / manifest.tars[tar].name).open("rb") as file:
+        path = folder / manifest.tars[tar].name
+        with named(path, "not read"), path.open("rb") as file:
             file.seek(offset)
-            # Browsers look at the bytes, not at the type that is said.
+            # Browsers detect the format from the bytes, whatever type is given.
             yield f"data:image/jpeg;base64,{base64.b64encode(file.read(size)).decode()}", names[label]
 
 
@@ -87,7 +90,7 @@ def reasons(rejected: str) -> list[tuple[int, str, str]]:
     example: dict[str, str] = {}
     for line in rejected.splitlines()[1:]:
         path, _, reason = line.partition("\t")
-        kind = re.sub(r"got \S+|\(label [^)]*\)", "…", reason)
+        kind = kind_of(reason)
         tally[kind] += 1
         example.setdefault(kind, path)
     return [(files, kind, example[kind]) for kind, files in tally.most_common(REASONS)]

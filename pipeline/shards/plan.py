@@ -1,26 +1,24 @@
-"""What will be written, decided before anything is: all that the bytes of a set of shards depend on."""
+"""What will be written, decided before any file is: all that the bytes of a set of shards depend on."""
 
 import contextlib
-import json
-import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.files import locked, named, write_file
-from pipeline.shards.errors import SetAsideError, ShardError
-from pipeline.shards.images import read_header
-from pipeline.shards.manifest import FILE_NAME as MANIFEST
-from pipeline.shards.manifest import FORMAT, Made, Manifest
-from pipeline.shards.shuffle import cut, permutation
+from pipeline.shards.images import SetAsideError, read_header
+from pipeline.shards.loss import check_loss
+from pipeline.shards.manifest import FORMAT, Made, ShardError
 from pipeline.shards.sources import Source
 from pipeline.shards.tars import BLOCK
 
-# Work in progress: the plan, and a record of each finished tar. It goes when the manifest comes.
+# Work in progress: the plan, and a record of each finished tar. It is removed after the manifest is written.
 PROGRESS = ".progress"
+
+# splitmix64 (Steele, Lea & Flood, OOPSLA 2014): the Weyl increment and the two multipliers of its finalizer.
+_INCREMENT, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,7 @@ class Plan:
     image_width: int
     order: NDArray[np.int64]
     bounds: NDArray[np.int64]
+    max_rejected: float = 1.0  # share of samples that may be set aside; no byte depends on it
 
     @property
     def tars(self) -> int:
@@ -51,7 +50,13 @@ class Plan:
 
 
 def make_plan(
-    source: Source, folder: Path, *, seed: int | None, samples_per_tar: int, size: tuple[int, int] | None
+    source: Source,
+    folder: Path,
+    *,
+    seed: int | None,
+    samples_per_tar: int,
+    size: tuple[int, int] | None,
+    max_rejected: float = 1.0,
 ) -> Plan:
     """Plan the shards of `source` in `folder`.
 
@@ -60,18 +65,21 @@ def make_plan(
         folder: where the shards go.
         seed: of the shuffle over the whole set; None leaves the samples in the order of the source.
         samples_per_tar: the most that a tar holds; the tars are of nearly equal size.
-        size: (height, width) in pixels of every image; that of the first readable one when None.
+        size: (height, width) in pixels of every image; None: that of the first readable one.
+        max_rejected: the largest share of samples that may be set aside, from 0 to 1.
 
     Raises:
         ShardError: a number out of range, or no image of the source is readable.
+        TooManyRejectedError: listing already set aside more samples than `max_rejected` allows.
     """
+    check_loss(source.kind, len(source.labels), source.set_aside, max_rejected)
     if samples_per_tar < 1:
         raise ShardError(f"samples per tar: got {samples_per_tar}, wanted at least 1")
     height, width = size or _first_size(source)
     made = Made(source.kind, source.digest(), seed, samples_per_tar, tool_version())
     samples = len(source.labels)
     order = np.arange(samples) if seed is None else permutation(samples, seed)
-    return Plan(source, folder, made, height, width, order, cut(samples, samples_per_tar))
+    return Plan(source, folder, made, height, width, order, cut(samples, samples_per_tar), max_rejected)
 
 
 def samples_in(source: Source, tar_bytes: int) -> int:
@@ -90,53 +98,6 @@ def tool_version() -> str:
     return f"spherescale {version('spherescale')}"
 
 
-def claim_folder(plan: Plan) -> Manifest | None:
-    """Make the plan's folder ready to write in, or return the manifest when the shards are there already.
-
-    Raises:
-        ShardError: the folder holds something else, or (part of) the shards of another plan.
-    """
-    folder, progress = plan.folder, plan.folder / PROGRESS
-    if (folder / MANIFEST).is_file():
-        manifest = Manifest.load(folder)
-        refuse_other_plan(plan, manifest, folder)
-        # A run killed between its last two steps has a manifest and its records still.
-        shutil.rmtree(progress, ignore_errors=True)
-        return manifest
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not progress.is_dir())):
-        raise ShardError(f"{folder}: is not empty and holds no shards, wanted a new or an empty folder")
-    with named(folder, "not made"):
-        progress.mkdir(parents=True, exist_ok=True)
-    with locked(progress / "lock"):  # several machines may begin at once
-        if (progress / "plan.json").is_file():
-            refuse_other(folder, json.loads((progress / "plan.json").read_bytes()), plan.facts())
-        else:
-            write_file(progress / "plan.json", json.dumps(plan.facts(), indent=1).encode())
-    return None
-
-
-def refuse_other_plan(plan: Plan, manifest: Manifest, where: Path | str) -> None:
-    """Make sure that a finished set is the plan's.
-
-    Raises:
-        ShardError: it is another's; names what differs.
-    """
-    size = replace(plan, image_height=manifest.image_height, image_width=manifest.image_width)
-    refuse_other(where, replace(size, made=manifest.made).facts(), plan.facts())
-
-
-def refuse_other(folder: Path | str, there: dict[str, object], wanted: dict[str, object]) -> None:
-    """Make sure that the facts of shards that are there are those of a plan.
-
-    Raises:
-        ShardError: they are not; names every one that differs.
-    """
-    names = [name for name in wanted if there.get(name) != wanted[name]]
-    if names:
-        differences = ", ".join(f"{name}: got {there.get(name)}, wanted {wanted[name]}" for name in names)
-        raise ShardError(f"{folder}: holds other shards ({differences}); choose another folder or remove it")
-
-
 def _first_size(source: Source) -> tuple[int, int]:
     """(height, width) of the first readable image of the listing."""
     reason = ""
@@ -146,3 +107,27 @@ def _first_size(source: Source) -> tuple[int, int]:
         except SetAsideError as error:
             reason = reason or f"{source.key(sample)}: {error}"
     raise ShardError(f"no readable image in {len(source.labels)} files; the first: {reason}")
+
+
+def permutation(samples: int, seed: int) -> NDArray[np.int64]:
+    """[samples] permutation of range(samples), the same on every machine and NumPy version.
+
+    Positions are sorted by a hash of (seed, position). The hash is a bijection of 64 bits, so no two tie. NumPy's own
+    `permutation` may change between versions (NEP 19), and with it the bytes of every tar.
+    """
+    with np.errstate(over="ignore"):  # the hash is arithmetic modulo 2**64
+        start = _mix(np.array([seed % 2**64], dtype=np.uint64))
+        hashes = _mix(start + np.arange(samples, dtype=np.uint64) * np.uint64(_INCREMENT))
+    return np.argsort(hashes).astype(np.int64, copy=False)
+
+
+def cut(samples: int, samples_per_tar: int) -> NDArray[np.int64]:
+    """[tars + 1] bounds of nearly equal tars: sizes differ by at most one, none exceeds `samples_per_tar`."""
+    tars = -(-samples // samples_per_tar)
+    return np.arange(tars + 1, dtype=np.int64) * samples // max(tars, 1)
+
+
+def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(_MIX_1)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(_MIX_2)
+    return state ^ (state >> np.uint64(31))

@@ -1,54 +1,47 @@
-"""Sources that can be read only in their own order: to tars in that order first, and from those shuffled.
+"""Sets of any source; one that is fast in its own order only is shuffled by way of tars in that order.
 
-The tars between cost a copy of the set on the disk while it is made, and nothing else is special: they are resumable,
+The unshuffled tars cost a copy of the set on the disk while it is made. Nothing else is special: they are resumed,
 written by all workers and parts, and a source like any other.
 """
 
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
-from pipeline.shards.build import REJECTED_NAME, make_shards
+from pipeline.shards.build import make_shards, read_rejected
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.one_tar import Written, write_tar
 from pipeline.shards.plan import Plan, make_plan
-from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.tar_folder import open_tars
 
 
-def make_sequentially(
+def make_set(
     plan: Plan,
     *,
-    workers: int,
-    part: tuple[int, int],
-    progress: Callable[[Written], object],
+    workers: int = 1,
+    part: tuple[int, int] = (0, 1),
+    progress: Callable[[Written], object] = lambda _written: None,
     write: Callable[[Plan, int], Written] = write_tar,
 ) -> Manifest | None:
-    """As `make_shards`, for a source that is quick only in its own order; `progress` hears of each sample twice.
+    """As `make_shards`; for a sequential source by way of unshuffled tars, and `progress` counts each sample twice.
 
     Raises:
         ShardError: as `make_shards` does.
     """
-    if (plan.folder / MANIFEST).is_file():
-        return make_shards(plan)
+    if not plan.source.sequential or (plan.folder / MANIFEST).is_file():
+        return make_shards(plan, workers=workers, part=part, progress=progress, write=write)
     between = plan.folder.with_name(plan.folder.name + ".unshuffled")
     made, size = plan.made, (plan.image_height, plan.image_width)
     first = make_plan(plan.source, between, seed=None, samples_per_tar=made.samples_per_tar, size=size)
     if make_shards(first, workers=workers, part=part, progress=progress) is None:
         return None
     source = open_tars(between, workers=workers)
-    source = replace(source, set_aside=[*source.set_aside, *_set_aside(between)])
+    source = replace(source, set_aside=read_rejected(between))
     second = make_plan(source, plan.folder, seed=made.seed, samples_per_tar=made.samples_per_tar, size=size)
-    # The set is made from the source; that it went by way of tars is nobody's business.
-    shuffled = replace(second, made=made)
+    # The manifest names the source itself, not the tars between.
+    shuffled = replace(second, made=made, max_rejected=plan.max_rejected)
     manifest = make_shards(shuffled, workers=workers, part=part, progress=progress, write=write)
     if manifest is not None:
         shutil.rmtree(between)
     return manifest
-
-
-def _set_aside(folder: Path) -> list[SetAside]:
-    lines = (folder / REJECTED_NAME).read_text().splitlines()[1:]
-    return [SetAside(*line.split("\t")) for line in lines]

@@ -1,14 +1,15 @@
 """Object stores and other machines, by any URL that fsspec knows: s3://, gs://, sftp://, https:// ..."""
 
 import os
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 
-from pipeline.files import ASIDE, sync
-from pipeline.shards.errors import ShardError
+from pipeline.files import aside_of, sync
+from pipeline.shards.manifest import ShardError
 
 
 def is_url(place: str | Path) -> bool:
@@ -35,18 +36,32 @@ def _opened(url: str, _process: int) -> tuple[Any, str]:
     return store, root.rstrip("/")
 
 
-def fetch(store: Any, there: str, here: Path) -> None:
-    """Copy one file from a store.
+def fetch(store: Any, there: str, here: Path, check: Callable[[Path], object]) -> None:
+    """Copy one file from a store, over what may be here; `here` is whole or as it was.
+
+    `check` is called with the copy before it gets its name.
 
     Raises:
-        ShardError: it is not there, the store is gone, or the disk is full.
+        ShardError: it is not there, the store is gone, or the disk is full; and as `check` does.
     """
+    aside = aside_of(here)
     try:
-        store.get_file(there, str(here))
+        store.get_file(there, str(aside))
+        check(aside)
+        sync(aside)
+        aside.replace(here)
     except FileNotFoundError as error:
         raise ShardError(f"{there}: not found") from error
     except OSError as error:
         raise ShardError(f"{here}: not copied: {error.strerror or error}") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _check_size(store: Any, there: str, copy: Path) -> None:
+    wanted, got = store.size(there), copy.stat().st_size
+    if wanted not in {None, got}:
+        raise ShardError(f"{there}: got {got} bytes, wanted {wanted}")
 
 
 def fetch_whole(store: Any, there: str, here: Path) -> None:
@@ -57,13 +72,7 @@ def fetch_whole(store: Any, there: str, here: Path) -> None:
     """
     if here.is_file():
         return
-    aside = here.with_name(here.name + ASIDE)
-    fetch(store, there, aside)
-    wanted, got = store.size(there), aside.stat().st_size
-    if wanted not in {None, got}:
-        raise ShardError(f"{there}: got {got} bytes, wanted {wanted}")
-    sync(aside)
-    aside.replace(here)
+    fetch(store, there, here, partial(_check_size, store, there))
 
 
 def send(here: Path, store: Any, there: str) -> None:

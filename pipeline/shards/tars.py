@@ -17,7 +17,7 @@ BLOCK = 512
 # An archive ends with two zero blocks and fills its last record of 20 blocks, as GNU tar and tarfile write it.
 RECORD = 20 * BLOCK
 
-# The ustar header (POSIX.1-1988) of a regular file of nobody, mode 0644, time 0; name, size and checksum are left open.
+# The ustar header (POSIX.1-1988) of a regular file: owner 0, mode 0644, time 0; name, size and checksum are empty.
 _NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 135), slice(148, 154)
 _TEMPLATE = np.frombuffer(
     bytes(100)

@@ -1,8 +1,8 @@
 """Shards straight to an object store: each tar goes up as soon as it is written, and leaves the disk.
 
-The record of a tar follows it, so that any machine may go on, and machines that write parts of one set need nothing in
-common but the store. Whoever finds the records of all tars there makes the manifest of them. It goes up last: where it
-is, the set is complete.
+The record of a tar is sent after it. So any machine can resume, and machines that write parts of one set share nothing
+but the store. The process that finds the records of all tars there writes the manifest, last of all: a folder that has
+one is complete.
 """
 
 import hashlib
@@ -18,21 +18,21 @@ from uuid import uuid4
 
 from pipeline.files import NotWrittenError
 from pipeline.shards.build import IDENTITIES_NAME, REJECTED_NAME
-from pipeline.shards.errors import ShardError
+from pipeline.shards.claim import refuse_other, refuse_other_plan
 from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
-from pipeline.shards.manifest import Manifest
+from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.one_tar import Written, has_record, record_files, write_tar
-from pipeline.shards.plan import PROGRESS, Plan, refuse_other, refuse_other_plan
+from pipeline.shards.plan import PROGRESS, Plan
 from pipeline.shards.stores import fetch_whole, open_store, send
 from pipeline.shards.transfer import THREADS
 
 
 def make_in_store(plan: Plan, url: str, make: Callable[..., Manifest | None]) -> Manifest | None:
-    """Write the shards of `plan` to `url`, going on where an earlier run stopped, on whichever machine.
+    """Write the shards of `plan` to `url`, resuming an earlier run of any machine.
 
     Args:
-        plan: what to write; its folder is for what is on the way, and goes when the set is complete.
+        plan: what to write; its folder holds what is not sent yet, and is removed after the set is complete.
         url: of the folder for the set.
         make: `make_shards` or what does as much, all of its arguments but the plan and `write` given.
 
@@ -67,7 +67,8 @@ def make_in_store(plan: Plan, url: str, make: Callable[..., Manifest | None]) ->
 def _claim(plan: Plan, url: str) -> None:
     """Say in the store which plan is being written there.
 
-    The file's name is that of its content. So nobody reads it half-written, and of two plans at once none goes on.
+    The file's name is the digest of its content. So it is never read half-written, and of two plans at the same time
+    neither continues.
 
     Raises:
         ShardError: it is another already, or the store refuses.
@@ -161,7 +162,7 @@ def _tidy(plan: Plan, url: str) -> None:
     """Remove what was on the way, here and in the store."""
     shutil.rmtree(plan.folder, ignore_errors=True)
     store, path = open_store(f"{url}/{PROGRESS}")
-    for _ in range(3):  # another part may do the same now, and each stumble over what the other has removed
+    for _ in range(3):  # another part may do the same now, and each then misses what the other has removed
         with suppress(OSError):
             store.invalidate_cache()
             if store.exists(path):

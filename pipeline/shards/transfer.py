@@ -1,7 +1,7 @@
 """Whole sets to and from object stores and other machines, by any URL that fsspec knows (s3://, gs://, sftp:// ...).
 
-Training maps local files, so a set is copied and not read from afar. The manifest goes last: where it is, the set is
-complete. Files that are there already are not copied again.
+Training maps local files, so a set is copied first. The manifest is copied last: a folder that has one is complete.
+Files that are there already are not copied again.
 """
 
 import tempfile
@@ -9,14 +9,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.files import ASIDE, sync
+from pipeline.files import make_folder
 from pipeline.shards.build import IDENTITIES_NAME, REJECTED_NAME
-from pipeline.shards.errors import ShardError
 from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
-from pipeline.shards.manifest import Manifest
+from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.one_tar import file_sha256
-from pipeline.shards.stores import fetch, open_store, send
+from pipeline.shards.stores import fetch, fetch_whole, open_store, send
 
 THREADS = 8  # transfers at a time: stores answer slowly but many at once
 
@@ -26,7 +25,7 @@ def push(folder: Path, url: str, *, progress: Callable[[int], object] = lambda _
 
     Args:
         folder: a set that holds its own tars.
-        url: of the folder for it; credentials are where the store's own tools look for them.
+        url: of the folder for it; credentials are taken from the places that the store's own tools use.
         progress: called with the number of samples of each tar.
 
     Raises:
@@ -61,7 +60,7 @@ def pull(url: str, folder: Path, *, progress: Callable[[int], object] = lambda _
 
     Args:
         url: of a folder with a set.
-        folder: where it goes; files of an earlier, stopped copy are kept.
+        folder: for the copy; files of an earlier, stopped copy are kept.
         progress: called with the number of samples of each tar.
 
     Raises:
@@ -70,18 +69,15 @@ def pull(url: str, folder: Path, *, progress: Callable[[int], object] = lambda _
     store, root = open_store(url)
     if not store.exists(f"{root}/{MANIFEST}"):
         raise ShardError(f"{url}/{MANIFEST}: not found, wanted a finished set")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder) as aside:
-        fetch(store, f"{root}/{MANIFEST}", Path(aside) / MANIFEST)
+        fetch_whole(store, f"{root}/{MANIFEST}", Path(aside) / MANIFEST)
         manifest = Manifest.load(Path(aside))
 
     def receive(name: str) -> None:
-        path, aside = folder / name, folder / (name + ASIDE)
+        path = folder / name
         if _digests(manifest).get(name) not in {None, file_sha256(path)} or not path.is_file():
-            fetch(store, f"{root}/{name}", aside)
-            _compare(aside, manifest, name)
-            sync(aside)
-            aside.replace(path)
+            fetch(store, f"{root}/{name}", path, lambda copy: _compare(copy, manifest, name, path))
 
     _transfer(receive, manifest, url, progress)
     manifest.save(folder)
@@ -109,9 +105,10 @@ def _digests(manifest: Manifest) -> dict[str, str]:
     return own | {tar.name: tar.sha256 for tar in manifest.tars}
 
 
-def _compare(path: Path, manifest: Manifest, name: str) -> None:
+def _compare(path: Path, manifest: Manifest, name: str, shown: Path | None = None) -> None:
+    """Compare a file with the manifest's digest of `name`; errors name `shown` if it is given."""
     wanted = _digests(manifest).get(name)
     if wanted and (got := file_sha256(path)) != wanted:
-        raise ShardError(f"{path}: sha256: got {got or 'no file'}, wanted {wanted}")
+        raise ShardError(f"{shown or path}: sha256: got {got or 'no file'}, wanted {wanted}")
     if not path.is_file():
-        raise ShardError(f"{path}: not found, wanted it beside the manifest")
+        raise ShardError(f"{shown or path}: not found, wanted it beside the manifest")

@@ -1,4 +1,4 @@
-"""Whether a set of shards is what its manifest says: digests, indexes, labels and, for some or all, the pixels."""
+"""Whether a set of shards matches its manifest: digests, indexes, labels and, for some or all, the pixels."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.shards.build import IDENTITIES_NAME
-from pipeline.shards.errors import SetAsideError
-from pipeline.shards.images import extension_of
+from pipeline.shards.images import SetAsideError, extension_of
 from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest
@@ -33,7 +32,7 @@ class Fault(NamedTuple):
 def verify(
     folder: Path, *, decode_every: int = 0, workers: int = 1, progress: Callable[[int], object] = lambda _samples: None
 ) -> list[Fault]:
-    """Check every byte of a set; the list of faults is empty when all is well.
+    """Check every byte of a set; the list of faults is empty if the set is sound.
 
     Args:
         folder: of the manifest.

@@ -1,7 +1,7 @@
 """Sets made from sets without copying images: an index and a manifest of their own over the same tars.
 
-Selecting samples, taking identities out, joining sets and cleaning all come to this. The sets they are made from
-stay as they are, so every step is taken back by using the older set.
+Selecting samples, removing identities, joining sets and cleaning are all done so. The sets that a view is made from
+do not change, so every step is undone by using the older set.
 """
 
 import hashlib
@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.files import write_file
+from pipeline.files import make_folder, write_file
 from pipeline.shards.build import IDENTITIES_NAME, REJECTED_NAME, rejected_table
-from pipeline.shards.errors import ShardError
 from pipeline.shards.index import open_index, write_index
-from pipeline.shards.manifest import Manifest, TarEntry
+from pipeline.shards.manifest import Manifest, ShardError, TarEntry
 from pipeline.shards.plan import tool_version
 from pipeline.shards.sources import SetAside
 
@@ -65,8 +64,8 @@ def select(
 def merge(folders: Sequence[Path], out: Path, *, same_people: bool) -> Manifest:
     """Write to `out` the set of all samples of several sets, one after the other.
 
-    Equal names are one person when `same_people`; else names get their folder's in front, `ms1mv3/0001`, since
-    "0001" is someone else in every set.
+    Equal names are one person when `same_people`; else each name gets its folder's as a prefix, `ms1mv3/0001`,
+    since "0001" is another person in every set.
 
     Raises:
         ShardError: images differ in size, two folders have one name, or `out` is not new.
@@ -77,7 +76,7 @@ def merge(folders: Sequence[Path], out: Path, *, same_people: bool) -> Manifest:
         raise ShardError(f"merge: got images of {' and '.join(f'{h}x{w}' for h, w in sorted(sizes))}, wanted one size")
     prefixes = ["" if same_people else f"{folder.resolve().name}/" for folder in folders]
     if not same_people and len(set(prefixes)) < len(prefixes):
-        raise ShardError(f"merge: got folders named {', '.join(prefixes)} twice, wanted names that tell people apart")
+        raise ShardError(f"merge: got folders named {', '.join(prefixes)} twice, wanted folders of different names")
     names = [
         [prefix + name for name in read_identities(folder, manifest)]
         for prefix, folder, manifest in zip(prefixes, folders, manifests, strict=True)
@@ -114,7 +113,7 @@ def _write(
 ) -> Manifest:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ShardError(f"{out}: is not empty, wanted a new folder")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     content = "".join(f"{name}\n" for name in identities).encode()
     write_file(out / IDENTITIES_NAME, content)
     write_file(out / REJECTED_NAME, rejected_table(set_aside))

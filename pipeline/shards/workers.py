@@ -1,6 +1,6 @@
-"""Work spread over forked processes: a shared counter hands out the next job, a pipe brings each result back.
+"""Work spread over forked processes: a shared counter gives the next job, a pipe returns each result.
 
-`concurrent.futures` would pickle the plan for every job and leave orphans when the parent is killed. Here the plan
+`concurrent.futures` would pickle the plan for every job and leave orphans if the parent is killed. Here the plan
 of 42 million samples (a gigabyte) is inherited as shared pages, and a worker whose parent is gone ends.
 """
 
@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any, TypeVar
 
-from pipeline.shards.errors import ShardError
+from pipeline.shards.manifest import ShardError
 
 Result = TypeVar("Result")
 
@@ -26,7 +26,7 @@ def each_done(work: Callable[[int], Result], jobs: Sequence[int], workers: int) 
     workers are ended; closing the iterator ends them too.
 
     Raises:
-        ShardError: a worker died without a word, as one that is killed for its memory does.
+        ShardError: a worker died without an exception, as one that the kernel kills for its memory.
     """
     if min(workers, len(jobs)) <= 1:
         yield from map(work, jobs)
@@ -35,7 +35,7 @@ def each_done(work: Callable[[int], Result], jobs: Sequence[int], workers: int) 
     counter = context.Value("q", 0)
     team: dict[Connection, BaseProcess] = {}
     try:
-        # Ctrl-C reaches the whole process group. It is held back until each worker ignores it; the parent answers.
+        # Ctrl-C reaches the whole process group. It is blocked until each worker ignores it; the parent handles it.
         held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             for _ in range(min(workers, len(jobs))):
@@ -55,7 +55,7 @@ def each_done(work: Callable[[int], Result], jobs: Sequence[int], workers: int) 
 
 
 def _results(team: "dict[Connection, BaseProcess]") -> Iterator[Any]:
-    """Results of all workers until each has come to its end."""
+    """Results of all workers until each has ended."""
     running = list(team)
     while running:
         ready = wait(running)
@@ -76,7 +76,7 @@ def _results(team: "dict[Connection, BaseProcess]") -> Iterator[Any]:
 def _work(work: Callable[[int], Any], jobs: Sequence[int], counter: "Synchronized[int]", results: Connection) -> None:
     """One worker: take the next number until none is left or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The parent's way of ending a worker; it must unwind the stack so that no file is left half-written.
+    # The parent ends a worker so; the stack must unwind, so that no file is left half-written.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     parent = os.getppid()
     try:

@@ -1,4 +1,4 @@
-"""What the planner cannot know of a machine: measured by a few steps of the run itself, and by its parts alone."""
+"""What the planner cannot know of a machine, measured: a few steps of the run itself, then its parts alone."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from itertools import islice
 
 import torch
 
+from cluster.collective_rates import ring_rates
 from cluster.collectives import barrier, gather_objects
-from cluster.preflight.bandwidth import ring_rates
 from cluster.stopwatch import STARTUP, STEP
 from pipeline.head.head import ShardedHead
 from pipeline.planning.job import FP32, Job, Network
+from pipeline.planning.memory import network_state_bytes
 from pipeline.planning.rates import Rates
 from pipeline.planning.timing import step_seconds
 from pipeline.run.checkpoint import CheckpointError
-from pipeline.training.loop import Record, Trainer
+from pipeline.training.loop import Trainer
+from pipeline.training.record import Record
 
 # Blocks of classes that the head is measured on: the time of few is mostly that of a call, of many that of products.
 _FEW, _MANY = 1, 12
 
 
 def calibrate(trainer: Trainer, job: Job, network: Network, steps: int, say: Callable[[str], None]) -> Rates:
-    """Rates of this rank, the slowest of all where that is what counts; all ranks together.
+    """Rates of this rank, of the slowest rank if that is what a step waits for; all ranks together.
 
     Args:
         trainer: of the recipe, in a folder of its own: it is trained on and saved.
         job, network: what the planner takes it for.
         steps: that are measured, after a few that are not.
-        say: hears what is being done.
+        say: is called with a line on what is being measured.
 
     Raises:
         CheckpointError: when the folder cannot be written.
@@ -48,7 +50,7 @@ def calibrate(trainer: Trainer, job: Job, network: Network, steps: int, say: Cal
     say("exchanges between ranks")
     exchange, hop = ring_rates(trainer.device) if job.ranks > 1 else (None, None)
     say("saving")
-    copy_rate, write_rate = _save_rates(trainer, network)
+    copy_rate, write_rate = _save_rates(trainer, job, network)
 
     update = statistics.median(record.parts["update"] for record in records)
     rows = 0 if job.fused_update else job.rows * job.embedding_dim
@@ -89,7 +91,7 @@ def _slowest(of_ranks: list[Rates]) -> Rates:
 def _decode_rate(trainer: Trainer, batches: int) -> float:
     reader = trainer.reader()
     try:
-        for _ in islice(reader, 3):  # what was decoded ahead before anybody looked at the clock
+        for _ in islice(reader, 3):  # what was decoded before the clock started
             pass
         barrier(trainer.group)
         began = time.perf_counter()
@@ -151,6 +153,7 @@ def _head_seconds(trainer: Trainer, job: Job, classes: int) -> float:
         job.embedding_dim,
         trainer.head.margin,
         trainer.head.group,
+        optimizer=trainer.recipe.optimizer,
         options=trainer.head.options,
         device=trainer.device,
     )
@@ -176,13 +179,14 @@ def _median_seconds(trainer: Trainer, part: str, work: Callable[[], None]) -> fl
     return statistics.median(times[2:])
 
 
-def _save_rates(trainer: Trainer, network: Network) -> tuple[float, float]:
+def _save_rates(trainer: Trainer, job: Job, network: Network) -> tuple[float, float]:
     """Bytes a second that this rank copies out, and that all ranks write, in a second save: the first allocates."""
-    trainer.save()
-    stall, saved = trainer.begin_save(), trainer.saver.finish()
+    trainer.saves.save(trainer.step)
+    stall, saved = trainer.saves.begin(trainer.step), trainer.saves.saver.finish()
     assert saved is not None
     if saved.error:
         raise CheckpointError(f"{trainer.run}: {saved.error}")
-    # parameters and momenta of the rows, and of the backbone on rank 0 alone: of whose rate, the lowest, this is right
-    copied = 2 * trainer.head.weight_SD.nbytes + 2 * FP32 * network.parameters
+    # rows and backbone with their slots. Only rank 0 copies the backbone: its rate, the lowest, is the one that counts.
+    rows = trainer.head.weight_SD.nbytes + sum(slot.nbytes for slot in trainer.head.slots.values())
+    copied = rows + network_state_bytes(job, network)
     return copied / stall, saved.bytes / saved.seconds

@@ -4,15 +4,18 @@ The head's rows stay outside (they are split, never averaged); what passes betwe
 their gradient. Facts that cost time to find:
 
 - DeepSpeed averages gradients over ranks. The head's embedding gradient is already that of the *mean over the batch of
-  its group*, so the gradients of the group's ranks must be summed: `backward` multiplies by their number, the one place
-  where that factor stands. (Groups that replicate the classes are then averaged, as they should be.)
-- Under ZeRO, SGD's momenta do not exist before the first step and cannot be loaded then. They are created as zeros
-  at the start, which leaves SGD's first step bit for bit what it is.
+  its group*, so the gradients of the group's ranks must be summed: `backward` multiplies by their number, and nothing
+  else does. (Groups that replicate the classes are then averaged, as they should be.)
+- An optimizer of torch makes its state in its first step, and under ZeRO what does not exist cannot be loaded. The
+  slots are created as zeros at the start, which leaves the first step bit for bit what it is.
+- ZeRO holds trained parameters only. A frozen one is no part of DeepSpeed's optimizer, which answers None for it: it is
+  saved and loaded with the module, and has no slots.
 - The ``torch_autocast`` block keeps parameters fp32; the ``bf16`` block would round BatchNorm's statistics.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import deepspeed
@@ -28,9 +31,12 @@ from deepspeed.utils import (
 from torch import nn
 
 from cluster.stopwatch import STEP
-from pipeline.recipe.schema import Optimizer, Recipe
+from pipeline.optim import Slot
+from pipeline.optim.optimizer import parameter_groups
+from pipeline.recipe.schema import Recipe
 
-_MOMENTUM = "momentum_buffer"
+# The slots of a backbone: slot -> parameter -> its tensor; for a slot that is not per number, a scalar.
+Slots = Mapping[str, Mapping[str, torch.Tensor]]
 
 
 class Engine:
@@ -54,17 +60,19 @@ class Engine:
         if not torch.cuda.is_available():
             # Only DeepSpeed's inference uses this kernel; without it a CPU run needs no C++ compiler.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        groups = parameter_groups(backbone, recipe.optimizer)
-        self._sgd = sgd = _DroppableSGD(groups, lr=recipe.optimizer.learning_rate, momentum=recipe.optimizer.momentum)
+        self._slots = recipe.optimizer.slots
+        self._optimizer = recipe.optimizer.for_backbone(parameter_groups(backbone, recipe.optimizer))
+        self._drops = False
+        self._make_droppable()
         self._engine, *_ = deepspeed.initialize(
-            model=backbone, optimizer=sgd, config=_config(recipe, num_ranks, backbone)
+            model=backbone, optimizer=self._optimizer, config=_config(recipe, num_ranks, backbone)
         )
         if num_ranks == 1 and not self._zero:
-            # There is nobody to average with, and DeepSpeed would still copy every gradient twice: 6% of a step.
+            # There is no other rank to average with, and DeepSpeed would still copy every gradient twice: 6% of a step.
             self._engine.enable_backward_allreduce = False
         # Timed apart from the backward pass. (ZeRO 2 reduces inside it: there, communication counts as backward.)
         self._engine.allreduce_gradients = _timed(self._engine.allreduce_gradients)
-        self._create_momenta()
+        self._create_slots()
         self._buffers: list[torch.Tensor] = []
 
     @property
@@ -113,15 +121,15 @@ class Engine:
         return self._zero
 
     def step(self, learning_rate: float, drop: bool = False) -> None:
-        """One SGD update at a step's last micro-batch; between micro-batches, nothing but the count.
+        """One update at a step's last micro-batch; between micro-batches, nothing but the count.
 
-        With `drop`, the gradients are let go without being applied: parameters, buffers and momenta are what they were
-        at `keep_buffers`, bit for bit.
+        With `drop`, the gradients are let go without being applied: parameters, buffers and slots are what they were at
+        `keep_buffers`, bit for bit.
         """
-        self._sgd.drop = drop
+        self._drops = drop
         if drop:
             self.restore_buffers()
-        for group in self._sgd.param_groups:
+        for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group["rate_factor"]
         self._engine.step()
 
@@ -129,77 +137,107 @@ class Engine:
         """Parameters and buffers, whole, by name: the live tensors; under ZeRO 3 copies, by a collective."""
         if not self._parted:
             return dict(self.module.state_dict())
-        whole = {name: safe_get_full_fp32_param(p).view(self._shape(p)) for name, p in self.module.named_parameters()}
-        return whole | dict(self.module.named_buffers())
+        return {name: self._whole(p) for name, p in self.module.named_parameters()} | dict(self.module.named_buffers())
 
-    def momenta(self) -> dict[str, torch.Tensor]:
-        """SGD's momentum of every parameter, whole, by name. Under ZeRO a collective on all ranks."""
-        if not self._zero:
-            return {name: self._sgd.state[p][_MOMENTUM] for name, p in self.module.named_parameters()}
-        return {
-            name: safe_get_full_optimizer_state(p, _MOMENTUM).view(self._shape(p))
-            for name, p in self.module.named_parameters()
-        }
+    def slots(self) -> dict[str, dict[str, torch.Tensor]]:
+        """What the optimizer keeps of every trained parameter, whole: slot -> parameter -> tensor.
 
-    def load(self, parameters: dict[str, torch.Tensor], momenta: dict[str, torch.Tensor]) -> None:
-        """Set both, from any number of ranks and any ZeRO stage; the names and shapes must match."""
+        Under ZeRO copies, by a collective on all ranks.
+        """
+        slots: dict[str, dict[str, torch.Tensor]] = {}
+        for slot in self._slots:
+            slots[slot.name] = {name: self._slot(p, slot) for name, p in self._trained()}
+        return slots
+
+    def load(self, parameters: Mapping[str, torch.Tensor]) -> None:
+        """Set parameters and buffers, from any number of ranks and any ZeRO stage; names and shapes must match."""
         for name, buffer in self.module.named_buffers():
             buffer.copy_(parameters[name])
         for name, p in self.module.named_parameters():
-            if self._parted:
-                part = _own_part(p, parameters[name])
-                safe_set_local_fp32_param(p, part)
-                p.ds_tensor.data.copy_(part)  # type: ignore[attr-defined]  # what the next forward pass gathers
-                safe_set_local_optimizer_state(p, _own_part(p, momenta[name]), _MOMENTUM)
-                continue
-            with torch.no_grad():
-                p.copy_(parameters[name])
-            if self._zero:
-                safe_set_full_fp32_param(p, parameters[name])
-                safe_set_full_optimizer_state(p, momenta[name], _MOMENTUM)
-            else:
-                self._sgd.state[p][_MOMENTUM].copy_(momenta[name])
+            self._set_parameter(p, parameters[name])
+
+    def load_slots(self, slots: Slots) -> None:
+        """Set what `slots` gave, from any number of ranks and any ZeRO stage."""
+        for slot in self._slots:
+            self._set_slot(slot, slots[slot.name])
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
 
     def _shape(self, p: torch.Tensor) -> torch.Size:
         return p.ds_shape if self._parted else p.shape  # type: ignore[attr-defined]  # ZeRO 3 adds it
 
-    def _create_momenta(self) -> None:
-        flat = self._engine.optimizer.fp32_partitioned_groups_flat if self._parted else []
-        for p in flat or [p for group in self._sgd.param_groups for p in group["params"]]:
-            self._sgd.state[p][_MOMENTUM] = torch.zeros_like(p)
+    def _whole(self, p: nn.Parameter) -> torch.Tensor:
+        """A copy of a parameter, under ZeRO 3."""
+        if p.requires_grad:
+            return safe_get_full_fp32_param(p).view(self._shape(p))
+        with deepspeed.zero.GatheredParameters([p]):
+            return p.detach().clone()
+
+    def _set_parameter(self, p: nn.Parameter, value: torch.Tensor) -> None:
+        if self._parted:
+            part = _own_part(p, value)
+            if p.requires_grad:
+                safe_set_local_fp32_param(p, part)
+            p.ds_tensor.data.copy_(part)  # type: ignore[attr-defined]  # what the next forward pass gathers
+            return
+        with torch.no_grad():
+            p.copy_(value)
+        if self._zero and p.requires_grad:
+            safe_set_full_fp32_param(p, value)
+
+    def _slot(self, p: nn.Parameter, slot: Slot) -> torch.Tensor:
+        if not self._zero:
+            return self._optimizer.state[p][slot.torch_key]
+        if not slot.per_number:  # the same for all that ZeRO holds
+            return self._optimizer.state[self._held()[0]][slot.torch_key]
+        return safe_get_full_optimizer_state(p, slot.torch_key).view(self._shape(p))
+
+    def _set_slot(self, slot: Slot, values: Mapping[str, torch.Tensor]) -> None:
+        if self._zero and not slot.per_number:
+            (value,) = {float(value) for value in values.values()}
+            for held in self._held():
+                self._optimizer.state[held][slot.torch_key].fill_(value)
+            return
+        for name, p in self._trained():
+            if self._parted:
+                safe_set_local_optimizer_state(p, _own_part(p, values[name]), slot.torch_key)
+            elif self._zero:
+                safe_set_full_optimizer_state(p, values[name], slot.torch_key)
+            else:
+                self._optimizer.state[p][slot.torch_key].copy_(values[name])
+
+    def _held(self) -> list[torch.Tensor]:
+        """The tensors that the optimizer updates on this rank: parameters or, under ZeRO, its parts of many in one."""
+        if self._parted:
+            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    def _create_slots(self) -> None:
+        for held in self._held():
+            self._optimizer.state[held].update({slot.torch_key: slot.zeros_for(held) for slot in self._slots})
         if self._zero and not self._parted:
+            # DeepSpeed finds the parts of a parameter in what exists; by itself it looks after its first step
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
+    def _make_droppable(self) -> None:
+        """Let the optimizer sit a step out: DeepSpeed then clears and counts as ever, whatever its ZeRO stage."""
+        step = self._optimizer.step
 
-class _DroppableSGD(torch.optim.SGD):
-    """SGD that can be told to sit a step out: DeepSpeed then clears and counts as ever, whatever its ZeRO stage."""
+        def step_unless_dropped(closure: Any = None) -> Any:
+            return None if self._drops else step(closure)
 
-    drop = False
-
-    def step(self, closure: Any = None) -> Any:
-        return None if self.drop else super().step(closure)
+        self._optimizer.step = step_unless_dropped  # type: ignore[method-assign]
 
 
 def _own_part(p: Any, value: torch.Tensor) -> torch.Tensor:
     """This rank's part of a whole parameter as ZeRO 3 cuts it: equal parts, the last padded with zeros.
 
-    (DeepSpeed's own setter for whole values fails where the parts are not equal without padding.)
+    (DeepSpeed's own setter for whole values fails if the parts are equal only with padding.)
     """
     length = p.ds_tensor.numel()
     padded = torch.nn.functional.pad(value.flatten(), (0, length * deepspeed.comm.get_world_size() - value.numel()))
     return padded.narrow(0, length * deepspeed.comm.get_rank(), length)
-
-
-def parameter_groups(backbone: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Weights and biases with their weight decay and the factor on the rate (Caffe's lr_mult, decay_mult)."""
-    biases = [p for name, p in backbone.named_parameters() if name.endswith("bias")]
-    others = [p for name, p in backbone.named_parameters() if not name.endswith("bias")]
-    bias_decay = optimizer.weight_decay if optimizer.bias_weight_decay is None else optimizer.bias_weight_decay
-    groups = [
-        {"params": others, "weight_decay": optimizer.weight_decay, "rate_factor": 1.0},
-        {"params": biases, "weight_decay": bias_decay, "rate_factor": optimizer.bias_rate_factor},
-    ]
-    return [group for group in groups if group["params"]]
 
 
 def _config(recipe: Recipe, num_ranks: int, backbone: nn.Module) -> dict[str, Any]:
@@ -221,8 +259,8 @@ def _config(recipe: Recipe, num_ranks: int, backbone: nn.Module) -> dict[str, An
             "stage3_max_reuse_distance": 0,
             "stage3_prefetch_bucket_size": 0,
         },
-        "gradient_clipping": 0.0,  # DeepSpeed clips to a norm of 1 unless told otherwise
-        "zero_allow_untested_optimizer": True,  # plain SGD
+        "gradient_clipping": 0.0,  # DeepSpeed clips to a norm of 1 by default
+        "zero_allow_untested_optimizer": True,  # DeepSpeed knows Adam and its kin only
         "torch_autocast": {"enabled": recipe.precision == "bfloat16", "dtype": "bfloat16"},
         "steps_per_print": 2**62,  # our own progress line is enough
     }

@@ -1,4 +1,4 @@
-"""What to do about numbers gone wrong: is this step bad, and may the run go on; and what is left for whoever looks."""
+"""Numbers gone wrong: when a loss is a spike, what becomes of a bad step, and the facts of it that are kept."""
 
 from __future__ import annotations
 
@@ -9,27 +9,32 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.recipe.schema import Faults
-from pipeline.training.errors import NonFiniteError
+from pipeline.run.folder import RunFolder
+from pipeline.training.step import Outcome
 
 logger = logging.getLogger(__name__)
 
-# The running mean of the loss forgets at this rate a step, and tells spikes once it has seen as many.
+# Steps over which the running mean of the loss is taken; no step is a spike before that many.
 _MEMORY_STEPS = 50
 
-_ADVICE = "A smaller optimizer.learning_rate or a longer optimizer.warmup_steps may cure it"
+_ADVICE = "A smaller optimizer.learning_rate or a longer optimizer.warmup_steps may help"
+
+
+class NonFiniteError(RuntimeError):
+    """There were more bad steps than the recipe allows; nothing of the last one was applied on any rank."""
 
 
 class Guard:
     """Knows the loss's usual size and counts bad steps; the same on every rank, since it is fed the same numbers.
 
-    Its memory is of this process: after a resume, spikes are told once the mean has been built again.
+    Its memory is of this process: after a resume, no step is a spike until the mean has been built again.
 
     Args:
         faults: what the recipe wants done.
-        run: the run's folder, where the facts of a bad step are left; None on a rank that leaves none.
+        run: the run's folder, where the facts of a bad step are written; None on a rank that writes none.
 
     Attributes:
-        left_out: steps whose batches are to be passed over.
+        left_out: steps whose batches are left out.
         going_back: whether the run is to go back to its newest whole checkpoint now.
     """
 
@@ -41,7 +46,7 @@ class Guard:
 
     @property
     def threshold(self) -> float:
-        """The loss above which a step is a spike; infinite where none is."""
+        """The loss above which a step is a spike; infinite if none is."""
         factor = self._faults.spike_factor
         return math.inf if factor is None or self._seen < _MEMORY_STEPS else factor * self._mean
 
@@ -51,15 +56,15 @@ class Guard:
         self._mean += (loss - self._mean) / min(self._seen, _MEMORY_STEPS)
 
     def bad(self, step: int, what: str, facts: dict[str, Any], *, rows_moved: bool = False) -> None:
-        """Count a bad step, leave its facts, and mark what the recipe wants left out.
+        """Count a bad step, write its facts, and mark the batches that the recipe wants left out.
 
-        Where `rows_moved`, leaving the batch out is too late: the run goes back, even if the recipe says to skip.
+        If `rows_moved`, leaving the batch out is too late: the run goes back, even if the recipe says to skip.
 
         Raises:
             NonFiniteError: when the recipe says to stop, or there were too many.
         """
         if rows_moved:
-            what = f"{what}: the rows had been updated before that was known (head.fused_update), the backbone was not"
+            what = f"{what}: the rows had been updated before that was known (head.fused_update), the backbone had not"
         else:
             what = f"{what}: nothing of this step was applied"
         if self._run is not None:
@@ -78,16 +83,45 @@ class Guard:
             self.going_back = True
 
 
+def fault_of(
+    step: int, outcome: Outcome, lambda_: float | None, learning_rate: float, samples: list[str]
+) -> tuple[str, dict[str, Any]]:
+    """A bad step in a line, and its facts for `dump`.
+
+    Args:
+        step: steps done before it.
+        outcome: the same on every rank.
+        lambda_, learning_rate: of the step.
+        samples: of the global batch, in words.
+    """
+    about_lambda = "" if lambda_ is None else f"λ {lambda_:g}, "
+    what = (
+        f"step {step}: loss {outcome.loss:g} ({about_lambda}learning rate {learning_rate:g}, mean ‖x‖ "
+        f"{outcome.embedding_norm_G.mean().item():g}): {outcome.severity.words}"
+    )
+    facts = {
+        "fault": what,
+        "step": step,
+        "loss": outcome.loss,
+        "margin_lambda": lambda_,
+        "learning_rate": learning_rate,
+        "embedding_norm": outcome.embedding_norm_G.tolist(),
+        "target_cosine": outcome.target_cosine_G.tolist(),
+        "samples": samples,
+    }
+    return what, facts
+
+
 def dump(run: Path, step: int, facts: dict[str, Any]) -> None:
-    """Leave ``RUN/faults/step-….json`` for whoever looks into it. A disk that is full does not end the run."""
-    folder = run / "faults"
+    """Write ``RUN/faults/step-….json``. A disk that is full does not end the run."""
+    file = RunFolder(run).fault(step)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         # NaN has no place in JSON: as text it is readable by everything
         text = json.dumps(_plain(facts), indent=1, ensure_ascii=False)
-        (folder / f"step-{step:08d}.json").write_text(text + "\n")
+        file.write_text(text + "\n")
     except OSError as error:
-        logger.warning("%s: %s; the facts of the bad step are lost", folder, error.strerror)
+        logger.warning("%s: %s; the facts of the bad step are lost", file, error.strerror)
 
 
 def _plain(value: Any) -> Any:

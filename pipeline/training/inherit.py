@@ -1,7 +1,7 @@
-"""A new run from an old one whose identities were others: rows are keyed by the identity's name.
+"""A new run from an old one with other identities: rows are matched by the identity's name.
 
-People who stay keep their rows; those who left are dropped; those who came start from the mean direction of their
-images as the old backbone sees them (or at random), at the length that the kept rows have on average.
+Identities in both keep their rows; those of the old run alone are dropped; new ones start from the mean direction of
+their images as the old backbone sees them (or at random), at the length that the kept rows have on average.
 """
 
 from __future__ import annotations
@@ -20,10 +20,15 @@ from torch.nn import functional as F
 
 from cluster.collectives import Group, num_ranks, rank_in, sum_over_ranks
 from cluster.topology import split_range
+from pipeline.backbones import Backbone
 from pipeline.head.head import ShardedHead
-from pipeline.reading.dali import Decoder, EncodedBatch
+from pipeline.reading.dali import Decoder
+from pipeline.reading.images import decode_images
 from pipeline.reading.tars import ShardSet
-from pipeline.run.checkpoint import CheckpointError, path_of, read_meta, read_rows
+from pipeline.run.checkpoint import CheckpointError, complete_steps, load_backbone, read_meta, read_rows
+from pipeline.run.folder import RunFolder
+from pipeline.shards.views import read_identities
+from pipeline.training.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +47,48 @@ class Inherited:
         return f"{self.kept:,} identities keep their rows, {self.new:,} are new, {self.dropped:,} are dropped"
 
 
+def inherit(
+    engine: Engine,
+    head: ShardedHead,
+    backbone: Backbone,
+    shards: ShardSet,
+    decoder: Decoder,
+    run: Path,
+    step: int | None,
+    new_rows: str,
+) -> Inherited:
+    """Fill backbone and rows from another run's checkpoint; optimizer slots start at zero. All ranks together.
+
+    Args:
+        engine, head, backbone: of the new run; the last as its recipe has it.
+        shards: of the new run: its identities, and the images of those that are new.
+        decoder: for these images.
+        run, step: the other run's folder and its checkpoint; None: the newest.
+        new_rows: how identities start that the other run did not have, as in `pipeline.recipe.schema.Init`.
+
+    Raises:
+        CheckpointError: when the other run cannot be read, or its backbone is another.
+    """
+    steps = complete_steps(run)
+    step = steps[-1] if step is None and steps else step
+    weights = load_backbone(run, step)
+    assert step is not None
+    saved = read_meta(RunFolder(run).checkpoint(step))
+    if saved.embedding_dim != backbone.embedding_dim or weights.keys() != engine.parameters().keys():
+        raise CheckpointError(
+            f"init.run: {run}: another backbone: got {backbone.name} with embedding_dim {backbone.embedding_dim}, "
+            f"wanted that of {RunFolder(run).recipe}"
+        )
+    engine.load(weights)
+    old = old_identities(run, step)
+    old_rows = match(old, read_identities(shards.folder, shards.manifest))
+    inherit_rows(head, run, step, old_rows)
+    if new_rows == "class_mean":
+        class_mean_rows(head, engine.module, shards, old_rows, decoder, head.group)
+    kept = int((old_rows >= 0).sum())
+    return Inherited(kept, len(old_rows) - kept, len(old) - kept)
+
+
 def match(old: Sequence[str], new: Sequence[str]) -> Rows:
     """For each new identity its old row, or -1. Pure; names are compared as they are."""
     place = {name: row for row, name in enumerate(old)}
@@ -54,7 +101,8 @@ def old_identities(run: Path, step: int) -> list[str]:
     Raises:
         CheckpointError: when the list is missing or is not that of the checkpoint.
     """
-    path, wanted = run / "identities.txt", read_meta(path_of(run, step)).identities_sha256
+    folder = RunFolder(run)
+    path, wanted = folder.identities, read_meta(folder.checkpoint(step)).identities_sha256
     content = path.read_bytes() if path.is_file() else b""
     got = hashlib.sha256(content).hexdigest()
     if got != wanted:
@@ -70,7 +118,7 @@ def inherit_rows(head: ShardedHead, run: Path, step: int, old_rows: Rows) -> Non
     if not len(kept):
         return
     span = range(int(mine[kept].min()), int(mine[kept].max()) + 1)
-    for first, rows in read_rows(path_of(run, step), span):
+    for first, rows in read_rows(RunFolder(run).checkpoint(step), span):
         inside = kept[(mine[kept] >= first) & (mine[kept] < first + len(rows))]
         head.weight_SD[torch.from_numpy(inside)] = rows[torch.from_numpy(mine[inside] - first)].to(
             head.weight_SD.device
@@ -112,15 +160,13 @@ def _images_of(
     ids = np.flatnonzero(place[labels] >= 0)
     share = split_range(len(ids), num_ranks(group), rank_in(group))
     ids = ids[share.start : share.stop]
-    parts = [ids[start : start + decoder.batch_size] for start in range(0, len(ids), decoder.batch_size)]
-    encoded = (EncodedBatch(shards.read(part), np.zeros(len(part), dtype=bool)) for part in parts)
-    for part, batch in zip(parts, decoder.decode(encoded), strict=True):
-        good = np.setdiff1d(np.arange(len(part)), batch.bad)
-        yield batch.images[torch.from_numpy(good).to(batch.images.device)], labels[part[good]]
+    for part, batch in decode_images(decoder, len(ids), lambda part: shards.read(ids[part])):
+        good = torch.from_numpy(batch.good).to(batch.images.device)
+        yield batch.images[good], labels[ids[part][batch.good]]
 
 
 def _usual_length(head: ShardedHead, old_rows: Rows, group: Group) -> torch.Tensor:
-    """Mean ‖w‖ of the kept rows over all ranks; of all rows where none was kept."""
+    """Mean ‖w‖ of the kept rows over all ranks; of all rows if none was kept."""
     mine = torch.from_numpy(old_rows[head.classes.start : head.classes.stop] >= 0).to(head.weight_SD.device)
     lengths = head.weight_SD.norm(dim=1)
     totals = torch.stack([lengths[mine].sum(), mine.sum(), lengths.sum(), torch.ones_like(lengths).sum()])

@@ -1,4 +1,4 @@
-"""One optimizer step: all micro-batches forward and back, agreed on by every rank, then applied or dropped."""
+"""One optimizer step: all micro-batches forward and backward, agreed on by every rank, then applied or dropped."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from cluster.collectives import Group, any_rank, average_over_ranks_, max_over_ranks, num_ranks, rank_in
 from cluster.stopwatch import STEP
+from pipeline.backbones.backbone import seed_forward
 from pipeline.head.head import HeadOutput, ShardedHead
 from pipeline.reading.reader import Batch
 from pipeline.recipe.schema import Recipe
@@ -27,7 +28,7 @@ class Severity(IntEnum):
 
     @property
     def words(self) -> str:
-        """For whoever reads the log."""
+        """As the log says it."""
         return {
             Severity.GOOD: "good",
             Severity.SPIKE: "a spike",
@@ -38,22 +39,22 @@ class Severity(IntEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a step; unless `severity` is GOOD nothing of it was applied, but for rows where `rows_moved`.
+    """What became of a step; unless `severity` is GOOD nothing of it was applied, except to rows if `rows_moved`.
 
     Attributes:
         severity, stopping: the same on every rank; `stopping` when any rank is asked to.
-        loss: mean over the global batch, micro-batches and replicas alike; NaN where the step was left out.
-        own_cosine_G, norm_G, valid_G: of the head group's batch, detached; empty where the step was left out.
-        gradient_norm: of the backbone's whole gradient, averaged over ranks, before weight decay; NaN where the step
-            was given up before there was one.
-        rows_moved: a fused update changed the rows before the backbone's gradient, which comes after, turned out bad.
+        loss: mean over the global batch, micro-batches and replicas alike; NaN if the step was left out.
+        target_cosine_G, embedding_norm_G, valid_G: of the head group's batch, detached; empty if the step was left out.
+        gradient_norm: of the backbone's whole gradient, averaged over ranks, before weight decay; NaN if the step was
+            given up before there was one.
+        rows_moved: a fused update changed the rows before the backbone's gradient, which comes later, was found bad.
     """
 
     severity: Severity
     stopping: bool
     loss: float
-    own_cosine_G: torch.Tensor
-    norm_G: torch.Tensor
+    target_cosine_G: torch.Tensor
+    embedding_norm_G: torch.Tensor
     valid_G: torch.Tensor
     gradient_norm: float = torch.nan
     rows_moved: bool = False
@@ -76,7 +77,7 @@ class Stepper:
         self._group, self._replicas, self._device = group, replicas, device
 
     def leave_out(self, stop_asked: Callable[[], bool]) -> Outcome:
-        """Do nothing but ask whether to stop: one all-reduce of a flag."""
+        """Only ask whether to stop: one all-reduce of a flag."""
         nothing = torch.empty(0)
         stopping = any_rank(stop_asked(), self._group, self._device)
         return Outcome(Severity.LEFT_OUT, stopping, torch.nan, nothing, nothing, nothing.bool())
@@ -86,17 +87,18 @@ class Stepper:
         batch: Batch,
         step: int,
         *,
-        lam: float,
-        rate: float,
+        lambda_: float | None,
+        learning_rate: float,
         spike_above: float,
         stop_asked: Callable[[], bool],
     ) -> Outcome:
-        """Forward and back; gradients agreed to be good by every rank before anything is changed.
+        """Forward and backward; gradients agreed to be good by every rank before anything is changed.
 
         Args:
             batch: this rank's images and labels.
             step: steps done before.
-            lam, rate: λ of the margin, learning rate.
+            lambda_: of the margin; None if it has none.
+            learning_rate: the base rate of the step.
             spike_above: the loss beyond which the step is bad.
             stop_asked: whether this rank is asked to stop.
         """
@@ -105,18 +107,20 @@ class Stepper:
         gradients: list[torch.Tensor] = []
         severity, stopping, gradient_norm = Severity.GOOD, False, torch.nan
         self._engine.keep_buffers()
-        self._head.margin = self._recipe.head.make_margin(step)
+        self._head.margin = self._recipe.head.margin_at(step)
         for images, labels in zip(batch.images_BCHW.chunk(parts), batch.labels_B.chunk(parts), strict=True):
             with STEP.part("forward"):
+                seed_forward(self._recipe.seed, step, rank_in(self._group), micro_batch=len(outputs))
                 embeddings_BD = self._engine.embed(images)
             with STEP.part("head"):
                 x_BD = embeddings_BD.detach().float().requires_grad_()
-                output = self._head(x_BD, labels, lam, step=step, learning_rate=rate)
+                output = self._head(x_BD, labels, lambda_, step=step, learning_rate=learning_rate)
                 outputs.append(output)
                 if self._recipe.head.fused_update:  # its backward pass changes the rows
                     severity, stopping, _ = self._agree(outputs, [], [], spike_above, stop_asked)
                     if severity != Severity.GOOD:
                         self._engine.restore_buffers()
+                        self._head.drop()
                         return self._outcome(severity, stopping, outputs)
                 # the step's loss is the mean over its micro-batches
                 (output.loss / parts).backward()
@@ -125,15 +129,15 @@ class Stepper:
             with STEP.part("backward"):
                 self._engine.backward(embeddings_BD, x_BD.grad.to(embeddings_BD.dtype))
             if len(outputs) == parts:
-                rows = self._head.weight_SD.grad  # not there where it was applied at once, or only some rows take part
-                others = gradients if rows is None else [*gradients, rows]
+                rows = self._head.weight_SD.grad  # None if it was applied at once, or if only some rows take part
+                heads = gradients if rows is None else [*gradients, rows]
                 backbone = self._engine.gradients()
-                severity, stopping, gradient_norm = self._agree(outputs, backbone, others, spike_above, stop_asked)
+                severity, stopping, gradient_norm = self._agree(outputs, backbone, heads, spike_above, stop_asked)
             with STEP.part("update"):
-                self._engine.step(rate, drop=severity != Severity.GOOD)
+                self._engine.step(learning_rate, drop=severity != Severity.GOOD)
         with STEP.part("update"):
             if severity == Severity.GOOD:
-                self._head.update(rate)
+                self._head.update(learning_rate)
             else:
                 self._head.drop()
         outcome = self._outcome(severity, stopping, outputs, gradient_norm)
@@ -143,20 +147,20 @@ class Stepper:
         self,
         outputs: list[HeadOutput],
         backbone: list[torch.Tensor],
-        others: list[torch.Tensor],
+        heads: list[torch.Tensor],
         spike_above: float,
         stop_asked: Callable[[], bool],
     ) -> tuple[Severity, bool, float]:
         """How bad is it on the worst rank, is any rank asked to stop, and the norm of the backbone's gradient.
 
-        One all-reduce (max) of 2 + N numbers: each rank's square of the norm has a place of its own.
+        One all-reduce (max) of 2 + N numbers: each rank's square of the norm has its own place.
         """
         loss = torch.stack([output.loss.detach() for output in outputs]).mean()
-        numbers = [loss, *(output.norm_G.sum() for output in outputs)]
+        numbers = [loss, *(output.embedding_norm_G.sum() for output in outputs)]
         squares_N = loss.new_zeros(num_ranks(self._group))
         if backbone:
             # one pass over the gradients: a norm is finite if and only if all its numbers are (and their squares fit)
-            norms = [norm.to(loss.dtype) for norm in torch._foreach_norm([*backbone, *others])]
+            norms = [norm.to(loss.dtype) for norm in torch._foreach_norm([*backbone, *heads])]
             numbers += norms
             holders = 1 if self._engine.gradients_in_parts else len(squares_N)
             squares_N[rank_in(self._group)] = torch.stack(norms[: len(backbone)]).square().sum() / holders
@@ -176,8 +180,8 @@ class Stepper:
             severity,
             stopping,
             mean.item(),
-            torch.cat([output.own_cosine_G for output in outputs]),
-            torch.cat([output.norm_G for output in outputs]),
+            torch.cat([output.target_cosine_G for output in outputs]),
+            torch.cat([output.embedding_norm_G for output in outputs]),
             torch.cat([output.valid_G for output in outputs]),
             gradient_norm,
         )

@@ -1,6 +1,6 @@
 """A save against `torch.save` of the same state: how long training stands still, how long the save and a load take.
 
-One rank; the state is C rows of 512 and their momenta, up to 4 GB. `torch.save` is what one would write instead: the
+One rank; the state is C rows of 512 and their momentum, up to 4 GB. `torch.save` is what one would write instead: the
 loop stands still for all of it, there is no digest, and here it goes to a new file and is synced to disk, as ours is,
 for a fair time. The floor of the stall is one copy of the state in memory. And what a restart costs, part by part.
 """
@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.backbones import build_backbone
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Checkpoint
 from pipeline.run import checkpoint
 from pipeline.run.checkpoint import Meta, State
+from pipeline.run.folder import RunFolder
 from pipeline.run.saver import Saver
 from tests.benchmarks.results import write
 from tests.end_to_end.launcher import metrics, train, write_recipe
@@ -33,14 +33,18 @@ CASIA_PEOPLE, SOME_IMAGES = 10_572, 16
 def state_of(gigabytes: float) -> State:
     rows = int(gigabytes * 1e9 / (2 * DIM * 4))
     return State(
-        torch.randn(rows, DIM), torch.randn(rows, DIM), 0, {"weight": torch.ones(4)}, {"weight": torch.ones(4)}
+        torch.randn(rows, DIM),
+        {"momentum": torch.randn(rows, DIM)},
+        0,
+        {"weight": torch.ones(4)},
+        {"momentum": {"weight": torch.ones(4)}},
     )
 
 
 def torch_save(path: Path, state: State) -> float:
     start = time.perf_counter()
     with path.open("xb") as file:
-        torch.save({"rows": state.rows_SD, "momentum": state.rows_momentum_SD}, file)
+        torch.save({"rows": state.rows_SD, "momentum": state.row_slots["momentum"]}, file)
         file.flush()
         os.fsync(file.fileno())
     return time.perf_counter() - start
@@ -50,16 +54,17 @@ def torch_load(path: Path, state: State) -> float:
     start = time.perf_counter()
     saved = torch.load(path)
     state.rows_SD.copy_(saved["rows"])
-    state.rows_momentum_SD.copy_(saved["momentum"])
+    state.row_slots["momentum"].copy_(saved["momentum"])
     seconds = time.perf_counter() - start
     path.unlink()
     return seconds
 
 
 def copy(state: State) -> float:
-    targets = [torch.empty_like(tensor).zero_() for tensor in (state.rows_SD, state.rows_momentum_SD)]
+    live = list(state.rows_tensors(slice(None)).values())
+    targets = [torch.empty_like(tensor).zero_() for tensor in live]
     start = time.perf_counter()
-    for target, tensor in zip(targets, (state.rows_SD, state.rows_momentum_SD), strict=True):
+    for target, tensor in zip(targets, live, strict=True):
         target.copy_(tensor)
     return time.perf_counter() - start
 
@@ -85,7 +90,7 @@ def test_saving_and_loading(tmp_path: Path, gigabytes: float) -> None:
         note("our save, in the background", saved.seconds)
         note("torch.save, a stall", torch_save(tmp_path / "plain", state))
         start = time.perf_counter()
-        assert checkpoint.damage(checkpoint.path_of(tmp_path, step)) == []
+        assert checkpoint.damage(RunFolder(tmp_path).checkpoint(step)) == []
         note("our digests checked", time.perf_counter() - start)
         start = time.perf_counter()
         checkpoint.load(tmp_path, step, state, meta)
@@ -93,20 +98,21 @@ def test_saving_and_loading(tmp_path: Path, gigabytes: float) -> None:
         note("torch.load", torch_load(tmp_path / "plain", state))
     seconds = {name: round(sorted(some)[len(some) // 2], 3) for name, some in times.items()}
     # the stall is under 1% of training where a step takes longer than this
-    step = seconds["stall of our save"] / EVERY / 0.01
+    fits_step = seconds["stall of our save"] / EVERY / 0.01
     write(
         f"checkpoint_{gigabytes:g}gb",
-        {"gigabytes": gigabytes, "seconds": seconds, f"step_seconds_at_which_the_stall_is_1%_every_{EVERY}": step},
+        {"gigabytes": gigabytes, "seconds": seconds, f"step_seconds_at_which_the_stall_is_1%_every_{EVERY}": fits_step},
     )
 
 
 def test_share_of_training(tmp_path: Path) -> None:
     """Of the CASIA recipe at its own interval: at most this, since a step is more than the backbone's part of it."""
     recipe = load_recipe(ROOT / "stages" / "recipes" / "casia_sphereface20.yaml")
-    backbone = build_backbone(recipe.backbone.name, recipe.backbone.embedding_dim)
+    backbone = recipe.backbone.build((112, 96))
     weights = {name: tensor.detach() for name, tensor in backbone.named_parameters()}
     rows = torch.randn(CASIA_PEOPLE, recipe.backbone.embedding_dim)
-    state = State(rows, rows.clone(), 0, weights, {name: torch.zeros_like(tensor) for name, tensor in weights.items()})
+    momentum = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+    state = State(rows, {"momentum": rows.clone()}, 0, weights, {"momentum": momentum})
     saver = Saver(tmp_path, None, keep=1)
     stalls = []
     for step in range(1, 2 + ROUNDS):

@@ -14,12 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.backbones import build_backbone
-from pipeline.evaluation.embedding.embed import embed_files
-from pipeline.evaluation.results import verify
+from pipeline.backbones.sphereface import SphereFaceBackbone
+from pipeline.evaluation.embedding.source import How, Network, image_files
+from pipeline.evaluation.scoring.rates import verify
 from pipeline.evaluation.scoring.search import blocks_of, nearest
 from pipeline.evaluation.scoring.verification import ScoredPairs
-from pipeline.reading.dali import Decoder
 from tests.benchmarks.results import median_seconds, write
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +43,8 @@ def test_embedding_speed(faces: tuple[Path, list[str]]) -> None:
     All with channels innermost, which is fastest on a CPU and which Pillow's pixels already are.
     """
     folder, names = faces
-    backbone = build_backbone("sphereface4", 512, (112, 96)).eval()
+    backbone = SphereFaceBackbone(name="sphereface4", embedding_dim=512).build((112, 96)).eval()
+    network = Network("sphereface4", "", 0, backbone, (112, 96))
     batch = torch.randn(BATCH, 3, 112, 96).to(memory_format=torch.channels_last)
 
     def two_passes(images: torch.Tensor) -> torch.Tensor:
@@ -60,9 +60,7 @@ def test_embedding_speed(faces: tuple[Path, list[str]]) -> None:
     seconds = median_seconds(
         {
             "bare network": lambda: [two_passes(batch) for _ in range(IMAGES // BATCH)],
-            "embed_files": lambda: list(
-                embed_files(backbone, folder, names, Decoder(BATCH, 112, 96, torch.device("cpu"), threads=2))
-            ),
+            "a network's features": lambda: list(network.features(image_files(folder, names), How(BATCH, threads=2))),
             "Pillow loop": with_pillow,
         },
         ROUNDS,

@@ -16,11 +16,13 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline.head.head import HeadOptions, ShardedHead
-from pipeline.head.margins import Margin
+from pipeline.head.margins import Target
+from pipeline.head.margins.a_softmax import ASoftmax
+from pipeline.optim.sgd import SGD
 from tests.benchmarks.results import median_seconds, write
 
 G, D, C, ROUNDS = 512, 512, 200_000, 5
-MARGIN = Margin("a_softmax", 4)
+MARGIN = ASoftmax(m=4)
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +45,13 @@ def floor(x: torch.Tensor) -> Callable[[], None]:
 
 
 def ours(x: torch.Tensor, labels: torch.Tensor, options: HeadOptions) -> Callable[[], None]:
-    head = ShardedHead(C, D, MARGIN, seed=0, options=options)
+    sgd = SGD(steps=1, learning_rate=1.0, weight_decay=0)
+    head = ShardedHead(C, D, MARGIN, seed=0, optimizer=sgd, options=options)
 
     def run() -> None:
         x_GD = x.clone().requires_grad_()
         head(x_GD, labels, 5.0, learning_rate=0.1).loss.backward()
-        head._grad_is_used = True  # as `update` leaves it
+        head.drop()
 
     return run
 
@@ -59,8 +62,8 @@ def autograd_head(x: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
     def run() -> None:
         x_GD = x.clone().requires_grad_()
         cosine = F.linear(F.normalize(x_GD), F.normalize(weight)).clamp(-1, 1)
-        own = MARGIN.own_logit(x_GD, weight[labels], 5.0)
-        logits = (cosine * x_GD.norm(dim=1, keepdim=True)).scatter(1, labels[:, None], own[:, None])
+        target = MARGIN.target_logit(Target(x_GD, weight[labels]), 5.0, {})
+        logits = (cosine * x_GD.norm(dim=1, keepdim=True)).scatter(1, labels[:, None], target[:, None])
         F.cross_entropy(logits, labels).backward()
         weight.grad = None
 

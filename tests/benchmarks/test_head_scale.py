@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 
 from pipeline.head.head import HeadOptions, ShardedHead
-from pipeline.head.margins import Margin
+from pipeline.head.margins.a_softmax import ASoftmax
+from pipeline.optim.sgd import SGD
 from pipeline.planning import Job, head_block_bytes
 from tests.benchmarks.results import write
 from tests.distributed import ranks as harness
@@ -38,7 +39,9 @@ def most_resident() -> int:
 def scale(rank: int, ranks: int, classes: int, steps: int) -> dict[str, float]:
     before = most_resident()
     options = HeadOptions(fused_update=True)
-    head = ShardedHead(classes, D, Margin("a_softmax", 4), dist.group.WORLD, weight_decay=5e-4, options=options)
+    head = ShardedHead(
+        classes, D, ASoftmax(m=4), dist.group.WORLD, optimizer=SGD(steps=1, learning_rate=1.0), options=options
+    )
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(G, D, generator=generator)[rank * G // ranks : (rank + 1) * G // ranks]
     labels = torch.randint(0, classes, (G,), generator=generator)[rank * G // ranks : (rank + 1) * G // ranks]

@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.results import write
-from tests.end_to_end.launcher import DEEPSPEED, free_port, metrics
+from tests.end_to_end.launcher import DEEPSPEED, metrics
 from tests.faces import ROOT, write_shards
+from tests.ports import free_port
 
 RECIPE = """
 seed: 1

@@ -19,6 +19,7 @@ from nvidia.dali import fn, pipeline_def, types
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from pipeline.reading.augment import Mirror
 from pipeline.reading.dali import Decoder
 from pipeline.reading.order import Order
 from pipeline.reading.reader import Reader
@@ -45,7 +46,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 def ours(shards: ShardSet) -> Iterator[torch.Tensor]:
     order = Order(shards.samples_per_tar, seed=0, global_batch=BATCH, streams=4)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    reader = Reader(shards, order, Decoder(BATCH, 112, 96, device, threads=2))
+    reader = Reader(shards, order, Decoder(BATCH, 112, 96, device, threads=2, augment=(Mirror(name="mirror"),)))
     try:
         for batch in reader:
             yield batch.images_BCHW
@@ -59,7 +60,7 @@ def dali_reader(shards: ShardSet) -> Iterator[torch.Tensor]:
     @pipeline_def
     def graph() -> Any:
         tars = [str(shards.folder / tar.name) for tar in shards.manifest.tars]
-        jpeg, label = fn.readers.webdataset(
+        jpeg, label = fn.readers.webdataset(  # type: ignore[misc]  # its stub gives None
             paths=tars,
             index_paths=[tar.replace(".tar", ".idx") for tar in tars],
             ext=["jpg", "cls"],

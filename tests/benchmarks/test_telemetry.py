@@ -11,10 +11,13 @@ import torch
 from cluster.process_group import process_group
 from cluster.telemetry import Telemetry
 from cluster.topology import Topology
+from pipeline.backbones.sphereface import SphereFaceBackbone
+from pipeline.optim.sgd import SGD
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe.schema import Backbone, Data, Optimizer, Recipe
+from pipeline.recipe.schema import Data, Recipe
 from pipeline.training.loop import Trainer
-from pipeline.training.watch import Exporter, Window
+from pipeline.training.observers.exporter import Exporter
+from pipeline.training.record import Window
 from tests.benchmarks.results import median_seconds, write
 from tests.faces import write_shards
 
@@ -25,8 +28,8 @@ SCRAPE_INTERVAL_SECONDS = 5
 def test_telemetry(tmp_path: Path) -> None:
     recipe = Recipe(
         data=Data(shards=write_shards(tmp_path), global_batch=12, decode_threads=1),
-        backbone=Backbone(name="sphereface4", embedding_dim=8),
-        optimizer=Optimizer(steps=10**6, learning_rate=0.01),
+        backbone=SphereFaceBackbone(name="sphereface4", embedding_dim=8),
+        optimizer=SGD(steps=10**6, learning_rate=0.01),
     )
     norms = list(torch.rand(TENSORS))
     os.environ.setdefault("LOCAL_RANK", "0")
@@ -37,14 +40,15 @@ def test_telemetry(tmp_path: Path) -> None:
         )
         records = trainer.train()
         with Telemetry(rank=0, host="here", job="bench", folder=tmp_path) as telemetry:
-            exporter, window = Exporter(telemetry, trainer), Window(10)
+            exporter = Exporter(telemetry, recipe, tmp_path / "run", Topology(), trainer.head.num_classes)
+            window = Window(10)
             port = telemetry.serve(0)
             record = next(records)
             window.add(record)
             seconds = median_seconds(
                 {
                     "step": lambda: next(records),
-                    "1000 exports": lambda: [exporter.export(record, window) for _ in range(EXPORTS)],
+                    "1000 exports": lambda: [exporter.recorded(record, window) for _ in range(EXPORTS)],
                     "1000 norms": lambda: [torch.stack(norms).square().sum() for _ in range(EXPORTS)],
                     "scrape": lambda: urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read(),
                 },

@@ -18,12 +18,17 @@ import torch.distributed as dist
 from cluster.process_group import process_group
 from cluster.telemetry import Telemetry
 from cluster.topology import Topology
-from pipeline.backbones import build_backbone
-from pipeline.head.margins import Margin
+from pipeline.backbones.sphereface import SphereFaceBackbone
+from pipeline.head.margins import Target
+from pipeline.head.margins.a_softmax import ASoftmax
+from pipeline.optim.sgd import SGD
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe.schema import Backbone, Data, Optimizer, Recipe
+from pipeline.recipe.schema import Data, Recipe
 from pipeline.training.loop import Trainer
-from pipeline.training.watch import Exporter, MetricsFile, Window
+from pipeline.training.observers.exporter import Exporter
+from pipeline.training.observers.metrics_file import MetricsFile
+from pipeline.training.observers.observer import Observers
+from pipeline.training.record import Window
 from tests.benchmarks.results import write
 from tests.faces import write_shards
 
@@ -31,17 +36,17 @@ BATCH, STEPS, WARMUP, CLASSES, DIM = 16, 10, 2, 40, 512
 
 
 def bare_loop(device: torch.device) -> Callable[[], None]:
-    backbone = build_backbone("sphereface20", DIM).to(device)
+    backbone = SphereFaceBackbone(name="sphereface20", embedding_dim=DIM).build((112, 96)).to(device)
     rows = torch.nn.Parameter(torch.randn(CLASSES, DIM, device=device))
     sgd = torch.optim.SGD([*backbone.parameters(), rows], lr=0.01, momentum=0.9, weight_decay=5e-4)
     images = torch.randn(BATCH, 3, 112, 96, device=device)
     labels = torch.randint(0, CLASSES, (BATCH,), device=device)
-    margin = Margin("a_softmax", 4)
+    margin = ASoftmax(m=4)
 
     def step() -> None:
         x = backbone(images)
         logits = x @ torch.nn.functional.normalize(rows).t()
-        logits[torch.arange(BATCH), labels] = margin.own_logit(x, rows[labels], 5.0)
+        logits[torch.arange(BATCH), labels] = margin.target_logit(Target(x, rows[labels]), 5.0, {})
         loss = torch.nn.functional.cross_entropy(logits, labels)
         sgd.zero_grad()
         loss.backward()
@@ -56,21 +61,21 @@ def our_step(folder: Path, device: torch.device, group: dist.ProcessGroup) -> It
     shards = write_shards(folder, identities=CLASSES, images=8, height=112, width=96)
     recipe = Recipe(
         data=Data(shards=shards, global_batch=BATCH, decode_threads=1),
-        backbone=Backbone(name="sphereface20", embedding_dim=DIM),
-        optimizer=Optimizer(steps=10**6, learning_rate=0.01),
+        backbone=SphereFaceBackbone(name="sphereface20", embedding_dim=DIM),
+        optimizer=SGD(steps=10**6, learning_rate=0.01),
         deterministic=False,
     )
     trainer = Trainer(recipe, ShardSet(shards), folder / "run", Topology(), group, device)
     records = trainer.train()
     window = Window(10)
-    exporter = Exporter(Telemetry(rank=0, host="here", job="bench"), trainer)
-    metrics = MetricsFile(folder / "run" / "metrics.jsonl", 0)
+    telemetry = Telemetry(rank=0, host="here", job="bench")
+    exporter = Exporter(telemetry, recipe, folder / "run", Topology(), CLASSES)
+    observers = Observers([exporter, MetricsFile(folder / "run" / "metrics.jsonl")], log_every=1)
 
     def step() -> None:
         record = next(records)
         window.add(record)
-        exporter.export(record, window)
-        metrics.write(record, window)
+        observers.recorded(record, window)
 
     yield step
     records.close()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Run a function on several ranks in this machine's processes: file rendezvous, no ports, a hang is a failure."""
+"""Runs a function on several ranks in processes of this machine: file rendezvous, no ports, a hang is a failure."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# A server that has imported torch once and forks ranks from there: seconds less a test.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed", "deepspeed", "nvidia.dali"])
+# A server that has imported torch once, from which ranks are forked: saves seconds a test.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "deepspeed", "nvidia.dali"])
 
-TIMEOUT_SECONDS = 120
+TIMEOUT_SECONDS = 300  # of a busy machine
 
 
 def run_ranks(function: Callable[..., Any], num_ranks: int, *args: Any) -> list[Any]:
@@ -30,8 +30,8 @@ def run_ranks(function: Callable[..., Any], num_ranks: int, *args: Any) -> list[
     with tempfile.TemporaryDirectory() as folder:
         pipes, processes = [], []
         for rank in range(num_ranks):
-            ours, theirs = _context.Pipe()
-            process = _context.Process(
+            ours, theirs = CONTEXT.Pipe()
+            process = CONTEXT.Process(
                 target=_rank_main,
                 args=(theirs, function, rank, num_ranks, f"{folder}/store", args),
                 daemon=True,
@@ -55,9 +55,9 @@ def _answer(pipe: Connection, rank: int) -> tuple[bool, Any]:
     if not pipe.poll(TIMEOUT_SECONDS):
         return False, f"[rank {rank}] no answer in {TIMEOUT_SECONDS} s"
     try:
-        return pipe.recv()  # type: ignore[no-any-return]
+        return pipe.recv()
     except EOFError:
-        return False, f"[rank {rank}] died without a word"
+        return False, f"[rank {rank}] died without an answer"
 
 
 def _rank_main(
@@ -69,7 +69,7 @@ def _rank_main(
     args: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(num_ranks), LOCAL_RANK=str(rank))  # DeepSpeed looks
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(num_ranks), LOCAL_RANK=str(rank))  # DeepSpeed reads these
     dist.init_process_group(
         "gloo",
         store=dist.FileStore(store, num_ranks),
@@ -77,12 +77,12 @@ def _rank_main(
         world_size=num_ranks,
         timeout=timedelta(seconds=TIMEOUT_SECONDS),
     )
-    # A function without a collective could end here, and close its connections, while another rank still makes its own.
+    # A function without a collective could end, and close its connections, while another rank still opens its own.
     dist.barrier()
     try:
-        result = (True, pickle.dumps(function(rank, num_ranks, *args)))
+        answer: tuple[bool, bytes | str] = (True, pickle.dumps(function(rank, num_ranks, *args)))
     except BaseException:
-        result = (False, f"[rank {rank}]\n{traceback.format_exc()}")
-    pipe.send(result)
+        answer = (False, f"[rank {rank}]\n{traceback.format_exc()}")
+    pipe.send(answer)
     pipe.close()
     dist.destroy_process_group()

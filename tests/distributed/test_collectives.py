@@ -24,12 +24,14 @@ def on_a_rank(rank: int, num_ranks: int) -> dict[str, torch.Tensor]:
     gather_grad, x.grad = x.grad, None
     summed = sum_over_ranks(x, group)
     (summed * 3).sum().backward()
+    sum_grad: torch.Tensor | None = x.grad
+    assert gather_grad is not None and sum_grad is not None
     assert torch.equal(x.detach(), kept), "a collective changed its input"
     return {
         "gathered": gathered.detach(),
         "gather_grad": gather_grad,
         "summed": summed.detach(),
-        "sum_grad": x.grad,
+        "sum_grad": sum_grad,
         "maximum": max_over_ranks(x, group),
         "any": torch.tensor([any_rank(rank == 1, group, x.device), any_rank(False, group, x.device)]),
         "objects": torch.tensor(gather_objects(rank * 10, group)),

@@ -15,21 +15,22 @@ import torch.distributed as dist
 from cluster.collectives import SENT
 from cluster.stopwatch import STEP
 from cluster.topology import Topology
-from pipeline.evaluation.embedding.embed import embed_pairs
+from pipeline.backbones.iresnet import IResNetBackbone
+from pipeline.backbones.sphereface import SphereFaceBackbone
+from pipeline.evaluation.embedding.source import How, image_files
 from pipeline.evaluation.embedding.trained import load_trained
 from pipeline.evaluation.in_training import Evaluated, Evaluator
 from pipeline.evaluation.results import load, result_file
 from pipeline.evaluation.sets import judge, sets_of
-from pipeline.reading.dali import Decoder
+from pipeline.head.margins.a_softmax import ASoftmax
+from pipeline.optim.sgd import SGD
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import (
-    Backbone,
     Checkpoint,
     Data,
     Evaluation,
     EvaluationSet,
     Head,
-    Optimizer,
     Recipe,
     RecipeError,
 )
@@ -72,9 +73,9 @@ def recipe(shards: Path, strangers: Path, **changes: Any) -> Recipe:
     fields: dict[str, Any] = {
         "seed": 3,
         "data": Data(shards=shards, global_batch=12, streams=2, decode_threads=1),
-        "backbone": Backbone(name="sphereface4", embedding_dim=8),
-        "head": Head(lambda_max=50, lambda_gamma=0.5),
-        "optimizer": Optimizer(steps=STEPS, learning_rate=0.02),
+        "backbone": SphereFaceBackbone(name="sphereface4", embedding_dim=8),
+        "head": Head(margin=ASoftmax(lambda_max=50, lambda_gamma=0.5)),
+        "optimizer": SGD(steps=STEPS, learning_rate=0.02),
         "checkpoint": Checkpoint(every=2, keep=1),
         "evaluation": Evaluation(sets={"strangers": chosen}, batch_size=4, resamples=10),
     }
@@ -114,7 +115,7 @@ def train_on(rank: int, ranks: int, plan: Recipe, run: Path, evaluates: bool) ->
         (3, {}),
         (2, {"zero_stage": 1}),
         (3, {"zero_stage": 3}),
-        (2, {"backbone": Backbone(name="iresnet18", embedding_dim=8)}),  # its statistics differ between ranks
+        (2, {"backbone": IResNetBackbone(name="iresnet18", embedding_dim=8)}),  # its statistics differ between ranks
     ],
     ids=["1", "2", "3", "2 ZeRO 1", "3 ZeRO 3", "2 BatchNorm"],
 )
@@ -135,9 +136,8 @@ def test_it_finds_what_the_saved_checkpoint_gives_and_changes_nothing(
     (chosen,) = sets_of(plan)
     for number, step in enumerate((2, 4, 6)):
         trained = load_trained(tmp_path / "run", step)
-        features = embed_pairs(
-            trained.module, strangers / "faces", chosen.pairs, Decoder(7, 32, 32, torch.device("cpu"))
-        )
+        images = image_files(strangers / "faces", chosen.pairs.paths)
+        features = np.concatenate(list(trained.source.features(images, How(7))))
         settings = chosen.settings(trained.weights_sha256, 10)
         alone = judge(chosen, features, settings, step)
         stored = load(result_file(tmp_path / "run/evaluations/strangers", step))
@@ -182,7 +182,7 @@ def go_on(rank: int, ranks: int, plan: Recipe, run: Path, step: int) -> list[int
 
 
 def test_the_best_checkpoint_stays_through_saves_and_resume(shards: Path, strangers: Path, tmp_path: Path) -> None:
-    plan = recipe(shards, strangers, optimizer=Optimizer(steps=10, learning_rate=0.02))
+    plan = recipe(shards, strangers, optimizer=SGD(steps=10, learning_rate=0.02))
     for seen in run_ranks(keep_the_best, 2, plan, tmp_path):
         assert [(step, best.step, best.accuracy) for step, best, _ in seen] == [
             (2, 2, 0.98),
@@ -192,7 +192,7 @@ def test_the_best_checkpoint_stays_through_saves_and_resume(shards: Path, strang
             (10, 4, 1.0),
         ]
         assert seen[-1][2] == [0, 4, 10]
-    longer = plan.model_copy(update={"optimizer": Optimizer(steps=14, learning_rate=0.02)})
+    longer = plan.model_copy(update={"optimizer": SGD(steps=14, learning_rate=0.02)})
     assert run_ranks(go_on, 1, longer, tmp_path, 10) == [[4, 0, 4, 14]]
     # From before the best: what came after is not best any more, though its result still lies there.
     assert run_ranks(go_on, 1, plan, tmp_path, 0)[0][0] == -1

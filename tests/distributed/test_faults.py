@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from typing_extensions import override
 
-from cluster.process_group import Together
-from cluster.stop import StopRequest
 from cluster.topology import Topology
 from cluster.watchdog import Watchdog
+from pipeline.backbones.iresnet import IResNetBackbone
+from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.evaluation.in_training import Evaluator
+from pipeline.head.margins.a_softmax import ASoftmax
+from pipeline.optim.sgd import SGD
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe.schema import Backbone, Checkpoint, Data, Faults, Head, Optimizer, Recipe
+from pipeline.recipe.schema import Checkpoint, Data, Faults, Head, Log, Recipe
 from pipeline.run.checkpoint import complete_steps
-from pipeline.training.errors import NonFiniteError
+from pipeline.training.guard import NonFiniteError
 from pipeline.training.loop import Trainer
-from stages.train import place, watched_train
+from pipeline.training.observed import train_observed
+from pipeline.training.observers import observers_of
+from pipeline.training.observers.observer import Observer
+from pipeline.training.record import Record, Window
+from stages.train import place
 from tests.distributed.ranks import run_ranks
 from tests.faces import write_shards
-from tests.fault_table import Row, record
+from tests.fault_table import Row
+from tests.fault_table import record as record_fault
 
 BAD = 5  # position of the batch that goes wrong; a checkpoint is saved after 3 steps
 
@@ -39,12 +50,17 @@ def recipe(shards: Path, **changes: Any) -> Recipe:
     fields: dict[str, Any] = {
         "seed": 3,
         "data": Data(shards=shards, global_batch=12, streams=2, decode_threads=1),
-        "backbone": Backbone(name="sphereface4", embedding_dim=8),
-        "head": Head(lambda_max=50, lambda_gamma=0.5),
-        "optimizer": Optimizer(steps=8, learning_rate=0.02),
+        "backbone": SphereFaceBackbone(name="sphereface4", embedding_dim=8),
+        "head": Head(margin=ASoftmax(lambda_max=50, lambda_gamma=0.5)),
+        "optimizer": SGD(steps=8, learning_rate=0.02),
         "checkpoint": Checkpoint(every=3),
     }
     return Recipe(**{**fields, **changes})
+
+
+def trainer_of(rank: int, ranks: int, plan: Recipe, run: Path) -> Trainer:
+    topology = Topology(rank, ranks, rank, ranks)
+    return Trainer(plan, ShardSet(plan.data.shards), run, topology, dist.group.WORLD, torch.device("cpu"))
 
 
 def spoil(trainer: Trainer, how: str) -> None:
@@ -58,18 +74,17 @@ def spoil(trainer: Trainer, how: str) -> None:
     def bad_backward(embeddings: torch.Tensor, grad: torch.Tensor) -> None:
         backward(embeddings, grad * (math.inf if trainer.step == BAD and how == "gradient" else 1))
 
-    trainer.engine.embed, trainer.engine.backward = bad_embed, bad_backward  # type: ignore[method-assign]
+    trainer.engine.embed, trainer.engine.backward = bad_embed, bad_backward  # type: ignore[method-assign,assignment]
 
 
 def snapshot(trainer: Trainer) -> list[torch.Tensor]:
-    state = trainer._state()
-    tensors = [*state.backbone.values(), *state.momenta.values(), state.rows_SD, state.rows_momentum_SD]
+    state = trainer.saves.state()
+    tensors = [*state.whole_tensors().values(), *state.rows_tensors(slice(None)).values()]
     return [tensor.clone() for tensor in tensors]
 
 
 def train_spoilt(rank: int, ranks: int, plan: Recipe, run: Path, how: str, stop_in: int = -1) -> dict[str, Any]:
-    topology = Topology(rank, ranks, rank, ranks)
-    trainer = Trainer(plan, ShardSet(plan.data.shards), run, topology, dist.group.WORLD, torch.device("cpu"))
+    trainer = trainer_of(rank, ranks, plan, run)
     if rank == ranks - 1:
         spoil(trainer, how)
     records, unchanged = [], True
@@ -93,8 +108,9 @@ def train_spoilt(rank: int, ranks: int, plan: Recipe, run: Path, how: str, stop_
 
 
 STAGES = [{"zero_stage": stage} for stage in (0, 1, 2, 3)]
-FUSED = {"head": Head(lambda_max=50, lambda_gamma=0.5, fused_update=True)}
-NORMALISED = {"backbone": Backbone(name="iresnet18", embedding_dim=8)}  # has statistics that a forward pass moves
+FUSED = {"head": Head(margin=ASoftmax(lambda_max=50, lambda_gamma=0.5), fused_update=True)}
+# has statistics that a forward pass moves
+NORMALISED = {"backbone": IResNetBackbone(name="iresnet18", embedding_dim=8)}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +128,7 @@ def test_a_bad_step_is_left_out_on_all_ranks_bit_for_bit(
         assert all(map(math.isfinite, result["losses"].values()))
     done = f"NaN or infinite {how} on one of 2 ranks"
     outcome = "agreed before anything is applied, left out bit for bit, batch dumped (ZeRO 0 to 3, fused, BatchNorm)"
-    record(Row(f"Not finite: {how}", done, 1, 0, 0, outcome))
+    record_fault(Row(f"Not finite: {how}", done, 1, 0, 0, outcome))
 
 
 def test_the_bad_batch_is_dumped_by_its_samples(shards: Path, tmp_path: Path) -> None:
@@ -121,9 +137,9 @@ def test_the_bad_batch_is_dumped_by_its_samples(shards: Path, tmp_path: Path) ->
     facts = json.loads(dump.read_text())
     assert dump.name == f"step-{BAD:08d}.json"
     assert facts["fault"].startswith(f"step {BAD}: loss nan (λ ")
-    assert len(facts["samples"]) == len(facts["norm"]) == len(facts["own_cosine"]) == 12
+    assert len(facts["samples"]) == len(facts["embedding_norm"]) == len(facts["target_cosine"]) == 12
     assert all(".tar" in sample for sample in facts["samples"])
-    assert facts["norm"].count("nan") == 6, "the norms do not show which rank's half was bad"
+    assert facts["embedding_norm"].count("nan") == 6, "the norms do not show which rank's half was bad"
 
 
 def test_going_back_and_leaving_the_batch_out_is_leaving_it_out(shards: Path, tmp_path: Path) -> None:
@@ -136,7 +152,7 @@ def test_going_back_and_leaving_the_batch_out_is_leaving_it_out(shards: Path, tm
         assert result["losses"] == skipped["losses"]
     assert len(list((tmp_path / "b" / "faults").iterdir())) == 1
     outcome = "back to the last checkpoint and past the batch; the same losses as leaving it out"
-    record(Row("Not finite, roll back", "infinite gradient on one of 2 ranks", 3, 0, None, outcome))
+    record_fault(Row("Not finite, roll back", "infinite gradient on one of 2 ranks", 3, 0, None, outcome))
 
 
 def test_rows_updated_before_the_backbones_gradient_failed_are_gone_back_from(shards: Path, tmp_path: Path) -> None:
@@ -150,7 +166,7 @@ def test_rows_updated_before_the_backbones_gradient_failed_are_gone_back_from(sh
         for ours, theirs in zip(one["end"], other["end"], strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     outcome = "rows had moved: back to the last checkpoint and past the batch, whatever the recipe says"
-    record(Row("Not finite, fused update", "infinite gradient on one of 2 ranks", 3, 0, None, outcome))
+    record_fault(Row("Not finite, fused update", "infinite gradient on one of 2 ranks", 3, 0, None, outcome))
 
 
 @pytest.mark.parametrize(("change", "kept"), [(FUSED, 3), ({}, BAD + 1)], ids=["fused", "not fused"])
@@ -160,7 +176,7 @@ def test_a_run_that_is_stopped_in_a_bad_step_says_what_is_saved(
     result = run_ranks(train_spoilt, 1, recipe(shards, **change), tmp_path, "gradient", BAD)[0]
     assert (result["steps"][-1], result["skipped"]) == (BAD + 1, [BAD])
     assert complete_steps(tmp_path)[-1] == kept
-    how = "saved" if kept == BAD + 1 else f"a bad one; it goes back to the checkpoint of step {kept}"
+    how = "saved" if kept == BAD + 1 else f"a bad one; it resumes from the checkpoint of step {kept}"
     assert place(tmp_path, BAD + 1) == f"step {BAD + 1}, {how}"
 
 
@@ -171,12 +187,12 @@ def test_a_roll_back_leaves_out_as_many_batches_as_asked(shards: Path, tmp_path:
 
 
 def test_a_spike_on_one_rank_is_found(shards: Path, tmp_path: Path) -> None:
-    plan = recipe(shards, faults=Faults(spike_factor=5.0), optimizer=Optimizer(steps=60, learning_rate=0.002))
+    plan = recipe(shards, faults=Faults(spike_factor=5.0), optimizer=SGD(steps=60, learning_rate=0.002))
     for result in run_ranks(train_spike, 2, plan, tmp_path):
         assert result["skipped"] == [55]
         assert "a spike" in result["fault"]
     done = "embeddings of one rank turned round and 1000 times as long"
-    record(Row("Loss spike", done, 1, 0, 0, "told by the running mean, left out, batch dumped"))
+    record_fault(Row("Loss spike", done, 1, 0, 0, "told by the running mean, left out, batch dumped"))
 
 
 def train_spike(rank: int, ranks: int, plan: Recipe, run: Path) -> dict[str, Any]:
@@ -195,8 +211,7 @@ def test_faults_without_end_stop_the_run(shards: Path, tmp_path: Path) -> None:
 
 
 def train_all_spoilt(rank: int, ranks: int, plan: Recipe, run: Path) -> dict[str, Any]:
-    topology = Topology(rank, ranks, rank, ranks)
-    trainer = Trainer(plan, ShardSet(plan.data.shards), run, topology, dist.group.WORLD, torch.device("cpu"))
+    trainer = trainer_of(rank, ranks, plan, run)
     with torch.no_grad():
         trainer.head.weight_SD[0, 0] = torch.nan
     with pytest.raises(NonFiniteError) as caught:
@@ -212,18 +227,91 @@ def test_saving_and_going_back_have_as_long_as_the_disk_takes(shards: Path, tmp_
 
 
 def train_watched(rank: int, ranks: int, plan: Recipe, run: Path) -> list[str]:
-    """What the watchdog was patient with while stages/train.py's loop ran."""
+    """What the watchdog was patient with while a run was observed."""
     patient, waited_for = Watchdog.patient, list[str]()
 
     def listen(dog: Watchdog, what: str) -> AbstractContextManager[None]:
         waited_for.append(what)
         return patient(dog, what)
 
-    Watchdog.patient = listen  # type: ignore[method-assign]
-    topology = Topology(rank, ranks, rank, ranks)
-    group = dist.group.WORLD
-    assert group is not None
-    trainer = Trainer(plan, ShardSet(plan.data.shards), run, topology, group, torch.device("cpu"))
+    Watchdog.patient = listen  # type: ignore[method-assign,assignment]
+    trainer = trainer_of(rank, ranks, plan, run)
     spoil(trainer, "embedding")
-    watched_train(trainer, Evaluator(trainer, []), Together(group, dist.HashStore()), StopRequest(), 0)
+    observe(trainer, [])
     return waited_for
+
+
+def observe(trainer: Trainer, observers: list[Observer]) -> None:
+    watchdog = Watchdog(dist.HashStore(), trainer.topology, 300)
+    train_observed(trainer, Evaluator(trainer, []), observers, watchdog, lambda: False)
+
+
+class Toy(Observer):
+    """What somebody adds from outside: it collects losses, and its own troubles are no concern of the run."""
+
+    def __init__(self, full_disk: bool) -> None:
+        self.losses: dict[int, float] = {}
+        self.started_at, self.finished, self._full_disk = -1, False, full_disk
+
+    @override
+    def started(self, step: int) -> None:
+        self.started_at = step
+
+    @override
+    def recorded(self, record: Record, window: Window) -> None:
+        if self._full_disk:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.losses[record.step] = record.loss
+
+    @override
+    def ended(self, finished: bool) -> None:
+        self.finished = finished
+
+
+def train_with_toys(rank: int, ranks: int, plan: Recipe, run: Path, resume: int | None) -> dict[str, Any]:
+    trainer = trainer_of(rank, ranks, plan, run)
+    if resume is not None:
+        trainer.resume(resume)
+    broken, toy = Toy(full_disk=True), Toy(full_disk=False)
+    observe(trainer, [broken, toy, *observers_of(trainer, 0)])
+    return {"toys": [(t.started_at, t.losses, t.finished) for t in (broken, toy)], "step": trainer.step}
+
+
+def test_an_observer_from_outside_hears_the_run_and_another_that_fails_does_not_end_it(
+    shards: Path, tmp_path: Path
+) -> None:
+    plan = recipe(shards, log=Log(every=1, metrics_port=None))
+    (first,) = run_ranks(train_with_toys, 1, plan, tmp_path, None)
+    (broken, toy) = first["toys"]
+    assert first["step"] == 8 and broken == (0, {}, True)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert toy == (0, {row["step"]: row["loss"] for row in rows}, True)
+    assert sorted(toy[1]) == list(range(1, 9))
+    (again,) = run_ranks(train_with_toys, 1, plan, tmp_path, 6)
+    assert again["toys"][1] == (6, {step: toy[1][step] for step in (7, 8)}, True)
+
+
+def train_with_a_bad_sample(rank: int, ranks: int, plan: Recipe, run: Path) -> list[float]:
+    trainer = trainer_of(rank, ranks, plan, run)
+    spoil(trainer, "embedding")
+    return [float(str(record.values["decode_failures_total"])) for record in trainer.train()]
+
+
+def break_a_sample_of_step_0(rank: int, ranks: int, plan: Recipe, run: Path) -> None:
+    """Overwrite an image in the shards, which only steps 0 to 2, the first epoch, are sure to meet."""
+    shards = plan.data.shards
+    sample = int(trainer_of(rank, ranks, plan, run).order.batch(0)[0])
+    row = np.load(shards / "index.npy")[sample]
+    with (shards / "faces-000000.tar").open("r+b") as file:
+        file.seek(int(row["offset"]))
+        file.write(bytes(int(row["size"])))
+
+
+def test_undecodable_samples_are_counted_on_when_a_roll_back_reads_again(tmp_path: Path) -> None:
+    """A new reader counts from 0; what a step adds must not fall below that, since no counter takes it."""
+    plan = recipe(write_shards(tmp_path / "set", identities=7, images=6), faults=Faults(action="roll_back"))
+    run_ranks(break_a_sample_of_step_0, 1, plan, tmp_path / "unused")
+    (added,) = run_ranks(train_with_a_bad_sample, 1, plan, tmp_path / "run")
+    assert len(added) == 11, "it was not rolled back"
+    assert min(added) >= 0
+    assert sum(added) >= 1, "the sample was not met"

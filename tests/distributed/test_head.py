@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 import pytest
 import torch
@@ -12,17 +13,19 @@ import torch.distributed as dist
 from cluster.collectives import num_ranks, rank_in
 from cluster.process_group import grid
 from pipeline.head.head import HeadOptions, ShardedHead
-from pipeline.head.kernels.blocks import others_logsumexp
-from pipeline.head.margins import Margin, Warp
-from pipeline.head.rows import RowOptimizer, initial_rows, sampled_rows
+from pipeline.head.margins import MARGINS, Margin
+from pipeline.head.margins.a_softmax import ASoftmax
+from pipeline.head.margins.softmax import Softmax
+from pipeline.head.rows import initial_rows, sampled_rows
+from pipeline.optim.sgd import SGD
 from tests.distributed.dense import dense_loss
 from tests.distributed.ranks import run_ranks
 
 
 @dataclass(frozen=True)
 class Case:
-    margin: Margin = Margin("a_softmax", 4)
-    anneal: float = 5.0
+    margin: Margin = ASoftmax(m=4)
+    lambda_: float = 5.0
     classes: int = 23  # divides by neither 2 nor 3, nor by the block
     batch: int = 12
     dim: int = 9
@@ -37,25 +40,25 @@ class Case:
         return x, labels if self.labels is None else torch.tensor(self.labels)
 
 
-MARGINS = [
-    *(Margin("a_softmax", m) for m in (1, 2, 3, 4, 2.5)),
-    Margin("modified_softmax"),
-    Margin("softmax"),
-    Margin("a_softmax_normalised", 1.7, scale=8),
-    Margin("sphereface_r_v1", 1.4, scale=8),
-    Margin("sphereface_r_v2", 1.4, scale=8),
-    Margin("cosface", scale=8),
-    Margin("arcface", scale=8),
-    Margin("combined", 1.3, scale=8, angle=0.2, cosine=0.1),
-    *(
-        Margin(name, 1.4, scale=8, detached=True)
-        for name in ("a_softmax", "sphereface_r_v1", "sphereface_r_v2", "arcface")
-    ),
+CHOICES: list[dict[str, Any]] = [
+    *[{"name": "a_softmax", "m": m} for m in (1, 2, 3, 4, 2.5)],
+    {"name": "modified_softmax"},
+    {"name": "softmax"},
+    {"name": "a_softmax_normalised", "m": 1.7, "scale": 8},
+    {"name": "sphereface_r_v1", "m": 1.4, "scale": 8},
+    {"name": "sphereface_r_v2", "m": 1.4, "scale": 8},
+    {"name": "cosface", "scale": 8},
+    {"name": "arcface", "scale": 8},
+    {"name": "combined", "m": 1.3, "scale": 8, "angle": 0.2, "cosine": 0.1},
+    {"name": "a_softmax", "m": 1.4, "detached": True},
+    {"name": "sphereface_r_v1", "m": 1.4, "scale": 8, "detached": True},
+    {"name": "sphereface_r_v2", "m": 1.4, "scale": 8, "detached": True},
+    {"name": "arcface", "scale": 8, "detached": True},
 ]
 CASES = {
-    **{f"{m.name} m={m.m} {'detached' if m.detached else ''}": Case(m) for m in MARGINS},
-    "a_softmax λ=1500": Case(anneal=1500.0),
-    "a_softmax λ=0": Case(anneal=0.0),
+    **{", ".join(map(str, choice.values())): Case(MARGINS.parse(choice)) for choice in CHOICES},
+    "a_softmax λ=1500": Case(lambda_=1500.0),
+    "a_softmax λ=0": Case(lambda_=0.0),
     "one block": Case(block=100),
     "blocks of one": Case(block=1),
     "ignored samples": Case(labels=(-1, 3, 22, -1, 0, 5, 5, 11, -1, 14, 15, 16)),
@@ -63,7 +66,7 @@ CASES = {
     "all targets on the last rank": Case(labels=(22,) * 12),
     "as many classes as ranks": Case(classes=3, labels=(0, 1, 2) * 4),
     "logits of 1e4": Case(scale=1e4),
-    "logits of -1e4": Case(Margin("softmax"), scale=1e4, labels=(5,) * 12),
+    "logits of -1e4": Case(Softmax(), scale=1e4, labels=(5,) * 12),
     "tiny embeddings": Case(scale=1e-6),
 }
 
@@ -79,7 +82,7 @@ def _step(case: Case, group: dist.ProcessGroup | None, rank: int, ranks: int) ->
     head = ShardedHead(
         case.classes, case.dim, case.margin, group, seed=3, options=HeadOptions(block=case.block)
     ).double()
-    output = head(mine, labels[share], case.anneal)
+    output = head(mine, labels[share], case.lambda_)
     output.loss.backward()
     assert mine.grad is not None and head.weight_SD.grad is not None
     return {
@@ -87,8 +90,8 @@ def _step(case: Case, group: dist.ProcessGroup | None, rank: int, ranks: int) ->
         "x_grad": mine.grad,
         "w_grad": head.weight_SD.grad,
         "rows": head.weight_SD.detach(),
-        "cosine": output.own_cosine_G,
-        "norm": output.norm_G,
+        "cosine": output.target_cosine_G,
+        "norm": output.embedding_norm_G,
     }
 
 
@@ -106,7 +109,7 @@ def test_sharded_equals_dense(name: str, on_ranks: list[dict[str, dict[str, torc
     x, labels = case.inputs()
     x.requires_grad_()
     weight = initial_rows(range(case.classes), case.dim, seed=3).double().requires_grad_()
-    loss = dense_loss(x, weight, labels, case.margin, case.anneal)
+    loss = dense_loss(x, weight, labels, case.margin, case.lambda_)
     loss.backward()
     assert torch.equal(torch.cat([r["rows"] for r in results]), weight.detach())
     for result in results:
@@ -120,7 +123,7 @@ def test_sharded_equals_dense(name: str, on_ranks: list[dict[str, dict[str, torc
         torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-9 * float(want.abs().max()) + 1e-15)
 
 
-def test_own_cosine_is_that_of_the_own_row(on_ranks: list[dict[str, dict[str, torch.Tensor]]]) -> None:
+def test_target_cosine_is_that_of_the_target_row(on_ranks: list[dict[str, dict[str, torch.Tensor]]]) -> None:
     case = CASES["ignored samples"]
     x, labels = case.inputs()
     weight = initial_rows(range(case.classes), case.dim, seed=3).double()
@@ -143,7 +146,7 @@ def precise_step(rank: int, ranks: int, dtype: torch.dtype) -> dict[str, torch.T
     for _ in range(2):
         head = ShardedHead(case.classes, case.dim, case.margin, group, seed=3, options=options)
         mine = x[share].float().requires_grad_()
-        loss = head(mine, labels[share], case.anneal).loss
+        loss = head(mine, labels[share], case.lambda_).loss
         loss.backward()
         assert mine.grad is not None and head.weight_SD.grad is not None
         results.append({"loss": loss.detach(), "x_grad": mine.grad, "w_grad": head.weight_SD.grad})
@@ -159,7 +162,7 @@ def test_error_against_float64_is_what_is_promised_and_repeats_bitwise(dtype: to
     x, labels = case.inputs()
     x.requires_grad_()
     weight = initial_rows(range(case.classes), case.dim, seed=3).double().requires_grad_()
-    loss = dense_loss(x, weight, labels, case.margin, case.anneal)
+    loss = dense_loss(x, weight, labels, case.margin, case.lambda_)
     loss.backward()
     results = run_ranks(precise_step, 2, dtype)
     for got in results:
@@ -171,7 +174,7 @@ def test_error_against_float64_is_what_is_promised_and_repeats_bitwise(dtype: to
 
 
 def test_one_class_has_no_loss_and_no_gradient() -> None:
-    head = ShardedHead(1, 5, Margin("a_softmax", 4))
+    head = ShardedHead(1, 5, ASoftmax(m=4))
     x = torch.randn(3, 5, requires_grad=True)
     output = head(x, torch.zeros(3, dtype=torch.int64), 5.0)
     output.loss.backward()
@@ -184,7 +187,7 @@ def test_one_sample() -> None:
     case = replace(CASES["one block"], batch=1)
     got = _step(case, None, 0, 1)
     x, labels = case.inputs()
-    want = dense_loss(x, got["rows"], labels, case.margin, case.anneal)
+    want = dense_loss(x, got["rows"], labels, case.margin, case.lambda_)
     torch.testing.assert_close(got["loss"], want)
 
 
@@ -196,34 +199,20 @@ def test_rows_do_not_depend_on_the_split() -> None:
     assert not torch.equal(initial_rows(range(10), 3, seed=6), whole[:10])
 
 
-@pytest.mark.parametrize(
-    ("normalise", "warp"), [(False, None), (True, None), (True, Warp(1.4, 6.0, detached=False))], ids=str
-)
-def test_streamed_function_passes_gradcheck(normalise: bool, warp: Warp | None) -> None:
-    generator = torch.Generator().manual_seed(0)
-    features, weight = (
-        torch.randn(n, 6, dtype=torch.float64, generator=generator, requires_grad=True) for n in (4, 11)
-    )
-    own = torch.tensor([0, -1, 10, 5])
-
-    def streamed(features: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if warp:
-            features = warp.scale * torch.nn.functional.normalize(features)
-        return others_logsumexp(features, weight, own, normalise_rows=normalise, warp=warp, block=3)
-
-    assert torch.autograd.gradcheck(streamed, (features, weight))
-
-
 def test_fewer_classes_than_ranks_is_refused() -> None:
     with pytest.raises(AssertionError, match="num_classes: got 1, wanted at least one for each of 2 ranks"):
         run_ranks(_too_few, 2)
 
 
 def _too_few(rank: int, ranks: int) -> None:  # noqa: ARG001
-    ShardedHead(1, 4, Margin("softmax"), dist.group.WORLD)
+    ShardedHead(1, 4, Softmax(), dist.group.WORLD)
 
 
 # --- the rows' update: plain, fused, sampled, replicated ---
+
+
+def sgd(weight_decay: float = 0.0) -> SGD:
+    return SGD(steps=1, learning_rate=1.0, weight_decay=weight_decay)
 
 
 def train_rows(rank: int, ranks: int, options: HeadOptions, width: int | None, steps: int) -> dict[str, torch.Tensor]:
@@ -233,16 +222,16 @@ def train_rows(rank: int, ranks: int, options: HeadOptions, width: int | None, s
     share = slice(rank * case.batch // ranks, (rank + 1) * case.batch // ranks)
     sharing, replicas = grid(ranks, width or ranks)
     head = ShardedHead(
-        case.classes, case.dim, case.margin, sharing, replicas=replicas, seed=3, weight_decay=0.01, options=options
+        case.classes, case.dim, case.margin, sharing, replicas=replicas, seed=3, optimizer=sgd(0.01), options=options
     )
     for step in range(steps):
         mine = x[share].float().requires_grad_()
-        head(mine, labels[share], case.anneal, step=step, learning_rate=0.5).loss.backward()
+        head(mine, labels[share], case.lambda_, step=step, learning_rate=0.5).loss.backward()
         head.update(0.5)
     assert mine.grad is not None
     return {
         "rows": head.weight_SD.detach(),
-        "velocity": head.optimizer.velocity_SD,
+        "momentum": head.slots["momentum"],
         "first": torch.tensor(head.classes.start),
         "x_grad": mine.grad,
     }
@@ -253,12 +242,12 @@ def dense_rows(steps: int) -> dict[str, torch.Tensor]:
     case = Case()
     x, labels = case.inputs()
     weight = initial_rows(range(case.classes), case.dim, seed=3).double().requires_grad_()
-    sgd = torch.optim.SGD([weight], lr=0.5, momentum=0.9, weight_decay=0.01)
+    reference = torch.optim.SGD([weight], lr=0.5, momentum=0.9, weight_decay=0.01)
     for _ in range(steps):
-        sgd.zero_grad()
-        dense_loss(x, weight, labels, case.margin, case.anneal).backward()
-        sgd.step()
-    return {"rows": weight.detach(), "velocity": sgd.state[weight]["momentum_buffer"]}
+        reference.zero_grad()
+        dense_loss(x, weight, labels, case.margin, case.lambda_).backward()
+        reference.step()
+    return {"rows": weight.detach(), "momentum": reference.state[weight]["momentum_buffer"]}
 
 
 LAYOUTS = [(1, None), (2, None), (3, None), (2, 1), (4, 2), (3, 1)]
@@ -271,21 +260,21 @@ def test_update_equals_dense_sgd_and_the_fused_one_is_the_same_bit_for_bit(ranks
     want = dense_rows(5)
     for got, same in zip(plain, fused, strict=True):
         assert torch.equal(got["rows"], same["rows"])
-        assert torch.equal(got["velocity"], same["velocity"])
+        assert torch.equal(got["momentum"], same["momentum"])
         part = slice(int(got["first"]), int(got["first"]) + len(got["rows"]))
         torch.testing.assert_close(got["rows"].double(), want["rows"][part], rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(got["velocity"].double(), want["velocity"][part], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(got["momentum"].double(), want["momentum"][part], rtol=1e-4, atol=1e-6)
 
 
 def test_accumulated_micro_batches_equal_one_batch() -> None:
     case = Case()
     x, labels = case.inputs()
-    whole = ShardedHead(case.classes, case.dim, case.margin, seed=3)
-    parts = ShardedHead(case.classes, case.dim, case.margin, seed=3)
+    whole = ShardedHead(case.classes, case.dim, case.margin, seed=3, optimizer=sgd())
+    parts = ShardedHead(case.classes, case.dim, case.margin, seed=3, optimizer=sgd())
     for _ in range(3):
-        whole(x.float().requires_grad_(), labels, case.anneal).loss.backward()
+        whole(x.float().requires_grad_(), labels, case.lambda_).loss.backward()
         for half in (slice(0, 6), slice(6, 12)):
-            (parts(x[half].float().requires_grad_(), labels[half], case.anneal).loss / 2).backward()
+            (parts(x[half].float().requires_grad_(), labels[half], case.lambda_).loss / 2).backward()
         whole.update(0.5)
         parts.update(0.5)
     torch.testing.assert_close(parts.weight_SD, whole.weight_SD, rtol=1e-5, atol=1e-6)
@@ -295,8 +284,8 @@ def sample_on(rank: int, ranks: int, rate: float, step: int) -> list[int]:
     case = Case(classes=1000)
     labels = case.inputs()[1]
     head = ShardedHead(case.classes, case.dim, case.margin, dist.group.WORLD, seed=3)
-    own = torch.where((labels >= head.classes.start) & (labels < head.classes.stop), labels - head.classes.start, -1)
-    rows = sampled_rows(own, head.classes, rate, seed=3, step=step)
+    inside = (labels >= head.classes.start) & (labels < head.classes.stop)
+    rows = sampled_rows(torch.where(inside, labels - head.classes.start, -1), head.classes, rate, seed=3, step=step)
     assert (rank, ranks) == (rank_in(head.group), num_ranks(head.group))
     return (rows + head.classes.start).tolist()
 
@@ -323,16 +312,17 @@ def test_negatives_are_sampled_at_the_rate_and_independently_of_one_another() ->
 def test_a_sampled_step_is_the_dense_step_of_the_sampled_classes_and_touches_no_other() -> None:
     case = Case()
     x, labels = case.inputs()
-    head = ShardedHead(case.classes, case.dim, case.margin, seed=3, options=HeadOptions(block=4, sample_rate=0.3))
-    head.optimizer.velocity_SD.fill_(0.25)
+    options = HeadOptions(block=4, sample_rate=0.3)
+    head = ShardedHead(case.classes, case.dim, case.margin, seed=3, optimizer=sgd(), options=options)
+    head.slots["momentum"].fill_(0.25)
     before = head.weight_SD.detach().clone()
     rows = sampled_rows(labels, head.classes, 0.3, seed=3, step=0)
     assert len(rows) < case.classes
-    loss = head(x.float().requires_grad_(), labels, case.anneal, step=0).loss
+    loss = head(x.float().requires_grad_(), labels, case.lambda_, step=0).loss
     loss.backward()
     head.update(0.5)
     weight = before[rows].double().requires_grad_()
-    want = dense_loss(x, weight, torch.searchsorted(rows, labels), case.margin, case.anneal)
+    want = dense_loss(x, weight, torch.searchsorted(rows, labels), case.margin, case.lambda_)
     want.backward()
     assert weight.grad is not None
     assert loss.item() == pytest.approx(want.item(), rel=1e-5)
@@ -340,7 +330,7 @@ def test_a_sampled_step_is_the_dense_step_of_the_sampled_classes_and_touches_no_
     torch.testing.assert_close(head.weight_SD.detach()[rows].double(), moved, rtol=1e-4, atol=1e-6)
     rest = torch.tensor([i for i in range(case.classes) if i not in set(rows.tolist())])
     assert torch.equal(head.weight_SD.detach()[rest], before[rest])
-    assert (head.optimizer.velocity_SD[rest] == 0.25).all()
+    assert (head.slots["momentum"][rest] == 0.25).all()
 
 
 @pytest.mark.parametrize(
@@ -351,17 +341,3 @@ def test_sampled_training_is_the_same_on_any_number_of_ranks(options: HeadOption
     for ranks in (2, 3):
         rows = torch.cat([r["rows"] for r in run_ranks(train_rows, ranks, options, None, 5)])
         torch.testing.assert_close(rows, one, rtol=1e-4, atol=1e-6)
-
-
-def test_row_optimizer_on_parts_is_torchs_sgd() -> None:
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(7, 3, generator=generator)
-    ours, theirs = weight.clone(), torch.nn.Parameter(weight.clone())
-    optimizer, sgd = RowOptimizer(ours, 0.9, 0.01), torch.optim.SGD([theirs], lr=0.1, momentum=0.9, weight_decay=0.01)
-    for _ in range(4):
-        grad = torch.randn(7, 3, generator=generator)
-        theirs.grad = grad.clone()
-        sgd.step()
-        optimizer.apply(slice(0, 3), grad[:3].clone(), 0.1)
-        optimizer.apply(torch.tensor([4, 3, 6, 5]), grad[[4, 3, 6, 5]], 0.1)
-    torch.testing.assert_close(ours, theirs.detach(), rtol=1e-6, atol=1e-7)

@@ -13,9 +13,11 @@ import torch
 import torch.distributed as dist
 
 from cluster.topology import Topology
+from pipeline.backbones.sphereface import SphereFaceBackbone
+from pipeline.optim.sgd import SGD
 from pipeline.reading.dali import Decoder, EncodedBatch
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe.schema import Backbone, Data, Head, Optimizer, Recipe
+from pipeline.recipe.schema import Data, Head, Recipe
 from pipeline.run.checkpoint import CheckpointError
 from pipeline.shards.views import read_identities
 from pipeline.training.inherit import Inherited, match
@@ -53,9 +55,9 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def recipe(shards: Path, steps: int = 4, **head: Any) -> Recipe:
     return Recipe(
         data=Data(shards=shards, global_batch=12, decode_threads=1),
-        backbone=Backbone(name="sphereface4", embedding_dim=8),
+        backbone=SphereFaceBackbone(name="sphereface4", embedding_dim=8),
         head=Head(**head),
-        optimizer=Optimizer(steps=steps, learning_rate=0.02),
+        optimizer=SGD(steps=steps, learning_rate=0.02),
     )
 
 
@@ -88,7 +90,7 @@ def start_new(rank: int, ranks: int, plan: Recipe, run: Path, old_run: Path, new
 
 def mean_directions(shards: ShardSet, backbone: torch.nn.Module, label: int) -> torch.Tensor:
     ids = np.flatnonzero(shards.labels(np.arange(shards.manifest.samples)) == label)
-    encoded = EncodedBatch(shards.read(ids), np.zeros(len(ids), dtype=bool))
+    encoded = EncodedBatch(shards.read(ids))
     (batch,) = Decoder(len(ids), 32, 32, torch.device("cpu"), 1).decode([encoded])
     with torch.no_grad():
         x = backbone.eval()(batch.images).double()
@@ -99,7 +101,6 @@ def mean_directions(shards: ShardSet, backbone: torch.nn.Module, label: int) -> 
 def test_rows_go_by_name_and_newcomers_start_from_their_mean(
     sets: tuple[Path, Path], tmp_path: Path, before: int, after: int
 ) -> None:
-    from pipeline.backbones import build_backbone
 
     old, new = sets
     old_rows = torch.cat([r["rows"] for r in run_ranks(train_old, before, recipe(old), tmp_path / "old")])
@@ -108,7 +109,7 @@ def test_rows_go_by_name_and_newcomers_start_from_their_mean(
     rows = torch.cat([r["rows"] for r in results])
     old_set, new_set = ShardSet(old), ShardSet(new)
     old_names, new_names = (read_identities(s.folder, s.manifest) for s in (old_set, new_set))
-    backbone = build_backbone("sphereface4", 8, (32, 32))
+    backbone = SphereFaceBackbone(name="sphereface4", embedding_dim=8).build((32, 32))
     backbone.load_state_dict(results[0]["backbone"])
     kept = [old_rows[old_names.index(name)] for name in new_names if name in old_names]
     length = torch.stack(kept).norm(dim=1).mean()
@@ -142,7 +143,7 @@ def refuse(rank: int, ranks: int, plan: Recipe, run: Path, old_run: Path) -> str
 def test_what_does_not_fit_is_refused(sets: tuple[Path, Path], tmp_path: Path) -> None:
     old, new = sets
     run_ranks(train_old, 1, recipe(old, steps=1), tmp_path / "old")
-    other = recipe(new).model_copy(update={"backbone": Backbone(name="sphereface4", embedding_dim=4)})
+    other = recipe(new).model_copy(update={"backbone": SphereFaceBackbone(name="sphereface4", embedding_dim=4)})
     assert (
         "another backbone: got sphereface4 with embedding_dim 4"
         in run_ranks(refuse, 1, other, tmp_path / "a", tmp_path / "old")[0]

@@ -17,26 +17,30 @@ import torch
 import torch.distributed as dist
 
 from cluster.topology import Topology
+from pipeline.backbones.sphereface import SphereFaceBackbone
+from pipeline.head.margins.a_softmax import ASoftmax
+from pipeline.optim.sgd import SGD
 from pipeline.reading.reader import Batch
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe.schema import Backbone, Checkpoint, Data, Head, Optimizer, Recipe
+from pipeline.recipe.schema import Checkpoint, Data, Head, Recipe
 from pipeline.run import checkpoint
 from pipeline.training.loop import Trainer
 from pipeline.training.step import Outcome
-from tests.distributed.ranks import TIMEOUT_SECONDS, _context
+from tests.distributed.ranks import CONTEXT, TIMEOUT_SECONDS
 from tests.faces import write_shards
 from tests.fault_table import Row, record
 
 STEPS, KILLS = 300, 20
+PATIENCE_SECONDS = 5 * TIMEOUT_SECONDS  # for 300 steps on a loaded machine
 
 
 def recipe(shards: Path) -> Recipe:
     return Recipe(
         seed=3,
         data=Data(shards=shards, global_batch=12, streams=2, decode_threads=1),
-        backbone=Backbone(name="sphereface4", embedding_dim=8),
-        head=Head(lambda_max=50, lambda_gamma=0.5),
-        optimizer=Optimizer(steps=STEPS, learning_rate=0.01, milestones=(200,)),
+        backbone=SphereFaceBackbone(name="sphereface4", embedding_dim=8),
+        head=Head(margin=ASoftmax(lambda_max=50, lambda_gamma=0.5)),
+        optimizer=SGD(steps=STEPS, learning_rate=0.01, milestones=(200,)),
         checkpoint=Checkpoint(every=4, keep=2),
     )
 
@@ -68,9 +72,9 @@ def train_until_killed(rank: int, ranks: int, store: str, plan: Recipe, run: Pat
 
 
 def start(ranks: int, store: Path, plan: Recipe, run: Path) -> list[BaseProcess]:
-    processes = []
+    processes: list[BaseProcess] = []
     for rank in range(ranks):
-        process = _context.Process(target=train_until_killed, args=(rank, ranks, str(store), plan, run), daemon=True)
+        process = CONTEXT.Process(target=train_until_killed, args=(rank, ranks, str(store), plan, run), daemon=True)
         process.start()
         processes.append(process)
     return processes
@@ -105,14 +109,14 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     for run in (calm, wild):
         run.mkdir()
     for process in start(1, tmp_path / "store", plan, calm):
-        process.join(TIMEOUT_SECONDS)
+        process.join(PATIENCE_SECONDS)
         assert process.exitcode == 0
 
     done_before_kill = []
     for kill in range(KILLS):
         before = len(told(wild, 0))
         processes = start(chance.choice([1, 2, 3]), tmp_path / f"store{kill}", plan, wild)
-        deadline = time.monotonic() + TIMEOUT_SECONDS
+        deadline = time.monotonic() + PATIENCE_SECONDS
         life = chance.randint(1, 20)
         while len(told(wild, 0)) < before + life:
             assert time.monotonic() < deadline and processes[0].is_alive(), "no step was done"
@@ -126,21 +130,20 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
         done_before_kill.append(int(str(told(wild, 0)[-1]["step"])))
     assert done_before_kill[-1] < STEPS, "it was over before the last kill: make the run longer"
     for process in start(2, tmp_path / "last", plan, wild):
-        process.join(TIMEOUT_SECONDS)
+        process.join(PATIENCE_SECONDS)
         assert process.exitcode == 0
 
     losses, batches = final(wild)
     calm_losses, calm_batches = final(calm)
-    assert losses == pytest.approx(calm_losses, rel=1e-4)
+    # On other ranks a step from the same state agrees to a relative 1e-6. The absolute part is for the last losses, of
+    # 4e-4: a loss is the difference of two logits' size, and 5e-6 is three places of the last digit of a logit of 16.
+    assert losses == pytest.approx(calm_losses, rel=1e-4, abs=5e-6)
     assert batches == calm_batches
     assert_no_sample_is_missed_or_doubled(batches)
     done = f"SIGKILL to all ranks at {KILLS} random moments of {STEPS} steps, each time resumed on 1, 2 or 3 ranks"
-    outcome = f"losses within {largest(losses, calm_losses):.0e} of the uninterrupted run, no sample missed or doubled"
+    apart = max(abs(a - b) for a, b in zip(losses, calm_losses, strict=True))
+    outcome = f"losses within {apart:.0e} of the uninterrupted run, no sample missed or doubled"
     record(Row("Killed over and over", done, None, None, None, outcome))
-
-
-def largest(got: list[float], wanted: list[float]) -> float:
-    return max(abs(a - b) / b for a, b in zip(got, wanted, strict=True))
 
 
 def assert_no_sample_is_missed_or_doubled(batches: list[list[int]]) -> None:

@@ -12,18 +12,21 @@ import torch.distributed as dist
 
 from cluster.topology import Topology
 from pipeline import planning
-from pipeline.backbones import build_backbone
-from pipeline.head.margins import Margin
+from pipeline.backbones.sphereface import SphereFaceBackbone
+from pipeline.head.margins.a_softmax import ASoftmax
+from pipeline.head.margins.softmax import ModifiedSoftmax
 from pipeline.head.rows import initial_rows
+from pipeline.optim.sgd import SGD
 from pipeline.planning import Job, Network
 from pipeline.reading.dali import Decoder
 from pipeline.reading.order import Order
 from pipeline.reading.reader import Reader
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe.schema import Backbone, Checkpoint, Data, Faults, Head, Log, Optimizer, Phase, Recipe
+from pipeline.recipe.schema import Checkpoint, Data, Faults, Head, Log, Phase, Recipe
 from pipeline.run.checkpoint import load_backbone
-from pipeline.training.errors import NonFiniteError
+from pipeline.training.guard import NonFiniteError
 from pipeline.training.loop import Trainer
+from pipeline.training.record import Record
 from tests.distributed.dense import dense_loss
 from tests.distributed.ranks import run_ranks
 from tests.faces import write_shards
@@ -40,9 +43,9 @@ def recipe(shards: Path, **changes: Any) -> Recipe:
     fields: dict[str, Any] = {
         "seed": 3,
         "data": Data(shards=shards, global_batch=12, streams=2, decode_threads=1),
-        "backbone": Backbone(name="sphereface4", embedding_dim=8),
-        "head": Head(lambda_max=50, lambda_gamma=0.5),
-        "optimizer": Optimizer(
+        "backbone": SphereFaceBackbone(name="sphereface4", embedding_dim=8),
+        "head": Head(margin=ASoftmax(lambda_max=50, lambda_gamma=0.5)),
+        "optimizer": SGD(
             steps=STEPS, learning_rate=0.02, warmup_steps=3, milestones=(15,), bias_rate_factor=2, bias_weight_decay=0
         ),
         "checkpoint": Checkpoint(every=7),
@@ -60,8 +63,10 @@ def train_on(rank: int, ranks: int, plan: Recipe, run: Path, resume: int | None 
     records = list(trainer.train())
     return {
         "losses": [r.loss for r in records],
-        "gradient_norms": [r.gradient_norm for r in records],
-        "sent": [r.sent for r in records],
+        "gradient_norms": [r.values["gradient_norm"] for r in records],
+        "sent": [
+            tuple(sent.values()) for r in records if isinstance(sent := r.values["communication_bytes_total"], dict)
+        ],
         "backbone": {k: v.clone() for k, v in trainer.engine.parameters().items()},
         "rows": trainer.head.weight_SD.detach().clone(),
     }
@@ -71,19 +76,19 @@ def dense_run(plan: Recipe) -> dict[str, Any]:
     """The same run in float64 by the textbook: all rows and logits at once, SGD and schedules written out."""
     shards = ShardSet(plan.data.shards)
     torch.manual_seed(plan.seed)
-    backbone = build_backbone(plan.backbone.name, plan.backbone.embedding_dim, (32, 32)).double()
+    backbone = plan.backbone.build((32, 32)).double()
     rows = initial_rows(range(shards.manifest.identities), plan.backbone.embedding_dim, plan.seed).double()
     rows.requires_grad_()
     named = {**dict(backbone.named_parameters()), "rows": rows}
     velocity = {name: torch.zeros_like(p) for name, p in named.items()}
     order = Order(shards.samples_per_tar, plan.seed, plan.data.global_batch, plan.data.streams, plan.data.window)
-    reader = Reader(shards, order, Decoder(12, 32, 32, torch.device("cpu"), 1))
+    reader = Reader(shards, order, Decoder(12, 32, 32, torch.device("cpu"), 1, plan.data.augment))
     losses, gradient_norms = [], []
     for step in range(STEPS):
         batch = next(reader)
-        lam = max(5.0, 50 / (1 + 0.5 * step))
+        lambda_ = max(5.0, 50 / (1 + 0.5 * step))
         rate = 0.02 * min(1, (step + 1) / 3) * (0.1 if step >= 15 else 1)
-        loss = dense_loss(backbone(batch.images_BCHW.double()), rows, batch.labels_B, Margin("a_softmax", 4), lam)
+        loss = dense_loss(backbone(batch.images_BCHW.double()), rows, batch.labels_B, ASoftmax(m=4), lambda_)
         grads = torch.autograd.grad(loss, list(named.values()))
         with torch.no_grad():
             for (name, p), grad in zip(named.items(), grads, strict=True):
@@ -104,6 +109,13 @@ def dense_run(plan: Recipe) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def dense(shards: Path) -> dict[str, Any]:
     return dense_run(recipe(shards))
+
+
+def sent_in(record: Record) -> tuple[float, ...]:
+    """Bytes that a rank sent in a step: for the head, and for the backbone."""
+    sent = record.values["communication_bytes_total"]
+    assert isinstance(sent, dict)
+    return tuple(sent.values())
 
 
 def planned_bytes(plan: Recipe, ranks: int, backbone: dict[str, torch.Tensor]) -> tuple[float, float]:
@@ -238,21 +250,23 @@ def stalled(rank: int, ranks: int, plan: Recipe, run: Path) -> list[str]:
 def test_a_run_that_does_not_turn_is_told_by_one_rank_in_words(shards: Path, tmp_path: Path) -> None:
     plan = recipe(
         shards,
-        optimizer=Optimizer(steps=STEPS, learning_rate=1e-9),
-        head=Head(lambda_max=0, lambda_min=0),
+        optimizer=SGD(steps=STEPS, learning_rate=1e-9),
+        head=Head(margin=ASoftmax(lambda_max=0, lambda_min=0)),
         log=Log(stall_steps=8),
     )
     first, second = run_ranks(stalled, 2, plan, tmp_path)
     assert len(first) == 2
-    assert "angle to own class has not moved in 8 steps" in first[0]
+    assert "the target angle has not fallen in 8 steps" in first[0]
     assert second == []
 
 
 def test_phases_change_margin_and_restart_lambda(shards: Path, tmp_path: Path) -> None:
-    head = Head(m=1, lambda_max=0, lambda_min=0, phases=(Phase(start=10, m=4, lambda_max=100, lambda_min=5),))
-    assert [head.make_margin(step).m for step in (0, 9, 10, 50)] == [1, 1, 4, 4]
-    assert [head.anneal(step) for step in (9, 10, 20)] == [0, 100, 50]
-    plain = run_ranks(train_on, 1, recipe(shards, head=Head(margin="modified_softmax")), tmp_path / "plain")[0]
+    margin = ASoftmax(m=1, lambda_max=0, lambda_min=0)
+    head = Head(margin=margin, phases=(Phase(start=10, m=4, lambda_max=100, lambda_min=5),))
+    assert [head.margin_at(step) for step in (0, 9)] == [margin, margin]
+    assert [head.margin_at(step) for step in (10, 50)] == [ASoftmax(m=4, lambda_max=100, lambda_min=5)] * 2
+    assert [head.lambda_at(step) for step in (9, 10, 20)] == [0, 100, 50]
+    plain = run_ranks(train_on, 1, recipe(shards, head=Head(margin=ModifiedSoftmax())), tmp_path / "plain")[0]
     phased = run_ranks(train_on, 1, recipe(shards, head=head), tmp_path / "phased")[0]
     assert phased["losses"][:10] == pytest.approx(
         plain["losses"][:10], rel=1e-5

@@ -1,4 +1,4 @@
-"""A page as real Chromium draws it: its document, its console, its picture."""
+"""A page drawn by a real Chromium: its document, console output and picture."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Drawn:
 
 
 def draw(url: str, folder: Path, *, dark: bool = False) -> Drawn:
-    """Load `url`, let its scripts run for some seconds of their own clock, which waits for the network."""
+    """Load `url` and run its scripts for four seconds of virtual time, which pauses while the network is busy."""
     done = _chromium(url, folder, "--dump-dom", *(["--blink-settings=preferredColorScheme=0"] if dark else []))
     return Drawn(done.stdout, tuple(line for line in done.stderr.splitlines() if ":CONSOLE" in line))
 

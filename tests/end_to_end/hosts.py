@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PATIENCE_SECONDS = 300  # of a busy machine; a test that passes waits for a fraction of it
 NEEDED = ("ip", "unshare", "pdsh", "ssh", "ssh-keygen")
 
 
 def why_not() -> str | None:
-    """Why hosts cannot be had here; None where they can."""
+    """Why there can be no such hosts here; None if there can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     missing = [name for name in NEEDED if shutil.which(name) is None]
@@ -35,7 +36,7 @@ def run(*command: str | Path) -> str:
 
 
 class Hosts:
-    """`count` hosts, reachable by ssh from this one and from each other; gone at the end of the context."""
+    """`count` hosts, reachable by ssh from this one and from each other; removed at the end of the context."""
 
     def __init__(self, folder: Path, count: int) -> None:
         self._folder = folder
@@ -76,7 +77,7 @@ class Hosts:
         return [int(pid) for pid in run("ip", "netns", "pids", self._space(number)).split()]
 
     def kill(self, number: int) -> None:
-        """The host's power goes: every process at once, its network too."""
+        """Cut the host's power: every process ends at once, and its network is gone."""
         self.unplug(number)
         for pid in self.pids(number) if Path(f"/run/netns/{self._space(number)}").exists() else []:
             try:
@@ -87,16 +88,16 @@ class Hosts:
             self._sshd.pop(number).wait()
 
     def unplug(self, number: int) -> None:
-        """The host's network cable: nothing is closed, nothing arrives."""
+        """Pull the host's network cable: no connection is closed, nothing arrives."""
         subprocess.run(["ip", "link", "set", f"{self._tag}v{number}", "down"], capture_output=True, check=False)
 
     def plug(self, number: int) -> None:
-        """The cable again."""
+        """Plug the cable in again."""
         run("ip", "link", "set", f"{self._tag}v{number}", "up")
 
     @contextmanager
     def laid_over(self, number: int, others: dict[Path, Path]) -> Iterator[None]:
-        """Within, each of these paths is on this host alone what lies at the other."""
+        """Within the context, each of these paths shows on this host alone what is at the other path."""
         for path, other in others.items():
             self.on(number, "mount", "--bind", other, path)
         try:
@@ -106,7 +107,7 @@ class Hosts:
                 self.on(number, "umount", path)
 
     def on(self, number: int, *command: str | Path) -> str:
-        """What a command prints there."""
+        """The output of a command on that host."""
         return run("ssh", *self.ssh_arguments.split(), self.addresses[number], shlex.join(map(str, command)))
 
     def boot(self, number: int) -> None:
@@ -119,7 +120,7 @@ class Hosts:
         self._sshd[number] = subprocess.Popen(
             inside, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_SECONDS
         command = ["ssh", *self.ssh_arguments.split(), "-o", "ConnectTimeout=2", self.addresses[number], "true"]
         while subprocess.run(command, capture_output=True, check=False).returncode:
             assert time.monotonic() < deadline, f"no ssh to {self.addresses[number]}"
@@ -132,7 +133,7 @@ class Hosts:
         self._folder.mkdir(exist_ok=True)
         for key in ("key", "host_key"):
             run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self._folder / key)
-        Path("/run/sshd").mkdir(exist_ok=True)  # where sshd goes while it does not know whom it serves
+        Path("/run/sshd").mkdir(exist_ok=True)  # sshd's directory for its unprivileged process
         (self._folder / "sshd_config").write_text(
             f"HostKey {self._folder}/host_key\nAuthorizedKeysFile {self._folder}/key.pub\nStrictModes no\n"
             "PermitRootLogin yes\nPasswordAuthentication no\nUsePAM no\nPidFile none\n"

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.faces import ROOT
+from tests.ports import free_port
 
 TRAIN = ROOT / "stages" / "train.py"
 DEEPSPEED = Path(sys.executable).with_name("deepspeed")
+PATIENCE_SECONDS = 300  # for a loaded machine; no wait that succeeds takes so long
 
 RECIPE = """
 seed: 5
@@ -27,12 +31,6 @@ log: {{every: 1, metrics_port: {port}}}
 def write_recipe(path: Path, shards: Path, steps: int, port: int | str = "null") -> Path:
     path.write_text(RECIPE.format(shards=shards, steps=steps, port=port))
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start_training(folder: Path, ranks: int, *arguments: str | Path) -> subprocess.Popen[str]:
@@ -52,12 +50,27 @@ def start_training(folder: Path, ranks: int, *arguments: str | Path) -> subproce
 def train(folder: Path, ranks: int, *arguments: str | Path) -> str:
     """Train to the end; the output. Fails, showing it, unless the launcher exits with 0."""
     process = start_training(folder, ranks, *arguments)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, output
     return output
 
 
-def metrics(run: Path) -> list[dict[str, float]]:
+def run_python(script: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """A script in one process, without a launcher, to its end; its exit code is the caller's to judge."""
+    command = [str(part) for part in (sys.executable, script, *arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait until it holds. Fails, showing the output, if the process ends before."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"waited {PATIENCE_SECONDS} s"
+        time.sleep(0.02)
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl; a torn last line is left out."""
     rows = []
     path = run / "metrics.jsonl"

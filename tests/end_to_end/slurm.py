@@ -10,17 +10,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.end_to_end.launcher import free_port
+from tests.ports import free_port
 
 NEEDED = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
-PATIENCE_SECONDS = 300  # of a loaded machine; nothing waits so long that goes well
+PATIENCE_SECONDS = 300  # of a busy machine; a test that passes waits for a fraction of it
 
 # A node's name is its address, so that ranks find each other without a name server. Its GPU is /dev/null. A job that
-# was queued again starts after cred_expire seconds, two minutes where nothing is said. Jobs of `high` preempt `low`.
+# was queued again starts after cred_expire seconds (default: two minutes). Jobs of `high` preempt `low`. The batch file
+# makes a port of the job's number: another first number in each Slurm, so that two can run side by side.
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
+FirstJobId={first_job}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/none
@@ -52,7 +54,7 @@ PartitionName=high Nodes=ALL PriorityTier=2 PreemptMode=OFF
 
 
 def why_not() -> str | None:
-    """Why there can be no Slurm here; None where there can."""
+    """Why there can be no Slurm here; None if there can."""
     if os.geteuid() != 0:
         return "Slurm's daemons need root"
     missing = [name for name in NEEDED if shutil.which(name) is None]
@@ -76,7 +78,8 @@ class Slurm:
             f"NodeName={node} NodeHostname={host} NodeAddr={node} Port={free_port()} CPUs=2 Gres=gpu:1\n"
             for node in self.nodes
         ]
-        configuration = CONFIGURATION.format(host=host, port=free_port(), folder=self._folder)
+        first_job = os.getpid() % 10_000 + 1
+        configuration = CONFIGURATION.format(host=host, port=free_port(), folder=self._folder, first_job=first_job)
         self._conf.write_text(configuration + "".join(lines) + PARTITIONS)
         (self._folder / "gres.conf").write_text(
             "".join(f"NodeName={node} Name=gpu File=/dev/null\n" for node in self.nodes)
@@ -112,7 +115,7 @@ class Slurm:
         return {**os.environ, "SLURM_CONF": str(self._conf)}
 
     def ask(self, *command: str) -> str:
-        """What one of Slurm's commands prints, whether or not it succeeds."""
+        """The output of one of Slurm's commands, whether or not it succeeds."""
         done = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False)
         return done.stdout + done.stderr
 
@@ -130,13 +133,13 @@ class Slurm:
         return done.stdout.strip()
 
     def facts(self, job: str) -> dict[str, str]:
-        """What `scontrol show job` tells: JobState, Restarts, ExitCode and so on."""
+        """The fields of `scontrol show job`: JobState, Restarts, ExitCode and so on."""
         words = self.ask("scontrol", "--oneliner", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait_for(self, condition: Callable[[], object], told: Callable[[], str] = str) -> None:
-        """Until `condition` holds; fails after a patient while with what `told` says."""
+    def wait_for(self, condition: Callable[[], object], output: Callable[[], str] = str) -> None:
+        """Wait until `condition` holds; fails after `PATIENCE_SECONDS`, showing `output` and Slurm's state."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not condition():
-            assert time.monotonic() < deadline, f"{told()}\n{self.ask('squeue')}\n{self.ask('sinfo', '-N', '-l')}"
+            assert time.monotonic() < deadline, f"{output()}\n{self.ask('squeue')}\n{self.ask('sinfo', '-N', '-l')}"
             time.sleep(0.1)

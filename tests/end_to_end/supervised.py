@@ -1,4 +1,4 @@
-"""A supervised run as a subprocess: its output, its steps, and what a fault did to it."""
+"""A supervised run as a subprocess: its output, its steps, and what a fault cost it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from tests.end_to_end.launcher import DEEPSPEED, free_port, metrics
+from tests.end_to_end.launcher import DEEPSPEED, PATIENCE_SECONDS, metrics
 from tests.faces import ROOT
 from tests.fault_table import Row, record
-
-PATIENCE_SECONDS = 300  # of a loaded machine; nothing waits so long that goes well
+from tests.ports import free_port
 
 
 class Supervised:
@@ -23,14 +23,15 @@ class Supervised:
     def __init__(
         self,
         folder: Path,
-        where: list[str | Path],
+        where: Sequence[str | Path],
         recipe: Path,
         run: Path,
         environment: Mapping[str, str] = {},
         step_seconds: float = 8,
     ) -> None:
         self.run, self._output = run, folder / "output"
-        command = [sys.executable, ROOT / "stages" / "supervise.py", *where, "--master-port", free_port()]
+        supervise = ROOT / "stages" / "supervise.py"
+        command: list[str | float | Path] = [sys.executable, supervise, *where, "--master-port", free_port()]
         command += ["--probe-seconds", 4, "--wait-seconds", 0.5, "--export", "OMP_NUM_THREADS=1"]
         command += ["--", "--recipe", recipe, "--run", run]
         command += ["--set", f"faults.step_seconds={step_seconds}", "--set", "timeout_seconds=60"]
@@ -82,7 +83,7 @@ class Supervised:
         lost = max(0, before - int(first["step"]) + 1)
         record(Row(fault, done, lost, told_at - at, first["time"] - at, outcome))
 
-    def _steps_since(self, moment: float) -> list[dict[str, float]]:
+    def _steps_since(self, moment: float) -> list[dict[str, Any]]:
         return [row for row in metrics(self.run) if row["time"] > moment]
 
     def end(self) -> int:

@@ -1,4 +1,4 @@
-"""Every command of the documentation is run, in the order in which a reader meets it."""
+"""Every command of the documentation is run, in reading order."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.launcher import DEEPSPEED, free_port
+from tests.end_to_end.launcher import DEEPSPEED
 from tests.faces import ROOT
+from tests.ports import free_port
 
 DOCS = ROOT / "docs"
 # Each may use what those before it made.
 WALK = ("first_run", "data", "one_node", "planning", "resume", "evaluation", "moving")
 
-# A block of commands, and the test that runs it where this one cannot: it needs hosts, Slurm or a browser.
+# A block of commands, and the test that runs it if this one cannot: it needs hosts, Slurm or a browser.
 BLOCK = re.compile(r"(?:<!-- run by (?P<test>\S+) -->\n+)?```sh\n(?P<commands>.*?)```", re.DOTALL)
 
 
@@ -61,19 +62,19 @@ def test_every_other_command_names_the_test_that_runs_it() -> None:
     for page in sorted(DOCS.glob("*.md")):
         for test, commands in blocks(page):
             if page.stem not in WALK:
-                assert test is not None, f"{page.name}: who runs this?\n{commands}"
+                assert test is not None, f"{page.name}: no test runs this:\n{commands}"
             if test is not None:
                 assert (ROOT / test).is_file(), f"{page.name}: no {test}"
 
 
-def test_what_stands_in_a_block_has_a_language() -> None:
-    """Or a command could stand there that nobody runs."""
+def test_every_block_has_a_language() -> None:
+    """A block without one could hold a command that no test runs."""
     for page in sorted(DOCS.glob("*.md")):
         opening = re.findall(r"^```(.*)$", page.read_text(), re.MULTILINE)[::2]
         assert set(opening) <= {"sh", "yaml", "promql"}, page.name
 
 
-def test_every_link_of_the_docs_leads_somewhere() -> None:
+def test_every_link_of_the_docs_has_a_target() -> None:
     for page in [*DOCS.glob("*.md"), ROOT / "README.md"]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cluster.versions import how_to_install
 from pipeline.evaluation.embedding.trained import load_trained
 from pipeline.evaluation.results import load, load_identification
 from pipeline.evaluation.scoring.verification import roc, tar_at_far
@@ -183,6 +184,77 @@ def test_export_writes_its_three_files(scene: Path, monkeypatch: pytest.MonkeyPa
     assert json.loads(Path("out/backbone.json").read_text())["step"] == 20
 
 
+def test_a_network_of_another_origin_is_judged_beside_a_run(
+    scene: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run's own export, its embeddings, and a table of them: the same numbers, with no difference to the run."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(scene)
+    assert run_stage("export.py", "run", "exported") == 0
+    assert run_stage("embed.py", "run", "faces", "made.parquet") == 0
+    assert run_stage("evaluate.py", *OPTIONS) == 0
+    judged = ["--images", "faces", "--pairs", "held_out.tsv", "--resamples", "20"]
+    assert run_stage("evaluate.py", "onnx", "--onnx", "exported/backbone.onnx", *judged) == 0
+    assert run_stage("evaluate.py", "table", "--embeddings", "made.parquet", *judged) == 0
+    own = load(Path("run/evaluations/held_out/step-00000020.json"))
+    for folder in ("onnx", "table"):
+        other = load(Path(f"{folder}/evaluations/held_out/step-00000000.json"))
+        np.testing.assert_allclose(other.pairs.scores, own.pairs.scores, atol=1e-4)
+    assert run_stage("report.py", "run", "onnx", "table", "--out", "three.html") == 0
+    assert "accuracy above run, points" in Path("three.html").read_text()
+    capsys.readouterr()
+    for folder, message in (
+        ("run", "run: got the folder of a training run, wanted another for the results of made.parquet"),
+        ("onnx", "onnx: got results of"),
+    ):
+        assert run_stage("evaluate.py", folder, "--embeddings", "made.parquet", *judged) == 1
+        assert message in capsys.readouterr().err
+    assert run_stage("evaluate.py", "w", "--weights", "w.pth", *judged) == 1
+    assert "--weights and --network: got one without the other" in capsys.readouterr().err
+
+
+def test_a_broken_image_costs_its_pairs_and_what_was_embedded_is_used_again(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(scene / "faces", tmp_path / "faces")
+    for name in ("held_out.tsv", "run"):
+        (tmp_path / name).symlink_to(scene / name)
+    monkeypatch.chdir(tmp_path)
+    Path("faces/p1/1.jpg").write_bytes(b"no image")
+    assert run_stage("evaluate.py", *OPTIONS, "--name", "torn") == 0
+    printed = capsys.readouterr().err
+    assert "evaluate: 1 of 18 images left out: p1/1.jpg: wanted images 32 high and 28 wide" in printed
+    result = load(Path("run/evaluations/torn/step-00000020.json"))
+    assert result.summary.left_out == ("p1/1.jpg",)
+    assert len(result.pairs) == 36 - 4
+    kept = sorted(Path("run/embeddings").rglob("*.npy"))
+    before = [file.stat().st_mtime_ns for file in kept]
+    assert run_stage("evaluate.py", *OPTIONS, "--name", "torn", "--seed", "1") == 0
+    assert [file.stat().st_mtime_ns for file in sorted(Path("run/embeddings").rglob("*.npy"))] == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--device", "cuda:7", "got 'cuda:7', wanted one of cpu"),
+        ("--device", "tpu", "got 'tpu', wanted one of cpu"),
+        ("--name", "a/b", "got 'a/b', wanted a name without a slash"),
+        ("--size", "112", "got '112', wanted height and width such as 112x96"),
+    ],
+)
+def test_a_bad_option_is_refused_by_name(
+    scene: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    value: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(scene)
+    assert run_stage("evaluate.py", *OPTIONS, option, value) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("stage", "arguments", "missing"),
     [("export.py", ["run", "out2"], "safetensors"), ("embed.py", ["run", "faces", "e.parquet"], "pyarrow")],
@@ -205,7 +277,7 @@ def test_a_missing_extra_is_named(
     for name in (missing, f"{missing}.torch", f"{missing}.parquet"):
         monkeypatch.setitem(sys.modules, name, None)
     assert run_stage(stage, *arguments) == 1
-    assert "wanted: pip install 'spherescale[export]'" in capsys.readouterr().err
+    assert f"wanted: {how_to_install('export')}" in capsys.readouterr().err
 
 
 def test_identification_among_distractors(

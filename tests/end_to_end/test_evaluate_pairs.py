@@ -34,13 +34,13 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ):
             (tmp_path / "faces" / place).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "faces" / place).write_bytes(b"")
-    for person in range(4):
+    for number in range(4):
         for shot in range(2):
-            (tmp_path / f"frames/p{person}").mkdir(parents=True, exist_ok=True)
-            (tmp_path / f"frames/p{person}/{shot}.jpg").write_bytes(b"")
+            (tmp_path / f"frames/p{number}").mkdir(parents=True, exist_ok=True)
+            (tmp_path / f"frames/p{number}/{shot}.jpg").write_bytes(b"")
     (tmp_path / "pairs.txt").write_text(LFW)
     (tmp_path / "splits.txt").write_text(YTF)
-    images = [bytes([person, shot]) for i in range(20) for person, shot in ((i, 0), (i + i % 2, 1))]
+    images = [bytes([number, shot]) for i in range(20) for number, shot in ((i, 0), (i + i % 2, 1))]
     (tmp_path / "set.bin").write_bytes(pickle.dumps((images, [i % 2 == 0 for i in range(20)])))
     return tmp_path
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from cluster.stop import EXIT_STOPPED
-from pipeline.run.checkpoint import complete_steps, damage, path_of
+from pipeline.run.checkpoint import complete_steps, damage
+from pipeline.run.folder import RunFolder
 from tests.end_to_end.launcher import metrics, write_recipe
 from tests.end_to_end.supervised import Supervised
 from tests.faces import write_shards
@@ -57,7 +58,7 @@ def kill(*pids: int) -> None:
 
 def kill_and_damage(supervised: Supervised) -> None:
     kill(*supervised.ranks())
-    newest = path_of(supervised.run, complete_steps(supervised.run)[-1]) / "backbone.safetensors"
+    newest = RunFolder(supervised.run).checkpoint(complete_steps(supervised.run)[-1]) / "backbone.safetensors"
     with newest.open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         last = file.read(1)
@@ -134,8 +135,8 @@ def outlast(
     told_at, shown = time.time(), supervised.output.count("  loss ")
     supervised.wait_for(lambda: supervised.output.count("  loss ") > shown)
     again = time.time()
-    assert damage(path_of(supervised.run, complete_steps(supervised.run)[-1])) == []
+    assert damage(RunFolder(supervised.run).checkpoint(complete_steps(supervised.run)[-1])) == []
     heal()
     wait_for_another_save(supervised)
     outcome = "training goes on, every failed save is told, the last good checkpoint stays; saved again afterwards"
-    record(replace(row, seconds_until_told=told_at - at, seconds_until_next_step=again - at, outcome=outcome))
+    record(replace(row, seconds_until_reported=told_at - at, seconds_until_next_step=again - at, outcome=outcome))

@@ -18,10 +18,11 @@ import pytest
 from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED
 from pipeline.run.checkpoint import complete_steps
 from tests.end_to_end.hosts import Hosts, why_not
-from tests.end_to_end.launcher import DEEPSPEED, TRAIN, free_port, metrics, write_recipe
+from tests.end_to_end.launcher import DEEPSPEED, TRAIN, metrics, write_recipe
 from tests.end_to_end.supervised import Supervised
 from tests.faces import ROOT, write_shards
 from tests.fault_table import Row, record
+from tests.ports import free_port
 
 REASON = why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -173,7 +174,7 @@ def test_a_host_that_cannot_be_reached(hosts: Hosts, shards: Path, tmp_path: Pat
         hosts.plug(1)
     assert failed.code, failed.output
     (line,) = failed.told(0)
-    assert f"not come within 5 s: rank 1 ({hosts.addresses[1]}); is that host up" in line
+    assert f"did not join within 5 s: rank 1 ({hosts.addresses[1]}); is that host up" in line
     failed.record("Host never comes", "network of one of 2 hosts taken away", "the other host ends and names it")
 
 
@@ -183,7 +184,7 @@ def test_a_master_port_that_is_taken(hosts: Hosts, shards: Path, tmp_path: Path)
     failed = start(tmp_path, hosts, recipe, master_port=22)
     assert failed.code == EXIT_LOST, failed.output
     first, second = failed.told(0, 1)
-    assert f"cannot keep the store at {hosts.addresses[0]}:22: " in first
+    assert f"cannot open the store at {hosts.addresses[0]}:22: " in first
     assert "choose another with --master_port" in first
     assert f"rank 0 does not answer at {hosts.addresses[0]}:22 within 5 s" in second
     failed.record(
@@ -203,7 +204,7 @@ def test_a_master_address_of_nobody(hosts: Hosts, shards: Path, tmp_path: Path) 
 
 @pytest.fixture
 def supervised(hosts: Hosts, shards: Path, tmp_path: Path) -> Iterator[Supervised]:
-    where = ["--hostfile", hosts.hostfile(), "--export", "GLOO_SOCKET_IFNAME=eth0"]
+    where: list[str | Path] = ["--hostfile", hosts.hostfile(), "--export", "GLOO_SOCKET_IFNAME=eth0"]
     recipe = write_recipe(tmp_path / "recipe.yaml", shards, NEVER)
     made = Supervised(tmp_path, where, recipe, tmp_path / "run", {"PDSH_SSH_ARGS_APPEND": hosts.ssh_arguments})
     yield made
@@ -216,7 +217,7 @@ def test_a_supervisor_that_is_asked_to_stop_stops_every_host(hosts: Hosts, super
     supervised.process.send_signal(signal.SIGTERM)
     assert supervised.end() == EXIT_STOPPED, supervised.output
     assert complete_steps(supervised.run)[-1] == metrics(supervised.run)[-1]["step"]
-    assert "saved; the same command goes on" in supervised.output
+    assert "saved; the same command resumes it" in supervised.output
     assert training(hosts) == []
     outcome = "step finished and saved on both hosts, exit code 75, nothing left running"
     record(Row("Supervisor stopped", "SIGTERM to the supervisor of 2 hosts", 0, time.time() - at, None, outcome))

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from cluster.stop import EXIT_STOPPED, EXIT_UNSAVED
-from pipeline.run.checkpoint import complete_steps, path_of
+from pipeline.run.checkpoint import complete_steps
+from pipeline.run.folder import RunFolder
 from tests.end_to_end.launcher import metrics, write_recipe
 from tests.end_to_end.supervised import Supervised
 from tests.faces import write_shards
@@ -26,8 +27,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_train_refuses_is_not_tried_again(shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     recipe = write_recipe(tmp_path / "recipe.yaml", shards, NEVER)
-    path_of(run, 5).mkdir(parents=True)
-    (path_of(run, 5) / "meta.json").touch()
+    RunFolder(run).checkpoint(5).mkdir(parents=True)
+    (RunFolder(run).checkpoint(5) / "meta.json").touch()
     (run / "recipe.yaml").write_text("seed: 4\n")
     supervised = Supervised(tmp_path, ["--ranks", "2"], recipe, run)
     assert supervised.end() == 1
@@ -39,7 +40,7 @@ def test_what_train_refuses_is_not_tried_again(shards: Path, tmp_path: Path) -> 
 
 def test_a_last_save_that_fails_is_told_and_tried_again(shards: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml", shards, 4)
-    obstacle = path_of(tmp_path / "run", 4).with_suffix(".partial")  # a file, where the save wants a folder
+    obstacle = RunFolder(tmp_path / "run").partial(4)  # a file, where the save wants a folder
     obstacle.parent.mkdir(parents=True)
     obstacle.touch()
     supervised = Supervised(tmp_path, ["--ranks", "1"], recipe, tmp_path / "run")
@@ -51,7 +52,7 @@ def test_a_last_save_that_fails_is_told_and_tried_again(shards: Path, tmp_path: 
         supervised.stop()
     assert f"supervise.py: failed with code {EXIT_UNSAVED} after step 3; starting again" in supervised.output
     assert "checkpoint of step 4 not written: rank 0 on" in supervised.output
-    assert "Make room; the same command then goes on from the checkpoint of step 0" in supervised.output
+    assert "Make room; the same command then resumes from the checkpoint of step 0" in supervised.output
     assert complete_steps(supervised.run)[-1] == 4
     done = "a file where the last checkpoint wants its folder, until it was told"
     outcome = f"exit code {EXIT_UNSAVED}, newest good checkpoint named; supervisor starts again, resumed from there"

@@ -1,4 +1,4 @@
-"""Two real hosts under a real Prometheus, one of which is lost: the alert, the rank that it names, and the recovery."""
+"""Two real hosts and a real Prometheus. One host is lost: the alert, the rank that it names, and the recovery."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian: apt-get install chromium)"),
 ]
 
-# The runbook's query looks at every fifth second; scraped as often as here, a rank can come and go between two of them.
+# The runbook's query evaluates every 5 s; with scrapes as frequent as here, a rank can come and go in between.
 SEEN = "max_over_time(timestamp(up == 1)[1h:5s])"
 GONE = 'ALERTS{alertname="RankGone", alertstate="firing"}'
 
@@ -40,7 +40,7 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
 
 
 def supervise(folder: Path, hosts: Hosts) -> Supervised:
-    """A run without an end; survivors of a lost host need longer to end than Prometheus to see that it is lost."""
+    """A run without an end. After a host is lost, the other ranks end later than Prometheus notices the loss."""
     recipe = write_recipe(folder / "recipe.yaml", write_shards(folder / "set"), steps=10**7, port=0)
     text = recipe.read_text().replace("log: {every: 1,", "log: {every: 5, metrics_address: 0.0.0.0,")
     recipe.write_text(text.replace("checkpoint: {every: 5}", "checkpoint: {every: 20}"))
@@ -50,7 +50,7 @@ def supervise(folder: Path, hosts: Hosts) -> Supervised:
 
 
 def configure(run: Path, hosts: Hosts) -> None:
-    """As `make monitor`, but in seconds where that has minutes; and the hosts' names are known to no DNS."""
+    """As `make monitor`, but with seconds instead of minutes, and addresses for the hosts' names, which no DNS has."""
     live.configure(run)
     config, rules = run / "prometheus.yml", run / "alerts.yml"
     names = "".join(
@@ -62,7 +62,7 @@ def configure(run: Path, hosts: Hosts) -> None:
     rules.write_text(re.sub(r"for: \d+[sm]", "for: 2s", rules.read_text()))
 
 
-def test_a_lost_host_is_told_named_and_recovered_from(hosts: Hosts, tmp_path: Path) -> None:
+def test_a_lost_host_is_reported_named_and_recovered_from(hosts: Hosts, tmp_path: Path) -> None:
     supervised = supervise(tmp_path, hosts)
     run = supervised.run
     run.mkdir(exist_ok=True)
@@ -71,7 +71,7 @@ def test_a_lost_host_is_told_named_and_recovered_from(hosts: Hosts, tmp_path: Pa
         with live.prometheus(run, 0) as base, live.serving("127.0.0.1", 0, base) as page:
             supervised.wait_for(lambda: supervised.step >= 20 and len(query(base, SEEN)) == 2)
 
-            os.kill(supervised.process.pid, signal.SIGSTOP)  # no new run takes the lost rank's target away meanwhile
+            os.kill(supervised.process.pid, signal.SIGSTOP)  # or a restarted run would delete the lost rank's target
             hosts.kill(1)
             named = wait_for(lambda: [labels for labels, _ in query(base, GONE) if labels["rank"] == "1"])
             assert [(labels["job"], labels["host"]) for labels in named] == [("run", "host2")]

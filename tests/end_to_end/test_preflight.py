@@ -1,4 +1,4 @@
-"""Real hosts looked at before a run: all well, and each thing that can be wrong on one of them."""
+"""Preflight checks of real hosts: all well, and each fault that one of them can have."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.hosts import Hosts, why_not
-from tests.end_to_end.launcher import DEEPSPEED, free_port
+from tests.end_to_end.launcher import DEEPSPEED
 from tests.faces import ROOT
+from tests.ports import free_port
 
 REASON = why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -29,7 +30,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """A run's folder, and a set."""
+    """A run's folder, and a folder of shards."""
     shards = tmp_path / "shards"
     shards.mkdir()
     (shards / "manifest.json").write_text("{}")
@@ -39,7 +40,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def preflight(hosts: Hosts, folders: tuple[Path, Path], *arguments: object) -> tuple[int, str, str]:
-    """Exit code, the table, and the last line."""
+    """Exit code, the table, and standard error."""
     run, shards = folders
     variables = run.parent / "environment"
     variables.write_text("GLOO_SOCKET_IFNAME=eth0\nOMP_NUM_THREADS=1\n")
@@ -47,8 +48,9 @@ def preflight(hosts: Hosts, folders: tuple[Path, Path], *arguments: object) -> t
     sizes = {"gradient_bytes": 4 * PARAMETERS, "embedding_bytes": 4 * 32 * 8}
     checkpoint_bytes = 2 * 4 * (1000 * 8 + PARAMETERS)
     plan.write_text(json.dumps({"hosts": {"ranks": 2, "checkpoint_bytes": checkpoint_bytes, **sizes}}))
-    command = [sys.executable, "-m", "cluster.preflight", "--hostfile", hosts.hostfile(), "--run", run]
-    command += ["--shards", shards, "--plan", plan, "--master-port", free_port(), *map(str, arguments)]
+    command: list[object] = [sys.executable, "-m", "cluster.preflight", "--hostfile", hosts.hostfile(), "--run", run]
+    command += ["--shards", shards, "--plan", plan, "--master-port", free_port()]
+    command += ["--probe-seconds", 120, "--exchange-seconds", 600, *arguments]  # of a busy machine
     done = subprocess.run(
         list(map(str, command)),
         cwd=ROOT,
@@ -80,7 +82,7 @@ def test_hosts_that_are_fit(hosts: Hosts, folders: tuple[Path, Path]) -> None:
 def test_a_host_that_does_not_answer(hosts: Hosts, folders: tuple[Path, Path]) -> None:
     hosts.unplug(1)
     try:
-        code, table, error = preflight(hosts, folders, "--free-gib", 0.001)
+        code, table, error = preflight(hosts, folders, "--free-gib", 0.001, "--probe-seconds", 30)
     finally:
         hosts.plug(1)
     assert code == 1 and states(table)["ssh"] == "FAILED" and "bandwidth" not in states(table)
@@ -92,7 +94,7 @@ def test_a_host_that_has_something_else(hosts: Hosts, folders: tuple[Path, Path]
     run, shards = folders
     empty, changed, other_set = tmp_path / "empty", tmp_path / "changed.py", tmp_path / "other"
     empty.mkdir()
-    changed.write_text("# not what the others run\n")
+    changed.write_text("# other code\n")
     other_set.mkdir()
     (other_set / "manifest.json").write_text('{"another": 1}')
     there = {
@@ -106,13 +108,13 @@ def test_a_host_that_has_something_else(hosts: Hosts, folders: tuple[Path, Path]
     assert code == 1, table + error
     assert [name for name, state in states(table).items() if state == "FAILED"] == [what]
     assert f"preflight: {what}: {hosts.addresses[1]}: " in error
-    said = {
+    message = {
         "project": "No module named",
         "versions": "code: got",
         "shards": "0 tars",
         "run folder": "wanted what the first host wrote",
     }
-    assert said[what] in error
+    assert message[what] in error
 
 
 def test_no_room_and_a_taken_port(hosts: Hosts, folders: tuple[Path, Path]) -> None:

@@ -1,4 +1,4 @@
-"""`stages/align.py` as people run it: crops out of photographs, and shards out of the crops."""
+"""`stages/align.py` as users run it: crops out of photographs, and shards out of the crops."""
 
 import subprocess
 import sys

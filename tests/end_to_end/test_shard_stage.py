@@ -1,4 +1,4 @@
-"""`stages/shard.py` as people run it: by path, from elsewhere, killed, interrupted, on a full disk."""
+"""`stages/shard.py` as users run it: by path, from elsewhere, killed, interrupted, on a full disk."""
 
 import contextlib
 import os
@@ -12,13 +12,14 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.shards.manifest import Manifest
-from tests.end_to_end.launcher import free_port
+from tests.ports import free_port
 
 STAGE = Path(__file__).parents[2] / "stages" / "shard.py"
 # Large payloads make the writing, not the start of Python, the time in which a kill arrives.
@@ -51,7 +52,7 @@ def command(faces: Path, out: Path, *more: str) -> list[str]:
     return [sys.executable, str(STAGE), str(faces), str(out), "--samples-per-tar", "40", *more]
 
 
-def shard(faces: Path, out: Path, *more: str, **options: object) -> subprocess.CompletedProcess[str]:
+def shard(faces: Path, out: Path, *more: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(faces, out, *more), capture_output=True, text=True, cwd="/", check=False, **options)
 
 
@@ -100,6 +101,25 @@ def test_an_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     assert done.stderr.startswith(f"shard: {tmp_path}/empty: got no identity folders")
 
 
+def test_too_many_rejected_samples_are_no_success(tmp_path: Path) -> None:
+    for number in range(100):
+        content = HEADER + bytes([number]) + b"\xff\xd9" if number >= 2 else b"no image"
+        (tmp_path / "faces" / f"id{number % 5}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "faces" / f"id{number % 5}" / f"{number}.jpg").write_bytes(content)
+    done = shard(tmp_path / "faces", tmp_path / "out", "--workers", "1")
+    assert done.returncode == 3
+    assert done.stderr.endswith(
+        "2 of 100 samples set aside (2.0%), wanted at most 1.0% (--max-rejected): 2 not a JPEG or PNG (id0/0.jpg)\n"
+    )
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    done = shard(tmp_path / "faces", tmp_path / "out", "--max-rejected", "2%")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == "set aside: 2 not a JPEG or PNG (id0/0.jpg)"
+    again = shard(tmp_path / "faces", tmp_path / "out")
+    assert (again.returncode, again.stdout) == (0, done.stdout)
+    assert "already complete, nothing done" in again.stderr
+
+
 def test_shards_inside_their_source_are_refused(faces: Path) -> None:
     done = shard(faces, faces / "out")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
@@ -132,7 +152,22 @@ def test_runs_killed_at_random_moments_end_in_the_same_bytes(
     assert snapshot(out) == whole
 
 
-def wait_for_more(out: Path, tars: int, run: subprocess.Popen[bytes]) -> None:
+def test_a_requeued_run_beside_one_that_is_killed_makes_the_same_set(
+    faces: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    chance = random.Random(1)
+    for attempt in range(4):
+        out = tmp_path / str(attempt)
+        both = [subprocess.Popen(command(faces, out, "--workers", "1"), stdout=subprocess.DEVNULL) for _ in range(2)]
+        wait_for_more(out, chance.randint(1, 5), both[0])
+        if attempt % 2:
+            both[0].kill()
+        codes = [one.wait() for one in both]
+        assert codes[1] == 0
+        assert snapshot(out) == whole
+
+
+def wait_for_more(out: Path, tars: int, run: subprocess.Popen[Any]) -> None:
     """Until so many more tars are there, or the run is over."""
     there = len(list(out.glob("*.tar")))
     while run.poll() is None and len(list(out.glob("*.tar*"))) < there + tars:
@@ -162,7 +197,7 @@ def living(group: int) -> list[str]:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_ctrl_c_leaves_no_half_file_and_says_how_to_go_on(
+def test_ctrl_c_leaves_no_half_file_and_says_how_to_resume(
     faces: Path, whole: dict[str, bytes], tmp_path: Path, workers: str
 ) -> None:
     out = tmp_path / "out"
@@ -174,7 +209,7 @@ def test_ctrl_c_leaves_no_half_file_and_says_how_to_go_on(
     _, errors = run.communicate()
     if run.returncode:  # else it was over before the signal
         assert run.returncode == 130
-        assert errors == "shard: stopped; run the same command again to go on\n"
+        assert errors == "shard: stopped; run the same command again to resume\n"
         assert not list(out.rglob("*.part"))
     assert shard(faces, out).returncode == 0
     assert snapshot(out) == whole
@@ -205,7 +240,7 @@ def test_a_full_disk_keeps_the_finished_tars(
     tars = {p.name: p.read_bytes() for p in out.glob("*.tar")}
     assert tars
     assert tars.items() <= whole.items()
-    # With room again the same command goes on.
+    # With room again the same command resumes.
     subprocess.run(["mount", "-o", "remount,size=40m", small_disk], check=True)
     assert shard(faces, out, "--workers", workers).returncode == 0
     assert snapshot(out) == whole
@@ -323,6 +358,6 @@ def test_progress_is_served_to_prometheus_while_it_runs(faces: Path, tmp_path: P
     finally:
         running.kill()
         running.wait()
-    assert samples["spherescale_sharding_samples"] == 20_000
+    assert samples["spherescale_samples_to_shard"] == 20_000
     assert 1 <= samples["spherescale_sharded_samples_total"] < 20_000
     assert samples["spherescale_sharded_bytes_total"] >= 20_000 * samples["spherescale_sharded_samples_total"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.head.head import HeadOptions, ShardedHead
-from pipeline.head.margins import Margin
+from pipeline.head.margins import MARGINS
 from pipeline.head.rows import initial_rows
 from tests.distributed.dense import dense_loss
 
@@ -17,7 +17,7 @@ def step(dtype: torch.dtype, name: str) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     x = (torch.randn(BATCH, DIM, generator=generator) * 3).cuda().requires_grad_()
     labels = torch.randint(0, CLASSES, (BATCH,), generator=generator).cuda()
-    head = ShardedHead(CLASSES, DIM, Margin(name, 4), seed=2, options=HeadOptions(dtype=dtype, block=512)).cuda()
+    head = ShardedHead(CLASSES, DIM, MARGINS.parse(name), seed=2, options=HeadOptions(dtype=dtype, block=512)).cuda()
     loss = head(x, labels, 5.0).loss
     loss.backward()
     assert x.grad is not None and head.weight_SD.grad is not None
@@ -30,7 +30,7 @@ def test_cuda_equals_dense_float64(name: str, dtype: torch.dtype, tolerance: flo
     got = step(dtype, name)  # torch's default for float32 products on CUDA is float32, not TF32
     x = got["x"].detach().cpu().double().requires_grad_()
     rows = initial_rows(range(CLASSES), DIM, 2).double().requires_grad_()
-    loss = dense_loss(x, rows, got["labels"].cpu(), Margin(name, 4), 5.0)
+    loss = dense_loss(x, rows, got["labels"].cpu(), MARGINS.parse(name), 5.0)
     loss.backward()
     torch.testing.assert_close(got["loss"].cpu().double(), loss.detach(), rtol=tolerance, atol=0)
     for key, want in (("x_grad", x.grad), ("w_grad", rows.grad)):

@@ -1,12 +1,14 @@
 """Tables of named choices: one class brings a name, its keys, its defaults and its faults."""
 
 import json
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import pytest
 from pydantic import Field, ValidationError
 
-from pipeline.section import Choices, NamedSection, Section, faults
+from pipeline.section import Choices, NamedSection, Section, faults, import_modules
 
 
 class Shape(NamedSection):
@@ -67,6 +69,27 @@ def test_faults_lie_where_they_are() -> None:
 def test_an_unknown_name_is_refused_with_those_that_there_are(value: object) -> None:
     with pytest.raises(ValueError, match="wanted one of circle, disc, polygon"):
         SHAPES.parse(value)
+
+
+def test_a_table_with_a_default_needs_no_name() -> None:
+    shapes: Choices[Shape] = Choices("shape", default="polygon")
+    shapes.add("polygon")(Polygon)
+    shapes.add("circle")(Circle)
+    assert shapes.parse({"corners": [1]}) == Polygon(name="polygon", corners=(1,))
+    assert shapes.parse({"name": "circle", "radius": 2.0}) == Circle(name="circle", radius=2.0)
+    with pytest.raises(ValueError, match="wanted one of polygon, circle"):
+        shapes.parse({"name": None})
+
+
+def test_every_module_of_a_package_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "toy_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("found = []\n")
+    for name in ("one", "two"):
+        (package / f"{name}.py").write_text(f"import toy_package\ntoy_package.found.append({name!r})\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import_modules("toy_package", [str(package)])
+    assert sorted(sys.modules["toy_package"].found) == ["one", "two"]
 
 
 def test_a_name_belongs_to_one_class() -> None:

@@ -1,9 +1,9 @@
 "use strict";
-// Drawing: lines and stacks as SVG, heatmaps on a canvas, numbers as text. Knows nothing of Prometheus.
-// A series is {name, points: [[unix seconds, value], ...]}, rising; values that are not finite are left out before.
+// Drawing: lines and stacks as SVG, heatmaps on a canvas, numbers as text. Independent of Prometheus.
+// A series is {name, points: [[unix seconds, value], ...]}, by time; the values are finite.
 
 const COLOURS = 8, MARGIN = { left: 52, right: 8, top: 6, bottom: 18 };
-const DIGIT = 6.5; // as wide as a character of an axis is, at the most
+const DIGIT = 6.5; // the width in pixels of the widest character of an axis
 
 function element(name, attributes = {}, ...children) {
   const svg = ["svg", "path", "line", "text", "g"].includes(name);
@@ -15,7 +15,7 @@ function element(name, attributes = {}, ...children) {
 
 const style = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-// --- numbers as a person reads them ---
+// --- numbers as text ---
 
 function number(value, unit = "", digits = 3) {
   if (!Number.isFinite(value)) return String(value);
@@ -47,7 +47,7 @@ function duration(seconds, digits) {
   return size < 172800 ? `${significant(seconds / 3600, digits)} h` : `${significant(seconds / 86400, digits)} d`;
 }
 
-// The marks of an axis, with as many digits as it takes to tell them apart.
+// The labels of the marks of an axis, with as many digits as make them distinct.
 function labels(marks, unit) {
   for (let digits = 3; ; digits += 1) {
     const texts = marks.map(mark => number(mark, unit, digits));
@@ -75,7 +75,7 @@ function decades(low, high) {
   return Array.from({ length: Math.ceil((last - first) / every) + 1 }, (_, i) => 10 ** (first + i * every));
 }
 
-// What marks are round in: KiB, MiB, … for bytes; minutes, hours, days for seconds.
+// The unit in which marks are round numbers: KiB, MiB, … for bytes; minutes, hours, days for seconds.
 function roundIn(unit, high) {
   if (unit === "bytes" && high >= 1024) return 1024 ** Math.floor(Math.log2(high) / 10);
   return unit === "seconds" ? [86400, 3600, 60].find(size => high >= 2 * size) ?? 1 : 1;
@@ -84,17 +84,17 @@ function roundIn(unit, high) {
 const least = values => values.reduce((a, b) => Math.min(a, b), Infinity); // Math.min(...) fails on 100,000 of them
 const most = values => values.reduce((a, b) => Math.max(a, b), -Infinity);
 
-// Where values come to lie: {marks, at}, `at` giving 0 for the lowest mark and 1 for the highest.
+// The scale of some values: {marks, at}; at(value) is 0 at the lowest mark and 1 at the highest.
 function scale(values, logarithmic, unit) {
   let low = least(values), high = most(values);
   if (logarithmic && low > 0) {
     const marks = decades(low, high), [a, b] = [marks[0], marks.at(-1)].map(Math.log10);
     return { marks, at: value => (Math.log10(value) - a) / (b - a) };
   }
-  if (low >= 0 && low < 0.6 * high) low = 0; // near enough for 0 to be worth its room
-  if (high - low < 1e-9 * Math.max(Math.abs(high), 1e-9)) { // a flat line lies in the middle, or on 0
+  if (low >= 0 && low < 0.6 * high) low = 0; // 0 is close enough to be shown too
+  if (high - low < 1e-9 * Math.max(Math.abs(high), 1e-9)) { // a flat line is drawn in the middle, or at 0
     const about = Math.abs(high) / 2 || 1;
-    const top = unit === "share" && high <= 1 ? 1 : Infinity; // a share of more than all would be nonsense
+    const top = unit === "share" && high <= 1 ? 1 : Infinity; // a share is at most 1
     [low, high] = [high === 0 ? 0 : low - about, Math.min(high + about, top)];
   }
   const size = roundIn(unit, high), marks = ticks(low / size, high / size).map(mark => mark * size);
@@ -104,7 +104,7 @@ function scale(values, logarithmic, unit) {
 
 // --- lines and stacks ---
 
-const colourOf = i => i < COLOURS ? `var(--c${i})` : "var(--axis)"; // the eye tells no more than so many apart
+const colourOf = i => i < COLOURS ? `var(--c${i})` : "var(--axis)"; // more colours could not be told apart
 
 function drawLines(plot, panel, series, domain) {
   const { clientWidth: width, clientHeight: height } = plot;
@@ -117,7 +117,7 @@ function drawLines(plot, panel, series, domain) {
   const y = value => height - MARGIN.bottom - at(value) * (height - MARGIN.top - MARGIN.bottom);
   const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": panel.title });
   drawAxes(svg, marks, texts, x, y, height, domain);
-  for (const [i, one] of [...series.entries()].reverse()) { // the first lie on top
+  for (const [i, one] of [...series.entries()].reverse()) { // the first is drawn on top
     const colour = colourOf(i);
     const edge = stacked ? stacked[i].map(([t, , top]) => [t, top]) : one.points;
     if (stacked) {
@@ -143,7 +143,7 @@ function drawAxes(svg, marks, texts, x, y, height, domain) {
   }
 }
 
-// A gap of more than three usual distances breaks the line: nothing was told then.
+// A gap of more than three usual distances breaks the line: there were no scrapes then.
 function path(points, x, y) {
   const usual = least(points.slice(1).map((p, i) => Math.abs(p[0] - points[i][0])));
   return points.map(([t, value], i) => {
@@ -152,7 +152,7 @@ function path(points, x, y) {
   }).join("");
 }
 
-// Of each series [time, bottom, top], each on top of the ones before; what is missing counts as 0.
+// Of each series [time, bottom, top], each on top of the ones before; missing values count as 0.
 function stack(series) {
   const times = [...new Set(series.flatMap(s => s.points.map(p => p[0])))].sort((a, b) => a - b);
   const tops = new Map(times.map(t => [t, 0]));
@@ -190,7 +190,7 @@ function tip(plot, x, lines) {
   box.style.top = "8px";
 }
 
-// --- heatmaps: a row a series, so that a thousand ranks fit and one that differs shows ---
+// --- heatmaps: one row per series, so that a thousand ranks fit and one that differs stands out ---
 
 function drawHeatmap(plot, panel, series, domain) {
   const { clientWidth: width, clientHeight: height } = plot, sharp = window.devicePixelRatio || 1;

@@ -6,7 +6,7 @@ concatenating its original face features and its horizontally flipped features",
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
 
 from pipeline.evaluation.protocols.pairs import Pairs, frames_of
 from pipeline.evaluation.scoring.verification import FloatArray, IntArray
-from pipeline.reading.dali import Decoder, EncodedBatch
 
 
 def embed(backbone: nn.Module, batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -39,39 +37,6 @@ def embed(backbone: nn.Module, batches: Iterable[torch.Tensor]) -> Iterator[torc
             yield features.float().cpu()
 
 
-def embed_files(
-    backbone: nn.Module, folder: Path, paths: Sequence[str], decoder: Decoder, progress: bool = False
-) -> Iterator[NDArray[np.float32]]:
-    """Features `[B, 2D]` of the image files `paths` below `folder`, in order, a decoder's batch at a time.
-
-    Raises ValueError naming the file when one cannot be read or decoded at the decoder's size, or when its features
-    have no direction: a rate must not silently leave out a pair.
-    """
-    done = 0
-    with tqdm(total=len(paths), unit=" images", smoothing=0.1, disable=None if progress else True) as bar:
-        for batch in embed(backbone, _decoded(folder, paths, decoder)):
-            features = batch.numpy()
-            norms = np.linalg.norm(features, axis=1)
-            broken = np.flatnonzero(~((norms > 0) & np.isfinite(norms)))
-            if len(broken):
-                raise ValueError(
-                    f"{folder / paths[done + broken[0]]}: got features of norm {norms[broken[0]]},"
-                    " wanted finite and above 0: the weights are broken"
-                )
-            bar.update(len(features))
-            done += len(features)
-            yield features
-
-
-def embed_pairs(
-    backbone: nn.Module, folder: Path, pairs: Pairs, decoder: Decoder, progress: bool = False
-) -> FloatArray:
-    """Features `[N, 2D]` of ``pairs.paths``, a folder of images (a video's frames) being the mean over its images."""
-    files, counts = files_of(folder, pairs)
-    every = np.concatenate(list(embed_files(backbone, folder, files, decoder, progress)))
-    return means_of_runs(every, counts)
-
-
 def files_of(folder: Path, pairs: Pairs) -> tuple[list[str], IntArray]:
     """The image files `[F]` behind ``pairs.paths``, in order, and how many `[N]` of them each path stands for."""
     frames = [frames_of(folder, path) for path in pairs.paths]
@@ -82,30 +47,6 @@ def means_of_runs(rows_FD: NDArray[Any], counts: IntArray) -> FloatArray:
     """The mean `[N, D]` of each run of ``counts[i]`` consecutive rows, in float64."""
     starts = np.cumsum(counts) - counts
     return np.asarray(np.add.reduceat(rows_FD.astype(np.float64), starts, axis=0) / counts[:, None])
-
-
-def _decoded(folder: Path, paths: Sequence[str], decoder: Decoder) -> Iterator[torch.Tensor]:
-    _, height, width = decoder.shape
-    start = 0
-    for batch in decoder.decode(_encoded(folder, paths, decoder.batch_size)):
-        if batch.bad:
-            raise ValueError(
-                f"{folder / paths[start + batch.bad[0]]}: cannot be decoded, wanted an image"
-                f" {height} high and {width} wide"
-            )
-        start += len(batch.images)
-        yield batch.images
-
-
-def _encoded(folder: Path, paths: Sequence[str], batch_size: int) -> Iterator[EncodedBatch]:
-    for start in range(0, len(paths), batch_size):
-        images: list[NDArray[Any]] = []
-        for path in paths[start : start + batch_size]:
-            try:
-                images.append(np.fromfile(folder / path, np.uint8))
-            except OSError as error:
-                raise ValueError(f"{folder / path}: cannot be read: {error.strerror}") from None
-        yield EncodedBatch(images, np.zeros(len(images), bool))
 
 
 @contextmanager

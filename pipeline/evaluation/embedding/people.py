@@ -1,28 +1,23 @@
-"""A set of people, in shards or in identity folders: who there is, their images, and the centre of their features."""
+"""A set of people, in shards or in identity folders: their names, their images, and the centre of their features."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from pipeline.evaluation.embedding.embed import embed
+from pipeline.evaluation.embedding.source import How, ImageList, Source, shown
 from pipeline.evaluation.protocols.pairs import list_images
-from pipeline.evaluation.scoring.verification import BoolArray, IntArray
-from pipeline.reading.dali import Decoder, EncodedBatch
+from pipeline.evaluation.scoring.verification import IntArray
+from pipeline.reading.images import Images, read_image
 from pipeline.reading.tars import ShardSet
 from pipeline.shards.views import read_identities
-
-Images = list[NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -31,18 +26,26 @@ class People:
 
     Attributes:
         names: of the people.
-        label: `[N]` whose each image is, a position in `names`.
+        label: `[N]` the person on each image, a position in `names`.
         read: positions of images to their encoded bytes.
         digest: of names and images; equal digests mean the same set.
+        paths: of the images below their folder; empty for shards, whose images have none.
     """
 
     names: list[str]
     label: IntArray
     read: Callable[[Sequence[int]], Images]
     digest: str
+    paths: Sequence[str] = ()
+
+    @property
+    def images(self) -> ImageList:
+        """All images; those of shards are named by their number."""
+        names = self.paths or [f"{i:08d}" for i in range(len(self.label))]
+        return ImageList(names, lambda part: self.read(range(part.start, part.stop)), self.digest)
 
     def of(self, person: int, count: int) -> Images:
-        """The first `count` images of a person, encoded; fewer where there are not so many."""
+        """The first `count` images of a person, encoded; fewer if there are not so many."""
         return self.read(np.flatnonzero(self.label == person)[:count].tolist())
 
 
@@ -67,46 +70,27 @@ def _in_folders(folder: Path) -> People:
     return People(
         names.tolist(),
         labels.astype(np.int64),
-        lambda positions: [np.fromfile(folder / paths[i], np.uint8) for i in positions],
+        lambda positions: [read_image(folder / paths[i]) for i in positions],
         digest.hexdigest(),
+        paths,
     )
 
 
-def centres(
-    backbone: nn.Module, people: People, decoder: Decoder, progress: str | None = None
-) -> tuple[NDArray[np.float32], int]:
-    """The mean direction `[C, 2D]` of each person's features, of length 1, and how many images could not be decoded.
+def centres(source: Source, people: People, how: How, progress: str | None = None) -> tuple[NDArray[np.float32], int]:
+    """The mean direction `[C, W]` of each person's features, of length 1, and how many images gave no features.
 
-    A person without an image that can be decoded has a row of zeros. `progress` names the bar; None: no bar.
+    A person without an image that gives features has a row of zeros. `progress` names the bar; None: no bar.
     """
     sums_CD: torch.Tensor | None = None
-    undecodable = 0
-    with tqdm(total=len(people.label), unit=" images", desc=progress, disable=None if progress else True) as bar:
-        for features_BD, label_B, good_B in _features(backbone, people, decoder):
-            if sums_CD is None:
-                sums_CD = torch.zeros(len(people.names), features_BD.shape[1])
-            unit_BD = F.normalize(features_BD[torch.from_numpy(good_B)], dim=1)
-            sums_CD.index_add_(0, torch.from_numpy(label_B[good_B]), unit_BD)
-            undecodable += int(np.sum(~good_B))
-            bar.update(len(label_B))
+    done = without = 0
+    for rows_BD in shown(source, people.images, how, progress):
+        if sums_CD is None:
+            sums_CD = torch.zeros(len(people.names), rows_BD.shape[1])
+        label_B = people.label[done : done + len(rows_BD)]
+        good_B = np.isfinite(rows_BD[:, 0])
+        unit_BD = F.normalize(torch.from_numpy(rows_BD[good_B]), dim=1)
+        sums_CD.index_add_(0, torch.from_numpy(label_B[good_B]), unit_BD)
+        without += int(np.sum(~good_B))
+        done += len(rows_BD)
     assert sums_CD is not None, "people without images are not made"
-    return F.normalize(sums_CD, dim=1).numpy(), undecodable
-
-
-def _features(
-    backbone: nn.Module, people: People, decoder: Decoder
-) -> Iterator[tuple[torch.Tensor, IntArray, BoolArray]]:
-    """Of each batch of images: features `[B, 2D]`, labels `[B]`, and which of them were decoded `[B]`."""
-    count, size = len(people.label), decoder.batch_size
-    parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
-    encoded = (EncodedBatch(people.read(part), np.zeros(len(part), bool)) for part in parts)
-    good = np.ones(size, bool)
-
-    def pixels() -> Iterator[torch.Tensor]:
-        for batch in decoder.decode(encoded):
-            good[:] = True
-            good[list(batch.bad)] = False
-            yield batch.images
-
-    for part, features in zip(parts, embed(backbone, pixels()), strict=True):
-        yield features, people.label[part.start : part.stop], good[: len(part)].copy()
+    return F.normalize(sums_CD, dim=1).numpy(), without

@@ -11,11 +11,12 @@ from typing import Literal
 import torch
 from torch import nn
 
-from pipeline.backbones import build_backbone
+from pipeline.evaluation.embedding.source import Network
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
 from pipeline.run.best import read_best
 from pipeline.run.checkpoint import complete_steps, load_backbone
+from pipeline.run.folder import RunFolder
 from pipeline.shards.manifest import Manifest
 
 
@@ -36,8 +37,13 @@ class TrainedBackbone:
     image_size: tuple[int, int]
     weights_sha256: str
 
+    @property
+    def source(self) -> Network:
+        """The backbone as a source of features."""
+        return Network(self.name, self.weights_sha256, self.step, self.module, self.image_size)
 
-# A checkpoint as it is asked for: after so many steps, the newest (None), or the one that RUN/best.json names.
+
+# A checkpoint: after so many steps, the newest (None), or the one that RUN/best.json names.
 Step = int | None | Literal["best"]
 
 
@@ -46,11 +52,11 @@ def load_trained(run: Path, step: Step) -> TrainedBackbone:
 
     Raises ValueError naming what is missing or does not fit.
     """
-    recipe = load_recipe(run / "recipe.yaml")
+    recipe = load_recipe(RunFolder(run).recipe)
     size = _image_size(run, recipe)
     number = _number_of(run, step)
     weights = load_backbone(run, number)
-    module = build_backbone(recipe.backbone.name, recipe.backbone.embedding_dim, size)
+    module = recipe.backbone.build(size)
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
@@ -67,14 +73,14 @@ def load_trained(run: Path, step: Step) -> TrainedBackbone:
 
 
 def _number_of(run: Path, step: Step) -> int:
-    """Which step is meant, settled before anything is loaded: a live run may save another meanwhile."""
+    """The number of the step, decided before anything is loaded: a run in training may save another meanwhile."""
     if step is None:
         return max(complete_steps(run), default=0)
     if step != "best":
         return step
     best = read_best(run)
     if best is None:
-        raise ValueError(f"{run}: step: got 'best' without {run / 'best.json'}, wanted a recipe with evaluation.sets")
+        raise ValueError(f"{run}: step: got 'best' without {RunFolder(run).best}, wanted a recipe with evaluation.sets")
     return best.step
 
 
@@ -89,8 +95,8 @@ def digest_of(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def _image_size(run: Path, recipe: Recipe) -> tuple[int, int]:
-    """Height and width, as the run recorded them or, failing that, as its shards say."""
-    facts = run / "run.json"
+    """Height and width, from the run's record or, in its absence, from its shards."""
+    facts = RunFolder(run).facts
     if facts.is_file():
         size = json.loads(facts.read_text()).get("image_size")
         if size:

@@ -1,1 +1,1 @@
-"""Who is compared with whom: the published protocols, read from their files and checked."""
+"""Protocols: files that list the images to compare, read and checked."""

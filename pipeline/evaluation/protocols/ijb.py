@@ -3,10 +3,6 @@
 Whitelam et al., "IARPA Janus Benchmark-B", CVPRW 2017; Maze et al., "IARPA Janus Benchmark C", ICB 2018. Files are
 those that InsightFace distributes for both sets: ``*_face_tid_mid.txt`` (image, template, media),
 ``*_template_pair_label.txt`` (template, template, 1 or 0) and ``*_1N_*.csv`` (TEMPLATE_ID, SUBJECT_ID, ...).
-
-A template's feature is the sum over its media of the mean feature of each medium's images, so that a long video
-weighs as much as one photograph. Features are not normalised before: their norm is the weight that the network gives
-an image.
 """
 
 from __future__ import annotations
@@ -18,22 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.results import Rate, TarAtFar, TpirAtFpir
-from pipeline.evaluation.scoring.bootstrap import identity_bootstrap, trial_bootstrap
-from pipeline.evaluation.scoring.identification import cmc, false_alarm_barrier, mate_ranks, mate_scores
-from pipeline.evaluation.scoring.search import blocks_of, nearest
-from pipeline.evaluation.scoring.verification import (
-    BoolArray,
-    FloatArray,
-    IntArray,
-    ScoredPairs,
-    attained_tar,
-    cosine_scores,
-    roc,
-    tar_at_far,
-)
-
-RANKS = (1, 5, 10)
+from pipeline.evaluation.scoring.verification import BoolArray, IntArray
 
 
 @dataclass(frozen=True)
@@ -43,22 +24,6 @@ class Media:
     names: NDArray[np.str_]
     template: IntArray
     medium: IntArray
-
-
-@dataclass(frozen=True)
-class Templates:
-    """`T` templates with their features `[T, D]`; `ids` rise."""
-
-    ids: IntArray
-    features_TD: FloatArray
-
-    def rows(self, ids: IntArray) -> IntArray:
-        """The rows of templates by id; raises ValueError naming the first id that has no images."""
-        places = np.searchsorted(self.ids, ids).clip(max=len(self.ids) - 1)
-        absent = np.flatnonzero(self.ids[places] != ids)
-        if len(absent):
-            raise ValueError(f"template {ids[absent[0]]}: got no images (and {len(absent) - 1} more), wanted some")
-        return places
 
 
 def read_media(file: Path) -> Media:
@@ -82,92 +47,6 @@ def read_subjects(file: Path) -> tuple[IntArray, IntArray]:
     )
     ids, first = np.unique(columns[:, 0], return_index=True)
     return ids, columns[first, 1]
-
-
-def fuse(features_MD: NDArray[Any], media: Media) -> Templates:
-    """Templates from the features of every mention, media averaged within and summed across."""
-    order = np.lexsort((media.medium, media.template))
-    template, medium = media.template[order], media.medium[order]
-    starts = np.flatnonzero(np.r_[True, (template[1:] != template[:-1]) | (medium[1:] != medium[:-1])])
-    counts = np.diff(np.r_[starts, len(order)])
-    means = np.add.reduceat(features_MD[order].astype(np.float64), starts, axis=0) / counts[:, None]
-    ids, first = np.unique(template[starts], return_index=True)
-    return Templates(ids, np.add.reduceat(means, first, axis=0))
-
-
-def verify_templates(
-    templates: Templates,
-    pairs: tuple[IntArray, IntArray, BoolArray],
-    subject_of: dict[int, int],
-    fars: tuple[float, ...],
-    resamples: int,
-    seed: int = 0,
-) -> tuple[TarAtFar, ...]:
-    """1:1 TAR at each FAR with intervals over subjects; a template without a known subject is one of its own.
-
-    Raises ValueError when the different pairs cannot resolve one of `fars`.
-    """
-    a, b, same = pairs
-    scores = cosine_scores(templates.features_TD, templates.rows(a), templates.rows(b))
-    # Ids of subjects and of templates must not meet: unknown subjects take negative numbers.
-    label = {int(template): subject_of.get(int(template), -1 - int(template)) for template in templates.ids}
-    people = np.unique([label[int(template)] for template in templates.ids], return_inverse=True)[1]
-    scored = ScoredPairs.of(
-        scores,
-        same,
-        np.zeros(len(scores)),
-        identity_a=people[templates.rows(a)],
-        identity_b=people[templates.rows(b)],
-    )
-    values = [tar_at_far(roc(scored), far) for far in fars]
-
-    def statistics(drawn: ScoredPairs) -> FloatArray:
-        curve = roc(drawn)
-        return np.array([attained_tar(curve, far) for far in fars])
-
-    intervals = identity_bootstrap(scored, statistics, resamples, seed)
-    return tuple(
-        TarAtFar(far=far, tar=Rate(value=value, low=float(low), high=float(high)))
-        for far, value, (low, high) in zip(fars, values, intervals, strict=True)
-    )
-
-
-def search_templates(
-    templates: Templates,
-    gallery: tuple[IntArray, IntArray],
-    probes: tuple[IntArray, IntArray],
-    fpirs: tuple[float, ...],
-    resamples: int,
-    seed: int = 0,
-) -> tuple[tuple[Rate, ...], tuple[TpirAtFpir, ...]]:
-    """1:N: the rates of `RANKS` over mated probes, and TPIR at each FPIR over all, with intervals over subjects.
-
-    `gallery` and `probes` are template ids with their subjects. Thresholds are held while subjects are resampled.
-    Raises ValueError when the probes without a mate cannot resolve one of `fpirs`.
-    """
-    gallery_subject, probe_subject = gallery[1], probes[1]
-    found = nearest(
-        templates.features_TD[templates.rows(probes[0])],
-        blocks_of(templates.features_TD[templates.rows(gallery[0])]),
-        max(RANKS),
-    )
-    mated = np.isin(probe_subject, gallery_subject)
-    barriers = [false_alarm_barrier(found, mated, fpir) for fpir in fpirs]
-    ranks = mate_ranks(found, probe_subject, gallery_subject)[mated]
-    scores = mate_scores(found, probe_subject, gallery_subject)[mated]
-
-    def rates(weight: FloatArray) -> FloatArray:
-        closed = cmc(ranks, max(RANKS), weight)[np.array(RANKS) - 1]
-        hits = [np.average((ranks == 1) & (scores > barrier), weights=weight) for barrier in barriers]
-        return np.array([*closed, *hits])
-
-    intervals = trial_bootstrap(probe_subject[mated], rates, resamples, seed)
-    every = [
-        Rate(value=float(value), low=float(low), high=float(high))
-        for value, (low, high) in zip(rates(np.ones(int(mated.sum()))), intervals, strict=True)
-    ]
-    tpirs = zip(fpirs, every[len(RANKS) :], strict=True)
-    return tuple(every[: len(RANKS)]), tuple(TpirAtFpir(fpir=fpir, tpir=rate) for fpir, rate in tpirs)
 
 
 def _load(file: Path, wanted: str, ncols: int, **options: Any) -> NDArray[Any]:

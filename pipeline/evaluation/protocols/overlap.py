@@ -1,7 +1,7 @@
-"""People who are in the training and in the test set: candidates by similarity, and what somebody decided of each.
+"""People who are in the training and in the test set: candidates by similarity, and the decision on each.
 
 A decision file is tab-separated with the header ``train_person  test_person  similarity  decision``; a decision is
-``same``, ``different`` or, until somebody has looked, empty.
+``same``, ``different`` or, while it is open, empty.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NEAREST = 5  # training people looked at for each test person: one may be there 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A training and a test person who may be one: cosine of their centres, and what was decided."""
+    """A training and a test person who may be the same: cosine of their centres, and the decision."""
 
     train: str
     test: str
@@ -40,9 +40,10 @@ def find_candidates(
     above: float,
     device: Any = "cpu",
 ) -> list[Candidate]:
-    """Pairs whose centres' cosine exceeds `above`, among the `NEAREST` training people of each test person, falling.
+    """Pairs whose centres' cosine exceeds `above`, the highest first.
 
-    People without a centre (a row of zeros) are nobody's candidate.
+    Looks at the `NEAREST` training people of each test person. People without a centre (a row of zeros) are never
+    candidates.
     """
     train, test = np.flatnonzero(train_CD.any(1)), np.flatnonzero(test_CD.any(1))
     if not len(train) or not len(test):
@@ -58,7 +59,7 @@ def find_candidates(
 
 
 def merge(found: Iterable[Candidate], decided: Iterable[Candidate]) -> list[Candidate]:
-    """What was found, with the earlier decisions; decisions on other pairs are kept, all by falling similarity."""
+    """The candidates, with the earlier decisions; decisions on other pairs are kept. By falling similarity."""
     earlier = {(pair.train, pair.test): pair for pair in decided if pair.decision != OPEN}
     now = {(pair.train, pair.test): pair for pair in found}
     both = {key: replace(pair, decision=earlier[key].decision) if key in earlier else pair for key, pair in now.items()}
@@ -102,5 +103,5 @@ def _pair(line: str, where: str) -> Candidate:
 
 
 def excluded_people(file: Path) -> frozenset[str]:
-    """The test people whom a decision file says to be training people as well. Raises as `read_decisions`."""
+    """The test people that a decision file marks as training people as well. Raises as `read_decisions`."""
     return frozenset(pair.test for pair in read_decisions(file) if pair.decision == SAME)

@@ -57,12 +57,18 @@ class Pairs:
         return int(np.sum(~self.same))
 
     def without(self, people: Collection[str], source: str) -> Pairs:
-        """The pairs that show none of `people`, who are named as their images' folders.
+        """The pairs that show none of `people`, each named as the folder of the images.
 
         Raises ValueError, naming `source`, when a fold is left without pairs of either kind.
         """
-        gone = np.array([_identity(path) in people for path in self.paths], bool)
-        keep = ~(gone[self.a] | gone[self.b])
+        return self.among(np.array([_identity(path) not in people for path in self.paths], bool), source)
+
+    def among(self, wanted: BoolArray, source: str) -> Pairs:
+        """The pairs of two images that are `wanted` `[N]`.
+
+        Raises ValueError, naming `source`, when a fold is left without pairs of either kind.
+        """
+        keep = wanted[self.a] & wanted[self.b]
         rest = f"{source}, {np.sum(keep)} of {len(keep)} pairs left"
         _check_folds(self.folds, self.fold[keep], self.same[keep], rest)
         kept = np.unique(np.concatenate([self.a[keep], self.b[keep]]))
@@ -127,7 +133,7 @@ def require_images(paths: tuple[str, ...], images: Path, source: str) -> None:
 
 
 def frames_of(images: Path, path: str) -> list[str]:
-    """The image files, relative to `images`, that `path` stands for: itself, or a folder's; empty where absent."""
+    """The image files, relative to `images`, that `path` stands for: itself, or those of a folder; empty if absent."""
     place = images / path
     if place.is_dir():
         return sorted(f"{path}/{file.name}" for file in place.iterdir() if file.suffix.lower() in SUFFIXES)

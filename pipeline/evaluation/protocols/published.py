@@ -16,6 +16,7 @@ from itertools import combinations, islice
 from pathlib import Path
 
 from pipeline.evaluation.protocols.pairs import COLUMNS, SUFFIXES, Row
+from pipeline.files import write_file
 
 
 def lfw_rows(file: Path, suffix: str = ".jpg") -> list[Row]:
@@ -116,6 +117,9 @@ def _strangers(people: list[list[str]], count: int, generator: random.Random, im
 
 
 def write_rows(rows: list[Row], file: Path) -> None:
-    """Write a pairs file that `pairs.read_pairs` reads."""
+    """Write a pairs file that `pairs.read_pairs` reads, whole or not at all.
+
+    Raises NotWrittenError naming the file, for a full disk.
+    """
     lines = ["\t".join(COLUMNS), *(f"{row.fold}\t{row.path_a}\t{row.path_b}\t{int(row.same)}" for row in rows)]
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_file(file, ("\n".join(lines) + "\n").encode())

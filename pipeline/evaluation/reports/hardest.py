@@ -1,4 +1,4 @@
-"""The pairs that a model gets most wrong, as pictures for the report."""
+"""The pairs that a model judges worst, as pictures for the report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HARDEST = 8  # pairs of each kind that are shown
 
 @dataclass(frozen=True)
 class Tile:
-    """One hard pair: both faces (data URIs, empty where an image is gone), scores by model, right or wrong."""
+    """One hard pair: both faces (data URIs, empty if an image is gone), scores by model, right or wrong."""
 
     faces: tuple[str, str]
     names: tuple[str, str]

@@ -1,4 +1,4 @@
-"""The page on which somebody decides which training and test people are one: pictures side by side, a file to save."""
+"""The page to decide on: candidate pairs of a training and a test person, side by side, and a file to save."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Row:
 def write_page(out: Path, pairs: Sequence[Candidate], train: People, test: People, facts: dict[str, str]) -> None:
     """Write the page to `out`: it holds its pictures and its style, and saves ``decisions.tsv`` by itself.
 
-    People whom a set does not have (any more) are shown without pictures.
+    People that a set does not have (any more) are shown without pictures.
     """
     places = [{name: place for place, name in enumerate(people.names)} for people in (train, test)]
     rows = [

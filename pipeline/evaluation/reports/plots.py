@@ -85,6 +85,16 @@ def roc_plot(curves: Mapping[str, Roc], grid: FloatArray, bands: Mapping[str, Fl
     return _svg(figure, axes, "ROC, 95% intervals shaded")
 
 
+def template_roc_plot(curves: Mapping[str, FloatArray]) -> str:
+    """The 1:1 ROC of templates: for each model `[2, n]`, FAR and TAR."""
+    figure, axes = _figure(4.6, 3.4)
+    for (name, (far, tar)), color in zip(curves.items(), _colors(len(curves)), strict=True):
+        axes.step(far, tar, where="post", color=color, label=name)
+    axes.set(xscale="log", ylim=(0, 1.01), xlabel="false accept rate", ylabel="true accept rate")
+    axes.legend(loc="best", fontsize=8)
+    return _svg(figure, axes, "ROC of templates")
+
+
 def det_plot(curves: Mapping[str, Roc], grid: FloatArray, bands: Mapping[str, FloatArray]) -> str:
     """Detection error trade-off: false reject rate against false accept rate, both logarithmic; `bands` as in a ROC."""
     figure, axes = _figure(4.6, 3.4)
@@ -110,7 +120,7 @@ def det_plot(curves: Mapping[str, Roc], grid: FloatArray, bands: Mapping[str, Fl
 
 
 def cmc_plot(curves: Mapping[str, FloatArray]) -> str:
-    """Share of searches whose mate has at most a rank: for each model `[R, 3]`, value, low and high of the interval."""
+    """Share of searches with a mate of at most a rank: for each model `[R, 3]`, value, low and high of the interval."""
     figure, axes = _figure(4.6, 3.4)
     for (name, curve), color in zip(curves.items(), _colors(len(curves)), strict=True):
         ranks = np.arange(1, len(curve) + 1)
@@ -199,7 +209,7 @@ def fold_plot(accuracies: Mapping[str, Sequence[float]]) -> str:
 
 
 def study_plot(here: Mapping[str, Sequence[float] | None], published: Mapping[str, float | None]) -> str:
-    """Accuracy of each arm: ours left, published right, where any is, on an axis of its own.
+    """Accuracy of each arm: ours left, published (if any) right, on an axis of its own.
 
     Ours is mean, low, high and then each seed's accuracy, drawn as a bar from low to high with the seeds beside it.
     """
@@ -226,7 +236,7 @@ def study_plot(here: Mapping[str, Sequence[float] | None], published: Mapping[st
 
 
 def running_median(values: FloatArray, width: int = 15) -> FloatArray | None:
-    """Median over a window of `width` around each point, or None where there are too few points to smooth."""
+    """Median over a window of `width` around each point, or None if there are too few points to smooth."""
     if len(values) < 4 * width:
         return None
     half = width // 2

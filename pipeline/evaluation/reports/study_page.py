@@ -1,7 +1,7 @@
 """A study's tables, as Markdown and as one self-contained HTML page with plots, in the layout of the paper's.
 
-A column is an arm and a row an evaluation set: the published accuracy, what was reached here with its interval, and
-how much that is above the first column, on the same people and seeds.
+A column is an arm and a row an evaluation set: the published accuracy, the accuracy here with its interval, and
+its difference to the first column, on the same people and seeds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Samples = Mapping[tuple[str, int], Sample]
 
 @dataclass(frozen=True)
 class Column:
-    """What one arm reached on one set; None is what is not there.
+    """What one arm reached on one set; None means missing.
 
     Attributes:
         published: accuracy between 0 and 1.
@@ -111,7 +111,7 @@ def rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
 
 NOTE = (
     "Accuracy is the mean over folds, each at the threshold of the others. Intervals are 95% over seeds and people "
-    "together, and over people alone where there is one seed; differences are taken on the same people and seeds."
+    "together, and over people alone for a single seed; differences are taken on the same people and seeds."
 )
 
 
@@ -141,7 +141,7 @@ def _plot(comparison: Comparison) -> str:
 
 
 def _rate(rate: Estimate) -> str:
-    # what few seeds leave open may reach beyond what is possible
+    # an interval of few seeds may reach beyond 0 and 1
     return f"{rate.mean:.2%} ({max(rate.low, 0):.1%} to {min(rate.high, 1):.1%})"
 
 

@@ -1,4 +1,4 @@
-"""How features of people lie to each other: angles of images to their own person, and between people. Degrees.
+"""Angles between features, in degrees: of images to the mean of their own person, and between people.
 
 SphereFace's argument (Liu et al., CVPR 2017, section 3.3) is about these: the largest angle within a person ought to be
 smaller than the smallest between people.
@@ -26,14 +26,14 @@ class ClassAngles:
     """Angles of `C` people, in degrees.
 
     An image's angle is to the mean direction of the person's *other* images: its own would pull the mean to it, the
-    more so the fewer there are. Who has one image has none.
+    more so the fewer there are. A person with one image has none.
 
     Attributes:
         names: of the people, by their images' folders.
         images: `[C]` how many each has.
         within: `[C, 3]` `QUANTILES` of the angles of their images; NaN for one image.
         nearest: `[C]` angle from a person's mean to the nearest other person's; NaN for one person alone.
-        neighbour: `[C]` who that is, a position in `names`.
+        neighbour: `[C]` the nearest other person, a position in `names`.
         within_counts, between_counts: `[180]` how many angles of images, and between the means of two people, fall into
             each degree.
     """
@@ -54,7 +54,7 @@ class ClassAngles:
 
 
 def class_angles(features_ND: NDArray[Any], identity: IntArray, paths: Sequence[str]) -> ClassAngles:
-    """The angles of `N` images' features, given whose each is and where it lies."""
+    """The angles of `N` images' features, given the person and the path of each."""
     unit_ND = np.asarray(features_ND, np.float64)
     unit_ND = unit_ND / np.linalg.norm(unit_ND, axis=1, keepdims=True)
     _, first, person = np.unique(identity, return_index=True, return_inverse=True)

@@ -40,7 +40,7 @@ def identity_bootstrap(
 def identity_draws(
     pairs: ScoredPairs, statistics: Callable[[ScoredPairs], FloatArray], resamples: int = 1000, seed: int = 0
 ) -> FloatArray:
-    """`statistics` under each of `B` draws of the identities, `[B, K]`; which are drawn depends on no score.
+    """`statistics` under each of `B` draws of the identities, `[B, K]`; the draws depend on no score.
 
     A draw that leaves fewer than two folds, or no pair of one kind, has no accuracy or no ROC and is drawn
     again. Raises ValueError when such draws crowd out all others.
@@ -117,7 +117,7 @@ def _identities(pairs: ScoredPairs) -> int:
 
 
 def _has_every_kind(pairs: ScoredPairs) -> bool:
-    """Whether accuracy and ROC exist: both kinds, and two folds where the whole set has them."""
+    """Whether accuracy and ROC exist: both kinds, and two folds if the whole set has them."""
     alive = pairs.weight > 0
     folds, wanted = np.unique(pairs.fold[alive]), min(2, len(np.unique(pairs.fold)))
     return bool(len(folds) >= wanted and 0 < np.count_nonzero(pairs.same[alive]) < np.count_nonzero(alive))

@@ -1,6 +1,6 @@
-"""What several seeds say together: means over seeds, with intervals over seeds and people.
+"""Means over several seeds, with intervals over seeds and people.
 
-Two things are there by chance: the seeds that trained, and the people whom the pairs show. The people are resampled,
+Two things vary by chance: the seeds of training, and the people of the pairs. The people are resampled,
 the same for every run, so that two arms are compared on the same people; of the seeds there are too few for that.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.evaluation.scoring.bootstrap import identity_draws
-from pipeline.evaluation.scoring.verification import FloatArray, ScoredPairs, kfold_accuracy
+from pipeline.evaluation.scoring.verification import FloatArray, ScoredPairs, attained_tar, kfold_accuracy, roc
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Estimate:
 
     Attributes:
         values: of each seed, by rising seed.
-        low, high: percentile interval over seeds and people; over people alone where there is one seed.
+        low, high: percentile interval over seeds and people; over people alone for a single seed.
     """
 
     values: tuple[float, ...]
@@ -66,10 +66,10 @@ def estimate(runs: Mapping[int, Sample], confidence: float = 0.95) -> Estimate:
 
 
 def difference(mine: Mapping[int, Sample], base: Mapping[int, Sample], confidence: float = 0.95) -> Estimate | None:
-    """`estimate` of how much one arm is above another, over the seeds that both have; None where there is none.
+    """`estimate` of how much one arm is above another, over the seeds that both have; None if there is none.
 
     The draws give the spread alone, around what was measured: with fewer different people every threshold is worse,
-    which costs two arms unequally and says nothing of their order.
+    which costs two arms unequally and is no evidence of their order.
     """
     common = sorted(mine.keys() & base.keys())
     if not common:
@@ -79,3 +79,34 @@ def difference(mine: Mapping[int, Sample], base: Mapping[int, Sample], confidenc
         value, draws = mine[seed].value - base[seed].value, mine[seed].draws - base[seed].draws
         gains[seed] = Sample(value, draws - draws.mean() + value)
     return estimate(gains, confidence)
+
+
+def paired_differences(
+    mine: ScoredPairs,
+    base: ScoredPairs,
+    fars: tuple[float, ...],
+    resamples: int,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> list[Estimate]:
+    """How much one network is above another on the same pairs: in accuracy, then in TAR at each of `fars`.
+
+    Both are judged under the same draws of the people, so what is hard for both cancels out. The draws give the spread
+    alone, as in `difference`. Raises ValueError when the pairs are not the same.
+    """
+    for name in ("same", "fold", "identity_a", "identity_b"):
+        if not np.array_equal(vars(mine)[name], vars(base)[name]):
+            raise ValueError(f"paired difference: got pairs that differ in {name}, wanted the same pairs")
+
+    def rates(drawn: ScoredPairs) -> FloatArray:
+        curve = roc(drawn)
+        return np.array([kfold_accuracy(drawn).mean, *(attained_tar(curve, far) for far in fars)])
+
+    value_K = rates(mine) - rates(base)
+    draws_BK = identity_draws(mine, rates, resamples, seed) - identity_draws(base, rates, resamples, seed)
+    spread_BK = draws_BK - draws_BK.mean(axis=0) + value_K
+    low_K, high_K = np.percentile(spread_BK, [50 * (1 - confidence), 50 * (1 + confidence)], axis=0)
+    return [
+        Estimate((float(value),), float(low), float(high))
+        for value, low, high in zip(value_K, low_K, high_K, strict=True)
+    ]

@@ -1,4 +1,4 @@
-"""One-to-many identification: who is this, among many. Ranks, CMC, TPIR at FPIR, and distractors by the million.
+"""One-to-many identification: ranks, CMC, TPIR at FPIR, and millions of distractors.
 
 A tie counts against the mate: its rank is one more than the rivals that score at least as high.
 
@@ -22,7 +22,7 @@ UNRANKED = np.iinfo(np.int64).max  # no mate among the neighbours that were kept
 def mate_ranks(found: Neighbours, probe_identity: IntArray, gallery_identity: IntArray) -> IntArray:
     """Rank `[P]` of each probe's best mate: 1 when no row of another identity scores as high.
 
-    Rows of the probe's own identity do not compete with each other. `UNRANKED` where no mate is among the kept
+    Rows of the probe's own identity do not compete with each other. `UNRANKED` if no mate is among the kept
     neighbours, because the gallery holds none or because K others are closer.
     """
     best_P = mate_scores(found, probe_identity, gallery_identity)
@@ -32,7 +32,7 @@ def mate_ranks(found: Neighbours, probe_identity: IntArray, gallery_identity: In
 
 
 def mate_scores(found: Neighbours, probe_identity: IntArray, gallery_identity: IntArray) -> NDArray[np.float32]:
-    """Score `[P]` of each probe's best mate; minus infinity where no mate is among the kept neighbours."""
+    """Score `[P]` of each probe's best mate; minus infinity if no mate is among the kept neighbours."""
     mates_PK = gallery_identity[found.index_PK] == probe_identity[:, None]
     return np.where(mates_PK, found.scores_PK, np.float32(-np.inf)).max(axis=1)
 
@@ -60,7 +60,7 @@ def false_alarm_barrier(found: Neighbours, mated: BoolArray, fpir: float) -> flo
 def mate_trials(features_ND: NDArray[Any], identity: IntArray) -> tuple[FloatArray, IntArray]:
     """Every ordered pair of two images of one person: its cosine `[M]` and the row of the probe `[M]`.
 
-    Raises ValueError when nobody has two images.
+    Raises ValueError when no person has two images.
     """
     unit = features_ND / np.linalg.norm(features_ND, axis=1, keepdims=True)
     scores, probes = [], []

@@ -28,7 +28,7 @@ class Neighbours:
     Attributes:
         scores_PK: the K highest cosines of each probe, falling; K is at most the gallery's size.
         index_PK: the gallery row of each.
-        highest: the highest scores over all probes and rows, falling; as many as were asked for.
+        highest: the highest scores over all probes and rows, falling; as many as `nearest` was given.
         compared: how many pairs were scored, `P` times the gallery's size.
     """
 

@@ -2,7 +2,7 @@
 
 On the CPU, torch's ``@`` goes to MKL, which on AMD processors runs at half of what oneDNN reaches (measured on an EPYC
 with two cores, 512 × 512 × 2048: 215 against 470 GFLOP/s). oneDNN's fp32 product is reached through the operator that
-torch.compile emits for linear layers; where a build has none, ``@`` serves.
+torch.compile emits for linear layers; if a build has none, ``@`` serves.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def exact_product(
 
 
 def gradient_factor(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`values` as a factor of `gradient_product`: rounded to bfloat16 where that is asked for (once, for all uses)."""
+    """`values` as a factor of `gradient_product`: rounded to bfloat16 if `dtype` is that (once, for all uses)."""
     return values.to(dtype) if dtype == torch.bfloat16 and values.dtype == torch.float32 else values
 
 

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.versions import how_to_install
 from pipeline.shards.alignment.similarity import Points
-from pipeline.shards.errors import ShardError
+from pipeline.shards.manifest import ShardError
 
 
 class Face(NamedTuple):
@@ -30,11 +31,11 @@ def detect(image: NDArray[np.uint8]) -> list[Face]:
     Raises:
         ShardError: the detector is not installed.
     """
-    detector, no_face = _detector()
+    detector, no_face = load_detector()
     try:
         boxes, landmarks = detector.detect(np.ascontiguousarray(image[:, :, ::-1]))
     except no_face:
-        # The package stacks the windows that its first stage found, and hands them on, also when there are none.
+        # The package stacks the windows of its first stage and passes them on, even if there are none.
         return []
     return [
         Face(np.asarray(box[:4], np.float64), np.asarray(points, np.float64).reshape(2, 5).T)
@@ -49,15 +50,19 @@ def nearest_centre(faces: list[Face], height: int, width: int) -> Face:
 
 
 @cache
-def _detector() -> tuple[Any, tuple[type[Exception], ...]]:
-    """The detector and what it raises where it finds nothing; made once in each process."""
+def load_detector() -> tuple[Any, tuple[type[Exception], ...]]:
+    """The detector and what it raises if it finds nothing; loaded once in each process.
+
+    Raises:
+        ShardError: it is not installed.
+    """
     try:
         runtime: Any = import_module("onnxruntime")
         package: Any = import_module("mtcnnruntime.detector")
     except ImportError as error:
-        # The error is said too: OpenCV is there and does not import where the system has no libGL.
+        # The import error is part of the message: OpenCV may be installed and fail to import without libGL.
         raise ShardError(
-            f"alignment needs mtcnn-runtime: pip install 'spherescale[align]' ({error}); its OpenCV needs the system's "
+            f"alignment needs mtcnn-runtime: {how_to_install('align')} ({error}); its OpenCV needs the system's "
             "libGL and GLib (Debian: apt-get install libgl1 libglib2.0-0)"
         ) from error
     # One thread a process: the workers already fill the machine, and the package has no such option.

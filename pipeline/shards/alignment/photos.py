@@ -1,4 +1,4 @@
-"""Photographs of people to aligned crops, folder for folder, with a list of what was not plain."""
+"""Photographs of people to aligned crops, in the same folders, with a list of every photograph that was not simple."""
 
 import io
 import json
@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from pipeline.files import NotWrittenError, locked, write_file
+from pipeline.files import NotWrittenError, locked, make_folder, named, remove_asides, write_file
 from pipeline.shards.alignment.detector import detect, nearest_centre
 from pipeline.shards.alignment.similarity import crop, reference_points
-from pipeline.shards.errors import SetAsideError, ShardError
+from pipeline.shards.images import SetAsideError
+from pipeline.shards.manifest import ShardError
 from pipeline.shards.plan import PROGRESS
 from pipeline.shards.sources import Source
 from pipeline.shards.workers import each_done
@@ -35,10 +36,10 @@ def align_photos(
     part: tuple[int, int] = (0, 1),
     progress: Callable[[int], object] = lambda _photos: None,
 ) -> Counter[str]:
-    """Write `out/<key of the photograph>.jpg` for every photograph with a face; go on where an earlier run stopped.
+    """Write `out/<key of the photograph>.jpg` for every photograph with a face; resume an earlier run.
 
-    What was not plain (no face, a tiny one, several, unreadable) is listed in `out` + `.tsv`, path and what, when all
-    parts are done.
+    Photographs with no face, a tiny one or several, and unreadable ones, are listed in `out` + `.tsv` with path and
+    result as soon as all parts are done.
 
     Args:
         source: photographs, named `identity/file`.
@@ -50,7 +51,7 @@ def align_photos(
         progress: called with the number of photographs of each batch.
 
     Returns:
-        How many photographs of the part came to which end.
+        How many photographs of the part had which result.
 
     Raises:
         ShardError: `out` holds crops of other photographs, the disk is full, or the detector is not installed.
@@ -60,33 +61,41 @@ def align_photos(
     batches = -(-len(source.labels) // BATCH)
     ends: Counter[str] = Counter()
     align = partial(_align_batch, source, out, size, min_face)
-    for photos in each_done(align, range(part[0], batches, part[1]), workers):
-        ends.update(what.partition(":")[0] for _, what in photos)
-        progress(len(photos))
-    _join(source, out, batches)
+    try:
+        for photos in each_done(align, range(part[0], batches, part[1]), workers):
+            ends.update(what.partition(":")[0] for _, what in photos)
+            progress(len(photos))
+        _join(source, out, batches)
+    except NotWrittenError:
+        # Another process may have finished, and removed the folder with the locks.
+        if (out / PROGRESS).is_dir() or not _table(out).is_file():
+            raise
     return ends
 
 
 def _join(source: Source, out: Path, batches: int) -> None:
-    """List what was not plain if all batches are there and nobody else has; two parts may be last at once."""
-    records, table = out / PROGRESS, out.with_name(out.name + ".tsv")
-    try:
-        with locked(records / "lock"):
-            if not all(_record(out, batch).is_file() for batch in range(batches)):
-                return
-            found = (pair for batch in range(batches) for pair in json.loads(_record(out, batch).read_bytes()))
-            listed = sorted([*source.set_aside, *((path, what) for path, what in found if what != ALIGNED)])
-            text = "".join(["path\twhat\n", *(f"{path}\t{what}\n" for path, what in listed)])
-            write_file(table, text.encode("utf-8", "backslashreplace"))
-            shutil.rmtree(records)
-    except NotWrittenError:
-        # The lock goes when the table has come.
-        if records.is_dir() or not table.is_file():
-            raise
+    """Write the list if all batches are done and no other part did; two parts may finish at the same time."""
+    with locked(out / PROGRESS / "lock"):
+        if not all(_record(out, batch).is_file() for batch in range(batches)):
+            return
+        found = (pair for batch in range(batches) for pair in json.loads(_record(out, batch).read_bytes()))
+        set_aside = ((one.path, one.reason) for one in source.set_aside)
+        listed = sorted([*set_aside, *((path, what) for path, what in found if what != ALIGNED)])
+        text = "".join(["path\twhat\n", *(f"{path}\t{what}\n" for path, what in listed)])
+        for folder in out.iterdir():
+            remove_asides(folder)
+        write_file(_table(out), text.encode("utf-8", "backslashreplace"))
+        with named(out / PROGRESS, "not removed"):
+            shutil.rmtree(out / PROGRESS)
+
+
+def _table(out: Path) -> Path:
+    """The list of what was not simple."""
+    return out.with_name(out.name + ".tsv")
 
 
 def align_photo(data: bytes, size: tuple[int, int], min_face: int) -> tuple[bytes, str]:
-    """The aligned crop as JPEG (empty when there is none) and what became of the photograph."""
+    """The aligned crop as JPEG (empty if there is none) and the result for this photograph."""
     try:
         with Image.open(io.BytesIO(data)) as opened:
             photo = ImageOps.exif_transpose(opened).convert("RGB")
@@ -104,14 +113,16 @@ def align_photo(data: bytes, size: tuple[int, int], min_face: int) -> tuple[byte
 
 
 def _align_batch(source: Source, out: Path, size: tuple[int, int], min_face: int, batch: int) -> list[tuple[str, str]]:
-    """Align one batch unless it is done; the key of each photograph and what became of it."""
+    """Align one batch unless it is done; returns the key and the result of each photograph."""
     record = _record(out, batch)
-    if not record.is_file():
-        photos = range(batch * BATCH, min((batch + 1) * BATCH, len(source.labels)))
-        ends = [_align_one(source, out, size, min_face, photo) for photo in photos]
-        write_file(record, json.dumps(ends).encode())
-        return ends
-    return [(key, what) for key, what in json.loads(record.read_bytes())]
+    # Of two processes on one part, the second waits and then finds the record.
+    with locked(record.with_suffix(".lock")):
+        if not record.is_file():
+            photos = range(batch * BATCH, min((batch + 1) * BATCH, len(source.labels)))
+            ends = [_align_one(source, out, size, min_face, photo) for photo in photos]
+            write_file(record, json.dumps(ends).encode())
+            return ends
+        return [(key, what) for key, what in json.loads(record.read_bytes())]
 
 
 def _record(out: Path, batch: int) -> Path:
@@ -126,17 +137,17 @@ def _align_one(source: Source, out: Path, size: tuple[int, int], min_face: int, 
         return key, str(error)
     if image:
         path = out / (key if key.lower().endswith((".jpg", ".jpeg")) else f"{key}.jpg")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_file(path, image)
     return key, what
 
 
 def _claim(out: Path, facts: dict[str, object]) -> None:
-    """Make `out` ready to write in; it must be new, or hold unfinished crops with the same facts."""
+    """Prepare `out` for writing; it must be new, or hold unfinished crops with the same facts."""
     records = out / PROGRESS
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not records.is_dir())):
         raise ShardError(f"{out}: is not empty, wanted a new folder")
-    records.mkdir(parents=True, exist_ok=True)
+    make_folder(records)
     plan = records / "plan.json"
     with locked(records / "lock"):  # several machines may begin at once
         there = json.loads(plan.read_bytes()) if plan.is_file() else facts

@@ -1,4 +1,4 @@
-"""The similarity that carries five landmarks to where the networks expect them, and the crop that it makes."""
+"""The similarity transform of five landmarks to the reference points of the networks, and the crop that it makes."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ def reference_points(height: int, width: int) -> Points:
 
 
 def fit_similarity(source: Points, target: Points) -> NDArray[np.float64]:
-    """[2, 3] rotation, scale and shift (no reflection) that carries `source` nearest `target` in least squares.
+    """[2, 3] rotation, scale and shift (no reflection) that maps `source` to `target` with the least squared error.
 
     With points as complex numbers it is w = a·z + b, so a is a ratio of sums (Umeyama, PAMI 1991, in the plane).
 
@@ -43,7 +43,7 @@ def fit_similarity(source: Points, target: Points) -> NDArray[np.float64]:
 
 
 def crop(photo: Image.Image, landmarks: Points, height: int, width: int) -> Image.Image:
-    """The aligned face, height x width pixels; black where the photograph ends.
+    """The aligned face, height x width pixels; black outside the photograph.
 
     Landmarks are pixel numbers, whole at the pixels' centres. A face much larger than its crop is averaged down first,
     since interpolation alone would pick single pixels of it.

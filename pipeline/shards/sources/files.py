@@ -10,11 +10,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.shards.errors import SetAsideError, ShardError
-from pipeline.shards.sources import SetAside
+from pipeline.shards.images import SetAsideError
+from pipeline.shards.manifest import ShardError
+from pipeline.shards.sources import SetAside, changed_at
 
 READ_BYTES = 1 << 14
-# Faults of one file. Any other error of the system (a mount gone, too many open files) is everyone's fault.
+# Faults of one file. Any other error of the system (a mount gone, too many open files) ends the run.
 FAULTS_OF_ONE_FILE = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
 
 
@@ -33,6 +34,7 @@ class FileSource:
     set_aside: Sequence[SetAside]
     paths: str
     path_ends: NDArray[np.int64]  # [samples]
+    sequential: bool = False
 
     def digest(self) -> str:
         """SHA-256 of identities, labels and paths."""
@@ -47,6 +49,10 @@ class FileSource:
         end_of = self.path_ends.item
         return self.paths[end_of(sample - 1) if sample else 0 : end_of(sample)]
 
+    def modified(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[samples] when each file was last changed."""
+        return np.array([changed_at(key, self._folder) for key in self._keys(samples)])
+
     def read(self, sample: int) -> bytes:
         """The file's bytes; a missing or forbidden file is set aside, a vanished disk ends the run."""
         ((_, image),) = self.read_many(np.array([sample]))
@@ -55,7 +61,7 @@ class FileSource:
         return image
 
     def read_many(self, samples: NDArray[np.int64]) -> Iterator[tuple[str, bytes | SetAsideError]]:
-        """Key and bytes of files, each read when it is asked for."""
+        """Key and bytes of files, each read as it is taken."""
         for key in self._keys(samples):
             try:
                 yield key, _read_file(key, self._folder)

@@ -1,4 +1,4 @@
-"""A source whose images of another size are made to fit, when that is asked for; all others stay byte for byte."""
+"""A source whose images of another size are resized or cropped on request; all others stay byte for byte."""
 
 import hashlib
 import io
@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pipeline.shards.errors import SetAsideError
-from pipeline.shards.images import read_header
+from pipeline.shards.images import SetAsideError, read_header
 from pipeline.shards.sources import SetAside, Source
 
 WAYS = ("stretch", "crop")
@@ -30,6 +29,11 @@ class FittedSource:
     def kind(self) -> str:
         """Says that these are not the source's bytes."""
         return f"{self.source.kind}, {self.way} to {self.height}x{self.width}"
+
+    @property
+    def sequential(self) -> bool:
+        """As the source."""
+        return self.source.sequential
 
     @property
     def identities(self) -> Sequence[str]:
@@ -54,8 +58,12 @@ class FittedSource:
         """That of the source."""
         return self.source.key(sample)
 
+    def modified(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+        """That of the source."""
+        return self.source.modified(samples)
+
     def read(self, sample: int) -> bytes:
-        """The image, of the right size; the source's own bytes when it had that already."""
+        """The image, of the right size; the source's own bytes if it had that size already."""
         return self._fitted(self.source.read(sample))
 
     def read_many(self, samples: NDArray[np.int64]) -> Iterator[tuple[str, bytes | SetAsideError]]:

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.shards.errors import ShardError
+from pipeline.shards.manifest import ShardError
 from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.files import FileSource
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
+# Files beside images that are none. Anything else that is not read may have been one, and counts as lost.
+NO_IMAGES = (".txt", ".json", ".csv", ".tsv", ".xml", ".pts", ".mat", ".npy", ".md", ".db", ".ini", ".log", ".html")
 
 
 def scan_folder(root: Path) -> FileSource:
@@ -56,16 +58,22 @@ def printable(identity: str, where: Path | str) -> str:
     return identity
 
 
+def lost_by(name: str) -> int:
+    """How many samples are lost if a file of this name is not read: none if it is no image by its name."""
+    name = name.lower()
+    return 0 if name.endswith(NO_IMAGES) or name.startswith(("readme", "license")) else 1
+
+
 def _images(root: Path, folder: str) -> tuple[list[str], list[SetAside]]:
     """Sorted image names of one identity folder, and what else lies in it."""
     files, others = _entries(root / folder, want_folders=False)
     images = [file for file in files if file.lower().endswith(SUFFIXES)]
     if len(images) < len(files):
         strange = (file for file in files if not file.lower().endswith(SUFFIXES))
-        others += (SetAside(file, "not named .jpg, .jpeg or .png") for file in strange)
-    others = [SetAside(f"{folder}/{path}", reason) for path, reason in others]
+        others += (SetAside(file, "not named .jpg, .jpeg or .png", lost_by(file)) for file in strange)
+    others = [one._replace(path=f"{folder}/{one.path}") for one in others]
     if not images:
-        others.append(SetAside(folder, "identity without images"))
+        others.append(SetAside(folder, "identity without images", 0))
     return images, others
 
 
@@ -81,4 +89,6 @@ def _entries(folder: Path, *, want_folders: bool) -> tuple[list[str], list[SetAs
     wanted = sorted([entry.name for entry in entries if is_wanted(entry)])
     if len(wanted) == len(entries):
         return wanted, []
-    return wanted, sorted(SetAside(entry.name, reason) for entry in entries if not is_wanted(entry))
+    return wanted, sorted(
+        SetAside(entry.name, reason, lost_by(entry.name)) for entry in entries if not is_wanted(entry)
+    )

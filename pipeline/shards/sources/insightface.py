@@ -1,11 +1,14 @@
 """InsightFace's packing of a face set: `train.rec`, `train.idx` and `property` (MS1MV3, Glint360K, WebFace42M).
 
-Records without an image are descriptions: record 0 holds the range of the identity records' keys, and each identity
-record the range of its samples' keys. The labels of the samples are checked against them, since a record carries no
-checksum. Keys are stored as float32, which is exact below 2**24; larger ones are not used.
+An image's record holds its label, and that counts. Records without an image are descriptions: record 0 holds the range
+of the identity records' keys, and each identity record the range of keys of one *run of equal labels* in the list that
+was packed (InsightFace's face2rec2.py). So an identity record says which images have one label, but not which: people
+removed before packing, or listed in two runs, move its place. A record carries no checksum, so a label that differs
+from the others of its run is damage. Keys are stored as float32, which is exact below 2**24; larger ones are not used.
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.shards.errors import ShardError
-from pipeline.shards.sources import OneByOne, SetAside
+from pipeline.shards.manifest import ShardError
+from pipeline.shards.sources import OneByOne, SetAside, changed_at
 from pipeline.shards.sources.list_file import number_names
 from pipeline.shards.sources.recordio import (
     FIRST,
@@ -29,6 +32,8 @@ from pipeline.shards.sources.recordio import (
     split_image_record,
 )
 
+logger = logging.getLogger(__name__)
+
 EXACT_KEYS = 1 << 24
 CHUNK = 1 << 20  # records whose headers are looked at together
 
@@ -40,8 +45,8 @@ REASONS = (
     "truncated: the file ends in it",
     "length: it is not followed by a record",
     "image header: more labels than bytes",
-    "label: not the number of an identity",
-    "label: not that of its identity record",
+    "label: not a whole number of at least 0",
+    "label: not that of the other images of its identity record",
     "listed twice",
 )
 (SOUND, NO_RECORD, TRUNCATED, WRONG_LENGTH, TOO_MANY_LABELS, NO_IDENTITY, OTHER_IDENTITY, LISTED_TWICE) = range(8)
@@ -72,6 +77,7 @@ class RecordSource(OneByOne):
     offsets: NDArray[np.int64]
     descriptor: int
     kind: str = "recordio"
+    sequential: bool = False
 
     def digest(self) -> str:
         """SHA-256 of identities, labels, keys and offsets."""
@@ -84,6 +90,10 @@ class RecordSource(OneByOne):
         """`identity/key`."""
         return f"{self.identities[self.labels[sample]]}/{self.keys[sample]}"
 
+    def modified(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[samples] when the record file was last changed."""
+        return np.full(len(samples), changed_at(self.path))
+
     def read(self, sample: int) -> bytes:
         """The encoded image; a broken record is set aside."""
         try:
@@ -93,12 +103,13 @@ class RecordSource(OneByOne):
         return image
 
 
-def open_records(folder: Path) -> RecordSource:
-    """Open a folder with `train.rec`; `train.idx` and `property` are used when they are there.
+def open_records(place: Path) -> RecordSource:
+    """Open `train.rec` or the folder that holds it; `train.idx` and `property` beside it are used if they are there.
 
     Raises:
         ShardError: no `train.rec`, an index that is no list of keys and offsets, or no usable image.
     """
+    folder = place if place.is_dir() else place.parent
     path = folder / "train.rec"
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -111,13 +122,14 @@ def open_records(folder: Path) -> RecordSource:
     keys, offsets = _positions(folder / "train.idx", words)
     headers = _read_headers(words, size, offsets)
     headers.problem[_listed_before(keys) | _listed_before(offsets)] = LISTED_TWICE
-    _check_labels(keys, headers, _classes(folder / "property"))
+    _check_labels(keys, headers)
     set_aside = [*_missing_images(keys, headers), *_problems(keys, headers)]
     good = headers.has_image & (headers.problem == SOUND)
     if not good.any():
-        first = ": ".join(set_aside[0]) if set_aside else "none"
+        first = ": ".join(set_aside[0][:2]) if set_aside else "none"
         raise ShardError(f"{path}: got no usable image in {len(keys)} records; the first fault: {first}")
     numbers, labels = np.unique(headers.labels[good, 0].astype(np.int64), return_inverse=True)
+    _compare_property(folder / "property", len(numbers))
     return RecordSource(
         path, number_names(numbers), labels.astype(np.uint32), set_aside, keys[good], offsets[good], descriptor
     )
@@ -145,14 +157,13 @@ def _listed_before(values: NDArray[np.int64]) -> NDArray[np.bool_]:
     return repeated
 
 
-def _classes(path: Path) -> int:
-    """The number of identities in `property` (`identities,height,width`); without it, no label is too large."""
+def _compare_property(path: Path, identities: int) -> None:
+    """Warn if `property` (`identities,height,width`) gives another number of identities; the records count."""
     if not path.is_file():
-        return EXACT_KEYS
+        return
     first = path.read_text(errors="replace").split(",")[0].strip()
-    if not first.isdecimal():
-        raise ShardError(f"{path}: got {first!r}, wanted identities,height,width")
-    return int(first)
+    if first != str(identities):
+        logger.warning("%s: got %r identities, the records have %d; the records count", path, first, identities)
 
 
 def _read_headers(words: NDArray[np.uint32], size: int, offsets: NDArray[np.int64]) -> _Headers:
@@ -167,7 +178,7 @@ def _read_headers(words: NDArray[np.uint32], size: int, offsets: NDArray[np.int6
 
 def _read_some_headers(words: NDArray[np.uint32], size: int, offsets: NDArray[np.int64], into: _Headers) -> None:
     def word(place: NDArray[np.int64] | int) -> NDArray[np.uint32]:
-        """The words so many words after each record's start; the last word of the file when that is past it."""
+        """The words so many words after each record's start; the last word of the file if that is past its end."""
         return words[np.clip(offsets // 4 + place, 0, len(words) - 1)]
 
     length = (word(1) & LENGTH_MASK).astype(np.int64)
@@ -185,25 +196,50 @@ def _read_some_headers(words: NDArray[np.uint32], size: int, offsets: NDArray[np
     into.problem[~is_record] = NO_RECORD
 
 
-def _check_labels(keys: NDArray[np.int64], headers: _Headers, classes: int) -> None:
-    """Mark image records whose label is no identity, or not the one that the identity records give their key."""
-    sound = headers.problem == SOUND
+def _check_labels(keys: NDArray[np.int64], headers: _Headers) -> None:
+    """Mark image records whose label is no number of an identity, or not that of the other images of their run."""
+    usable = (headers.problem == SOUND) & headers.has_image
     label = headers.labels[:, 0]
     with np.errstate(invalid="ignore"):
-        whole = (label >= 0) & (label < classes) & (label == np.floor(label))
-    headers.problem[sound & headers.has_image & ~whole] = NO_IDENTITY
-    ranges = np.flatnonzero(sound & ~headers.has_image & (keys != 0) & (headers.labels[:, 1] < EXACT_KEYS))
-    if not len(ranges):
+        whole = (label >= 0) & (label < EXACT_KEYS) & (label == np.floor(label))
+    headers.problem[usable & ~whole] = NO_IDENTITY
+    images = np.flatnonzero(usable & whole)
+    starts, ends = _runs(keys, headers)
+    if not len(starts) or not len(images):
         return
-    described = keys[ranges] - keys[ranges[0]]  # the identity that each record describes
-    order = np.argsort(headers.labels[ranges, 0], kind="stable")
-    starts, ends = headers.labels[ranges[order]].T
-    place = np.searchsorted(starts, keys, side="right") - 1
-    inside = sound & headers.has_image & (place >= 0) & (keys < ends[place])
-    differs = inside & (label != described[order][place])
-    # Sets that were renumbered after packing have labels of their own everywhere; a damaged one has few.
-    if 2 * differs.sum() < inside.sum():
-        headers.problem[differs & (headers.problem == SOUND)] = OTHER_IDENTITY
+    run = np.searchsorted(starts, keys[images], side="right") - 1
+    inside = (run >= 0) & (keys[images] < ends[run])
+    images, run = images[inside], run[inside]
+    headers.problem[images[_is_odd(run, label[images].astype(np.int64))]] = OTHER_IDENTITY
+
+
+def _runs(keys: NDArray[np.int64], headers: _Headers) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """First keys, ascending, and ends of the identity records' ranges; one that overlaps another is not used."""
+    ranges = (headers.problem == SOUND) & ~headers.has_image & (keys != 0) & (headers.labels[:, 1] < EXACT_KEYS)
+    pairs = headers.labels[ranges].astype(np.float64)
+    pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+    starts, ends = pairs[np.argsort(pairs[:, 0], kind="stable")].T
+    apart = np.append(True, starts[1:] >= ends[:-1]) if len(starts) else np.empty(0, bool)
+    sound = apart & np.append(apart[1:], True)
+    return starts[sound], ends[sound]
+
+
+def _is_odd(run: NDArray[np.int64], label: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[images] whether a label differs from that of most images of its run; all of a run without a majority.
+
+    A run of one image has no other to compare with. Its label is odd if the runs beside it leave out exactly one number
+    that no image has: 4, 9, 6 without any 5.
+    """
+    _, of_pair, counts = np.unique(np.stack([run, label]), axis=1, return_inverse=True, return_counts=True)
+    numbers, of_run, sizes = np.unique(run, return_inverse=True, return_counts=True)
+    is_odd: NDArray[np.bool_] = 2 * counts[of_pair.ravel()] <= sizes[of_run]
+    most = np.full(len(numbers) + 1, -9, np.int64)  # the label of each run, -9 without a majority; -1 before the first
+    most[0] = -1
+    most[1:][of_run[~is_odd]] = label[~is_odd]
+    before, after = most[:-2], most[2:]
+    is_skipped = (after - before == 2) & (most[1:-1] != before + 1) & ~np.isin(before + 1, label)
+    alone = np.flatnonzero(is_skipped & (sizes[:-1] == 1))
+    return is_odd | np.isin(of_run, alone)
 
 
 def _missing_images(keys: NDArray[np.int64], headers: _Headers) -> list[SetAside]:
@@ -212,9 +248,9 @@ def _missing_images(keys: NDArray[np.int64], headers: _Headers) -> list[SetAside
         return []
     images = (headers.has_image | (headers.problem != SOUND)) & (headers.problem != LISTED_TWICE)
     described, there = float(headers.labels[0, 0]) - 1, int(images.sum())
-    if described >= EXACT_KEYS or described == there:
+    if not there < described < EXACT_KEYS:  # fewer, if images were appended
         return []
-    return [SetAside("train.rec:0", f"describes {described:.0f} images: got {there}")]
+    return [SetAside("train.rec:0", f"describes {described:.0f} images: got {there}", int(described) - there)]
 
 
 def _problems(keys: NDArray[np.int64], headers: _Headers) -> list[SetAside]:

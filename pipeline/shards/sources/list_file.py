@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.shards.errors import ShardError
+from pipeline.shards.manifest import ShardError
 from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.files import FileSource
 from pipeline.shards.sources.folder import printable
@@ -40,7 +40,7 @@ def read_list(path: Path) -> FileSource:
 def parse_list(lines: Iterable[str], name: str) -> Listing:
     """Images in the order of the lines.
 
-    Identities are names or numbers. Labels follow the sorted names; when all are numbers, their size, and the names
+    Identities are names or numbers. Labels follow the sorted names; if all are numbers, their size, and the names
     get leading zeros. Empty lines and lines that begin with `#` are skipped; a line without an identity is set aside.
 
     Raises:
@@ -82,7 +82,7 @@ def number_names(numbers: NDArray[np.int64]) -> list[str]:
 def _sorted_identities(names: list[str], where: str) -> tuple[list[str], NDArray[np.uint32]]:
     """Names in label order, and [names] the label of each of `names`."""
     numbers = [int(name) for name in names if name.isascii() and name.isdecimal()]
-    # Where "7" and "07" are two people, names stay as they are.
+    # If "7" and "07" are two people, names stay as they are.
     if len(set(numbers)) == len(names):
         order = sorted(range(len(names)), key=numbers.__getitem__)
         identities = number_names(np.array(sorted(numbers)))

@@ -1,8 +1,8 @@
-"""Parquet files with a column of images and one of labels, as Hugging Face `datasets` lays them out.
+"""Parquet or Arrow files with a column of images and one of labels, as Hugging Face `datasets` lays them out.
 
-The image column holds the encoded bytes, alone or as the field `bytes` of a struct; the label column holds numbers
-(with names in the schema's metadata, if it was a `ClassLabel`) or strings. Needs pyarrow, which the extra `parquet`
-installs.
+The image column holds the encoded bytes, alone or as the field `bytes` of a struct, or in a struct the `path` of a file
+only; the label column holds numbers (with names in the schema's metadata, if it was a `ClassLabel`) or strings. Needs
+pyarrow, which the extra `parquet` installs.
 """
 
 import hashlib
@@ -16,10 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.shards.errors import SetAsideError, ShardError
-from pipeline.shards.sources import OneByOne, SetAside
+from cluster.versions import how_to_install
+from pipeline.shards.images import SetAsideError
+from pipeline.shards.manifest import ShardError
+from pipeline.shards.sources import OneByOne, SetAside, changed_at
 from pipeline.shards.sources.folder import printable
 from pipeline.shards.sources.list_file import number_names
+from pipeline.shards.sources.splits import EVERYTHING, Choice, choose
 
 
 class Columns(NamedTuple):
@@ -36,8 +39,7 @@ HUGGING_FACE = Columns()
 class ParquetSource(OneByOne):
     """Images of Parquet files, in the order of their rows.
 
-    A row group is decoded whole, so reading is quick in the order of the rows and hopeless in any other: such a
-    source is written to tars in its own order first, and those are shuffled.
+    A row group is decoded whole, so reading is fast in the order of the rows only.
     """
 
     files: Sequence[Path]
@@ -48,7 +50,8 @@ class ParquetSource(OneByOne):
     groups: NDArray[np.int64]  # [row groups, 3] file, group in the file, first row over all files
     image_column: str
     kind: str = "parquet"
-    decoded: dict[int, list[Any]] = field(default_factory=dict)  # the row group at hand
+    sequential: bool = True
+    decoded: dict[int, list[Any]] = field(default_factory=dict)  # the last row group used
 
     def digest(self) -> str:
         """SHA-256 of the image column's name, identities, labels, rows and row groups."""
@@ -62,55 +65,73 @@ class ParquetSource(OneByOne):
         file = self.files[self.groups[self._group(sample), 0]]
         return f"{self.identities[self.labels[sample]]}/{file.name}:{self.rows[sample]}"
 
+    def modified(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[samples] when the file of each was last changed."""
+        group = np.searchsorted(self.groups[:, 2], self.rows[samples], side="right") - 1
+        return np.array([changed_at(file) for file in self.files])[self.groups[group, 0]]
+
     def read(self, sample: int) -> bytes:
-        """The encoded image; the whole row group is decoded when it is not the one at hand."""
+        """The encoded image; the whole row group is decoded unless it is the last one used."""
         group = self._group(sample)
         if group not in self.decoded:
             self.decoded.clear()
             self.decoded[group] = self._decode(group)
         image = self.decoded[group][self.rows[sample] - self.groups[group, 2]]
         if isinstance(image, dict):
-            image = image.get("bytes")
+            path, image = image.get("path"), image.get("bytes")
+            if image is None and path:
+                image = self._read_beside(group, path)
         if not isinstance(image, bytes):
             raise SetAsideError("no image bytes in the row")
         return image
+
+    def _read_beside(self, group: int, path: str) -> bytes:
+        """A file that a row names instead of holding its bytes: absolute, or beside the row's file."""
+        try:
+            return (self.files[self.groups[group, 0]].parent / path).read_bytes()
+        except OSError as error:
+            raise SetAsideError(f"no image bytes in the row, and its file: {error.strerror}") from error
 
     def _group(self, sample: int) -> int:
         return int(np.searchsorted(self.groups[:, 2], self.rows[sample], side="right")) - 1
 
     def _decode(self, group: int) -> list[Any]:
         file, number, _ = self.groups[group].tolist()
-        parquet, errors = _library()
+        _, errors = _library()
         try:
-            with parquet.ParquetFile(self.files[file]) as opened:
-                # Threads of its own would not survive the fork of the workers.
-                table = opened.read_row_group(number, [self.image_column], use_threads=False)
-                images: list[Any] = table[self.image_column].to_pylist()
+            images: list[Any] = _read_group(self.files[file], number, self.image_column)
         except errors as error:
             raise ShardError(f"{self.files[file]}: row group {number}: {_line(error)}") from error
         return images
 
 
-def open_parquet(path: Path, columns: Columns = HUGGING_FACE) -> ParquetSource:
-    """List a Parquet file, or the `*.parquet` files of a folder in the order of their names.
+def open_parquet(path: Path, columns: Columns = HUGGING_FACE, choice: Choice = EVERYTHING) -> ParquetSource:
+    """List one file, or those of a folder in the order of their names: of a repository at the Hub, or a saved dataset.
 
     Raises:
-        ShardError: pyarrow is not installed, a file is damaged or has other columns, or no row has a label.
+        ShardError: pyarrow is not installed, a file is damaged or has other columns, no row has a label, or there are
+            several splits and none is chosen.
     """
-    files = [path] if path.is_file() else sorted(path.glob("*.parquet"))
+    files = _files(path, choice)
     names, labels, groups = _read_all(files, columns.label, columns.image)
-    good = np.flatnonzero(labels >= 0)
+    names = names or _class_names(files, columns.label)
+    is_good = (labels >= 0) & (labels < len(names)) if names else labels >= 0
+    good = np.flatnonzero(is_good)
     if not len(good):
         raise ShardError(f"{path}: got no row with a label, wanted columns {columns.image} and {columns.label}")
-    reason = f"{columns.label}: got none, wanted a name or a number of at least 0"
-    set_aside = [SetAside(f"{path.name}:{row}", reason) for row in np.flatnonzero(labels < 0).tolist()]
-    names = names or _class_names(files[0], columns.label)
+    set_aside = [_unlabelled(path, columns.label, row, labels, names) for row in np.flatnonzero(~is_good).tolist()]
     distinct, dense = np.unique(labels[good], return_inverse=True)
-    if names and distinct[-1] < len(names):
-        identities = [printable(names[value], path) for value in distinct.tolist()]
-    else:
-        identities = number_names(distinct)
+    identities = [printable(names[value], path) for value in distinct.tolist()] if names else number_names(distinct)
     return ParquetSource(files, identities, dense.astype(np.uint32), set_aside, good, groups, columns.image)
+
+
+def _unlabelled(path: Path, column: str, row: int, labels: NDArray[np.int64], names: Sequence[str]) -> SetAside:
+    """A row whose label is none, or outside the names of the file."""
+    if labels[row] < 0:
+        return SetAside(f"{path.name}:{row}", f"{column}: got none, wanted a name or a number of at least 0")
+    return SetAside(
+        f"{path.name}:{row}", f"{column}: got {labels[row]}, wanted less than {len(names)}, the class names"
+    )
 
 
 def _read_all(files: Sequence[Path], label: str, image: str) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
@@ -125,7 +146,7 @@ def _read_all(files: Sequence[Path], label: str, image: str) -> tuple[list[str],
     for number, file in enumerate(files):
         column, sizes = _read_column(file, label, image)
         wanted = wanted or column.type
-        if column.type != wanted:
+        if column.type != wanted and not _are_integers(column.type, wanted):
             raise ShardError(f"{file}: {label}: got {column.type}, wanted {wanted} as in {files[0].name}")
         starts = (rows + np.cumsum([0, *sizes])).tolist()
         groups += [(number, group, start) for group, start in enumerate(starts[:-1])]
@@ -143,14 +164,59 @@ def _read_column(file: Path, label: str, image: str) -> tuple[Any, list[int]]:
     """The label column of a file that has both, and the rows of each row group."""
     parquet, errors = _library()
     try:
+        there = _schema(file).names
+        if not {image, label} <= set(there):
+            raise ShardError(f"{file}: got columns {', '.join(there)}, wanted {image} and {label}")
+        if file.suffix == ".arrow":
+            table = _saved_table(file)
+            return table[label], [batch.num_rows for batch in table.to_batches()]
         with parquet.ParquetFile(file) as opened:
-            there = opened.schema_arrow.names
-            if not {image, label} <= set(there):
-                raise ShardError(f"{file}: got columns {', '.join(there)}, wanted {image} and {label}")
             sizes = [opened.metadata.row_group(i).num_rows for i in range(opened.num_row_groups)]
             return opened.read([label], use_threads=False)[label], sizes
     except errors as error:
         raise ShardError(f"{file}: not a sound Parquet file: {_line(error)}") from error
+
+
+def _files(path: Path, choice: Choice) -> list[Path]:
+    """The Parquet or Arrow files of a folder that are chosen; the first of these layouts that is there counts."""
+    if path.is_file() and path.name != "dataset_dict.json":
+        return [path]
+    path = path if path.is_dir() else path.parent
+    for pattern in ("*.parquet", "data/*.parquet", "*.arrow", "*/*.arrow"):
+        if found := sorted(file.relative_to(path).as_posix() for file in path.glob(pattern)):
+            return [path / name for name in choose(found, choice, str(path))]
+    raise ShardError(f"{path}: got no Parquet or Arrow file")
+
+
+def _are_integers(*types: Any) -> bool:
+    """Whether all of some Arrow types are whole numbers, of whatever width."""
+    return all(str(kind).removeprefix("u").startswith("int") for kind in types)
+
+
+def _schema(file: Path) -> Any:
+    parquet, _ = _library()
+    if file.suffix == ".arrow":
+        return _saved_table(file).schema
+    with parquet.ParquetFile(file) as opened:
+        return opened.schema_arrow
+
+
+def _saved_table(file: Path) -> Any:
+    """The table that `save_to_disk` wrote: a stream of record batches, which is mapped and not read."""
+    arrow = import_module("pyarrow")
+    return import_module("pyarrow.ipc").open_stream(arrow.memory_map(str(file))).read_all()
+
+
+def _read_group(file: Path, number: int, column: str) -> list[Any]:
+    """One column of a row group (or record batch) as Python objects."""
+    if file.suffix == ".arrow":
+        images: list[Any] = _saved_table(file)[column].chunk(number).to_pylist()
+    else:
+        parquet, _ = _library()
+        with parquet.ParquetFile(file) as opened:
+            # Threads of its own would not survive the fork of the workers.
+            images = opened.read_row_group(number, [column], use_threads=False)[column].to_pylist()
+    return images
 
 
 def _numbers(column: Any, numbers_of: dict[str, int], where: str) -> NDArray[np.int64]:
@@ -168,15 +234,19 @@ def _numbers(column: Any, numbers_of: dict[str, int], where: str) -> NDArray[np.
     return numbers[encoded.indices.fill_null(-1).to_numpy()]
 
 
-def _class_names(file: Path, label: str) -> list[str]:
-    """Names of a Hugging Face `ClassLabel` column, from the schema's metadata."""
-    parquet, _ = _library()
-    with parquet.ParquetFile(file) as opened:
-        metadata = opened.schema_arrow.metadata or {}
-    try:
-        return [str(name) for name in json.loads(metadata[b"huggingface"])["info"]["features"][label]["names"]]
-    except (KeyError, TypeError, ValueError):
-        return []
+def _class_names(files: Sequence[Path], label: str) -> list[str]:
+    """Names of a Hugging Face `ClassLabel` column, from the schema's metadata; they must be the same in all files."""
+    names: list[str] = []
+    for file in files:
+        try:
+            features = json.loads((_schema(file).metadata or {})[b"huggingface"])["info"]["features"]
+            own = [str(name) for name in features[label]["names"]]
+        except (KeyError, TypeError, ValueError):
+            own = []
+        names = names or own
+        if own != names:
+            raise ShardError(f"{file}: {label}: got other class names, wanted those of {files[0].name}")
+    return names
 
 
 def _library() -> tuple[Any, tuple[type[Exception], ...]]:
@@ -184,7 +254,7 @@ def _library() -> tuple[Any, tuple[type[Exception], ...]]:
     try:
         arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError as error:
-        raise ShardError(f"Parquet needs pyarrow: pip install 'spherescale[parquet]' ({error})") from error
+        raise ShardError(f"Parquet needs pyarrow: {how_to_install('parquet')} ({error})") from error
     return parquet, (arrow.ArrowException, OSError)
 
 

@@ -2,7 +2,7 @@
 
 A record is `magic, lrec, data, padding to 4 bytes`, all little-endian 32-bit words; the upper 3 bits of `lrec` say
 whether the data is whole (0) or the first (1), a middle (2) or the last (3) part, the lower 29 are the part's bytes.
-Data is split where the magic word occurs in it on a word boundary; the word itself is left out and put back here. So
+Data is split at each magic word in it that lies on a word boundary; the word itself is left out and put back here. So
 an aligned magic word is always the start of a part.
 
 An image record's data is `flag, label, id, id2` (u32, f32, u64, u64), then `flag` float32 labels when flag > 0, then
@@ -15,7 +15,7 @@ import struct
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.shards.errors import SetAsideError
+from pipeline.shards.images import SetAsideError
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -87,7 +87,7 @@ def split_image_record(record: bytes) -> tuple[NDArray[np.float32], bytes]:
 def part_starts(words: NDArray[np.uint32]) -> NDArray[np.int64]:
     """Byte offsets of all records of a file, given as its words, found by their magic; parts 2 and 3 are left out.
 
-    This is how a file without an index is read, and it finds its way again after a damaged record.
+    A file without an index is read so; records after a damaged one are found again.
     """
     step = 1 << 24  # words at a time, so that memory stays flat
     found = [np.flatnonzero(words[first : first + step] == MAGIC) + first for first in range(0, len(words) - 1, step)]

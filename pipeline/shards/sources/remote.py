@@ -1,12 +1,12 @@
 """Faces in an object store or on another machine, by any URL that fsspec knows.
 
-Images that are objects of their own are read where they are, a batch of them at a time. Large files (RecordIO, tars,
+Images that are objects of their own are read from the store, a batch at a time. Large files (RecordIO, tars,
 Parquet) are copied first: a shuffled set reads them in random places, and a request for each of 42 million would take
 weeks.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,21 +15,23 @@ from urllib.parse import quote, unquote
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.files import locked
-from pipeline.shards.errors import SetAsideError, ShardError
+from pipeline.files import locked, make_folder
+from pipeline.shards.images import SetAsideError
+from pipeline.shards.manifest import ShardError
 from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.files import FileSource
 from pipeline.shards.sources.folder import SUFFIXES
 from pipeline.shards.sources.list_file import parse_list
 from pipeline.shards.stores import fetch_whole, open_store
 
-# What is copied of a folder: the first of these groups of which the folder has the first kind.
-COPIED = (("train.rec", "train.idx", "property"), ("*.tar", "identities.txt"), ("*.parquet",))
-
 
 @dataclass(frozen=True)
 class RemoteSource(FileSource):
     """As `FileSource`, `root` being a URL."""
+
+    def modified(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Not known."""
+        return np.zeros(len(samples))
 
     def read_many(self, samples: NDArray[np.int64]) -> Iterator[tuple[str, bytes | SetAsideError]]:
         """Key and bytes of objects, which a store that can is asked for at the same time.
@@ -48,32 +50,38 @@ class RemoteSource(FileSource):
                 yield key, data
 
 
-def copy_large(url: str, copies: Path | None) -> Path | None:
-    """Copy the RecordIO, tars or Parquet at a URL, and return where they are now; None when there are none.
+def copy_large(url: str, copies: Path | None, kinds: Sequence[Sequence[str]]) -> Path | None:
+    """Copy the large files at a URL, and return their folder here (or the file); None if there are none.
 
     Files that are in `copies` already are not copied again. Several machines may ask at once.
+
+    Args:
+        url: of a folder or of one file.
+        copies: folder for the copies.
+        kinds: patterns of file names by kind of source; all files of the first kind that the URL holds are copied.
 
     Raises:
         ShardError: the URL cannot be listed, a file arrives cut, or the disk has not the room.
     """
     store, root = open_store(url)
-    if root.endswith(".parquet"):
-        root, names = root.rpartition("/")[0], [root.rpartition("/")[2]]
+    folder, _, name = root.rpartition("/")
+    if names := _large([name], kinds):
+        root = folder
     else:
         try:
-            listed = [path.rstrip("/").rpartition("/")[2] for path in store.ls(root, detail=False)]
+            names = _large(_listed(store, root, kinds), kinds)
         except OSError as error:
             raise ShardError(f"{url}: not listed: {error}") from error
-        names = _large(listed)
     if not names:
         return None
     if copies is None:
         raise ShardError(f"{url}: got {names[0]}, wanted a folder to copy it to")
-    copies.mkdir(parents=True, exist_ok=True)
+    make_folder(copies)
     with locked(copies / ".lock"):
         missing = [name for name in names if not (copies / name).is_file()]
         _require_room(copies, sum(store.size(f"{root}/{name}") or 0 for name in missing))
         for name in missing:
+            make_folder((copies / name).parent)
             fetch_whole(store, f"{root}/{name}", copies / name)
     return copies
 
@@ -85,12 +93,28 @@ def _require_room(folder: Path, wanted: int) -> None:
         raise ShardError(f"{folder}: got {free / 1e9:,.1f} GB free, wanted {wanted / 1e9:,.1f} GB for the copy")
 
 
-def _large(names: list[str]) -> list[str]:
-    """Those of a folder's files that are to be copied."""
-    for patterns in COPIED:
-        if any(PurePosixPath(name).match(patterns[0]) for name in names):
-            return sorted(name for name in names if any(PurePosixPath(name).match(pattern) for pattern in patterns))
+def _listed(store: Any, root: str, kinds: Sequence[Sequence[str]]) -> list[str]:
+    """Names in a folder, and in those folders inside it that a pattern names."""
+    names = [path.rstrip("/").rpartition("/")[2] for path in store.ls(root, detail=False)]
+    inside = {pattern.partition("/")[0] for patterns in kinds for pattern in patterns if "/" in pattern}
+    for folder in sorted(inside.intersection(names)):
+        listed = store.ls(f"{root}/{folder}", detail=False)
+        names += [f"{folder}/{path.rstrip('/').rpartition('/')[2]}" for path in listed]
+    return names
+
+
+def _large(names: list[str], kinds: Sequence[Sequence[str]]) -> list[str]:
+    """Those of a folder's files that are to be copied: of the first kind of which there are any."""
+    for patterns in kinds:
+        found = sorted(name for name in names if any(fnmatch_path(name, pattern) for pattern in patterns))
+        if any(fnmatch_path(name, patterns[0]) or "/" in name for name in found):
+            return found
     return []
+
+
+def fnmatch_path(name: str, pattern: str) -> bool:
+    """Whether a relative path matches a pattern with as many folders."""
+    return name.count("/") == pattern.count("/") and PurePosixPath(name).match(pattern)
 
 
 def list_remote(url: str) -> RemoteSource:

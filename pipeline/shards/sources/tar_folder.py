@@ -1,7 +1,7 @@
 """A folder of WebDataset tars, to be sharded again: other sizes, another order, or from another tool.
 
 A sample is the members of one stem: an image (`.jpg`, `.jpeg` or `.png`), its label (`.cls`, a number) and perhaps
-`.json` with a `key`. Names of identities come from `identities.txt` when it is there.
+`.json` with a `key`. Names of identities come from `identities.txt` if it is there.
 """
 
 import hashlib
@@ -12,19 +12,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.shards.errors import SetAsideError, ShardError
-from pipeline.shards.sources import SetAside
+from pipeline.files import named
+from pipeline.shards.images import SetAsideError
+from pipeline.shards.loss import summary
+from pipeline.shards.manifest import ShardError
+from pipeline.shards.sources import SetAside, changed_at
 from pipeline.shards.sources.list_file import number_names
+from pipeline.shards.sources.splits import EVERYTHING, Choice, choose
 from pipeline.shards.sources.tar_headers import SAMPLE, name_at, plain_samples
-from pipeline.shards.sources.tar_walk import Member, samples_of, split_name, walk
+from pipeline.shards.sources.tar_walk import NO_LABEL, DamagedError, Member, samples_of, split_name, walk
 from pipeline.shards.workers import each_done
 
-# Where the payloads of a sample lie; sizes in bytes, 0 where there is no JSON.
+# Offsets and sizes of the payloads of a sample, in bytes; 0 if there is no JSON.
 PLACE = np.dtype([("tar", "<u4"), ("image", "<u8"), ("image_size", "<u4"), ("json", "<u8"), ("json_size", "<u4")])
 
 
@@ -39,6 +43,7 @@ class TarSource:
     set_aside: Sequence[SetAside]
     places: NDArray[np.void]
     kind: str = "tars"
+    sequential: bool = False
 
     def digest(self) -> str:
         """SHA-256 of identities, labels, tars and places."""
@@ -50,6 +55,10 @@ class TarSource:
     def key(self, sample: int) -> str:
         """The `key` of the sample's JSON, or the tar and the place in it."""
         return self._read(sample)[0]
+
+    def modified(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[samples] when the tar of each was last changed."""
+        return np.array([changed_at(self.folder / tar) for tar in self.tars])[self.places["tar"][samples]]
 
     def read(self, sample: int) -> bytes:
         """The encoded image."""
@@ -78,78 +87,105 @@ class TarSource:
         return key, data if len(data) == image_size else SetAsideError("truncated: the tar ends in it")
 
 
-def open_tars(folder: Path, *, workers: int = 1) -> TarSource:
-    """List the samples of a folder's tars by their headers, in so many processes.
+def open_tars(place: Path, choice: Choice = EVERYTHING, workers: int = 1) -> TarSource:
+    """List the samples of one tar, or of all tars of a folder, by their headers in `workers` processes.
 
     Raises:
         ShardError: no tar, no labelled image in any, or a label outside `identities.txt`.
     """
-    tars = sorted(path.name for path in folder.glob("*.tar"))
+    folder = place if place.is_dir() else place.parent
+    tars = sorted(path.name for path in folder.glob("*.tar")) if place.is_dir() else [place.name]
+    tars = choose(tars, choice, str(place))
     listings = sorted(each_done(partial(_list_tar, folder, tars), range(len(tars)), workers), key=lambda one: one.tar)
-    set_aside = [fault for listing in listings for fault in listing.set_aside]
     labels = np.concatenate([np.empty(0, np.int64), *(listing.labels for listing in listings)])
+    set_aside = list(_set_aside(folder, tars, listings))
     if not len(labels):
-        raise ShardError(f"{folder}: got {len(tars)} tars without labelled images, wanted .jpg or .png with .cls")
+        wanted = "wanted .jpg or .png with .cls"
+        raise ShardError(f"{place}: got {len(tars)} tars without labelled images, {wanted}; {summary(set_aside)}")
     numbers, dense = np.unique(labels, return_inverse=True)
     places = np.concatenate([listing.places for listing in listings])
     return TarSource(folder, tars, _names(folder, numbers), dense.astype(np.uint32), set_aside, places)
 
 
 class _Listing(NamedTuple):
-    """Samples of one tar: numbers in `.cls` and places, both [samples]."""
+    """Samples of one tar: numbers in `.cls` and places, both [samples]; and what is wrong with it."""
 
     tar: int
     labels: NDArray[np.int64]
     places: NDArray[np.void]
     set_aside: list[SetAside]
+    damage: str
+    read: int  # bytes up to the damage, or all
+
+
+def _set_aside(folder: Path, tars: Sequence[str], listings: Sequence[_Listing]) -> Iterator[SetAside]:
+    """All that was set aside; a damaged tar counts as many samples as fill what could not be read of it."""
+    mean = sum(listing.read for listing in listings) / max(1, sum(len(listing.labels) for listing in listings))
+    for listing in listings:
+        yield from listing.set_aside
+        if listing.damage:
+            unread = (folder / tars[listing.tar]).stat().st_size - listing.read
+            yield SetAside(tars[listing.tar], listing.damage, max(1, round(unread / max(1, mean))))
 
 
 def _list_tar(folder: Path, tars: Sequence[str], number: int) -> _Listing:
-    samples, set_aside = _samples(folder / tars[number])
+    path = folder / tars[number]
+    with named(path, "not read"):
+        samples, stems, damage = _samples(path)
+        read = damage.at if damage else path.stat().st_size
+    good = (samples["label"] >= 0) & (samples["image_size"] > 0)
+    faults = zip(stems, samples[~good], strict=True)
+    set_aside = [_fault(f"{path.name}:{stem}", sample) for stem, sample in faults]
+    samples = samples[good]
     places = np.empty(len(samples), PLACE)
     places["tar"] = number
     for field in ("image", "image_size", "json", "json_size"):
         places[field] = samples[field]
-    return _Listing(number, samples["label"].copy(), places, set_aside)
+    return _Listing(number, samples["label"].copy(), places, set_aside, str(damage or ""), read)
+
+
+def _fault(name: str, sample: np.void) -> SetAside:
+    """Why a group of members is no sample."""
+    if sample["label"] == NO_LABEL and not sample["image_size"]:
+        return SetAside(name, "neither image nor label: wanted .jpg or .png, and .cls", 0)
+    if not sample["image_size"]:
+        return SetAside(name, "no whole image: wanted .jpg or .png")
+    return SetAside(name, "no label: wanted .cls" if sample["label"] == NO_LABEL else "label: wanted a number in .cls")
 
 
 def keys_of(tar: Path, offsets: Sequence[int]) -> list[str]:
     """Keys of the samples whose images lie at these offsets of a tar: from their JSON, or else their place."""
-    samples, _ = _samples(tar)
+    samples, _, _ = _samples(tar)
     text_of = {image: (size, text) for image, text, size in samples[["image", "json", "json_size"]].tolist()}
     with tar.open("rb") as file:
         return [_key(os.pread(file.fileno(), *text_of[offset])) or f"{tar.name}:{offset}" for offset in offsets]
 
 
-def _samples(path: Path) -> tuple[NDArray[np.void], list[SetAside]]:
-    """[samples] of `SAMPLE`, those of a tar that have an image and a label; and what else there is."""
-    set_aside: list[SetAside] = []
+def _samples(path: Path) -> tuple[NDArray[np.void], list[str], DamagedError | None]:
+    """[groups] of `SAMPLE`, the stems of those that are no whole samples, and damage that ended the reading."""
     with path.open("rb") as file:
-        samples = None
         if os.fstat(file.fileno()).st_size:  # nothing cannot be mapped
             tar = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            samples = plain_samples(tar)
-        if samples is not None:
-            headers = samples["header"][samples["label"] < 0].tolist()
-            stems = [split_name(name_at(tar, header))[0] for header in headers]
-        else:
-            walked = list(samples_of(file, _walk(path, file, set_aside)))
-            samples = np.array([(0, *sample[1:]) for sample in walked], SAMPLE)
-            stems = [sample.stem for sample in walked if sample.label < 0]
-    set_aside += (SetAside(f"{path.name}:{stem}", "wanted a whole image and a number as .cls") for stem in stems)
-    return samples[samples["label"] >= 0], set_aside
-
-
-def _walk(path: Path, file: BinaryIO, set_aside: list[SetAside]) -> Iterator[Member]:
-    """Members of a tar that is not plain, up to where it is damaged."""
-    try:
-        yield from walk(file)
-    except SetAsideError as error:
-        set_aside.append(SetAside(path.name, str(error)))
+            if (samples := plain_samples(tar)) is not None:
+                bad = (samples["label"] < 0) | (samples["image_size"] == 0)
+                return (
+                    samples,
+                    [split_name(name_at(tar, header))[0] for header in samples["header"][bad].tolist()],
+                    None,
+                )
+        members: list[Member] = []
+        damage: DamagedError | None = None
+        try:
+            members.extend(walk(file))
+        except DamagedError as error:
+            damage = error
+        walked = list(samples_of(file, members))
+    samples = np.array([(0, *sample[1:]) for sample in walked], SAMPLE)
+    return samples, [sample.stem for sample in walked if sample.label < 0 or not sample.image_size], damage
 
 
 def _key(text: bytes) -> str:
-    """The `key` in a sample's JSON; empty when there is none."""
+    """The `key` in a sample's JSON; empty if there is none."""
     try:
         return str(json.loads(text)["key"])
     except (ValueError, KeyError, TypeError):

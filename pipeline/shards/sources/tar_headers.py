@@ -1,8 +1,8 @@
 """The samples of a tar by its headers, all of them at once.
 
-`tarfile` takes 20 µs for a member, ten minutes for ten million samples. Here a loop hops from header to header (0.5 µs
-a member), and the rest is arithmetic on columns. That is for plain headers, as nearly all are; a tar with a long name,
-a sparse file or damage is left to `tarfile` whole, whose answer for a plain one would be the same.
+`tarfile` takes 20 µs for a member, ten minutes for ten million samples. Here a loop jumps from header to header (0.5 µs
+a member), and the rest is arithmetic on columns. Nearly all tars have plain headers; one with a long name, a sparse
+file or damage is left to `tarfile`, which would give the same answer for a plain one.
 """
 
 import mmap
@@ -10,15 +10,15 @@ import mmap
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.shards.sources.tar_walk import DIGITS
-from pipeline.shards.tars import BLOCK
+from pipeline.shards.sources.tar_walk import APPLE, DIGITS, LONGEST_LABEL, NO_LABEL, NOT_A_NUMBER, SPACE
+from pipeline.shards.tars import BLOCK, RECORD
 
 # Of several images in a sample, the first of these kinds counts.
 EXTENSIONS = np.array([b"jpg", b"jpeg", b"png", b"cls", b"json"])
 JPG, JPEG, PNG, LABEL, TEXT = range(len(EXTENSIONS))
 
-# Where the payloads of a sample lie, in bytes; sizes are 0 where there is none, the label -1 where there is no number
-# or no whole image. `header` is that of its first member, which has its name.
+# Offsets and sizes of the payloads of a sample, in bytes; 0 if there is none. The label is as in `TarSample`. `header`
+# is that of the first member, which has the sample's name.
 FIELDS = ("header", "label", "image", "image_size", "json", "json_size")
 SAMPLE = np.dtype([(field, "<i8") for field in FIELDS])
 
@@ -30,7 +30,7 @@ REGULAR, DIRECTORY, EXTENDED = ord("0"), ord("5"), ord("x")
 
 
 def plain_samples(tar: mmap.mmap) -> NDArray[np.void] | None:
-    """[samples] of `SAMPLE`, one for each run of members of one stem; None when `tarfile` must read this tar."""
+    """[samples] of `SAMPLE`, one for each run of members of one stem; None if `tarfile` must read this tar."""
     if (found := _hop(tar)) is None:
         return None
     headers, sizes, others = found
@@ -38,15 +38,29 @@ def plain_samples(tar: mmap.mmap) -> NDArray[np.void] | None:
     if not all(_are_sound(_blocks(data, others[first : first + AT_ONCE])) for first in range(0, len(others), AT_ONCE)):
         return None
     begins, kinds = np.ones(len(headers), bool), np.zeros(len(headers), np.int64)
+    all_stems = np.zeros(len(headers), f"S{NAME.stop}")
     for first in range(0, len(headers), AT_ONCE):
-        # With the one before, since a stem begins where the name before has another.
+        # With the header before, since a sample begins at each change of the stem.
         some = slice(max(0, first - 1), first + AT_ONCE)
         blocks = _blocks(data, headers[some])
         if not _are_sound(blocks) or (names := _names(blocks)) is None:
             return None
         stems, kinds[some] = _split(names)
         begins[some][1:] = (stems[1:] != stems[:-1]).any(1)
+        all_stems[some] = np.ascontiguousarray(stems).view(f"S{stems.shape[1]}").ravel()
+    if _repeats(kinds, np.cumsum(begins) - 1, all_stems[begins]):
+        return None
     return _grouped(data, headers, sizes, kinds, begins)
+
+
+def _repeats(kinds: NDArray[np.int64], run: NDArray[np.int64], stems: NDArray[np.bytes_]) -> bool:
+    """Whether a run has a kind twice, or two runs without image or label have one stem: not for this module to join."""
+    counts = np.zeros((len(stems), len(EXTENSIONS)), np.int64)
+    known = kinds >= 0
+    np.add.at(counts, (run[known], kinds[known]), 1)
+    is_whole = counts[:, [JPG, JPEG, PNG]].any(1) & counts[:, LABEL].astype(bool)
+    others = stems[~is_whole]
+    return bool((counts > 1).any()) or len(np.unique(others)) < len(others)
 
 
 def name_at(tar: mmap.mmap, header: int) -> str:
@@ -60,7 +74,7 @@ def _blocks(data: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.ui
 
 
 def _hop(tar: mmap.mmap) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None:
-    """Places of the headers of regular files, sizes of these, places of other headers; None when one is not plain."""
+    """Places of the headers of regular files, sizes of these, places of other headers; None if one is not plain."""
     headers: list[int] = []
     sizes: list[int] = []
     others: list[int] = []
@@ -80,7 +94,8 @@ def _hop(tar: mmap.mmap) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[
                 return None
             at += BLOCK + (size + BLOCK - 1 & -BLOCK)
     except ValueError:  # no octal number: the zeros at the end, a number of GNU's kind, or damage
-        if at <= end and not any(tar[at : at + BLOCK]):
+        # Behind the zeros another tar may follow; more zeros than any tool writes are not looked through here.
+        if at <= end and end - at < RECORD << 4 and not tar[at:].strip(b"\0"):
             return np.array(headers, np.int64), np.array(sizes, np.int64), np.array(others, np.int64)
     return None
 
@@ -99,11 +114,17 @@ def _are_sound(headers: NDArray[np.uint8]) -> bool:
 
 
 def _names(headers: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    """[headers, longest name] names padded with zeros; None when one is longer than its field."""
+    """[headers, longest name] names padded with zeros; None if one is longer than its field."""
     names = headers[:, NAME]
     names = names[:, : int(np.flatnonzero(names.any(0)).max(initial=0)) + 1]
     has_more = (names[:, 1:] != 0) & (names[:, :-1] == 0)  # something behind the end of a name
-    return None if headers[:, PREFIX].any() or has_more.any() else names
+    return None if headers[:, PREFIX].any() or has_more.any() or _has_apple(names) else names
+
+
+def _has_apple(names: NDArray[np.uint8]) -> bool:
+    """Whether a name may be that of one of macOS's files beside files: `tarfile` then looks again."""
+    rows = b"/" + np.pad(names, ((0, 0), (0, 1))).tobytes().replace(b"\0", b"/")
+    return any(b"/" + word.encode() in rows for word in APPLE)
 
 
 def _split(names: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -147,18 +168,25 @@ def _grouped(
         place, size = places_of(kind)
         samples["image"][place > 0], samples["image_size"][place > 0] = place[place > 0], size[place > 0]
     samples["json"], samples["json_size"] = places_of(TEXT)
-    is_whole = (samples["image_size"] > 0) & (samples["image"] + samples["image_size"] <= len(data))
-    samples["label"] = np.where(is_whole, _numbers(data, *places_of(LABEL)), -1)
+    is_cut = samples["image"] + samples["image_size"] > len(data)
+    samples["image_size"][is_cut] = 0
+    samples["image"][samples["image_size"] == 0] = 0
+    place, size = places_of(LABEL)
+    samples["label"] = np.where(place > 0, _numbers(data, place, size), NO_LABEL)
     return samples
 
 
 def _numbers(data: NDArray[np.uint8], places: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The numbers that stand in `data` as decimal digits; -1 for anything else."""
+    """The numbers that stand in `data` as decimal digits, spaces behind them; `NOT_A_NUMBER` for anything else."""
     values = np.zeros(len(places), np.int64)
-    good = (sizes > 0) & (sizes <= DIGITS) & (places + sizes <= len(data))
+    good = (sizes > 0) & (sizes <= LONGEST_LABEL) & (places + sizes <= len(data))
+    ended = np.zeros(len(places), bool)
     for place in range(int(sizes[good].max(initial=0))):
         inside = good & (place < sizes)
-        digits = data[np.where(inside, places + place, 0)].astype(np.int64) - ord("0")
-        good &= ~inside | (digits >= 0) & (digits <= 9)
-        values = np.where(inside, values * 10 + digits, values)
-    return np.where(good, values, -1)
+        byte = data[np.where(inside, places + place, 0)].astype(np.int64)
+        is_digit = (byte >= ord("0")) & (byte <= ord("9")) & ~ended & (place < DIGITS)
+        is_space = np.isin(byte, list(SPACE)) & (place > 0)
+        good &= ~inside | is_digit | is_space
+        ended |= inside & is_space
+        values = np.where(inside & is_digit, values * 10 + byte - ord("0"), values)
+    return np.where(good, values, NOT_A_NUMBER)

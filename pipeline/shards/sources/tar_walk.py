@@ -1,18 +1,27 @@
 """The members of any tar by `tarfile`, and the samples that they are.
 
-Slower than `tar_headers` by thirty times, it reads what that leaves, and whole sets when they are verified.
+It is thirty times slower than `tar_headers`, and reads the tars that are not plain, and every tar of `verify`.
 """
 
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
-from itertools import groupby
+from collections.abc import Generator, Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
-from pipeline.shards.errors import SetAsideError
+from pipeline.shards.images import SetAsideError
+from pipeline.shards.tars import BLOCK
 
 IMAGES = ("jpg", "jpeg", "png")
+KNOWN = {*IMAGES, "cls", "json"}
 DIGITS = 18  # so many of a label fit 64 bits
+SPACE = b" \t\r\n"  # may stand behind a label
+LONGEST_LABEL = DIGITS + 2
+NO_LABEL, NOT_A_NUMBER = -1, -2
+
+# Files beside each file that macOS packs (AppleDouble), and their folder in archives.
+APPLE = ("._", "__MACOSX")
+
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 class Member(NamedTuple):
@@ -28,7 +37,10 @@ NOTHING = Member("", "", 0, 0)
 
 
 class TarSample(NamedTuple):
-    """One sample of a tar; places and sizes in bytes, sizes 0 and label -1 where there is none."""
+    """One sample of a tar; places and sizes in bytes, 0 if there is none.
+
+    The label is `NO_LABEL` without `.cls` and `NOT_A_NUMBER` if that holds anything else.
+    """
 
     stem: str
     label: int
@@ -38,33 +50,114 @@ class TarSample(NamedTuple):
     json_size: int
 
 
+class DamagedError(SetAsideError):
+    """A tar is damaged at the byte `at`; what came before is good."""
+
+    def __init__(self, message: str, at: int) -> None:
+        super().__init__(message)
+        self.at = at
+
+
 def samples_of(file: BinaryIO, members: Iterable[Member]) -> Iterator[TarSample]:
-    """Group members of an open tar by stem; a sample that is not whole has label -1."""
+    """Group members of an open tar to samples.
+
+    A sample is a run of members of one stem with each kind of file once, so that tars put end to end may repeat names.
+    Runs that have an image or a label only are joined if they have one stem: some tools write all images first.
+    """
+    groups = list(_runs(members))
+    open_group: dict[str, dict[str, Member]] = {}
+    for place, (stem, parts) in enumerate(groups):
+        if _is_whole(parts):
+            continue
+        there = open_group.setdefault(stem, parts)
+        if there is not parts and not (there.keys() & parts.keys() & KNOWN):
+            there.update(parts)
+            groups[place] = stem, {}
+            if _is_whole(there):
+                del open_group[stem]
     size = os.fstat(file.fileno()).st_size
-    for stem, group in groupby(members, key=lambda member: member.stem):
-        parts = {member.extension.lower(): member for member in group}
-        image = next((parts[extension] for extension in IMAGES if extension in parts), NOTHING)
-        text = parts.get("json", NOTHING)
-        whole = image.size and image.offset + image.size <= size and "cls" in parts
-        label = _number(file, parts["cls"]) if whole else -1
-        yield TarSample(stem, label, image.offset, image.size, text.offset, text.size)
+    yield from (_sample(file, size, stem, parts) for stem, parts in groups if parts)
+
+
+def _runs(members: Iterable[Member]) -> Iterator[tuple[str, dict[str, Member]]]:
+    """Stem and members by extension of each run."""
+    stem, parts = "", dict[str, Member]()
+    for member in members:
+        extension = member.extension.lower()
+        if parts and (member.stem != stem or extension in parts.keys() & KNOWN):
+            yield stem, parts
+            parts = {}
+        stem = member.stem
+        parts[extension] = member
+    if parts:
+        yield stem, parts
+
+
+def _is_whole(parts: dict[str, Member]) -> bool:
+    return "cls" in parts and any(kind in parts for kind in IMAGES)
+
+
+def _sample(file: BinaryIO, size: int, stem: str, parts: dict[str, Member]) -> TarSample:
+    image = next((parts[extension] for extension in IMAGES if extension in parts), NOTHING)
+    if image.offset + image.size > size:  # cut
+        image = NOTHING
+    text = parts.get("json", NOTHING)
+    label = _number(file, parts["cls"]) if "cls" in parts else NO_LABEL
+    return TarSample(stem, label, image.offset if image.size else 0, image.size, text.offset, text.size)
 
 
 def walk(file: BinaryIO) -> Iterator[Member]:
-    """Regular files of a tar by its headers.
+    """Regular files of a tar, or of several tars put end to end, by their headers.
 
     Raises:
-        SetAsideError: the tar is damaged; what came before is good.
+        DamagedError: the tar is damaged, cut or compressed; what came before is good.
     """
+    start, size = file.read(6), os.fstat(file.fileno()).st_size
+    for magic, name in COMPRESSED.items():
+        if start.startswith(magic):
+            raise DamagedError(f"compressed with {name}: wanted a plain tar; decompress it first", 0)
+    at = 0
+    while at < size:
+        at = yield from _walk_one(file, at)
+        rest = _after_zeros(file, at)
+        if rest == at and at < size:
+            raise DamagedError(f"damaged: no header at byte {at} of {size}", at)
+        if rest == at and at:
+            raise DamagedError("cut: it ends without the zeros that close a tar", at)
+        at = rest
+    if not size:
+        raise DamagedError("damaged: empty file", 0)
+
+
+def _walk_one(file: BinaryIO, at: int) -> Generator[Member, None, int]:
+    """Members of the tar that begins at a byte; returns where the next header was expected."""
+    file.seek(at)
     try:
-        # "r:" since in a compressed tar no payload lies where it says.
+        # "r:" since in a compressed tar no payload lies at its offset.
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
-                if info.isreg():
+                at = info.offset
+                if info.isreg() and not info.issparse() and not is_apple(info.name):
                     yield Member(*split_name(info.name), info.offset_data, info.size)
                 tar.members.clear()  # type: ignore[attr-defined]  # else memory grows with every member
+            return tar.offset
     except tarfile.TarError as error:
-        raise SetAsideError(f"damaged: {error}; the rest of the tar is left out") from error
+        raise DamagedError(f"damaged: {error}", at) from error
+
+
+def _after_zeros(file: BinaryIO, at: int) -> int:
+    """The first block from `at` on that is not zeros, or the end of the file."""
+    file.seek(at)
+    while data := file.read(BLOCK << 8):
+        if rest := data.lstrip(b"\0"):
+            return at + (len(data) - len(rest)) // BLOCK * BLOCK
+        at += len(data)
+    return at
+
+
+def is_apple(name: str) -> bool:
+    """Whether a member is one of macOS's files beside files."""
+    return name.rpartition("/")[2].startswith(APPLE[0]) or name.startswith(APPLE[1] + "/")
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -75,6 +168,8 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def _number(file: BinaryIO, member: Member) -> int:
-    """The number that a member holds, or -1 when it holds something else or is cut."""
-    text = os.pread(file.fileno(), member.size, member.offset)
-    return int(text) if len(text) == member.size <= DIGITS and text.isdigit() else -1
+    """The number that a member holds."""
+    data = os.pread(file.fileno(), min(member.size, LONGEST_LABEL + 1), member.offset)
+    text = data.rstrip(SPACE)
+    is_whole = len(data) == member.size <= LONGEST_LABEL
+    return int(text) if is_whole and len(text) <= DIGITS and text.isdigit() else NOT_A_NUMBER

@@ -1,4 +1,4 @@
-"""A folder has one holder at a time, for as long as it or what it passed the lock to lives; what is left is ended."""
+"""A folder has one holder at a time, as long as it or a subprocess with its lock lives; what is left is ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a rank knows of the `deepspeed` command that started it, from processes that look like its launcher."""
+"""What a rank finds out about the `deepspeed` command that started it, from processes that look like its launcher."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ print(gone(), flush=True)
 # starts a rank, as the launcher does, and waits for it
 LAUNCHER = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
 
-# starts the launcher with the rest of its arguments, says its own number, and waits
+# starts the launcher with the rest of its arguments, prints its own number, and waits
 COMMAND = """
 import os, subprocess, sys
 print(os.getpid(), flush=True)
@@ -27,7 +27,7 @@ subprocess.run([sys.executable, "-c", *sys.argv[1:]])
 """
 
 
-def test_the_launcher_tells_the_hosts_of_uneven_ranks_and_the_commands_end_shows() -> None:
+def test_the_hosts_of_uneven_ranks_and_the_end_of_the_command_are_found() -> None:
     info = base64.urlsafe_b64encode(json.dumps({"alpha": [0, 1], "beta": [0]}).encode()).decode()
     launcher = [LAUNCHER, RANK, "deepspeed.launcher.launch", f"--world_info={info}"]
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The ranks of one host: what they are told, what becomes of signals, and which exit code says most."""
+"""The ranks of one host: their environment, the signals passed on to them, and the most severe exit code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.start_ranks import environment_of, telling
+from cluster.start_ranks import environment_of, most_severe
 from cluster.topology import Topology
 from tests.faces import ROOT
 
@@ -36,8 +36,8 @@ def test_the_ranks_of_all_hosts_are_numbered_once() -> None:
         ([69, 2], 2),
     ],
 )
-def test_the_exit_code_that_says_most(codes: list[int], code: int) -> None:
-    assert telling(codes) == telling(codes[::-1]) == code
+def test_the_most_severe_exit_code_counts(codes: list[int], code: int) -> None:
+    assert most_severe(codes) == most_severe(codes[::-1]) == code
 
 
 def test_a_signal_reaches_each_rank_once_and_all_are_waited_for(tmp_path: Path) -> None:
@@ -61,6 +61,32 @@ def test_a_signal_reaches_each_rank_once_and_all_are_waited_for(tmp_path: Path) 
     process.send_signal(signal.SIGTERM)
     assert process.wait(300) == 75
     assert [(tmp_path / f"rank{rank}.heard").read_text() for rank in range(2)] == ["1", "1"]
+
+
+INTERRUPTED = """
+import signal, subprocess, sys
+from cluster import start_ranks
+
+rank = '''
+import signal, sys, time
+signal.signal(signal.SIGUSR1, lambda number, frame: sys.exit(75))
+print(flush=True)
+time.sleep(60)
+'''
+
+class Interrupted(subprocess.Popen):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, stdout=subprocess.PIPE, **kwargs)
+        self.stdout.readline()
+        signal.raise_signal(signal.SIGUSR1)
+
+subprocess.Popen = Interrupted
+sys.exit(start_ranks.start([sys.executable, "-c", rank], [{}]))
+"""
+
+
+def test_a_signal_during_the_start_of_a_rank_reaches_it() -> None:
+    assert subprocess.run([sys.executable, "-c", INTERRUPTED], cwd=ROOT, check=False).returncode == 75
 
 
 def test_a_host_beyond_the_last_is_refused() -> None:

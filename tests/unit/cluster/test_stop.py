@@ -1,4 +1,4 @@
-"""How commands are asked to stop; and one whose reader goes away ends without a word, any other broken pipe is told."""
+"""Stop requests; and a command whose reader ends does so silently, while any other broken pipe is reported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cluster.stop import exit_with
 def main():
     reader, writer = os.pipe()
     os.close(reader)
-    os.write(writer, b"to nobody")
+    os.write(writer, b"without a reader")
 exit_with(main)
 """
 
@@ -53,7 +53,7 @@ def test_the_help_of_a_stage_may_be_cut(stage: str) -> None:
     assert done.stderr == ""
 
 
-def test_a_broken_pipe_that_is_not_the_readers_is_told() -> None:
+def test_a_broken_pipe_that_is_not_the_readers_is_reported() -> None:
     line, error, code = piped(sys.executable, "-c", ANOTHER_PIPE)
     assert (line, code) == ("", 1)
     assert "BrokenPipeError" in error.splitlines()[-1]
@@ -65,7 +65,7 @@ def test_exit_codes_pass() -> None:
         assert subprocess.run([sys.executable, "-c", script], check=False).returncode == (code or 0)
 
 
-HEARS = """
+SIGNALLED = """
 import signal
 from cluster.stop import StopRequest
 stop = StopRequest()
@@ -76,10 +76,10 @@ print(stop.asked or "nothing")
 """
 
 
-def hears(*names: str, before: str = "") -> tuple[str, int]:
-    """What a process says that was asked to stop by these signals, one after the other, and how it ended."""
+def asked_by(*names: str, before: str = "") -> tuple[str, int]:
+    """What asked a process to stop that was sent these signals, one after the other, and its exit code."""
     done = subprocess.run(
-        [sys.executable, "-c", before + HEARS.format(names=names)], stdout=subprocess.PIPE, text=True, check=False
+        [sys.executable, "-c", before + SIGNALLED.format(names=names)], stdout=subprocess.PIPE, text=True, check=False
     )
     return done.stdout.strip(), done.returncode
 
@@ -88,14 +88,14 @@ def hears(*names: str, before: str = "") -> tuple[str, int]:
     "names", [(), ("SIGUSR1",) * 3, ("SIGHUP", "SIGHUP"), ("SIGINT", "SIGTERM"), ("SIGTERM", "SIGHUP", "SIGUSR1")]
 )
 def test_signals_that_may_come_together_ask_once(names: tuple[str, ...]) -> None:
-    assert hears(*names) == (names[-1] if names else "nothing", 0)
+    assert asked_by(*names) == (names[-1] if names else "nothing", 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_one_ends_at_once(number: signal.Signals) -> None:
-    assert hears(number.name, number.name) == ("", -number)
+    assert asked_by(number.name, number.name) == ("", -number)
 
 
 def test_under_nohup_a_closed_terminal_does_not_ask() -> None:
     before = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
-    assert hears("SIGHUP", before=before) == ("nothing", 0)
+    assert asked_by("SIGHUP", before=before) == ("nothing", 0)

@@ -1,4 +1,4 @@
-"""Endpoints over TLS: what a client with and without a certificate gets, and a real Prometheus that has one."""
+"""Endpoints over TLS: read by a client with and without a certificate, and by a real Prometheus."""
 
 import re
 import shutil
@@ -16,7 +16,7 @@ from cluster.monitoring import live
 from cluster.telemetry import Telemetry, Tls
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Log, RecipeError
-from stages.train import endpoint_tls
+from pipeline.training.observers.exporter import endpoint_tls
 from tests.unit.cluster.monitoring.test_monitoring import needs_prometheus, query, wait_for
 
 pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl (Debian: apt-get install openssl)")
@@ -29,7 +29,7 @@ def openssl(folder: Path, *arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ca.pem, and certificates that it signed: server.pem for 127.0.0.1, client.pem; keys beside."""
+    """ca.pem and the certificates that it signed, server.pem (for 127.0.0.1) and client.pem, with their keys."""
     folder = tmp_path_factory.mktemp("certificates")
     new = ("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
     openssl(folder, *new, "-x509", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority")
@@ -59,7 +59,9 @@ def client(files: Path, certificate: bool) -> ssl.SSLContext:
     return context
 
 
-def test_only_who_shows_a_certificate_is_answered(files: Path, mutual: Tls, capfd: pytest.CaptureFixture[str]) -> None:
+def test_only_clients_with_a_certificate_are_answered(
+    files: Path, mutual: Tls, capfd: pytest.CaptureFixture[str]
+) -> None:
     with Telemetry(rank=0, host="h", job="j") as telemetry:
         port = telemetry.serve(0, tls=mutual) or 0
         with pytest.raises((ssl.SSLError, urllib.error.URLError, ConnectionError)):
@@ -70,20 +72,20 @@ def test_only_who_shows_a_certificate_is_answered(files: Path, mutual: Tls, capf
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_without_an_authority_for_clients_all_are_answered(files: Path, mutual: Tls) -> None:
+def test_without_an_authority_for_clients_all_clients_are_answered(files: Path, mutual: Tls) -> None:
     with Telemetry(rank=0, host="h", job="j") as telemetry:
         port = telemetry.serve(0, tls=replace(mutual, client_ca=None)) or 0
         assert "spherescale_loss" in read(port, client(files, certificate=False))
 
 
-def test_a_client_that_connects_and_is_silent_keeps_nobody_waiting(files: Path, mutual: Tls) -> None:
+def test_a_client_that_connects_and_sends_nothing_blocks_no_other(files: Path, mutual: Tls) -> None:
     with Telemetry(rank=0, host="h", job="j") as telemetry:
         port = telemetry.serve(0, tls=mutual) or 0
         with socket.create_connection(("127.0.0.1", port)):
             assert "spherescale_loss" in read(port, client(files, certificate=True))
 
 
-def test_files_that_do_not_serve_are_named(files: Path, mutual: Tls) -> None:
+def test_unusable_files_are_named(files: Path, mutual: Tls) -> None:
     mutual.check()
     for change, named in (
         ({"certificate": files / "none.pem"}, r"certificate .*none.pem, key .*: No such file or directory"),
@@ -117,7 +119,7 @@ optimizer: {steps: 1, learning_rate: 0.1}
 """
 
 
-def test_a_recipe_names_certificate_and_key_together_and_files_that_are_there(files: Path, tmp_path: Path) -> None:
+def test_a_recipe_names_certificate_and_key_together_and_existing_files(files: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE)
     assert endpoint_tls(load_recipe(recipe)) is None

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.evaluation.results import Centred, Evaluation, Settings, Summary, load, save, verify
+from pipeline.evaluation.results import Centred, Evaluation, Settings, Summary, load, save
 from pipeline.evaluation.scoring.angles import class_angles
 from pipeline.evaluation.scoring.bootstrap import identity_bootstrap
+from pipeline.evaluation.scoring.rates import verify
 from pipeline.evaluation.scoring.verification import ScoredPairs, attained_tar, auc, kfold_accuracy, roc
 
 CENTRED = Centred(accuracy=0.625, deviation=0.0375)

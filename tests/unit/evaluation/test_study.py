@@ -29,7 +29,11 @@ def tree() -> dict[str, Any]:
         "sets": {"LFW": {"images": "lfw", "pairs": "lfw.tsv"}},
         "seeds": [1, 2],
         "set": ["optimizer.steps=30"],
-        "arms": {"softmax": {"set": ["head.margin=softmax"]}, "m4": {}, "deep": {"set": ["head.m=3"], "seeds": [7]}},
+        "arms": {
+            "softmax": {"set": ["head.margin=softmax"]},
+            "m4": {},
+            "deep": {"set": ["head.margin.m=3"], "seeds": [7]},
+        },
         "tables": [
             {"title": "a", "columns": {"Softmax": "softmax", "m = 4": "m4"}, "published": {"LFW": [97.88, None]}},
             {"title": "b", "columns": {"m = 4": "m4", "deep": "deep"}},
@@ -84,7 +88,7 @@ def test_a_study_that_makes_no_sense_is_refused_by_name(tmp_path: Path, change: 
 
 def test_two_arms_that_are_one_recipe_are_refused(tmp_path: Path) -> None:
     study = tree()
-    study["arms"]["again"] = {"set": ["head.m=4"]}  # the default
+    study["arms"]["again"] = {"set": ["head.margin.m=4"]}  # the default
     file = written(tmp_path, study)
     with pytest.raises(StudyError, match="'again' and 'm4' are the same recipe"):
         runs_of(load_study(file), file, tmp_path)
@@ -105,8 +109,8 @@ def test_only_what_decides_numbers_makes_a_begun_run_another(tmp_path: Path) -> 
     saved.write_text(load_recipe(base).to_yaml())
     same = ["log.every=3", "checkpoint.every=7", "data.shards=moved", "timeout_seconds=5", "data.prefetch=1"]
     assert differences(saved, load_recipe(base, same)) == []
-    other = load_recipe(base, ["head.m=3", "seed=4", *same])
-    assert differences(saved, other) == ["seed: 0 → 4", "head.m: 4.0 → 3.0"]
+    other = load_recipe(base, ["head.margin.m=3", "seed=4", *same])
+    assert differences(saved, other) == ["seed: 0 → 4", "head.margin.m: 4.0 → 3.0"]
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)

@@ -10,14 +10,15 @@ import torch
 onnxruntime = pytest.importorskip("onnxruntime")
 load_file = pytest.importorskip("safetensors.torch").load_file
 
-from pipeline.backbones import build_backbone  # noqa: E402
+from pipeline.backbones import BACKBONES  # noqa: E402
+from pipeline.backbones.sphereface import SphereFaceBackbone  # noqa: E402
 from pipeline.evaluation.embedding.trained import TrainedBackbone, digest_of  # noqa: E402
 from pipeline.export.onnx import export  # noqa: E402
 
 
 def make_trained(name: str, size: tuple[int, int]) -> TrainedBackbone:
     torch.manual_seed(0)
-    module = build_backbone(name, 24, size)
+    module = BACKBONES[name](name=name, embedding_dim=24).build(size)
     for batch in torch.randn(3, 8, 3, *size):  # BatchNorm statistics of something other than nothing
         module(batch)
     return TrainedBackbone(module.eval(), name, 24, 70, size, digest_of(module.state_dict()))
@@ -45,7 +46,7 @@ def test_safetensors_hold_the_weights_bit_for_bit(tmp_path: Path) -> None:
     export(trained, tmp_path)
     loaded = load_file(tmp_path / "backbone.safetensors")
     assert digest_of(loaded) == trained.weights_sha256
-    again = build_backbone("sphereface4", 24, (48, 32))
+    again = SphereFaceBackbone(name="sphereface4", embedding_dim=24).build((48, 32))
     again.load_state_dict(loaded)
 
 

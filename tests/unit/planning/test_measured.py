@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -15,12 +15,13 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pipeline.backbones import build_backbone
 from pipeline.backbones.size import activation_bytes
+from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.head.head import HeadOptions, ShardedHead
-from pipeline.head.margins import Margin
+from pipeline.head.margins.a_softmax import ASoftmax
+from pipeline.optim.sgd import SGD
 from pipeline.planning import RESERVED_BYTES, Job, Network, head_block_bytes, memory
-from pipeline.recipe.schema import Backbone, Data, Optimizer, Recipe
+from pipeline.recipe.schema import Data, Recipe
 from pipeline.training.engine import Engine
 from tests.distributed.ranks import run_ranks
 
@@ -46,10 +47,10 @@ def highest(run: Callable[[], object]) -> int:
 def measure(
     _: int, num_ranks: int, classes: int, dim: int, batch: int, block: int, fused: bool, bf16: bool
 ) -> dict[str, int]:
-    """Bytes beyond rows and momentum at the head's and at the update's fullest."""
+    """Bytes beyond rows and their momentum at the head's and at the update's fullest."""
     group = dist.group.WORLD if num_ranks > 1 else None
     options = HeadOptions(torch.bfloat16 if bf16 else torch.float32, block, fused)
-    head = ShardedHead(classes, dim, Margin("a_softmax"), group, weight_decay=5e-4, options=options)
+    head = ShardedHead(classes, dim, ASoftmax(), group, optimizer=SGD(steps=1, learning_rate=0.1), options=options)
     x = torch.randn(batch // num_ranks, dim, requires_grad=True)
     labels = torch.randint(classes, (batch // num_ranks,))
 
@@ -125,13 +126,15 @@ def most_in_training(_: int, num_ranks: int, zero_stage: int, accumulation: int,
     """Most bytes that a rank holds in two steps of the backbone alone."""
     recipe = Recipe(
         data=Data(shards=Path("none"), global_batch=MICRO_BATCH * num_ranks * accumulation, accumulation=accumulation),
-        backbone=Backbone(name="sphereface4", embedding_dim=DIM),
-        optimizer=Optimizer(steps=2, learning_rate=0.1),
+        backbone=SphereFaceBackbone(name="sphereface4", embedding_dim=DIM),
+        optimizer=SGD(steps=2, learning_rate=0.1),
         precision="bfloat16" if bf16 else "float32",
-        zero_stage=zero_stage,
+        zero_stage=cast(Literal[0, 1, 2, 3], zero_stage),
     )
     with Allocated() as allocated:
-        engine = Engine(build_backbone("sphereface4", DIM, (SIDE, SIDE)), recipe, num_ranks, num_ranks)
+        engine = Engine(
+            SphereFaceBackbone(name="sphereface4", embedding_dim=DIM).build((SIDE, SIDE)), recipe, num_ranks, num_ranks
+        )
         allocated.most = allocated.now  # the start is not planned
         for _ in range(2 * accumulation):
             embeddings = engine.embed(torch.zeros(MICRO_BATCH, 3, SIDE, SIDE))
@@ -146,7 +149,7 @@ def most_in_training(_: int, num_ranks: int, zero_stage: int, accumulation: int,
 )
 def test_the_networks_memory_is_as_planned_at_every_zero_stage(zero_stage: int, accumulation: int, bf16: bool) -> None:
     got = max(run_ranks(most_in_training, 2, zero_stage, accumulation, bf16))
-    module = build_backbone("sphereface4", DIM, (SIDE, SIDE))
+    module = SphereFaceBackbone(name="sphereface4", embedding_dim=DIM).build((SIDE, SIDE))
     sizes = [p.numel() for p in module.parameters()]
     dtype = torch.bfloat16 if bf16 else torch.float32
     network = Network(sum(sizes), activation_bytes(module, (SIDE, SIDE), dtype), 0, max(sizes))

@@ -7,16 +7,17 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import planning
 from pipeline.head.head import HeadOptions, ShardedHead
-from pipeline.head.margins import Margin
+from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.planning import GIB, RESERVED_BYTES, Job, Network
 
 STAGE = Path(__file__).parents[3] / "stages" / "plan.py"
@@ -60,10 +61,10 @@ def test_memory_is_the_sum_written_out() -> None:
     assert total(moments["update"]) == 3 * rows + 4 * 4000
 
 
-def test_zero_splits_momenta_then_gradients_then_parameters() -> None:
+def test_zero_splits_slots_then_gradients_then_parameters() -> None:
     jobs = [replace(JOB, zero_stage=stage) for stage in (0, 1, 2, 3)]
     at = [planning.memory(job, NETWORK)["backward"] for job in jobs]
-    assert [moment["network momentum"] for moment in at] == [4000, 1000, 1000, 1000]
+    assert [moment["network slots"] for moment in at] == [4000, 1000, 1000, 1000]
     # ZeRO 2 keeps its share and the parameter over its edge
     assert [moment["network gradient"] for moment in at] == [4000, 4000, 1000 + 800, 1000]
     assert [moment["network parameters"] for moment in at] == [4000, 4000, 4000, 1000]
@@ -104,6 +105,7 @@ def test_bf16_halves_nothing_that_is_summed() -> None:
     assert fp32["classifier blocks"] - bf16["classifier blocks"] == 16 * 48 * 2
 
 
+@settings(deadline=None)  # a busy machine
 @given(jobs, networks)
 def test_the_head_beyond_its_rows_does_not_grow_with_the_classes(job: Job, network: Network) -> None:
     many = replace(job, classes=job.classes + job.block * job.ranks)
@@ -112,6 +114,7 @@ def test_the_head_beyond_its_rows_does_not_grow_with_the_classes(job: Job, netwo
     assert planning.traffic(many, network) == planning.traffic(more, network)
 
 
+@settings(deadline=None)  # a busy machine
 @given(jobs, networks, st.integers(4, 80))
 def test_the_largest_number_of_classes_fits_and_one_more_row_does_not(job: Job, network: Network, gib: int) -> None:
     largest = planning.largest_classes(job, network, gib * GIB)
@@ -121,6 +124,7 @@ def test_the_largest_number_of_classes_fits_and_one_more_row_does_not(job: Job, 
     assert planning.peak(replace(job, classes=largest + job.ranks), network)[1] > gib * GIB
 
 
+@settings(deadline=None)  # a busy machine
 @given(jobs, networks, st.integers(4, 80))
 def test_a_change_lowers_the_peak_as_it_says(job: Job, network: Network, gib: int) -> None:
     now = planning.peak(job, network)[1]
@@ -163,7 +167,7 @@ def test_zero_sends_more_the_more_it_splits() -> None:
 
 
 def test_flops_are_those_that_the_head_and_a_network_do() -> None:
-    head = ShardedHead(100, 8, Margin("a_softmax"), options=HeadOptions(block=16)).double()
+    head = ShardedHead(100, 8, ASoftmax(), options=HeadOptions(block=16)).double()
     x = torch.randn(48, 8, dtype=torch.float64, requires_grad=True)  # whose products torch counts
     with FlopCounterMode(display=False) as counter:
         head(x, torch.arange(48)).loss.backward()
@@ -183,10 +187,11 @@ def test_flops_are_those_that_the_head_and_a_network_do() -> None:
         ({"accumulation": 5}, "global_batch: got 48, wanted a multiple of 20"),
         ({"zero_stage": 4}, "zero_stage: got 4, wanted 0, 1, 2 or 3"),
         ({"block": 0}, "block: got 0, wanted at least 1"),
+        ({"slots": -1}, "slots: got -1, wanted at least 0"),
         ({"accumulation": 2, "fused_update": True}, "fused_update: got accumulation 2, wanted 1"),
     ],
 )
-def test_impossible_jobs_name_the_field(change: dict[str, int], message: str) -> None:
+def test_impossible_jobs_name_the_field(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(JOB, **change)
 
@@ -227,6 +232,13 @@ def test_json_holds_the_same_numbers(plan: Plan) -> None:
     assert answer["network"]["parameters"] == 12_562_496
 
 
+def test_the_command_plans_for_an_optimizer_by_its_name(plan: Plan) -> None:
+    job = json.loads(plan(*LARGE, "--optimizer", "sgd", "--json")[1])["job"]
+    assert (job["slots"], job["row_slots"]) == (1, 0)
+    code, _, err = plan(*LARGE, "--optimizer", "lion")
+    assert (code, err) == (2, "plan: optimizer: got 'lion', wanted one of sgd\n")
+
+
 def test_the_command_prints_the_published_cases(plan: Plan) -> None:
     table = [line for line in plan("--published-cases")[1].splitlines() if line.startswith("| ")]
     assert len(table) == 2 + 6
@@ -260,6 +272,19 @@ def test_the_table_in_the_docs_is_what_the_stage_prints() -> None:
     assert printed.stdout in (ROOT / "docs" / "planning.md").read_text()
 
 
-def test_a_checkpoint_holds_parameters_and_momenta() -> None:
+def test_a_checkpoint_holds_parameters_and_slots() -> None:
     job = Job(classes=1000, embedding_dim=64, global_batch=8, ranks=2, block=16)
     assert planning.checkpoint_bytes(job, Network(5000, 1, 1)) == 2 * 4 * (1000 * 64 + 5000)
+    more = replace(job, slots=2, row_slots=1)
+    assert planning.checkpoint_bytes(more, Network(5000, 1, 1)) == 3 * 4 * (1000 * 64 + 5000) + 4 * 1000
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_every_slot_is_held_at_every_moment(stage: int) -> None:
+    one, three = (replace(JOB, zero_stage=stage, slots=slots, row_slots=slots - 1) for slots in (1, 3))
+    rows, network = 251 * (2 * 8 + 2) * 4, 2 * (4000 if stage == 0 else 1000)
+    before, after = planning.memory(one, NETWORK), planning.memory(three, NETWORK)
+    assert before.keys() == after.keys()
+    for moment, parts in before.items():
+        assert total(after[moment]) - total(parts) == rows + network
+    assert planning.head_bytes(three) - planning.head_bytes(one) == rows

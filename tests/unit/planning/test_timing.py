@@ -102,6 +102,10 @@ def test_the_course_of_a_run() -> None:
     assert run.failures == pytest.approx(run.total_seconds / (5 * 3600))
     assert run.total_seconds > run.training_seconds + run.failures * (50 + 0.9 * run.lost_work_seconds)
     assert run.best_interval_steps * step == pytest.approx(math.sqrt(2 * run.stall_seconds * 5 * 3600), rel=0.05)
+    adam = replace(JOB, slots=2, row_slots=1)
+    more = course(adam, NETWORK, RATES, steps=9, save_every=3, hosts=1, host_hours=100, noticed_seconds=30)
+    assert more.stall_seconds == pytest.approx((4 * 500 * (3 * 64 + 1) + 12 * 10**6) / 1e9)
+    assert more.write_seconds == pytest.approx((4 * 1000 * (3 * 64 + 1) + 12 * 10**6) / 1e8)
     safe = course(JOB, NETWORK, RATES, steps=100_000, save_every=500, hosts=1, host_hours=1e9, noticed_seconds=30)
     assert safe.total_seconds == pytest.approx(run.training_seconds + 200 * run.stall_seconds, rel=1e-4)
 

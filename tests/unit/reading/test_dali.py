@@ -1,29 +1,32 @@
 """Decoding: equal to Pillow within JPEG tolerance, in order, one bad image costs one image."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.reading.augment import Augmentation, Mirror, Parameters, Uniform
 from pipeline.reading.dali import Decoder, EncodedBatch
 
 H, W = 112, 96
 
 
-def smooth_jpeg(seed: int, height: int = H, width: int = W) -> np.ndarray:
+def smooth_jpeg(seed: int, height: int = H, width: int = W) -> NDArray[np.uint8]:
     small = np.random.default_rng(seed).integers(0, 255, (7, 6, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
     return np.frombuffer(buffer.getvalue(), np.uint8)
 
 
-def batch(*images: np.ndarray, mirror: bool = False) -> EncodedBatch:
-    return EncodedBatch(list(images), np.full(len(images), mirror))
+def batch(*images: NDArray[np.uint8]) -> EncodedBatch:
+    return EncodedBatch(list(images))
 
 
-def reference(encoded: np.ndarray) -> torch.Tensor:
+def reference(encoded: NDArray[np.uint8]) -> torch.Tensor:
     pixels = np.asarray(Image.open(io.BytesIO(encoded.tobytes())).convert("RGB"), dtype=np.float64)
     return torch.from_numpy((pixels - 127.5) / 128).permute(2, 0, 1)
 
@@ -42,10 +45,74 @@ def test_pixels_equal_pillow_within_decoder_tolerance(decoder: Decoder) -> None:
     assert (decoded.images[0].double() - reference(image)).abs().max() <= 4 / 128
 
 
+def augmenting(*augment: Augmentation) -> Decoder:
+    return Decoder(batch_size=4, height=H, width=W, device=torch.device("cpu"), threads=1, augment=augment)
+
+
 def test_mirror_is_an_exact_left_right_flip(decoder: Decoder) -> None:
-    image = smooth_jpeg(2)
-    plain, mirrored = decoder.decode([batch(image), batch(image, mirror=True)])
-    assert torch.equal(plain.images.flip(-1), mirrored.images)
+    images = [smooth_jpeg(seed) for seed in range(4)]
+    flips = np.array([1, 0, 0, 1], np.int32)
+    (plain,) = decoder.decode([batch(*images)])
+    (mirrored,) = augmenting(Mirror(name="mirror")).decode([EncodedBatch(images, (flips,))])
+    for one, other, flip in zip(plain.images, mirrored.images, flips, strict=True):
+        assert torch.equal(one.flip(-1) if flip else one, other)
+
+
+def test_a_bad_image_leaves_the_parameters_of_the_others_in_place(decoder: Decoder) -> None:
+    images = [smooth_jpeg(0), BAD["garbage"], BAD["wrong size"], smooth_jpeg(3)]
+    (plain,) = decoder.decode([batch(*images)])
+    parameters = (np.array([1, 0, 1, 0], np.int32), np.array([0, 1, 1, 1], np.int32))
+    twice = augmenting(Mirror(name="mirror"), Mirror(name="mirror"))
+    (mirrored,) = twice.decode([EncodedBatch(images, parameters)])
+    assert plain.bad == mirrored.bad == (1, 2)
+    assert mirrored.good.tolist() == [True, False, False, True]
+    assert torch.equal(mirrored.images, plain.images.flip(-1))
+
+
+class Broken(Augmentation):
+    def parameters(self, uniform: Uniform) -> Parameters:
+        return uniform(1)[:, 0]
+
+
+class Growing(Broken):
+    def apply(self, fn: Any, pixels: Any, parameters: Any) -> Any:
+        return fn.resize(pixels, resize_x=W + 8, resize_y=H + parameters * 0)
+
+
+class Failing(Broken):
+    def apply(self, fn: Any, pixels: Any, parameters: Any) -> Any:
+        return fn.slice(pixels, parameters + 1000.0, 10.0, axes=[0], normalized_shape=False)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "message"),
+    [
+        (Growing(name="growing"), "data.augment: .growing. gave images 112 high and 104 wide, wanted 112 and 96"),
+        (Failing(name="failing"), "data.augment: .failing. failed on an image that can be decoded: .*slice"),
+    ],
+)
+def test_an_augmentation_that_does_not_work_is_named_and_costs_no_images(
+    augmentation: Augmentation, message: str
+) -> None:
+    images = [smooth_jpeg(0), BAD["garbage"], smooth_jpeg(2)]
+    encoded = EncodedBatch(images, (np.zeros(3, np.float32),))
+    with pytest.raises(ValueError, match=f"(?i){message}"):
+        list(augmenting(augmentation).decode([encoded]))
+
+
+def test_an_image_of_another_size_is_undecodable_though_an_augmentation_would_hide_it() -> None:
+    class Cropping(Broken):
+        def apply(self, fn: Any, pixels: Any, parameters: Any) -> Any:
+            return fn.resize(pixels, resize_x=W, resize_y=H + parameters * 0)
+
+    images = [smooth_jpeg(0), BAD["wrong size"], smooth_jpeg(2)]
+    (decoded,) = augmenting(Cropping(name="cropping")).decode([EncodedBatch(images, (np.zeros(3, np.float32),))])
+    assert decoded.bad == (1,)
+
+
+def test_a_batch_without_parameters_is_refused() -> None:
+    with pytest.raises(ValueError, match="got parameters of 0 augmentations, wanted 1"):
+        list(augmenting(Mirror(name="mirror")).decode([batch(smooth_jpeg(0))]))
 
 
 def test_batches_keep_their_order_and_may_be_short(decoder: Decoder) -> None:

@@ -1,11 +1,13 @@
 """The order's guarantees, by properties."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.reading.order import Order, mirrored
+from pipeline.reading.order import Ids, Order
 
 
 @st.composite
@@ -16,7 +18,7 @@ def orders(draw: st.DrawFn) -> Order:
     return Order(tars, draw(st.integers(0, 2**32)), batch, streams, draw(st.integers(1, 5)))
 
 
-def epoch_ids(order: Order, epoch: int) -> np.ndarray:
+def epoch_ids(order: Order, epoch: int) -> Ids:
     first = epoch * order.steps_per_epoch
     return np.concatenate([order.batch(first + t) for t in range(order.steps_per_epoch)])
 
@@ -112,7 +114,7 @@ def test_streams_are_near_sequential() -> None:
 )
 def test_impossible_orders_are_refused(change: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Order(**{"samples_per_tar": (5, 5), "seed": 0, "global_batch": 4, **change})
+        Order(**{"samples_per_tar": (5, 5), "seed": 0, "global_batch": 4, **change})  # type: ignore[arg-type]
 
 
 def test_ranks_that_do_not_divide_are_refused() -> None:
@@ -120,22 +122,43 @@ def test_ranks_that_do_not_divide_are_refused() -> None:
         Order((10,), 0, 4).rank_batch(0, 0, 3)
 
 
-def test_mirror_is_a_fair_hash_of_seed_epoch_and_sample() -> None:
-    ids = np.arange(20_000)
-    flips = mirrored(3, 5, ids)
-    assert abs(flips.mean() - 0.5) < 4 * 0.5 / np.sqrt(len(ids))
-    np.testing.assert_array_equal(flips[::-1], mirrored(3, 5, ids[::-1].copy()))
-    for other in (mirrored(3, 6, ids), mirrored(4, 5, ids)):
-        assert abs((other == flips).mean() - 0.5) < 0.02
+class Counted:
+    """Counts the permutations that an order computes: each starts a Philox generator of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        original = np.random.Philox
+
+        def counting(*args: Any) -> np.random.Philox:
+            self.count += 1
+            return original(*args)
+
+        monkeypatch.setattr(np.random, "Philox", counting)
 
 
-def test_mirror_equals_splitmix64_in_plain_integers() -> None:
-    def splitmix(state: int) -> int:
-        z = (state + 0x9E3779B97F4A7C15) % 2**64
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
-        return z ^ (z >> 31)
+@pytest.mark.parametrize(
+    ("streams", "per_tar", "window"), [(1, 50, 4), (100, 50, 4), (300, 50, 4), (600, 50, 4), (600, 3, 1)]
+)
+def test_a_window_is_shuffled_once_an_epoch_whatever_the_number_of_streams(
+    monkeypatch: pytest.MonkeyPatch, streams: int, per_tar: int, window: int
+) -> None:
+    tars = 200 * 50 // per_tar
+    order = Order((per_tar,) * tars, seed=1, global_batch=600, streams=streams, window=window)
+    counted = Counted(monkeypatch)
+    epochs = 3
+    for step in range(epochs * order.steps_per_epoch):
+        order.batch(step)
+    windows = -(-order.steps_per_epoch * order.global_batch // (per_tar * window))  # but for the remainder's
+    # the tars themselves, every window, and once more those in which a stream ends and the next one starts
+    again = min(streams - 1, windows)
+    assert epochs * (1 + windows) <= counted.count <= epochs * (1 + windows + again)
 
-    for seed, epoch, sample in [(0, 0, 0), (3, 5, 123_456_789), (2**40, 9, 2**33)]:
-        want = splitmix((splitmix((splitmix(seed) + epoch) % 2**64) + sample) % 2**64) >> 63
-        assert mirrored(seed, epoch, np.array([sample]))[0] == bool(want)
+
+def test_a_batch_of_another_thread_costs_no_more_than_its_own_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = Order((50,) * 200, seed=1, global_batch=600, streams=300)
+    order.batch(3)
+    counted = Counted(monkeypatch)
+    order.batch(3)
+    assert counted.count == 0
+    order.batch(0)
+    assert counted.count <= 50

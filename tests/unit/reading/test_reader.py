@@ -1,27 +1,25 @@
-"""The reader: the order's batches, decoded; bad input is named, and costs one sample or fails before the start."""
+"""The reader: the order's batches, decoded and augmented; an undecodable sample is named, and costs itself."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-import os
-import resource
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline.reading.dali import Decoder
-from pipeline.reading.order import Order, mirrored
+from pipeline.reading.augment import Mirror, parameters_of
+from pipeline.reading.dali import Decoder, EncodedBatch
+from pipeline.reading.order import Order
 from pipeline.reading.reader import IGNORED, Batch, Reader
-from pipeline.reading.tars import MAPS, ShardSet
-from pipeline.shards.errors import ShardError
-from tests.faces import ROOT, write_shards
+from pipeline.reading.tars import ShardSet
+from tests.faces import write_shards
+
+AUGMENT = (Mirror(name="mirror"),)
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +34,12 @@ def folder(original: Path, tmp_path: Path) -> Path:
 
 
 def decoder() -> Decoder:
-    return Decoder(12, 32, 32, torch.device("cpu"), threads=1)
+    return Decoder(12, 32, 32, torch.device("cpu"), threads=1, augment=AUGMENT)
 
 
 def take(shards: ShardSet, count: int, **options: int) -> list[Batch]:
     order = Order(shards.samples_per_tar, seed=1, global_batch=12, streams=2)
-    reader = Reader(shards, order, decoder(), **options)  # type: ignore[arg-type]
+    reader = Reader(shards, order, decoder(), **options)
     try:
         return [next(reader) for _ in range(count)]
     finally:
@@ -56,8 +54,10 @@ def test_batches_are_the_orders_with_labels_and_flips(original: Path) -> None:
         assert batch.step == step
         np.testing.assert_array_equal(batch.ids_B, order.batch(step))
         np.testing.assert_array_equal(batch.labels_B.numpy(), shards.labels(order.batch(step)))
-        flips = mirrored(1, order.epoch_of(step), batch.ids_B)
-        unflipped = torch.where(torch.tensor(flips)[:, None, None, None], batch.images_BCHW.flip(-1), batch.images_BCHW)
+        (flips,) = parameters_of(AUGMENT, 1, order.epoch_of(step), batch.ids_B)
+        unflipped = torch.where(
+            torch.tensor(flips == 1)[:, None, None, None], batch.images_BCHW.flip(-1), batch.images_BCHW
+        )
         # without the flip, the same sample has the same pixels in every epoch
         for image, sample in zip(unflipped, batch.ids_B, strict=True):
             assert torch.equal(image, plain_pixels(shards, int(sample)))
@@ -65,10 +65,8 @@ def test_batches_are_the_orders_with_labels_and_flips(original: Path) -> None:
 
 
 def plain_pixels(shards: ShardSet, sample: int) -> torch.Tensor:
-    from pipeline.reading.dali import EncodedBatch
-
-    encoded = EncodedBatch(shards.read([sample]), np.zeros(1, dtype=bool))
-    return next(iter(decoder().decode([encoded]))).images[0]
+    plain = Decoder(1, 32, 32, torch.device("cpu"), threads=1)
+    return next(iter(plain.decode([EncodedBatch(shards.read([sample]))]))).images[0]
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
@@ -117,10 +115,12 @@ def test_a_corrupt_image_costs_one_sample_counted_and_named(folder: Path, caplog
 
 def test_closing_while_batches_wait_ends_the_thread(original: Path) -> None:
     shards = ShardSet(original)
+    before = set(threading.enumerate())
     reader = Reader(shards, Order(shards.samples_per_tar, 1, 12), decoder(), depth=1)
+    (own,) = set(threading.enumerate()) - before
     next(reader)
     reader.close()
-    assert not reader._thread.is_alive()
+    assert not own.is_alive()
 
 
 def test_an_error_in_the_background_reaches_the_caller(original: Path) -> None:
@@ -142,65 +142,3 @@ def test_a_reader_that_has_ended_says_so_and_does_not_hang(original: Path) -> No
         reader.close()
         with pytest.raises(RuntimeError, match="reader: its thread has ended"):
             list(itertools.islice(reader, 10))
-
-
-@pytest.fixture
-def few_descriptors() -> Iterator[None]:
-    """Room for the maps that are kept and ten files more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    already = sum(1 for _ in Path("/proc/self/fd").iterdir())
-    resource.setrlimit(resource.RLIMIT_NOFILE, (already + MAPS + 10, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@pytest.mark.usefixtures("few_descriptors")
-def test_more_tars_than_descriptors(original: Path, tmp_path: Path) -> None:
-    faces = original.parent / "faces"
-    for copy in range(10):  # 300 samples, one a tar
-        for person in faces.iterdir():
-            shutil.copytree(person, tmp_path / "faces" / f"{person.name}-{copy}", copy_function=os.link)
-    command = [sys.executable, ROOT / "stages" / "shard.py", tmp_path / "faces", tmp_path / "set"]
-    subprocess.run([*command, "--samples-per-tar", "1"], check=True, capture_output=True)
-    shards = ShardSet(tmp_path / "set")
-    assert len(shards.samples_per_tar) > MAPS + 30
-    (first,) = shards.read([0])
-    kept = first.tobytes()
-    for sample in range(shards.manifest.samples):
-        (image,) = shards.read([sample])
-        assert image[:2].tobytes() == b"\xff\xd8"
-    assert first.tobytes() == kept  # still mapped, though it fell out long ago
-
-
-def spoil_label(folder: Path) -> None:
-    index = np.load(folder / "index.npy")
-    index["label"][3] = 5
-    np.save(folder / "index.npy", index)
-
-
-SPOILS = {
-    "missing index": (lambda f: (f / "index.npy").unlink(), r"index.npy: not found, wanted the index of 30 samples"),
-    "short index": (lambda f: np.save(f / "index.npy", np.load(f / "index.npy")[:-1]), r"index.npy: got \(29,\)"),
-    "not an index": (lambda f: (f / "index.npy").write_bytes(b"x" * 99), r"index.npy: not an index"),
-    "missing tar": (lambda f: (f / "faces-000000.tar").unlink(), r"faces-000000.tar: missing tar, wanted \d+ bytes"),
-    "truncated tar": (
-        lambda f: (f / "faces-000000.tar").write_bytes((f / "faces-000000.tar").read_bytes()[:-600]),
-        r"faces-000000.tar: got \d+ bytes, wanted \d+ as in manifest.json; truncated",
-    ),
-    "no manifest": (lambda f: (f / "manifest.json").unlink(), r"manifest.json: not found"),
-}
-
-
-@pytest.mark.parametrize("name", SPOILS)
-def test_spoiled_shards_are_refused_at_opening(folder: Path, name: str) -> None:
-    spoil, message = SPOILS[name]
-    spoil(folder)
-    with pytest.raises(ShardError, match=message):
-        ShardSet(folder)
-
-
-def test_a_label_outside_the_classes_is_refused_and_named(folder: Path) -> None:
-    spoil_label(folder)
-    shards = ShardSet(folder)
-    with pytest.raises(ShardError, match=r"sample 3 in faces-000000.tar has label 5, wanted less than 5 identities"):
-        shards.labels(np.arange(30))

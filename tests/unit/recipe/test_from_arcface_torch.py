@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.head.margins import Margin
+from pipeline.head.margins.arcface import ArcFace, Combined, CosFace
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.from_arcface_torch import convert, read_config
 from pipeline.recipe.schema import RecipeError
@@ -54,20 +56,20 @@ def test_schedule_batch_and_margin_are_those_of_the_config(tmp_path: Path) -> No
     assert recipe.optimizer.warmup_steps == calls_an_epoch * 2
     assert (recipe.optimizer.learning_rate, recipe.optimizer.power) == (0.2, 1.0)
     assert (recipe.backbone.name, recipe.backbone.embedding_dim) == ("iresnet50", 512)
-    assert (recipe.head.margin, recipe.head.angle, recipe.head.scale) == ("arcface", 0.5, 64.0)
+    assert recipe.head.margin == ArcFace(angle=0.5, scale=64.0)
     assert (recipe.precision, recipe.seed) == ("bfloat16", 2048)
 
 
 @pytest.mark.parametrize(
     ("margins", "wanted"),
     [
-        ("(1.0, 0.0, 0.4)", {"margin": "cosface", "cosine": 0.4}),
-        ("(1.0, 0.3, 0.2)", {"margin": "combined", "m": 1.0, "angle": 0.3, "cosine": 0.2}),
+        ("(1.0, 0.0, 0.4)", CosFace(cosine=0.4, scale=64.0)),
+        ("(1.0, 0.3, 0.2)", Combined(m=1.0, angle=0.3, cosine=0.2, scale=64.0)),
     ],
 )
-def test_other_margins(tmp_path: Path, margins: str, wanted: dict[str, object]) -> None:
+def test_other_margins(tmp_path: Path, margins: str, wanted: Margin) -> None:
     head = convert(read_config(config(tmp_path, MS1MV3.replace("(1.0, 0.5, 0.0)", margins))), 8, tmp_path).recipe.head
-    assert {key: getattr(head, key) for key in wanted} == wanted
+    assert head.margin == wanted
 
 
 def test_accumulation_makes_the_batch_larger_and_the_steps_fewer(tmp_path: Path) -> None:
@@ -84,7 +86,7 @@ def test_base_beside_it_is_read_first(tmp_path: Path) -> None:
 
 
 def test_what_has_no_counterpart_is_refused_by_name(tmp_path: Path) -> None:
-    for old, new, told in (
+    for old, new, message in (
         ('"r50"', '"vit_b"', r"network: got 'vit_b', wanted r18 or r34 or r50 or r100"),
         ("config.lr = 0.2", 'config.lr = 0.2\nconfig.optimizer = "adamw"', "optimizer: got 'adamw', wanted sgd"),
         ("config.num_epoch = 25", "", "num_epoch: not set"),
@@ -92,7 +94,7 @@ def test_what_has_no_counterpart_is_refused_by_name(tmp_path: Path) -> None:
         ("config = edict()", "config = (", "not Python"),
         ("sample_rate = 1.0", "sample_rate = 0.2\nconfig.gradient_acc = 2", "wanted accumulation 1"),
     ):
-        with pytest.raises(RecipeError, match=told):
+        with pytest.raises(RecipeError, match=message):
             convert(read_config(config(tmp_path, MS1MV3.replace(old, new))), 8, tmp_path)
     with pytest.raises(RecipeError, match="No such file"):
         read_config(tmp_path / "absent.py")
@@ -110,7 +112,7 @@ def test_the_stage_writes_a_recipe_that_loads_with_its_notes(tmp_path: Path) -> 
     command += ["--ranks", "16", "--shards", tmp_path / "shards"]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
     recipe = load_recipe(out)
-    assert (recipe.head.margin, recipe.head.sample_rate, recipe.data.global_batch) == ("cosface", 0.2, 2048)
+    assert (recipe.head.margin, recipe.head.sample_rate, recipe.data.global_batch) == (CosFace(cosine=0.4), 0.2, 2048)
     assert recipe.evaluation.sets["agedb_30"].pairs == tmp_path / "agedb_30.tsv"
     for text in (out.read_text(), done.stdout):
         assert f"python stages/shard.py /train_tmp/ms1m-retinaface-t1 {tmp_path / 'shards'}" in text

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.head.margins.a_softmax import ASoftmax
+from pipeline.head.margins.arcface import ArcFace
+from pipeline.head.margins.softmax import Softmax
 from pipeline.recipe.file import describe_recipe, load_recipe
 from pipeline.recipe.schema import RecipeError, check_against_set
 
@@ -12,21 +15,35 @@ DEMO = next(p for p in RECIPES if p.stem == "demo")
 
 FAULTS = {
     "optimizer.learnig_rate=0.1": "optimizer.learnig_rate: unknown key; did you mean learning_rate?",
-    "head.zzz=1": "head.zzz: unknown key; wanted one of margin, m,",
+    "head.zzz=1": "head.zzz: unknown key; wanted one of margin, phases,",
     "optimizer.learning_rate=1e-1": 'optimizer.learning_rate: got "1e-1", wanted a valid number (YAML reads 1e-1 as',
     "optimizer.learning_rate=-1": "optimizer.learning_rate: got -1, wanted greater than 0",
     "optimizer.steps=1.5": "optimizer.steps: got 1.5, wanted a valid integer",
-    "data.mirror=1": "data.mirror: got 1, wanted a valid boolean",
+    "data.mirror=1": "data.mirror: unknown key; it is data.augment now",
+    "data.augment=mirror": 'data.augment: got "mirror", wanted a valid array',
     "zero_stage=4": "zero_stage: got 4, wanted 0, 1, 2 or 3",
     "precision=float16": "precision: got \"float16\", wanted 'float32' or 'bfloat16'",
     "backbone.name=resnet50": "backbone.name: got 'resnet50', wanted one of sphereface4",
-    "head.margin=arc": "head.margin: got 'arc', wanted one of softmax",
-    "head.lambda_min=2000": "head.lambda_min: got 2000.0, wanted at most lambda_max 20.0",
+    "head.margin=arc": "head.margin.name: got 'arc', wanted one of a_softmax",
+    "head.margin.lambda_min=2000": "head.margin.lambda_min: got 2000.0, wanted at most lambda_max 20.0",
+    "head.margin.m=0.5": "head.margin.m: got 0.5, wanted greater than or equal to 1",
+    "head.margin.lamda_max=1": "head.margin.lamda_max: unknown key; did you mean lambda_max?",
+    "head.margin.angle=0.3": "head.margin.angle: unknown key; a key of arcface, combined only",
+    "head.margin={name: softmax, detached: true}": "head.margin.detached: unknown key; a key of a_softmax, a_softmax_n",
+    "head.m=3": "head.m: unknown key; it is head.margin.m now",
+    "head.lambda_power=2": "head.lambda_power: unknown key; it is head.margin.lambda_power now",
     "optimizer.milestones=[5,3]": "optimizer.milestones: got [5, 3], wanted rising steps",
     "data.accumulation=5": "data.accumulation: got 5, wanted a divisor of data.global_batch 32",
     "data.streams=5": "data.streams: got 5, wanted a divisor of data.global_batch 32",
     "data.shards=null": "data.shards: got null, wanted a valid string",
     "head.phases=[{start: 0, mm: 2}]": "head.phases.0.mm: unknown key; did you mean m?",
+    "head.phases=[{start: 0}, {start: 5, m: 0.5}]": "head.phases.1.m: got 0.5, wanted greater than or equal to 1",
+    "head.phases=[{start: 0, m: two}]": 'head.phases.0.m: got "two", wanted a valid number',
+    "head.phases=[{start: 0, cosine: 0.1}]": "head.phases.0.cosine: unknown key; a key of cosface, combined only",
+    "head.phases=[{start: 0, lambda_min: 30}]": "head.phases.0.lambda_min: got 30.0, wanted at most lambda_max 20.0",
+    "head.phases=[{start: 0, name: arcface}]": "head.phases.0.name: got 'arcface', wanted one margin for the whole run",
+    "head.phases=[{m: 2}]": "head.phases.0.start: missing; wanted a value",
+    "head.phases=[{start: 5}, {start: 3}]": "head.phases: got starts [5, 3], wanted rising steps",
     "evaluation.sets.lfw.imagez=/faces": "evaluation.sets.lfw.imagez: unknown key; did you mean images?",
     "evaluation.sets.lfw.images=/faces": "evaluation.sets.lfw.pairs: missing; wanted a value in the recipe or --set",
     "evaluation.sets={a/b: {images: /faces, pairs: /pairs.tsv}}": "evaluation.sets.a/b.[key]: got",
@@ -44,7 +61,7 @@ def test_faults_name_key_got_and_wanted(change: str) -> None:
     assert FAULTS[change] in str(caught.value)
 
 
-def test_every_fault_is_told_at_once() -> None:
+def test_every_fault_is_reported_at_once() -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(DEMO, ["optimizer.steps=0", "seed=-1"])
     assert len(str(caught.value).splitlines()) == 2
@@ -85,10 +102,36 @@ def test_shipped_recipes_say_source_expectation_and_command(path: Path) -> None:
 
 
 def test_changes_apply_and_the_recipe_is_frozen() -> None:
-    recipe = load_recipe(DEMO, ["head.m=2", "data.shards=/x", "optimizer.milestones=[3, 4]"])
-    assert (recipe.head.m, recipe.data.shards, recipe.optimizer.milestones) == (2, Path("/x"), (3, 4))
+    margin = ASoftmax(m=2, lambda_max=20, lambda_min=5, lambda_gamma=0.05)
+    recipe = load_recipe(DEMO, ["head.margin.m=2", "data.shards=/x", "optimizer.milestones=[3, 4]"])
+    assert (recipe.head.margin, recipe.data.shards, recipe.optimizer.milestones) == (margin, Path("/x"), (3, 4))
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 2  # type: ignore[misc]
+
+
+def test_a_choice_is_replaced_as_a_whole_or_changed_key_by_key(tmp_path: Path) -> None:
+    assert load_recipe(DEMO, ["head.margin=softmax"]).head.margin == Softmax()
+    assert load_recipe(DEMO, ["head.margin=arcface", "head.margin.angle=0.3"]).head.margin == ArcFace(angle=0.3)
+    short, bare = tmp_path / "short.yaml", tmp_path / "bare.yaml"
+    rest = (
+        "data: {shards: s, global_batch: 8}\nbackbone: {name: sphereface4}\noptimizer: {steps: 1, learning_rate: 0.1}\n"
+    )
+    short.write_text("head: {margin: arcface}\n" + rest)
+    bare.write_text(rest)
+    assert load_recipe(short).head.margin == ArcFace()
+    assert load_recipe(short, ["head.margin.scale=30"]).head.margin == ArcFace(scale=30)
+    assert load_recipe(bare, ["head.margin.m=2"]).head.margin == ASoftmax(m=2)
+
+
+def test_phases_change_any_key_of_the_margin() -> None:
+    phases = "head.phases=[{start: 3, angle: 0.2, detached: true}, {start: 5, scale: 30}]"
+    head = load_recipe(DEMO, ["head.margin=arcface", phases]).head
+    assert [head.margin_at(step) for step in (2, 3, 5)] == [
+        ArcFace(),
+        ArcFace(angle=0.2, detached=True),
+        ArcFace(scale=30),
+    ]
+    assert [head.lambda_at(step) for step in (0, 3)] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -109,11 +152,12 @@ def test_what_does_not_go_with_the_set_is_refused(numbers: tuple[int, int, int],
 def test_every_key_is_described() -> None:
     text = describe_recipe()
     assert "None" not in text
-    for key in ("seed", "data.shards", "head.lambda_gamma", "head.phases[].lambda_min", "log.metrics_port"):
+    keys = ("seed", "data.shards", "data.augment[].probability", "head.margin.lambda_gamma", "head.phases[].start")
+    for key in (*keys, "log.metrics_port"):
         assert key in text
 
 
-def test_paths_do_not_depend_on_where_a_run_is_gone_on_with() -> None:
+def test_paths_do_not_depend_on_where_a_run_is_resumed() -> None:
     assert load_recipe(DEMO, ["data.shards=some/shards"]).data.shards == Path.cwd() / "some" / "shards"
 
 

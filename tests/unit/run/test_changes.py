@@ -8,15 +8,17 @@ from typing import Literal
 
 import pytest
 
-from pipeline.recipe.schema import Backbone, Data, Optimizer, Recipe, RecipeError
+from pipeline.backbones.sphereface import SphereFaceBackbone
+from pipeline.optim.sgd import SGD
+from pipeline.recipe.schema import Data, Recipe, RecipeError
 from pipeline.run.changes import FIXED, changes, flat
 
 
 def recipe(steps: int = 10, zero_stage: Literal[0, 1] = 0) -> Recipe:
     return Recipe(
         data=Data(shards=Path("set"), global_batch=12, streams=2),
-        backbone=Backbone(name="sphereface4"),
-        optimizer=Optimizer(steps=steps, learning_rate=0.1),
+        backbone=SphereFaceBackbone(name="sphereface4"),
+        optimizer=SGD(steps=steps, learning_rate=0.1),
         zero_stage=zero_stage,
     )
 

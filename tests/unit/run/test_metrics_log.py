@@ -1,6 +1,7 @@
 """Reading the training log through tears, repeats and keys that come and go."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ def test_torn_lines_are_skipped_and_the_last_word_on_a_step_counts(tmp_path: Pat
 
 
 def test_a_series_leaves_out_what_is_missing_or_not_finite() -> None:
-    records = [
+    records: list[dict[str, Any]] = [
         {"step": 0, "x": 1},
         {"step": 1},
         {"step": 2, "x": float("nan")},
@@ -34,8 +35,8 @@ def test_a_series_leaves_out_what_is_missing_or_not_finite() -> None:
 
 
 def test_the_time_split_leaves_out_the_first_tenth() -> None:
-    records = [{"step": i, "seconds": {"a": 1.0, "b": 2.0}} for i in range(20)]
-    records[0]["seconds"] = records[1]["seconds"] = {"a": 100.0, "b": 0.0}
+    records = [{"step": i, "step_part_seconds": {"a": 1.0, "b": 2.0}} for i in range(20)]
+    records[0]["step_part_seconds"] = records[1]["step_part_seconds"] = {"a": 100.0, "b": 0.0}
     records.append({"step": 20})
     assert mean_seconds(records) == {"b": 2.0, "a": 1.0}
     assert list(mean_seconds(records)) == ["b", "a"]
@@ -61,4 +62,38 @@ def test_what_an_evaluation_reached_stands_in_the_record_of_its_step(tmp_path: P
         {"step": 2, "loss": 9, "evaluation": {"lfw": {"accuracy": 0.5}}},
         {"step": 4, "loss": 3},  # gone through again since
         {"step": 5, "evaluation": {}},
+    ]
+
+
+def test_rows_of_before_are_read_under_the_names_of_today(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    before = (
+        '{"step": 1, "time": 7.5, "epoch": 0.1, "loss": 2.0, "lambda": 5.0, "learning_rate": 0.1, "own_cosine": 0.25, '
+        '"norm": 3.0, "gradient_norm": 4.0, "loss_over_chance": 0.5, "angle_quantiles": [1.0, 1.1, 1.2, 1.3, 1.4], '
+        '"beyond_pi": 0.75, "images_per_second": 90.0, "step_seconds": 0.5, "seconds": {"head": 0.25}, '
+        '"decode_failures": 2, "checkpoint_stall_seconds": null, "checkpoint_seconds": 1.5}\n'
+    )
+    file.write_text(before + '{"step": 2, "margin_lambda": 4.0}\n')
+    assert read_metrics(file) == [
+        {
+            "step": 1,
+            "time": 7.5,
+            "epoch": 0.1,
+            "loss": 2.0,
+            "margin_lambda": 5.0,
+            "learning_rate": 0.1,
+            "target_cosine": 0.25,
+            "embedding_norm": 3.0,
+            "gradient_norm": 4.0,
+            "loss_over_chance_ratio": 0.5,
+            "target_angle_radians": {"p05": 1.0, "p25": 1.1, "p50": 1.2, "p75": 1.3, "p95": 1.4},
+            "margin_angle_beyond_pi_ratio": 0.75,
+            "global_samples_per_second": 90.0,
+            "step_seconds": 0.5,
+            "step_part_seconds": {"head": 0.25},
+            "decode_failures_total": 2,
+            "checkpoint_stall_seconds": None,
+            "checkpoint_save_seconds": 1.5,
+        },
+        {"step": 2, "margin_lambda": 4.0},
     ]

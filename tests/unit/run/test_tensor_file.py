@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.files import NotWrittenError
 from pipeline.run.tensor_file import TensorFile, file_facts, write_tensors
 
 
@@ -58,7 +59,21 @@ def test_safetensors_reads_it(tmp_path: Path) -> None:
     assert all(torch.equal(loaded[name], wanted) for name, wanted in tensors().items())
 
 
-def test_a_file_cut_short_is_told(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotWrittenError, match=r"none/t: not written: No such file or directory"):
+        write_tensors(tmp_path / "none" / "t", tensors())
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 64, b"\x02" + bytes(7) + b"{]"])
+def test_a_file_of_something_else_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "t").write_bytes(content)
+    with pytest.raises(ValueError, match=r"/t: no header of tensors \("):
+        TensorFile(tmp_path / "t")
+    with pytest.raises(FileNotFoundError, match="none"):
+        TensorFile(tmp_path / "none")
+
+
+def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
     write_tensors(tmp_path / "t", {"rows": torch.ones(10, 4)})
     content = (tmp_path / "t").read_bytes()
     (tmp_path / "t").write_bytes(content[:-5])

@@ -10,7 +10,7 @@ import pytest
 from pipeline.shards.build import make_shards
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import ShardError
-from tests.shards import HEIGHT, WIDTH, noise, plan_of, rejected, write_people
+from tests.shards import HEIGHT, WIDTH, made, noise, plan_of, rejected, write_people
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def faces(tmp_path: Path) -> Path:
 
 
 def test_bad_files_are_set_aside_counted_and_named(faces: Path, tmp_path: Path) -> None:
-    clean = make_shards(plan_of(faces, tmp_path / "clean"))
+    clean = made(plan_of(faces, tmp_path / "clean"))
     person = faces / "person 6"
     (person / "small.jpg").write_bytes(noise(1, height=10, width=9))
     (person / "cut.jpg").write_bytes(noise(2)[:-20])
@@ -33,7 +33,7 @@ def test_bad_files_are_set_aside_counted_and_named(faces: Path, tmp_path: Path) 
     (faces / "all bad").mkdir()
     (faces / "all bad" / "x.jpg").touch()
     (faces / "README").touch()
-    manifest = make_shards(plan_of(faces, tmp_path / "out", size=(HEIGHT, WIDTH)))
+    manifest = made(plan_of(faces, tmp_path / "out", size=(HEIGHT, WIDTH)))
     assert rejected(tmp_path / "out") == {
         "README": "not in an identity folder",
         "all bad": "identity left empty",
@@ -71,7 +71,7 @@ def test_a_source_that_is_gone_ends_the_run(faces: Path, tmp_path: Path, monkeyp
 
 
 def fail_to_open(monkeypatch: pytest.MonkeyPatch, ending: str, fault: int) -> None:
-    """Tests may run as root, who may read everything, so the system's answer is set here."""
+    """Root may read every file, and tests may run as root, so the system's answer is set here."""
 
     def opened(path: str, *args: int, real: Callable[..., int] = os.open, **more: int) -> int:
         if str(path).endswith(ending):
@@ -90,7 +90,7 @@ def test_a_file_gone_since_the_listing_is_set_aside(faces: Path, tmp_path: Path)
 
 def test_a_tar_whose_files_are_all_set_aside_is_left_out(faces: Path, tmp_path: Path) -> None:
     (faces / "person 2" / "0.JPG").write_text("bad")
-    manifest = make_shards(plan_of(faces, tmp_path / "out", per_tar=1))
+    manifest = made(plan_of(faces, tmp_path / "out", per_tar=1))
     assert (manifest.samples, len(manifest.tars), manifest.set_aside) == (27, 27, 1)
     assert len(list((tmp_path / "out").glob("*.tar"))) == len(list((tmp_path / "out").glob("*.idx"))) == 27
 

@@ -1,4 +1,4 @@
-"""From a folder of faces to shards: the bytes, and who reads them."""
+"""From a folder of faces to shards: the bytes, and the tools that read them."""
 
 import hashlib
 import importlib.util
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +20,9 @@ from pipeline.shards.build import make_shards
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.one_tar import Written
-from pipeline.shards.plan import make_plan, samples_in
-from pipeline.shards.shuffle import permutation
+from pipeline.shards.plan import make_plan, permutation, samples_in
 from pipeline.shards.sources.folder import scan_folder
-from tests.shards import HEIGHT, WIDTH, plan_of, snapshot, write_people
+from tests.shards import HEIGHT, WIDTH, extracted, made, plan_of, snapshot, write_people
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def faces(tmp_path: Path) -> Path:
 
 def test_every_image_is_in_the_tars_once_with_its_bytes_label_and_key(faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    manifest = make_shards(plan_of(faces, out))
+    manifest = made(plan_of(faces, out))
     assert manifest == Manifest.load(out)
     assert (manifest.samples, manifest.identities, manifest.set_aside) == (28, 7, 0)
     assert (manifest.image_height, manifest.image_width) == (HEIGHT, WIDTH)
@@ -50,7 +50,7 @@ def test_every_image_is_in_the_tars_once_with_its_bytes_label_and_key(faces: Pat
         assert identities[row["label"]] == path.parent.name
         extension = "png" if path.suffix == ".png" else "jpg"
         with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
-            members = {m.name: archive.extractfile(m).read() for m in archive if m.name.startswith(f"{number:012d}")}
+            members = {m.name: extracted(archive, m) for m in archive if m.name.startswith(f"{number:012d}")}
         assert members == {
             f"{number:012d}.{extension}": path.read_bytes(),
             f"{number:012d}.cls": str(row["label"]).encode(),
@@ -59,7 +59,7 @@ def test_every_image_is_in_the_tars_once_with_its_bytes_label_and_key(faces: Pat
 
 
 def test_digests_are_those_of_the_files(faces: Path, tmp_path: Path) -> None:
-    manifest = make_shards(plan_of(faces, tmp_path / "out"))
+    manifest = made(plan_of(faces, tmp_path / "out"))
     files = snapshot(tmp_path / "out")
     for tar in manifest.tars:
         assert tar.bytes == len(files[tar.name])
@@ -71,7 +71,7 @@ def test_digests_are_those_of_the_files(faces: Path, tmp_path: Path) -> None:
 # webdataset leaves closing its tars to the garbage collector.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_webdataset_reads_the_tars(faces: Path, tmp_path: Path) -> None:
-    manifest = make_shards(plan_of(faces, tmp_path / "out"))
+    manifest = made(plan_of(faces, tmp_path / "out"))
     urls = [str(tmp_path / "out" / tar.name) for tar in manifest.tars]
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
     assert len(samples) == 28
@@ -83,10 +83,10 @@ def test_webdataset_reads_the_tars(faces: Path, tmp_path: Path) -> None:
 def test_dali_reads_the_tars_by_the_index_beside_them(faces: Path, tmp_path: Path) -> None:
     dali = pytest.importorskip("nvidia.dali")
     out = tmp_path / "out"
-    manifest = make_shards(plan_of(faces, out))
+    manifest = made(plan_of(faces, out))
 
     @dali.pipeline_def(batch_size=28, num_threads=1, device_id=None)
-    def pipeline() -> tuple:
+    def pipeline() -> tuple[Any, Any]:
         image, label = dali.fn.readers.webdataset(
             paths=[str(out / tar.name) for tar in manifest.tars],
             index_paths=[str(out / tar.name.replace(".tar", ".idx")) for tar in manifest.tars],
@@ -104,7 +104,7 @@ def test_dali_reads_the_tars_by_the_index_beside_them(faces: Path, tmp_path: Pat
 
 @pytest.mark.skipif(importlib.util.find_spec("wds2idx") is None, reason="NVIDIA's wds2idx comes with DALI")
 def test_the_dali_index_is_byte_for_byte_that_of_wds2idx(faces: Path, tmp_path: Path) -> None:
-    manifest = make_shards(plan_of(faces, tmp_path / "out"))
+    manifest = made(plan_of(faces, tmp_path / "out"))
     for tar in manifest.tars:
         path = tmp_path / "out" / tar.name
         theirs = tmp_path / "theirs.idx"
@@ -123,8 +123,8 @@ def test_the_bytes_do_not_depend_on_workers_place_or_file_times(faces: Path, tmp
 
 
 def test_another_seed_gives_another_order_of_the_same_images(faces: Path, tmp_path: Path) -> None:
-    first = make_shards(plan_of(faces, tmp_path / "1"))
-    second = make_shards(plan_of(faces, tmp_path / "2", seed=2))
+    first = made(plan_of(faces, tmp_path / "1"))
+    second = made(plan_of(faces, tmp_path / "2", seed=2))
     assert first.digest != second.digest
     sizes = [sorted(open_index(tmp_path / n, m)["size"]) for n, m in (("1", first), ("2", second))]
     assert sizes[0] == sizes[1]
@@ -142,7 +142,7 @@ def test_progress_counts_every_file(faces: Path, tmp_path: Path) -> None:
     (faces / "person 6" / "0.JPG").write_text("bad")
     for workers in (1, 2):
         seen: list[Written] = []
-        manifest = make_shards(plan_of(faces, tmp_path / str(workers)), workers=workers, progress=seen.append)
+        manifest = made(plan_of(faces, tmp_path / str(workers)), workers=workers, progress=seen.append)
         counted = tuple(map(sum, zip(*seen, strict=True)))
         assert counted == (28, sum(tar.bytes for tar in manifest.tars), manifest.set_aside)
         assert counted[2] == 1
@@ -152,8 +152,8 @@ def test_tars_have_about_the_size_that_is_asked_for(faces: Path, tmp_path: Path)
     source = scan_folder(faces)
     (faces / "person 6" / "6.JPG").unlink()  # it is listed, and not counted
     per_tar = samples_in(source, 30_000)
-    made = make_plan(source, tmp_path / "out", seed=0, samples_per_tar=per_tar, size=None)
-    sizes = [tar.bytes for tar in make_shards(made).tars]
+    planned = make_plan(source, tmp_path / "out", seed=0, samples_per_tar=per_tar, size=None)
+    sizes = [tar.bytes for tar in made(planned).tars]
     assert len(sizes) > 2
     assert all(20_000 <= size <= 30_000 + 20 * 512 for size in sizes)
     assert samples_in(source, 1) == 1

@@ -1,18 +1,23 @@
 """Runs that are cut short, run again, or done in parts make the same set; sets of two plans are never mixed."""
 
 import os
+import re
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from pipeline.files import write_file
 from pipeline.shards.build import make_shards
+from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.one_tar import Written
-from pipeline.shards.plan import Plan
+from pipeline.shards.plan import Plan, make_plan
+from pipeline.shards.sources.tar_folder import open_tars
 from pipeline.shards.workers import each_done
-from tests.shards import noise, plan_of, snapshot, write_people
+from tests.shards import made, noise, plan_of, snapshot, write_people
 
 
 @pytest.fixture
@@ -46,6 +51,64 @@ def test_shards_of_another_plan_are_refused_with_what_differs(faces: Path, tmp_p
     with pytest.raises(ShardError, match=r"source_sha256: got \w+, wanted \w+\)"):
         make_shards(plan_of(faces, out))
     assert snapshot(out) == before
+
+
+def replace_image(faces: Path) -> Path:
+    """Another image of the same size in bytes, under the same name and with the old time of modification."""
+    path = faces / "person 6" / "3.JPG"
+    before, content = path.stat(), bytearray(path.read_bytes())
+    content[-10] ^= 1
+    aside = path.with_suffix(".new")
+    aside.write_bytes(content)
+    os.utime(aside, ns=(before.st_atime_ns, before.st_mtime_ns))
+    aside.replace(path)
+    return path
+
+
+def test_a_finished_set_of_a_source_that_changed_is_refused_with_counts(faces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    make_shards(plan_of(faces, out))
+    time.sleep(0.02)  # more than the file system's clock tick
+    path = replace_image(faces)
+    with pytest.raises(ShardError, match="holds other shards: 0 samples came, 0 went, 1 changed; choose"):
+        make_shards(plan_of(faces, out))
+    (faces / "person 5" / "1.JPG").unlink()
+    (faces / "person 5" / "new.jpg").write_bytes(noise(99))
+    (faces / "person 5" / "newer.jpg").write_bytes(noise(98))
+    path.rename(faces / "person 5" / "2.JPG")
+    with pytest.raises(ShardError, match=r"source_sha256: got \w+, wanted \w+\): 2 samples came, 2 went, 0 changed;"):
+        make_shards(plan_of(faces, out))
+
+
+def test_bytes_that_changed_inside_a_large_file_are_noticed(faces: Path, tmp_path: Path) -> None:
+    manifest = made(plan_of(faces, tmp_path / "tars"))
+    again = make_plan(open_tars(tmp_path / "tars"), tmp_path / "out", seed=1, samples_per_tar=9, size=None)
+    make_shards(again)
+    time.sleep(0.02)
+    rows = open_index(tmp_path / "tars", manifest)
+    with (tmp_path / "tars" / manifest.tars[0].name).open("r+b") as tar:
+        tar.seek(int(rows["offset"][2] + rows["size"][2]) - 10)
+        tar.write(b"!")
+    with pytest.raises(ShardError, match="0 samples came, 0 went, 1 changed; choose"):
+        make_shards(again)
+
+
+def test_touched_files_with_the_same_bytes_are_no_change(faces: Path, tmp_path: Path) -> None:
+    make_shards(plan_of(faces, tmp_path / "out"))
+    time.sleep(0.02)
+    for path in faces.rglob("*.JPG"):
+        path.touch()
+    assert make_shards(plan_of(faces, tmp_path / "out")) == Manifest.load(tmp_path / "out")
+
+
+def test_a_resumed_run_writes_tars_of_changed_samples_again(faces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    interrupt(plan_of(faces, out), after=4)
+    time.sleep(0.02)
+    replace_image(faces)
+    make_shards(plan_of(faces, out))
+    make_shards(plan_of(faces, tmp_path / "whole"))
+    assert snapshot(out) == snapshot(tmp_path / "whole")
 
 
 def test_a_folder_of_something_else_is_refused(faces: Path, tmp_path: Path) -> None:
@@ -111,7 +174,8 @@ def test_all_is_on_the_disk_before_the_manifest_or_the_end_of_a_part(
     synced: list[str] = []
 
     def noted(descriptor: int, real: Callable[[int], None] = os.fsync) -> None:
-        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name.removesuffix(".part"))
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        synced.append(re.sub(r"\.\w+\.part$", "", name))
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", noted)
@@ -159,13 +223,50 @@ def one_part(faces: Path, out: Path, number: int) -> str | None:
 
 
 def test_parts_at_the_same_time_make_the_same_set(faces: Path, tmp_path: Path) -> None:
-    whole = make_shards(plan_of(faces, tmp_path / "whole"))
+    whole = made(plan_of(faces, tmp_path / "whole"))
     for attempt in range(8):
         out = tmp_path / str(attempt)
         digests = set(each_done(partial(one_part, faces, out), range(4), 4))
         assert whole.digest in digests
         assert digests <= {whole.digest, None}
         assert snapshot(out) == snapshot(tmp_path / "whole")
+
+
+def test_two_processes_on_one_part_make_the_same_set(faces: Path, tmp_path: Path) -> None:
+    """A requeued task, or a pod that was replaced and still runs."""
+    make_shards(plan_of(faces, tmp_path / "whole"))
+    whole = snapshot(tmp_path / "whole")
+    for attempt in range(12):
+        out = tmp_path / str(attempt)
+        digests = set(each_done(partial(one_part, faces, out), [0, 0, 0], 3))
+        assert len(digests) <= 2  # None if it saw another part missing
+        for part in (1, 2, 3):
+            one_part(faces, out, part)
+        assert snapshot(out) == whole
+
+
+def write_often(folder: Path, number: int) -> int:
+    sizes = set()
+    for _ in range(50):
+        write_file(folder / "same", bytes([number]) * 100_000)
+        content = (folder / "same").read_bytes()
+        sizes.add((len(content), len(set(content))))
+    return 1 if sizes == {(100_000, 1)} else 0
+
+
+def test_a_file_with_two_writers_is_whole_at_any_time(tmp_path: Path) -> None:
+    assert list(each_done(partial(write_often, tmp_path), [1, 2], 2)) == [1, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["same"]
+
+
+def test_what_a_killed_writer_left_is_removed(faces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    interrupt(plan_of(faces, out), after=1)
+    for name in ("faces-000003.tar.0123456789ab.part", "index.npy.0123456789ab.part"):
+        (out / name).write_bytes(b"half")
+    make_shards(plan_of(faces, out))
+    make_shards(plan_of(faces, tmp_path / "whole"))
+    assert snapshot(out) == snapshot(tmp_path / "whole")
 
 
 def test_part_of_another_plan_is_refused(faces: Path, tmp_path: Path) -> None:

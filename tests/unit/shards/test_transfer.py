@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline.shards.build import make_shards
-from pipeline.shards.errors import SetAsideError
+from pipeline.shards.images import SetAsideError
 from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.plan import make_plan
 from pipeline.shards.sources.detect import open_source
@@ -100,7 +100,7 @@ def test_a_stopped_pull_has_no_manifest_and_goes_on(shards: Path, tmp_path: Path
     url = f"memory://{tmp_path.name}/pull"
     push(shards, url)
     store.fail_at = "index.npy"
-    with pytest.raises(ShardError, match=r"index\.npy\.part: not copied"):
+    with pytest.raises(ShardError, match=r"index\.npy: not copied"):
         pull(url, tmp_path / "back")
     assert not (tmp_path / "back" / "manifest.json").exists()
     store.fail_at = ""
@@ -115,7 +115,7 @@ def test_damage_on_either_side_is_found(shards: Path, tmp_path: Path) -> None:
     push(shards, url)
     tar = tmp_path / "there" / "faces-000001.tar"
     tar.write_bytes(tar.read_bytes()[:-1] + b"x")
-    with pytest.raises(ShardError, match=r"faces-000001\.tar\.part: sha256: got \w+, wanted \w+"):
+    with pytest.raises(ShardError, match=r"back/faces-000001\.tar: sha256: got \w+, wanted \w+"):
         pull(url, tmp_path / "back")
     (shards / "faces-000000.tar").write_bytes(b"")
     with pytest.raises(ShardError, match=r"set/faces-000000\.tar: sha256: got"):
@@ -146,7 +146,7 @@ def test_an_unknown_kind_of_url_is_named(shards: Path) -> None:
 def test_faces_in_a_store_become_the_same_shards(shards: Path, tmp_path: Path, workers: int) -> None:
     (tmp_path / "faces" / "notes.txt").touch()
     source = open_source(f"file://{tmp_path}/faces")
-    assert [path for path, _ in source.set_aside] == ["notes.txt"]
+    assert [path for path, _, _ in source.set_aside] == ["notes.txt"]
     out = tmp_path / "remote"
     manifest = make_shards(make_plan(source, out, seed=0, samples_per_tar=4, size=None), workers=workers)
     assert manifest is not None

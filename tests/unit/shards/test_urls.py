@@ -16,10 +16,9 @@ import fsspec
 import pytest
 
 from pipeline.shards.build import make_shards
-from pipeline.shards.errors import ShardError
-from pipeline.shards.manifest import Manifest
+from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.plan import Plan, make_plan
-from pipeline.shards.sequential import make_sequentially
+from pipeline.shards.sequential import make_set
 from pipeline.shards.sources import Source
 from pipeline.shards.sources.detect import open_source
 from pipeline.shards.sources.folder import scan_folder
@@ -269,7 +268,7 @@ def test_parquet_goes_to_a_store_by_way_of_its_own_order(data: Path, tmp_path: P
         make_plan(open_source(data / "parquet"), tmp_path / name, seed=1, samples_per_tar=3, size=None)
         for name in ("way", "whole")
     ]
-    make = partial(make_sequentially, workers=1, part=(0, 1), progress=lambda _samples: None)
+    make = partial(make_set, workers=1, part=(0, 1), progress=lambda _samples: None)
     make_in_store(made[0], f"file://{tmp_path}/there", make)
     make(made[1])
     assert stored(f"file://{tmp_path}/there") == snapshot(tmp_path / "whole")

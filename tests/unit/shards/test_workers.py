@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def note_and_wait(folder: Path, job: int) -> None:
 def test_closing_the_results_ends_the_workers(tmp_path: Path) -> None:
     results = each_done(partial(note_and_wait, tmp_path), range(1000), 2)
     next(results)
+    assert isinstance(results, Generator)
     results.close()
     pids = {int(p.name.split("-")[1]) for p in tmp_path.iterdir()}
     assert pids

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.recipe.schema import Faults
-from pipeline.training.errors import NonFiniteError
-from pipeline.training.guard import Guard, dump
+from pipeline.training.guard import Guard, NonFiniteError, dump
 
 
 def test_a_spike_is_told_by_the_running_mean_once_it_is_known() -> None:

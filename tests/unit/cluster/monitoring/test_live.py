@@ -1,7 +1,8 @@
-"""The live page as a file and its server's manners; drawn by a browser in tests/end_to_end/test_monitor.py."""
+"""The live page as a file, and its server; tests/end_to_end/test_monitor.py draws it in a browser."""
 
 import json
 import re
+import socket
 import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,8 +15,10 @@ import yaml
 from cluster.monitoring import live
 from cluster.monitoring.panels import PANELS, TILES
 from cluster.monitoring.runbooks import read_runbooks
+from tests.unit.cluster.monitoring.test_monitoring import has_ipv6, needs_prometheus
 
 MONITORING = Path(live.__file__).parent
+ALONE = "127.44.3.2"  # on 127.0.0.1 another process could be given a port that this test wants
 
 
 class Echo(BaseHTTPRequestHandler):
@@ -60,7 +63,7 @@ def test_a_text_cannot_end_the_script_that_holds_it(monkeypatch: pytest.MonkeyPa
     assert "</script><b>" not in live.build_page()
 
 
-def test_queries_are_passed_on_and_nothing_else() -> None:
+def test_only_queries_are_forwarded() -> None:
     behind = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
     Thread(target=behind.serve_forever, daemon=True).start()
     with live.serving("127.0.0.1", 0, f"http://127.0.0.1:{behind.server_port}") as page:
@@ -76,13 +79,14 @@ def test_queries_are_passed_on_and_nothing_else() -> None:
         assert json.loads(answer)["error"].startswith("Prometheus does not answer")
 
 
-def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(live.MonitorError, match=r"none: no such folder; wanted that of a run"):
         live.configure(tmp_path / "none")
     with (
-        live.serving("127.0.0.1", 0, "http://x") as page,
-        pytest.raises(live.MonitorError, match="Address already in use; wanted a free one"),
-        live.serving("127.0.0.1", int(page.rpartition(":")[2]), "http://x"),
+        pytest.raises(
+            live.MonitorError, match=r"--address 192\.0\.2\.1: Cannot assign requested address; wanted an addr"
+        ),
+        live.serving("192.0.2.1", 0, "http://x"),
     ):
         pass
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -90,7 +94,36 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.M
         pass
 
 
-def test_a_prometheus_that_does_not_start_has_its_last_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_whose_port_is_in_use_takes_another() -> None:
+    with live.serving("127.0.0.1", 0, "http://x") as first:
+        port = int(first.rpartition(":")[2])
+        with live.serving("127.0.0.1", port, "http://x") as second:
+            assert second != first
+            assert get(second)[0] == 200
+        with live.serving(ALONE, port, "http://x") as third:
+            assert third == f"http://{ALONE}:{port}", "a port that is free is taken"
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="needs IPv6 on loopback")
+def test_a_page_has_an_ipv6_address_in_brackets() -> None:
+    with live.serving("::1", 0, "http://x") as page:
+        assert page.startswith("http://[::1]:")
+        assert get(page)[0] == 200
+
+
+@needs_prometheus
+def test_a_prometheus_whose_port_is_in_use_takes_another(tmp_path: Path) -> None:
+    live.configure(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with live.prometheus(tmp_path, port) as base:
+            assert base != f"http://127.0.0.1:{port}"
+            assert get(f"{base}/-/ready")[0] == 200
+
+
+def test_a_prometheus_that_does_not_start_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "prometheus"
     program.write_text("#!/bin/sh\necho lock DB directory: resource temporarily unavailable >&2\nexit 1\n")
     program.chmod(0o755)
@@ -101,7 +134,7 @@ def test_a_prometheus_that_does_not_start_has_its_last_word(tmp_path: Path, monk
         pass
 
 
-def test_compose_mounts_what_is_there_and_grafana_finds_it() -> None:
+def test_compose_mounts_existing_files_and_grafana_finds_them() -> None:
     compose = yaml.safe_load((MONITORING / "compose.yaml").read_text())
     services = compose["services"]
     mounts: dict[str, Path] = {}

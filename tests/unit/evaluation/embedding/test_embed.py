@@ -1,5 +1,6 @@
 """Embedding: the features of the paper, from files, leaving the network as it was; and what goes wrong with files."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,16 +9,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pipeline.evaluation.embedding.embed import embed, embed_pairs
-from pipeline.evaluation.embedding.embed import embed_files as stream_files
+from pipeline.evaluation.embedding.embed import embed, files_of
+from pipeline.evaluation.embedding.kept import keep, means_of_frames, without_features
+from pipeline.evaluation.embedding.source import How, ImageList, Network, image_files
 from pipeline.evaluation.embedding.trained import digest_of
 from pipeline.evaluation.protocols.pairs import Row, assemble
-from pipeline.reading.dali import Decoder
 
 HEIGHT, WIDTH = 12, 8
 
 
-def tiny_backbone() -> nn.Module:
+def tiny_backbone() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.PReLU(4), nn.Flatten(), nn.Linear(4 * 10 * 6, 5), nn.Dropout(0.9)
@@ -34,12 +35,12 @@ def faces(tmp_path: Path) -> tuple[Path, list[str]]:
     return tmp_path, names
 
 
-def decoder(batch_size: int = 3) -> Decoder:
-    return Decoder(batch_size, HEIGHT, WIDTH, torch.device("cpu"))
+def network(backbone: nn.Module) -> Network:
+    return Network("tiny", digest_of(backbone.state_dict()), 0, backbone, (HEIGHT, WIDTH))
 
 
-def embed_files(backbone: nn.Module, folder: Path, names: list[str], decoder: Decoder) -> np.ndarray:
-    return np.concatenate(list(stream_files(backbone, folder, names, decoder)))
+def embed_files(backbone: nn.Module, folder: Path, names: list[str], batch_size: int = 3) -> np.ndarray:
+    return np.concatenate(list(network(backbone).features(image_files(folder, names), How(batch_size))))
 
 
 def slow_features(backbone: nn.Module, file: Path) -> np.ndarray:
@@ -53,7 +54,7 @@ def slow_features(backbone: nn.Module, file: Path) -> np.ndarray:
 
 def test_features_equal_one_image_at_a_time(faces: tuple[Path, list[str]]) -> None:
     folder, names = faces
-    found = embed_files(tiny_backbone(), folder, names, decoder())
+    found = embed_files(tiny_backbone(), folder, names)
     expected = np.stack([slow_features(tiny_backbone(), folder / name) for name in names])
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -61,20 +62,21 @@ def test_features_equal_one_image_at_a_time(faces: tuple[Path, list[str]]) -> No
 
 def test_the_batch_size_does_not_matter(faces: tuple[Path, list[str]]) -> None:
     folder, names = faces
-    one, other = (embed_files(tiny_backbone(), folder, names, decoder(size)) for size in (2, 7))
+    one, other = (embed_files(tiny_backbone(), folder, names, size) for size in (2, 7))
     np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def test_every_submodule_keeps_its_training_mode() -> None:
     backbone = tiny_backbone().train()
     frozen = backbone[1].eval()
+    assert isinstance(frozen, nn.BatchNorm2d) and frozen.running_mean is not None
     statistics = frozen.running_mean.clone()
     before = [part.training for part in backbone.modules()]
     list(embed(backbone, [torch.randn(2, 3, HEIGHT, WIDTH)]))
     assert [part.training for part in backbone.modules()] == before
     assert torch.equal(frozen.running_mean, statistics)
 
-    def broken() -> object:
+    def broken() -> Iterator[torch.Tensor]:
         yield torch.randn(2, 3, HEIGHT, WIDTH)
         raise RuntimeError
 
@@ -92,51 +94,54 @@ def test_a_folder_of_frames_has_the_mean_of_its_features(faces: tuple[Path, list
     rows += [row._replace(fold="2") for row in rows]
     pairs = assemble(rows, "here")
     assert pairs.paths == (names[3], "video/0", names[5])
-    found = embed_pairs(tiny_backbone(), folder, pairs, decoder())
+    files, counts = files_of(folder, pairs)
+    kept = keep(folder / "kept", network(tiny_backbone()), image_files(folder, files), How(2))
+    found = means_of_frames(kept, counts)
     alone = [slow_features(tiny_backbone(), folder / name) for name in names]
     expected = [alone[3], (alone[0] + alone[1] + alone[2]) / 3, alone[5]]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_an_undecodable_image_is_named(faces: tuple[Path, list[str]]) -> None:
+def test_a_broken_image_costs_itself_and_is_listed(faces: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """Bytes that are no image, an image of another size, a file that is gone: a row of NaN each, the rest as before."""
     folder, names = faces
+    whole = embed_files(tiny_backbone(), folder, names)
     (folder / names[4]).write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"p4/a.png: cannot be decoded, wanted an image 12 high and 8 wide"):
-        embed_files(tiny_backbone(), folder, names, decoder())
-
-
-def test_an_image_of_another_size_is_named(faces: tuple[Path, list[str]]) -> None:
-    folder, names = faces
     Image.new("RGB", (HEIGHT, WIDTH)).save(folder / names[5])
-    with pytest.raises(ValueError, match=r"p5/a.png: cannot be decoded"):
-        embed_files(tiny_backbone(), folder, names, decoder())
-
-
-def test_an_absent_image_is_named(faces: tuple[Path, list[str]]) -> None:
-    folder, names = faces
     (folder / names[6]).unlink()
-    with pytest.raises(ValueError, match=r"p6/a.png: cannot be read: No such file"):
-        embed_files(tiny_backbone(), folder, names, decoder())
+    found = embed_files(tiny_backbone(), folder, names)
+    np.testing.assert_allclose(found[:4], whole[:4], atol=1e-6)
+    assert np.isnan(found[4:]).all()
+    images = image_files(folder, names)
+    kept = keep(tmp_path / "kept", network(tiny_backbone()), images, How())
+    words = without_features(kept, images, network(tiny_backbone()))
+    assert words == f"3 of 7 images left out: {names[4]}, {names[5]}, {names[6]}: wanted images 12 high and 8 wide"
+
+
+def test_no_image_at_all_is_refused(faces: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder, names = faces
+    small = Network("tiny", "", 0, nn.Flatten(), (HEIGHT, WIDTH + 1))
+    with pytest.raises(ValueError, match=r"p0/a.png and 6 more: got no features, wanted images 12 high and 9 wide"):
+        keep(tmp_path / "kept", small, image_files(folder, names), How())
 
 
 def test_broken_weights_are_named(faces: tuple[Path, list[str]]) -> None:
     folder, names = faces
     backbone = tiny_backbone()
-    nn.init.constant_(backbone[4].bias, float("nan"))
-    with pytest.raises(ValueError, match=r"p0/a.png: got features of norm nan, wanted finite and above 0"):
-        embed_files(backbone, folder, names, decoder())
+    last = backbone[4]
+    assert isinstance(last, nn.Linear)
+    nn.init.constant_(last.bias, float("nan"))
+    with pytest.raises(ValueError, match=r"tiny: got features that are not finite for p0/a.png: the weights"):
+        embed_files(backbone, folder, names)
 
 
-class BlindToWhite(nn.Module):
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.flatten(1) * (images.flatten(1).mean(1, keepdim=True) < 0.9)
-
-
-def test_the_one_image_without_features_is_named(faces: tuple[Path, list[str]]) -> None:
+def test_a_part_of_a_list_reads_its_own_images(faces: tuple[Path, list[str]]) -> None:
     folder, names = faces
-    Image.new("RGB", (WIDTH, HEIGHT), "white").save(folder / names[5])
-    with pytest.raises(ValueError, match=r"p5/a.png: got features of norm 0.0"):
-        embed_files(BlindToWhite(), folder, names, decoder())
+    images = image_files(folder, names)
+    part = images.part(2, 5)
+    assert list(part.names) == names[2:5]
+    assert [image.tobytes() for image in part.read(slice(1, 3))] == [(folder / n).read_bytes() for n in names[3:5]]
+    assert isinstance(part, ImageList)
 
 
 def test_the_digest_sees_names_values_types_and_shapes_and_nothing_else() -> None:

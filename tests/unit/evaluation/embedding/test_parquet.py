@@ -18,7 +18,7 @@ def test_rows_come_back_in_order(tmp_path: Path, batch: int, monkeypatch: pytest
     rows = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
     paths = [f"p{i % 4}/{i}.jpg" for i in range(20)]
     file = tmp_path / "out" / "e.parquet"
-    write_embeddings(file, paths, (rows[i : i + batch] for i in range(0, 20, batch)), 6, {"step": "7"})
+    write_embeddings(file, paths, (rows[i : i + batch] for i in range(0, 20, batch)), {"step": "7"})
     table = pq.read_table(file)
     assert table.column("path").to_pylist() == paths
     assert table.column("identity").to_pylist() == [f"p{i % 4}" for i in range(20)]
@@ -33,7 +33,7 @@ def test_a_failure_leaves_no_file_under_its_name(tmp_path: Path) -> None:
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        write_embeddings(tmp_path / "e.parquet", ["a", "b", "c"], failing(), 3, {})
+        write_embeddings(tmp_path / "e.parquet", ["a", "b", "c"], failing(), {})
     with pytest.raises(ValueError, match=r"e.parquet: got 2 embeddings, wanted 3"):
-        write_embeddings(tmp_path / "e.parquet", ["a", "b", "c"], [np.ones((2, 3), np.float32)], 3, {})
+        write_embeddings(tmp_path / "e.parquet", ["a", "b", "c"], [np.ones((2, 3), np.float32)], {})
     assert not (tmp_path / "e.parquet").exists()

@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.evaluation.protocols.insightface_bin import BinSet, extract, read_bin
@@ -39,9 +40,59 @@ def python2_pickle() -> bytes:
     return out + b"et."
 
 
-@pytest.mark.parametrize("protocol", [3, 4, 5])
-def test_every_protocol_that_holds_bytes_is_read(tmp_path: Path, protocol: int) -> None:
-    assert read_bin(store(tmp_path, SET, protocol)) == BinSet(*SET)
+ARRAYS = [np.frombuffer(image, np.uint8) for image in SET[0]]
+SHAPES: dict[str, Any] = {
+    "bytes": SET,
+    "a list for the pair": list(SET),
+    "pairs of images": ([SET[0][i : i + 2] for i in range(0, len(SET[0]), 2)], FLAGS),
+    "0 and 1": (SET[0], [int(flag) for flag in FLAGS]),
+    "arrays": (ARRAYS, FLAGS),
+    "arrays that may be written": ([array.copy() for array in ARRAYS], FLAGS),
+    "columns": ([array.copy().reshape(-1, 1) for array in ARRAYS], FLAGS),
+    "NumPy booleans": (SET[0], [np.bool_(flag) for flag in FLAGS]),
+    "NumPy numbers": (SET[0], [np.int64(flag) for flag in FLAGS]),
+    "an array of flags": (ARRAYS, np.array(FLAGS)),
+    "an array of big-endian numbers": (ARRAYS, np.array(FLAGS, ">i4")),
+}
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_is_read_in_every_protocol(tmp_path: Path, shape: str, protocol: int) -> None:
+    assert read_bin(store(tmp_path, SHAPES[shape], protocol)) == BinSet(*SET)
+
+
+def test_names_of_both_numpys_are_known(tmp_path: Path) -> None:
+    """NumPy 2 calls its room _core, as NumPy 1 called it core."""
+    file = store(tmp_path, SHAPES["arrays that may be written"], 2)
+    data = file.read_bytes()
+    new, old = b"numpy._core.multiarray", b"numpy.core.multiarray"
+    for wanted, there in ((new, old), (old, new)):
+        file.write_bytes(data.replace(there, wanted))
+        assert wanted in file.read_bytes()
+        assert read_bin(file) == BinSet(*SET)
+
+
+def python2_protocol0() -> bytes:
+    """As Python 2 wrote at its default protocol: quoted strings with escapes, and 01 for True."""
+    lines = [b"((lp0"]
+    for picture in SET[0]:
+        quoted = "".join(f"\\x{byte:02x}" for byte in picture).encode()
+        lines += [b"S'" + quoted + b"'", b"a"]
+    lines += [b"(lp1"]
+    for flag in FLAGS:
+        lines += [b"I01" if flag else b"I00", b"a"]
+    joined = lines[0] + b"\n"
+    for line in lines[1:]:
+        joined += line if line == b"a" else line + b"\n"
+    return joined + b"tp2\n."
+
+
+def test_python_2s_protocol_0_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "old.bin"
+    file.write_bytes(python2_protocol0())
+    assert pickle.loads(python2_protocol0(), encoding="bytes") == SET
+    assert read_bin(file) == BinSet(*SET)
 
 
 def test_a_set_written_by_python_2_is_read(tmp_path: Path) -> None:
@@ -69,9 +120,50 @@ class Bomb:
 @pytest.mark.parametrize("protocol", range(6))
 def test_a_pickle_that_calls_is_refused_and_does_not_call(tmp_path: Path, protocol: int) -> None:
     file = store(tmp_path, ([Bomb(tmp_path / "boom")], [True]), protocol)
-    with pytest.raises(ValueError, match=r"not an InsightFace verification set: got opcode \w+, wanted only lists"):
+    with pytest.raises(ValueError, match=r"not an InsightFace verification set: got the name '\w+.mkdir', wanted only"):
         read_bin(file)
     assert not (tmp_path / "boom").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"cbuiltins\neval\n(S'1'\ntR.", "got the name 'builtins.eval'"),
+        (b"cos\nsystem\n(S'true'\ntR.", "got the name 'os.system'"),
+        (b"(ios\nsystem\n.", "got opcode INST"),
+        (b"(cnumpy\nndarray\no.", "got opcode OBJ"),
+        (b"cnumpy\ndtype\n)\x81.", "got opcode NEWOBJ"),
+        (b"\x82\x01.", "got opcode EXT1"),
+        (b"P1\n.", "got opcode PERSID"),
+        (b"(lS'x'\n(tR.", "got something else to call"),
+        (b"cnumpy\ndtype\n(S'O8'\nI0\nI1\ntR.", "got a NumPy type b'O8'"),
+        (b"c_codecs\nencode\n(Vx\nVrot13\ntR.", "got the encoding 'rot13'"),
+        (b"]N(d.", "got opcode DICT"),
+        (b"]}b.", "got opcode EMPTY_DICT"),
+        (b"]]b.", "got a state for something else"),
+        (b"NNa.", "got values to append to no list"),
+    ],
+)
+def test_what_could_call_is_refused_by_name(tmp_path: Path, data: bytes, message: str) -> None:
+    file = tmp_path / "bad.bin"
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=f"bad.bin: not an InsightFace verification set: {message}"):
+        read_bin(file)
+
+
+def test_a_billion_laughs_takes_no_time(tmp_path: Path) -> None:
+    """Each list holds the one before ten times, a hundred deep; and a large image is named a hundred thousand times."""
+    laughs = b"]q\x00"
+    for depth in range(1, 100):
+        laughs += b"](" + b"h" + bytes([depth - 1]) + (b"h" + bytes([depth - 1])) * 9 + b"eq" + bytes([depth])
+    (tmp_path / "laughs.bin").write_bytes(b"(" + laughs + b"]t.")
+    with pytest.raises(ValueError, match=r"laughs.bin: not an InsightFace"):
+        read_bin(tmp_path / "laughs.bin")
+    image = encoded("x") * 10_000
+    content = read_bin(store(tmp_path, ([image] * 100_000, [True] * 50_000), 4))
+    rows = extract(content, tmp_path / "images")
+    assert len(rows) == 50_000
+    assert len(list((tmp_path / "images").rglob("*.jpg"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -79,9 +171,10 @@ def test_a_pickle_that_calls_is_refused_and_does_not_call(tmp_path: Path, protoc
     [
         ((SET[0], FLAGS[:3]), r"got 8 images for 3 flags, wanted two for each"),
         (SET[0], r"got list, wanted a pair of lists"),
-        ((FLAGS, FLAGS), r"got other values than encoded images and flags"),
-        ((SET[0], [b"x"] * 4), r"got other values than encoded images and flags"),
-        ((SET[0], [1, 0, 1, 0]), r"got opcode BININT1"),
+        ((FLAGS, FLAGS), r"got bool among the images, wanted encoded images"),
+        ((SET[0], [b"x"] * 4), r"got the flag b'x', wanted a boolean, 0 or 1"),
+        ((SET[0], [1, 0, 2, 0]), r"got the flag 2, wanted a boolean, 0 or 1"),
+        ((SET[0], np.array([0.5])), r"got a NumPy type 'f8', wanted booleans or whole numbers"),
         ({"a": 1}, r"got opcode EMPTY_DICT"),
     ],
 )

@@ -1,14 +1,10 @@
 """People in both sets: candidates as by brute force, decisions that survive, faults named."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
-from pipeline.evaluation.embedding.people import People, centres, people_in
 from pipeline.evaluation.protocols.overlap import (
     NEAREST,
     Candidate,
@@ -18,8 +14,6 @@ from pipeline.evaluation.protocols.overlap import (
     read_decisions,
     write_decisions,
 )
-from pipeline.reading.dali import Decoder, EncodedBatch
-from tests.faces import write_shards
 
 HEADER = "train_person\ttest_person\tsimilarity\tdecision\n"
 
@@ -83,47 +77,3 @@ def test_a_faulty_decision_file_is_named(tmp_path: Path, text: str, message: str
     assert str(file) in str(caught.value)
     with pytest.raises(ValueError, match="cannot read"):
         read_decisions(tmp_path / "none.tsv")
-
-
-class MeanColour(nn.Module):
-    """Three numbers for an image; enough to compute centres by hand."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.mean(dim=(2, 3))
-
-
-def test_centres_are_the_same_from_shards_and_folders_and_leave_out_what_does_not_decode(tmp_path: Path) -> None:
-    shards = write_shards(tmp_path, identities=5, images=3)
-    folder = tmp_path / "faces"
-    decoder = Decoder(4, 32, 32, torch.device("cpu"))
-    one, from_shards = centres(MeanColour(), people_in(shards), decoder)[0], people_in(shards)
-    people = people_in(folder)
-    other, undecodable = centres(MeanColour(), people, decoder)
-    order = [from_shards.names.index(name) for name in people.names]
-    np.testing.assert_allclose(other, one[order], atol=1e-6)
-    assert undecodable == 0
-    assert [len(people.of(person, 2)) for person in range(5)] == [2] * 5
-
-    pixels = torch.stack([batch for got in decoder.decode(_batches(people)) for batch in got.images]).double()
-    unit = nn.functional.normalize(pixels.mean(dim=(2, 3)), dim=1)
-    for person in range(5):
-        features = torch.cat([unit[people.label == person]] * 2, dim=1).sum(0)
-        np.testing.assert_allclose(other[person], features / features.norm(), atol=1e-5)
-
-    for image in ("0000", "0001", "0002"):
-        (folder / f"person001/{image}.jpg").write_bytes(b"no image")
-    (folder / "person002/0000.jpg").write_bytes(b"no image")
-    torn = people_in(folder)
-    assert torn.digest != people.digest
-    rest, undecodable = centres(MeanColour(), torn, decoder)
-    assert undecodable == 4
-    assert not rest[1].any()
-    np.testing.assert_allclose(rest[[0, 3, 4]], other[[0, 3, 4]], atol=1e-6)
-    features = torch.cat([unit[people.label == 2][1:]] * 2, dim=1).sum(0)
-    np.testing.assert_allclose(rest[2], features / features.norm(), atol=1e-5)
-
-
-def _batches(people: People) -> Iterator[EncodedBatch]:
-    for start in range(0, len(people.label), 4):
-        images = people.read(list(range(start, min(start + 4, len(people.label)))))
-        yield EncodedBatch(images, np.zeros(len(images), bool))

@@ -90,7 +90,7 @@ def test_drawn_pairs_are_right_distinct_and_no_person_is_in_two_folds(people: Pa
         assert (row.path_a.split("/")[0] == row.path_b.split("/")[0]) == row.same
         assert row.path_a != row.path_b
     assert len({frozenset((row.path_a, row.path_b)) for row in rows}) == len(rows)
-    folds = {}
+    folds: dict[str, str] = {}
     for row in rows:
         for path in (row.path_a, row.path_b):
             assert folds.setdefault(path.split("/")[0], row.fold) == row.fold

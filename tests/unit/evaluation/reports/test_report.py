@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,16 +17,16 @@ from pipeline.evaluation.reports.report import write_report
 from pipeline.evaluation.results import (
     Centred,
     Evaluation,
+    Gallery,
     Identification,
-    Rate,
     Settings,
     Summary,
-    TarAtFar,
+    TemplateResult,
     save,
     save_summary,
-    verify,
 )
 from pipeline.evaluation.scoring.angles import class_angles
+from pipeline.evaluation.scoring.rates import Rate, TarAtFar, TpirAtFpir, verify
 from pipeline.evaluation.scoring.verification import ScoredPairs
 
 CENTRED = Centred(accuracy=0.625, deviation=0.0375)
@@ -85,10 +86,10 @@ def make_run(folder: Path) -> Path:
         {
             "step": step,
             "loss": 5 - step / 100,
-            "lambda": 1500 / (1 + step),
+            "margin_lambda": 1500 / (1 + step),
             "learning_rate": 0.1,
-            "images_per_second": 90.0,
-            "seconds": {"forward": 0.2, "backward": 0.4, "data_wait": 0.01},
+            "global_samples_per_second": 90.0,
+            "step_part_seconds": {"forward": 0.2, "backward": 0.4, "data_wait": 0.01},
         }
         for step in range(0, 100, 10)
     ]
@@ -213,17 +214,100 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
     """Two runs, one of which was evaluated on a set of its own as well."""
     one = make_run(tmp_path / "a")
     other = make_run(tmp_path / "b").rename(tmp_path / "b" / "slow")
-    save(make_evaluation(tmp_path / "b/faces", 90, 3.0), other / "evaluations" / "alone")
+    alone = make_evaluation(tmp_path / "b/faces", 90, 3.0)
+    settings = alone.summary.settings.model_copy(update={"pairs_sha256": "77"})
+    summary = alone.summary.model_copy(update={"settings": settings})
+    save(replace(alone, summary=summary), other / "evaluations" / "alone")
     save(make_evaluation(tmp_path / "a/faces", 40, 1.0), one / "evaluations" / "held_out")
     outline, text = parse(write_report([one, other], tmp_path / "both.html").read_text())
     assert text.count("accuracy while training, 95% intervals shaded") == 1
     assert "quick slow accuracy" in text
+    assert "accuracy above quick, points – +0.00 (+0.0 to +0.0)" in text
     assert "before training" not in text
     assert "Verification on alone" in text
     assert text.count("name: sphereface4") == 2
     assert len(outline.ids) == len(set(outline.ids))
     twins = write_report([one, one.parent / "." / ".." / "a" / "quick"], tmp_path / "twins.html").read_text()
     assert str(one) in twins
+
+
+def test_what_is_compared_decides_and_not_its_name(tmp_path: Path) -> None:
+    """One list of pairs under two names is one comparison; one name of two lists is two."""
+    one = make_run(tmp_path / "a")
+    other = make_run(tmp_path / "b").rename(tmp_path / "b" / "slow")
+    (other / "evaluations" / "held_out").rename(other / "evaluations" / "renamed")
+    _, text = parse(write_report([one, other], tmp_path / "both.html").read_text())
+    assert text.count("Verification on held_out, renamed") == 1
+    changed = make_evaluation(tmp_path / "b/faces", 90, 2.0)
+    settings = changed.summary.settings.model_copy(update={"pairs_sha256": "99"})
+    save(
+        replace(changed, summary=changed.summary.model_copy(update={"settings": settings})),
+        other / "evaluations/held_out",
+    )
+    _, text = parse(write_report([one, other], tmp_path / "both.html").read_text())
+    assert text.count("Verification on held_out") == 2
+    assert "Verification on held_out, renamed quick slow" in text
+
+
+def test_the_best_of_a_row_is_bold_and_every_lead_says_whose_it_is(tmp_path: Path) -> None:
+    one = make_run(tmp_path / "a")
+    other = make_run(tmp_path / "b").rename(tmp_path / "b" / "slow")
+    save(make_evaluation(tmp_path / "b/faces", 90, 3.0), other / "evaluations" / "held_out")
+    page = write_report([one, other], tmp_path / "both.html").read_text()
+    rates = [make_evaluation(tmp_path, 90, gain).summary.verification.accuracy for gain in (2.0, 3.0)]
+    assert rates[0].value < rates[1].value
+    worse, better = (f"{rate.value:.2%} ({rate.low:.1%} to {rate.high:.1%})" for rate in rates)
+    assert f'<tr><th>accuracy</th><td>{worse}</td><td class="best">{better}</td></tr>' in page
+    lead = re.search(r'<p class="lead">(.*?)</p>', page, re.S)
+    assert lead is not None
+    assert "<b>slow</b> tells same from different" in lead[1] and "; quick in" in lead[1]
+    alone = report_of(one).read_text()
+    assert "<b>quick</b> after step 90 tells same from different" in alone
+
+
+def test_a_network_of_another_origin_has_its_name_and_no_steps(tmp_path: Path) -> None:
+    folder = tmp_path / "w600k"
+    folder.mkdir()
+    (folder / "network.json").write_text('{"name": "w600k_r50", "file": "/models/w600k_r50.onnx", "digest": "1"}')
+    save(make_evaluation(tmp_path / "faces", 0, 2.0), folder / "evaluations" / "held_out")
+    _, text = parse(report_of(folder).read_text())
+    assert "before training" not in text
+    assert "w600k tells same from different" in text
+    assert "/models/w600k_r50.onnx" in text
+
+
+def test_images_without_features_are_said(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    whole = make_evaluation(tmp_path / "faces", 90, 2.0)
+    summary = whole.summary.model_copy(update={"left_out": ("p9/1.jpg", "p9/2.jpg")})
+    save(replace(whole, summary=summary), run / "evaluations" / "torn")
+    _, text = parse(report_of(run).read_text())
+    assert "2 images gave no features and are left out: p9/1.jpg, p9/2.jpg." in text
+
+
+def test_templates_have_their_table_and_roc(tmp_path: Path) -> None:
+    rate = Rate(value=0.9, low=0.8, high=0.95)
+    result = TemplateResult(
+        step=90,
+        weights_sha256="",
+        templates=12,
+        genuine=6,
+        impostors=30,
+        tar=(TarAtFar(far=0.1, tar=rate),),
+        galleries=(Gallery(name="G1", ranks=(rate, rate, rate), tpir=(TpirAtFpir(fpir=0.1, tpir=rate),)),),
+        curve=((0.03, 0.2), (1.0, 1.0)),
+    )
+    run = tmp_path / "quick"
+    save_summary(result, run / "ijb" / "ijbc")
+    _, text = parse(report_of(run).read_text())
+    for words in (
+        "Templates of ijbc",
+        "On ijbc , 36 pairs of templates, quick after step 90 accepts 90.00% of the same people at a FAR of 0.1",
+        "G1, rank 10 90.00% (80.0% to 95.0%)",
+        "G1, TPIR at FPIR 0.1 90.00%",
+        "ROC of templates",
+    ):
+        assert words in text, words
 
 
 def test_checkpoints_between_are_drawn_over_the_steps(tmp_path: Path) -> None:

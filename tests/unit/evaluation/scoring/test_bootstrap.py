@@ -64,14 +64,14 @@ def test_the_interval_covers_the_truth_where_an_interval_over_pairs_does_not() -
     """Data sets of known AUC: 90 % intervals over identities mostly cover it, intervals over pairs do not."""
     # Genuine scores are N(1.2, 1 + 0.8²) over the population, impostor scores N(0, 1).
     truth = NormalDist().cdf(1.2 / (1 + 1 + 0.8**2) ** 0.5)
-    covered, covered_by_pairs = 0, 0
+    covered = covered_by_pairs = 0
     for seed in range(40):
         pairs = all_pairs(20, 6, seed)
         low, high = identity_bootstrap(pairs, lambda p: np.array([auc(roc(p))]), 60, seed, confidence=0.9)[0]
-        covered += low <= truth <= high
+        covered += bool(low <= truth <= high)
         generator = np.random.default_rng(seed)
         by_pair = [auc(roc(pairs.select(generator.integers(len(pairs), size=len(pairs))))) for _ in range(60)]
-        covered_by_pairs += np.quantile(by_pair, 0.05) <= truth <= np.quantile(by_pair, 0.95)
+        covered_by_pairs += bool(np.quantile(by_pair, 0.05) <= truth <= np.quantile(by_pair, 0.95))
     assert covered >= 33  # 36 of 40 is nominal
     assert covered_by_pairs <= 24
 
@@ -80,7 +80,11 @@ def test_a_roc_band_is_the_interval_of_the_tar_at_each_far() -> None:
     pairs = all_pairs(8, 3, seed=2)
     band = roc_band(pairs, np.array([0.05, 0.3]), resamples=20, seed=1)
     for i, far in enumerate((0.05, 0.3)):
-        alone = identity_bootstrap(pairs, lambda p, far=far: np.array([attained_tar(roc(p), far)]), 20, 1)
+
+        def tar(drawn: ScoredPairs, far: float = far) -> FloatArray:
+            return np.array([attained_tar(roc(drawn), far)])
+
+        alone = identity_bootstrap(pairs, tar, 20, 1)
         np.testing.assert_array_equal(band[i], alone[0])
 
 

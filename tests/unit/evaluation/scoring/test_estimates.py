@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from pipeline.evaluation.results import verify
-from pipeline.evaluation.scoring.estimates import Sample, accuracy_sample, difference, estimate
-from pipeline.evaluation.scoring.verification import ScoredPairs
+from pipeline.evaluation.scoring.bootstrap import resample_identities
+from pipeline.evaluation.scoring.estimates import Sample, accuracy_sample, difference, estimate, paired_differences
+from pipeline.evaluation.scoring.rates import verify
+from pipeline.evaluation.scoring.verification import ScoredPairs, attained_tar, kfold_accuracy, roc
 
 # Student's t at 97.5% for 1, 2 and 4 degrees of freedom, from any table.
 T = {2: 12.706, 3: 4.303, 5: 2.776}
@@ -68,7 +71,7 @@ def test_runs_with_the_same_pairs_are_drawn_the_same_people() -> None:
         one.scores + 0.25, one.same, one.fold, identity_a=one.identity_a, identity_b=one.identity_b
     )
     found = [accuracy_sample(pairs, resamples=40).draws for pairs in (one, shifted)]
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(found[0], found[1])
     other = accuracy_sample(scored(2), resamples=40).draws
     assert (found[0] != other).any()
 
@@ -85,3 +88,37 @@ def test_the_interval_covers_the_truth_with_three_seeds() -> None:
         found = estimate(runs, confidence=0.9)
         covered += found.low <= 0.8 <= found.high
     assert 168 <= covered <= 196  # 180 is nominal
+
+
+def test_a_paired_difference_is_that_of_the_rates_under_the_same_draws() -> None:
+    mine, base = scored(1), scored(2)
+    found = paired_differences(mine, base, (0.2,), resamples=40, seed=3)
+    for gain, rate in zip(
+        found,
+        (lambda p: kfold_accuracy(p).mean, lambda p: attained_tar(roc(p), 0.2)),
+        strict=True,
+    ):
+        generators = [np.random.default_rng(3) for _ in range(2)]
+        draws = []
+        for _ in range(40):  # every draw of these people holds pairs of both kinds
+            one, other = (resample_identities(p, g) for p, g in zip((mine, base), generators, strict=True))
+            np.testing.assert_array_equal(one.weight, other.weight)
+            draws.append(rate(one) - rate(other))
+        value = rate(mine) - rate(base)
+        shifted = np.array(draws) - np.mean(draws) + value
+        assert gain.mean == value
+        np.testing.assert_allclose((gain.low, gain.high), np.percentile(shifted, [2.5, 97.5]), atol=1e-12)
+
+
+def test_what_is_hard_for_both_cancels_out() -> None:
+    base = scored(1)
+    better = replace(base, scores=base.scores + np.where(base.same, 0.01, 0.0))
+    gain = paired_differences(better, base, (0.2,), resamples=40)[0]
+    alone = verify(base, (0.2,), 40).accuracy
+    assert gain.high - gain.low < (alone.high - alone.low) / 3
+
+
+def test_other_pairs_are_no_comparison() -> None:
+    base = scored(1)
+    with pytest.raises(ValueError, match="got pairs that differ in fold, wanted the same pairs"):
+        paired_differences(base, replace(base, fold=1 - base.fold), (0.2,), 5)

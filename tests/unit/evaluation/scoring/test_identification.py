@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluation.protocols.distractors import identify
+from pipeline.evaluation.scoring.distractors import identify
 from pipeline.evaluation.scoring.identification import (
     UNRANKED,
     cmc,

@@ -1,0 +1,140 @@
+"""Features that are kept on disk, part by part: used again by another question, or by a run after one that broke."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pipeline.evaluation.embedding.source import How, ImageList, Network, Rows, Source, Table
+from pipeline.evaluation.scoring.verification import BoolArray, FloatArray, IntArray
+from pipeline.files import write_file
+
+PART = 8192  # images
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Features `[N, W]` in parts of `PART` rows, mapped into memory; a row of NaN for an image that gave none."""
+
+    parts: list[Rows]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    @cached_property
+    def good(self) -> BoolArray:
+        """Which images gave features, `[N]`."""
+        return np.concatenate([np.isfinite(part[:, 0]) for part in self.parts])
+
+    def rows(self, positions: IntArray) -> Rows:
+        """The rows at `positions`, in that order."""
+        found = np.empty((len(positions), self.parts[0].shape[1]), np.float32)
+        of_part = positions // PART
+        for part in np.unique(of_part):
+            mine = of_part == part
+            found[mine] = self.parts[part][positions[mine] % PART]
+        return found
+
+    def blocks(self) -> Iterator[Rows]:
+        """The rows of images that gave features, a part at a time."""
+        for part in self.parts:
+            rows = np.asarray(part)
+            yield rows[np.isfinite(rows[:, 0])]
+
+
+def keep(folder: Path, source: Source, images: ImageList, how: How, progress: str | None = None) -> Kept:
+    """The features of `images`, kept in a folder below `folder` that source and images decide.
+
+    Parts that are there are not computed again. `progress` names the bar; None: no bar. Raises ValueError if no image
+    gives features, NotWrittenError for a full disk, and as `Source.features` does.
+    """
+    if isinstance(source, Table):  # in memory already
+        return _checked(Kept(list(source.features(images, replace(how, batch_size=PART)))), images, source)
+    home = folder / _key(source, images)
+    home.mkdir(parents=True, exist_ok=True)
+    parts = []
+    with tqdm(
+        total=len(images), unit=" images", desc=progress, smoothing=0.1, disable=None if progress is not None else True
+    ) as bar:
+        for start in range(0, len(images), PART):
+            some = images.part(start, min(start + PART, len(images)))
+            file = home / f"part-{start // PART:05d}.npy"
+            if _load(file, len(some)) is None:
+                _write(file, source, some, how, bar)
+            else:
+                bar.update(len(some))
+            found = _load(file, len(some))
+            assert found is not None, "it was just written"
+            parts.append(found)
+    return _checked(Kept(parts), images, source)
+
+
+def means_of_frames(kept: Kept, counts: IntArray) -> FloatArray:
+    """The mean `[N, W]` in float64 of each run of ``counts[i]`` consecutive images, those without features excepted.
+
+    A row of NaN for a run without any. Memory is that of one block of runs beside the result.
+    """
+    means = np.full((len(counts), kept.parts[0].shape[1]), np.nan)
+    stops = np.cumsum(counts)
+    first = 0
+    while first < len(counts):
+        start = int(stops[first] - counts[first])
+        last = max(first + 1, int(np.searchsorted(stops, start + PART, side="right")))
+        positions = np.arange(start, stops[last - 1])
+        good = kept.good[positions]
+        run = np.repeat(np.arange(first, last), counts[first:last])[good]
+        if len(run):
+            found, begins, sizes = np.unique(run, return_index=True, return_counts=True)
+            rows = kept.rows(positions[good]).astype(np.float64)
+            means[found] = np.add.reduceat(rows, begins, axis=0) / sizes[:, None]
+        first = last
+    return means
+
+
+def without_features(kept: Kept, images: ImageList, source: Source) -> str:
+    """One line on the images that gave no features; empty if all did."""
+    bad = np.flatnonzero(~kept.good)
+    if not len(bad):
+        return ""
+    named = ", ".join(images.names[i] for i in bad[:5])
+    more = f" and {len(bad) - 5:,} more" if len(bad) > 5 else ""
+    return f"{len(bad):,} of {len(images):,} images left out: {named}{more}: wanted {source.wanted}"
+
+
+def _checked(kept: Kept, images: ImageList, source: Source) -> Kept:
+    if not kept.good.any():
+        raise ValueError(f"{images.names[0]} and {len(images) - 1} more: got no features, wanted {source.wanted}")
+    return kept
+
+
+def _key(source: Source, images: ImageList) -> str:
+    crop = source.size if isinstance(source, Network) else ""
+    return hashlib.sha256(f"{source.digest} {images.digest} {crop}".encode()).hexdigest()[:32]
+
+
+def _write(file: Path, source: Source, images: ImageList, how: How, bar: Any) -> None:
+    found: list[NDArray[np.float32]] = []
+    for rows in source.features(images, how):
+        found.append(rows)
+        bar.update(len(rows))
+    stream = io.BytesIO()
+    np.save(stream, np.concatenate(found))
+    write_file(file, stream.getvalue())
+
+
+def _load(file: Path, count: int) -> Rows | None:
+    """The part in `file`; None unless it is whole."""
+    try:
+        part = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return part if part.ndim == 2 and len(part) == count and part.dtype == np.float32 else None

@@ -1,0 +1,185 @@
+"""A source of features: a network, or embeddings made elsewhere. Every stage that judges takes any of them."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from pipeline.evaluation.embedding.embed import embed
+from pipeline.evaluation.scoring.verification import BoolArray
+from pipeline.reading.dali import Decoder
+from pipeline.reading.images import Images, decode_images, read_image
+
+Rows = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """`N` images in order.
+
+    Attributes:
+        names: of the images; embeddings that were made elsewhere are found by them.
+        read: positions, a slice of ``range(N)``, to encoded images; an image that cannot be read is empty.
+        digest: of the list and its images; equal digests mean equal images.
+    """
+
+    names: Sequence[str]
+    read: Callable[[slice], Images]
+    digest: str = ""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def part(self, start: int, stop: int) -> ImageList:
+        """The images from `start` to `stop`; it has no digest of its own."""
+        return ImageList(self.names[start:stop], lambda some: self.read(slice(start + some.start, start + some.stop)))
+
+
+def image_files(folder: Path, paths: Sequence[str]) -> ImageList:
+    """The image files `paths` below `folder`. Their digest is of paths, sizes and times of change."""
+    digest = hashlib.sha256(str(folder.resolve()).encode())
+    for path in paths:
+        try:
+            facts = (folder / path).stat()
+            digest.update(f"\n{path}\t{facts.st_size}\t{facts.st_mtime_ns}".encode())
+        except OSError:
+            digest.update(f"\n{path}\tabsent".encode())
+    return ImageList(paths, partial(_read, folder, paths), digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class How:
+    """How images become features: `batch_size` at a time, decoded by `threads`, on `device`."""
+
+    batch_size: int = 64
+    threads: int = 2
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+class Source(ABC):
+    """Where features come from.
+
+    Attributes:
+        name: of the network, for people.
+        digest: equal digests give equal features of the same images.
+        step: of the training run; 0 for what is not a run's.
+    """
+
+    name: str
+    digest: str
+    step: int
+
+    @abstractmethod
+    def features(self, images: ImageList, how: How) -> Iterator[Rows]:
+        """Features ``[B, W]`` of the images in order, some at a time; a row of NaN if an image gives none.
+
+        Raises ValueError when the network is broken or does not take images of this size.
+        """
+
+    @property
+    @abstractmethod
+    def wanted(self) -> str:
+        """What an image must be to give features, for messages."""
+
+
+@dataclass(frozen=True)
+class Network(Source):
+    """A network: images of `size` (height, width), RGB ``(pixel - 127.5) / 128`` as decoded, to embeddings.
+
+    Its features are those of the image and of its mirror, concatenated.
+    """
+
+    name: str
+    digest: str
+    step: int
+    module: nn.Module
+    size: tuple[int, int]
+
+    @property
+    def wanted(self) -> str:
+        """The size of the images."""
+        return f"images {self.size[0]} high and {self.size[1]} wide"
+
+    def features(self, images: ImageList, how: How) -> Iterator[Rows]:
+        """See `Source.features`."""
+        decoder = Decoder(how.batch_size, *self.size, how.device, how.threads)
+        under_way: list[tuple[slice, BoolArray]] = []
+
+        def pixels() -> Iterator[torch.Tensor]:
+            for part, batch in decode_images(decoder, len(images), images.read):
+                under_way.append((part, batch.good))
+                yield batch.images
+
+        for batch in embed(self.module.to(how.device), pixels()):
+            part, good = under_way.pop(0)
+            rows = batch.numpy()
+            self._check(rows, good, images.names[part])
+            rows[~good] = np.nan
+            yield rows
+
+    def _check(self, rows: Rows, good: BoolArray, names: Sequence[str]) -> None:
+        broken = np.flatnonzero(good & ~np.isfinite(rows).all(axis=1))
+        if len(broken):
+            raise ValueError(
+                f"{self.name}: got features that are not finite for {names[broken[0]]}: the weights are broken"
+            )
+
+
+@dataclass(frozen=True)
+class Table(Source):
+    """Embeddings that were made elsewhere: `place` is the row of each image's name in `rows` ``[N, W]``."""
+
+    name: str
+    digest: str
+    rows: NDArray[Any]
+    place: dict[str, int]
+    step: int = 0
+
+    @property
+    def wanted(self) -> str:
+        """What a table must have."""
+        return f"an embedding for each image in {self.name}"
+
+    def features(self, images: ImageList, how: How) -> Iterator[Rows]:
+        """See `Source.features`; an image that the table does not have gives none."""
+        for start in range(0, len(images), how.batch_size):
+            names = images.names[start : start + how.batch_size]
+            places = np.array([self.place.get(name, -1) for name in names])
+            rows = np.asarray(self.rows[places], np.float32)
+            rows[places < 0] = np.nan
+            yield rows
+
+
+def shown(source: Source, images: ImageList, how: How, progress: str | None) -> Iterator[Rows]:
+    """The features with a progress bar of this name; None: no bar."""
+    with tqdm(
+        total=len(images),
+        unit=" images",
+        desc=progress,
+        smoothing=0.1,
+        disable=None if progress is not None else True,
+    ) as bar:
+        for rows in source.features(images, how):
+            bar.update(len(rows))
+            yield rows
+
+
+def _read(folder: Path, paths: Sequence[str], part: slice) -> Images:
+    found: Images = []
+    for path in paths[part]:
+        try:
+            found.append(read_image(folder / path))
+        except ValueError:
+            found.append(np.zeros(0, np.uint8))
+    return found

@@ -1,0 +1,66 @@
+"""MegaFace's two figures in one pass over the distractors: rank-k identification and TAR at FAR, with intervals.
+
+Kemelmacher-Shlizerman et al., "The MegaFace Benchmark", CVPR 2016: each image of a person is searched, with each other
+image of that person hidden in turn among the distractors. FAR counts every pair of probe and distractor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.evaluation.scoring.bootstrap import trial_bootstrap
+from pipeline.evaluation.scoring.identification import cmc, distractor_barrier, distractor_ranks, mate_trials
+from pipeline.evaluation.scoring.rates import Rate, TarAtFar
+from pipeline.evaluation.scoring.search import nearest
+from pipeline.evaluation.scoring.verification import FloatArray, IntArray, require_resolvable
+
+
+@dataclass(frozen=True)
+class Found:
+    """Rates among the distractors; `cmc[r]` is the share of trials of rank at most r + 1."""
+
+    cmc: tuple[Rate, ...]
+    tar: tuple[TarAtFar, ...]
+    trials: int
+
+
+def identify(
+    probes_ND: NDArray[Any],
+    identity: IntArray,
+    distractors: Iterable[NDArray[Any]],
+    count: int,
+    ranks: int,
+    fars: tuple[float, ...],
+    resamples: int,
+    seed: int = 0,
+    device: Any = "cpu",
+) -> Found:
+    """Search every probe among `count` distractors, given as blocks of rows.
+
+    Intervals resample the probes' people; distractors, and so the thresholds, are held. Raises ValueError when probes
+    times distractors cannot resolve one of `fars`, or no person has two probes.
+    """
+    for far in fars:
+        require_resolvable(far, len(probes_ND) * count, of="pairs of probe and distractor")
+    scores, probe = mate_trials(probes_ND, identity)
+    highest = max((int(far * len(probes_ND) * count) + 2 for far in fars), default=0)
+    neighbours = nearest(probes_ND, distractors, ranks, highest, device)
+    rank_M = distractor_ranks(scores, probe, neighbours)
+    barriers = [distractor_barrier(neighbours, far) for far in fars]
+
+    def rates(weight: FloatArray) -> FloatArray:
+        tars = [np.average(scores > barrier, weights=weight) for barrier in barriers]
+        return np.array([*cmc(rank_M, ranks, weight), *tars])
+
+    intervals = trial_bootstrap(identity[probe], rates, resamples, seed)
+    every = [
+        Rate(value=float(value), low=float(low), high=float(high))
+        for value, (low, high) in zip(rates(np.ones(len(scores))), intervals, strict=True)
+    ]
+    tars = tuple(TarAtFar(far=far, tar=rate) for far, rate in zip(fars, every[ranks:], strict=True))
+    return Found(tuple(every[:ranks]), tars, len(scores))

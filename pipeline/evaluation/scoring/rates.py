@@ -1,0 +1,104 @@
+"""Rates as they are reported, each with its interval: the records of JSON files, and verification as a whole."""
+
+from __future__ import annotations
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.evaluation.scoring.bootstrap import identity_bootstrap
+from pipeline.evaluation.scoring.verification import (
+    FloatArray,
+    ScoredPairs,
+    attained_tar,
+    auc,
+    kfold_accuracy,
+    roc,
+    tar_at_far,
+)
+
+
+class Record(BaseModel):
+    """Facts that do not change, written to JSON and read back; an unknown key is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Rate(Record):
+    """A rate between 0 and 1 with its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class TarAtFar(Record):
+    """The true accept rate at a false accept rate."""
+
+    far: float
+    tar: Rate
+
+
+class TpirAtFpir(Record):
+    """The true positive identification rate at a false positive identification rate."""
+
+    fpir: float
+    tpir: Rate
+
+
+class Verification(Record):
+    """What a verification protocol reports, with intervals over identities.
+
+    Attributes:
+        accuracy: mean k-fold accuracy, each fold at the threshold of the others.
+        deviation: sample standard deviation of the accuracy over folds.
+        folds, thresholds: accuracy and threshold of each fold.
+        auc: area under the ROC.
+        tar: true accept rates, in the order of the false accept rates given.
+        genuine, impostors, identities: how many of each the rates rest on.
+        confidence: of every interval.
+    """
+
+    accuracy: Rate
+    deviation: float
+    folds: tuple[float, ...]
+    thresholds: tuple[float, ...]
+    auc: Rate
+    tar: tuple[TarAtFar, ...]
+    genuine: int
+    impostors: int
+    identities: int
+    confidence: float
+
+
+def verify(
+    pairs: ScoredPairs, fars: tuple[float, ...], resamples: int, seed: int = 0, confidence: float = 0.95
+) -> Verification:
+    """Every verification rate of `pairs` with its interval.
+
+    Raises ValueError when the impostors cannot resolve one of `fars` (see `verification.require_resolvable`).
+    """
+    curve, folds = roc(pairs), kfold_accuracy(pairs)
+    values = [folds.mean, auc(curve), *(tar_at_far(curve, far) for far in fars)]
+
+    def statistics(drawn: ScoredPairs) -> FloatArray:
+        curve = roc(drawn)
+        tars = [attained_tar(curve, far) for far in fars]
+        return np.array([kfold_accuracy(drawn).mean, auc(curve), *tars])
+
+    intervals = identity_bootstrap(pairs, statistics, resamples, seed, confidence)
+    accuracy, area, *tars = (
+        Rate(value=float(value), low=float(low), high=float(high))
+        for value, (low, high) in zip(values, intervals, strict=True)
+    )
+    return Verification(
+        accuracy=accuracy,
+        deviation=folds.deviation,
+        folds=tuple(folds.accuracies.tolist()),
+        thresholds=tuple(folds.thresholds.tolist()),
+        auc=area,
+        tar=tuple(TarAtFar(far=far, tar=tar) for far, tar in zip(fars, tars, strict=True)),
+        genuine=int(curve.genuine),
+        impostors=int(curve.impostors),
+        identities=len(np.union1d(pairs.identity_a, pairs.identity_b)),
+        confidence=confidence,
+    )

@@ -1,0 +1,140 @@
+"""What a margin is: keys of the recipe, pure functions from a batch to its target logits, and state if it needs any."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Protocol, TypeAlias
+
+import torch
+from pydantic import Field
+from torch.nn import functional as F
+
+from pipeline.head.margins.angular import cosine
+from pipeline.section import Choices, NamedSection
+
+State: TypeAlias = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The embeddings of a batch beside the rows of their target classes; all with gradients.
+
+    Attributes:
+        x_GD: embeddings.
+        rows_GD: the row of each sample's target class, raw (not normalised).
+    """
+
+    x_GD: torch.Tensor
+    rows_GD: torch.Tensor
+
+    @cached_property
+    def embedding_norm_G(self) -> torch.Tensor:
+        """‖x‖."""
+        return self.x_GD.norm(dim=1)
+
+    @cached_property
+    def cosine_G(self) -> torch.Tensor:
+        """cos θ, within [-1, 1]."""
+        return cosine(self.x_GD, self.rows_GD)
+
+    @cached_property
+    def product_G(self) -> torch.Tensor:
+        """x·w."""
+        return (self.x_GD * self.rows_GD).sum(1)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The labelled samples of a whole step, over all micro-batches, ranks and replicas; at least one, detached.
+
+    Attributes:
+        cosine_G: cos θ to the target class.
+        embedding_norm_G: ‖x‖.
+    """
+
+    cosine_G: torch.Tensor
+    embedding_norm_G: torch.Tensor
+
+
+class Warp(Protocol):
+    """What happens to the logits s cos θ of the non-target classes: they become s · value(cos θ), elementwise."""
+
+    @property
+    def scale(self) -> float:
+        """s."""
+
+    def value(self, cosine: torch.Tensor) -> torch.Tensor:
+        """The new cosine; may be a new tensor of the same shape only, since the kernel changes it in place."""
+
+    def slope(self, cosine: torch.Tensor) -> torch.Tensor:
+        """d value / d cosine, or what stands for it in the gradient."""
+
+
+class Margin(NamedSection):
+    """A margin. Its fields are the keys of ``head.margin`` that it reads; its methods are pure functions.
+
+    `target_logit` is all that a margin must have. A margin with state declares it in `initial_state` and says in
+    `next_state` what it is after a step. The head keeps the state, gives it to `target_logit` as the last good step
+    left it, replaces it after a good step only, and stores it with the checkpoint. It is the same on every rank.
+    """
+
+    normalises_rows: ClassVar[bool] = True
+    """Whether a row enters as w/‖w‖."""
+
+    def features(self, x_GD: torch.Tensor) -> torch.Tensor:
+        """What the rows are multiplied with [G, D], to give the logits of the non-target classes: x itself."""
+        return x_GD
+
+    @property
+    def warp(self) -> Warp | None:
+        """What happens to the logits of the non-target classes; None: nothing."""
+        return None
+
+    @abstractmethod
+    def target_logit(self, target: Target, lambda_: float | None, state: State) -> torch.Tensor:
+        """Logit [G] of each sample's target class.
+
+        Args:
+            target: what the batch is. Samples whose target class is on another rank, or that carry no label, are
+                there too: what they get is discarded.
+            lambda_: what `lambda_at` says of the step.
+            state: as the last good step left it; not to be changed.
+        """
+
+    def margin_angle(self, theta: torch.Tensor) -> torch.Tensor:
+        """The angle φ(θ) whose cosine the target logit has: beyond π it lies on an extension of the cosine."""
+        return theta
+
+    def lambda_at(self, step: int) -> float | None:
+        """λ at `step`, counted from the phase's start; None: this margin has no λ."""
+        return None
+
+    @property
+    def lambda_floor(self) -> float | None:
+        """What λ falls to; None: this margin has no λ."""
+        return None
+
+    def initial_state(self) -> dict[str, torch.Tensor]:
+        """The state before the first step, by name: small tensors, whose shapes no key of a phase changes."""
+        return {}
+
+    def next_state(self, state: State, observed: Observed) -> dict[str, torch.Tensor]:
+        """The state after a good step, the same names and shapes; a step without a labelled sample leaves it."""
+        return dict(state)
+
+
+class ScaledMargin(Margin):
+    """A margin that brings embeddings to one length."""
+
+    scale: float = Field(64.0, gt=0)
+    """s, the length given to embeddings."""
+
+    def features(self, x_GD: torch.Tensor) -> torch.Tensor:
+        """x brought to length s [G, D]."""
+        return self.scale * F.normalize(x_GD, dim=1)
+
+
+MARGINS: Choices[Margin] = Choices("margin", default="a_softmax")

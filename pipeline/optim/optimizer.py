@@ -1,0 +1,158 @@
+"""What an optimizer is: recipe keys, the slots that it keeps, its update of rows, and its class for the backbone.
+
+A file in this folder that adds a section to `OPTIMIZERS` is a whole optimizer. The rows of the head are updated by
+`Optimizer.update_rows`, the backbone by an optimizer of torch inside DeepSpeed; both keep the slots that the section
+declares. The checkpoint stores slots by name, the planner counts them, and nothing else knows what a slot is.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from pipeline.optim.schedule import learning_rate
+from pipeline.section import Choices, NamedSection
+
+# Names of other tensors in the files of a checkpoint.
+_RESERVED = ("backbone", "head", "rows")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A float32 state that an optimizer keeps, zero before the first step.
+
+    Args:
+        name: in checkpoints.
+        torch_key: in the state of the torch optimizer.
+        per_number: one for each number of a parameter, as a momentum is: [S, D] for rows, the parameter's shape in the
+            backbone. Else one for each row, [S], and for each parameter of the backbone, a scalar: a count of updates,
+            say. In the backbone it must be the same for all parameters: ZeRO flattens many into one.
+
+    Raises:
+        ValueError: for a name that cannot stand in a checkpoint.
+    """
+
+    name: str
+    torch_key: str
+    per_number: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier() or self.name in _RESERVED:
+            raise ValueError(f"slot: got {self.name!r}, wanted a Python name other than {', '.join(_RESERVED)}")
+
+    def zeros_for_rows(self, weight_SD: torch.Tensor) -> torch.Tensor:
+        """The slot of rows before the first step."""
+        return torch.zeros_like(weight_SD if self.per_number else weight_SD[:, 0], requires_grad=False)
+
+    def zeros_for(self, parameter: torch.Tensor) -> torch.Tensor:
+        """The slot of a parameter of the backbone before the first step; torch keeps counts on the CPU."""
+        return torch.zeros_like(parameter, requires_grad=False) if self.per_number else torch.zeros(())
+
+
+class Optimizer(NamedSection):
+    """How the backbone and the rows of the head learn: the keys that every optimizer has."""
+
+    slots: ClassVar[tuple[Slot, ...]]
+    """What the optimizer keeps, in the order of their names in a checkpoint."""
+
+    steps: int = Field(ge=1)
+    """Steps to train."""
+    learning_rate: float = Field(gt=0)
+    """The base rate, after the warm-up and before the first milestone."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the rate rises linearly from near 0."""
+    milestones: tuple[int, ...] = ()
+    """Steps at which the rate is multiplied by decay."""
+    decay: float = Field(0.1, gt=0, le=1)
+    """Factor at each milestone."""
+    power: float | None = Field(None, gt=0)
+    """Instead of milestones, fall to 0 over the steps after the warm-up: 1 along a line, 2 along a parabola."""
+    weight_decay: float = Field(5e-4, ge=0)
+    """Weight decay of the head's rows and of the backbone's weights."""
+    bias_rate_factor: float = Field(1.0, gt=0)
+    """Biases learn at this multiple of the rate (Caffe's lr_mult; the authors' nets: 2)."""
+    bias_weight_decay: float | None = Field(None, ge=0)
+    """Weight decay of biases (the authors' nets: 0); null: the same as weight_decay."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Optimizer:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones: got {list(self.milestones)}, wanted rising steps")
+        if self.power is not None and self.milestones:
+            raise ValueError(f"power: got {self.power} with milestones {list(self.milestones)}, wanted one of the two")
+        return self
+
+    @abstractmethod
+    def update_rows(
+        self, weight_nD: torch.Tensor, slots: Mapping[str, torch.Tensor], grad_nD: torch.Tensor, learning_rate: float
+    ) -> None:
+        """Update n rows and their slots (by name: [n, D] or [n]) in place; the gradient may be overwritten.
+
+        A row may be left out of many steps (Partial FC) and steps may be dropped: an update that depends on how many
+        there were before, as a bias correction does, keeps that number in a slot of its own.
+        """
+
+    @abstractmethod
+    def for_backbone(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The torch optimizer of these parameter groups, which have a ``weight_decay`` each."""
+
+    def learning_rate_at(self, step: int) -> float:
+        """The rate of `step`, from 0."""
+        return learning_rate(
+            step,
+            self.learning_rate,
+            steps=self.steps,
+            warmup_steps=self.warmup_steps,
+            milestones=self.milestones,
+            decay=self.decay,
+            power=self.power,
+        )
+
+    @classmethod
+    def slots_per_number(cls) -> int:
+        """Numbers kept for each number of a parameter."""
+        return sum(slot.per_number for slot in cls.slots)
+
+    @classmethod
+    def slots_per_row(cls) -> int:
+        """Numbers kept besides for each row of the head."""
+        return len(cls.slots) - cls.slots_per_number()
+
+
+OPTIMIZERS: Choices[Optimizer] = Choices("optimizer", default="sgd")
+
+
+def parameter_groups(backbone: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The backbone's trained parameters with their ``weight_decay`` and ``rate_factor`` (Caffe's decay_mult, lr_mult).
+
+    Weights and biases are apart, and those of either that the backbone's ``no_weight_decay()`` names, if it has such a
+    method. Frozen parameters are in no group: they have neither gradient nor slots, and ZeRO cannot hold them.
+
+    Raises:
+        ValueError: when ``no_weight_decay()`` names a parameter that there is not.
+    """
+    parameters = dict(backbone.named_parameters())
+    undecayed: set[str] = getattr(backbone, "no_weight_decay", set)()
+    if unknown := sorted(undecayed - parameters.keys()):
+        raise ValueError(f"no_weight_decay: got {unknown[:3]}, wanted names of parameters")
+    bias_decay = optimizer.weight_decay if optimizer.bias_weight_decay is None else optimizer.bias_weight_decay
+    # ZeRO lays parameters out group by group: the order of these is part of a run's last bits
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {
+        (is_bias, decays): {
+            "params": [],
+            "weight_decay": (bias_decay if is_bias else optimizer.weight_decay) if decays else 0.0,
+            "rate_factor": optimizer.bias_rate_factor if is_bias else 1.0,
+        }
+        for decays in (True, False)
+        for is_bias in (False, True)
+    }
+    for name, p in parameters.items():
+        if p.requires_grad:
+            groups[name.endswith("bias"), name not in undecayed]["params"].append(p)
+    return [group for group in groups.values() if group["params"]]

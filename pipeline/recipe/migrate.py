@@ -1,0 +1,66 @@
+"""Recipes of older versions as today's: the one place that knows keys of before.
+
+Until the margin became a section of its own, the keys of every margin lay side by side in ``head``, and a saved recipe
+had them all, read or not. Until there were other augmentations, ``data.mirror`` was true or false.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.head.margins import MARGINS
+
+# A key of before, and what it is now; in a phase the names did not change.
+NEW_KEYS = {
+    f"head.{key}": f"head.margin.{key}"
+    for key in (
+        *("m", "scale", "angle", "cosine", "detached"),
+        *("lambda_max", "lambda_min", "lambda_gamma", "lambda_power"),
+    )
+} | {"data.mirror": "data.augment"}
+
+
+def migrate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Keys and values of a recipe as today's version reads them, and which keys moved, as (old, new).
+
+    Keys that the chosen margin does not read are dropped with no mention. A recipe without keys of before comes back as
+    it is, and so does a section that is no section: the fault is for validation to report.
+    """
+    moved: list[tuple[str, str]] = []
+    for name, migrated in (("data", _data), ("head", _margin_section)):
+        section = tree.get(name)
+        if isinstance(section, dict):
+            section, keys = migrated(section)
+            tree, moved = tree | {name: section}, moved + keys
+    return tree, moved
+
+
+def _data(data: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    mirror = data.get("mirror")
+    if not isinstance(mirror, bool) or "augment" in data:
+        return data, []  # no recipe of before, and no recipe of today
+    augment = [{"name": "mirror", "probability": 0.5}] if mirror else []
+    rest = {key: value for key, value in data.items() if key != "mirror"}
+    return rest | {"augment": augment}, [("data.mirror", "data.augment")]
+
+
+def _margin_section(head: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    old = {key: value for key, value in head.items() if f"head.{key}" in NEW_KEYS}
+    name = head.get("margin", MARGINS.default)
+    # A section beside keys of before is no recipe of before, and no recipe of today: they are refused by name.
+    if not old or not isinstance(name, str) or name not in MARGINS:
+        return head, []
+    kept = MARGINS[name].model_fields.keys() & old.keys()
+    margin = {"name": name} | {key: value for key, value in old.items() if key in kept}
+    rest = {key: value for key, value in head.items() if key not in old and key not in ("margin", "phases")}
+    phases = [_phase(phase, name) for phase in head.get("phases") or ()]
+    moved = [(f"head.{key}", NEW_KEYS[f"head.{key}"]) for key in old if key in kept]
+    return {"margin": margin} | ({"phases": phases} if phases else {}) | rest, moved
+
+
+def _phase(phase: Any, name: str) -> Any:
+    """A phase without the keys that the margin does not read, and without those that were null: as in the head."""
+    if not isinstance(phase, dict):
+        return phase
+    unread = {key.partition(".")[2] for key in NEW_KEYS} - MARGINS[name].model_fields.keys()
+    return {key: value for key, value in phase.items() if key not in unread and value is not None}

@@ -1,0 +1,100 @@
+"""The layout of a run's folder: the only module that spells the names of its files and folders.
+
+Prometheus reads ``targets/`` and `Makefile` waits for a checkpoint's ``meta.json``: those two repeat a name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+PARTIAL = ".partial"
+_STEP = "step-"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The places in a run's folder; nothing is read or made.
+
+    Args:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe, YAML."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def facts(self) -> Path:
+        """The command, where it ran, its restarts and versions, JSON."""
+        return self.path / "run.json"
+
+    @property
+    def identities(self) -> Path:
+        """The name of each class, a line each."""
+        return self.path / "identities.txt"
+
+    @property
+    def metrics(self) -> Path:
+        """The log of training, a JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def best(self) -> Path:
+        """Which checkpoint verifies best, JSON."""
+        return self.path / "best.json"
+
+    @property
+    def targets(self) -> Path:
+        """Where Prometheus finds each rank."""
+        return self.path / "targets"
+
+    @property
+    def evaluations(self) -> Path:
+        """A folder for each evaluation set."""
+        return self.path / "evaluations"
+
+    @property
+    def identifications(self) -> Path:
+        """A folder for each set of distractors that was searched."""
+        return self.path / "identifications"
+
+    @property
+    def templates(self) -> Path:
+        """A folder for each set of templates, IJB-B or IJB-C."""
+        return self.path / "ijb"
+
+    @property
+    def embeddings(self) -> Path:
+        """Features that evaluations keep, a folder for each network and list of images."""
+        return self.path / "embeddings"
+
+    @property
+    def network(self) -> Path:
+        """Which network the results are of, if it is not the run's, JSON."""
+        return self.path / "network.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """A folder for each checkpoint."""
+        return self.path / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint after `step` steps."""
+        return self.checkpoints / f"{_STEP}{step:08d}"
+
+    def partial(self, step: int) -> Path:
+        """The folder that a save of `step` is written into; it is renamed to `checkpoint` once it is whole."""
+        return self.checkpoints / f"{_STEP}{step:08d}{PARTIAL}"
+
+    def fault(self, step: int) -> Path:
+        """What is known of a bad step, JSON."""
+        return self.path / "faults" / f"{_STEP}{step:08d}.json"
+
+    def saved_steps(self) -> list[int]:
+        """Steps that have a checkpoint's folder, rising, whatever is in it."""
+        names = [folder.name for folder in self.checkpoints.glob(f"{_STEP}*") if not folder.name.endswith(PARTIAL)]
+        return sorted(int(name.removeprefix(_STEP)) for name in names)

@@ -1,0 +1,123 @@
+"""Whether a folder may take the shards of a plan: it is new, or holds (part of) the same shards.
+
+A source that changed under the same names is noticed. While a set is made, a tar with a changed sample is written
+again; for a finished set the changed files are compared with the bytes in its tars.
+"""
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.files import locked, make_folder, write_file
+from pipeline.shards.images import SetAsideError
+from pipeline.shards.manifest import FILE_NAME as MANIFEST
+from pipeline.shards.manifest import Manifest, ShardError
+from pipeline.shards.plan import PROGRESS, Plan
+from pipeline.shards.sources import Source
+from pipeline.shards.sources.tar_folder import open_tars
+
+AT_ONCE = 1 << 12  # samples that are compared together
+
+
+class Changes(NamedTuple):
+    """How many samples a source has more, less and otherwise than a set that was made of it."""
+
+    came: int
+    went: int
+    changed: int
+
+    def __str__(self) -> str:
+        return f"{self.came:,} samples came, {self.went:,} went, {self.changed:,} changed"
+
+
+def claim_folder(plan: Plan) -> Manifest | None:
+    """Prepare the plan's folder for writing, or return the manifest if the shards are complete already.
+
+    Raises:
+        ShardError: the folder holds something else, (part of) the shards of another plan, or of a source that changed.
+    """
+    folder, progress = plan.folder, plan.folder / PROGRESS
+    if (folder / MANIFEST).is_file():
+        manifest = Manifest.load(folder)
+        _refuse_changes(plan, manifest)
+        # A run killed between its last two steps has a manifest and its records still.
+        shutil.rmtree(progress, ignore_errors=True)
+        return manifest
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not progress.is_dir())):
+        raise ShardError(f"{folder}: is not empty and holds no shards, wanted a new or an empty folder")
+    make_folder(progress)
+    with locked(progress / "lock"):  # several machines may begin at once
+        if (progress / "plan.json").is_file():
+            refuse_other(folder, json.loads((progress / "plan.json").read_bytes()), plan.facts())
+        else:
+            write_file(progress / "plan.json", json.dumps(plan.facts(), indent=1).encode())
+    return None
+
+
+def _refuse_changes(plan: Plan, manifest: Manifest) -> None:
+    """Make sure that a finished set here is the plan's, and that its source still has the same bytes."""
+    if manifest.made.source_sha256 != plan.made.source_sha256 and manifest.made.source == plan.made.source:
+        refuse_other_plan(plan, manifest, plan.folder, str(changes(plan.source, open_tars(plan.folder))))
+    refuse_other_plan(plan, manifest, plan.folder)
+    modified = plan.source.modified(np.arange(len(plan.source.labels)))
+    newer = np.flatnonzero(modified > (plan.folder / MANIFEST).stat().st_mtime)
+    if len(newer) and (changed := count_changed(plan.source, newer, open_tars(plan.folder))):
+        found = Changes(0, 0, changed)
+        raise ShardError(f"{plan.folder}: holds other shards: {found}; choose another folder or remove it")
+
+
+def changes(source: Source, there: Source) -> Changes:
+    """Compare a source with the tars that were made of it, by key and identity."""
+    new, old = _identities_by_key(source), _identities_by_key(there)
+    changed = sum(new[key] != old[key] for key in new.keys() & old.keys())
+    return Changes(len(new.keys() - old.keys()), len(old.keys() - new.keys()), changed)
+
+
+def _identities_by_key(source: Source) -> dict[str, Counter[str]]:
+    found: dict[str, Counter[str]] = {}
+    for sample, label in enumerate(source.labels.tolist()):
+        found.setdefault(source.key(sample), Counter())[source.identities[label]] += 1
+    return found
+
+
+def count_changed(source: Source, samples: NDArray[np.int64], there: Source) -> int:
+    """How many of some samples of a source have other bytes than in the tars that were made of it."""
+    place_of = {there.key(place): place for place in range(len(there.labels))}
+    changed = 0
+    for first in range(0, len(samples), AT_ONCE):
+        for key, image in source.read_many(samples[first : first + AT_ONCE]):
+            place = place_of.get(key)
+            if isinstance(image, SetAsideError) or place is None:
+                changed += isinstance(image, SetAsideError) != (place is None)
+            else:
+                changed += image != there.read(place)
+    return changed
+
+
+def refuse_other_plan(plan: Plan, manifest: Manifest, where: Path | str, more: str = "") -> None:
+    """Make sure that a finished set is the plan's.
+
+    Raises:
+        ShardError: it is another's; names what differs, and `more`.
+    """
+    size = replace(plan, image_height=manifest.image_height, image_width=manifest.image_width)
+    refuse_other(where, replace(size, made=manifest.made).facts(), plan.facts(), more)
+
+
+def refuse_other(folder: Path | str, there: dict[str, object], wanted: dict[str, object], more: str = "") -> None:
+    """Make sure that the facts of shards that are there are those of a plan.
+
+    Raises:
+        ShardError: they are not; names every one that differs, and `more`.
+    """
+    names = [name for name in wanted if there.get(name) != wanted[name]]
+    if names:
+        differences = ", ".join(f"{name}: got {there.get(name)}, wanted {wanted[name]}" for name in names)
+        more = f": {more}" if more else ""
+        raise ShardError(f"{folder}: holds other shards ({differences}){more}; choose another folder or remove it")

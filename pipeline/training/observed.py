@@ -1,0 +1,77 @@
+"""A run's steps with all that goes with them: its observers, its evaluations, its watchdog, and lost ranks named."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from cluster.watchdog import Watchdog, end
+from pipeline.training.guard import NonFiniteError
+from pipeline.training.observers.observer import Observer, Observers
+from pipeline.training.record import Window
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.in_training import Evaluator
+    from pipeline.training.loop import Trainer
+
+
+def train_observed(
+    trainer: Trainer,
+    evaluator: Evaluator,
+    observers: Sequence[Observer],
+    watchdog: Watchdog,
+    stop_asked: Callable[[], bool],
+) -> None:
+    """Train to the end or until asked to stop, evaluating after saves and telling the observers. All ranks together.
+
+    An error that comes of a lost rank ends this process, naming the rank.
+
+    Args:
+        trainer: new, resumed or inherited from another run.
+        evaluator: no observer, though its results are told to them: all ranks embed together, so that its errors are
+            those of a collective, and end the run as those of a step do.
+        observers: of this rank.
+        watchdog: ends a hung run; patient with a save, a roll-back and an evaluation.
+        stop_asked: whether this rank is asked to stop.
+
+    Raises:
+        NonFiniteError, UnsavedError: see `Trainer.train`.
+    """
+    recipe, window = trainer.recipe, Window(trainer.recipe.log.every)
+    trainer.saves.saver.patience = watchdog.patient
+    hub = Observers(observers, recipe.log.every)
+    # Lost ranks are named while the watchdog still listens; a process that ends there tells its observers nothing,
+    # so that its targets stay announced and the loss is seen.
+    with hub.watching(trainer.step), watchdog, _naming_lost_ranks(watchdog):
+
+        def evaluate() -> None:
+            with watchdog.patient("an evaluation"):
+                found = evaluator.evaluate()
+            hub.evaluated(found)
+
+        evaluator.look_back()
+        if recipe.evaluates_after(trainer.step):  # it was stopped, or killed, between the save and the evaluation
+            evaluate()
+        for record in trainer.train(stop_asked):
+            watchdog.tick(record.step)
+            window.add(record)
+            hub.recorded(record, window)
+            # What is evaluated is saved: not a step that is rolled back. A run that stops is evaluated when it resumes.
+            saved = record.stall_seconds is not None
+            if recipe.evaluates_after(record.step) and saved and not record.stopping:
+                evaluate()
+
+
+@contextlib.contextmanager
+def _naming_lost_ranks(watchdog: Watchdog) -> Iterator[None]:
+    """End the process, naming who is gone, at an error that comes of a rank that is; any other error passes."""
+    try:
+        yield
+    except NonFiniteError:  # agreed by all: no rank is lost
+        raise
+    except RuntimeError as error:  # what a collective raises when its peer is gone
+        what = watchdog.explain(str(error).strip().split("\n")[0])
+        if "silent" not in what:
+            raise
+        end(what)

@@ -1,0 +1,138 @@
+"""The checkpoints of a run while it trains: what goes into one, when one is due, and what a failed one means."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from cluster.collectives import Group, num_ranks, rank_in
+from cluster.process_group import background_group
+from pipeline.head.head import ShardedHead
+from pipeline.recipe.schema import Recipe
+from pipeline.run import checkpoint
+from pipeline.run.checkpoint import CheckpointError, Meta, State
+from pipeline.run.saver import Saved, Saver
+from pipeline.shards.manifest import Manifest
+from pipeline.training.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+
+class UnsavedError(RuntimeError):
+    """The run ends here, and its last checkpoint could not be written."""
+
+
+class Saves:
+    """Saves and loads backbone and head. All ranks make one, and call each method together.
+
+    Args:
+        run: the run's folder.
+        recipe, manifest: when to save, and what the rows are of.
+        engine, head: what is saved.
+        group: all ranks.
+        replicas: the ranks that hold the same rows.
+
+    Attributes:
+        saver: what writes them, in the background.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        recipe: Recipe,
+        manifest: Manifest,
+        engine: Engine,
+        head: ShardedHead,
+        group: Group,
+        replicas: Group,
+    ) -> None:
+        self._run, self._recipe, self._manifest = run, recipe, manifest
+        self._engine, self._head, self._group, self._replicas = engine, head, group, replicas
+        keep = recipe.checkpoint
+        self.saver = Saver(run, None if group is None else background_group(), keep.keep, keep.keep_every)
+
+    def state(self) -> State:
+        """What a checkpoint holds, as it is now: the live tensors or, under ZeRO, copies by collectives."""
+        return State(
+            rows_SD=self._head.weight_SD.detach(),
+            row_slots=self._head.slots,
+            first_class=self._head.classes.start,
+            backbone=self._engine.parameters(),
+            backbone_slots=self._engine.slots(),
+            head_state=self._head.state,
+            replica=rank_in(self._replicas),
+            num_replicas=num_ranks(self._replicas),
+        )
+
+    def load(self, step: int) -> None:
+        """Load the checkpoint after `step` steps, written by any number of ranks.
+
+        Raises:
+            CheckpointError: when it cannot be read, or is of other shards or another backbone.
+        """
+        state = self.state()
+        checkpoint.load(self._run, step, state, self._meta(step))
+        self._engine.load(state.backbone)
+        self._engine.load_slots(state.backbone_slots)
+
+    def begin(self, step: int) -> float:
+        """Begin to write the checkpoint after `step` steps; the seconds that this held up the caller."""
+        return self.saver.begin(self.state(), self._meta(step))
+
+    def save(self, step: int) -> Saved:
+        """Write the checkpoint after `step` steps, and wait for it.
+
+        Raises:
+            CheckpointError: on every rank, when it could not be written.
+        """
+        self.begin(step)
+        saved = self.saver.finish()
+        assert saved is not None
+        if saved.error:
+            raise CheckpointError(f"{self._run}: checkpoint of step {saved.step} not written: {saved.error}")
+        return saved
+
+    def save_if_due(self, step: int, last: bool) -> tuple[float | None, Saved | None]:
+        """Begin a save if the recipe wants one; wait for the `last`.
+
+        Returns:
+            how long the caller stood still for it, None without one; and how a save ended, if one did meanwhile.
+
+        Raises:
+            UnsavedError: on every rank, when the last save fails. One in between that fails is logged.
+        """
+        due = last or step % self._recipe.checkpoint.every == 0
+        # Saves are written one at a time, so the one before has to end; how it did is reported before the next begins.
+        saved = self.saver.finish() if due else self.saver.poll()
+        if saved is not None and saved.error is not None and rank_in(self._group) == 0:
+            logger.error(
+                "checkpoint of step %d not written: %s. Training continues; after a crash now it would resume from "
+                "step %s",
+                *(saved.step, saved.error, max(checkpoint.complete_steps(self._run), default="0 of a new run")),
+            )
+        if not due:
+            return None, saved
+        started = time.perf_counter()
+        if last:
+            saved = self._save_last(step)
+        else:
+            self.begin(step)
+        return time.perf_counter() - started, saved
+
+    def _save_last(self, step: int) -> Saved:
+        try:
+            return self.save(step)
+        except CheckpointError as error:
+            newest = max(checkpoint.complete_steps(self._run), default=None)
+            then = "starts over" if newest is None else f"resumes from the checkpoint of step {newest}"
+            raise UnsavedError(f"{error}. Make room; the same command then {then}") from None
+
+    def _meta(self, step: int) -> Meta:
+        return Meta(
+            step=step,
+            num_classes=self._manifest.identities,
+            embedding_dim=self._recipe.backbone.embedding_dim,
+            identities_sha256=self._manifest.identities_sha256,
+            num_ranks=num_ranks(self._group),
+        )

@@ -1,0 +1,83 @@
+"""A start of training before its ranks have met: what it is given, read and checked, and what ranks must agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.versions import code_digest, versions
+from pipeline.evaluation.sets import VerificationSet, is_finished, sets_of
+from pipeline.reading.tars import ShardSet
+from pipeline.recipe.file import load_recipe
+from pipeline.recipe.schema import Recipe, check_against_set
+from pipeline.run.changes import changes, flat
+from pipeline.run.checkpoint import CheckpointError, complete_steps
+from pipeline.training.observers.exporter import endpoint_tls
+
+
+@dataclass(frozen=True)
+class Start:
+    """What to train on what, and where.
+
+    Attributes:
+        recipe, shards: the run.
+        sets: the verification sets that the recipe names.
+        run: the run's folder, which need not exist.
+    """
+
+    recipe: Recipe
+    shards: ShardSet
+    sets: Sequence[VerificationSet]
+    run: Path
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is nothing left to do: trained to the last step, and evaluated there."""
+        return is_finished(self.run, self.recipe, self.sets)
+
+    def check_ranks(self, num_ranks: int) -> None:
+        """Raises RecipeError when the recipe cannot be trained on so many ranks."""
+        manifest = self.shards.manifest
+        check_against_set(self.recipe, samples=manifest.samples, identities=manifest.identities, num_ranks=num_ranks)
+
+    def facts(self) -> dict[str, str]:
+        """What must be the same on every rank, or they would train different things."""
+        same = {f"version of {name}": version for name, version in versions().items()}
+        same |= {"code": code_digest(), "shards' manifest": self.shards.manifest.digest[:12]}
+        keys = {f"recipe {key}": str(value) for key, value in flat(self.recipe.model_dump(mode="json")).items()}
+        pairs = {f"pairs of {chosen.name}": chosen.sha256[:12] for chosen in self.sets}
+        return same | keys | pairs
+
+
+def read_start(recipe: Path, overrides: Sequence[str], run: Path | None) -> Start:
+    """Read all that a start names.
+
+    Args:
+        recipe: YAML file.
+        overrides: ``key=value``, each changes one key of the recipe.
+        run: the run's folder; None: ``runs/`` and the recipe's name.
+
+    Raises:
+        RecipeError, ShardError: naming the key or the file.
+    """
+    resolved = load_recipe(recipe, list(overrides))
+    return Start(resolved, ShardSet(resolved.data.shards), sets_of(resolved), run or Path("runs") / recipe.stem)
+
+
+def check_start(start: Start, num_ranks: int, may_resume: bool) -> list[str]:
+    """Check all that a rank can check before it meets the others.
+
+    Returns:
+        what changed in the recipe since the run in the folder began, a line each; none for a new run.
+
+    Raises:
+        RecipeError: when the recipe does not go with the ranks, its files or the run in the folder.
+        CheckpointError: when the folder holds a run, and the start must not resume.
+    """
+    start.check_ranks(num_ranks)
+    endpoint_tls(start.recipe)
+    saved = complete_steps(start.run)
+    if saved and not may_resume:
+        raise CheckpointError(f"{start.run}: holds checkpoints up to step {saved[-1]}; wanted an empty folder")
+    return changes(start.run, start.recipe) if saved else []

@@ -1,0 +1,35 @@
+"""The command line of the preflight checks: the files that it reads."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.hosts import read_hostfile
+from cluster.preflight.__main__ import read_plan
+
+
+def test_the_examples_are_what_deepspeed_reads() -> None:
+    """Its environment file knows no comment and no empty line; its hostfile is ours."""
+    launch = Path(__file__).parents[4] / "cluster" / "launch"
+    assert read_hostfile(launch / "hostfile.example") == {"node1": 8, "node2": 8}
+    lines = (launch / "deepspeed_env.example").read_text().splitlines()
+    assert lines and all(re.fullmatch(r"[A-Z_]+=\S+", line) for line in lines)
+
+
+def test_a_plan_as_the_planner_prints_it_is_read(tmp_path: Path) -> None:
+    stage, file = Path(__file__).parents[4] / "stages" / "plan.py", tmp_path / "plan.json"
+    command = [sys.executable, str(stage), "--identities", "5000", "--ranks", "4", "--json"]
+    file.write_text(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    plan = read_plan(file, ranks=4)
+    assert plan.ranks == 4 and plan.gradient_bytes > 4 * 10**6
+    assert plan.checkpoint_bytes == 2 * 4 * 5000 * 512 + 2 * plan.gradient_bytes
+    with pytest.raises(ValueError, match="got a plan for 4 ranks, wanted the 8 slots of the hostfile"):
+        read_plan(file, ranks=8)
+    file.write_text("{}")
+    with pytest.raises(ValueError, match="wanted the output of stages/plan"):
+        read_plan(file, ranks=4)

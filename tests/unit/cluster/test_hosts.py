@@ -1,0 +1,38 @@
+"""Hosts are read from the hostfile in order, and given as many ranks as fit the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.hosts import assign, read_hostfile
+
+
+def test_a_hostfile_is_read_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text("# two machines\nbeta slots=8\n\nalpha  slots=4  # the small one\n")
+    assert list(read_hostfile(path).items()) == [("beta", 8), ("alpha", 4)]
+
+
+@pytest.mark.parametrize("line", ["alpha", "alpha slots=x", "alpha slots=0", "a b slots=1", "beta slots=1"])
+def test_a_faulty_line_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "hosts"
+    path.write_text(f"beta slots=8\n{line}\n")
+    with pytest.raises(ValueError, match=r"hosts line 2: got .*, wanted a new host as 'name slots=N'"):
+        read_hostfile(path)
+
+
+def test_an_empty_hostfile_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("# no host\n")
+    with pytest.raises(ValueError, match="got no host"):
+        read_hostfile(tmp_path / "hosts")
+
+
+def test_ranks_are_as_many_as_divide_the_batch() -> None:
+    hosts = {"a": 4, "b": 4, "c": 4}
+    assert assign(hosts, lambda ranks: 16 % ranks == 0) == {"a": 4, "b": 4}
+    assert assign(hosts, lambda ranks: 12 % ranks == 0) == hosts
+    assert assign({"a": 4, "b": 3}, lambda ranks: 12 % ranks == 0) == {"a": 4, "b": 2}
+    assert assign(hosts, lambda ranks: ranks > 12) == {}
+    assert assign({}, lambda _: True) == {}

@@ -1,0 +1,83 @@
+"""ψ against the paper's piecewise definition and the authors' Caffe formulas."""
+
+import math
+
+import pytest
+import torch
+
+from pipeline.head.margins.angular import psi
+
+MULTIPLIERS = [1.0, 2.0, 3.0, 4.0, 1.5, 2.7]
+
+
+def psi_by_definition(theta: float, m: float) -> float:
+    k = 0
+    while theta > (k + 1) * math.pi / m:
+        k += 1
+    return (-1) ** k * math.cos(m * theta) - 2 * k
+
+
+@pytest.mark.parametrize("m", MULTIPLIERS)
+def test_psi_is_the_papers_piecewise_function(m: float) -> None:
+    thetas = [math.pi * i / 997 for i in range(1, 997)]
+    got = psi(torch.tensor([math.cos(t) for t in thetas], dtype=torch.float64), m)
+    want = torch.tensor([psi_by_definition(t, m) for t in thetas], dtype=torch.float64)
+    torch.testing.assert_close(got, want, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("m", MULTIPLIERS)
+def test_psi_is_monotone_and_continuous_from_pole_to_pole(m: float) -> None:
+    theta = torch.linspace(0, math.pi, 20_001, dtype=torch.float64)
+    values = psi(torch.cos(theta).clamp(-1, 1), m)
+    steps = values.diff()
+    assert (steps <= 1e-9).all()
+    assert steps.abs().max() <= m * math.pi / 20_000 * 1.01, "a jump"
+    assert values[0] == 1
+
+
+@pytest.mark.parametrize("m", MULTIPLIERS)
+def test_psi_never_exceeds_cosine(m: float) -> None:
+    cosines = torch.linspace(-1, 1, 1001, dtype=torch.float64)
+    assert (psi(cosines, m) <= cosines + 1e-12).all()
+
+
+def test_m_one_is_the_cosine() -> None:
+    cosines = torch.linspace(-1, 1, 101, dtype=torch.float64)
+    torch.testing.assert_close(psi(cosines, 1.0), cosines, atol=1e-12, rtol=0)
+
+
+def caffe(cosine: float, m: int) -> float:
+    """The polynomials and sign tricks of margin_inner_product_layer.cpp."""
+
+    def sign(x: float) -> float:
+        return (x > 0) - (x < 0)
+
+    s0 = sign(cosine)
+    if m == 2:
+        return 2 * s0 * cosine**2 - 1
+    if m == 3:
+        s1 = sign(abs(cosine) - 0.5)
+        return s1 * (4 * cosine**3 - 3 * cosine) + s0 * (1 + s1) - 2
+    s3 = s0 * sign(2 * cosine**2 - 1)
+    return s3 * (8 * cosine**4 - 8 * cosine**2 + 1) + 2 * s0 + s3 - 3
+
+
+@pytest.mark.parametrize("m", [2, 3, 4])
+def test_psi_equals_the_authors_layer(m: int) -> None:
+    cosines = [c / 500 + 1e-4 for c in range(-499, 500)]
+    got = psi(torch.tensor(cosines, dtype=torch.float64), float(m))
+    torch.testing.assert_close(got, torch.tensor([caffe(c, m) for c in cosines], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("m", MULTIPLIERS)
+def test_psi_gradient_by_differences(m: float) -> None:
+    cosines = torch.linspace(-0.99, 0.99, 61, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda c: psi(c, m), cosines, eps=1e-7, atol=1e-4)
+
+
+@pytest.mark.parametrize("m", [1.0, 2.0, 3.0, 4.0])
+def test_psi_gradient_at_the_poles_is_m_squared(m: float) -> None:
+    poles = torch.tensor([1.0, -1.0], requires_grad=True)
+    psi(poles, m).sum().backward()
+    assert poles.grad is not None
+    torch.testing.assert_close(poles.grad, torch.full((2,), m * m))

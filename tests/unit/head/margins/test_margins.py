@@ -1,0 +1,131 @@
+"""Every margin of the table: true gradients, angles that are its own, and keys that it reads."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from pipeline.head.margins import MARGINS, Margin, Target
+from pipeline.head.margins.a_softmax import ASoftmax
+from pipeline.head.margins.arcface import ArcFace, Combined
+from pipeline.head.margins.softmax import ModifiedSoftmax
+from pipeline.head.margins.sphereface_r import SphereFaceR1
+
+KEYS = {
+    "softmax": set(),
+    "modified_softmax": set(),
+    "a_softmax": {"m", "detached", "lambda_max", "lambda_min", "lambda_gamma", "lambda_power"},
+    "a_softmax_normalised": {"scale", "m", "detached", "lambda_max", "lambda_min", "lambda_gamma", "lambda_power"},
+    "sphereface_r_v1": {"scale", "m", "detached"},
+    "sphereface_r_v2": {"scale", "m", "detached"},
+    "cosface": {"scale", "cosine"},
+    "arcface": {"scale", "angle", "detached"},
+    "combined": {"scale", "m", "angle", "cosine", "detached"},
+}
+
+
+def pairs(samples: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x, rows = (torch.randn(samples, 7, dtype=torch.float64, generator=generator) for _ in range(2))
+    return x.requires_grad_(), rows.requires_grad_()
+
+
+def test_the_table_is_whole_and_a_margin_has_only_the_keys_that_it_reads() -> None:
+    assert {name: MARGINS[name].model_fields.keys() - {"name"} for name in KEYS} == KEYS
+    assert set(KEYS) <= set(MARGINS)
+    for name in KEYS:
+        assert MARGINS.parse(name).name == name == MARGINS.parse({"name": name}).name
+
+
+@pytest.mark.parametrize("name", KEYS)
+@pytest.mark.parametrize("m", [1.0, 2.5, 3.0])
+def test_gradients_of_target_logits(name: str, m: float) -> None:
+    margin = MARGINS.parse({"name": name} | ({"m": m} if "m" in KEYS[name] else {}))
+
+    def logits(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return margin.target_logit(Target(x, rows), 5.0, {})
+
+    assert torch.autograd.gradcheck(logits, pairs())
+
+
+@pytest.mark.parametrize("name", [name for name in KEYS if "detached" in KEYS[name] and name != "sphereface_r_v2"])
+def test_a_detached_margin_moves_the_value_and_not_the_gradient(name: str) -> None:
+    margin = MARGINS.parse(name)
+    detached = MARGINS.parse({"name": name, "detached": True})
+    x, rows = pairs()
+    want = margin.target_logit(Target(x, rows), 0.0, {})
+    got = detached.target_logit(Target(x, rows), 0.0, {})
+    torch.testing.assert_close(got, want)
+    (grad,) = torch.autograd.grad(got.sum(), rows)
+    length = Target(x, rows).embedding_norm_G.detach() if "scale" not in KEYS[name] else 64.0
+    (of_cosine,) = torch.autograd.grad((length * Target(x, rows).cosine_G).sum(), rows)
+    torch.testing.assert_close(grad, of_cosine)
+
+
+@pytest.mark.parametrize(
+    ("margin", "wanted"),
+    [
+        (ModifiedSoftmax(), 1.2),
+        (ASoftmax(m=3), 3.6),
+        (SphereFaceR1(m=1.5), 1.8),
+        (ArcFace(angle=0.3), 1.5),
+        (Combined(m=2, angle=0.3), 2.7),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_the_margins_angle_is_that_of_its_target_logit(margin: Margin, wanted: float) -> None:
+    got = margin.margin_angle(torch.tensor(1.2, dtype=torch.float64))
+    assert float(got) == pytest.approx(wanted)
+
+
+def test_only_a_softmax_has_a_lambda() -> None:
+    for name in KEYS:
+        margin = MARGINS.parse(name)
+        has = name.startswith("a_softmax")
+        assert (margin.lambda_at(3) is not None) == (margin.lambda_floor is not None) == has
+        assert margin.initial_state() == {}
+
+
+def test_no_margin_reads_what_it_is_not_given() -> None:
+    """x is scaled and rows are scaled: a cosine does not change, the logit of a kept norm grows with x alone."""
+    x, rows = pairs()
+    for name, keys in KEYS.items():
+        margin = MARGINS.parse(name)
+        once = margin.target_logit(Target(x, rows), 5.0, {})
+        twice = margin.target_logit(Target(2 * x, 3 * rows), 5.0, {})
+        factor = 6 if name == "softmax" else 1 if "scale" in keys else 2
+        torch.testing.assert_close(twice, factor * once)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"m": 0.5}, "greater than or equal to 1"),
+        ({"lambda_min": 30.0, "lambda_max": 20.0}, "lambda_min: got 30.0, wanted at most lambda_max 20.0"),
+    ],
+)
+def test_impossible_margins_are_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ASoftmax(**keys)
+
+
+def test_features_have_the_length_that_the_margin_says() -> None:
+    x, _ = pairs()
+    assert ASoftmax().features(x) is x
+    torch.testing.assert_close(ArcFace(scale=30).features(x).norm(dim=1), torch.full((5,), 30.0, dtype=torch.float64))
+
+
+def test_the_warp_of_sphereface_r_v2_is_the_cosine_of_a_part_of_the_angle() -> None:
+    warp = MARGINS.parse({"name": "sphereface_r_v2", "m": 1.5}).warp
+    assert warp is not None
+    cosines = torch.linspace(-0.999, 0.999, 41, dtype=torch.float64, requires_grad=True)
+    value = warp.value(cosines)
+    want = [math.cos(math.acos(c) / 1.5) for c in cosines.tolist()]
+    torch.testing.assert_close(value, torch.tensor(want, dtype=torch.float64))
+    (slope,) = torch.autograd.grad(value.sum(), cosines)
+    torch.testing.assert_close(warp.slope(cosines.detach()), slope)
+    assert float(warp.slope(torch.ones(1, dtype=torch.float64))) == pytest.approx(1 / 1.5**2)

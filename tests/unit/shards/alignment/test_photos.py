@@ -1,0 +1,264 @@
+"""Alignment: the similarity against slow references, the crop against exact pixels, and real faces end to end."""
+
+import io
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.shards.alignment.detector import Face, detect, nearest_centre
+from pipeline.shards.alignment.photos import align_photo, align_photos
+from pipeline.shards.alignment.similarity import crop, fit_similarity, reference_points
+from pipeline.shards.manifest import ShardError
+from pipeline.shards.sources.folder import scan_folder
+from pipeline.shards.workers import each_done
+from tests.detector import needs_detector, orl_faces
+
+# --- the similarity ----------------------------------------------------------------------------------------
+
+
+def slow_similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Least squares over (a, b, x, y) with the plain design matrix: u = a x - b y + tx, v = b x + a y + ty."""
+    rows, values = [], []
+    for (x, y), (u, v) in zip(source, target, strict=True):
+        rows += [[x, -y, 1, 0], [y, x, 0, 1]]
+        values += [u, v]
+    a, b, tx, ty = np.linalg.lstsq(np.array(rows), np.array(values), rcond=None)[0]
+    return np.array([[a, -b, tx], [b, a, ty]])
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(deadline=None)
+def test_the_similarity_is_that_of_least_squares(seed: int) -> None:
+    chance = np.random.default_rng(seed)
+    source, target = chance.normal(0, 50, (5, 2)), chance.normal(0, 50, (5, 2))
+    np.testing.assert_allclose(fit_similarity(source, target), slow_similarity(source, target), atol=1e-8)
+
+
+@given(angle=st.floats(-3, 3), scale=st.floats(0.01, 50), x=st.floats(-500, 500), y=st.floats(-500, 500))
+@settings(deadline=None)
+def test_a_turned_scaled_and_moved_face_is_carried_back(angle: float, scale: float, x: float, y: float) -> None:
+    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    target = reference_points(112, 96)
+    matrix = fit_similarity(target @ turn.T + (x, y), target)
+    np.testing.assert_allclose(matrix[:, :2] @ turn, np.eye(2), atol=1e-9)
+
+
+def test_no_reflection_is_fitted() -> None:
+    target = reference_points(112, 96)
+    matrix = fit_similarity(target * (-1, 1), target)
+    assert np.linalg.det(matrix[:, :2]) > 0
+
+
+def test_equal_points_are_no_face() -> None:
+    with pytest.raises(ValueError, match="got five equal points, wanted a face"):
+        fit_similarity(np.ones((5, 2)), reference_points(112, 96))
+
+
+def test_reference_points_are_the_published_ones() -> None:
+    assert reference_points(112, 96)[2].tolist() == [48.0252, 71.7366]
+    np.testing.assert_allclose(reference_points(112, 112), reference_points(112, 96) + np.array([8, 0]))
+    with pytest.raises(ValueError, match="size: got 100x100, wanted 112x96 or 112x112"):
+        reference_points(100, 100)
+
+
+# --- the crop ----------------------------------------------------------------------------------------------
+
+
+def noise(height: int, width: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def test_a_face_in_its_place_is_cut_out_within_rounding() -> None:
+    photo = noise(300, 300)
+    cut = crop(photo, reference_points(112, 96) + np.array([50, 70]), 112, 96)
+    np.testing.assert_allclose(np.asarray(cut), np.asarray(photo, float)[70:182, 50:146], atol=1)
+
+
+def test_a_face_on_its_side_is_turned_within_rounding() -> None:
+    photo = noise(112, 96)
+    turned = photo.transpose(Image.Transpose.ROTATE_90)
+    x, y = reference_points(112, 96).T
+    cut = crop(turned, np.stack([y, 95 - x], axis=1), 112, 96)
+    np.testing.assert_allclose(np.asarray(cut), np.asarray(photo, float), atol=1)
+
+
+@pytest.mark.parametrize("factor", [2, 5])
+def test_a_large_face_is_averaged_down(factor: int) -> None:
+    small = np.random.default_rng(1).integers(0, 256, (112, 96, 3), dtype=np.uint8)
+    # Checkered detail that single pixels would show and an average does not.
+    detail = np.indices((112 * factor, 96 * factor)).sum(0)[:, :, None] % 2 * 8 - 4
+    large = small.repeat(factor, 0).repeat(factor, 1).astype(int).clip(8, 240) + detail
+    landmarks = (reference_points(112, 96) + 0.5) * factor - 0.5
+    cut = crop(Image.fromarray(large.astype(np.uint8)), landmarks, 112, 96)
+    assert np.abs(np.asarray(cut).astype(int) - small.clip(8, 240)).max() <= (1 if factor % 2 == 0 else 2)
+
+
+def test_beyond_the_photograph_is_black() -> None:
+    cut = np.asarray(crop(Image.new("RGB", (96, 112), "white"), reference_points(112, 96) - (40, 0), 112, 96))
+    assert cut[:, :39].max() == 0
+    assert cut[:, 41:].min() == 255
+
+
+def test_the_face_nearest_the_centre_is_taken() -> None:
+    def face(x: float, y: float) -> Face:
+        return Face(np.array([x - 5, y - 5, x + 5, y + 8]), np.zeros((5, 2)))
+
+    faces = [face(10, 10), face(60, 45), face(90, 90)]
+    assert nearest_centre(faces, 100, 100) is faces[1]
+    assert faces[1].side == 10
+
+
+# --- real faces --------------------------------------------------------------------------------------------
+
+
+def orl_face(person: int, number: int = 1, scale: float = 1.0) -> Image.Image:
+    path = orl_faces() / f"s{person}" / f"{number}.pgm"
+    with Image.open(path) as image:
+        return image.convert("RGB").resize((round(92 * scale), round(112 * scale)), Image.Resampling.BICUBIC)
+
+
+def photograph(*faces: tuple[Image.Image, int, int], angle: float = 0) -> bytes:
+    """Faces on a grey wall; JPEG."""
+    wall = Image.new("RGB", (500, 400), (90, 90, 90))
+    for face, x, y in faces:
+        wall.paste(face, (x, y))
+    buffer = io.BytesIO()
+    wall.rotate(angle, Image.Resampling.BICUBIC, fillcolor=(90, 90, 90)).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+@needs_detector
+@pytest.mark.parametrize("size", [(112, 96), (112, 112)])
+@pytest.mark.parametrize(("angle", "scale"), [(0, 1), (20, 1.5), (-15, 2.5)])
+def test_landmarks_of_a_crop_lie_on_the_reference(size: tuple[int, int], angle: float, scale: float) -> None:
+    image, what = align_photo(photograph((orl_face(1, scale=scale), 120, 60), angle=angle), size, 32)
+    assert what == "aligned"
+    with Image.open(io.BytesIO(image)) as cut:
+        assert (cut.height, cut.width) == size
+        # The detector misses a face that fills its image, so the crop gets a margin.
+        framed = Image.new("RGB", (300, 300), (90, 90, 90))
+        framed.paste(cut, (100, 90))
+    faces = detect(np.asarray(framed))
+    assert len(faces) == 1
+    distance = np.linalg.norm(faces[0].landmarks - (100, 90) - reference_points(*size), axis=1)
+    assert distance.mean() < 5  # a person's own proportions, and the detector's error
+
+
+@needs_detector
+@pytest.mark.parametrize("shape", [(50, 50), (10, 10), (12, 300), (300, 300)])
+def test_an_image_without_a_face_has_none(shape: tuple[int, int]) -> None:
+    assert detect(np.zeros((*shape, 3), np.uint8)) == []
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    images = {
+        "ann/one.jpg": photograph((orl_face(1), 200, 140)),
+        "ann/sideways.jpg": photograph((orl_face(1, 2), 200, 140), angle=15),
+        "ann/two faces.jpg": photograph((orl_face(2), 30, 20), (orl_face(1, 3), 210, 150)),
+        "bob/wall.jpg": photograph(),
+        "bob/far.jpg": photograph((orl_face(3, scale=0.4), 230, 180)),
+        "bob/near.png": photograph((orl_face(3), 200, 140)),
+        "bob/broken.jpg": photograph()[:2000],
+    }
+    for name, data in images.items():
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(data)
+    return tmp_path / "photos"
+
+
+def crops(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")}
+
+
+@needs_detector
+def test_photographs_become_crops_and_a_list(photos: Path, tmp_path: Path) -> None:
+    ends = align_photos(scan_folder(photos), tmp_path / "out")
+    assert set(crops(tmp_path / "out")) == {
+        "ann/one.jpg",
+        "ann/sideways.jpg",
+        "ann/two faces.jpg",
+        "bob/near.png.jpg",
+    }
+    lines = [line.split("\t") for line in (tmp_path / "out.tsv").read_text().splitlines()]
+    assert [path for path, _ in lines] == ["path", "ann/two faces.jpg", "bob/broken.jpg", "bob/far.jpg", "bob/wall.jpg"]
+    assert [what.partition(":")[0] for _, what in lines[1:]] == [
+        "several faces, the nearest the centre taken",
+        "unreadable",
+        "tiny face",
+        "no face",
+    ]
+    assert ends["aligned"] == 3
+    assert sum(ends.values()) == 7
+
+
+@needs_detector
+def test_the_crops_do_not_depend_on_workers_or_on_a_stop(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = scan_folder(photos)
+    monkeypatch.setattr("pipeline.shards.alignment.photos.BATCH", 2)
+    align_photos(source, tmp_path / "two", workers=2)
+
+    def stop(_photos: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        align_photos(source, tmp_path / "one", progress=stop)
+    with pytest.raises(ShardError, match="holds crops with another size, min_face"):
+        align_photos(source, tmp_path / "one", size=(112, 112), min_face=3)
+    assert (tmp_path / "one" / ".progress" / "0.json").exists()
+    align_photos(source, tmp_path / "one")
+    assert crops(tmp_path / "one") == crops(tmp_path / "two")
+    assert (tmp_path / "one.tsv").read_text() == (tmp_path / "two.tsv").read_text()
+    with pytest.raises(ShardError, match="is not empty, wanted a new folder"):
+        align_photos(source, tmp_path / "one")
+
+
+@needs_detector
+def test_parts_make_the_same_crops_and_list(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = scan_folder(photos)
+    monkeypatch.setattr("pipeline.shards.alignment.photos.BATCH", 2)
+    whole = align_photos(source, tmp_path / "whole")
+    ends = [align_photos(source, tmp_path / "parts", part=(part, 3)) for part in (2, 0, 2)]
+    assert not (tmp_path / "parts.tsv").exists()
+    ends.append(align_photos(source, tmp_path / "parts", part=(1, 3)))
+    assert ends[0] == ends[2]
+    assert ends[0] + ends[1] + ends[3] == whole
+    assert crops(tmp_path / "parts") == crops(tmp_path / "whole")
+    assert (tmp_path / "parts.tsv").read_text() == (tmp_path / "whole.tsv").read_text()
+    assert not (tmp_path / "parts" / ".progress").exists()
+
+
+def one_part(photos: Path, out: Path, part: int) -> int:
+    return sum(align_photos(scan_folder(photos), out, part=(part, 4)).values())
+
+
+@needs_detector
+def test_parts_at_the_same_time_make_the_same_crops_and_list(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.shards.alignment.photos.BATCH", 2)
+    align_photos(scan_folder(photos), tmp_path / "whole")
+    assert sum(each_done(partial(one_part, photos, tmp_path / "parts"), range(4), 4)) == 7
+    assert crops(tmp_path / "parts") == crops(tmp_path / "whole")
+    assert (tmp_path / "parts.tsv").read_text() == (tmp_path / "whole.tsv").read_text()
+
+
+def test_without_the_detector_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.shards.alignment import detector
+
+    def absent(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(detector, "import_module", absent)
+    detector.load_detector.cache_clear()
+    with pytest.raises(
+        ShardError, match=r"alignment needs mtcnn-runtime: pip install -e '.*\[align\]' \(onnxruntime\)"
+    ):
+        detect(np.zeros((9, 9, 3), np.uint8))

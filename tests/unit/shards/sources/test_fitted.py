@@ -1,0 +1,73 @@
+"""Images of another size, made to fit."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.shards.build import make_shards
+from pipeline.shards.images import SetAsideError
+from pipeline.shards.plan import make_plan
+from pipeline.shards.sources.detect import open_source
+from pipeline.shards.sources.fitted import FittedSource, fit
+from tests.shards import noise
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    for number in range(4):
+        (tmp_path / f"my face {number}.jpg").write_bytes(noise(number))
+    return tmp_path
+
+
+def half_and_half(height: int, width: int, mode: str = "RGB") -> bytes:
+    """Black above, white below."""
+    picture = Image.new(mode, (width, height))
+    picture.paste(Image.new(mode, (width, height - height // 2), "white"), (0, height // 2))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("way", ["stretch", "crop"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_an_image_is_stretched_or_cropped(way: str, mode: str) -> None:
+    with Image.open(io.BytesIO(fit(half_and_half(64, 32, mode), 16, 16, way))) as image:
+        assert (image.format, image.size, image.mode) == ("JPEG", (16, 16), mode)
+        rows = np.asarray(image.convert("L"), float).mean(1)
+    assert np.sum(rows > 128) == 8
+    assert rows[0] < 10
+    assert rows[-1] > 245
+
+
+def test_cropping_keeps_the_middle_and_the_proportions() -> None:
+    wide = Image.new("L", (40, 10))
+    wide.paste(255, (15, 0, 25, 10))
+    buffer = io.BytesIO()
+    wide.save(buffer, "PNG")
+    with Image.open(io.BytesIO(fit(buffer.getvalue(), 10, 10, "crop"))) as image:
+        assert np.asarray(image).min() > 200
+    with Image.open(io.BytesIO(fit(buffer.getvalue(), 10, 10, "stretch"))) as image:
+        assert np.asarray(image, float).mean() == pytest.approx(255 / 4, abs=6)
+
+
+def test_only_images_of_another_size_are_touched(images: Path) -> None:
+    (images / "large.png").write_bytes(half_and_half(64, 32))
+    (images / "list.txt").write_text("my face 0.jpg 1\nlarge.png 1\n")
+    source = open_source(images / "list.txt")
+    fitted = FittedSource(source, 8, 8, "crop")
+    assert fitted.read(0) == noise(0)
+    assert fitted.read(1) != source.read(1)
+    manifest = make_shards(make_plan(fitted, images / "out", seed=0, samples_per_tar=9, size=(8, 8)))
+    assert manifest is not None
+    assert (manifest.samples, manifest.made.source) == (2, "list, crop to 8x8")
+    assert len({fitted.digest(), source.digest(), FittedSource(source, 8, 8, "stretch").digest()}) == 3
+
+
+def test_an_image_that_does_not_decode_is_set_aside() -> None:
+    data = bytearray(half_and_half(64, 32))
+    data[data.index(b"IDAT") + 6] ^= 0xFF
+    with pytest.raises(SetAsideError, match="does not decode"):
+        fit(bytes(data), 8, 8, "crop")

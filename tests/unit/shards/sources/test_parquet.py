@@ -1,0 +1,289 @@
+"""Parquet as Hugging Face `datasets` lays it out: labels of every kind, damaged files, and the shards of it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.shards.images import SetAsideError
+from pipeline.shards.index import open_index
+from pipeline.shards.manifest import Manifest, ShardError
+from pipeline.shards.one_tar import Written
+from pipeline.shards.plan import make_plan
+from pipeline.shards.sequential import make_set
+from pipeline.shards.sources import Source
+from pipeline.shards.sources.detect import Options, open_source
+from pipeline.shards.sources.folder import scan_folder
+from pipeline.shards.sources.parquet import Columns, ParquetSource
+from pipeline.shards.sources.splits import Choice
+from pipeline.shards.verify import verify
+from tests.shards import made as complete
+from tests.shards import noise
+
+arrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+
+def write(path: Path, images: Sequence[object], labels: Sequence[object], names: list[str] | None = None) -> None:
+    table = arrow.table({"image": images, "label": labels, "more": [0] * len(labels)})
+    if names:
+        features = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+    parquet.write_table(table, path, row_group_size=3)
+
+
+def rows(count: int, start: int = 0) -> list[object]:
+    return [{"bytes": noise(start + i), "path": f"{i}.jpg"} for i in range(count)]
+
+
+def test_rows_of_several_files_are_samples(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows(7), [3, 3, 10, 0, 3, 0, 10])
+    write(tmp_path / "b.parquet", rows(4, start=7), [0, 0, 3, 3])
+    source = open_source(tmp_path)
+    assert list(source.identities) == ["00", "03", "10"]
+    assert source.labels.tolist() == [1, 1, 2, 0, 1, 0, 2, 0, 0, 1, 1]
+    assert [source.read(i) for i in range(11)] == [noise(i) for i in range(11)]
+    assert [source.read(i) for i in (9, 2, 10, 0)] == [noise(i) for i in (9, 2, 10, 0)]
+    assert source.key(8) == "00/b.parquet:8"
+
+
+def test_class_names_and_strings_are_identities(tmp_path: Path) -> None:
+    write(tmp_path / "classes.parquet", [noise(0), noise(1)], [2, 0], names=["ann", "bob", "cat"])
+    source = open_source(tmp_path / "classes.parquet")
+    assert [source.identities[label] for label in source.labels] == ["cat", "ann"]
+    write(tmp_path / "strings.parquet", [noise(0), noise(1)], ["zoe", "adam"])
+    source = open_source(tmp_path / "strings.parquet")
+    assert [source.identities[label] for label in source.labels] == ["zoe", "adam"]
+
+
+def test_rows_without_label_or_image_are_set_aside(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", [*rows(3), None, {"bytes": None, "path": "x"}, *rows(1)], [1, None, -1, 1, 1, 1])
+    source = open_source(tmp_path / "a.parquet")
+    assert [path for path, _, _ in source.set_aside] == ["a.parquet:1", "a.parquet:2"]
+    plan = make_plan(source, tmp_path / "out", seed=0, samples_per_tar=9, size=None)
+    manifest = make_set(plan, workers=1, part=(0, 1), progress=lambda _samples: None)
+    assert manifest is not None
+    assert (manifest.samples, manifest.set_aside) == (2, 4)
+    assert "1/a.parquet:3\tno image bytes in the row" in (tmp_path / "out" / "rejected.tsv").read_text()
+
+
+def test_parquet_becomes_the_shards_of_the_same_images_in_folders(tmp_path: Path) -> None:
+    labels = [i % 4 for i in range(20)]
+    write(tmp_path / "a.parquet", rows(20), labels)
+    for number, label in sorted(enumerate(labels), key=lambda pair: pair[1]):
+        (tmp_path / "folders" / str(label)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folders" / str(label) / f"{number:02d}.jpg").write_bytes(noise(number))
+    seen: list[Written] = []
+    plan = make_plan(open_source(tmp_path / "a.parquet"), tmp_path / "out", seed=1, samples_per_tar=6, size=None)
+    made = make_set(plan, workers=2, part=(0, 1), progress=seen.append)
+    assert made is not None
+    assert made == Manifest.load(tmp_path / "out")
+    assert (made.made.source, made.made.seed, sum(written.samples for written in seen)) == ("parquet", 1, 40)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.parquet", "folders", "out"]
+    assert verify(tmp_path / "out", decode_every=1) == []
+    folders = complete(
+        make_plan(scan_folder(tmp_path / "folders"), tmp_path / "other", seed=1, samples_per_tar=6, size=None)
+    )
+    assert images(tmp_path / "out", made) == images(tmp_path / "other", folders)
+    again = make_set(plan, workers=1, part=(0, 1), progress=seen.append)
+    assert (again, sum(written.samples for written in seen)) == (made, 40)
+
+
+def images(folder: Path, manifest: Manifest) -> list[tuple[int, bytes]]:
+    found, first = [], manifest.first_rows
+    for row, (offset, size, label) in enumerate(open_index(folder, manifest).tolist()):
+        tar = manifest.tars[int(np.searchsorted(first, row, side="right")) - 1]
+        found.append((label, (folder / tar.name).read_bytes()[offset : offset + size]))
+    return sorted(found)
+
+
+def test_parts_of_parquet_wait_for_each_other(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows(20), [0, 1] * 10)
+
+    def part(number: int) -> Manifest | None:
+        plan = make_plan(open_source(tmp_path / "a.parquet"), tmp_path / "out", seed=1, samples_per_tar=3, size=None)
+        return make_set(plan, workers=1, part=(number, 2), progress=lambda _samples: None)
+
+    assert [part(0), part(1), part(1)] == [None, None, None]
+    assert part(0) == Manifest.load(tmp_path / "out")
+    assert Manifest.load(tmp_path / "out").samples == 20
+
+
+@pytest.mark.parametrize("cut", [0, 10, -5, -100])
+def test_a_damaged_file_is_named(tmp_path: Path, cut: int) -> None:
+    write(tmp_path / "a.parquet", rows(7), [1] * 7)
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(whole[:cut])
+    with pytest.raises(ShardError, match=r"a\.parquet: not a sound Parquet file: "):
+        open_source(tmp_path / "a.parquet")
+
+
+def test_a_damaged_row_group_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows(7), [1] * 7)
+    whole = bytearray((tmp_path / "a.parquet").read_bytes())
+    whole[100:1500] = bytes(1400)
+    (tmp_path / "a.parquet").write_bytes(whole)
+    source = open_source(tmp_path / "a.parquet")
+    with pytest.raises(ShardError, match=r"a\.parquet: row group 0: "):
+        source.read(0)
+
+
+def test_other_columns_are_named(tmp_path: Path) -> None:
+    parquet.write_table(arrow.table({"img": [b""], "label": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(ShardError, match="got columns img, label, wanted image and label"):
+        open_source(tmp_path / "a.parquet")
+
+
+def test_no_labels_at_all_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows(2), [-1, -1])
+    with pytest.raises(ShardError, match="got no row with a label"):
+        open_source(tmp_path / "a.parquet")
+
+
+def test_columns_may_have_other_names(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows(3), [2, 0, 2])
+    table = parquet.read_table(tmp_path / "a.parquet").rename_columns(["photo", "person", "label"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    source = open_source(tmp_path / "a.parquet", options=Options(Columns("photo", "person")))
+    assert source.labels.tolist() == [1, 0, 1]
+    assert [source.read(i) for i in range(3)] == [noise(i) for i in range(3)]
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "dictionary", "int32", "uint8"])
+def test_labels_of_every_type_are_those_of_a_loop(tmp_path: Path, kind: str) -> None:
+    chance = np.random.default_rng(0)
+    numbers = [int(value) or None for value in chance.integers(0, 9, 40)]
+    names = [number and f"name {number * 7 % 10}" for number in numbers]
+    labels: list[Any] = list(numbers if "int" in kind else names)
+    for number, part in enumerate((labels[:13], labels[13:])):
+        column = arrow.array(part, "string" if kind == "dictionary" else kind)
+        column = column.dictionary_encode() if kind == "dictionary" else column
+        table = arrow.table({"image": rows(len(part), 20 * number), "label": column})
+        parquet.write_table(table, tmp_path / f"{number}.parquet", row_group_size=5)
+    source = open_source(tmp_path)
+    wanted = [(row, label) for row, label in enumerate(labels) if label is not None]
+    assert isinstance(source, ParquetSource)
+    assert source.rows.tolist() == [row for row, _ in wanted]
+    assert list(source.identities) == sorted({str(label) for _, label in wanted})
+    assert [source.identities[label] for label in source.labels] == [str(label) for _, label in wanted]
+    assert len(source.set_aside) == labels.count(None)
+
+
+def test_labels_of_two_types_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows(1), ["ann"])
+    write(tmp_path / "b.parquet", rows(1), [0])
+    with pytest.raises(ShardError, match=r"b\.parquet: label: got int64, wanted string as in a\.parquet"):
+        open_source(tmp_path)
+
+
+def test_labels_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows(2), [1.0, 1.5])
+    with pytest.raises(ShardError, match=r"a\.parquet: label: got double, wanted whole numbers or strings"):
+        open_source(tmp_path)
+
+
+# --- as the Hub and `save_to_disk` lay files out --------------------------------------------------------------------
+
+
+def save(path: Path, images: Sequence[object], labels: Sequence[object]) -> None:
+    """A file of `datasets.save_to_disk`: a stream of record batches."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = arrow.table({"image": images, "label": labels})
+    with arrow.OSFile(str(path), "wb") as file, arrow.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table, max_chunksize=2)
+
+
+def found(source: Source) -> list[tuple[str, bytes]]:
+    return [(source.identities[label], source.read(i)) for i, label in enumerate(source.labels.tolist())]
+
+
+TRAIN = [("0", noise(0)), ("1", noise(1)), ("1", noise(2))]
+TEST = [("0", noise(3)), ("1", noise(4))]
+LAYOUTS = {
+    "a folder": ("train-00000-of-00001.parquet", "test-00000-of-00001.parquet"),
+    "a repository's root": ("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"),
+    "plain names": ("faces_train.parquet", "faces_val.parquet"),
+    "a saved dataset": ("train/data-00000-of-00001.arrow", "test/data-00000-of-00001.arrow"),
+}
+
+
+@pytest.fixture(params=LAYOUTS)
+def splits(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
+    """A folder with train and another split, and the other's name."""
+    train, test = LAYOUTS[request.param]
+    for name, first, labels in ((train, 0, [0, 1, 1]), (test, 3, [0, 1])):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (save if name.endswith(".arrow") else write)(tmp_path / name, rows(len(labels), first), labels)
+    if train.endswith(".arrow"):
+        (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    return tmp_path, "validation" if "val" in test else "test"
+
+
+def test_several_splits_are_not_mixed_without_a_choice(splits: tuple[Path, str], tmp_path: Path) -> None:
+    folder, other = splits
+    known = ", ".join(sorted(["train", other]))
+    for place, copies in ((folder, None), (f"file://{folder}", tmp_path / "copies")):
+        with pytest.raises(ShardError, match=f"got splits {known}, wanted --split with those to use"):
+            open_source(place, copies=copies)
+        for split, truth in (("train", TRAIN), (other, TEST)):
+            source = open_source(place, copies=copies, options=Options(choice=Choice(splits=(split,))))
+            assert found(source) == truth
+        both = open_source(place, copies=copies, options=Options(choice=Choice(splits=("train", other))))
+        assert sorted(found(both)) == sorted(TRAIN + TEST)
+        with pytest.raises(ShardError, match=f"got splits {known}, wanted extra"):
+            open_source(place, copies=copies, options=Options(choice=Choice(splits=("extra",))))
+
+
+def test_a_pattern_of_names_is_a_choice(tmp_path: Path) -> None:
+    write(tmp_path / "train-00000-of-00002.parquet", rows(2), [0, 1])
+    write(tmp_path / "train-00001-of-00002.parquet", rows(1, 2), [1])
+    write(tmp_path / "test-00000-of-00001.parquet", rows(2, 3), [0, 1])
+    assert found(open_source(tmp_path / "train-*.parquet")) == TRAIN
+    assert found(open_source(f"file://{tmp_path}/te*", copies=tmp_path / "copies")) == TEST
+    with pytest.raises(ShardError, match=r"got no file named x\*"):
+        open_source(tmp_path / "x*")
+
+
+def test_a_saved_dataset_is_read_in_batches_and_becomes_a_set(tmp_path: Path) -> None:
+    save(tmp_path / "saved" / "data-00000-of-00002.arrow", rows(5), ["a", "b", "a", "b", "c"])
+    save(tmp_path / "saved" / "data-00001-of-00002.arrow", rows(2, 5), ["c", "a"])
+    source = open_source(tmp_path / "saved")
+    assert found(source) == [(name, noise(i)) for i, name in enumerate("abab" + "cca")]
+    manifest = make_set(make_plan(source, tmp_path / "out", seed=0, samples_per_tar=3, size=None))
+    assert manifest is not None and manifest.samples == 7
+
+
+def test_rows_may_hold_only_the_path_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "0.jpg").write_bytes(noise(0))
+    paths: list[object] = [{"bytes": None, "path": "images/0.jpg"}, {"bytes": None, "path": "images/1.jpg"}]
+    write(tmp_path / "a.parquet", paths, [0, 0])
+    source = open_source(tmp_path)
+    assert source.read(0) == noise(0)
+    with pytest.raises(SetAsideError, match="no image bytes in the row, and its file: No such file"):
+        source.read(1)
+
+
+def test_whole_numbers_of_different_widths_are_one_type(tmp_path: Path) -> None:
+    for number, kind in enumerate(("int64", "int32", "uint8")):
+        table = arrow.table({"image": rows(2, 2 * number), "label": arrow.array([number, 7], kind)})
+        parquet.write_table(table, tmp_path / f"{number}.parquet")
+    source = open_source(tmp_path)
+    assert [source.identities[label] for label in source.labels] == ["0", "7", "1", "7", "2", "7"]
+
+
+def test_one_label_outside_the_names_costs_its_row_only(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows(4), [0, 2, 3, 1], names=["ann", "bob", "cat"])
+    source = open_source(tmp_path)
+    assert [source.identities[label] for label in source.labels] == ["ann", "cat", "bob"]
+    assert source.set_aside == [(f"{tmp_path.name}:2", "label: got 3, wanted less than 3, the class names", 1)]
+
+
+def test_files_of_other_class_names_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows(2), [0, 1], names=["ann", "bob"])
+    write(tmp_path / "b.parquet", rows(2), [0, 1], names=["bob", "ann"])
+    with pytest.raises(ShardError, match=r"b\.parquet: label: got other class names, wanted those of a\.parquet"):
+        open_source(tmp_path)

@@ -1,0 +1,304 @@
+"""Tars as a source: of this project and of other tools, plain and odd, cut and damaged."""
+
+import gzip
+import io
+import mmap
+import re
+import tarfile
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.shards.build import make_shards
+from pipeline.shards.images import SetAsideError
+from pipeline.shards.loss import TooManyRejectedError
+from pipeline.shards.manifest import ShardError
+from pipeline.shards.plan import make_plan
+from pipeline.shards.sources.detect import Options, open_source
+from pipeline.shards.sources.splits import Choice
+from pipeline.shards.sources.tar_folder import TarSource
+from pipeline.shards.sources.tar_headers import name_at, plain_samples
+from pipeline.shards.sources.tar_walk import TarSample, samples_of, split_name, walk
+from tests.shards import contents, noise
+
+FORMATS = {"ustar": tarfile.USTAR_FORMAT, "pax": tarfile.PAX_FORMAT, "gnu": tarfile.GNU_FORMAT}
+
+
+def tar_of(members: list[tuple[str, bytes]], kind: str = "ustar", mtime: float = 0) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=FORMATS[kind]) as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(content), mtime
+            if name.endswith("/"):
+                info.type = tarfile.DIRTYPE
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    for number in range(4):
+        (tmp_path / f"my face {number}.jpg").write_bytes(noise(number))
+    return tmp_path
+
+
+@pytest.fixture
+def shards(images: Path) -> Path:
+    """4 faces of 3 people in two tars."""
+    lines = [f"my face {n}.jpg\t{who}" for n, who in enumerate(["zoe", "adam", "zoe", "bea"])]
+    (images / "list.txt").write_text("\n".join(lines))
+    plan = make_plan(open_source(images / "list.txt"), images / "shards", seed=0, samples_per_tar=2, size=None)
+    make_shards(plan)
+    return images / "shards"
+
+
+def test_tars_are_listed_in_their_order_by_any_number_of_workers(shards: Path) -> None:
+    sources = [open_source(shards, options=Options(workers=workers)) for workers in (1, 2, 7)]
+    assert [source.digest() for source in sources] == [sources[0].digest()] * 3
+    assert isinstance(sources[1], TarSource)
+    assert sources[1].places["tar"].tolist() == [0, 0, 1, 1]
+
+
+def test_shards_are_a_source(shards: Path) -> None:
+    source = open_source(shards)
+    assert contents(source) == {
+        f"my face {n}.jpg": (who, noise(n)) for n, who in enumerate(["zoe", "adam", "zoe", "bea"])
+    }
+    assert not source.set_aside
+    out = shards.parent / "again"
+    manifest = make_shards(make_plan(source, out, seed=3, samples_per_tar=3, size=None))
+    assert manifest is not None
+    assert (manifest.samples, len(manifest.tars), manifest.made.source) == (4, 2, "tars")
+    assert contents(open_source(out)) == contents(source)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_tars_of_other_tools_are_a_source(tmp_path: Path, kind: str) -> None:
+    deep = "d" * (60 if kind == "ustar" else 200) + "/x.y/"
+    members = {f"{deep}a.jpg": noise(1), f"{deep}a.cls": b"12", "b.cls": b"3", "b.png": noise(2, "PNG")}
+    members |= {"c.jpg": noise(3), "d.cls": b"4", "e.jpg": noise(5), "e.cls": b"x", "README": b"hello"}
+    # Times with fractions need an extended header in the pax format.
+    (tmp_path / "a.tar").write_bytes(tar_of(list(members.items()), kind, mtime=1.5))
+    source = open_source(tmp_path)
+    assert [(source.identities[label], source.read(i)) for i, label in enumerate(source.labels)] == [
+        ("12", noise(1)),
+        ("03", noise(2, "PNG")),
+    ]
+    assert [path for path, _, _ in source.set_aside] == ["a.tar:c", "a.tar:d", "a.tar:e", "a.tar:README"]
+
+
+def test_names_of_labels_come_from_identities_txt(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_of([("a.jpg", noise(1)), ("a.cls", b"2")]))
+    (tmp_path / "identities.txt").write_text("adam\nbea\nzoe\n")
+    assert list(open_source(tmp_path).identities) == ["zoe"]
+    (tmp_path / "identities.txt").write_text("adam\n")
+    with pytest.raises(ShardError, match=r"identities\.txt: got 1 names, wanted one for label 2"):
+        open_source(tmp_path)
+
+
+def test_a_tar_cut_anywhere_gives_what_is_whole(shards: Path) -> None:
+    tar = shards / "faces-000000.tar"
+    whole, truth = tar.read_bytes(), contents(open_source(shards))
+    for size in range(0, len(whole), 211):
+        tar.write_bytes(whole[:size])
+        # Where the cut takes the key, the place in the tar is the name.
+        assert set(contents(open_source(shards)).values()) <= set(truth.values())
+
+
+def test_a_label_cut_in_two_is_no_label(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_of([("a.jpg", noise(1)), ("a.cls", b"12")]))
+    whole = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[: whole.index(b"12\0", 1024) + 1])
+    with pytest.raises(ShardError, match="without labelled images"):
+        open_source(tmp_path)
+
+
+def test_tars_without_faces_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_of([("a.txt", b"")]))
+    with pytest.raises(ShardError, match=r"got 1 tars without labelled images, wanted \.jpg or \.png with \.cls"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (b"", "damaged: empty file"),
+        (b"no tar" * 200, "damaged: .* header"),
+        (gzip.compress(tar_of([("a.jpg", b"1"), ("a.cls", b"1")])), "compressed with gzip: wanted a plain tar; .*"),
+    ],
+)
+def test_what_is_no_tar_is_set_aside(shards: Path, content: bytes, wanted: str) -> None:
+    (shards / "a.tar").write_bytes(content)
+    source = open_source(shards)
+    ((path, reason, samples),) = source.set_aside
+    assert (path, len(source.labels)) == ("a.tar", 4)
+    assert re.fullmatch(wanted, reason)
+    assert samples >= 1
+
+
+SOUND: dict[str, list[tuple[str, bytes]]] = {
+    "a line break behind the label": [
+        ("a.jpg", noise(1)),
+        ("a.cls", b"12\n"),
+        ("b.jpg", noise(2)),
+        ("b.cls", b"3\r\n"),
+    ],
+    "macOS's files beside files": [
+        *(("._a.jpg", b"x"), ("a.jpg", noise(1)), ("._a.cls", b"x"), ("a.cls", b"12"), ("__MACOSX/b.jpg", b"x")),
+        *(("b.jpg", noise(2)), ("x/._b.cls", b"x"), ("b.cls", b"3")),
+    ],
+    "all images before all labels": [("a.jpg", noise(1)), ("b.jpg", noise(2)), ("a.cls", b"12"), ("b.cls", b"3")],
+    "labels in another order": [("b.cls", b"3"), ("a.cls", b"12"), ("a.jpg", noise(1)), ("b.jpg", noise(2))],
+    "two samples of one name": [("a.jpg", noise(1)), ("a.cls", b"12"), ("a.jpg", noise(2)), ("a.cls", b"3")],
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("name", SOUND)
+def test_a_sound_tar_gives_all_of_its_samples(tmp_path: Path, name: str, kind: str) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_of(SOUND[name], kind))
+    source = open_source(tmp_path)
+    found = [(source.identities[label], source.read(i)) for i, label in enumerate(source.labels)]
+    assert sorted(found) == sorted([("12", noise(1)), ("03", noise(2))])
+    assert source.set_aside == []
+
+
+def test_tars_put_end_to_end_are_read_to_the_end(tmp_path: Path) -> None:
+    tars = [tar_of([("a.jpg", noise(n)), ("a.cls", b"%d" % n)]) for n in range(3)]
+    (tmp_path / "a.tar").write_bytes(b"".join(tars))
+    source = open_source(tmp_path)
+    assert [source.read(i) for i in range(3)] == [noise(n) for n in range(3)]
+    assert source.set_aside == []
+
+
+def test_tars_of_several_splits_want_a_choice(tmp_path: Path) -> None:
+    for number, name in enumerate(("train-000000.tar", "train-000001.tar", "test-000000.tar")):
+        (tmp_path / name).write_bytes(tar_of([("a.jpg", noise(number)), ("a.cls", b"1")]))
+    with pytest.raises(ShardError, match="got splits test, train, wanted --split"):
+        open_source(tmp_path)
+    source = open_source(tmp_path, options=Options(choice=Choice(splits=("train",))))
+    assert [source.read(i) for i in range(len(source.labels))] == [noise(0), noise(1)]
+    assert open_source(tmp_path / "test-*.tar").read(0) == noise(2)
+
+
+def test_what_lies_behind_damage_counts_as_lost(tmp_path: Path) -> None:
+    """A damaged header in the middle: `tarfile` ends there without an error."""
+    members = [(f"{n:03d}.{end}", noise(n) if end == "jpg" else b"5") for n in range(100) for end in ("jpg", "cls")]
+    tar = bytearray(tar_of(members))
+    tar[tar.index(b"007.jpg") + 150] ^= 1
+    (tmp_path / "a.tar").write_bytes(tar)
+    source = open_source(tmp_path)
+    assert len(source.labels) == 7
+    ((path, reason, samples),) = source.set_aside
+    assert (path, reason.split(" at byte ")[0]) == ("a.tar", "damaged: no header")
+    assert samples == pytest.approx(93, abs=10)
+    with pytest.raises(
+        TooManyRejectedError, match=r"tars: \d+ of \d+ samples set aside \(9\d\.\d%\), wanted at most 1"
+    ):
+        make_plan(source, tmp_path / "out", seed=0, samples_per_tar=9, size=None, max_rejected=0.01)
+
+
+@pytest.mark.parametrize(
+    ("members", "reason", "samples"),
+    [
+        ([("a.jpg", noise(1)), ("a.cls", b"ann")], "label: wanted a number in .cls", 1),
+        ([("a.jpg", noise(1))], "no label: wanted .cls", 1),
+        ([("a.cls", b"1")], "no whole image: wanted .jpg or .png", 1),
+        ([("README", b"1")], "neither image nor label: wanted .jpg or .png, and .cls", 0),
+    ],
+)
+def test_what_is_no_sample_has_its_reason(
+    shards: Path, members: list[tuple[str, bytes]], reason: str, samples: int
+) -> None:
+    (shards / "a.tar").write_bytes(tar_of(members))
+    assert open_source(shards).set_aside == [(f"a.tar:{members[0][0].partition('.')[0]}", reason, samples)]
+    for path in shards.glob("faces-*"):
+        path.unlink()
+    with pytest.raises(ShardError, match=f"without labelled images.*; 1 {reason}"):
+        open_source(shards)
+
+
+# --- many headers at once ----------------------------------------------------------------------------------
+
+
+def at_once(data: bytes) -> list[TarSample] | None:
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        found = plain_samples(mapped)
+        if found is None:
+            return None
+        return [TarSample(split_name(name_at(mapped, header))[0], *rest) for header, *rest in found.tolist()]
+
+
+def by_tarfile(data: bytes) -> list[TarSample]:
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.seek(0)
+        return list(samples_of(file, walk(file)))
+
+
+NAMES = st.builds(
+    "{}{}{}".format,
+    st.sampled_from(["", "", "a/", "a.b/", "./", "d" * 60 + "/", "e" * 120 + "/"]),
+    st.sampled_from(["1", "1", "2", "ß", "", "1" * 90]),
+    st.sampled_from([".jpg", ".JPG", ".jpeg", ".png", ".cls", ".json", ".x.jpg", ".jpgs", "", ".", ".jsonl", ".Cls"]),
+).filter(lambda name: name.strip("/."))
+CONTENTS = st.sampled_from([b"", b"0", b"12", b"9" * 18, b"9" * 19, b"1 ", b"-1", b"\xff\xd8" + bytes(600), b"7" * 512])
+MEMBERS = st.lists(st.tuples(NAMES, CONTENTS), max_size=12)
+
+
+@given(members=MEMBERS, kind=st.sampled_from(list(FORMATS)), mtime=st.sampled_from([0, 1.5]))
+@settings(deadline=None, max_examples=150)
+def test_headers_at_once_say_what_tarfile_says(members: list[tuple[str, bytes]], kind: str, mtime: float) -> None:
+    if kind == "ustar":
+        members = [(name, content) for name, content in members if len(name.encode()) <= 100]
+    data = tar_of(members, kind, mtime)
+    found = at_once(data)
+    assert found is None or found == by_tarfile(data)
+
+
+@pytest.mark.parametrize(("kind", "mtime"), [("ustar", 0), ("gnu", 0), ("pax", 0), ("pax", 1.5)])
+@pytest.mark.parametrize("at_a_time", [1, 2, 100])
+def test_plain_tars_are_not_left_to_tarfile(
+    kind: str, mtime: float, at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.shards.sources.tar_headers.AT_ONCE", at_a_time)
+    members = [("./", b"")]
+    for number in range(7):
+        members += [(f"./{number}.{end}", b"%d" % number * 5) for end in ("jpg", "cls", "json")]
+    data = tar_of(members, kind, mtime)
+    found = at_once(data)
+    assert found == by_tarfile(data)
+    assert [sample.label for sample in found] == [int(str(number) * 5) for number in range(7)]
+
+
+@given(members=MEMBERS, data=st.data())
+@settings(deadline=None, max_examples=150)
+def test_damage_never_gives_what_tarfile_would_not(members: list[tuple[str, bytes]], data: st.DataObject) -> None:
+    tar = bytearray(tar_of(members, "gnu"))
+    for _ in range(data.draw(st.integers(1, 3))):
+        # In a header more often than not: payloads may be anything.
+        place = data.draw(st.integers(0, len(tar) // 512 - 1)) * 512 + data.draw(st.integers(0, 511))
+        tar[place] ^= data.draw(st.integers(1, 255))
+    found = at_once(bytes(tar))
+    if found is None:
+        return
+    try:
+        assert found == by_tarfile(bytes(tar))
+    except SetAsideError:
+        pytest.fail("tarfile says that it is damaged")
+
+
+@given(members=MEMBERS, size=st.integers(1, 20_000))
+@settings(deadline=None, max_examples=60)
+def test_a_cut_tar_is_left_to_tarfile(members: list[tuple[str, bytes]], size: int) -> None:
+    tar = tar_of(members, "gnu")
+    found = at_once(tar[:size])
+    if found is not None:  # cut in its zeros
+        assert found == by_tarfile(tar[:size])
