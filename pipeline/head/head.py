@@ -37,11 +37,14 @@ from cluster.collectives import (
     sum_over_ranks,
 )
 from cluster.topology import split_range
-from pipeline.head.kernels import BLOCK, FusedUpdate, Kernel, Scoring, Sink, choose
+from pipeline.head.kernels import FusedUpdate, Kernel, Scoring, Sink, choose
 from pipeline.head.margins import Margin, Observed, Target
 from pipeline.head.rows import class_of, initial_rows, sampled_rows
 from pipeline.optim import Optimizer
 from pipeline.optim.rows import RowOptimizer
+
+# Rows that `update` takes at a time, so that it needs little memory beside them.
+_UPDATED = 16384
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class HeadOptions:
 
     Attributes:
         dtype: of the products (float32 or bfloat16); rows, sums and the loss stay float32.
-        block: classes whose logits are held at a time.
+        block: classes whose logits are held at a time; None: as many as suit the kernel and the device.
         fused_update: update a block of rows as soon as its gradient exists, in the backward pass: a class costs its row
             and its momentum, 8·D bytes instead of 12·D. Needs the whole step in one backward pass.
         sample_rate: the share of the non-target classes that take part in a step (Partial FC); 1: all, the exact
@@ -76,7 +79,7 @@ class HeadOptions:
     """
 
     dtype: torch.dtype = torch.float32
-    block: int = BLOCK
+    block: int | None = None
     fused_update: bool = False
     sample_rate: float = 1.0
     kernel: Kernel | None = None
@@ -132,6 +135,7 @@ class ShardedHead(nn.Module):
         self._grad_is_used = True
         # Of this step's micro-batches, if the margin has state: target cosine, embedding norm, valid [G, 3] each.
         self._observed: list[torch.Tensor] = []
+        self._kernel: Kernel | None = None
 
     def forward(
         self,
@@ -189,8 +193,8 @@ class ShardedHead(nn.Module):
             return
         leaf = self.weight_SD if self._active is None else self._active[1]
         assert leaf.grad is not None, "update without a backward pass"
-        for start in range(0, leaf.shape[0], self.options.block):
-            self._update_block(start, leaf.grad[start : start + self.options.block], learning_rate)
+        for start in range(0, leaf.shape[0], _UPDATED):
+            self._update_block(start, leaf.grad[start : start + _UPDATED], learning_rate)
         self._active, self._grad_is_used = None, True
 
     def drop(self) -> None:
@@ -229,9 +233,10 @@ class ShardedHead(nn.Module):
         """
         weight, target_G = self._step_rows(target_G, step)
         margin, options = self.margin, self.options
-        kernel = options.kernel or choose(weight.device.type, options.dtype)
+        if self._kernel is None:  # not before: the module may have been moved since it was made
+            self._kernel = options.kernel or choose(weight.device.type, options.dtype)
         scoring = Scoring(margin.normalises_rows, margin.warp, options.dtype, options.block)
-        logsumexp_G, target_rows_GD = kernel.nontarget_logsumexp(
+        logsumexp_G, target_rows_GD = self._kernel.nontarget_logsumexp(
             margin.features(x_GD), weight, target_G, scoring, self._sink(learning_rate)
         )
         here_G = target_G >= 0

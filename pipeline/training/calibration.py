@@ -14,6 +14,7 @@ from cluster.collective_rates import ring_rates
 from cluster.collectives import barrier, gather_objects
 from cluster.stopwatch import STARTUP, STEP
 from pipeline.head.head import ShardedHead
+from pipeline.head.kernels import choose
 from pipeline.planning.job import FP32, Job, Network
 from pipeline.planning.memory import network_state_bytes
 from pipeline.planning.rates import Rates
@@ -139,9 +140,12 @@ def _network_seconds(trainer: Trainer, job: Job, images: int) -> float:
 
 def _head_rates(trainer: Trainer, job: Job) -> tuple[float, float]:
     """FLOPs a second of the head's products, and seconds of a call besides them."""
-    blocks = trainer.recipe.head.block * job.ranks
+    dtype = torch.bfloat16 if job.bf16 else torch.float32
+    kernel = choose(trainer.device.type, dtype)
+    block = job.block or kernel.block_of(batch=job.head_batch, embedding_dim=job.embedding_dim, dtype=dtype)
+    blocks = block * job.ranks
     times = {number: _head_seconds(trainer, job, number * blocks) for number in (_FEW, _MANY)}
-    product = 4 * 2 * job.head_batch * trainer.recipe.head.block * job.embedding_dim
+    product = 4 * 2 * job.head_batch * block * job.embedding_dim
     a_block = max((times[_MANY] - times[_FEW]) / (_MANY - _FEW), 1e-9)
     return product / a_block, max(0.0, times[_FEW] - _FEW * a_block)
 

@@ -28,6 +28,9 @@ _LOG2_E = 1.4426950408889634
 _LN_2 = 0.6931471805599453
 _FP32 = 4
 
+# Classes scored at a time. At G = D = 512 a block's logits, rows and gradient are 4 MiB each in fp32.
+BLOCK = 2048
+
 
 @dataclass(frozen=True)
 class BlockLoop:
@@ -44,7 +47,11 @@ class BlockLoop:
         """See `Kernel`. A running maximum keeps logits of any size safe; every gradient goes to ``sink.take``."""
         return _NontargetLogSumExp.apply(features_GD, weight_SD, target_G, scoring, sink)
 
-    def memory_bytes(self, *, rows: int, batch: int, embedding_dim: int, dtype: torch.dtype, block: int) -> int:
+    def block_of(self, *, batch: int, embedding_dim: int, dtype: torch.dtype) -> int:  # noqa: ARG002 - see `Kernel`
+        """See `Kernel`."""
+        return BLOCK
+
+    def memory_bytes(self, *, rows: int, batch: int, embedding_dim: int, dtype: torch.dtype, block: int | None) -> int:
         """See `Kernel`. Independent of S once it exceeds the block; 18 MiB at G = D = 512 in fp32.
 
         The fullest of three moments of a block in the backward pass: its rows with its softmax and what is made of that
@@ -52,7 +59,7 @@ class BlockLoop:
         gradient and one more product of their size. Besides, six arrays [G, D]: embeddings, features and target rows
         with gradients.
         """
-        block, dim = min(block, rows), embedding_dim
+        block, dim = min(block or BLOCK, rows), embedding_dim
         if dtype == torch.bfloat16:
             fullest = max(dim + 1.5 * batch, 2.5 * dim + 0.5 * batch, 3 * dim)
         else:
@@ -126,8 +133,9 @@ class _NontargetLogSumExp(torch.autograd.Function):
 
 def _blocks(weight_SD: torch.Tensor, scoring: Scoring) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
     """First row, the rows as they are multiplied, and their lengths (None if they are not normalised)."""
-    for start in range(0, weight_SD.shape[0], scoring.block):
-        rows = weight_SD[start : start + scoring.block]
+    block = scoring.block or BLOCK
+    for start in range(0, weight_SD.shape[0], block):
+        rows = weight_SD[start : start + block]
         if not scoring.normalise_rows:
             yield start, rows, None
             continue

@@ -11,9 +11,6 @@ import torch
 from pipeline.head.margins import Warp
 from pipeline.optim.rows import RowOptimizer
 
-# Classes scored at a time. At G = D = 512 a block's logits, rows and gradient are 4 MiB each in fp32.
-BLOCK = 2048
-
 
 @dataclass(frozen=True)
 class Scoring:
@@ -23,13 +20,13 @@ class Scoring:
         normalise_rows: multiply with w/‖w‖.
         warp: what happens to the logits of the non-target classes; None: nothing.
         dtype: of the products' factors (float32 or bfloat16); sums and results stay in the features' type.
-        block: classes held at a time, at most.
+        block: classes held at a time, at most; None: as many as suit the kernel and the device.
     """
 
     normalise_rows: bool
     warp: Warp | None = None
     dtype: torch.dtype = torch.float32
-    block: int = BLOCK
+    block: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,10 @@ class Kernel(Protocol):
             is -1).
         """
 
-    def memory_bytes(self, *, rows: int, batch: int, embedding_dim: int, dtype: torch.dtype, block: int) -> int:
+    def block_of(self, *, batch: int, embedding_dim: int, dtype: torch.dtype) -> int:
+        """Classes held at a time if nobody says how many; the arguments are those of `memory_bytes`."""
+
+    def memory_bytes(self, *, rows: int, batch: int, embedding_dim: int, dtype: torch.dtype, block: int | None) -> int:
         """Bytes at the fullest moment of forward and backward, beyond the rows, their gradient and optimizer state.
 
         Args:
@@ -96,5 +96,5 @@ class Kernel(Protocol):
             batch: G, samples in one call.
             embedding_dim: D.
             dtype: of the products' factors.
-            block: classes held at a time, at most.
+            block: classes held at a time, at most; None: `block_of`.
         """

@@ -19,8 +19,10 @@ import torch
 import triton
 
 from pipeline.head.kernels import triton_ops as ops
+from pipeline.head.kernels.blocks import BlockLoop
 from pipeline.head.kernels.kernel import FusedUpdate, Scoring, Sink
-from pipeline.head.margins import Warp
+from pipeline.head.margins.sphereface_r import DividedAngle
+from pipeline.optim.sgd import SGD
 
 _LOG2_E = 1.4426950408889634
 _LN_2 = 0.6931471805599453
@@ -65,8 +67,8 @@ def tiles_of(dtype: torch.dtype) -> Tiles:
     return TILES_FP32 if dtype == torch.float32 else TILES
 
 
-def block_of(batch: int, embedding_dim: int, dtype: torch.dtype, l2_bytes: int = _L2_BYTES) -> int:
-    """Classes of a block: as many as fit the L2 with all that is made of them, a multiple of 1,024.
+def block_in_cache(batch: int, embedding_dim: int, dtype: torch.dtype, l2_bytes: int) -> int:
+    """Classes of a block: as many as fit the L2 with all that is made of them, a multiple of 1,024, 64 Ki at most.
 
     A class has a row of factors, G numbers of softmax and a row of gradient.
     """
@@ -83,11 +85,20 @@ class SgdUpdate:
     weight_decay: float
     learning_rate: float
 
+    @classmethod
+    def of(cls, update: FusedUpdate | None) -> SgdUpdate | None:
+        """The numbers of an update by SGD; None if there is none, or by another optimizer."""
+        if update is None or type(update.optimizer.optimizer) is not SGD:
+            return None
+        sgd = update.optimizer.optimizer
+        return cls(update.optimizer.slots["momentum"], sgd.momentum, sgd.weight_decay, update.learning_rate)
+
 
 class TritonLoop:
-    """The `Kernel` of Triton programs, for float32, bfloat16 and float16 factors and every `Warp`.
+    """The `Kernel` of Triton programs, for float32, bfloat16 and float16 factors.
 
-    An instance belongs to one head: it keeps the buffers and graphs of that head's shapes.
+    Of warps they know `DividedAngle`; with another one the block loop of torch operators computes. An instance belongs
+    to one head: it keeps the buffers and graphs of that head's shapes.
 
     Args:
         tiles: the shapes of the programs; None: those that are known to fit the type.
@@ -106,12 +117,19 @@ class TritonLoop:
         sink: Sink | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Kernel`. SGD's update is part of the backward pass if ``sink.update`` allows it."""
+        if scoring.warp is not None and not isinstance(scoring.warp, DividedAngle):
+            return BlockLoop().nontarget_logsumexp(features_GD, weight_SD, target_G, scoring, sink)
         return _NontargetLogSumExp.apply(features_GD, weight_SD, target_G, scoring, sink, self)
+
+    def block_of(self, *, batch: int, embedding_dim: int, dtype: torch.dtype) -> int:
+        """See `Kernel`."""
+        return block_in_cache(batch, embedding_dim, dtype, _l2_bytes())
 
     def memory_bytes(self, *, rows: int, batch: int, embedding_dim: int, dtype: torch.dtype, block: int | None) -> int:
         """See `Kernel`: a block's buffers, the running maxima and sums, and seven arrays [G, D]; whatever S is."""
         tiles = self._tiles or tiles_of(dtype)
-        block = _padded(block or block_of(batch, embedding_dim, dtype), rows, tiles)
+        block = block or self.block_of(batch=batch, embedding_dim=embedding_dim, dtype=dtype)
+        block = _padded(block, rows, tiles)
         a_class = (embedding_dim + batch) * dtype.itemsize + (embedding_dim + 1) * _FP32
         parts = 2 * _FP32 * (block // tiles.classes) * batch
         return block * a_class + parts + 7 * _FP32 * batch * embedding_dim
@@ -120,7 +138,10 @@ class TritonLoop:
         """The buffers and graphs for these shapes; made at the first call, and again when the rows have moved."""
         key = (*features_GD.shape, *weight_SD.shape, weight_SD.data_ptr(), scoring)
         if key not in self._passes:
-            self._passes = {key: _Passes(features_GD, weight_SD, scoring, self._tiles or tiles_of(scoring.dtype))}
+            batch, dim = features_GD.shape
+            block = scoring.block or self.block_of(batch=batch, embedding_dim=dim, dtype=scoring.dtype)
+            tiles = self._tiles or tiles_of(scoring.dtype)
+            self._passes = {key: _Passes(features_GD, weight_SD, scoring, block, tiles)}
         return self._passes[key]
 
 
@@ -152,8 +173,8 @@ class _NontargetLogSumExp(torch.autograd.Function):
         if sink is None:
             grad_weight_SD = torch.empty_like(weight_SD)
             ctx.passes.backward_into(grad_weight_SD)
-        elif sink.update is not None and sink.update.is_sgd:
-            ctx.passes.backward_with_update(sink.update)
+        elif (sgd := SgdUpdate.of(sink.update)) is not None:
+            ctx.passes.backward_with_update(sgd)
         else:
             ctx.passes.backward_in_blocks(sink.take)
         return ctx.passes.grad_features_GD.clone(), grad_weight_SD, None, None, None, None
@@ -162,11 +183,18 @@ class _NontargetLogSumExp(torch.autograd.Function):
 class _Passes:
     """Buffers of fixed addresses for one set of shapes, and the launches that read and write them."""
 
-    def __init__(self, features_GD: torch.Tensor, weight_SD: torch.Tensor, scoring: Scoring, tiles: Tiles) -> None:
+    def __init__(
+        self, features_GD: torch.Tensor, weight_SD: torch.Tensor, scoring: Scoring, block: int, tiles: Tiles
+    ) -> None:
         batch, dim = features_GD.shape
         device, dtype = features_GD.device, scoring.dtype
-        self._weight_SD, self._scoring, self._tiles, self._dtype = weight_SD.detach(), scoring, tiles, dtype
-        block = scoring.block or block_of(batch, dim, dtype, _l2_bytes(device))
+        assert scoring.warp is None or isinstance(scoring.warp, DividedAngle)
+        self._weight_SD, self._warp, self._unit, self._tiles = (
+            weight_SD.detach(),
+            scoring.warp,
+            scoring.normalise_rows,
+            tiles,
+        )
         self._block = _padded(block, weight_SD.shape[0], tiles)
         self._count = torch.tensor(weight_SD.shape[0], dtype=torch.int32, device=device)
         # cuBLAS for factors that tensor cores take as they are; the interpreter's tensors lie on the CPU.
@@ -184,7 +212,10 @@ class _Passes:
         self._target_order = torch.empty_like(self._sorted_targets, dtype=torch.int64)
         self._factors, self._inverse = empty(self._block, dim, dtype=dtype), empty(self._block)
         self._softmax, self._product = empty(batch, self._block, dtype=dtype), empty(self._block, dim)
-        self._maximum, self._total = empty(self._block // tiles.classes, batch), empty(self._block // tiles.classes, batch)
+        self._maximum, self._total = (
+            empty(self._block // tiles.classes, batch),
+            empty(self._block // tiles.classes, batch),
+        )
         self._rate = empty()
         self._forward = Replayed(self._forward_launches, device)
         self._backward: dict[object, Replayed] = {}
@@ -250,9 +281,9 @@ class _Passes:
                 self._total,
                 first,
                 batch,
-                *_numbers(self._scoring.warp),
+                *_numbers(self._warp),
                 *self._tile_shape(),
-                WARPED=self._scoring.warp is not None,
+                WARPED=self._warp is not None,
                 PRECISION=self._precision,
                 num_warps=tiles.warps,
                 num_stages=tiles.stages,
@@ -269,7 +300,7 @@ class _Passes:
         *,
         grad_is_a_block: bool = False,
         update: SgdUpdate | None = None,
-        after: Callable[[int], None] = lambda first: None,
+        after: Callable[[int], None] | None = None,
     ) -> None:
         self.grad_features_GD.zero_()
         self._sort_targets()
@@ -297,11 +328,12 @@ class _Passes:
                 BLOCK_R=self._tiles.rows,
                 TARGETS=self._sorted_targets.shape[0],
                 SAMPLED=False,
-                UNIT=self._scoring.normalise_rows,
+                UNIT=self._unit,
                 END=end,
                 num_warps=4,
             )
-            after(first)
+            if after is not None:
+                after(first)
 
     def _starts(self) -> range:
         return range(0, self._weight_SD.shape[0], self._block)
@@ -320,12 +352,12 @@ class _Passes:
             D=self._factors.shape[1],
             BLOCK_R=self._tiles.rows,
             SAMPLED=False,
-            UNIT=self._scoring.normalise_rows,
+            UNIT=self._unit,
             num_warps=4,
         )
 
     def _softmax_launch(self, first: int) -> None:
-        tiles, warp, batch = self._tiles, self._scoring.warp, self._scaled_GD.shape[0]
+        tiles, warp, batch = self._tiles, self._warp, self._scaled_GD.shape[0]
         ops.softmax[(self._block // tiles.classes * triton.cdiv(batch, tiles.samples),)](
             self._factors,
             self._scaled_GD,
@@ -405,7 +437,7 @@ class Replayed:
         self._graph.replay()
 
 
-def _numbers(warp: Warp | None) -> tuple[float, float]:
+def _numbers(warp: DividedAngle | None) -> tuple[float, float]:
     return (1.0, 1.0) if warp is None else (warp.m, warp.scale * _LOG2_E)
 
 
@@ -414,5 +446,5 @@ def _padded(block: int, rows: int, tiles: Tiles) -> int:
     return -(-min(block, rows) // tiles.classes) * tiles.classes
 
 
-def _l2_bytes(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else _L2_BYTES
+def _l2_bytes() -> int:
+    return torch.cuda.get_device_properties().L2_cache_size if torch.cuda.is_available() else _L2_BYTES
