@@ -35,7 +35,7 @@ from pipeline.shards.plan import make_plan, samples_in
 from pipeline.shards.sequential import make_set
 from pipeline.shards.sources import SetAside, Source
 from pipeline.shards.sources.detect import Options, open_source
-from pipeline.shards.sources.fitted import WAYS, FittedSource
+from pipeline.shards.sources.fitted import WAYS, DecodedSource, FittedSource
 from pipeline.shards.sources.parquet import Columns
 from pipeline.shards.sources.splits import Choice
 from pipeline.shards.stores import is_url
@@ -85,6 +85,8 @@ def _make(args: argparse.Namespace) -> int:
             raise ShardError(f"--fit {args.fit}: wanted --size HxW, the size to fit images to")
         height, width = args.size
         source = FittedSource(source, height, width, args.fit)
+    if args.decode:
+        source = DecodedSource(source)
     samples_per_tar = samples_in(source, args.tar_mb * 1_000_000) if args.tar_mb else args.samples_per_tar
     plan = make_plan(
         source,
@@ -307,6 +309,7 @@ def _add_make(parser: argparse.ArgumentParser) -> None:
         default=0.01,
         help="the set is not finished, and the exit code is 3, if more samples are set aside (1%%)",
     )
+    parser.add_argument("--decode", action="store_true", help="decode every image, and set aside what does not decode")
     parser.add_argument("--split", action="append", help="of a source with several, such as train; repeat for more")
     parser.add_argument("--image-column", default="image", help="of Parquet (image)")
     parser.add_argument("--label-column", default="label", help="of Parquet (label)")

@@ -6,7 +6,6 @@ left out on request.
 """
 
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline.files import named
+from pipeline.shards.decode import decoded
+from pipeline.shards.images import SetAsideError
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.sources import SetAside
@@ -103,9 +103,8 @@ def look_at(image: bytes) -> tuple[bytes, bool, float, float]:
     """The `FACTS` of one encoded image."""
     digest = hashlib.blake2b(image, digest_size=15).digest() + b"."  # NumPy drops null bytes at the end
     try:
-        with Image.open(io.BytesIO(image)) as picture:
-            pixels = np.asarray(picture.convert("RGB"), np.float32)
-    except (OSError, SyntaxError):  # Pillow raises SyntaxError on a broken PNG
+        pixels = np.asarray(decoded(image).convert("RGB"), np.float32)
+    except SetAsideError:
         return digest, False, 0.0, 0.0
     red, _, blue = pixels.mean((0, 1)).tolist()
     colour = float(np.abs(pixels - pixels.mean(2, keepdims=True)).mean())

@@ -1,7 +1,7 @@
 """Whether a set of shards matches its manifest: digests, indexes, labels and, for some or all, the pixels."""
 
-import io
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -9,13 +9,14 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from pipeline.files import one_line
 from pipeline.shards.build import IDENTITIES_NAME
+from pipeline.shards.decode import decoded
 from pipeline.shards.images import SetAsideError, extension_of
 from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.index import open_index
-from pipeline.shards.manifest import Manifest
+from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.one_tar import file_sha256
 from pipeline.shards.sources.tar_walk import Member, samples_of, walk
 from pipeline.shards.views import VIEWS
@@ -41,7 +42,7 @@ def verify(
         progress: called with the number of samples of each checked tar.
 
     Raises:
-        ShardError: there is no sound manifest or index to compare with.
+        ShardError: there is no sound manifest to compare with.
     """
     manifest = Manifest.load(folder)
     faults = list(_check_own_files(folder, manifest))
@@ -53,31 +54,57 @@ def verify(
 
 
 def _check_own_files(folder: Path, manifest: Manifest) -> Iterator[Fault]:
-    largest = int(open_index(folder, manifest)["label"].max(initial=0))
-    if largest >= manifest.identities:
-        yield Fault(INDEX, f"label: got {largest}, wanted less than {manifest.identities}")
+    try:
+        largest = int(open_index(folder, manifest)["label"].max(initial=0))
+        if largest >= manifest.identities:
+            yield Fault(INDEX, f"label: got {largest}, wanted less than {manifest.identities}")
+    except (ShardError, OSError) as error:
+        yield Fault(INDEX, one_line(error))
     for name, digest in ((INDEX, manifest.index_sha256), (IDENTITIES_NAME, manifest.identities_sha256)):
-        if (got := file_sha256(folder / name)) != digest:
-            yield Fault(name, f"sha256: got {got or 'no file'}, wanted {digest}")
+        yield from _check_digest(folder / name, name, digest)
+
+
+def _check_digest(path: Path, name: str, wanted: str) -> Iterator[Fault]:
+    try:
+        if (got := file_sha256(path)) != wanted:
+            yield Fault(name, f"sha256: got {got or 'no file'}, wanted {wanted}")
+    except OSError as error:
+        yield Fault(name, one_line(error))
 
 
 def _check_tar(folder: Path, manifest: Manifest, decode_every: int, tar: int) -> tuple[int, list[Fault]]:
-    """Samples and faults of one tar."""
+    """Samples and faults of one tar; a fault does not keep the others from being found."""
     entry = manifest.tars[tar]
     path = folder / entry.name
-    if (got := file_sha256(path)) != entry.sha256:
-        return entry.samples, [Fault(entry.name, f"sha256: got {got or 'no file'}, wanted {entry.sha256}")]
+    faults = list(_check_digest(path, entry.name, entry.sha256))
+    if not path.is_file():
+        return entry.samples, faults
+    try:
+        with path.open("rb") as file:
+            faults += (Fault(entry.name, what) for what in _check_members(file, folder, manifest, decode_every, tar))
+    except OSError as error:
+        faults.append(Fault(entry.name, one_line(error)))
+    return entry.samples, faults
+
+
+def _check_members(file: BinaryIO, folder: Path, manifest: Manifest, decode_every: int, tar: int) -> Iterator[str]:
+    """Faults inside a tar: its structure, the rows of the index, the pixels, and its `.idx`."""
+    members: list[Member] = []
+    try:
+        members.extend(walk(file))
+    except SetAsideError as error:
+        yield str(error)
+        return
     first, stop = manifest.first_rows[tar : tar + 2].tolist()
-    rows = open_index(folder, manifest)[first:stop]
-    with path.open("rb") as file:
-        try:
-            members = list(walk(file))
-        except SetAsideError as error:
-            return entry.samples, [Fault(entry.name, str(error))]
-        faults = list(_check_rows(file, members, rows, first, labels=manifest.made.source not in VIEWS))
-        faults += _check_pixels(file, rows[::decode_every] if decode_every else rows[:0], manifest)
-    faults += [] if _dali_text(members) == path.with_suffix(".idx").read_text() else ["its .idx is of another tar"]
-    return entry.samples, [Fault(entry.name, what) for what in faults]
+    with suppress(ShardError, OSError):  # an index that is not sound is a fault of its own
+        rows = open_index(folder, manifest)[first:stop]
+        yield from _check_rows(file, members, rows, first, labels=manifest.made.source not in VIEWS)
+        yield from _check_pixels(file, rows[::decode_every] if decode_every else rows[:0], manifest)
+    index = (folder / manifest.tars[tar].name).with_suffix(".idx")
+    if not index.is_file():
+        yield "its .idx: got no file"
+    elif _dali_text(members) != index.read_text(errors="replace"):
+        yield "its .idx is of another tar"
 
 
 def _check_rows(
@@ -100,9 +127,8 @@ def _check_pixels(file: BinaryIO, rows: NDArray[np.void], manifest: Manifest) ->
         data = file.read(size)
         try:
             extension_of(data, manifest.image_height, manifest.image_width)
-            with Image.open(io.BytesIO(data)) as image:
-                image.load()
-        except (SetAsideError, OSError, SyntaxError) as error:  # Pillow raises SyntaxError on a broken PNG
+            decoded(data)
+        except SetAsideError as error:
             yield f"image of {size} bytes at {offset}: {error}"
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.files import make_folder, write_file
+from pipeline.files import ASIDE, make_folder, remove_asides, write_file
 from pipeline.shards.build import IDENTITIES_NAME, REJECTED_NAME, rejected_table
+from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.index import open_index, write_index
+from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest, ShardError, TarEntry
 from pipeline.shards.plan import tool_version
 from pipeline.shards.sources import SetAside
@@ -111,7 +113,11 @@ def _write(
     tars: Sequence[TarEntry],
     set_aside: Sequence[SetAside],
 ) -> Manifest:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    digest = hashlib.sha256(choice.encode()).hexdigest()
+    made = replace(parents[0].made, source=kind, source_sha256=digest, tool=tool_version())
+    if (there := _there(out)) is not None and replace(there.made, tool=made.tool) == made:
+        return there
+    if there is not None or (out.exists() and not _is_unfinished(out)):
         raise ShardError(f"{out}: is not empty, wanted a new folder")
     make_folder(out)
     content = "".join(f"{name}\n" for name in identities).encode()
@@ -126,9 +132,19 @@ def _write(
         identities_sha256=hashlib.sha256(content).hexdigest(),
         index_sha256=write_index(out, pieces, samples),
         set_aside=len(set_aside),
-        made=replace(
-            parents[0].made, source=kind, source_sha256=hashlib.sha256(choice.encode()).hexdigest(), tool=tool_version()
-        ),
+        made=made,
     )
+    remove_asides(out)
     manifest.save(out)
     return manifest
+
+
+def _there(out: Path) -> Manifest | None:
+    """The finished set in a folder, if there is one."""
+    return Manifest.load(out) if (out / MANIFEST).is_file() else None
+
+
+def _is_unfinished(out: Path) -> bool:
+    """Whether a folder holds nothing but what an earlier run that was killed may have written."""
+    own = {IDENTITIES_NAME, REJECTED_NAME, INDEX}
+    return out.is_dir() and all(path.name in own or path.name.endswith(ASIDE) for path in out.iterdir())

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from pipeline.files import NotWrittenError, locked, make_folder, named, remove_asides, write_file
 from pipeline.shards.alignment.detector import detect, nearest_centre
 from pipeline.shards.alignment.similarity import crop, reference_points
+from pipeline.shards.decode import decoded
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.plan import PROGRESS
@@ -97,9 +97,8 @@ def _table(out: Path) -> Path:
 def align_photo(data: bytes, size: tuple[int, int], min_face: int) -> tuple[bytes, str]:
     """The aligned crop as JPEG (empty if there is none) and the result for this photograph."""
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            photo = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        photo = decoded(data, upright=True).convert("RGB")
+    except SetAsideError as error:
         return b"", f"unreadable: {error}"
     faces = detect(np.asarray(photo))
     if not faces:

@@ -1,15 +1,17 @@
-"""A source whose images of another size are resized or cropped on request; all others stay byte for byte."""
+"""Sources that look at the images of another source: one that decodes all of them, one that fits them to a size."""
 
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pipeline.shards.images import SetAsideError, read_header
+from pipeline.shards.decode import decoded
+from pipeline.shards.images import SetAsideError, extension_of
 from pipeline.shards.sources import SetAside, Source
 
 WAYS = ("stretch", "crop")
@@ -17,18 +19,15 @@ JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
-class FittedSource:
-    """Another source, its images stretched to a size or cropped around their middle, and encoded anew as JPEG."""
+class DecodedSource:
+    """Another source, each image decoded as it is read, so that one that does not decode is set aside."""
 
     source: Source
-    height: int
-    width: int
-    way: str
 
     @property
     def kind(self) -> str:
-        """Says that these are not the source's bytes."""
-        return f"{self.source.kind}, {self.way} to {self.height}x{self.width}"
+        """Says that images were decoded."""
+        return f"{self.source.kind}, decoded"
 
     @property
     def sequential(self) -> bool:
@@ -63,35 +62,59 @@ class FittedSource:
         return self.source.modified(samples)
 
     def read(self, sample: int) -> bytes:
-        """The image, of the right size; the source's own bytes if it had that size already."""
-        return self._fitted(self.source.read(sample))
+        """The image after `passed`."""
+        return self.passed(self.source.read(sample))
 
     def read_many(self, samples: NDArray[np.int64]) -> Iterator[tuple[str, bytes | SetAsideError]]:
         """Those of the source, as `read` gives them."""
         for key, image in self.source.read_many(samples):
             try:
-                yield key, image if isinstance(image, SetAsideError) else self._fitted(image)
+                yield key, image if isinstance(image, SetAsideError) else self.passed(image)
             except SetAsideError as error:
                 yield key, error
 
-    def _fitted(self, data: bytes) -> bytes:
-        header = read_header(data)
-        if (header.height, header.width) == (self.height, self.width):
+    def passed(self, data: bytes) -> bytes:
+        """What becomes of one image: its own bytes.
+
+        Raises:
+            SetAsideError: it does not decode.
+        """
+        decoded(data)
+        return data
+
+
+@dataclass(frozen=True)
+class FittedSource(DecodedSource):
+    """Another source, its images of another size stretched or cropped around their middle; others stay as they are."""
+
+    height: int
+    width: int
+    way: str
+
+    @property
+    def kind(self) -> str:
+        """Says that these are not the source's bytes."""
+        return f"{self.source.kind}, {self.way} to {self.height}x{self.width}"
+
+    def passed(self, data: bytes) -> bytes:
+        """What becomes of one image: a JPEG of the size; its own bytes if it has that size and may be in shards.
+
+        Raises:
+            SetAsideError: it does not decode.
+        """
+        with suppress(SetAsideError):
+            extension_of(data, self.height, self.width)
             return data
         return fit(data, self.height, self.width, self.way)
 
 
 def fit(data: bytes, height: int, width: int, way: str) -> bytes:
-    """An encoded image brought to height x width, as JPEG; grey stays grey.
+    """An encoded image, upright by its EXIF tag, brought to height x width as JPEG; grey stays grey.
 
     Raises:
         SetAsideError: it does not decode.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            image = opened.convert("L" if opened.mode in {"1", "L", "I", "I;16"} else "RGB")
-    except (OSError, SyntaxError) as error:
-        raise SetAsideError(f"does not decode: {error}") from error
+    image = decoded(data, upright=True)
     if way == "crop":
         image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     else:

@@ -1,6 +1,7 @@
 """A folder of identity folders: `root/<identity>/<image>`, one person a folder."""
 
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.files import FileSource
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
+# Unicode's categories: control characters, line and paragraph separators, surrogates.
+NOT_IN_NAMES = {"Cc", "Zl", "Zp", "Cs"}
+UNUSABLE = "wanted a printable UTF-8 name; rename it"
 # Files beside images that are none. Anything else that is not read may have been one, and counts as lost.
 NO_IMAGES = (".txt", ".json", ".csv", ".tsv", ".xml", ".pts", ".mat", ".npy", ".md", ".db", ".ini", ".log", ".html")
 
@@ -20,7 +24,7 @@ def scan_folder(root: Path) -> FileSource:
     An identity folder without images is set aside whole and gets no label.
 
     Raises:
-        ShardError: no such folder, no identity folders, no image in any, or a name that is no printable UTF-8.
+        ShardError: no such folder, no identity folders, or no image in any.
     """
     if not root.is_dir():
         raise ShardError(f"{root}: got no folder, wanted a folder of identity folders")
@@ -28,34 +32,41 @@ def scan_folder(root: Path) -> FileSource:
     if not folders:
         raise ShardError(f"{root}: got no identity folders, wanted one folder of images a person")
     identities: list[str] = []
+    seen: set[str] = set()
     counts: list[int] = []
     pieces: list[str] = []
     lengths: list[int] = []
     for folder in folders:
         images, others = _images(root, folder)
         set_aside += others
-        if images:
+        identity = usable_name(folder)
+        if images and identity is None:
+            set_aside.append(SetAside(folder, UNUSABLE, len(images)))
+        elif images and identity is not None:
             paths = [f"{folder}/{image}" for image in images]
-            identities.append(printable(folder, root))
+            # Two folders may differ in composition only.
+            identities.append(identity if identity not in seen else folder)
+            seen.add(identity)
             counts.append(len(paths))
             pieces.append("".join(paths))
             lengths += map(len, paths)
     if not identities:
-        raise ShardError(f"{root}: got {len(folders)} identity folders without images, wanted .jpg or .png")
+        unusable = next((f"; identity {one.path!r}: {one.reason}" for one in set_aside if one.reason == UNUSABLE), "")
+        raise ShardError(f"{root}: got {len(folders)} identity folders without images, wanted .jpg or .png{unusable}")
     labels = np.repeat(np.arange(len(counts), dtype=np.uint32), counts)
     ends = np.cumsum(lengths, dtype=np.int64)
     return FileSource("folder", str(root), identities, labels, set_aside, "".join(pieces), ends)
 
 
-def printable(identity: str, where: Path | str) -> str:
-    """An identity's name, which must fit a line of `identities.txt`.
+def usable_name(identity: str) -> str | None:
+    """An identity's name in Unicode's composed form (NFC); None if it does not fit a line of `identities.txt`.
 
-    Raises:
-        ShardError: it holds a line break, a control character, or bytes that are no UTF-8.
+    Every letter and space is fine, also those of other scripts; not control characters, line breaks, or bytes that are
+    no UTF-8 (surrogates here).
     """
-    if not identity.isprintable():
-        raise ShardError(f"{where}: identity {identity!r}: wanted a printable UTF-8 name; rename it")
-    return identity
+    if not identity or any(unicodedata.category(letter) in NOT_IN_NAMES for letter in identity):
+        return None
+    return unicodedata.normalize("NFC", identity)
 
 
 def lost_by(name: str) -> int:

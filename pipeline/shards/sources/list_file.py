@@ -1,5 +1,6 @@
 """A list file: one image a line, its path and its identity, with a tab (or the last space) between."""
 
+import logging
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +12,11 @@ from numpy.typing import NDArray
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.files import FileSource
-from pipeline.shards.sources.folder import printable
+from pipeline.shards.sources.folder import UNUSABLE, usable_name
+
+logger = logging.getLogger(__name__)
+
+BYTE_ORDER_MARK = "\ufeff"
 
 
 class Listing(NamedTuple):
@@ -40,20 +45,25 @@ def read_list(path: Path) -> FileSource:
 def parse_list(lines: Iterable[str], name: str) -> Listing:
     """Images in the order of the lines.
 
-    Identities are names or numbers. Labels follow the sorted names; if all are numbers, their size, and the names
-    get leading zeros. Empty lines and lines that begin with `#` are skipped; a line without an identity is set aside.
+    Identities are names or numbers and keep their spelling. Labels follow the sorted names; if all are numbers, their
+    size. An identity that cannot be used sets its images aside, as does a line without one. Empty lines and lines that
+    begin with `#` are skipped.
 
     Raises:
-        ShardError: not UTF-8, no image in it, or an identity that is not printable.
+        ShardError: not UTF-8, or no image in it.
     """
     numbers_of: dict[str, int] = {}
     identity_of = array("q")
     paths = bytearray()
     lengths = array("q")
     set_aside: list[SetAside] = []
+    trimmed = 0
     try:
         for number, line in enumerate(lines, start=1):
             text = line.rstrip("\r\n")
+            if number == 1 and text.startswith(BYTE_ORDER_MARK):
+                logger.warning("%s: begins with a byte-order mark, which is left out", name)
+                text = text.removeprefix(BYTE_ORDER_MARK)
             if not text.strip() or text.startswith("#"):
                 continue
             image, _, identity = text.rpartition("\t" if "\t" in text else " ")
@@ -61,14 +71,22 @@ def parse_list(lines: Iterable[str], name: str) -> Listing:
                 where = f"{name.rpartition('/')[2]}:{number}"
                 set_aside.append(SetAside(where, "no identity: wanted path, tab, identity"))
                 continue
+            person = usable_name(identity.rstrip(" "))
+            if person is None:
+                set_aside.append(SetAside(image, f"identity {identity!r}: {UNUSABLE}"))
+                continue
+            trimmed += person != identity
             paths += image.encode()
             lengths.append(len(image))
-            identity_of.append(numbers_of.setdefault(identity, len(numbers_of)))
+            identity_of.append(numbers_of.setdefault(person, len(numbers_of)))
     except UnicodeDecodeError as error:
         raise ShardError(f"{name}: not UTF-8 ({error})") from error
     if not lengths:
-        raise ShardError(f"{name}: got no images, wanted lines of path, tab, identity")
-    identities, rank = _sorted_identities(list(numbers_of), name)
+        first = f"; {set_aside[0].path}: {set_aside[0].reason}" if set_aside else ""
+        raise ShardError(f"{name}: got no images, wanted lines of path, tab, identity{first}")
+    if trimmed:
+        logger.warning("%s: %d identities had spaces behind them or were not in Unicode's composed form", name, trimmed)
+    identities, rank = _sorted_identities(list(numbers_of))
     ends = np.cumsum(lengths, dtype=np.int64)
     return Listing(identities, rank[np.asarray(identity_of)], set_aside, paths.decode(), ends)
 
@@ -79,16 +97,12 @@ def number_names(numbers: NDArray[np.int64]) -> list[str]:
     return [f"{number:0{width}d}" for number in numbers.tolist()]
 
 
-def _sorted_identities(names: list[str], where: str) -> tuple[list[str], NDArray[np.uint32]]:
-    """Names in label order, and [names] the label of each of `names`."""
+def _sorted_identities(names: list[str]) -> tuple[list[str], NDArray[np.uint32]]:
+    """Names in label order as they are spelled, and [names] the label of each of `names`."""
     numbers = [int(name) for name in names if name.isascii() and name.isdecimal()]
-    # If "7" and "07" are two people, names stay as they are.
-    if len(set(numbers)) == len(names):
-        order = sorted(range(len(names)), key=numbers.__getitem__)
-        identities = number_names(np.array(sorted(numbers)))
-    else:
-        order = sorted(range(len(names)), key=names.__getitem__)
-        identities = [printable(names[i], where) for i in order]
+    # If "7" and "07" are two people, the order is that of the letters.
+    keys: Sequence[int | str] = numbers if len(set(numbers)) == len(names) else names
+    order = sorted(range(len(names)), key=keys.__getitem__)
     rank = np.empty(len(names), np.uint32)
     rank[order] = np.arange(len(names))
-    return identities, rank
+    return [names[i] for i in order], rank

@@ -20,7 +20,7 @@ from cluster.versions import how_to_install
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.sources import OneByOne, SetAside, changed_at
-from pipeline.shards.sources.folder import printable
+from pipeline.shards.sources.folder import usable_name
 from pipeline.shards.sources.list_file import number_names
 from pipeline.shards.sources.splits import EVERYTHING, Choice, choose
 
@@ -116,12 +116,14 @@ def open_parquet(path: Path, columns: Columns = HUGGING_FACE, choice: Choice = E
     names, labels, groups = _read_all(files, columns.label, columns.image)
     names = names or _class_names(files, columns.label)
     is_good = (labels >= 0) & (labels < len(names)) if names else labels >= 0
+    unusable = np.array([number for number, one in enumerate(names) if usable_name(one) is None], np.int64)
+    is_good &= ~np.isin(labels, unusable)
     good = np.flatnonzero(is_good)
     if not len(good):
         raise ShardError(f"{path}: got no row with a label, wanted columns {columns.image} and {columns.label}")
     set_aside = [_unlabelled(path, columns.label, row, labels, names) for row in np.flatnonzero(~is_good).tolist()]
     distinct, dense = np.unique(labels[good], return_inverse=True)
-    identities = [printable(names[value], path) for value in distinct.tolist()] if names else number_names(distinct)
+    identities = [names[value] for value in distinct.tolist()] if names else number_names(distinct)
     return ParquetSource(files, identities, dense.astype(np.uint32), set_aside, good, groups, columns.image)
 
 

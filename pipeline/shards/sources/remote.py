@@ -20,7 +20,7 @@ from pipeline.shards.images import SetAsideError
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.files import FileSource
-from pipeline.shards.sources.folder import SUFFIXES
+from pipeline.shards.sources.folder import SUFFIXES, usable_name
 from pipeline.shards.sources.list_file import parse_list
 from pipeline.shards.stores import fetch_whole, open_store
 
@@ -144,7 +144,7 @@ def _identity_folders(url: str, found: list[str]) -> RemoteSource:
     paths, set_aside = [], []
     for path in found:
         identity, _, image = path.partition("/")
-        if identity.isprintable() and image and "/" not in image and image.lower().endswith(SUFFIXES):
+        if usable_name(identity) and image and "/" not in image and image.lower().endswith(SUFFIXES):
             paths.append((identity, image))
         else:
             set_aside.append(SetAside(path, "wanted identity/image, the image named .jpg, .jpeg or .png"))
@@ -155,4 +155,5 @@ def _identity_folders(url: str, found: list[str]) -> RemoteSource:
     names, labels = np.unique([identity for identity, _ in paths], return_inverse=True)
     keys = ["/".join(pair) for pair in paths]
     ends = np.cumsum([len(key) for key in keys], dtype=np.int64)
-    return RemoteSource("folder", url, names.tolist(), labels.astype(np.uint32), set_aside, "".join(keys), ends)
+    identities = [usable_name(name) or name for name in names.tolist()]
+    return RemoteSource("folder", url, identities, labels.astype(np.uint32), set_aside, "".join(keys), ends)

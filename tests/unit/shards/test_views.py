@@ -232,3 +232,39 @@ def test_an_image_that_does_not_decode_is_found(shards: Path) -> None:
 def test_an_idx_of_another_tar_is_found(shards: Path) -> None:
     (shards / "faces-000000.idx").write_text((shards / "faces-000001.idx").read_text())
     assert verify(shards) == [("faces-000000.tar", "its .idx is of another tar")]
+
+
+def test_every_fault_is_listed_and_none_ends_the_check(shards: Path) -> None:
+    tars = Manifest.load(shards).tars
+    (shards / tars[0].name).unlink()
+    content = bytearray((shards / tars[1].name).read_bytes())
+    content[1] ^= 1  # of the first header
+    (shards / tars[1].name).write_bytes(content)
+    (shards / tars[2].name).with_suffix(".idx").unlink()
+    (shards / "index.npy").unlink()
+    (shards / "identities.txt").unlink()
+    faults = verify(shards, decode_every=1)
+    found = [(file, what.split(": got")[0].split(",")[0]) for file, what in faults]
+    assert found == [
+        ("faces-000000.tar", "sha256"),
+        ("faces-000001.tar", "damaged: bad checksum"),
+        ("faces-000001.tar", "sha256"),
+        ("faces-000002.tar", "its .idx"),
+        ("identities.txt", "sha256"),
+        ("index.npy", f"{shards}/index.npy: not found"),
+        ("index.npy", "sha256"),
+    ]
+
+
+def test_a_view_is_made_once_and_after_a_kill(shards: Path, tmp_path: Path) -> None:
+    keep = np.arange(11) != 4
+    (tmp_path / "b").mkdir()
+    for name in ("identities.txt", "index.npy.0123456789ab.part"):  # what a killed run left
+        (tmp_path / "b" / name).write_bytes(b"half")
+    first = select(shards, tmp_path / "b", keep, kind="subset")
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "b").iterdir()}
+    assert {path.name for path in times} == {"identities.txt", "index.npy", "manifest.json", "rejected.tsv"}
+    assert select(shards, tmp_path / "b", keep, kind="subset") == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "b").iterdir()} == times
+    with pytest.raises(ShardError, match="is not empty, wanted a new folder"):
+        select(shards, tmp_path / "b", ~keep, kind="subset")

@@ -11,8 +11,8 @@ from pipeline.shards.build import make_shards
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.plan import make_plan
 from pipeline.shards.sources.detect import open_source
-from pipeline.shards.sources.fitted import FittedSource, fit
-from tests.shards import noise
+from pipeline.shards.sources.fitted import DecodedSource, FittedSource, fit
+from tests.shards import made, noise, rejected
 
 
 @pytest.fixture
@@ -64,6 +64,22 @@ def test_only_images_of_another_size_are_touched(images: Path) -> None:
     assert manifest is not None
     assert (manifest.samples, manifest.made.source) == (2, "list, crop to 8x8")
     assert len({fitted.digest(), source.digest(), FittedSource(source, 8, 8, "stretch").digest()}) == 3
+
+
+def test_every_image_is_decoded_on_request(images: Path) -> None:
+    data = bytearray(half_and_half(8, 8))
+    data[data.index(b"IDAT") + 6] ^= 0xFF
+    (images / "broken.png").write_bytes(data)
+    (images / "list.txt").write_text("my face 0.jpg 1\nbroken.png 1\n")
+    source = open_source(images / "list.txt")
+    manifests = [
+        made(make_plan(one, images / name, seed=0, samples_per_tar=9, size=(8, 8)))
+        for name, one in (("headers", source), ("pixels", DecodedSource(source)))
+    ]
+    assert [manifest.samples for manifest in manifests] == [2, 1]
+    assert manifests[1].made.source == "list, decoded"
+    ((path, reason),) = rejected(images / "pixels").items()
+    assert (path, reason.split(": ")[0]) == ("broken.png", "does not decode")
 
 
 def test_an_image_that_does_not_decode_is_set_aside() -> None:

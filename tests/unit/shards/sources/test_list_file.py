@@ -34,9 +34,51 @@ def test_numbers_as_identities_keep_their_order(images: Path) -> None:
         f"my face 0.jpg\t10\r\nmy face 1.jpg\t9\r\n{images}/my face 2.jpg\t0\r\nmy face 3.jpg\t10\r\n"
     )
     source = open_source(images / "list.tsv")
-    assert list(source.identities) == ["00", "09", "10"]
+    assert list(source.identities) == ["0", "9", "10"]
     assert source.labels.tolist() == [2, 1, 0, 2]
     assert source.read(2) == noise(2)  # an absolute path
+
+
+def test_identities_keep_their_spelling(images: Path, caplog: pytest.LogCaptureFixture) -> None:
+    people = ["0000045", "佐藤\u3000健", "नी\u200dरज", "Ann\u00a0Lee"]
+    (images / "list.txt").write_text("".join(f"my face {n}.jpg\t{who}\n" for n, who in enumerate(people)))
+    source = open_source(images / "list.txt")
+    assert [source.identities[label] for label in source.labels] == people
+    assert not caplog.records
+
+
+def test_spaces_marks_and_compositions_are_trimmed_with_a_warning(
+    images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (images / "list.txt").write_text("\ufeffmy face 0.jpg\tZo\u00eb\nmy face 1.jpg\tZoe\u0308\nmy face 2.jpg\tbob  \n")
+    source = open_source(images / "list.txt")
+    assert list(source.identities) == ["Zo\u00eb", "bob"]
+    assert source.labels.tolist() == [0, 0, 1]
+    assert [source.read(n) for n in range(3)] == [noise(n) for n in range(3)]
+    messages = [record.message.split(": ", 1)[1] for record in caplog.records]
+    assert messages == [
+        "begins with a byte-order mark, which is left out",
+        "2 identities had spaces behind them or were not in Unicode's composed form",
+    ]
+
+
+def test_a_name_that_cannot_be_used_costs_its_person_only(images: Path) -> None:
+    (images / "list.txt").write_text("my face 0.jpg\tann\nmy face 1.jpg\tb\x07b\nmy face 2.jpg\tcat\n")
+    source = open_source(images / "list.txt")
+    assert list(source.identities) == ["ann", "cat"]
+    reason = "identity 'b\\x07b': wanted a printable UTF-8 name; rename it"
+    assert list(source.set_aside) == [("my face 1.jpg", reason, 1)]
+
+
+def test_a_folder_whose_name_cannot_be_used_costs_its_person_only(tmp_path: Path) -> None:
+    for name in ("佐藤\u3000健", "a\nb", "Zoe\u0308"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").write_bytes(noise(1))
+        (tmp_path / name / "2.jpg").write_bytes(noise(2))
+    source = open_source(tmp_path)
+    assert list(source.identities) == ["Zo\u00eb", "佐藤\u3000健"]
+    assert source.read(0) == noise(1)
+    assert list(source.set_aside) == [("a\nb", "wanted a printable UTF-8 name; rename it", 2)]
 
 
 def test_7_and_07_may_be_two_people(images: Path) -> None:

@@ -1,0 +1,39 @@
+"""Pixels of an encoded image: the one decoder of every stage before training, and the same pixels as DALI's there."""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from pipeline.shards.images import SetAsideError
+
+# Modes of Pillow whose grey levels have 16 bits; it would cut them to 255, which is white, instead of scaling them.
+SIXTEEN_BITS = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
+GREY = {"1", "L", "LA", *SIXTEEN_BITS}
+
+
+def decoded(data: bytes, *, upright: bool = False) -> Image.Image:
+    """The image as RGB, or as L if it is grey, within 2 levels of what DALI decodes.
+
+    Args:
+        data: of any format that Pillow reads; only JPEG and PNG get into shards.
+        upright: turn a photograph as its EXIF tag says. An aligned crop means its pixels as they are stored.
+
+    Raises:
+        SetAsideError: it does not decode, for whatever reason; too many pixels or too long a text among them.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Large photographs are fine; what Pillow takes for an attack is an error still.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as opened:
+                return _plain(ImageOps.exif_transpose(opened) if upright else opened)
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, AssertionError and others
+        raise SetAsideError(f"does not decode: {str(error) or type(error).__name__}") from error
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    if image.mode in SIXTEEN_BITS:
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+    return image.convert("L" if image.mode in GREY else "RGB")
