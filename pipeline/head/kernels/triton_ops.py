@@ -7,8 +7,8 @@ bit). Backward: `normalise`, `softmax` (the product again; the only tensor of G 
 
 Conventions. Logits are in units of log2(e), since exp2 is the machine's own. `ROWS` holds row numbers where only some
 rows take part (sampling): rows are read and written in place and never copied. `COUNT` is the number of rows that take
-part, on the device: a captured graph serves any number up to its capacity. The factor type is that of the tensors; float32
-factors are multiplied as three TF32 products (``tf32x3``), whose error is that of float32 within a factor of two.
+part, on the device: a captured graph serves any number up to its capacity. The factor type is that of the tensors;
+float32 factors are multiplied as three TF32 products (``tf32x3``).
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def softmax(
     DETACHED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """`SOFTMAX` [G, BLOCK] = dL/d(row · features): grad · softmax over the non-target classes, times the warp's slope."""
+    """`SOFTMAX` [G, BLOCK] = dL/d(row · features): grad · softmax over non-target classes, times the warp's slope."""
     samples, classes = tl.cdiv(G, BLOCK_G), BLOCK // BLOCK_R
     # Tiles in groups of classes: a group's rows are read from the L2 by all samples' tiles before the next group's.
     program = tl.program_id(0)

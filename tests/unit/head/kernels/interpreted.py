@@ -40,10 +40,11 @@ def inputs(unit: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.
 
 def reference(unit: bool, warp: DividedAngle | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Log-sum-exp and both gradients by float64 and all logits at once."""
-    features, weight, target, grad, grad_target_rows = (
-        t.double() if t.is_floating_point() else t for t in inputs(unit)
-    )
-    features.requires_grad_(), weight.requires_grad_()
+    single = inputs(unit)
+    features, weight, grad, grad_target_rows = (single[number].double() for number in (0, 1, 3, 4))
+    target = single[2]
+    features.requires_grad_()
+    weight.requires_grad_()
     logits = features @ (weight / weight.norm(dim=1, keepdim=True) if unit else weight).t()
     if warp is not None:
         cosine = (logits / warp.scale).clamp(-1, 1)
@@ -60,7 +61,8 @@ def reference(unit: bool, warp: DividedAngle | None) -> tuple[torch.Tensor, torc
 def compute(dtype: torch.dtype, unit: bool, warp: DividedAngle | None, how: str) -> dict[str, torch.Tensor]:
     """The same by the kernel; `how` says what becomes of the rows' gradient."""
     features, weight, target, grad, grad_target_rows = inputs(unit)
-    features.requires_grad_(), weight.requires_grad_()
+    features.requires_grad_()
+    weight.requires_grad_()
     rows = RowOptimizer(weight.detach(), SGD(steps=1, learning_rate=RATE, momentum=MOMENTUM, weight_decay=DECAY))
     rows.slots["momentum"].fill_(0.5)
     taken = torch.zeros(S, D)

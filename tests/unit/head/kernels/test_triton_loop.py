@@ -11,25 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-triton = pytest.importorskip("triton", reason="needs Triton, which PyTorch's builds for CUDA bring")
-
 from pipeline.head.kernels import choose
+
+pytest.importorskip("triton", reason="needs Triton, which PyTorch's builds for CUDA bring")
 from pipeline.head.kernels.triton_loop import TritonLoop, block_in_cache
 
 ROOT = Path(__file__).parents[4]
 INTERPRETED = Path(__file__).with_name("interpreted.py")
-CASES = [
-    f"{dtype} {case}"
-    for dtype in ("float32", "float16")
-    for case in (
-        "plain autograd",
-        "plain blocks",
-        "plain fused",
-        "warped autograd",
-        "detached autograd",
-        "raw rows autograd",
-    )
-]
+WAYS = ("plain autograd", "plain blocks", "plain fused", "warped autograd", "detached autograd", "raw rows autograd")
+CASES = [f"{dtype} {way}" for dtype in ("float32", "float16") for way in WAYS]
 # Relative to float64; of logits of up to 29 for the log-sum-exp. (The interpreter computes nonsense with bfloat16.)
 BOUNDS = {"float32": (3e-6, 2e-6), "float16": (4e-3, 2e-3)}
 
