@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cluster.stop import exit_with
 from pipeline.evaluation.protocols.insightface_bin import extract, read_bin
-from pipeline.evaluation.protocols.pairs import Row, assemble
+from pipeline.evaluation.protocols.pairs import Row, assemble, oddities
 from pipeline.evaluation.protocols.published import folder_rows, lfw_rows, write_rows, ytf_rows
 
 EXAMPLES = """\
@@ -30,6 +30,8 @@ def main() -> int:
     except (ValueError, OSError) as error:
         print(f"pairs: {error}", file=sys.stderr)
         return 1
+    for words in oddities(rows):
+        print(f"pairs: {words}", file=sys.stderr)
     print(
         f"{args.out}: {len(rows):,} pairs ({len(rows) - pairs.impostors:,} same, {pairs.impostors:,} different)"
         f" of {len(pairs.paths):,} images in {len(pairs.folds)} folds"

@@ -27,9 +27,15 @@ class Media:
 
 
 def read_media(file: Path) -> Media:
-    """Read ``*_face_tid_mid.txt``: image name, template id and media id, separated by spaces."""
-    columns = _load(file, "name template media", dtype=str, ncols=3)
-    return Media(columns[:, 0], columns[:, 1].astype(np.int64), columns[:, 2].astype(np.int64))
+    """Read ``*_face_tid_mid.txt``: image name, which may have blanks, template id and media id, separated by blanks."""
+    try:
+        lines = [line.rsplit(maxsplit=2) for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        names, templates, media = zip(*lines, strict=True)
+        return Media(np.array(names), np.array(templates, np.int64), np.array(media, np.int64))
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}, wanted lines of: name template media") from None
 
 
 def read_template_pairs(file: Path) -> tuple[IntArray, IntArray, BoolArray]:
@@ -51,7 +57,7 @@ def read_subjects(file: Path) -> tuple[IntArray, IntArray]:
 
 def _load(file: Path, wanted: str, ncols: int, **options: Any) -> NDArray[Any]:
     try:
-        columns = np.loadtxt(file, ndmin=2, **options)
+        columns = np.loadtxt(file, ndmin=2, comments=None, **options)
     except OSError as error:
         raise ValueError(f"{file}: cannot be read: {error}") from None
     except ValueError as error:

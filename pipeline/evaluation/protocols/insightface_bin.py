@@ -98,7 +98,15 @@ def extract(content: BinSet, folder: Path) -> list[Row]:
     sync_all(files)  # after all are on their way: to wait for each would take minutes
     count = len(content.same)
     return [
-        Row(str(i * FOLDS // count + 1), paths[2 * i], paths[2 * i + 1], same) for i, same in enumerate(content.same)
+        Row(
+            str(i * FOLDS // count + 1),
+            paths[2 * i],
+            paths[2 * i + 1],
+            same,
+            person[names[2 * i]],
+            person[names[2 * i + 1]],
+        )
+        for i, same in enumerate(content.same)
     ]
 
 

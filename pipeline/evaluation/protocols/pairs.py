@@ -1,8 +1,9 @@
 """Pairs files: which images a verification protocol compares.
 
 A tab-separated file with the header ``fold  path_a  path_b  same``: paths are relative to the image folder,
-an image's identity is the folder that holds it, and ``same`` is 1 or 0. A path may also name a folder of images, such
-as a video's frames: it counts as one image whose features are the mean of theirs.
+an image's identity is the folder that holds it, and ``same`` is 1 or 0. Two more columns, ``person_a  person_b``, name
+the people if folders do not: then pairs are taken as they are listed, even if two of them contradict each other. A path
+may also name a folder of images, such as the frames of a video: it counts as one image with the mean of their features.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from pipeline.evaluation.scoring.verification import BoolArray, FloatArray, IntArray, ScoredPairs
 
 COLUMNS = ("fold", "path_a", "path_b", "same")
+PEOPLE = ("person_a", "person_b")
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
@@ -28,6 +30,8 @@ class Row(NamedTuple):
     path_a: str
     path_b: str
     same: bool
+    person_a: str = ""  # empty: the folder of the image
+    person_b: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Pairs:
         same: `[P]` whether the two images show one identity.
         fold: `[P]` positions in `folds`.
         folds: the folds' names, in order of first mention.
+        people: the names of identities 0, 1, ...
     """
 
     paths: tuple[str, ...]
@@ -50,6 +55,7 @@ class Pairs:
     same: BoolArray
     fold: IntArray
     folds: tuple[str, ...]
+    people: tuple[str, ...]
 
     @property
     def impostors(self) -> int:
@@ -57,11 +63,11 @@ class Pairs:
         return int(np.sum(~self.same))
 
     def without(self, people: Collection[str], source: str) -> Pairs:
-        """The pairs that show none of `people`, each named as the folder of the images.
+        """The pairs that show none of `people`, by their names.
 
         Raises ValueError, naming `source`, when a fold is left without pairs of either kind.
         """
-        return self.among(np.array([_identity(path) not in people for path in self.paths], bool), source)
+        return self.among(np.array([self.people[i] not in people for i in self.identity], bool), source)
 
     def among(self, wanted: BoolArray, source: str) -> Pairs:
         """The pairs of two images that are `wanted` `[N]`.
@@ -116,10 +122,34 @@ def assemble(rows: list[Row], source: str) -> Pairs:
         fold[i] = folds.setdefault(row.fold, len(folds))
         a[i] = images.setdefault(row.path_a, len(images))
         b[i] = images.setdefault(row.path_b, len(images))
-    identity = [identities.setdefault(_identity(path), len(identities)) for path in images]
+    named: dict[str, str] = {}
+    for row in rows:
+        named.setdefault(row.path_a, row.person_a or folder_of(row.path_a))
+        named.setdefault(row.path_b, row.person_b or folder_of(row.path_b))
+    identity = [identities.setdefault(named[path], len(identities)) for path in images]
     same = np.array([row.same for row in rows], bool)
     _check_folds(tuple(folds), fold, same, source)
-    return Pairs(tuple(images), np.array(identity, np.int64), a, b, same, fold, tuple(folds))
+    return Pairs(tuple(images), np.array(identity, np.int64), a, b, same, fold, tuple(folds), tuple(identities))
+
+
+def oddities(rows: list[Row]) -> list[str]:
+    """What is odd about pairs that are evaluated as they are listed, a line each with its count."""
+    itself = sum(row.path_a == row.path_b for row in rows)
+    contradictory = sum(_people(row)[0] == _people(row)[1] and not row.same for row in rows)
+    strangers = sum(_people(row)[0] != _people(row)[1] and row.same for row in rows)
+    return [
+        f"{count:,} {words}: evaluated as listed"
+        for count, words in (
+            (itself, "pairs compare an image with itself"),
+            (contradictory, "different pairs show one person, by their names or by other pairs"),
+            (strangers, "same pairs show two people, by their names"),
+        )
+        if count
+    ]
+
+
+def _people(row: Row) -> tuple[str, str]:
+    return row.person_a or folder_of(row.path_a), row.person_b or folder_of(row.path_b)
 
 
 def require_images(paths: tuple[str, ...], images: Path, source: str) -> None:
@@ -154,16 +184,17 @@ def list_images(folder: Path) -> list[str]:
 
 def _rows(file: Path) -> Iterator[Row]:
     try:
-        stream = file.open(newline="", encoding="utf-8")
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+            missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
+            if missing:
+                raise ValueError(f"{file}: got no column {missing[0]!r}, wanted {', '.join(COLUMNS)} (tab-separated)")
+            for values in reader:
+                yield _row(values, f"{file}, line {reader.line_num}")
     except OSError as error:
         raise ValueError(f"pairs: cannot read {file}: {error.strerror}") from None
-    with stream:
-        reader = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
-        if missing:
-            raise ValueError(f"{file}: got no column {missing[0]!r}, wanted {', '.join(COLUMNS)} (tab-separated)")
-        for values in reader:
-            yield _row(values, f"{file}, line {reader.line_num}")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: got byte {error.object[error.start]:#04x}, wanted UTF-8") from None
 
 
 def _row(values: dict[str, str | None], where: str) -> Row:
@@ -173,16 +204,19 @@ def _row(values: dict[str, str | None], where: str) -> Row:
     fold, a, b, same = (str(values[name]) for name in COLUMNS)
     if same not in {"0", "1"}:
         raise ValueError(f"{where}: same: got {same!r}, wanted 0 or 1")
+    if values.get(PEOPLE[0]) and values.get(PEOPLE[1]):
+        return Row(fold, a, b, same == "1", *(str(values[name]) for name in PEOPLE))
     if a == b:
         raise ValueError(f"{where}: got {a} twice, wanted two different images")
-    if (_identity(a) == _identity(b)) != (same == "1"):
+    if (folder_of(a) == folder_of(b)) != (same == "1"):
         raise ValueError(
             f"{where}: same: got {same} for {a} and {b}, wanted 1 exactly when one folder holds both images"
         )
     return Row(fold, a, b, same == "1")
 
 
-def _identity(path: str) -> str:
+def folder_of(path: str) -> str:
+    """The folder of an image, which is its person unless the file names another."""
     return PurePosixPath(path).parent.as_posix()
 
 

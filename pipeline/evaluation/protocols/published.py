@@ -12,35 +12,65 @@ InsightFace's ``.bin`` sets have a file of their own, `insightface_bin`.
 from __future__ import annotations
 
 import random
-from itertools import combinations, islice
+from collections.abc import Sequence
+from itertools import accumulate, combinations, islice
 from pathlib import Path
 
-from pipeline.evaluation.protocols.pairs import COLUMNS, SUFFIXES, Row
+from pipeline.evaluation.protocols.pairs import COLUMNS, PEOPLE, SUFFIXES, Row, folder_of
 from pipeline.files import write_file
+
+DEV_FOLDS = 10
 
 
 def lfw_rows(file: Path, suffix: str = ".jpg") -> list[Row]:
-    """The pairs of LFW's ``pairs.txt``; raises ValueError naming the line that does not fit the protocol."""
-    header, *lines = file.read_text(encoding="utf-8").splitlines()
-    try:
-        folds, size = map(int, header.split())
-    except ValueError:
-        raise ValueError(
-            f"{file}, line 1: got {header!r}, wanted the folds and pairs of a kind, such as 10 300"
-        ) from None
-    lines = [line for line in lines if line.strip()]
-    if len(lines) != folds * size * 2:
-        raise ValueError(f"{file}: got {len(lines)} pairs, wanted {folds * size * 2} ({folds} folds of 2 × {size})")
+    """The pairs of LFW's ``pairs.txt``, ``pairsDevTrain.txt`` or ``pairsDevTest.txt``, with or without its first line.
+
+    The development sets have no folds: each kind is cut into `DEV_FOLDS` consecutive ones. Raises ValueError naming the
+    line that does not fit the protocol.
+    """
+    lines = [line for line in read_lines(file) if line.strip()]
+    header = _lfw_header(lines[0]) if lines else None
+    if header is not None:
+        folds, size = header
+        lines = lines[1:]
+        if len(lines) != folds * size * 2:
+            raise ValueError(f"{file}: got {len(lines)} pairs, wanted {folds * size * 2} ({folds} folds of 2 × {size})")
+        kinds = [i % (2 * size) < size for i in range(len(lines))]
+    else:
+        kinds = [len(line.split()) == 3 for line in lines]
     return [
-        _lfw_row(
-            line.split(),
-            fold=i // (2 * size) + 1,
-            same=i % (2 * size) < size,
-            where=f"{file}, pair {i + 1}",
-            suffix=suffix,
-        )
-        for i, line in enumerate(lines)
+        _lfw_row(line.split(), fold, same, where=f"{file}, pair {i + 1}", suffix=suffix)
+        for i, (line, fold, same) in enumerate(zip(lines, _folds_of(kinds), kinds, strict=True))
     ]
+
+
+def _lfw_header(line: str) -> tuple[int, int] | None:
+    """Folds and pairs of a kind, if the first line has them; one number is the pairs of a kind in one fold."""
+    words = line.split()
+    if len(words) > 2 or not all(word.isdecimal() for word in words):
+        return None
+    return (1, int(words[0])) if len(words) == 1 else (int(words[0]), int(words[1]))
+
+
+def _folds_of(kinds: Sequence[bool]) -> list[int]:
+    """The fold of each pair, 1, 2, ...: one begins where same pairs follow different ones."""
+    starts = [bool(i) and same and not kinds[i - 1] for i, same in enumerate(kinds)]
+    folds = [1 + number for number in accumulate(map(int, starts))]
+    if folds and folds[-1] > 1:
+        return folds
+    place = {True: 0, False: 0}
+    for i, same in enumerate(kinds):
+        folds[i] = place[same] * DEV_FOLDS // kinds.count(same) + 1
+        place[same] += 1
+    return folds
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file, UTF-8 with or without a byte order mark; raises ValueError naming another encoding."""
+    try:
+        return file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: got byte {error.object[error.start]:#04x} at {error.start}, wanted UTF-8") from None
 
 
 def _lfw_row(fields: list[str], fold: int, same: bool, where: str, suffix: str) -> Row:
@@ -57,9 +87,9 @@ def _lfw_row(fields: list[str], fold: int, same: bool, where: str, suffix: str) 
 def ytf_rows(file: Path) -> list[Row]:
     """The pairs of YTF's ``splits.txt``, each path a folder of frames; raises ValueError naming a bad line."""
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()[1:], start=2):
+    for number, line in enumerate(read_lines(file), start=1):
         fields = [field.strip() for field in line.split(",")]
-        if fields == [""]:
+        if fields == [""] or (number == 1 and fields[-1] not in {"0", "1"}):  # nothing, or the names of columns
             continue
         if len(fields) != 4 or fields[3] not in {"0", "1"}:
             raise ValueError(f"{file}, line {number}: got {line!r}, wanted: split, first video, second video, 0 or 1")
@@ -119,7 +149,11 @@ def _strangers(people: list[list[str]], count: int, generator: random.Random, im
 def write_rows(rows: list[Row], file: Path) -> None:
     """Write a pairs file that `pairs.read_pairs` reads, whole or not at all.
 
-    Raises NotWrittenError naming the file, for a full disk.
+    Its two columns of people are written if any row has them. Raises NotWrittenError naming the file, for a full disk.
     """
-    lines = ["\t".join(COLUMNS), *(f"{row.fold}\t{row.path_a}\t{row.path_b}\t{int(row.same)}" for row in rows)]
+    named = any(row.person_a or row.person_b for row in rows)
+    lines = ["\t".join([*COLUMNS, *(PEOPLE if named else ())])]
+    for row in rows:
+        people = [row.person_a or folder_of(row.path_a), row.person_b or folder_of(row.path_b)] if named else []
+        lines.append("\t".join([row.fold, row.path_a, row.path_b, str(int(row.same)), *people]))
     write_file(file, ("\n".join(lines) + "\n").encode())

@@ -55,8 +55,7 @@ class ClassAngles:
 
 def class_angles(features_ND: NDArray[Any], identity: IntArray, paths: Sequence[str]) -> ClassAngles:
     """The angles of `N` images' features, given the person and the path of each."""
-    unit_ND = np.asarray(features_ND, np.float64)
-    unit_ND = unit_ND / np.linalg.norm(unit_ND, axis=1, keepdims=True)
+    unit_ND = _unit(np.asarray(features_ND, np.float64))
     _, first, person = np.unique(identity, return_index=True, return_inverse=True)
     count = len(first)
     sums_CD = np.zeros((count, unit_ND.shape[1]))

@@ -11,6 +11,9 @@ def test_the_meta_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "media").write_text("1.jpg 1 69544\n2.jpg 1 69544\n1.jpg 7 3\n")
     media = read_media(tmp_path / "media")
     assert (media.names.tolist(), media.template.tolist()) == (["1.jpg", "2.jpg", "1.jpg"], [1, 1, 7])
+    (tmp_path / "odd").write_text("\ufeffa b#1.jpg 1 2\n\n#c.jpg  3\t4\n", encoding="utf-8")
+    assert read_media(tmp_path / "odd").names.tolist() == ["a b#1.jpg", "#c.jpg"]
+    assert read_media(tmp_path / "odd").medium.tolist() == [2, 4]
     (tmp_path / "pairs").write_text("1 7 1\n7 1 0\n")
     assert [column.tolist() for column in read_template_pairs(tmp_path / "pairs")] == [[1, 7], [7, 1], [True, False]]
     (tmp_path / "list").write_text(
@@ -31,5 +34,8 @@ def test_a_bad_meta_file_is_named(tmp_path: Path, text: str, message: str) -> No
     (tmp_path / "bad").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_template_pairs(tmp_path / "bad")
+    (tmp_path / "bad").write_text("a.jpg 1\n")
+    with pytest.raises(ValueError, match=r"bad: .*wanted lines of: name template media"):
+        read_media(tmp_path / "bad")
     with pytest.raises(ValueError, match=r"none: cannot be read"):
         read_media(tmp_path / "none")

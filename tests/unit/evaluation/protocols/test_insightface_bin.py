@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.protocols.insightface_bin import BinSet, extract, read_bin
-from pipeline.evaluation.protocols.pairs import read_pairs
+from pipeline.evaluation.protocols.pairs import oddities, read_pairs
 from pipeline.evaluation.protocols.published import write_rows
 
 
@@ -201,6 +201,20 @@ def test_people_are_what_the_flags_connect(tmp_path: Path) -> None:
     assert len(list((tmp_path / "images").rglob("*.jpg"))) == 5
     for name, path in zip(PICTURES, [p for r in rows for p in r[1:3]], strict=True):
         assert (tmp_path / "images" / path).read_bytes() == encoded(name)
+
+
+def test_contradictory_and_identical_pairs_are_evaluated_as_listed(tmp_path: Path) -> None:
+    """InsightFace compares what a set lists: an image with itself, and pictures that other flags call one person."""
+    pictures = ["a", "a", "a", "a2", "a2", "a3", "a", "a3", "b", "c", "b", "b"]
+    flags = [True, True, True, False, False, False]
+    rows = extract(BinSet([encoded(p) for p in pictures * 10], flags * 10), tmp_path / "images")
+    write_rows(rows, tmp_path / "set.tsv")
+    pairs = read_pairs(tmp_path / "set.tsv", tmp_path / "images")
+    assert pairs.same.tolist() == flags * 10
+    assert oddities(rows) == [
+        "20 pairs compare an image with itself: evaluated as listed",
+        "20 different pairs show one person, by their names or by other pairs: evaluated as listed",
+    ]
 
 
 def test_folds_are_consecutive_tenths_and_the_pairs_file_reads(tmp_path: Path) -> None:

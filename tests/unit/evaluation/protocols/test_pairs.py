@@ -144,3 +144,31 @@ def test_without_people_their_images_and_pairs_are_gone(tmp_path: Path, images: 
     assert named(pairs.without(set(), "pairs")) == named(pairs)
     with pytest.raises(ValueError, match=r"x\.tsv, 3 of 7 pairs left: fold 1: got 2 same and 0 different pairs"):
         pairs.without({"bob"}, "x.tsv")
+
+
+def test_people_may_be_named_where_folders_do_not(tmp_path: Path) -> None:
+    """CFP keeps a person's profiles in a folder below; a flat folder has none; contradictory pairs stay."""
+    names = ("001/frontal/01.jpg", "001/profile/01.jpg", "flat#1 a.jpg", "flat 2.jpg")
+    for name in names:
+        (tmp_path / "cfp" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cfp" / name).write_bytes(b"")
+    head = "\ufefffold\tpath_a\tpath_b\tsame\tperson_a\tperson_b"
+    lines = [
+        f"1\t{names[0]}\t{names[1]}\t1\t001\t001",
+        f"1\t{names[0]}\t{names[2]}\t0\t001\tann",
+        f"2\t{names[2]}\t{names[3]}\t1\tann\tann",
+        f"2\t{names[2]}\t{names[2]}\t0\tann\tann",
+    ]
+    (tmp_path / "cfp.tsv").write_text("\n".join([head, *lines, ""]), encoding="utf-8")
+    pairs = read_pairs(tmp_path / "cfp.tsv", tmp_path / "cfp")
+    assert pairs.people == ("001", "ann")
+    assert pairs.identity.tolist() == [0, 0, 1, 1]
+    assert pairs.same.tolist() == [True, False, True, False]
+    with pytest.raises(ValueError, match=r"fold 1: got 1 same and 0 different pairs"):
+        pairs.without({"ann"}, "cfp.tsv")
+
+
+def test_another_encoding_is_named(tmp_path: Path, images: Path) -> None:
+    (tmp_path / "p.tsv").write_bytes("fold\tpath_a\tpath_b\tsame\n1\tJosé/1.jpg\tb/1.jpg\t0\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"p.tsv: got byte 0xe9, wanted UTF-8"):
+        read_pairs(tmp_path / "p.tsv", images)

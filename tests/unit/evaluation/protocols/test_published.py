@@ -47,7 +47,7 @@ def test_lfw_alternates_same_and_different_halves_of_a_fold(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("2\t2\nAbel", "300\nAbel", r"line 1: got '300', wanted the folds and pairs of a kind, such as 10 300"),
+        ("2\t2\nAbel", "300\nAbel", r"got 8 pairs, wanted 600 \(1 folds of 2 × 300\)"),
         ("Al_Pacino\t1\t2\n", "", r"got 7 pairs, wanted 8 \(2 folds of 2 × 2\)"),
         ("Abel_Pacheco\t1\t4", "Abel_Pacheco\t1\tBob\t4", r"pair 1: got 4 fields, wanted name n m"),
         ("Al_Leiter\t1\tBen_Affleck\t2", "Al_Leiter\t1\t2", r"pair 7: got 3 fields, wanted name n other m"),
@@ -58,6 +58,34 @@ def test_a_bad_lfw_line_is_named(tmp_path: Path, old: str, new: str, message: st
     assert old in LFW
     with pytest.raises(ValueError, match=message):
         lfw_rows(write(tmp_path, LFW.replace(old, new)))
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_missing_first_line_costs_no_pair(tmp_path: Path, mark: str) -> None:
+    headless = LFW.partition("\n")[2]
+    assert lfw_rows(write(tmp_path, mark + headless)) == lfw_rows(write(tmp_path, mark + LFW))
+
+
+def test_development_sets_are_cut_into_folds(tmp_path: Path) -> None:
+    """pairsDevTrain.txt and pairsDevTest.txt: the pairs of a kind on the first line, then both kinds without folds."""
+    same = [f"Person_{i}\t1\t2" for i in range(20)]
+    different = [f"Person_{i}\t1\tOther_{i}\t1" for i in range(20)]
+    rows = lfw_rows(write(tmp_path, "\n".join(["20", *same, *different])))
+    assert rows == lfw_rows(write(tmp_path, "\n".join([*same, *different])))
+    assert Counter((row.fold, row.same) for row in rows) == {
+        (str(f), s): 2 for f in range(1, 11) for s in (True, False)
+    }
+    assert len(assemble(rows, "dev").folds) == 10
+
+
+def test_videos_without_a_first_line_are_all_read(tmp_path: Path) -> None:
+    assert ytf_rows(write(tmp_path, YTF.partition("\n")[2])) == ytf_rows(write(tmp_path, YTF))
+
+
+def test_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pairs.txt").write_bytes("José 1 2\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"pairs.txt: got byte 0xe9 at 3, wanted UTF-8"):
+        lfw_rows(tmp_path / "pairs.txt")
 
 
 def test_ytf_names_videos(tmp_path: Path) -> None:
