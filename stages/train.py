@@ -132,7 +132,7 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
     with process_group(topology, device, recipe.timeout_seconds, start.facts()) as together:
         STARTUP.done("meeting")
         # DeepSpeed and DALI take seconds to import: ranks that do not agree are refused before.
-        from pipeline.evaluation.in_training import Evaluator
+        from pipeline.training.evaluator import Evaluator
         from pipeline.training.loop import Trainer
         from pipeline.training.observed import train_observed
         from pipeline.training.observers import observers_of

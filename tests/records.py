@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.evaluation.in_training import Evaluated
 from pipeline.evaluation.scoring.rates import verify
 from pipeline.evaluation.scoring.verification import ScoredPairs
+from pipeline.training.evaluator import Evaluated
 from pipeline.training.record import Record, Window
 
 RESULT = verify(

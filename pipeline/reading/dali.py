@@ -19,7 +19,7 @@ from nvidia.dali import fn, pipeline_def, types
 
 from pipeline.reading.augment import Augmentation, Parameters
 
-PREFETCH_DEPTH = 2  # batches that DALI itself keeps under way; more only costs memory
+PREFETCH_DEPTH = 2  # batches that DALI itself keeps in flight; more only costs memory
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,10 @@ def _decode_graph(source: Iterator[Any], on_gpu: bool, augment: Sequence[Augment
     encoded, *parameters = fn.external_source(source=source, num_outputs=1 + len(augment), batch=True)
     # Before augmenting: an operator that crops or pads would hide an image of another size.
     size = fn.peek_image_shape(encoded, adjust_orientation=False)
-    device = "mixed" if on_gpu else "cpu"
-    # An aligned crop means its pixels as they are stored, whatever its EXIF tag says.
-    pixels = fn.decoders.image(encoded, device=device, output_type=types.RGB, adjust_orientation=False)
+    # An aligned crop means its stored pixels: an orientation tag is a leftover of the photograph.
+    pixels = fn.decoders.image(
+        encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB, adjust_orientation=False
+    )
     for augmentation, rows in zip(augment, parameters, strict=True):
         pixels = augmentation.apply(fn, pixels, rows)
     normalised = fn.crop_mirror_normalize(pixels, mean=127.5, std=128.0, dtype=types.FLOAT, output_layout="CHW")
@@ -118,7 +119,9 @@ class Decoder:
         def feed() -> Iterator[tuple[Any, ...]]:
             for batch in batches:
                 if len(batch.parameters) != len(augment):
-                    raise ValueError(f"got parameters of {len(batch.parameters)} augmentations, wanted {len(augment)}")
+                    raise ValueError(
+                        f"decoder: got parameters of {len(batch.parameters)} augmentations, wanted {len(augment)}"
+                    )
                 in_flight.append(batch)
                 yield batch.images, *batch.parameters
 
@@ -182,7 +185,7 @@ class Decoder:
             num_threads=self.threads,
             device_id=(self.device.index or 0) if on_gpu else None,
             prefetch_queue_depth=PREFETCH_DEPTH,
-            exec_dynamic=True,  # an output is ours for as long as we hold it: no copy of every batch
+            exec_dynamic=True,  # an output stays valid while it is referred to: no copy of every batch
         )
         graph.build()
         return graph
@@ -198,11 +201,11 @@ class Decoder:
             )
         pixels = torch.utils.dlpack.from_dlpack(output.as_tensor())
         if pixels.is_cuda:
-            # Decoded on DALI's stream and freed on none that torch knows: a copy, at the GPU's speed, is on ours.
+            # DALI reuses its memory in the order of its own stream, which torch does not know: a copy is torch's.
             pixels = pixels.clone()
             torch.cuda.current_stream(pixels.device).synchronize()
         return pixels
 
 
 class _Undecodable(Exception):  # noqa: N818 - a signal between two methods, never shown
-    """A batch in flight holds at least one image that DALI refuses or that has another size."""
+    """A batch in flight holds at least one image that DALI refuses, or that has another size."""

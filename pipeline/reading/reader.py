@@ -29,7 +29,7 @@ class Batch:
     Attributes:
         step: the global batch's position in training.
         images_BCHW: float32 on the decoder's device, ``(x - 127.5) / 128``.
-        labels_B: int64 on the same device; `IGNORED` where the image could not be decoded.
+        labels_B: int64 on the same device; `IGNORED` if the image could not be decoded.
         ids_B: sample ids.
     """
 
@@ -78,10 +78,10 @@ class Reader:
     def __next__(self) -> Batch:
         """The next batch.
 
-        Raises what went wrong in the background, once; RuntimeError when the thread has ended, by that or by `close`.
+        Raises the error of the background thread, once; RuntimeError if that thread has ended, by an error or `close`.
         """
         while True:
-            # Settled before looking: a thread that has ended puts nothing more, so what is not there now never comes.
+            # Asked before the queue is: a thread that has ended puts nothing more, so a queue found empty stays empty.
             ended = not self._thread.is_alive()
             try:
                 item = self._ready.get(block=not ended, timeout=1.0)

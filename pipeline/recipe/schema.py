@@ -36,17 +36,17 @@ class Data(Section):
     global_batch: int = Field(ge=1)
     """G, samples a step over all ranks and accumulation steps."""
     accumulation: int = Field(1, ge=1)
-    """Micro-batches a step; each rank decodes and holds G / (ranks · accumulation) images at a time."""
+    """Micro-batches a step; the backbone sees G / (ranks · accumulation) images of a rank at a time."""
     streams: int = Field(1, ge=1)
-    """Pieces of the epoch read side by side; divides global_batch. More mix better, fewer read more sequentially."""
+    """Pieces of the epoch read side by side; divides global_batch. More mix better, fewer read more in sequence."""
     window: int = Field(4, ge=1)
     """Tars shuffled together."""
     augment: tuple[Annotated[Augmentation, AUGMENTATIONS], ...] = (Mirror(name="mirror"),)
     """Changes to the training images, in this order, drawn by a hash of (seed, epoch, sample); []: none."""
     decode_threads: int = Field(2, ge=1)
-    """Host threads that decode, a rank."""
+    """Host threads that decode, of each rank."""
     prefetch: int = Field(3, ge=1)
-    """Decoded batches held ready, a rank."""
+    """Decoded batches that a rank holds ready."""
 
 
 class Phase(Section):

@@ -12,7 +12,7 @@ from pipeline.training.observers.observer import Observer, Observers
 from pipeline.training.record import Window
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.in_training import Evaluator
+    from pipeline.training.evaluator import Evaluator
     from pipeline.training.loop import Trainer
 
 

@@ -60,12 +60,13 @@ def dali_reader(shards: ShardSet) -> Iterator[torch.Tensor]:
     @pipeline_def
     def graph() -> Any:
         tars = [str(shards.folder / tar.name) for tar in shards.manifest.tars]
-        jpeg, label = fn.readers.webdataset(  # type: ignore[misc]  # its stub gives None
+        parts: Any = fn.readers.webdataset(
             paths=tars,
             index_paths=[tar.replace(".tar", ".idx") for tar in tars],
             ext=["jpg", "cls"],
             missing_component_behavior="error",
         )
+        jpeg, label = parts
         pixels = fn.decoders.image(jpeg, device="mixed" if on_gpu else "cpu", output_type=types.RGB)
         mirror = fn.random.coin_flip(dtype=types.INT32)
         return fn.crop_mirror_normalize(

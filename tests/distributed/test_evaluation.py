@@ -19,7 +19,6 @@ from pipeline.backbones.iresnet import IResNetBackbone
 from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.evaluation.embedding.source import How, image_files
 from pipeline.evaluation.embedding.trained import load_trained
-from pipeline.evaluation.in_training import Evaluated, Evaluator
 from pipeline.evaluation.results import load, result_file
 from pipeline.evaluation.sets import judge, sets_of
 from pipeline.head.margins.a_softmax import ASoftmax
@@ -36,6 +35,7 @@ from pipeline.recipe.schema import (
 )
 from pipeline.run.best import Best, read_best
 from pipeline.run.checkpoint import complete_steps
+from pipeline.training.evaluator import Evaluated, Evaluator
 from pipeline.training.loop import Trainer
 from tests.distributed.ranks import run_ranks
 from tests.faces import write_faces, write_shards

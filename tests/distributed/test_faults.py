@@ -20,12 +20,12 @@ from cluster.topology import Topology
 from cluster.watchdog import Watchdog
 from pipeline.backbones.iresnet import IResNetBackbone
 from pipeline.backbones.sphereface import SphereFaceBackbone
-from pipeline.evaluation.in_training import Evaluator
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.optim.sgd import SGD
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Checkpoint, Data, Faults, Head, Log, Recipe
 from pipeline.run.checkpoint import complete_steps
+from pipeline.training.evaluator import Evaluator
 from pipeline.training.guard import NonFiniteError
 from pipeline.training.loop import Trainer
 from pipeline.training.observed import train_observed

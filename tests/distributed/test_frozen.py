@@ -60,7 +60,9 @@ def test_it_starts_saves_and_resumes(shards: Path, tmp_path: Path, stage: Litera
         assert torch.equal(file.read(f"backbone.{FROZEN}"), torch.ones(6))
         assert f"momentum.{FROZEN}" not in file.names and "momentum.features.bias" in file.names
     again = run_ranks(train_on, 2, plan, tmp_path, 1)
-    for first, second in zip(whole, again, strict=True):
+    for rank, (first, second) in enumerate(zip(whole, again, strict=True)):
         assert second["losses"] == first["losses"][1:]
-        assert all(torch.equal(second["state"][name], value) for name, value in first["state"].items())
+        other = {name for name, value in first["state"].items() if not torch.equal(second["state"][name], value)}
+        # Batch norm's running statistics are each rank's own in training; a checkpoint has those of rank 0.
+        assert not (other if rank == 0 else {name for name in other if "running" not in name})
         assert torch.equal(second["state"][FROZEN], torch.ones(6))

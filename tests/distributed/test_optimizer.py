@@ -105,7 +105,7 @@ def dense(shards: Path) -> dict[str, Any]:
     mean = {name: torch.zeros_like(p) for name, p in named.items()}
     square = {name: torch.zeros_like(p) for name, p in named.items()}
     order = Order(sample_set.samples_per_tar, plan.seed, 12, 2, plan.data.window)
-    reader = Reader(sample_set, order, Decoder(12, 32, 32, torch.device("cpu"), 1))
+    reader = Reader(sample_set, order, Decoder(12, 32, 32, torch.device("cpu"), 1, plan.data.augment))
     losses = []
     for step in range(1, STEPS + 1):
         batch = next(reader)
@@ -170,7 +170,7 @@ def test_resume_on_other_ranks_and_zero_stages(shards: Path, trained: Trained) -
 
 def test_the_planner_counts_what_the_ranks_hold(trained: Trained) -> None:
     stage, ranks = trained.plan.zero_stage, trained.ranks
-    job, network = job_of(trained.plan, 7, ranks), network_of("sphereface4", 8, (32, 32), False)
+    job, network = job_of(trained.plan, 7, ranks), network_of(trained.plan.backbone, (32, 32), False)
     alive = planning.memory(job, network)["head"]
     fullest = max(sum(slot.nbytes for slot in result["row slots"].values()) for result in trained.results)
     assert alive["classifier slots"] == fullest == 4 * -(-7 // ranks) * (2 * 8 + 1)

@@ -63,7 +63,7 @@ def run(tmp_path: Path) -> Iterator[Path]:
     with recipe.open("a") as lines:
         lines.write(f"evaluation: {{sets: {{strangers: {write_strangers(tmp_path)}}}, resamples: 20}}\n")
     # Its output is not read: it must be short, or the pipe would fill and block the run.
-    quiet = ["--set", "log.every=1000", "--set", "checkpoint.every=500"]
+    quiet = ["--set", "log.every=1000", "--set", "checkpoint.every=100"]
     process = start_training(tmp_path, 2, "--recipe", recipe, "--run", "faces", *quiet)
     folder = tmp_path / "faces"
     try:

@@ -97,10 +97,6 @@ def test_the_rule_sees_a_violation(tmp_path: Path) -> None:
     assert any(within(name, "nvidia") for name in found)
 
 
-# Modules that still import from a higher layer; to be emptied (this one belongs into training/, which it drives).
-NOT_YET_IN_LAYERS = {"pipeline/evaluation/in_training.py"}
-
-
 def layer_of(name: str) -> int:
     """The layer of a folder or module of pipeline/, by its name."""
     found = [number for number, names in enumerate(LAYERS) if name in names]
@@ -111,7 +107,7 @@ def layer_of(name: str) -> int:
 @pytest.mark.parametrize("path", [path for path in SOURCES if relative(path).startswith("pipeline/")], ids=relative)
 def test_the_folders_of_the_pipeline_import_only_from_lower_layers(path: Path) -> None:
     own = path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")
-    if own == "__init__" or relative(path) in NOT_YET_IN_LAYERS:
+    if own == "__init__":
         return
     for name in imported_modules(path):
         room, _, rest = name.partition(".")
@@ -125,12 +121,7 @@ NOT_OURS = {"_asdict", "_replace", "_fields", "_cdata"}
 
 # Tests that still use private names of the source; to be emptied.
 PENDING = {
-    "tests/benchmarks/test_head.py",
-    "tests/distributed/test_checkpoint.py",
-    "tests/distributed/test_faults.py",
     "tests/unit/evaluation/scoring/test_angles.py",
-    "tests/unit/reading/test_reader.py",
-    "tests/unit/shards/test_alignment.py",
 }
 
 

@@ -1,5 +1,6 @@
 """docs/extending.md: every recipe names files that are there, few of them, and the test that proves it."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -50,3 +51,10 @@ def test_a_recipe_names_the_test_that_proves_it(title: str) -> None:
     assert proofs
     for proof in proofs:
         assert (ROOT / proof).is_file(), proof
+
+
+def test_sketches_are_python() -> None:
+    sketches = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
+    assert len(sketches) >= 3
+    for sketch in sketches:
+        ast.parse(sketch)

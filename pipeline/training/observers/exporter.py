@@ -20,7 +20,7 @@ from pipeline.training.observers.observer import Observer
 from pipeline.training.record import Record, Window, series_of
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.in_training import Evaluated
+    from pipeline.training.evaluator import Evaluated
     from pipeline.training.loop import Trainer
 
 

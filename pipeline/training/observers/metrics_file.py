@@ -16,7 +16,7 @@ from pipeline.training.observers.observer import Observer
 from pipeline.training.record import Record, Window, series_of
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.in_training import Evaluated
+    from pipeline.training.evaluator import Evaluated
 
 _COUNTERS = {metric.name for metric in METRICS if metric.kind == "counter"}
 

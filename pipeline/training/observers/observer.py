@@ -11,7 +11,7 @@ from pipeline.run.saver import Saved
 from pipeline.training.record import Record, Window
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.in_training import Evaluated
+    from pipeline.training.evaluator import Evaluated
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from pipeline.training.observers.observer import Observer
 from pipeline.training.record import Record, Window
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.in_training import Evaluated
+    from pipeline.training.evaluator import Evaluated
 
 logger = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline import planning
 from pipeline.head.head import HeadOptions, ShardedHead
 from pipeline.head.margins.a_softmax import ASoftmax
+from pipeline.optim import OPTIMIZERS
 from pipeline.planning import GIB, RESERVED_BYTES, Job, Network
 
 STAGE = Path(__file__).parents[3] / "stages" / "plan.py"
@@ -236,7 +237,7 @@ def test_the_command_plans_for_an_optimizer_by_its_name(plan: Plan) -> None:
     job = json.loads(plan(*LARGE, "--optimizer", "sgd", "--json")[1])["job"]
     assert (job["slots"], job["row_slots"]) == (1, 0)
     code, _, err = plan(*LARGE, "--optimizer", "lion")
-    assert (code, err) == (2, "plan: optimizer: got 'lion', wanted one of sgd\n")
+    assert (code, err) == (2, f"plan: optimizer: got 'lion', wanted one of {', '.join(OPTIMIZERS)}\n")
 
 
 def test_the_command_prints_the_published_cases(plan: Plan) -> None:

@@ -68,12 +68,19 @@ def test_cosine_scores_equal_a_loop_in_float64() -> None:
         assert score == pytest.approx(dot / norms, abs=1e-14)
 
 
-@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
-def test_a_feature_without_direction_is_refused_by_row(bad: float) -> None:
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_feature_that_is_not_finite_is_refused_by_row(bad: float) -> None:
     features = np.ones((3, 4))
     features[1] = bad
-    with pytest.raises(ValueError, match=r"1 of 3 rows have no direction, the first is row 1"):
+    with pytest.raises(ValueError, match=r"1 rows are not finite, the first is row 1 .* wanted finite ones"):
         cosine_scores(features, np.array([0]), np.array([2]))
+
+
+def test_a_feature_without_direction_is_like_nothing() -> None:
+    """A collapsed network is judged at 50%, not refused."""
+    features = np.ones((3, 4))
+    features[1] = 0
+    np.testing.assert_array_equal(cosine_scores(features, np.array([0, 0, 1]), np.array([2, 1, 1])), [1, 0, 0])
 
 
 @pytest.mark.parametrize("seed", range(5))

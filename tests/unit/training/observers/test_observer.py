@@ -13,7 +13,7 @@ from pipeline.training.record import Record, Window
 from tests.records import evaluated, record, window_of
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.in_training import Evaluated
+    from pipeline.training.evaluator import Evaluated
 
 
 class Listener(Observer):
