@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.files import locked, make_folder, write_file
+from pipeline.files import NotWrittenError, locked, make_folder, write_file
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest, ShardError
@@ -42,17 +42,35 @@ def claim_folder(plan: Plan) -> Manifest | None:
     Raises:
         ShardError: the folder holds something else, (part of) the shards of another plan, or of a source that changed.
     """
+    try:
+        return _finished(plan) or _claim(plan)
+    except NotWrittenError:
+        # Another process may have finished the set, and removed the folder with the lock.
+        if manifest := _finished(plan):
+            return manifest
+        raise
+
+
+def _finished(plan: Plan) -> Manifest | None:
+    """The manifest of the plan's shards, if they are complete."""
+    if not (plan.folder / MANIFEST).is_file():
+        return None
+    manifest = Manifest.load(plan.folder)
+    _refuse_changes(plan, manifest)
+    # A run killed between its last two steps has a manifest and its records still.
+    shutil.rmtree(plan.folder / PROGRESS, ignore_errors=True)
+    return manifest
+
+
+def _claim(plan: Plan) -> Manifest | None:
+    """Say in the folder which plan is being written there, unless another process has finished it by now."""
     folder, progress = plan.folder, plan.folder / PROGRESS
-    if (folder / MANIFEST).is_file():
-        manifest = Manifest.load(folder)
-        _refuse_changes(plan, manifest)
-        # A run killed between its last two steps has a manifest and its records still.
-        shutil.rmtree(progress, ignore_errors=True)
-        return manifest
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not progress.is_dir())):
         raise ShardError(f"{folder}: is not empty and holds no shards, wanted a new or an empty folder")
     make_folder(progress)
     with locked(progress / "lock"):  # several machines may begin at once
+        if manifest := _finished(plan):
+            return manifest
         if (progress / "plan.json").is_file():
             refuse_other(folder, json.loads((progress / "plan.json").read_bytes()), plan.facts())
         else:

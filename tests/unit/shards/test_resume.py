@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.files import write_file
+from pipeline.shards import claim
 from pipeline.shards.build import make_shards
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest, ShardError
@@ -243,6 +244,25 @@ def test_two_processes_on_one_part_make_the_same_set(faces: Path, tmp_path: Path
         for part in (1, 2, 3):
             one_part(faces, out, part)
         assert snapshot(out) == whole
+
+
+def test_a_set_that_another_process_finishes_meanwhile_is_taken(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other finishes, and removes the lock's folder, just before this one makes it or just before it locks."""
+    for moment in ("make_folder", "locked"):
+        out = tmp_path / moment
+        real = getattr(claim, moment)
+
+        def finish_first(path: Path, real: Callable[[Path], object] = real, out: Path = out) -> object:
+            monkeypatch.undo()
+            make_shards(plan_of(faces, out))
+            return real(path)
+
+        monkeypatch.setattr(claim, moment, finish_first)
+        assert make_shards(plan_of(faces, out)) == Manifest.load(out)
+        assert not (out / ".progress").exists()
+        assert len(list(out.iterdir())) == 14
 
 
 def write_often(folder: Path, number: int) -> int:
