@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.collectives import Group, num_ranks, rank_in
 from cluster.process_group import background_group
@@ -14,7 +15,9 @@ from pipeline.run import checkpoint
 from pipeline.run.checkpoint import CheckpointError, Meta, State
 from pipeline.run.saver import Saved, Saver
 from pipeline.shards.manifest import Manifest
-from pipeline.training.engine import Engine
+
+if TYPE_CHECKING:  # the engine loads DeepSpeed, which takes seconds: a start is checked before
+    from pipeline.training.engine import Engine
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,9 +14,11 @@ from cluster.collectives import Group, any_rank, average_over_ranks_, max_over_r
 from cluster.stopwatch import STEP
 from pipeline.backbones.backbone import seed_forward
 from pipeline.head.head import HeadOutput, ShardedHead
-from pipeline.reading.reader import Batch
 from pipeline.recipe.schema import Recipe
-from pipeline.training.engine import Engine
+
+if TYPE_CHECKING:  # these load DeepSpeed and DALI, which takes seconds: a start is checked before
+    from pipeline.reading.reader import Batch
+    from pipeline.training.engine import Engine
 
 
 class Severity(IntEnum):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ data: {{shards: {shards}, global_batch: 12, decode_threads: 1}}
 backbone: {{name: sphereface4, embedding_dim: 8}}
 optimizer: {{steps: 4, learning_rate: 0.02}}
 """
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +78,13 @@ def test_ranks_agree_on_recipe_shards_code_and_versions(recipe: Path, tmp_path: 
     other = start_of(recipe, tmp_path, "optimizer.steps=5").facts()
     assert {key for key in facts if facts[key] != other[key]} == {"recipe optimizer.steps"}
     json.dumps(facts)  # they travel as text
+
+
+@pytest.mark.parametrize("stage", ["train", "supervise"])
+def test_a_start_is_checked_before_deepspeed_and_dali_are_loaded(stage: str) -> None:
+    """They take seconds, and DeepSpeed writes to standard output: not for --help, nor for a key with a typo."""
+    script = (
+        f"import sys, stages.{stage}; print([name for name in ('deepspeed', 'nvidia.dali') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
