@@ -17,6 +17,7 @@ from cluster.stopwatch import STEP
 from cluster.topology import Topology
 from pipeline.backbones.iresnet import IResNetBackbone
 from pipeline.backbones.sphereface import SphereFaceBackbone
+from pipeline.evaluation.embedding.embed import files_of, means_of_runs
 from pipeline.evaluation.embedding.source import How, image_files
 from pipeline.evaluation.embedding.trained import load_trained
 from pipeline.evaluation.results import load, result_file
@@ -136,8 +137,9 @@ def test_it_finds_what_the_saved_checkpoint_gives_and_changes_nothing(
     (chosen,) = sets_of(plan)
     for number, step in enumerate((2, 4, 6)):
         trained = load_trained(tmp_path / "run", step)
-        images = image_files(strangers / "faces", chosen.pairs.paths)
-        features = np.concatenate(list(trained.source.features(images, How(7))))
+        files, counts = files_of(strangers / "faces", chosen.pairs)
+        rows = trained.source.features(image_files(strangers / "faces", files), How(7))
+        features = means_of_runs(np.concatenate(list(rows)), counts)
         settings = chosen.settings(trained.weights_sha256, 10)
         alone = judge(chosen, features, settings, step)
         stored = load(result_file(tmp_path / "run/evaluations/strangers", step))
