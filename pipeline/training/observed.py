@@ -23,13 +23,13 @@ def train_observed(
     watchdog: Watchdog,
     stop_asked: Callable[[], bool],
 ) -> None:
-    """Train to the end or until asked to stop, evaluating after saves and telling the observers. All ranks together.
+    """Train to the end or until asked to stop, evaluating after saves and notifying the observers. All ranks together.
 
     An error that comes of a lost rank ends this process, naming the rank.
 
     Args:
         trainer: new, resumed or inherited from another run.
-        evaluator: no observer, though its results are told to them: all ranks embed together, so that its errors are
+        evaluator: no observer, though they are given its results: all ranks embed together, so that its errors are
             those of a collective, and end the run as those of a step do.
         observers: of this rank.
         watchdog: ends a hung run; patient with a save, a roll-back and an evaluation.
@@ -41,7 +41,7 @@ def train_observed(
     recipe, window = trainer.recipe, Window(trainer.recipe.log.every)
     trainer.saves.saver.patience = watchdog.patient
     hub = Observers(observers, recipe.log.every)
-    # Lost ranks are named while the watchdog still listens; a process that ends there tells its observers nothing,
+    # Lost ranks are named while the watchdog still listens; a process that ends there notifies no observer,
     # so that its targets stay announced and the loss is seen.
     with hub.watching(trainer.step), watchdog, _naming_lost_ranks(watchdog):
 

@@ -192,7 +192,7 @@ def test_a_spike_on_one_rank_is_found(shards: Path, tmp_path: Path) -> None:
         assert result["skipped"] == [55]
         assert "a spike" in result["fault"]
     done = "embeddings of one rank turned round and 1000 times as long"
-    record_fault(Row("Loss spike", done, 1, 0, 0, "told by the running mean, left out, batch dumped"))
+    record_fault(Row("Loss spike", done, 1, 0, 0, "found by the running mean, left out, batch dumped"))
 
 
 def train_spike(rank: int, ranks: int, plan: Recipe, run: Path) -> dict[str, Any]:

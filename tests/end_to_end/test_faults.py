@@ -1,4 +1,4 @@
-"""One run on this machine that suffers one fault after another, and goes on after each."""
+"""One run on this machine that suffers one fault after another, and continues after each."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def wait_for_another_save(supervised: Supervised) -> None:
 def outlast(
     supervised: Supervised, row: Row, harm: Callable[[], object], told: str, heal: Callable[[], object]
 ) -> None:
-    """A disk that takes nothing for a while: told, no step lost, the last checkpoint whole, saved again afterwards."""
+    """A disk that takes nothing for a while: reported, no step lost, the last checkpoint whole, saved again afterwards."""
     written, at = len(supervised.output), time.time()
     harm()
     supervised.wait_for(lambda: told in supervised.output[written:])
@@ -138,5 +138,5 @@ def outlast(
     assert damage(RunFolder(supervised.run).checkpoint(complete_steps(supervised.run)[-1])) == []
     heal()
     wait_for_another_save(supervised)
-    outcome = "training goes on, every failed save is told, the last good checkpoint stays; saved again afterwards"
+    outcome = "training goes on, every failed save is reported, the last good checkpoint stays; saved again afterwards"
     record(replace(row, seconds_until_reported=told_at - at, seconds_until_next_step=again - at, outcome=outcome))

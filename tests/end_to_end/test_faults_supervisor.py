@@ -54,7 +54,7 @@ def test_a_last_save_that_fails_is_told_and_tried_again(shards: Path, tmp_path: 
     assert "checkpoint of step 4 not written: rank 0 on" in supervised.output
     assert "Make room; the same command then resumes from the checkpoint of step 0" in supervised.output
     assert complete_steps(supervised.run)[-1] == 4
-    done = "a file where the last checkpoint wants its folder, until it was told"
+    done = "a file where the last checkpoint wants its folder, until it was reported"
     outcome = f"exit code {EXIT_UNSAVED}, newest good checkpoint named; supervisor starts again, resumed from there"
     record(Row("Last save fails", done, 4, 0, None, outcome))
 

@@ -50,7 +50,7 @@ class Observer:
 
 
 class Observers:
-    """Tells events to observers, in their order; one that fails is named once, until it works again.
+    """Passes events to observers, in their order; one that fails is named once, until it works again.
 
     Args:
         observers: of this rank.
