@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # splitmix64 (Steele, Lea & Flood, OOPSLA 2014): the Weyl increment and the two multipliers of its finalizer.
-_INCREMENT = np.uint64(0x9E3779B97F4A7C15)
+INCREMENT = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
@@ -20,7 +20,7 @@ def hash64(*parts: int | NDArray[Any]) -> NDArray[np.uint64]:
     state = np.zeros(1, dtype=np.uint64)
     for part in parts:
         # Arrays, never scalars: NumPy warns when a scalar wraps, and wrapping is what the hash does.
-        state = _splitmix64(state + np.atleast_1d(np.asarray(part, dtype=np.uint64)))
+        state = mix64(state + np.atleast_1d(np.asarray(part, dtype=np.uint64)) + INCREMENT)
     return state
 
 
@@ -29,8 +29,8 @@ def uniform(hashes: NDArray[np.uint64]) -> NDArray[np.float64]:
     return (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _splitmix64(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    z = state + _INCREMENT
-    z = (z ^ (z >> np.uint64(30))) * _MIX_1
-    z = (z ^ (z >> np.uint64(27))) * _MIX_2
-    return z ^ (z >> np.uint64(31))
+def mix64(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """splitmix64's finalizer: a bijection of 64 bits, so that different states never meet."""
+    state = (state ^ (state >> np.uint64(30))) * _MIX_1
+    state = (state ^ (state >> np.uint64(27))) * _MIX_2
+    return state ^ (state >> np.uint64(31))

@@ -48,7 +48,7 @@ def sampled_rows(target_G: torch.Tensor, classes: range, rate: float, seed: int,
 
 
 def _mix(state: torch.Tensor) -> torch.Tensor:
-    """splitmix64 on int64 tensors, whose products wrap as uint64's do (see `pipeline.reading.order`)."""
+    """splitmix64 on int64 tensors, whose products wrap as uint64's do (see `pipeline.hashing`)."""
     z = state + -0x61C8864680B583EB
     z = (z ^ _shift_right(z, 30)) * -0x40A7B892E31B1A47
     z = (z ^ _shift_right(z, 27)) * -0x6B2FB644ECCEEE15
