@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import compress
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
@@ -40,13 +41,11 @@ def write_embeddings(
         for rows in regrouped(batches, ROWS_OF_GROUP):
             good = np.isfinite(rows).all(axis=1)
             names = paths[done : done + len(rows)]
-            left_out += [name for name, known in zip(names, good, strict=False) if not known]
+            left_out += compress(names, ~good)
             if writer is None:
                 width = rows.shape[1]
                 writer = stack.enter_context(pq.ParquetWriter(buffered, _schema(width, facts), compression="zstd"))
-            writer.write_table(
-                _table([name for name, known in zip(names, good, strict=False) if known], rows[good], writer.schema)
-            )
+            writer.write_table(_table(list(compress(names, good)), rows[good], writer.schema))
             done += len(rows)
         if done != len(paths) or len(left_out) == len(paths):
             raise ValueError(f"{file}: got {done - len(left_out)} embeddings, wanted {len(paths)}")

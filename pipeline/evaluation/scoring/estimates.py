@@ -106,7 +106,5 @@ def paired_differences(
     draws_BK = identity_draws(mine, rates, resamples, seed) - identity_draws(base, rates, resamples, seed)
     spread_BK = draws_BK - draws_BK.mean(axis=0) + value_K
     low_K, high_K = np.percentile(spread_BK, [50 * (1 - confidence), 50 * (1 + confidence)], axis=0)
-    return [
-        Estimate((float(value),), float(low), float(high))
-        for value, low, high in zip(value_K, low_K, high_K, strict=True)
-    ]
+    measured = np.stack([value_K, low_K, high_K], axis=1).tolist()
+    return [Estimate((value,), low, high) for value, low, high in measured]
