@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import compress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.evaluation.protocols.pairs import identity_of
 from pipeline.evaluation.scoring.search import regrouped
 from pipeline.files import written_whole
 
@@ -85,7 +86,7 @@ def read_embeddings(file: Path) -> tuple[list[str], NDArray[Any]]:
 
 
 def _table(names: Sequence[str], rows: NDArray[np.float32], schema: Any) -> Any:
-    identities = [PurePosixPath(name).parent.as_posix() for name in names]
+    identities = list(map(identity_of, names))
     flat = pa.array(np.ascontiguousarray(rows).reshape(-1))
     embeddings = pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])
     return pa.Table.from_arrays([pa.array(names), pa.array(identities), embeddings], schema=schema)

@@ -35,8 +35,8 @@ def read_bin(file: Path) -> BinSet:
     """Read a ``.bin`` set; raises ValueError naming the opcode, name or value that such a set does not hold."""
     try:
         encoded, flags = _pair(read(file.read_bytes()))
-        images = [_image(image) for image in _flat(_items(encoded))]
-        same = [_flag(flag) for flag in _items(flags)]
+        images = list(map(_image, _flat(_items(encoded))))
+        same = list(map(_flag, _items(flags)))
     except (ValueError, LookupError, AttributeError, TypeError) as error:
         raise ValueError(f"{file}: not an InsightFace verification set: {error}") from None
     if len(images) != 2 * len(same):

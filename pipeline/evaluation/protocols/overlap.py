@@ -89,7 +89,7 @@ def read_decisions(file: Path) -> list[Candidate]:
 
 def _pair(line: str, where: str) -> Candidate:
     # An editor may strip the tab before an empty decision.
-    values = [value.strip() for value in line.split("\t")]
+    values = list(map(str.strip, line.split("\t")))
     values += [OPEN] * (len(values) == len(COLUMNS) - 1)
     if len(values) != len(COLUMNS):
         raise ValueError(f"{where}: got {len(values)} values, wanted {len(COLUMNS)}, tab-separated")

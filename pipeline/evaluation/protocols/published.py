@@ -53,7 +53,7 @@ def ytf_rows(file: Path) -> list[Row]:
     """The pairs of YTF's ``splits.txt``, each path a folder of frames; raises ValueError naming a bad line."""
     rows = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()[1:], start=2):
-        fields = [field.strip() for field in line.split(",")]
+        fields = list(map(str.strip, line.split(",")))
         if fields == [""]:
             continue
         if len(fields) != 4 or fields[3] not in {"0", "1"}:
@@ -88,7 +88,7 @@ def folder_rows(images: Path, folds: int, pairs_of_a_kind: int, seed: int) -> li
 
 def _strangers(people: list[list[str]], count: int, generator: random.Random, images: Path) -> list[tuple[str, str]]:
     """`count` distinct pairs of two people, every couple of people equally likely at each draw."""
-    sizes = [len(files) for files in people]
+    sizes = list(map(len, people))
     possible = (sum(sizes) ** 2 - sum(size**2 for size in sizes)) // 2
     if possible < count:
         raise ValueError(

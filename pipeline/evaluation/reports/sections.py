@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,6 +38,13 @@ class Cell:
 
     text: str
     best: bool = False
+
+
+class Figure(NamedTuple):
+    """What one model reaches: the text of its cell, and the value by which the best of a row is found, if any is."""
+
+    text: str
+    value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -176,23 +183,28 @@ def template_section(name: str, models: Mapping[str, TemplateResult]) -> dict[st
     }
 
 
-def result_rows(models: list[Evaluation]) -> list[Row]:
+def result_rows(models: Sequence[Evaluation]) -> list[Row]:
     """The table of rates, a column for each model; what one of them lacks shows a dash there."""
-    results = [model.summary.verification for model in models]
-    centred = [model.summary.centred for model in models]
-    errors = [equal_error_rate(roc(model.pairs)) for model in models]
-    return [
-        rate_row("accuracy", [result.accuracy for result in results]),
-        _row("deviation over folds", [f"± {result.deviation:.2%}" for result in results]),
-        _row(
-            "accuracy, mean of the other folds subtracted",
-            [f"{one.accuracy:.2%} ± {one.deviation:.2%}" for one in centred],
-            [one.accuracy for one in centred],
-        ),
-        rate_row("AUC", [result.auc for result in results]),
-        _row("equal error rate", [f"{error:.2%}" for error in errors], [-error for error in errors]),
-        *tar_rows([result.tar for result in results]),
-    ]
+    columns = list(map(_results, models))
+    rows = []
+    for name in columns[0]:
+        figures = [column[name] for column in columns]
+        rows.append(_row(name, figures))
+    return rows + tar_rows([model.summary.verification.tar for model in models])
+
+
+def _results(model: Evaluation) -> dict[str, Figure]:
+    """A model's column of the table, but its TARs."""
+    result, centred = model.summary.verification, model.summary.centred
+    error = equal_error_rate(roc(model.pairs))
+    subtracted = f"{centred.accuracy:.2%} ± {centred.deviation:.2%}"
+    return {
+        "accuracy": _figure(result.accuracy),
+        "deviation over folds": Figure(f"± {result.deviation:.2%}"),
+        "accuracy, mean of the other folds subtracted": Figure(subtracted, centred.accuracy),
+        "AUC": _figure(result.auc),
+        "equal error rate": Figure(f"{error:.2%}", -error),
+    }
 
 
 def difference_rows(models: Mapping[str, Evaluation]) -> list[Row]:
@@ -204,8 +216,8 @@ def difference_rows(models: Mapping[str, Evaluation]) -> list[Row]:
     gains = [paired_differences(model.pairs, base.pairs, fars, draws, settings.seed) for _, model in others]
     rows = []
     for i, name in enumerate(["accuracy", *map(_at_far, fars)]):
-        texts = [points(gain[i]) for gain in gains]
-        rows.append(_row(f"{name} above {first}, points", [NONE, *texts]))
+        figures = [Figure(points(gain[i])) for gain in gains]
+        rows.append(_row(f"{name} above {first}, points", [Figure(NONE), *figures]))
     return rows
 
 
@@ -231,22 +243,23 @@ def gallery_rows(shown: Gallery, found: Sequence[Gallery | None]) -> list[Row]:
     return rows
 
 
-def rate_row(name: str, rates: Sequence[Rate | None]) -> Row:
+def rate_row(name: str, rates: Iterable[Rate | None]) -> Row:
     """A rate of each model with its interval; the highest is the best."""
-    texts = []
-    values = []
-    for rate in rates:
-        texts.append(f"{rate.value:.2%} ({rate.low:.1%} to {rate.high:.1%})" if rate else NONE)
-        values.append(rate.value if rate else float("-inf"))
-    return _row(name, texts, values)
+    return _row(name, list(map(_figure, rates)))
 
 
-def _row(name: str, texts: Sequence[str], values: Sequence[float] = ()) -> Row:
-    """A row in which the highest of `values` is the best; of one model, or without values, none is."""
-    if len(values) <= 1:
-        return Row(name, tuple(map(Cell, texts)))
-    best = max(values)
-    return Row(name, tuple(Cell(text, value == best) for text, value in zip(texts, values, strict=True)))
+def _figure(rate: Rate | None) -> Figure:
+    if rate is None:
+        return Figure(NONE)
+    return Figure(f"{rate.value:.2%} ({rate.low:.1%} to {rate.high:.1%})", rate.value)
+
+
+def _row(name: str, figures: Sequence[Figure]) -> Row:
+    """A row in which the highest value is the best; of one model none is."""
+    values = [figure.value for figure in figures if figure.value is not None]
+    best = max(values, default=None) if len(figures) > 1 else None
+    cells = [Cell(text, value is not None and value == best) for text, value in figures]
+    return Row(name, tuple(cells))
 
 
 def _at_far(far: float) -> str:

@@ -62,10 +62,11 @@ class Comparison:
 
 def comparisons(study: Study, samples: Mapping[str, Samples]) -> list[Comparison]:
     """Every table on every evaluation set, from the runs that are done."""
-    return [
-        Comparison(table, name, _columns(study, table, name, samples[name]))
-        for table, name in product(study.tables, study.sets)
-    ]
+    found = []
+    for table, name in product(study.tables, study.sets):
+        columns = _columns(study, table, name, samples[name])
+        found.append(Comparison(table, name, columns))
+    return found
 
 
 def write_tables(study: Study, samples: Mapping[str, Samples], out: Path) -> None:
@@ -98,11 +99,11 @@ def rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """The lines of a table: its name, and a cell for each column."""
     columns = comparison.columns
     lines = [
-        ("published", [_published(column) for column in columns]),
-        ("here (95% interval)", [_here(column) for column in columns]),
-        ("each seed", [_each_seed(column) for column in columns]),
+        ("published", list(map(_published, columns))),
+        ("here (95% interval)", list(map(_here, columns))),
+        ("each seed", list(map(_each_seed, columns))),
         (f"above {columns[0].heading}, points", [NONE, *(points(column.gain) for column in columns[1:])]),
-        ("seeds done", ["{} of {}".format(*column.seeds) for column in columns]),
+        ("seeds done", list(map(_seeds_done, columns))),
     ]
     return lines if comparison.table.published else lines[1:]
 
@@ -168,3 +169,8 @@ def _here(column: Column) -> str:
 
 def _each_seed(column: Column) -> str:
     return NONE if column.here is None else ", ".join(f"{value:.1%}" for value in column.here.values)
+
+
+def _seeds_done(column: Column) -> str:
+    done, wanted = column.seeds
+    return f"{done} of {wanted}"

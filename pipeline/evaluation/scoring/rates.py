@@ -11,7 +11,7 @@ from pipeline.evaluation.scoring.bootstrap import identity_bootstrap
 from pipeline.evaluation.scoring.verification import (
     FloatArray,
     ScoredPairs,
-    attained_tar,
+    attained_tars,
     auc,
     kfold_accuracy,
     roc,
@@ -97,8 +97,7 @@ def verify(
 
     def statistics(drawn: ScoredPairs) -> FloatArray:
         curve = roc(drawn)
-        tars = [attained_tar(curve, far) for far in fars]
-        return np.array([kfold_accuracy(drawn).mean, auc(curve), *tars])
+        return np.array([kfold_accuracy(drawn).mean, auc(curve), *attained_tars(curve, fars)])
 
     intervals = identity_bootstrap(pairs, statistics, resamples, seed, confidence)
     accuracy, area, *tars = with_intervals(values, intervals)
