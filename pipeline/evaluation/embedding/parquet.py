@@ -35,7 +35,8 @@ def write_embeddings(
     not yield exactly one row for each path, or none with numbers, NotWrittenError for a full disk.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    done, width, left_out = 0, 0, []
+    done, width = 0, 0
+    left_out: list[str] = []
     with ExitStack() as stack:
         buffered = stack.enter_context(_buffered(file))
         writer: Any = None

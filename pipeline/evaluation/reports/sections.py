@@ -142,7 +142,7 @@ def worst_people(angles: ClassAngles | None) -> list[tuple[str, ...]]:
     """The `WORST` separated people: name, images, median angle, 95%, nearest person, angle to them."""
     if angles is None:
         return []
-    people = []
+    people: list[tuple[str, ...]] = []
     for i in angles.worst(WORST):
         _, median, high = angles.within[i]
         name, nearest = angles.names[i], angles.names[angles.neighbour[i]]
