@@ -18,7 +18,10 @@ def hosts_by_rank() -> list[str]:
     for argument in _launcher_arguments(os.getppid()):
         if argument.startswith(option):
             places: dict[str, list[int]] = json.loads(base64.urlsafe_b64decode(argument.removeprefix(option)))
-            return [host for host, devices in places.items() for _ in devices]
+            hosts = []
+            for host, devices in places.items():
+                hosts += [host] * len(devices)
+            return hosts
     return []
 
 

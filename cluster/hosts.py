@@ -42,16 +42,15 @@ def answers(hosts: Iterable[str], command: str, timeout_seconds: float, by_ssh: 
     Without `by_ssh` it runs on this machine, whatever the host is called.
     """
     ssh = ["ssh", *shlex.split(f"{KEEP_ALIVE} {os.environ.get(SSH_ARGUMENTS, '')}")]
-    processes = {
-        host: subprocess.Popen(
+    processes = {}
+    for host in hosts:
+        processes[host] = subprocess.Popen(
             [*ssh, host, command] if by_ssh else ["sh", "-c", command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        for host in hosts
-    }
     outputs = {}
     for host, process in processes.items():
         try:

@@ -127,9 +127,10 @@ def evaluation_metrics(sets: Sequence[str]) -> tuple[Metric, ...]:
     """Rows beside a run's `METRICS` for the evaluation sets that its recipe names; none without sets."""
     if not sets:
         return ()
-    rows = (
-        ("evaluation_accuracy_ratio", "Verification accuracy at the latest evaluation, by set."),
-        ("evaluation_best_accuracy_ratio", "Best verification accuracy of this run so far, by set."),
+    latest = "Verification accuracy at the latest evaluation, by set."
+    best = "Best verification accuracy of this run so far, by set."
+    return (
+        Metric("evaluation_accuracy_ratio", "gauge", latest, label="set", values=tuple(sets)),
+        Metric("evaluation_best_accuracy_ratio", "gauge", best, label="set", values=tuple(sets)),
+        Metric("evaluation_seconds_total", "counter", "Time that training was paused to evaluate.", "seconds"),
     )
-    seconds = Metric("evaluation_seconds_total", "counter", "Time that training was paused to evaluate.", "seconds")
-    return *(Metric(name, "gauge", about, label="set", values=tuple(sets)) for name, about in rows), seconds

@@ -74,8 +74,8 @@ class Watchdog:
         self._peers = {rank: _Peer(b"", time.monotonic()) for rank in others}
         self._finished = threading.Event()
         self._threads = [
-            threading.Thread(target=work, name=f"watchdog {work.__name__}", daemon=True)
-            for work in (self._beat, self._judge)
+            threading.Thread(target=self._beat, name="watchdog _beat", daemon=True),
+            threading.Thread(target=self._judge, name="watchdog _judge", daemon=True),
         ]
 
     def __enter__(self) -> Watchdog:
@@ -116,18 +116,18 @@ class Watchdog:
                 f"silent: rank 0 on {self._hosts[0]}, which serves the store (no answer for "
                 f"{now - self._store_answered_at:.0f} s)"
             )
-        silent = [rank for rank, peer in self._peers.items() if now - peer.seen_at > self._silent_seconds]
-        if silent:
-            return "silent: " + ", ".join(
-                f"rank {rank} on {self._hosts[rank]} (no heartbeat for {now - self._peers[rank].seen_at:.0f} s)"
-                for rank in silent
-            )
-        places = {rank: json.loads(peer.heartbeat) for rank, peer in self._peers.items() if peer.heartbeat}
-        behind = [rank for rank, place in places.items() if place["marks"] < STEP.marks]
-        return ", ".join(
-            f"behind: rank {rank} on {self._hosts[rank]} is in step {places[rank]['step']}, {places[rank]['part']}"
-            for rank in behind
-        )
+        silent = []
+        behind = []
+        for rank, peer in self._peers.items():
+            name = f"rank {rank} on {self._hosts[rank]}"
+            quiet = now - peer.seen_at
+            if quiet > self._silent_seconds:
+                silent.append(f"{name} (no heartbeat for {quiet:.0f} s)")
+            if peer.heartbeat:
+                place = json.loads(peer.heartbeat)
+                if place["marks"] < STEP.marks:
+                    behind.append(f"behind: {name} is in step {place['step']}, {place['part']}")
+        return "silent: " + ", ".join(silent) if silent else ", ".join(behind)
 
     def explain(self, what: str) -> str:
         """`what` happened here, and which ranks are missing: waits until a lost rank has been silent long enough."""

@@ -103,11 +103,11 @@ def protocol(seed: int) -> Iterator[tuple[int, str, str, int]]:
     for fold, person in enumerate(people):
         genuine = [(face_path(person, a), face_path(person, b)) for a, b in combinations(numbers, 2)]
         others = [other for place, other in enumerate(people) if owns(fold, place, len(people))]
-        couples = [
-            (face_path(person, a), face_path(other, b)) for other in others for a, b in product(numbers, numbers)
-        ]
-        yield from ((fold, *pair, 1) for pair in genuine)
-        yield from ((fold, *pair, 0) for pair in sorted(chance.sample(couples, len(genuine))))
+        couples = [(face_path(person, a), face_path(other, b)) for other, a, b in product(others, numbers, numbers)]
+        for one, another in genuine:
+            yield fold, one, another, 1
+        for one, another in sorted(chance.sample(couples, len(genuine))):
+            yield fold, one, another, 0
 
 
 def owns(fold: int, other: int, people: int) -> bool:

@@ -7,14 +7,14 @@ distractors costs time and disk, never memory. Results go to RUN/identifications
 import argparse
 import hashlib
 import sys
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from cluster.stop import exit_with
 from pipeline.evaluation.embedding.kept import Kept, keep, without_features
 from pipeline.evaluation.embedding.source import Source, image_files
-from pipeline.evaluation.protocols.pairs import list_images
+from pipeline.evaluation.protocols.pairs import identity_of, list_images
 from pipeline.evaluation.results import Identification, load_identification, result_file, save_summary
 from pipeline.evaluation.scoring.distractors import identify
 from pipeline.evaluation.scoring.verification import require_resolvable, resolvable_fars
@@ -67,7 +67,7 @@ def _identify(
         same = (stored.weights_sha256, stored.listing_sha256) == (source.digest, listing)
         if same and tuple(entry.far for entry in stored.tar) == fars and len(stored.cmc) == args.ranks:
             return stored
-    people = np.unique([PurePosixPath(path).parent.as_posix() for path in probes], return_inverse=True)[1]
+    people = np.unique(list(map(identity_of, probes)), return_inverse=True)[1]
     known = _features(args, source, args.probes, probes, "probes")
     others = _features(args, source, args.distractors, distractors, "distractors")
     count, device = int(others.good.sum()), how_of(args).device

@@ -53,12 +53,14 @@ def _evaluate(args: argparse.Namespace, source: Source) -> TemplateResult:
         require_resolvable(far, impostors)
     lists = {name: args.meta / f"{args.set}_1N_{name}.csv" for name in ("gallery_G1", "gallery_G2", "probe_mixed")}
     subjects = {name: read_subjects(file) for name, file in lists.items() if file.exists()}
-    subject_of = {int(t): int(s) for ids, people in subjects.values() for t, s in zip(ids, people, strict=True)}
+    subject_of: dict[int, int] = {}
+    for ids, people in subjects.values():
+        subject_of |= zip(ids.tolist(), people.tolist(), strict=True)
     templates = _templates(args, source)
     verified = verify_templates(templates, pairs, subject_of, tuple(args.far), args.resamples, args.seed)
     galleries = []
     if "probe_mixed" in subjects:
-        for name in (name for name in subjects if name.startswith("gallery")):
+        for name in sorted(subjects.keys() - {"probe_mixed"}):
             ranks, tpir = search_templates(
                 templates, subjects[name], subjects["probe_mixed"], tuple(args.fpir), args.resamples, args.seed
             )
@@ -88,7 +90,7 @@ def _templates(args: argparse.Namespace, source: Source) -> Templates:
     file = args.meta / f"{args.set}_face_tid_mid.txt"
     media = read_media(file)
     names, mention = np.unique(media.names, return_inverse=True)  # an image of several templates is embedded once
-    paths = tuple(str(name) for name in names)
+    paths = tuple(map(str, names))
     require_images(paths, args.images, str(file))
     images = image_files(args.images, paths)
     kept = keep(RunFolder(args.run).embeddings, source, images, how_of(args), progress="")

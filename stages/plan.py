@@ -206,7 +206,7 @@ def _as_json(question: Question) -> str:
         "peak_bytes": peak,
         "fits": peak <= gpu_bytes,
         "largest_classes": planning.largest_classes(job, network, gpu_bytes),
-        "changes": [asdict(change) for change in planning.changes(job, network, gpu_bytes)],
+        "changes": list(map(asdict, planning.changes(job, network, gpu_bytes))),
         "step_seconds": step_parts(job, network, rates) if rates else None,
         "scaling": scaling(job, network, rates, _doublings(question)) if rates else None,
         "run": asdict(run) if run else None,

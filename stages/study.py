@@ -27,6 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from types import FrameType
 
@@ -181,7 +182,9 @@ class Conductor:
         folder, data = self._folder(run), self.args.data
         recipe = self.args.study.parent / self.study.recipe
         python, step = sys.executable, run.recipe.optimizer.steps
-        changes = [word for change in run.changes for word in ("--set", change)]
+        changes: list[object] = []
+        for change in run.changes:
+            changes += ["--set", change]
         start = [python, STAGES / "supervise.py", "--ranks", self.args.ranks, "--master-port", free_port(), "--"]
         commands = [("training", [*start, "--recipe", recipe, "--run", folder, *changes])]
         for name, places in self.study.sets.items():
@@ -192,14 +195,10 @@ class Conductor:
 
     def tabulate(self) -> None:
         """Write the tables of what is there."""
-        samples = {
-            name: {
-                (run.arm, run.seed): _sample(self._result(run, name), self.args.resamples)
-                for run in self.runs
-                if self._is_done(run)
-            }
-            for name in self.study.sets
-        }
+        samples: dict[str, dict[tuple[str, int], Sample]] = {name: {} for name in self.study.sets}
+        for name, run in product(self.study.sets, self.runs):
+            if self._is_done(run):
+                samples[name][run.arm, run.seed] = _sample(self._result(run, name), self.args.resamples)
         with locked(self.args.out / "tables.lock"):  # others may write them too
             write_tables(self.study, samples, self.args.out)
 

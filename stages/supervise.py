@@ -93,7 +93,8 @@ def supervise(launcher: Launcher, hosts: dict[str, int], start: Start, args: arg
     for attempt in itertools.count():
         ranks = ranks_of(launcher.answering(hosts), hosts, start, args.min_ranks)
         if ranks:
-            say(f"start {attempt + 1} on {', '.join(f'{host} ({n})' for host, n in ranks.items())}")
+            places = ", ".join(f"{host} ({count})" for host, count in ranks.items())
+            say(f"start {attempt + 1} on {places}")
         code = launcher.run(ranks, args.master_port + attempt) if ranks else None
         # If a set cannot be judged, a run that has ended well is not evaluated, and starting again would not help.
         trained = has_reached(start.run, start.recipe.optimizer.steps)

@@ -171,8 +171,8 @@ def build_page() -> str:
     """The page as one file: markup, style, script, and the table of panels that it draws."""
     table = {
         "titles": TITLES,
-        "tiles": [asdict(tile) for tile in TILES],
-        "panels": {group: [asdict(panel) for panel in panels] for group, panels in PANELS.items()},
+        "tiles": list(map(asdict, TILES)),
+        "panels": {group: list(map(asdict, panels)) for group, panels in PANELS.items()},
         "runbooks": {alert: asdict(runbook) for alert, runbook in read_runbooks().items()},
     }
     source = HERE / "page"

@@ -14,7 +14,7 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from threading import Event, Thread
 from typing import Any, TypeVar
@@ -68,24 +68,27 @@ def payload(alerts: Sequence[Alert], page: str) -> dict[str, Any]:
         "commonLabels": _common([alert.labels for alert in alerts]),
         "commonAnnotations": _common([alert.annotations for alert in alerts]),
         "externalURL": page,
-        "alerts": [
-            {
-                "status": "resolved" if alert.ended else "firing",
-                "labels": dict(alert.labels),
-                "annotations": dict(alert.annotations),
-                "startsAt": alert.started,
-                "endsAt": alert.ended or _NEVER,
-                "generatorURL": page,
-                "fingerprint": alert.fingerprint,
-            }
-            for alert in alerts
-        ],
+        "alerts": [_entry(alert, page) for alert in alerts],
+    }
+
+
+def _entry(alert: Alert, page: str) -> dict[str, Any]:
+    return {
+        "status": "resolved" if alert.ended else "firing",
+        "labels": dict(alert.labels),
+        "annotations": dict(alert.annotations),
+        "startsAt": alert.started,
+        "endsAt": alert.ended or _NEVER,
+        "generatorURL": page,
+        "fingerprint": alert.fingerprint,
     }
 
 
 def _common(mappings: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    first, *others = mappings
-    return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+    common = dict(mappings[0])
+    for other in mappings[1:]:
+        common = {key: value for key, value in common.items() if other.get(key) == value}
+    return common
 
 
 class Notifier:
@@ -126,11 +129,7 @@ class Notifier:
         if firing.keys() == before.alerts.keys() and not due:
             return
         end = datetime.now(timezone.utc).isoformat()
-        ended = [
-            Alert(alert.labels, alert.annotations, alert.started, end)
-            for key, alert in before.alerts.items()
-            if key not in firing
-        ]
+        ended = [replace(before.alerts[key], ended=end) for key in before.alerts if key not in firing]
         if self._attempt(self._name, lambda: self._post([*firing.values(), *ended])) is None:
             return
         if firing:
@@ -141,11 +140,8 @@ class Notifier:
     def _firing(self) -> list[Alert]:
         with urllib.request.urlopen(f"{self._prometheus}/api/v1/alerts", timeout=_TIMEOUT_SECONDS) as answer:
             alerts = json.load(answer)["data"]["alerts"]
-        return [
-            Alert(alert["labels"], alert["annotations"], alert["activeAt"])
-            for alert in alerts
-            if alert["state"] == "firing"
-        ]
+        firing = [alert for alert in alerts if alert["state"] == "firing"]
+        return [Alert(alert["labels"], alert["annotations"], alert["activeAt"]) for alert in firing]
 
     def _post(self, alerts: list[Alert]) -> bool:
         body = json.dumps(payload(alerts, self._page)).encode()

@@ -70,6 +70,10 @@ def _share_of(part: str) -> str:
     return f"sum by (rank, host) (rate({series}[$window]))"
 
 
+def _step_quantile(quantile: float) -> str:
+    return f"histogram_quantile({quantile}, sum by (le) (rate(spherescale_step_seconds_bucket{_JOB}[$window])))"
+
+
 def _by_rank(expression: str) -> tuple[tuple[str, str], ...]:
     return ((expression, "rank {{rank}} on {{host}}"),)
 
@@ -109,13 +113,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Step time",
             "A 99th percentile far above the median means stalls: a checkpoint, a slow read or a slow rank.",
-            tuple(
-                (
-                    f"histogram_quantile({q}, sum by (le) (rate(spherescale_step_seconds_bucket{_JOB}[$window])))",
-                    legend,
-                )
-                for q, legend in ((0.5, "median"), (0.99, "99th percentile"))
-            ),
+            ((_step_quantile(0.5), "median"), (_step_quantile(0.99), "99th percentile")),
             "seconds",
         ),
         Panel(

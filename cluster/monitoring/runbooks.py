@@ -40,7 +40,7 @@ def read_runbooks(file: Path = FILE) -> dict[str, Runbook]:
     if not file.is_file():  # installed without the repository
         return {}
     _, *sections = re.split(r"^(?=## )", file.read_text(), flags=re.MULTILINE)
-    return dict(_read_section(section) for section in sections)
+    return dict(map(_read_section, sections))
 
 
 def _read_section(text: str) -> tuple[str, Runbook]:

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 from dataclasses import asdict
+from itertools import accumulate
 
 import torch
 import torch.distributed as dist
@@ -46,7 +47,7 @@ def links(slots: dict[str, int], topology: Topology, device: torch.device) -> di
     All ranks take part, and all get the same result. `slots` are the ranks of each host, in order.
     """
     hosts = list(slots)
-    first_ranks = [sum(list(slots.values())[:place]) for place in range(len(hosts))]
+    first_ranks = [0, *accumulate(slots.values())]
     data = torch.zeros(_LINK_BYTES // 4, device=device)
     rates = {}
     for place in range(len(hosts) if len(hosts) > 1 else 0):
@@ -67,7 +68,11 @@ def links(slots: dict[str, int], topology: Topology, device: torch.device) -> di
 
 def ranks_of_hosts(text: str) -> dict[str, int]:
     """``a=8,b=4`` as numbers by host."""
-    return {host: int(count) for host, _, count in (part.rpartition("=") for part in text.split(","))}
+    ranks = {}
+    for part in text.split(","):
+        host, _, count = part.rpartition("=")
+        ranks[host] = int(count)
+    return ranks
 
 
 def main() -> None:
@@ -85,7 +90,7 @@ def main() -> None:
         measured = collectives(args.gradient_bytes, args.embedding_bytes, topology, device)
         rates = links(args.slots, topology, device)
     if topology.rank == 0:
-        print(RESULT + json.dumps({"collectives": [asdict(one) for one in measured], "links": rates}), flush=True)
+        print(RESULT + json.dumps({"collectives": list(map(asdict, measured)), "links": rates}), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from cluster.preflight.facts import Facts
 
@@ -59,23 +60,21 @@ class Measured:
 
 def differing(values: Mapping[str, str]) -> tuple[str, ...]:
     """A clause for each host whose value is not the first host's."""
-    first, wanted = next(iter(values.items()))
-    return tuple(
-        f"{host}: got {value}, wanted {wanted} as on {first}" for host, value in values.items() if value != wanted
-    )
+    (first, wanted), *others = values.items()
+    return tuple(f"{host}: got {value}, wanted {wanted} as on {first}" for host, value in others if value != wanted)
 
 
 def versions(facts: Mapping[str, Facts]) -> Check:
     """Python, packages and code are the same."""
-    names = dict.fromkeys(name for fact in facts.values() for name in fact.versions)
     faults = []
-    for name in names:
+    for name in dict.fromkeys(chain.from_iterable(fact.versions for fact in facts.values())):
         found = {host: fact.versions.get(name, "nothing") for host, fact in facts.items()}
         faults += [clause.replace(":", f": {name}:", 1) for clause in differing(found)]
     first = next(iter(facts.values())).versions
+    shown = [f"{name} {first[name]}" for name in ("python", "torch", "deepspeed", "code") if name in first]
     return Check(
         "versions",
-        ", ".join(f"{name} {first[name]}" for name in ("python", "torch", "deepspeed", "code") if name in first),
+        ", ".join(shown),
         tuple(faults),
         "install the same constraints.txt and check out the same commit there, or share one folder",
     )
@@ -93,14 +92,15 @@ def clocks(readings: Mapping[str, float], asked: float, answered: float, bound: 
     """Every clock is within `bound` seconds of this machine's."""
     offsets = {host: clock_offset(reading, asked, answered) for host, reading in readings.items()}
     worst = max(map(abs, offsets.values()))
+    faults = []
+    for host, offset in offsets.items():
+        if abs(offset) > bound:
+            where = "ahead" if offset > 0 else "behind"
+            faults.append(f"{host}: got a clock {abs(offset):.1f} s {where}, wanted {bound:g} s at most")
     return Check(
         "clocks",
         f"within {worst + answered - asked:.1f} s",
-        tuple(
-            f"{host}: got a clock {abs(offset):.1f} s {'ahead' if offset > 0 else 'behind'}, wanted {bound:g} s at most"
-            for host, offset in offsets.items()
-            if abs(offset) > bound
-        ),
+        tuple(faults),
         "start NTP there (timedatectl set-ntp true): alerts compare times of hosts",
     )
 
@@ -108,44 +108,44 @@ def clocks(readings: Mapping[str, float], asked: float, answered: float, bound: 
 def gpus(facts: Mapping[str, Facts], slots: Mapping[str, int]) -> Check:
     """The same kind of GPU and driver everywhere, one for each slot; or none anywhere."""
     kinds = {host: ", ".join(sorted(set(fact.gpus))) or "no GPU" for host, fact in facts.items()}
-    few = tuple(
-        f"{host}: got {len(fact.gpus)} GPUs, wanted {slots[host]} as the hostfile has slots"
-        for host, fact in facts.items()
-        if len(fact.gpus) < slots[host]
-    )
-    some = any(fact.gpus for fact in facts.values())
+    counts = {host: len(fact.gpus) for host, fact in facts.items()}
+    few = [host for host, count in counts.items() if count < slots[host]]
+    faults = [f"{host}: got {counts[host]} GPUs, wanted {slots[host]} as the hostfile has slots" for host in few]
+    some = any(counts.values())
     kind = next(iter(kinds.values()))
     return Check(
         "GPUs",
-        f"{min(len(fact.gpus) for fact in facts.values())} × {kind} a host" if some else "none: training on CPUs",
-        differing(kinds) + few if some else (),
+        f"{min(counts.values())} × {kind} a host" if some else "none: training on CPUs",
+        (*differing(kinds), *faults) if some else (),
         "mend the driver there, or lower its slots",
     )
 
 
 def shards(facts: Mapping[str, Facts]) -> Check:
     """Every host has the shards, and the same ones."""
-    found = {host: str(fact.shards) for host, fact in facts.items()}
-    missing = tuple(f"{host}: got {text}, wanted shards" for host, text in found.items() if text.startswith("no "))
-    present = {host: text for host, text in found.items() if not text.startswith("no ")}
+    missing = []
+    present = {}
+    for host, fact in facts.items():
+        found = str(fact.shards)
+        if found.startswith("no "):
+            missing.append(f"{host}: got {found}, wanted shards")
+        else:
+            present[host] = found
     return Check(
         "shards",
         next(iter(present.values()), "nowhere"),
-        missing + (differing(present) if present else ()),
+        (*missing, *(differing(present) if present else ())),
         "mount the shards there, or copy all of them: stages/shard.py pull",
     )
 
 
 def shared(token: str, read: Mapping[str, str], folder: str) -> Check:
     """Every host can read what the first wrote to the run's folder."""
+    apart = [host for host, text in read.items() if text.strip() != token]
     return Check(
         "run folder",
         f"{folder} is shared",
-        tuple(
-            f"{host}: {folder}: got {'another folder' if host in read else 'nothing'}, wanted what the first host wrote"
-            for host, text in read.items()
-            if text.strip() != token
-        ),
+        tuple(f"{host}: {folder}: got another folder, wanted what the first host wrote" for host in apart),
         "mount one file system there on every host: checkpoints are written by all and read by all",
     )
 
@@ -153,14 +153,12 @@ def shared(token: str, read: Mapping[str, str], folder: str) -> Check:
 def disk(facts: Mapping[str, Facts], wanted_bytes: float) -> Check:
     """There is room for the run's checkpoints."""
     free = {host: fact.free_bytes or 0 for host, fact in facts.items()}
+    full = [host for host, size in free.items() if size < wanted_bytes]
+    wanted = f"wanted {wanted_bytes / GIB:,.1f}"
     return Check(
         "disk",
         f"{min(free.values()) / GIB:,.1f} GiB free",
-        tuple(
-            f"{host}: got {size / GIB:,.1f} GiB free, wanted {wanted_bytes / GIB:,.1f}"
-            for host, size in free.items()
-            if size < wanted_bytes
-        ),
+        tuple(f"{host}: got {free[host] / GIB:,.1f} GiB free, {wanted}" for host in full),
         "make room, or put the run's folder elsewhere: saves fail on a full disk",
     )
 

@@ -39,7 +39,7 @@ def gather(shards: Path | None, run: Path | None, port: int) -> Facts:
         versions() | {"code": code_digest()},
         gpus(),
         describe_shards(shards) if shards else None,
-        shutil.disk_usage(next(p for p in (run, *run.parents) if p.exists())).free if run else None,
+        free_bytes(run) if run else None,
         is_free(port),
     )
 
@@ -51,7 +51,7 @@ def gpus() -> list[str]:
         answer = subprocess.run(query, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return []
-    return [line.strip() for line in answer.splitlines() if line.strip()]
+    return list(filter(None, map(str.strip, answer.splitlines())))
 
 
 def describe_shards(folder: Path) -> str:
@@ -62,6 +62,12 @@ def describe_shards(folder: Path) -> str:
         return f"no manifest ({error.strerror})"
     sizes = [tar.stat().st_size for tar in folder.glob("*.tar")]
     return f"manifest {hashlib.sha256(manifest).hexdigest()[:12]}, {len(sizes):,} tars of {sum(sizes):,} bytes"
+
+
+def free_bytes(folder: Path) -> int:
+    """On the disk of a folder, which need not exist yet."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(there).free
 
 
 def is_free(port: int) -> bool:

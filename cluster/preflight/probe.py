@@ -125,6 +125,6 @@ def exchange(
 
 def _last_words(output: str) -> str:
     """The last line that looks like a reason: one with "error", else any."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    lines = list(filter(None, map(str.strip, output.splitlines())))
     reasons = [line for line in lines if "Error" in line or "error" in line]
     return (reasons or lines or ["no output"])[-1]

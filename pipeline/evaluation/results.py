@@ -197,8 +197,8 @@ def load(file: Path) -> Evaluation:
         with file.with_suffix(".npz").open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             columns = dict(arrays)
         paths = columns.pop("path_a"), columns.pop("path_b")
-        angles = {name: columns.pop(name) for name in list(columns) if name.startswith(_ANGLES)}
-        angles = {name.removeprefix(_ANGLES): value for name, value in angles.items()}
+        stored = [name for name in columns if name.startswith(_ANGLES)]
+        angles = {name.removeprefix(_ANGLES): columns.pop(name) for name in stored}
         return Evaluation(summary, ScoredPairs.of(**columns), *paths, ClassAngles(**angles) if angles else None)
     except (OSError, KeyError, TypeError, ValueError, BadZipFile) as error:
         reason = str(error).splitlines()[0]

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -109,12 +110,12 @@ def judge(
     kind, or a rate is not resolved any more.
     """
     good: BoolArray = np.asarray(np.isfinite(features_ND).all(axis=1))
-    left_out = tuple(path for path, known in zip(chosen.pairs.paths, good, strict=True) if not known)
+    left_out = tuple(compress(chosen.pairs.paths, ~good))
     pairs = chosen.pairs
     if left_out:
         pairs = pairs.among(good, f"{chosen.file}, {len(left_out)} images without features")
         remaining = set(pairs.paths)
-        features_ND = features_ND[[place for place, path in enumerate(chosen.pairs.paths) if path in remaining]]
+        features_ND = features_ND[[path in remaining for path in chosen.pairs.paths]]
     scored = pairs.scored(cosine_scores(features_ND, pairs.a, pairs.b))
     # One broken image must not cost a rate: one that its pairs alone resolved is left out with them.
     fars = settings.far if not left_out else tuple(far for far in settings.far if far * pairs.impostors >= 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,7 +88,8 @@ class Study(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
-        for place, seeds in {"seeds": self.seeds, **{f"arms.{n}.seeds": a.seeds for n, a in self.arms.items()}}.items():
+        of_arms = {f"arms.{name}.seeds": arm.seeds for name, arm in self.arms.items()}
+        for place, seeds in [("seeds", self.seeds), *of_arms.items()]:
             if seeds is not None and (len(set(seeds)) != len(seeds) or not seeds):
                 raise ValueError(f"{place}: got {list(seeds)}, wanted different seeds, at least one")
         for table in self.tables:
@@ -156,7 +158,7 @@ def runs_of(study: Study, file: Path, data: Path, changes: Sequence[str] = ()) -
         RecipeError: for a recipe that cannot be run.
         StudyError: for two arms that would train the same network.
     """
-    seeds = dict.fromkeys([*study.seeds, *(seed for arm in study.arms for seed in study.seeds_of(arm))])
+    seeds = dict.fromkeys(chain(study.seeds, *map(study.seeds_of, study.arms)))
     runs = []
     for seed in seeds:
         for name, arm in study.arms.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain, starmap
 
 from pipeline.planning.advice import changes, largest_classes
 from pipeline.planning.job import GIB, Job, Network
@@ -33,10 +34,7 @@ def timing(job: Job, network: Network, rates: Rates, more_ranks: Sequence[int]) 
         f"{job.global_batch / seconds:,.0f} images a second",
         "",
         f"{'ranks':>7}{'images a second':>18}{'efficiency':>13}",
-        *(
-            f"{ranks:>7,}{speed:>18,.0f}{efficiency:>13.0%}"
-            for ranks, speed, efficiency in scaling(job, network, rates, more_ranks)
-        ),
+        *starmap(_scaling_line, scaling(job, network, rates, more_ranks)),
         "Assumed: a rank computes as fast as when it was measured; a backbone takes the time of its multiply-adds;",
         "collectives are rings, one after another; decoding overlaps; a host's ranks share one way to the next host",
         "as they did when they were measured.",
@@ -60,14 +58,22 @@ def whole_run(run: Course, *, steps: int, save_every: int, step_seconds: float, 
     )
 
 
+def _scaling_line(ranks: int, speed: float, efficiency: float) -> str:
+    return f"{ranks:>7,}{speed:>18,.0f}{efficiency:>13.0%}"
+
+
 def _memory_table(moments: Mapping[str, Mapping[str, int]]) -> list[str]:
-    parts = dict.fromkeys(part for alive in moments.values() for part in alive)
-    sizes = {part: [alive.get(part, 0) / GIB for alive in moments.values()] for part in parts}
-    sizes["total"] = [sum(alive.values()) / GIB for alive in moments.values()]
-    return [
-        f"{'memory of a GPU, GiB':<28}" + "".join(f"{moment:>10}" for moment in moments),
-        *(f"{part:<28}" + "".join(f"{s:>10.2f}" if s else f"{'-':>10}" for s in row) for part, row in sizes.items()),
-    ]
+    lines = [f"{'memory of a GPU, GiB':<28}" + "".join(f"{moment:>10}" for moment in moments)]
+    for part in dict.fromkeys(chain(*moments.values())):
+        sizes = [alive.get(part, 0) for alive in moments.values()]
+        lines.append(_memory_line(part, sizes))
+    totals = [sum(alive.values()) for alive in moments.values()]
+    return [*lines, _memory_line("total", totals)]
+
+
+def _memory_line(part: str, sizes: Sequence[int]) -> str:
+    cells = [f"{size / GIB:>10.2f}" if size else f"{'-':>10}" for size in sizes]
+    return f"{part:<28}" + "".join(cells)
 
 
 def _table(title: str, sizes: Mapping[str, float], unit: float) -> list[str]:

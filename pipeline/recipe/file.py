@@ -10,6 +10,7 @@ import inspect
 import json
 import logging
 from collections.abc import Iterator
+from itertools import starmap
 from pathlib import Path
 from typing import Any, get_args
 
@@ -63,7 +64,7 @@ def recipe_of(tree: dict[str, Any]) -> Recipe:
         # JSON mode: lists become tuples and strings paths, but "1e-1" stays the string that YAML says it is.
         return Recipe.model_validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
-        raise RecipeError("\n".join(_fault(fault, section) for fault, section in faults(error))) from None
+        raise RecipeError("\n".join(starmap(_fault, faults(error)))) from None
 
 
 def describe_recipe() -> str:
@@ -95,8 +96,10 @@ def _describe(section: type[Section], prefix: str) -> Iterator[str]:
 
 def _choices_in(field: FieldInfo) -> Choices[Any] | None:
     """The table that a field's section, or each of a tuple of them, is chosen from; None for all other fields."""
-    within = [extra for item in get_args(field.annotation) for extra in getattr(item, "__metadata__", ())]
-    return next((extra for extra in [*field.metadata, *within] if isinstance(extra, Choices)), None)
+    metadata = list(field.metadata)
+    for item in get_args(field.annotation):
+        metadata += getattr(item, "__metadata__", ())
+    return next((extra for extra in metadata if isinstance(extra, Choices)), None)
 
 
 def _section_in(annotation: Any) -> type[Section] | None:
@@ -135,7 +138,7 @@ def _apply(tree: dict[str, Any], change: str) -> None:
 
 def _fault(error: Any, section: type[Section] | None = None) -> str:
     """One line for the user from one of pydantic's errors; `section` is the choice that it lies in, if any."""
-    key = ".".join(str(part) for part in error["loc"])
+    key = ".".join(map(str, error["loc"]))
     got = error["input"]
     if error["type"] == "extra_forbidden":
         return f"{key}: unknown key{_suggestion(error['loc'], section)}"
@@ -170,5 +173,5 @@ def _section_at(location: tuple[Any, ...]) -> Any:
         if isinstance(section, type) and issubclass(section, Section):
             section = section.model_fields[part].annotation
         else:  # `part` is a place in a tuple of sections, or a name in a mapping to them
-            section = next(a for a in get_args(section) if isinstance(a, type) and issubclass(a, Section))
+            section = _section_in(section)
     return section

@@ -150,12 +150,11 @@ def _divisor(number: int, most: int) -> int:
 
 def _notes(config: dict[str, Any], recipe: Recipe) -> list[str]:
     rec = config["rec"]
-    notes = [
-        f"shards: python stages/shard.py {rec} {recipe.data.shards}",
-        *(
-            f"val_targets: python stages/pairs.py bin {rec}/{name}.bin {places.pairs} --images {places.images}"
-            for name, places in recipe.evaluation.sets.items()
-        ),
+    notes = [f"shards: python stages/shard.py {rec} {recipe.data.shards}"]
+    for name, places in recipe.evaluation.sets.items():
+        unpack = f"python stages/pairs.py bin {rec}/{name}.bin {places.pairs} --images {places.images}"
+        notes.append(f"val_targets: {unpack}")
+    notes += [
         "gradients: arcface_torch clips the backbone's to a norm of 5; here nothing is clipped",
         "margin: beyond π the target logit keeps falling here; there it rises again",
     ]

@@ -6,18 +6,17 @@ had them all, read or not. Until there were other augmentations, ``data.mirror``
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from pipeline.head.margins import MARGINS
 
 # A key of before, and what it is now; in a phase the names did not change.
-NEW_KEYS = {
-    f"head.{key}": f"head.margin.{key}"
-    for key in (
-        *("m", "scale", "angle", "cosine", "detached"),
-        *("lambda_max", "lambda_min", "lambda_gamma", "lambda_power"),
-    )
-} | {"data.mirror": "data.augment"}
+_OF_MARGIN = (
+    *("m", "scale", "angle", "cosine", "detached"),
+    *("lambda_max", "lambda_min", "lambda_gamma", "lambda_power"),
+)
+NEW_KEYS = {f"head.{key}": f"head.margin.{key}" for key in _OF_MARGIN} | {"data.mirror": "data.augment"}
 
 
 def migrate(tree: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
@@ -40,8 +39,7 @@ def _data(data: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     if not isinstance(mirror, bool) or "augment" in data:
         return data, []  # no recipe of before, and no recipe of today
     augment = [{"name": "mirror", "probability": 0.5}] if mirror else []
-    rest = {key: value for key, value in data.items() if key != "mirror"}
-    return rest | {"augment": augment}, [("data.mirror", "data.augment")]
+    return _without(data, ["mirror"]) | {"augment": augment}, [("data.mirror", "data.augment")]
 
 
 def _margin_section(head: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
@@ -50,12 +48,19 @@ def _margin_section(head: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[st
     # A section beside keys of before is no recipe of before, and no recipe of today: they are refused by name.
     if not old or not isinstance(name, str) or name not in MARGINS:
         return head, []
-    kept = MARGINS[name].model_fields.keys() & old.keys()
-    margin = {"name": name} | {key: value for key, value in old.items() if key in kept}
-    rest = {key: value for key, value in head.items() if key not in old and key not in ("margin", "phases")}
+    margin: dict[str, Any] = {"name": name}
+    moved = []
+    for key, value in old.items():
+        if key in MARGINS[name].model_fields:
+            margin[key] = value
+            moved.append((f"head.{key}", NEW_KEYS[f"head.{key}"]))
+    rest = _without(head, [*old, "margin", "phases"])
     phases = [_phase(phase, name) for phase in head.get("phases") or ()]
-    moved = [(f"head.{key}", NEW_KEYS[f"head.{key}"]) for key in old if key in kept]
     return {"margin": margin} | ({"phases": phases} if phases else {}) | rest, moved
+
+
+def _without(section: dict[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key not in keys}
 
 
 def _phase(phase: Any, name: str) -> Any:

@@ -107,7 +107,7 @@ def _finish(plan: Plan) -> Manifest:
         reasons = summary(set_aside)
         raise TooManyRejectedError(f"{plan.folder}: every file was set aside; see {REJECTED_NAME}: {reasons}")
     check_loss(str(plan.folder), samples, set_aside, plan.max_rejected)
-    identities = "".join(f"{name}\n" for name in plan.source.identities).encode()
+    identities = identities_file(plan.source.identities)
     write_file(plan.folder / IDENTITIES_NAME, identities, synced=False)
     pieces = (read_record(plan, tar).rows for tar in range(plan.tars))
     manifest = Manifest(
@@ -121,7 +121,7 @@ def _finish(plan: Plan) -> Manifest:
         set_aside=len(set_aside),
         made=plan.made,
     )
-    _sync(plan, range(plan.tars), *(plan.folder / name for name in (REJECTED_NAME, IDENTITIES_NAME, INDEX)))
+    _sync(plan, range(plan.tars), plan.folder / REJECTED_NAME, plan.folder / IDENTITIES_NAME, plan.folder / INDEX)
     remove_asides(plan.folder)
     manifest.save(plan.folder)
     with named(plan.folder / PROGRESS, "not removed"):
@@ -129,12 +129,20 @@ def _finish(plan: Plan) -> Manifest:
     return manifest
 
 
+def identities_file(names: Iterable[str]) -> bytes:
+    """`identities.txt`: a line for each label."""
+    return "".join(f"{name}\n" for name in names).encode()
+
+
 def read_rejected(folder: Path) -> list[SetAside]:
     """What a set's `rejected.tsv` lists; one that is missing lists nothing."""
     path = folder / REJECTED_NAME
     lines = path.read_text(errors="replace").splitlines()[1:] if path.is_file() else []
-    columns = (line.partition("\t") for line in lines)
-    return [SetAside(path, reason, 0 if reason == LEFT_EMPTY else 1) for path, _, reason in columns]
+    listed = []
+    for line in lines:
+        name, _, reason = line.partition("\t")
+        listed.append(SetAside(name, reason, 0 if reason == LEFT_EMPTY else 1))
+    return listed
 
 
 def rejected_table(set_aside: Sequence[SetAside]) -> bytes:

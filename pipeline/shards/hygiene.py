@@ -146,4 +146,5 @@ def _name(folder: Path, manifest: Manifest, verdicts: NDArray[np.uint8]) -> Iter
         places = np.flatnonzero(verdicts[first:stop]) + first
         if len(places):
             keys = keys_of(folder / manifest.tars[tar].name, rows["offset"][places].tolist())
-            yield from map(SetAside, keys, (REASONS[verdict] for verdict in verdicts[places]))
+            for key, verdict in zip(keys, verdicts[places], strict=True):
+                yield SetAside(key, REASONS[verdict])

@@ -8,8 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import compress, repeat
-from operator import add
+from itertools import compress, repeat, starmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,7 +83,7 @@ def read_record(plan: Plan, tar: int) -> TarRecord:
     """The record of a finished tar."""
     path = _record_path(plan, tar)
     raw = json.loads(path.read_bytes())
-    set_aside = [SetAside(*pair) for pair in raw["set_aside"]]
+    set_aside = list(starmap(SetAside, raw["set_aside"]))
     return TarRecord(TarEntry(**raw["entry"]), raw["idx_sha256"], set_aside, np.load(path.with_suffix(".npy")))
 
 
@@ -150,14 +149,14 @@ def _check(plan: Plan, image: bytes | SetAsideError) -> str | SetAsideError:
 
 def _add(stream: TarStream, batch: Batch) -> tuple[NDArray[np.void], str]:
     """Append image, label and key of each sample; returns its rows and its lines of the two indexes."""
-    extensions = [each for extension in batch.extensions for each in (extension, "cls", "json")]
-    stems = (stem for place in batch.places for stem in repeat(f"{place:012d}.", 3))
-    names = list(map(add, stems, extensions))
-    payloads = [
-        payload
-        for image, label, key in zip(batch.images, batch.labels, batch.keys, strict=True)
-        for payload in (image, b"%d" % label, f'{{"key": {json.dumps(key)}}}'.encode())
-    ]
+    extensions: list[str] = []
+    names: list[str] = []
+    payloads: list[bytes] = []
+    for place, extension, image, label, key in zip(*batch, strict=True):
+        stem = f"{place:012d}."
+        extensions += (extension, "cls", "json")
+        names += (stem + extension, stem + "cls", stem + "json")
+        payloads += (image, b"%d" % label, f'{{"key": {json.dumps(key)}}}'.encode())
     offsets = stream.add(names, payloads)
     sizes = list(map(len, payloads))
     rows = np.empty(len(batch.places), SAMPLE)

@@ -92,7 +92,9 @@ def _transfer(move: Callable[[str], None], manifest: Manifest, url: str, progres
             f"{url}: the set's tars lie in other folders ({outside[0]}); copy those sets, and make it there"
         )
     samples = {tar.name: tar.samples for tar in manifest.tars}
-    names = [name for tar in samples for name in (tar, tar.removesuffix(".tar") + ".idx")]
+    names = []
+    for tar in samples:
+        names += [tar, tar.removesuffix(".tar") + ".idx"]
     with ThreadPoolExecutor(THREADS) as pool:
         for name, _ in zip(names, pool.map(move, names), strict=True):
             progress(samples.get(name, 0))

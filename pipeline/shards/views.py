@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.files import ASIDE, make_folder, remove_asides, write_file
-from pipeline.shards.build import IDENTITIES_NAME, REJECTED_NAME, rejected_table
+from pipeline.shards.build import IDENTITIES_NAME, REJECTED_NAME, identities_file, rejected_table
 from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.index import open_index, write_index
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
@@ -72,27 +72,27 @@ def merge(folders: Sequence[Path], out: Path, *, same_people: bool) -> Manifest:
     Raises:
         ShardError: images differ in size, two folders have one name, or `out` is not new.
     """
-    manifests = [Manifest.load(folder) for folder in folders]
+    manifests = list(map(Manifest.load, folders))
     sizes = {(m.image_height, m.image_width) for m in manifests}
     if len(sizes) > 1:
-        raise ShardError(f"merge: got images of {' and '.join(f'{h}x{w}' for h, w in sorted(sizes))}, wanted one size")
+        found = " and ".join(f"{height}x{width}" for height, width in sorted(sizes))
+        raise ShardError(f"merge: got images of {found}, wanted one size")
     prefixes = ["" if same_people else f"{folder.resolve().name}/" for folder in folders]
     if not same_people and len(set(prefixes)) < len(prefixes):
         raise ShardError(f"merge: got folders named {', '.join(prefixes)} twice, wanted folders of different names")
-    names = [
-        [prefix + name for name in read_identities(folder, manifest)]
-        for prefix, folder, manifest in zip(prefixes, folders, manifests, strict=True)
-    ]
+    names = []
+    for prefix, folder, manifest in zip(prefixes, folders, manifests, strict=True):
+        names.append([prefix + name for name in read_identities(folder, manifest)])
     identities = sorted(set().union(*names))
     label_of = {name: label for label, name in enumerate(identities)}
     pieces = []
+    tars = []
     for folder, manifest, own in zip(folders, manifests, names, strict=True):
+        labels = np.array([label_of[name] for name in own], np.uint32)
         rows = np.array(open_index(folder, manifest))
-        rows["label"] = np.array([label_of[name] for name in own], np.uint32)[rows["label"]]
+        rows["label"] = labels[rows["label"]]
         pieces.append(rows)
-    tars = [
-        entry for folder, manifest in zip(folders, manifests, strict=True) for entry in _entries(folder, manifest, out)
-    ]
+        tars += _entries(folder, manifest, out)
     choice = " ".join([*(manifest.digest for manifest in manifests), *prefixes])
     return _write(out, manifests, "merge", choice, pieces, identities, tars, [])
 
@@ -120,7 +120,7 @@ def _write(
     if there is not None or (out.exists() and not _is_unfinished(out)):
         raise ShardError(f"{out}: is not empty, wanted a new folder")
     make_folder(out)
-    content = "".join(f"{name}\n" for name in identities).encode()
+    content = identities_file(identities)
     write_file(out / IDENTITIES_NAME, content)
     write_file(out / REJECTED_NAME, rejected_table(set_aside))
     samples = sum(map(len, pieces))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def embed(backbone: nn.Module, batches: Iterable[torch.Tensor]) -> Iterator[torc
 def files_of(folder: Path, pairs: Pairs) -> tuple[list[str], IntArray]:
     """The image files `[F]` behind ``pairs.paths``, in order, and how many `[N]` of them each path stands for."""
     frames = [frames_of(folder, path) for path in pairs.paths]
-    return [frame for group in frames for frame in group], np.array([len(group) for group in frames])
+    return list(chain.from_iterable(frames)), np.array(list(map(len, frames)))
 
 
 def means_of_runs(rows_FD: NDArray[Any], counts: IntArray) -> FloatArray:

@@ -121,7 +121,7 @@ class Given:
             if value not in wanted:
                 raise ValueError(f"{source}: {name}: got {value!r}, wanted one of {', '.join(wanted)}")
         for name, numbers in (("mean", self.mean), ("scale", self.scale)):
-            if len(numbers) not in {1, 3} or not all(math.isfinite(number) for number in numbers):
+            if len(numbers) not in {1, 3} or not all(map(math.isfinite, numbers)):
                 raise ValueError(f"{source}: {name}: got {list(numbers)}, wanted one number or three")
         return Feeding(*self.size, channels, self.mean, self.scale, layout, dtype)
 
@@ -158,7 +158,7 @@ def of_description(facts: Mapping[str, Any]) -> Given:
 def _numbers(value: Any) -> tuple[float, ...] | None:
     if value is None:
         return None
-    return tuple(float(number) for number in value) if isinstance(value, (list, tuple)) else (float(value),)
+    return tuple(map(float, value)) if isinstance(value, (list, tuple)) else (float(value),)
 
 
 def _column(numbers: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from itertools import compress
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.evaluation.protocols.pairs import identity_of
 from pipeline.evaluation.scoring.search import regrouped
 from pipeline.files import written_whole
 
@@ -33,20 +35,19 @@ def write_embeddings(
     not yield exactly one row for each path, or none with numbers, NotWrittenError for a full disk.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    done, width, left_out = 0, 0, []
+    done, width = 0, 0
+    left_out: list[str] = []
     with ExitStack() as stack:
         buffered = stack.enter_context(_buffered(file))
         writer: Any = None
         for rows in regrouped(batches, ROWS_OF_GROUP):
             good = np.isfinite(rows).all(axis=1)
             names = paths[done : done + len(rows)]
-            left_out += [name for name, known in zip(names, good, strict=False) if not known]
+            left_out += compress(names, ~good)
             if writer is None:
                 width = rows.shape[1]
                 writer = stack.enter_context(pq.ParquetWriter(buffered, _schema(width, facts), compression="zstd"))
-            writer.write_table(
-                _table([name for name, known in zip(names, good, strict=False) if known], rows[good], writer.schema)
-            )
+            writer.write_table(_table(list(compress(names, good)), rows[good], writer.schema))
             done += len(rows)
         if done != len(paths) or len(left_out) == len(paths):
             raise ValueError(f"{file}: got {done - len(left_out)} embeddings, wanted {len(paths)}")
@@ -86,7 +87,7 @@ def read_embeddings(file: Path) -> tuple[list[str], NDArray[Any]]:
 
 
 def _table(names: Sequence[str], rows: NDArray[np.float32], schema: Any) -> Any:
-    identities = [PurePosixPath(name).parent.as_posix() for name in names]
+    identities = list(map(identity_of, names))
     flat = pa.array(np.ascontiguousarray(rows).reshape(-1))
     embeddings = pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])
     return pa.Table.from_arrays([pa.array(names), pa.array(identities), embeddings], schema=schema)

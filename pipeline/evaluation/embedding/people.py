@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from pipeline.evaluation.embedding.source import How, ImageList, Source, shown
-from pipeline.evaluation.protocols.pairs import list_images
+from pipeline.evaluation.protocols.pairs import identity_of, list_images
 from pipeline.evaluation.scoring.verification import IntArray
 from pipeline.reading.images import Images, read_image
 from pipeline.reading.tars import ShardSet
@@ -65,7 +65,7 @@ def _in_shards(folder: Path) -> People:
 
 def _in_folders(folder: Path) -> People:
     paths = list_images(folder)
-    names, labels = np.unique([PurePosixPath(path).parent.as_posix() for path in paths], return_inverse=True)
+    names, labels = np.unique(list(map(identity_of, paths)), return_inverse=True)
     digest = hashlib.sha256("\n".join(f"{path} {(folder / path).stat().st_size}" for path in paths).encode())
     return People(
         names.tolist(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,17 @@ def _backbone_of(content: dict[str, Any]) -> dict[str, torch.Tensor]:
     while wrapper := next((key for key in WRAPPERS if isinstance(content.get(key), dict)), None):
         content = content[wrapper]
     weights = {name: tensor for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}
-    while weights and (prefix := next((p for p in PREFIXES if any(name.startswith(p) for name in weights)), None)):
+    while prefix := _prefix_in(weights):
         weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
     return {name: tensor for name, tensor in weights.items() if not name.startswith(CLASSIFIERS)}
+
+
+def _prefix_in(names: Collection[str]) -> str | None:
+    """The first of `PREFIXES` that some name has."""
+    for prefix in PREFIXES:
+        if any(name.startswith(prefix) for name in names):
+            return prefix
+    return None
 
 
 def _build(network: str, weights: dict[str, torch.Tensor], size: tuple[int, int], file: Path) -> nn.Module:

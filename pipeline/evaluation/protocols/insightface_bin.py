@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ def read_bin(file: Path) -> BinSet:
     """Read a ``.bin`` set; raises ValueError naming the opcode, name or value that such a set does not hold."""
     try:
         encoded, flags = _pair(read(file.read_bytes()))
-        images = [_image(image) for image in _flat(_items(encoded))]
-        same = [_flag(flag) for flag in _items(flags)]
+        images = list(map(_image, _flat(_items(encoded))))
+        same = list(map(_flag, _items(flags)))
     except (ValueError, LookupError, AttributeError, TypeError) as error:
         raise ValueError(f"{file}: not an InsightFace verification set: {error}") from None
     if len(images) != 2 * len(same):
@@ -60,7 +61,7 @@ def _items(value: Any) -> Sequence[Any]:
 def _flat(items: Sequence[Any]) -> Sequence[Any]:
     """Images two by two, whether each pair is a list of its own or not."""
     if items and all(isinstance(item, (list, tuple)) and len(item) == 2 for item in items):
-        return [image for pair in items for image in pair]
+        return list(chain.from_iterable(items))
     return items
 
 
@@ -90,16 +91,21 @@ def extract(content: BinSet, folder: Path) -> list[Row]:
             digest_of[id(image)] = hashlib.sha256(image).hexdigest()[:16]
     names = [digest_of[id(image)] for image in content.images]
     person = _people(names, content.same)
-    paths = [f"{person[name]}/{name}{_suffix(image)}" for name, image in zip(names, content.images, strict=True)]
-    files = {folder / path: image for path, image in zip(paths, content.images, strict=True)}
+    paths = []
+    files = {}
+    for name, image in zip(names, content.images, strict=True):
+        path = f"{person[name]}/{name}{_suffix(image)}"
+        paths.append(path)
+        files[folder / path] = image
     for file, image in files.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_file(file, image, synced=False)
     sync_all(files)  # after all are on their way: to wait for each would take minutes
-    count = len(content.same)
-    return [
-        Row(str(i * FOLDS // count + 1), paths[2 * i], paths[2 * i + 1], same) for i, same in enumerate(content.same)
-    ]
+    rows = []
+    for i, same in enumerate(content.same):
+        fold = i * FOLDS // len(content.same) + 1
+        rows.append(Row(str(fold), paths[2 * i], paths[2 * i + 1], same))
+    return rows
 
 
 def _suffix(image: bytes) -> str:

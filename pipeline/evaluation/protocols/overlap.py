@@ -49,21 +49,21 @@ def find_candidates(
     if not len(train) or not len(test):
         return []
     found = nearest(test_CD[test], blocks_of(train_CD[train]), NEAREST, device=device)
-    pairs = [
-        Candidate(train_names[train[row]], test_names[test[probe]], round(float(score), 4))
-        for probe, (scores, rows) in enumerate(zip(found.scores_PK, found.index_PK, strict=True))
-        for score, row in zip(scores, rows, strict=True)
-        if score > above
-    ]
+    pairs = []
+    for probe, place in np.argwhere(found.scores_PK > above):
+        row, score = found.index_PK[probe, place], float(found.scores_PK[probe, place])
+        pairs.append(Candidate(train_names[train[row]], test_names[test[probe]], round(score, 4)))
     return sorted(pairs, key=lambda pair: (-pair.similarity, pair.test, pair.train))
 
 
 def merge(found: Iterable[Candidate], decided: Iterable[Candidate]) -> list[Candidate]:
     """The candidates, with the earlier decisions; decisions on other pairs are kept. By falling similarity."""
     earlier = {(pair.train, pair.test): pair for pair in decided if pair.decision != OPEN}
-    now = {(pair.train, pair.test): pair for pair in found}
-    both = {key: replace(pair, decision=earlier[key].decision) if key in earlier else pair for key, pair in now.items()}
-    return sorted((earlier | both).values(), key=lambda pair: (-pair.similarity, pair.test, pair.train))
+    merged = dict(earlier)
+    for pair in found:
+        key = (pair.train, pair.test)
+        merged[key] = replace(pair, decision=earlier[key].decision) if key in earlier else pair
+    return sorted(merged.values(), key=lambda pair: (-pair.similarity, pair.test, pair.train))
 
 
 def write_decisions(file: Path, pairs: Iterable[Candidate]) -> None:
@@ -89,7 +89,7 @@ def read_decisions(file: Path) -> list[Candidate]:
 
 def _pair(line: str, where: str) -> Candidate:
     # An editor may strip the tab before an empty decision.
-    values = [value.strip() for value in line.split("\t")]
+    values = list(map(str.strip, line.split("\t")))
     values += [OPEN] * (len(values) == len(COLUMNS) - 1)
     if len(values) != len(COLUMNS):
         raise ValueError(f"{where}: got {len(values)} values, wanted {len(COLUMNS)}, tab-separated")

@@ -61,7 +61,7 @@ class Pairs:
 
         Raises ValueError, naming `source`, when a fold is left without pairs of either kind.
         """
-        return self.among(np.array([_identity(path) not in people for path in self.paths], bool), source)
+        return self.among(np.array([identity_of(path) not in people for path in self.paths], bool), source)
 
     def among(self, wanted: BoolArray, source: str) -> Pairs:
         """The pairs of two images that are `wanted` `[N]`.
@@ -111,12 +111,12 @@ def assemble(rows: list[Row], source: str) -> Pairs:
     images: dict[str, int] = {}
     identities: dict[str, int] = {}
     folds: dict[str, int] = {}
-    fold, a, b = (np.empty(len(rows), np.int64) for _ in range(3))
+    fold, a, b = np.empty((3, len(rows)), np.int64)
     for i, row in enumerate(rows):
         fold[i] = folds.setdefault(row.fold, len(folds))
         a[i] = images.setdefault(row.path_a, len(images))
         b[i] = images.setdefault(row.path_b, len(images))
-    identity = [identities.setdefault(_identity(path), len(identities)) for path in images]
+    identity = [identities.setdefault(identity_of(path), len(identities)) for path in images]
     same = np.array([row.same for row in rows], bool)
     _check_folds(tuple(folds), fold, same, source)
     return Pairs(tuple(images), np.array(identity, np.int64), a, b, same, fold, tuple(folds))
@@ -142,11 +142,8 @@ def frames_of(images: Path, path: str) -> list[str]:
 
 def list_images(folder: Path) -> list[str]:
     """Every JPEG and PNG below `folder`, as sorted relative paths; raises ValueError when there is none."""
-    found = sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file()
-    )
+    images = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
+    found = sorted(path.relative_to(folder).as_posix() for path in images)
     if not found:
         raise ValueError(f"{folder}: got no images, wanted at least one of {', '.join(sorted(SUFFIXES))}")
     return found
@@ -175,14 +172,15 @@ def _row(values: dict[str, str | None], where: str) -> Row:
         raise ValueError(f"{where}: same: got {same!r}, wanted 0 or 1")
     if a == b:
         raise ValueError(f"{where}: got {a} twice, wanted two different images")
-    if (_identity(a) == _identity(b)) != (same == "1"):
+    if (identity_of(a) == identity_of(b)) != (same == "1"):
         raise ValueError(
             f"{where}: same: got {same} for {a} and {b}, wanted 1 exactly when one folder holds both images"
         )
     return Row(fold, a, b, same == "1")
 
 
-def _identity(path: str) -> str:
+def identity_of(path: str) -> str:
+    """The identity of an image: the folder that holds it."""
     return PurePosixPath(path).parent.as_posix()
 
 

@@ -102,7 +102,8 @@ _NUMPY: dict[str, Callable[..., Any]] = {
     "numeric _frombuffer": lambda data, kind, *_: Array(_values(kind, data)),
 }
 _ALLOWED: dict[str, Callable[..., Any]] = {
-    **{f"numpy.{core}.{name}": means for core in ("core", "_core") for name, means in _NUMPY.items()},
+    **{f"numpy.core.{name}": means for name, means in _NUMPY.items()},
+    **{f"numpy._core.{name}": means for name, means in _NUMPY.items()},  # since NumPy 2
     "numpy dtype": _kind,
     "numpy ndarray": lambda *_: Array(),
     "_codecs encode": _encode,

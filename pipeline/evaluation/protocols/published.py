@@ -12,10 +12,10 @@ InsightFace's ``.bin`` sets have a file of their own, `insightface_bin`.
 from __future__ import annotations
 
 import random
-from itertools import combinations, islice
+from itertools import chain, combinations, islice, product
 from pathlib import Path
 
-from pipeline.evaluation.protocols.pairs import COLUMNS, SUFFIXES, Row
+from pipeline.evaluation.protocols.pairs import COLUMNS, Row, frames_of
 from pipeline.files import write_file
 
 
@@ -31,16 +31,11 @@ def lfw_rows(file: Path, suffix: str = ".jpg") -> list[Row]:
     lines = [line for line in lines if line.strip()]
     if len(lines) != folds * size * 2:
         raise ValueError(f"{file}: got {len(lines)} pairs, wanted {folds * size * 2} ({folds} folds of 2 × {size})")
-    return [
-        _lfw_row(
-            line.split(),
-            fold=i // (2 * size) + 1,
-            same=i % (2 * size) < size,
-            where=f"{file}, pair {i + 1}",
-            suffix=suffix,
-        )
-        for i, line in enumerate(lines)
-    ]
+    rows = []
+    for i, line in enumerate(lines):
+        fold, place = divmod(i, 2 * size)
+        rows.append(_lfw_row(line.split(), fold + 1, same=place < size, where=f"{file}, pair {i + 1}", suffix=suffix))
+    return rows
 
 
 def _lfw_row(fields: list[str], fold: int, same: bool, where: str, suffix: str) -> Row:
@@ -58,7 +53,7 @@ def ytf_rows(file: Path) -> list[Row]:
     """The pairs of YTF's ``splits.txt``, each path a folder of frames; raises ValueError naming a bad line."""
     rows = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()[1:], start=2):
-        fields = [field.strip() for field in line.split(",")]
+        fields = list(map(str.strip, line.split(",")))
         if fields == [""]:
             continue
         if len(fields) != 4 or fields[3] not in {"0", "1"}:
@@ -74,19 +69,13 @@ def folder_rows(images: Path, folds: int, pairs_of_a_kind: int, seed: int) -> li
     and seed give the same pairs. Raises ValueError when a fold cannot hold so many.
     """
     generator = random.Random(seed)
-    people = {
-        folder.name: sorted(
-            f"{folder.name}/{file.name}" for file in folder.iterdir() if file.suffix.lower() in SUFFIXES
-        )
-        for folder in sorted(images.iterdir())
-        if folder.is_dir()
-    }
+    people = {folder.name: frames_of(images, folder.name) for folder in images.iterdir() if folder.is_dir()}
     names = sorted(name for name, files in people.items() if files)
     generator.shuffle(names)
     rows = []
     for fold in range(folds):
         mine = [people[name] for name in names[fold::folds]]
-        same = [pair for files in mine for pair in combinations(files, 2)]
+        same = list(chain.from_iterable(combinations(files, 2) for files in mine))
         if len(same) < pairs_of_a_kind:
             raise ValueError(
                 f"{images}: fold {fold + 1}: got {len(same)} same pairs, wanted {pairs_of_a_kind}; "
@@ -99,15 +88,15 @@ def folder_rows(images: Path, folds: int, pairs_of_a_kind: int, seed: int) -> li
 
 def _strangers(people: list[list[str]], count: int, generator: random.Random, images: Path) -> list[tuple[str, str]]:
     """`count` distinct pairs of two people, every couple of people equally likely at each draw."""
-    sizes = [len(files) for files in people]
+    sizes = list(map(len, people))
     possible = (sum(sizes) ** 2 - sum(size**2 for size in sizes)) // 2
     if possible < count:
         raise ValueError(
             f"{images}: got {possible} different pairs in a fold, wanted {count}; ask for fewer folds (--folds)"
         )
     if possible < 4 * count:  # few enough to list, and too few to find by drawing
-        every = [(a, b) for one, other in combinations(people, 2) for a in one for b in other]
-        return generator.sample(every, count)
+        every = chain.from_iterable(product(one, other) for one, other in combinations(people, 2))
+        return generator.sample(list(every), count)
     drawn: dict[tuple[str, str], None] = {}
     while len(drawn) < count:
         one, other = generator.sample(people, 2)

@@ -29,13 +29,17 @@ def write_page(out: Path, pairs: Sequence[Candidate], train: People, test: Peopl
 
     People that a set does not have (any more) are shown without pictures.
     """
-    places = [{name: place for place, name in enumerate(people.names)} for people in (train, test)]
-    rows = [
-        Row(pair, _pictures(train, places[0].get(pair.train)), _pictures(test, places[1].get(pair.test)))
-        for pair in pairs
-    ]
+    in_train, in_test = _places(train), _places(test)
+    rows = []
+    for pair in pairs:
+        pictures = _pictures(train, in_train.get(pair.train)), _pictures(test, in_test.get(pair.test))
+        rows.append(Row(pair, *pictures))
     page = render("overlap.html", rows=rows, facts=facts, columns=COLUMNS)
     write_file(out, page.encode())
+
+
+def _places(people: People) -> dict[str, int]:
+    return {name: place for place, name in enumerate(people.names)}
 
 
 def _pictures(people: People, person: int | None) -> list[str]:

@@ -8,6 +8,7 @@ shown side by side, with their differences on the same people.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -42,22 +43,21 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     ValueError when no run holds a result.
     """
     named = _names(runs)
-    verified = _by_set({name: RunFolder(run).evaluations for name, run in named.items()}, load)
-    identified = _by_set({name: RunFolder(run).identifications for name, run in named.items()}, load_identification)
-    templates = _by_set({name: RunFolder(run).templates for name, run in named.items()}, load_templates)
+    verified = _by_set(named, lambda run: run.evaluations, load)
+    identified = _by_set(named, lambda run: run.identifications, load_identification)
+    templates = _by_set(named, lambda run: run.templates, load_templates)
     if not verified and not identified and not templates:
         folders = ", ".join(map(str, runs))
         raise ValueError(f"{folders}: got no evaluation, wanted one under evaluations/: run stages/evaluate.py first")
-    trained = not all(RunFolder(run).network.is_file() for run in named.values())
-    logs = {name: read_metrics(RunFolder(run).metrics) for name, run in named.items()}
-    runs_shown = [
-        {"name": name, **_read_facts(run), "recipe": _read_text(RunFolder(run).recipe)} for name, run in named.items()
-    ]
+    trained = not all(run.network.is_file() for run in named.values())
+    shown = [{"name": name, **_read_facts(run), "recipe": _read_text(run.recipe)} for name, run in named.items()]
+    logs = {name: read_metrics(run.metrics) for name, run in named.items()}
+    logs = {name: records for name, records in logs.items() if records}
     compared = partial(side_by_side, num_runs=len(named), trained=trained)
     page = render(
         "report.html",
-        runs=runs_shown,
-        training=training_section({name: records for name, records in logs.items() if records}),
+        runs=shown,
+        training=training_section(logs),
         sections=[evaluation_section(name, compared(steps), steps) for name, steps in verified.items()],
         identifications=[identification_section(name, compared(steps)) for name, steps in identified.items()],
         templates=[template_section(name, compared(steps)) for name, steps in templates.items()],
@@ -77,13 +77,18 @@ def side_by_side(steps: Mapping[str, list[Result]], num_runs: int, trained: bool
     return {_label(run, result.step, trained): result for result in (results[0], results[-1])}
 
 
-def _names(runs: Sequence[Path]) -> dict[str, Path]:
+def _names(runs: Sequence[Path]) -> dict[str, RunFolder]:
     """A name for each run: its folder's, or its whole path if two folders share one."""
     short = [run.resolve().name for run in runs]
-    return {name if short.count(name) == 1 else str(run): run for name, run in zip(short, runs, strict=True)}
+    named = {}
+    for name, run in zip(short, runs, strict=True):
+        named[name if short.count(name) == 1 else str(run)] = RunFolder(run)
+    return named
 
 
-def _by_set(folders: Mapping[str, Path], read: Callable[[Path], Result]) -> dict[str, dict[str, list[Result]]]:
+def _by_set(
+    runs: Mapping[str, RunFolder], folder_of: Callable[[RunFolder], Path], read: Callable[[Path], Result]
+) -> dict[str, dict[str, list[Result]]]:
     """Each comparison in the runs' folders of a kind, with the results of the runs that have made it, by rising steps.
 
     What is compared decides, not the name that it was given: two names of one list are one comparison, and one name of
@@ -91,19 +96,19 @@ def _by_set(folders: Mapping[str, Path], read: Callable[[Path], Result]) -> dict
     """
     found: dict[str, dict[str, list[Result]]] = {}
     names: dict[str, dict[str, None]] = {}
-    for run, folder in folders.items():
-        for file in sorted(folder.glob("*/step-*.json"), key=lambda file: (file.name, file.parent.name)):
+    for run, folder in runs.items():
+        for file in sorted(folder_of(folder).glob("*/step-*.json"), key=lambda file: (file.name, file.parent.name)):
             result = read(file)
             results = found.setdefault(result.compared, {}).setdefault(run, [])
             if not results or results[-1].step != result.step:  # the same step under two names says it once
                 results.append(result)
             names.setdefault(result.compared, {})[file.parent.name] = None
-    titles = {digest: ", ".join(names[digest]) for digest in found}
-    every = list(titles.values())
-    distinct = {
-        digest: title if every.count(title) == 1 else f"{title} ({digest[:8]})" for digest, title in titles.items()
-    }
-    return {distinct[digest]: found[digest] for digest in sorted(found, key=lambda digest: distinct[digest])}
+    titles = {digest: ", ".join(given) for digest, given in names.items()}
+    uses = Counter(titles.values())
+    by_title = {}
+    for digest, title in titles.items():
+        by_title[title if uses[title] == 1 else f"{title} ({digest[:8]})"] = found[digest]
+    return dict(sorted(by_title.items()))
 
 
 def _label(run: str, step: int, trained: bool) -> str:
@@ -119,10 +124,10 @@ def _read_text(file: Path) -> str:
     return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
 
 
-def _read_facts(run: Path) -> dict[str, Any]:
+def _read_facts(run: RunFolder) -> dict[str, Any]:
     """``run.json`` or ``network.json``, with an empty value for each fact that the template asks for and both lack."""
     facts: dict[str, Any] = {"command": "", "versions": {}, "started": "", "ranks": None, "device": "", "file": ""}
-    for file in (RunFolder(run).network, RunFolder(run).facts):
+    for file in (run.network, run.facts):
         if file.is_file():
             try:
                 facts |= {key: value for key, value in json.loads(_read_text(file)).items() if key != "name"}

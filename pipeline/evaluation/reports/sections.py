@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain, zip_longest
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipeline.evaluation.reports import plots
+from pipeline.evaluation.reports.cells import NONE, points
 from pipeline.evaluation.reports.hardest import hardest_tiles
-from pipeline.evaluation.results import Evaluation, Identification, TemplateResult
+from pipeline.evaluation.results import Evaluation, Gallery, Identification, TemplateResult
 from pipeline.evaluation.scoring.angles import ClassAngles
 from pipeline.evaluation.scoring.bootstrap import roc_band
-from pipeline.evaluation.scoring.estimates import Estimate, paired_differences
+from pipeline.evaluation.scoring.estimates import paired_differences
 from pipeline.evaluation.scoring.rates import Rate, TarAtFar
 from pipeline.evaluation.scoring.templates import RANKS
 from pipeline.evaluation.scoring.verification import FloatArray, equal_error_rate, roc
@@ -28,7 +30,6 @@ CURVES = (
 WORST = 8  # people named with their angles
 BAND_POINTS = 25  # FARs at which a ROC's interval is computed
 DRAWS = 200  # of the people, for a difference
-NONE = "–"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,13 @@ class Cell:
 
     text: str
     best: bool = False
+
+
+class Figure(NamedTuple):
+    """What one model reaches: the text of its cell, and the value by which the best of a row is found, if any is."""
+
+    text: str
+    value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,8 +59,11 @@ def training_section(logs: Mapping[str, list[dict[str, Any]]]) -> list[str]:
     """Plots of the training logs; a quantity that was not logged has none."""
     drawn = []
     for key, title, log in CURVES:
-        lines = {name: series(records, key) for name, records in logs.items()}
-        lines = {name: line for name, line in lines.items() if len(line[0])}
+        lines = {}
+        for name, records in logs.items():
+            steps, values = series(records, key)
+            if len(steps):
+                lines[name] = (steps, values)
         if lines:
             drawn.append(plots.line_plot(lines, title, log))
     if len(logs) == 1:
@@ -69,34 +80,44 @@ def evaluation_section(
     `steps` are all evaluated checkpoints by run, drawn if one has more than its first and last.
     """
     every = list(models.values())
-    limits = _score_limits(every)
-    histograms = [
-        plots.histogram_plot(e.pairs, float(np.nanmean(e.summary.verification.thresholds)), label, limits)
-        for label, e in models.items()
-    ]
-    curves = {label: roc(e.pairs) for label, e in models.items()}
-    grid = np.geomspace(min(1 / curve.impostors for curve in curves.values()), 1, BAND_POINTS)
-    bands = {label: roc_band(e.pairs, grid) for label, e in models.items()}
-    progress = {run: _progress(results) for run, results in steps.items()}
+    last = every[-1]
+    rows = result_rows(every)
+    if len(steps) > 1:
+        rows += difference_rows(models)
     return {
         "name": name,
         "models": tuple(models),
-        "result": every[-1].summary.verification,
-        "left_out": every[-1].summary.left_out,
-        "reached": [(label, e.summary.verification.accuracy) for label, e in models.items()],
-        "rows": [*result_rows(every), *(difference_rows(models) if len(steps) > 1 else [])],
-        "plots": [
-            plots.roc_plot(curves, grid, bands),
-            plots.det_plot(curves, grid, bands),
-            *histograms,
-            plots.fold_plot({label: e.summary.verification.folds for label, e in models.items()}),
-            *angle_plots(every[-1].angles),
-            *([plots.progress_plot(progress)] if any(len(line[0]) > 2 for line in progress.values()) else []),
-        ],
-        "worst": worst_people(every[-1].angles),
+        "result": last.summary.verification,
+        "left_out": last.summary.left_out,
+        "reached": [(label, model.summary.verification.accuracy) for label, model in models.items()],
+        "rows": rows,
+        "plots": [*verification_plots(models), *angle_plots(last.angles), *progress_plots(steps)],
+        "worst": worst_people(last.angles),
         "missed": hardest_tiles(every, same=True),
         "fooled": hardest_tiles(every, same=False),
     }
+
+
+def verification_plots(models: Mapping[str, Evaluation]) -> list[str]:
+    """ROC and DET, each model's similarities, and the accuracies on the folds."""
+    curves = {label: roc(model.pairs) for label, model in models.items()}
+    most = max(curve.impostors for curve in curves.values())
+    grid = np.geomspace(1 / most, 1, BAND_POINTS)
+    limits = _score_limits(models.values())
+    bands = {}
+    folds = {}
+    histograms = []
+    for label, model in models.items():
+        result = model.summary.verification
+        bands[label] = roc_band(model.pairs, grid)
+        folds[label] = result.folds
+        histograms.append(plots.histogram_plot(model.pairs, float(np.nanmean(result.thresholds)), label, limits))
+    return [
+        plots.roc_plot(curves, grid, bands),
+        plots.det_plot(curves, grid, bands),
+        *histograms,
+        plots.fold_plot(folds),
+    ]
 
 
 def angle_plots(angles: ClassAngles | None) -> list[str]:
@@ -106,40 +127,42 @@ def angle_plots(angles: ClassAngles | None) -> list[str]:
     return [plots.angle_plot(angles), plots.people_plot(angles)]
 
 
+def progress_plots(steps: Mapping[str, Sequence[Evaluation]]) -> list[str]:
+    """The accuracy while training, by run; none if no run has more than its first and last step."""
+    if max(map(len, steps.values()), default=0) <= 2:
+        return []
+    lines = {}
+    for run, results in steps.items():
+        accuracies = [result.summary.verification.accuracy for result in results]
+        lines[run] = np.array([result.step for result in results], np.float64), _with_bounds(accuracies)
+    return [plots.progress_plot(lines)]
+
+
 def worst_people(angles: ClassAngles | None) -> list[tuple[str, ...]]:
     """The `WORST` separated people: name, images, median angle, 95%, nearest person, angle to them."""
     if angles is None:
         return []
-    return [
-        (
-            str(angles.names[i]),
-            f"{angles.images[i]:,}",
-            *(f"{angle:.0f}°" for angle in angles.within[i, 1:]),
-            str(angles.names[angles.neighbour[i]]),
-            f"{angles.nearest[i]:.0f}°",
-        )
-        for i in angles.worst(WORST)
-    ]
+    people: list[tuple[str, ...]] = []
+    for i in angles.worst(WORST):
+        _, median, high = angles.within[i]
+        name, nearest = angles.names[i], angles.names[angles.neighbour[i]]
+        own = (str(name), f"{angles.images[i]:,}", f"{median:.0f}°", f"{high:.0f}°")
+        people.append((*own, str(nearest), f"{angles.nearest[i]:.0f}°"))
+    return people
 
 
 def identification_section(name: str, models: Mapping[str, Identification]) -> dict[str, Any]:
     """What the template shows of a search among distractors, models side by side."""
-    every = list(models.values())
-    depths = sorted({1, *(len(result.cmc) for result in every)})
-    rows = [
-        rate_row(f"rank {depth}", [r.cmc[depth - 1] if depth <= len(r.cmc) else None for r in every])
-        for depth in depths
-    ]
-    curves = {
-        label: np.array([(rate.value, rate.low, rate.high) for rate in result.cmc]) for label, result in models.items()
-    }
+    cmcs = [result.cmc for result in models.values()]
+    by_rank = list(zip_longest(*cmcs))  # None for a model whose search was not as deep
+    rows = [rate_row(f"rank {depth}", by_rank[depth - 1]) for depth in sorted({1, *map(len, cmcs)})]
     return {
         "name": name,
         "models": tuple(models),
-        "result": every[-1],
+        "result": list(models.values())[-1],
         "reached": [(label, result.cmc[0]) for label, result in models.items()],
-        "rows": [*rows, *tar_rows([result.tar for result in every])],
-        "plots": [plots.cmc_plot(curves)],
+        "rows": rows + tar_rows([result.tar for result in models.values()]),
+        "plots": [plots.cmc_plot({label: _with_bounds(result.cmc) for label, result in models.items()})],
     }
 
 
@@ -148,12 +171,7 @@ def template_section(name: str, models: Mapping[str, TemplateResult]) -> dict[st
     every = list(models.values())
     rows = tar_rows([result.tar for result in every])
     for gallery in every[-1].galleries:
-        found = [next((g for g in result.galleries if g.name == gallery.name), None) for result in every]
-        for i, rank in enumerate(RANKS):
-            rows.append(rate_row(f"{gallery.name}, rank {rank}", [None if g is None else g.ranks[i] for g in found]))
-        for entry in gallery.tpir:
-            rates = [{e.fpir: e.tpir for e in g.tpir}.get(entry.fpir) if g else None for g in found]
-            rows.append(rate_row(f"{gallery.name}, TPIR at FPIR {entry.fpir:g}", rates))
+        rows += gallery_rows(gallery, [_gallery(result, gallery.name) for result in every])
     curves = {label: np.array(result.curve).T for label, result in models.items() if result.curve}
     return {
         "name": name,
@@ -165,23 +183,28 @@ def template_section(name: str, models: Mapping[str, TemplateResult]) -> dict[st
     }
 
 
-def result_rows(models: list[Evaluation]) -> list[Row]:
+def result_rows(models: Sequence[Evaluation]) -> list[Row]:
     """The table of rates, a column for each model; what one of them lacks shows a dash there."""
-    results = [model.summary.verification for model in models]
-    centred = [model.summary.centred for model in models]
-    errors = [equal_error_rate(roc(model.pairs)) for model in models]
-    return [
-        rate_row("accuracy", [result.accuracy for result in results]),
-        Row("deviation over folds", tuple(Cell(f"± {result.deviation:.2%}") for result in results)),
-        _row(
-            "accuracy, mean of the other folds subtracted",
-            [f"{one.accuracy:.2%} ± {one.deviation:.2%}" for one in centred],
-            [one.accuracy for one in centred],
-        ),
-        rate_row("AUC", [result.auc for result in results]),
-        _row("equal error rate", [f"{error:.2%}" for error in errors], [-error for error in errors]),
-        *tar_rows([result.tar for result in results]),
-    ]
+    columns = list(map(_results, models))
+    rows = []
+    for name in columns[0]:
+        figures = [column[name] for column in columns]
+        rows.append(_row(name, figures))
+    return rows + tar_rows([model.summary.verification.tar for model in models])
+
+
+def _results(model: Evaluation) -> dict[str, Figure]:
+    """A model's column of the table, but its TARs."""
+    result, centred = model.summary.verification, model.summary.centred
+    error = equal_error_rate(roc(model.pairs))
+    subtracted = f"{centred.accuracy:.2%} ± {centred.deviation:.2%}"
+    return {
+        "accuracy": _figure(result.accuracy),
+        "deviation over folds": Figure(f"± {result.deviation:.2%}"),
+        "accuracy, mean of the other folds subtracted": Figure(subtracted, centred.accuracy),
+        "AUC": _figure(result.auc),
+        "equal error rate": Figure(f"{error:.2%}", -error),
+    }
 
 
 def difference_rows(models: Mapping[str, Evaluation]) -> list[Row]:
@@ -189,47 +212,78 @@ def difference_rows(models: Mapping[str, Evaluation]) -> list[Row]:
     (first, base), *others = models.items()
     fars = tuple(entry.far for entry in base.summary.verification.tar)
     settings = base.summary.settings
-    gains = [
-        paired_differences(model.pairs, base.pairs, fars, min(settings.resamples, DRAWS), settings.seed)
-        for _, model in others
-    ]
-    names = ["accuracy", *(f"TAR at FAR {far:g}" for far in fars)]
-    return [
-        Row(f"{name} above {first}, points", (Cell(NONE), *(Cell(_gain(gain[i])) for gain in gains)))
-        for i, name in enumerate(names)
-    ]
+    draws = min(settings.resamples, DRAWS)
+    gains = [paired_differences(model.pairs, base.pairs, fars, draws, settings.seed) for _, model in others]
+    rows = []
+    for i, name in enumerate(["accuracy", *map(_at_far, fars)]):
+        figures = [Figure(points(gain[i])) for gain in gains]
+        rows.append(_row(f"{name} above {first}, points", [Figure(NONE), *figures]))
+    return rows
 
 
 def tar_rows(models: Sequence[tuple[TarAtFar, ...]]) -> list[Row]:
     """A line for each FAR that any model has, falling."""
-    found = [{entry.far: entry.tar for entry in tars} for tars in models]
-    every = sorted({far for tars in found for far in tars}, reverse=True)
-    return [rate_row(f"TAR at FAR {far:g}", [tars.get(far) for tars in found]) for far in every]
+    fars = {entry.far for entry in chain.from_iterable(models)}
+    rows = []
+    for far in sorted(fars, reverse=True):
+        rates = [_tar(tars, far) for tars in models]
+        rows.append(rate_row(_at_far(far), rates))
+    return rows
 
 
-def rate_row(name: str, rates: Sequence[Rate | None]) -> Row:
+def gallery_rows(shown: Gallery, found: Sequence[Gallery | None]) -> list[Row]:
+    """A line for each rank and for each FPIR of the gallery `shown`, given each model's own."""
+    rows = []
+    for i, rank in enumerate(RANKS):
+        ranks = [gallery.ranks[i] if gallery else None for gallery in found]
+        rows.append(rate_row(f"{shown.name}, rank {rank}", ranks))
+    for entry in shown.tpir:
+        tpirs = [_tpir(gallery, entry.fpir) for gallery in found]
+        rows.append(rate_row(f"{shown.name}, TPIR at FPIR {entry.fpir:g}", tpirs))
+    return rows
+
+
+def rate_row(name: str, rates: Iterable[Rate | None]) -> Row:
     """A rate of each model with its interval; the highest is the best."""
-    texts = [NONE if rate is None else f"{rate.value:.2%} ({rate.low:.1%} to {rate.high:.1%})" for rate in rates]
-    return _row(name, texts, [float("-inf") if rate is None else rate.value for rate in rates])
+    return _row(name, list(map(_figure, rates)))
 
 
-def _row(name: str, texts: Sequence[str], values: Sequence[float]) -> Row:
-    """A row in which the highest of `values` is the best; of one model none is."""
-    best = max(values) if len(values) > 1 else float("inf")
-    return Row(name, tuple(Cell(text, value == best) for text, value in zip(texts, values, strict=True)))
+def _figure(rate: Rate | None) -> Figure:
+    if rate is None:
+        return Figure(NONE)
+    return Figure(f"{rate.value:.2%} ({rate.low:.1%} to {rate.high:.1%})", rate.value)
 
 
-def _gain(gain: Estimate) -> str:
-    mean, low, high = (100 * value for value in (gain.mean, gain.low, gain.high))
-    return f"{mean:+.2f} ({low:+.1f} to {high:+.1f})"
+def _row(name: str, figures: Sequence[Figure]) -> Row:
+    """A row in which the highest value is the best; of one model none is."""
+    values = [figure.value for figure in figures if figure.value is not None]
+    best = max(values, default=None) if len(figures) > 1 else None
+    cells = [Cell(text, value is not None and value == best) for text, value in figures]
+    return Row(name, tuple(cells))
 
 
-def _progress(steps: Sequence[Evaluation]) -> tuple[FloatArray, FloatArray]:
-    rates = [evaluation.summary.verification.accuracy for evaluation in steps]
-    return np.array([e.step for e in steps], np.float64), np.array([(r.value, r.low, r.high) for r in rates])
+def _at_far(far: float) -> str:
+    return f"TAR at FAR {far:g}"
 
 
-def _score_limits(evaluations: list[Evaluation]) -> tuple[float, float]:
+def _tar(tars: Iterable[TarAtFar], far: float) -> Rate | None:
+    return next((entry.tar for entry in tars if entry.far == far), None)
+
+
+def _gallery(result: TemplateResult, name: str) -> Gallery | None:
+    return next((gallery for gallery in result.galleries if gallery.name == name), None)
+
+
+def _tpir(gallery: Gallery | None, fpir: float) -> Rate | None:
+    return next((entry.tpir for entry in gallery.tpir if entry.fpir == fpir), None) if gallery else None
+
+
+def _with_bounds(rates: Sequence[Rate]) -> FloatArray:
+    """`[n, 3]`: each rate's value, and its interval's low and high."""
+    return np.array([(rate.value, rate.low, rate.high) for rate in rates])
+
+
+def _score_limits(models: Iterable[Evaluation]) -> tuple[float, float]:
     """One axis for every histogram, so that models can be compared by eye."""
-    low = min(float(e.pairs.scores.min()) for e in evaluations)
+    low = min(float(model.pairs.scores.min()) for model in models)
     return max(-1.0, low - 0.05), 1.0

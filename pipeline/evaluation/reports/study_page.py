@@ -6,17 +6,19 @@ its difference to the first column, on the same people and seeds.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 from pipeline.evaluation.reports import plots
+from pipeline.evaluation.reports.cells import NONE, points
 from pipeline.evaluation.reports.pages import render
 from pipeline.evaluation.scoring.estimates import Estimate, Sample, difference, estimate
 from pipeline.evaluation.study import Study, Table
 from pipeline.files import write_file
-
-NONE = "–"
 
 # Of one evaluation set: arm and seed to what the run reached.
 Samples = Mapping[tuple[str, int], Sample]
@@ -47,14 +49,24 @@ class Comparison:
     set_name: str
     columns: tuple[Column, ...]
 
+    @property
+    def title(self) -> str:
+        """Of the table, with the set."""
+        return f"{self.table.title}: {self.set_name}"
+
+    @property
+    def headings(self) -> list[str]:
+        """Of the columns."""
+        return [column.heading for column in self.columns]
+
 
 def comparisons(study: Study, samples: Mapping[str, Samples]) -> list[Comparison]:
     """Every table on every evaluation set, from the runs that are done."""
-    return [
-        Comparison(table, name, tuple(_columns(study, table, name, samples[name])))
-        for table in study.tables
-        for name in study.sets
-    ]
+    found = []
+    for table, name in product(study.tables, study.sets):
+        columns = _columns(study, table, name, samples[name])
+        found.append(Comparison(table, name, columns))
+    return found
 
 
 def write_tables(study: Study, samples: Mapping[str, Samples], out: Path) -> None:
@@ -68,43 +80,30 @@ def markdown(study: Study, found: Sequence[Comparison]) -> str:
     """The tables for a README or an issue."""
     lines = [f"# {study.title}", ""]
     for comparison in found:
-        lines += [f"## {comparison.table.title}: {comparison.set_name}", ""]
-        lines += ["| | " + " | ".join(column.heading for column in comparison.columns) + " |"]
+        lines += [f"## {comparison.title}", ""]
+        lines += ["| | " + " | ".join(comparison.headings) + " |"]
         lines += ["| --- |" + " ---: |" * len(comparison.columns)]
         lines += [f"| {name} | {' | '.join(values)} |" for name, values in rows(comparison)]
-        lines += ["", *([f"Published: {comparison.table.source}", ""] if comparison.table.source else [])]
+        lines += [""]
+        if comparison.table.source:
+            lines += [f"Published: {comparison.table.source}", ""]
     return "\n".join([*lines, NOTE, ""])
 
 
 def page(study: Study, found: Sequence[Comparison]) -> str:
     """The tables and their plots as an HTML page that needs nothing beside it."""
-    return render(
-        "study.html",
-        title=study.title,
-        note=NOTE,
-        sections=[
-            {
-                "title": f"{comparison.table.title}: {comparison.set_name}",
-                "headings": [column.heading for column in comparison.columns],
-                "rows": rows(comparison),
-                "source": comparison.table.source,
-                "plot": _plot(comparison),
-            }
-            for comparison in found
-        ],
-    )
+    return render("study.html", title=study.title, note=NOTE, sections=list(map(_section, found)))
 
 
 def rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """The lines of a table: its name, and a cell for each column."""
     columns = comparison.columns
-    gains = [None, *(column.gain for column in columns[1:])]
     lines = [
-        ("published", [NONE if c.published is None else f"{c.published:.2%}" for c in columns]),
-        ("here (95% interval)", [NONE if c.here is None else _rate(c.here) for c in columns]),
-        ("each seed", [NONE if c.here is None else ", ".join(f"{v:.1%}" for v in c.here.values) for c in columns]),
-        (f"above {columns[0].heading}, points", [NONE if gain is None else _gain(gain) for gain in gains]),
-        ("seeds done", [f"{done} of {wanted}" for done, wanted in (c.seeds for c in columns)]),
+        ("published", list(map(_published, columns))),
+        ("here (95% interval)", list(map(_here, columns))),
+        ("each seed", list(map(_each_seed, columns))),
+        (f"above {columns[0].heading}, points", [NONE, *(points(column.gain) for column in columns[1:])]),
+        ("seeds done", list(map(_seeds_done, columns))),
     ]
     return lines if comparison.table.published else lines[1:]
 
@@ -115,36 +114,63 @@ NOTE = (
 )
 
 
-def _columns(study: Study, table: Table, name: str, samples: Samples) -> list[Column]:
-    arms = {arm: {s: sample for (a, s), sample in samples.items() if a == arm} for arm in table.columns.values()}
-    base = arms[next(iter(table.columns.values()))]
+def _columns(study: Study, table: Table, name: str, samples: Samples) -> tuple[Column, ...]:
+    of_arm: defaultdict[str, dict[int, Sample]] = defaultdict(dict)
+    for (arm, seed), sample in samples.items():
+        of_arm[arm][seed] = sample
     published = table.published.get(name, (None,) * len(table.columns))
-    return [
-        Column(
-            heading=heading,
-            published=None if percent is None else percent / 100,
-            here=estimate(arms[arm]) if arms[arm] else None,
-            gain=difference(arms[arm], base),
-            seeds=(len(arms[arm]), len(study.seeds_of(arm))),
+    base = of_arm[next(iter(table.columns.values()))]
+    columns = []
+    for (heading, arm), percent in zip(table.columns.items(), published, strict=True):
+        mine = of_arm[arm]
+        columns.append(
+            Column(
+                heading=heading,
+                published=None if percent is None else percent / 100,
+                here=estimate(mine) if mine else None,
+                gain=difference(mine, base),
+                seeds=(len(mine), len(study.seeds_of(arm))),
+            )
         )
-        for (heading, arm), percent in zip(table.columns.items(), published, strict=True)
-    ]
+    return tuple(columns)
+
+
+def _section(comparison: Comparison) -> dict[str, Any]:
+    """What the template shows of a table."""
+    return {
+        "title": comparison.title,
+        "headings": comparison.headings,
+        "rows": rows(comparison),
+        "source": comparison.table.source,
+        "plot": _plot(comparison),
+    }
 
 
 def _plot(comparison: Comparison) -> str:
     """Ours beside the published ones, each on its own axis: their sizes differ, their order is compared."""
-    here = {c.heading: c.here for c in comparison.columns}
-    return plots.study_plot(
-        {name: None if e is None else (e.mean, e.low, e.high, *e.values) for name, e in here.items()},
-        {c.heading: c.published for c in comparison.columns},
-    )
+    here: dict[str, Sequence[float] | None] = dict.fromkeys(comparison.headings)
+    for column in comparison.columns:
+        if column.here is not None:
+            here[column.heading] = (column.here.mean, column.here.low, column.here.high, *column.here.values)
+    return plots.study_plot(here, {column.heading: column.published for column in comparison.columns})
 
 
-def _rate(rate: Estimate) -> str:
+def _published(column: Column) -> str:
+    return NONE if column.published is None else f"{column.published:.2%}"
+
+
+def _here(column: Column) -> str:
+    rate = column.here
+    if rate is None:
+        return NONE
     # an interval of few seeds may reach beyond 0 and 1
     return f"{rate.mean:.2%} ({max(rate.low, 0):.1%} to {min(rate.high, 1):.1%})"
 
 
-def _gain(gain: Estimate) -> str:
-    mean, low, high = (100 * value for value in (gain.mean, gain.low, gain.high))
-    return f"{mean:+.2f} ({low:+.1f} to {high:+.1f})"
+def _each_seed(column: Column) -> str:
+    return NONE if column.here is None else ", ".join(f"{value:.1%}" for value in column.here.values)
+
+
+def _seeds_done(column: Column) -> str:
+    done, wanted = column.seeds
+    return f"{done} of {wanted}"

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.evaluation.scoring.verification import FloatArray, IntArray, ScoredPairs, attained_tar, roc
+from pipeline.evaluation.scoring.verification import FloatArray, IntArray, ScoredPairs, attained_tars, roc
 
 # Draws for each wanted resample before the set is called too small; 40 people rarely need a second one.
 PATIENCE = 50
@@ -87,8 +87,7 @@ def roc_band(pairs: ScoredPairs, fars: FloatArray, resamples: int = 200, seed: i
     """95 % intervals of the TAR at each of `fars`, `[F, 2]`: the band around a ROC, point by point."""
 
     def tars(drawn: ScoredPairs) -> FloatArray:
-        curve = roc(drawn)
-        return np.array([attained_tar(curve, far) for far in fars])
+        return attained_tars(roc(drawn), fars)
 
     return identity_bootstrap(pairs, tars, resamples, seed)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.evaluation.scoring.bootstrap import trial_bootstrap
 from pipeline.evaluation.scoring.identification import cmc, distractor_barrier, distractor_ranks, mate_trials
-from pipeline.evaluation.scoring.rates import Rate, TarAtFar
+from pipeline.evaluation.scoring.rates import Rate, TarAtFar, tars_at, with_intervals
 from pipeline.evaluation.scoring.search import nearest
 from pipeline.evaluation.scoring.verification import FloatArray, IntArray, require_resolvable
 
@@ -58,9 +58,5 @@ def identify(
         return np.array([*cmc(rank_M, ranks, weight), *tars])
 
     intervals = trial_bootstrap(identity[probe], rates, resamples, seed)
-    every = [
-        Rate(value=float(value), low=float(low), high=float(high))
-        for value, (low, high) in zip(rates(np.ones(len(scores))), intervals, strict=True)
-    ]
-    tars = tuple(TarAtFar(far=far, tar=rate) for far, rate in zip(fars, every[ranks:], strict=True))
-    return Found(tuple(every[:ranks]), tars, len(scores))
+    every = with_intervals(rates(np.ones(len(scores))), intervals)
+    return Found(tuple(every[:ranks]), tars_at(fars, every[ranks:]), len(scores))

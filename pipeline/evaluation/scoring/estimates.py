@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.evaluation.scoring.bootstrap import identity_draws
-from pipeline.evaluation.scoring.verification import FloatArray, ScoredPairs, attained_tar, kfold_accuracy, roc
+from pipeline.evaluation.scoring.verification import FloatArray, ScoredPairs, attained_tars, kfold_accuracy, roc
 
 
 @dataclass(frozen=True)
@@ -99,14 +99,11 @@ def paired_differences(
             raise ValueError(f"paired difference: got pairs that differ in {name}, wanted the same pairs")
 
     def rates(drawn: ScoredPairs) -> FloatArray:
-        curve = roc(drawn)
-        return np.array([kfold_accuracy(drawn).mean, *(attained_tar(curve, far) for far in fars)])
+        return np.array([kfold_accuracy(drawn).mean, *attained_tars(roc(drawn), fars)])
 
     value_K = rates(mine) - rates(base)
     draws_BK = identity_draws(mine, rates, resamples, seed) - identity_draws(base, rates, resamples, seed)
     spread_BK = draws_BK - draws_BK.mean(axis=0) + value_K
     low_K, high_K = np.percentile(spread_BK, [50 * (1 - confidence), 50 * (1 + confidence)], axis=0)
-    return [
-        Estimate((float(value),), float(low), float(high))
-        for value, low, high in zip(value_K, low_K, high_K, strict=True)
-    ]
+    measured = np.stack([value_K, low_K, high_K], axis=1).tolist()
+    return [Estimate((value,), low, high) for value, low, high in measured]

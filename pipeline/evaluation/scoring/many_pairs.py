@@ -39,9 +39,12 @@ class ManyPairs:
         genuine = int(np.sum(weight, where=self._same, dtype=np.int64))
         if not genuine or not impostors[-1]:
             return None
-        cuts = [self._accepted(impostors, far) for far in fars]
-        hits = [int(np.sum(weight[:cut], where=self._same[:cut], dtype=np.int64)) for cut in cuts]
-        return np.array([hit / genuine for hit in hits])
+        tars = []
+        for far in fars:
+            accepted = self._accepted(impostors, far)
+            hits = int(np.sum(weight[:accepted], where=self._same[:accepted], dtype=np.int64))
+            tars.append(hits / genuine)
+        return np.array(tars)
 
     def _weights(self, drawn: IntArray | None) -> NDArray[np.int32]:
         if drawn is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
@@ -9,7 +11,7 @@ from pipeline.evaluation.scoring.bootstrap import identity_bootstrap
 from pipeline.evaluation.scoring.verification import (
     FloatArray,
     ScoredPairs,
-    attained_tar,
+    attained_tars,
     auc,
     kfold_accuracy,
     roc,
@@ -70,6 +72,19 @@ class Verification(Record):
     confidence: float
 
 
+def with_intervals(values: Iterable[float], intervals: FloatArray) -> list[Rate]:
+    """`K` values, each with its interval, a row of `[K, 2]`."""
+    rates = []
+    for value, (low, high) in zip(values, intervals, strict=True):
+        rates.append(Rate(value=float(value), low=float(low), high=float(high)))
+    return rates
+
+
+def tars_at(fars: Iterable[float], rates: Iterable[Rate]) -> tuple[TarAtFar, ...]:
+    """True accept rates, each with its false accept rate."""
+    return tuple(TarAtFar(far=far, tar=rate) for far, rate in zip(fars, rates, strict=True))
+
+
 def verify(
     pairs: ScoredPairs, fars: tuple[float, ...], resamples: int, seed: int = 0, confidence: float = 0.95
 ) -> Verification:
@@ -82,21 +97,17 @@ def verify(
 
     def statistics(drawn: ScoredPairs) -> FloatArray:
         curve = roc(drawn)
-        tars = [attained_tar(curve, far) for far in fars]
-        return np.array([kfold_accuracy(drawn).mean, auc(curve), *tars])
+        return np.array([kfold_accuracy(drawn).mean, auc(curve), *attained_tars(curve, fars)])
 
     intervals = identity_bootstrap(pairs, statistics, resamples, seed, confidence)
-    accuracy, area, *tars = (
-        Rate(value=float(value), low=float(low), high=float(high))
-        for value, (low, high) in zip(values, intervals, strict=True)
-    )
+    accuracy, area, *tars = with_intervals(values, intervals)
     return Verification(
         accuracy=accuracy,
         deviation=folds.deviation,
         folds=tuple(folds.accuracies.tolist()),
         thresholds=tuple(folds.thresholds.tolist()),
         auc=area,
-        tar=tuple(TarAtFar(far=far, tar=tar) for far, tar in zip(fars, tars, strict=True)),
+        tar=tars_at(fars, tars),
         genuine=int(curve.genuine),
         impostors=int(curve.impostors),
         identities=len(np.union1d(pairs.identity_a, pairs.identity_b)),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.evaluation.scoring.bootstrap import trial_bootstrap
 from pipeline.evaluation.scoring.identification import cmc, false_alarm_barrier, mate_ranks, mate_scores
 from pipeline.evaluation.scoring.many_pairs import ManyPairs, tar_intervals
-from pipeline.evaluation.scoring.rates import Rate, TarAtFar, TpirAtFpir
+from pipeline.evaluation.scoring.rates import Rate, TarAtFar, TpirAtFpir, tars_at, with_intervals
 from pipeline.evaluation.scoring.search import blocks_of, nearest
 from pipeline.evaluation.scoring.verification import BoolArray, FloatArray, IntArray, cosine_scores, require_resolvable
 
@@ -108,13 +108,9 @@ def verify_templates(
     if values is None:
         raise ValueError(f"templates: got {np.sum(same)} same and {impostors} different pairs, wanted some of each")
     intervals = tar_intervals(scored, np.array(fars), resamples, seed)
-    return OneToOne(
-        tuple(
-            TarAtFar(far=far, tar=Rate(value=float(value), low=float(low), high=float(high)))
-            for far, value, (low, high) in zip(fars, values[: len(fars)], intervals, strict=True)
-        ),
-        tuple(zip(grid[len(fars) :].tolist(), values[len(fars) :].tolist(), strict=True)),
-    )
+    tars = with_intervals(values[: len(fars)], intervals)
+    curve = zip(grid[len(fars) :].tolist(), values[len(fars) :].tolist(), strict=True)
+    return OneToOne(tars_at(fars, tars), tuple(curve))
 
 
 def search_templates(
@@ -147,9 +143,6 @@ def search_templates(
         return np.array([*closed, *hits])
 
     intervals = trial_bootstrap(probe_subject[mated], rates, resamples, seed)
-    every = [
-        Rate(value=float(value), low=float(low), high=float(high))
-        for value, (low, high) in zip(rates(np.ones(int(mated.sum()))), intervals, strict=True)
-    ]
+    every = with_intervals(rates(np.ones(int(mated.sum()))), intervals)
     tpirs = zip(fpirs, every[len(RANKS) :], strict=True)
     return tuple(every[: len(RANKS)]), tuple(TpirAtFpir(fpir=fpir, tpir=rate) for fpir, rate in tpirs)

@@ -9,6 +9,7 @@ View 2 (k-fold accuracy); Liu et al., "SphereFace", CVPR 2017, section 4 (cosine
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -196,7 +197,12 @@ def tar_at_far(curve: Roc, far: float) -> float:
 
 def attained_tar(curve: Roc, far: float) -> float:
     """`tar_at_far` without its refusal, for a bootstrap of a curve that has passed it."""
-    return float(curve.tar[np.searchsorted(curve.far, far, side="right") - 1])
+    return float(attained_tars(curve, [far])[0])
+
+
+def attained_tars(curve: Roc, fars: Sequence[float] | FloatArray) -> FloatArray:
+    """`attained_tar` of each of `fars`, `[F]`."""
+    return np.asarray(curve.tar[np.searchsorted(curve.far, fars, side="right") - 1])
 
 
 def best_threshold(pairs: ScoredPairs) -> float:

@@ -37,10 +37,11 @@ def detect(image: NDArray[np.uint8]) -> list[Face]:
     except no_face:
         # The package stacks the windows of its first stage and passes them on, even if there are none.
         return []
-    return [
-        Face(np.asarray(box[:4], np.float64), np.asarray(points, np.float64).reshape(2, 5).T)
-        for box, points in zip(boxes, landmarks, strict=True)
-    ]
+    faces = []
+    for box, points in zip(boxes, landmarks, strict=True):
+        x_and_y = np.asarray(points, np.float64).reshape(2, 5)
+        faces.append(Face(np.asarray(box[:4], np.float64), x_and_y.T))
+    return faces
 
 
 def nearest_centre(faces: list[Face], height: int, width: int) -> Face:

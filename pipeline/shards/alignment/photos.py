@@ -78,10 +78,10 @@ def _join(source: Source, out: Path, batches: int) -> None:
     with locked(out / PROGRESS / "lock"):
         if not all(_record(out, batch).is_file() for batch in range(batches)):
             return
-        found = (pair for batch in range(batches) for pair in json.loads(_record(out, batch).read_bytes()))
-        set_aside = ((one.path, one.reason) for one in source.set_aside)
-        listed = sorted([*set_aside, *((path, what) for path, what in found if what != ALIGNED)])
-        text = "".join(["path\twhat\n", *(f"{path}\t{what}\n" for path, what in listed)])
+        listed = [(one.path, one.reason) for one in source.set_aside]
+        for batch in range(batches):
+            listed += [(key, what) for key, what in _results(out, batch) if what != ALIGNED]
+        text = "path\twhat\n" + "".join(f"{path}\t{what}\n" for path, what in sorted(listed))
         for folder in out.iterdir():
             remove_asides(folder)
         write_file(_table(out), text.encode("utf-8", "backslashreplace"))
@@ -121,11 +121,16 @@ def _align_batch(source: Source, out: Path, size: tuple[int, int], min_face: int
             ends = [_align_one(source, out, size, min_face, photo) for photo in photos]
             write_file(record, json.dumps(ends).encode())
             return ends
-        return [(key, what) for key, what in json.loads(record.read_bytes())]
+        return _results(out, batch)
 
 
 def _record(out: Path, batch: int) -> Path:
     return out / PROGRESS / f"{batch}.json"
+
+
+def _results(out: Path, batch: int) -> list[tuple[str, str]]:
+    """Of a finished batch: the key and the result of each photograph."""
+    return [(key, what) for key, what in json.loads(_record(out, batch).read_bytes())]
 
 
 def _align_one(source: Source, out: Path, size: tuple[int, int], min_face: int, photo: int) -> tuple[str, str]:

@@ -78,10 +78,12 @@ def lost_by(name: str) -> int:
 def _images(root: Path, folder: str) -> tuple[list[str], list[SetAside]]:
     """Sorted image names of one identity folder, and what else lies in it."""
     files, others = _entries(root / folder, want_folders=False)
-    images = [file for file in files if file.lower().endswith(SUFFIXES)]
-    if len(images) < len(files):
-        strange = (file for file in files if not file.lower().endswith(SUFFIXES))
-        others += (SetAside(file, "not named .jpg, .jpeg or .png", lost_by(file)) for file in strange)
+    images = []
+    for file in files:
+        if file.lower().endswith(SUFFIXES):
+            images.append(file)
+        else:
+            others.append(SetAside(file, "not named .jpg, .jpeg or .png", lost_by(file)))
     others = [one._replace(path=f"{folder}/{one.path}") for one in others]
     if not images:
         others.append(SetAside(folder, "identity without images", 0))
@@ -97,9 +99,11 @@ def _entries(folder: Path, *, want_folders: bool) -> tuple[list[str], list[SetAs
             entries = [entry for entry in listing if entry.name[0] != "."]
     except OSError as error:
         raise ShardError(f"{folder}: not listed: {error.strerror}") from error
-    wanted = sorted([entry.name for entry in entries if is_wanted(entry)])
-    if len(wanted) == len(entries):
-        return wanted, []
-    return wanted, sorted(
-        SetAside(entry.name, reason, lost_by(entry.name)) for entry in entries if not is_wanted(entry)
-    )
+    wanted = []
+    others = []
+    for entry in entries:
+        if is_wanted(entry):
+            wanted.append(entry.name)
+        else:
+            others.append(SetAside(entry.name, reason, lost_by(entry.name)))
+    return sorted(wanted), sorted(others)

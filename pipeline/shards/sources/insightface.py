@@ -254,7 +254,8 @@ def _missing_images(keys: NDArray[np.int64], headers: _Headers) -> list[SetAside
 
 
 def _problems(keys: NDArray[np.int64], headers: _Headers) -> list[SetAside]:
-    return [
-        SetAside(f"train.rec:{keys[i]}", f"{REASONS[headers.problem[i]]} (label {headers.labels[i, 0]:g})")
-        for i in np.flatnonzero(headers.problem).tolist()
-    ]
+    set_aside = []
+    for i in np.flatnonzero(headers.problem).tolist():
+        reason = f"{REASONS[headers.problem[i]]} (label {headers.labels[i, 0]:g})"
+        set_aside.append(SetAside(f"train.rec:{keys[i]}", reason))
+    return set_aside

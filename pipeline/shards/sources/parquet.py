@@ -116,8 +116,8 @@ def open_parquet(path: Path, columns: Columns = HUGGING_FACE, choice: Choice = E
     names, labels, groups = _read_all(files, columns.label, columns.image)
     names = names or _class_names(files, columns.label)
     is_good = (labels >= 0) & (labels < len(names)) if names else labels >= 0
-    unusable = np.array([number for number, one in enumerate(names) if usable_name(one) is None], np.int64)
-    is_good &= ~np.isin(labels, unusable)
+    unusable = [number for number, name in enumerate(names) if usable_name(name) is None]
+    is_good &= ~np.isin(labels, np.array(unusable, np.int64))
     good = np.flatnonzero(is_good)
     if not len(good):
         raise ShardError(f"{path}: got no row with a label, wanted columns {columns.image} and {columns.label}")
@@ -232,8 +232,8 @@ def _numbers(column: Any, numbers_of: dict[str, int], where: str) -> NDArray[np.
     except errors as error:
         raise ShardError(f"{where}: got {column.type}, wanted whole numbers or strings ({_line(error)})") from error
     names = encoded.dictionary.to_pylist()
-    numbers = np.array([*(numbers_of.setdefault(name, len(numbers_of)) for name in names), -1])
-    return numbers[encoded.indices.fill_null(-1).to_numpy()]
+    numbers = [numbers_of.setdefault(name, len(numbers_of)) for name in names]
+    return np.array([*numbers, -1])[encoded.indices.fill_null(-1).to_numpy()]
 
 
 def _class_names(files: Sequence[Path], label: str) -> list[str]:
@@ -242,7 +242,7 @@ def _class_names(files: Sequence[Path], label: str) -> list[str]:
     for file in files:
         try:
             features = json.loads((_schema(file).metadata or {})[b"huggingface"])["info"]["features"]
-            own = [str(name) for name in features[label]["names"]]
+            own = list(map(str, features[label]["names"]))
         except (KeyError, TypeError, ValueError):
             own = []
         names = names or own

@@ -8,6 +8,7 @@ weeks.
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, unquote
@@ -95,21 +96,28 @@ def _require_room(folder: Path, wanted: int) -> None:
 
 def _listed(store: Any, root: str, kinds: Sequence[Sequence[str]]) -> list[str]:
     """Names in a folder, and in those folders inside it that a pattern names."""
-    names = [path.rstrip("/").rpartition("/")[2] for path in store.ls(root, detail=False)]
-    inside = {pattern.partition("/")[0] for patterns in kinds for pattern in patterns if "/" in pattern}
+    names = _names_in(store, root)
+    inside = {pattern.partition("/")[0] for pattern in chain.from_iterable(kinds) if "/" in pattern}
     for folder in sorted(inside.intersection(names)):
-        listed = store.ls(f"{root}/{folder}", detail=False)
-        names += [f"{folder}/{path.rstrip('/').rpartition('/')[2]}" for path in listed]
+        names += [f"{folder}/{name}" for name in _names_in(store, f"{root}/{folder}")]
     return names
+
+
+def _names_in(store: Any, folder: str) -> list[str]:
+    return [path.rstrip("/").rpartition("/")[2] for path in store.ls(folder, detail=False)]
 
 
 def _large(names: list[str], kinds: Sequence[Sequence[str]]) -> list[str]:
     """Those of a folder's files that are to be copied: of the first kind of which there are any."""
     for patterns in kinds:
-        found = sorted(name for name in names if any(fnmatch_path(name, pattern) for pattern in patterns))
+        found = sorted(name for name in names if _matches_any(name, patterns))
         if any(fnmatch_path(name, patterns[0]) or "/" in name for name in found):
             return found
     return []
+
+
+def _matches_any(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch_path(name, pattern) for pattern in patterns)
 
 
 def fnmatch_path(name: str, pattern: str) -> bool:
@@ -153,7 +161,7 @@ def _identity_folders(url: str, found: list[str]) -> RemoteSource:
     # Sorted as pairs: as paths, "ann smith/1.jpg" would stand before "ann/1.jpg".
     paths.sort()
     names, labels = np.unique([identity for identity, _ in paths], return_inverse=True)
-    keys = ["/".join(pair) for pair in paths]
-    ends = np.cumsum([len(key) for key in keys], dtype=np.int64)
+    keys = list(map("/".join, paths))
+    ends = np.cumsum(list(map(len, keys)), dtype=np.int64)
     identities = [usable_name(name) or name for name in names.tolist()]
     return RemoteSource("folder", url, identities, labels.astype(np.uint32), set_aside, "".join(keys), ends)

@@ -10,12 +10,11 @@ from pipeline.shards.manifest import ShardError
 
 # `train-00000-of-00003.parquet`; in a saved dataset the files are called `data-...` and the split is their folder.
 NUMBERED = re.compile(r"(.+)-\d{5}-of-\d{5}$")
-KEYWORDS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
+KEYWORD_OF = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-KEYWORD_OF = {word: split for split, words in KEYWORDS.items() for word in words}
 
 
 class Choice(NamedTuple):
@@ -48,7 +47,7 @@ def choose(names: Sequence[str], choice: Choice, where: str) -> list[str]:
         ShardError: none is left, a wanted split is not there, or there are several and none is chosen.
     """
     named = [name for name in names if fnmatch(PurePosixPath(name).name, choice.pattern)]
-    splits = sorted({split_of(name) for name in named})
+    splits = sorted(set(map(split_of, named)))
     known = ", ".join(split or "(no split)" for split in splits)
     if missing := [split for split in choice.splits if split not in splits]:
         raise ShardError(f"{where}: got splits {known}, wanted {', '.join(missing)}")

@@ -120,7 +120,8 @@ class _Listing(NamedTuple):
 
 def _set_aside(folder: Path, tars: Sequence[str], listings: Sequence[_Listing]) -> Iterator[SetAside]:
     """All that was set aside; a damaged tar counts as many samples as fill what could not be read of it."""
-    mean = sum(listing.read for listing in listings) / max(1, sum(len(listing.labels) for listing in listings))
+    samples = sum(len(listing.labels) for listing in listings)
+    mean = sum(listing.read for listing in listings) / max(1, samples)
     for listing in listings:
         yield from listing.set_aside
         if listing.damage:
@@ -157,8 +158,12 @@ def keys_of(tar: Path, offsets: Sequence[int]) -> list[str]:
     """Keys of the samples whose images lie at these offsets of a tar: from their JSON, or else their place."""
     samples, _, _ = _samples(tar)
     text_of = {image: (size, text) for image, text, size in samples[["image", "json", "json_size"]].tolist()}
+    keys = []
     with tar.open("rb") as file:
-        return [_key(os.pread(file.fileno(), *text_of[offset])) or f"{tar.name}:{offset}" for offset in offsets]
+        for offset in offsets:
+            text = os.pread(file.fileno(), *text_of[offset])
+            keys.append(_key(text) or f"{tar.name}:{offset}")
+    return keys
 
 
 def _samples(path: Path) -> tuple[NDArray[np.void], list[str], DamagedError | None]:
@@ -168,11 +173,8 @@ def _samples(path: Path) -> tuple[NDArray[np.void], list[str], DamagedError | No
             tar = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             if (samples := plain_samples(tar)) is not None:
                 bad = (samples["label"] < 0) | (samples["image_size"] == 0)
-                return (
-                    samples,
-                    [split_name(name_at(tar, header))[0] for header in samples["header"][bad].tolist()],
-                    None,
-                )
+                stems = [split_name(name_at(tar, header))[0] for header in samples["header"][bad].tolist()]
+                return samples, stems, None
         members: list[Member] = []
         damage: DamagedError | None = None
         try:
@@ -180,8 +182,8 @@ def _samples(path: Path) -> tuple[NDArray[np.void], list[str], DamagedError | No
         except DamagedError as error:
             damage = error
         walked = list(samples_of(file, members))
-    samples = np.array([(0, *sample[1:]) for sample in walked], SAMPLE)
-    return samples, [sample.stem for sample in walked if sample.label < 0 or not sample.image_size], damage
+    stems = [sample.stem for sample in walked if sample.label < 0 or not sample.image_size]
+    return np.array([(0, *sample[1:]) for sample in walked], SAMPLE), stems, damage
 
 
 def _key(text: bytes) -> str:

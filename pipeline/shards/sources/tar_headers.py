@@ -35,8 +35,9 @@ def plain_samples(tar: mmap.mmap) -> NDArray[np.void] | None:
         return None
     headers, sizes, others = found
     data = np.frombuffer(tar, np.uint8)
-    if not all(_are_sound(_blocks(data, others[first : first + AT_ONCE])) for first in range(0, len(others), AT_ONCE)):
-        return None
+    for first in range(0, len(others), AT_ONCE):
+        if not _are_sound(_blocks(data, others[first : first + AT_ONCE])):
+            return None
     begins, kinds = np.ones(len(headers), bool), np.zeros(len(headers), np.int64)
     all_stems = np.zeros(len(headers), f"S{NAME.stop}")
     for first in range(0, len(headers), AT_ONCE):

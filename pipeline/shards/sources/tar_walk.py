@@ -76,7 +76,9 @@ def samples_of(file: BinaryIO, members: Iterable[Member]) -> Iterator[TarSample]
             if _is_whole(there):
                 del open_group[stem]
     size = os.fstat(file.fileno()).st_size
-    yield from (_sample(file, size, stem, parts) for stem, parts in groups if parts)
+    for stem, parts in groups:
+        if parts:
+            yield _sample(file, size, stem, parts)
 
 
 def _runs(members: Iterable[Member]) -> Iterator[tuple[str, dict[str, Member]]]:
