@@ -128,7 +128,7 @@ def wait_for_another_save(supervised: Supervised) -> None:
 def outlast(
     supervised: Supervised, row: Row, harm: Callable[[], object], told: str, heal: Callable[[], object]
 ) -> None:
-    """A disk that takes nothing for a while: reported, no step lost, the last checkpoint whole, saved again afterwards."""
+    """A disk that takes nothing for a while: reported, no step lost, the last checkpoint whole, saved afterwards."""
     written, at = len(supervised.output), time.time()
     harm()
     supervised.wait_for(lambda: told in supervised.output[written:])
