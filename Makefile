@@ -28,7 +28,11 @@ lint: $(STAMP) ## ruff and mypy
 
 # Unit test files that start stages, a Prometheus or ranks, or train networks: most of the time of the unit tests. (By
 # processor time, with `--durations`; a file that is renamed must be renamed here.)
-SLOW =
+SLOW = \
+  cluster/monitoring/test_gone_run.py cluster/monitoring/test_monitoring.py cluster/monitoring/test_notifier.py \
+  cluster/test_rendezvous.py cluster/test_telemetry_tls.py evaluation/embedding/test_sources.py \
+  evaluation/reports/test_report.py export/test_onnx.py planning/test_measured.py planning/test_planning.py \
+  recipe/test_from_arcface_torch.py training/test_advice.py
 
 quick: lint ## lint, and the unit tests without the slow files: under two minutes on two cores
 	$(BIN)/pytest -n 2 --dist worksteal tests/unit $(SLOW:%=--ignore=tests/unit/%) $(ARGS)
