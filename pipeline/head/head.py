@@ -63,7 +63,7 @@ class HeadOutput:
 
 @dataclass(frozen=True)
 class HeadOptions:
-    """How the head computes; only `sample_rate` changes what is computed.
+    """How the head computes; only `sample_rate` and `unit_rows` change what is computed.
 
     Attributes:
         dtype: of the products (float32 or bfloat16); rows, sums and the loss stay float32.
@@ -73,6 +73,7 @@ class HeadOptions:
         sample_rate: the share of the non-target classes that take part in a step (Partial FC); 1: all, the exact
             softmax.
         kernel: what multiplies and sums; None: what `choose` says for the device.
+        unit_rows: rows are brought back to length 1 after each update, as the authors' layer does.
     """
 
     dtype: torch.dtype = torch.float32
@@ -80,6 +81,7 @@ class HeadOptions:
     fused_update: bool = False
     sample_rate: float = 1.0
     kernel: Kernel | None = None
+    unit_rows: bool = False
 
 
 class ShardedHead(nn.Module):
@@ -124,7 +126,7 @@ class ShardedHead(nn.Module):
         self.state = {name: value.to(device) for name, value in margin.initial_state().items()}
         self.classes = split_range(num_classes, ranks, rank_in(group))
         self.weight_SD = nn.Parameter(initial_rows(self.classes, embedding_dim, seed).to(device))
-        self.optimizer = None if optimizer is None else RowOptimizer(self.weight_SD, optimizer)
+        self.optimizer = None if optimizer is None else RowOptimizer(self.weight_SD, optimizer, options.unit_rows)
         # Row numbers of this step's classes and the leaf that holds a copy of their rows; None: all rows.
         self._active: tuple[torch.Tensor, torch.Tensor] | None = None
         # Whether what `weight_SD.grad` holds was applied or dropped. The buffer stays: a fresh one of gigabytes costs

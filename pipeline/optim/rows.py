@@ -15,13 +15,17 @@ class RowOptimizer:
     Args:
         weight_SD: the rows, changed in place.
         optimizer: how they are updated.
+        unit: whether rows have length 1, now and after each update.
 
     Attributes:
         slots: by name, [S, D] or [S].
     """
 
-    def __init__(self, weight_SD: torch.Tensor, optimizer: Optimizer) -> None:
-        self._weight_SD, self._optimizer = weight_SD, optimizer
+    @torch.no_grad()
+    def __init__(self, weight_SD: torch.Tensor, optimizer: Optimizer, unit: bool = False) -> None:
+        self._weight_SD, self._optimizer, self._unit = weight_SD, optimizer, unit
+        if unit:
+            _to_unit_length(weight_SD)
         self.slots = {slot.name: slot.zeros_for_rows(weight_SD) for slot in optimizer.slots}
 
     @torch.no_grad()
@@ -30,9 +34,15 @@ class RowOptimizer:
         weight_nD = self._weight_SD[rows]
         slots = {name: slot[rows] for name, slot in self.slots.items()}
         self._optimizer.update_rows(weight_nD, slots, grad_nD, learning_rate)
+        if self._unit:
+            _to_unit_length(weight_nD)
         if isinstance(rows, slice):
             return
         # row numbers gave copies
         self._weight_SD[rows] = weight_nD
         for name, part in slots.items():
             self.slots[name][rows] = part
+
+
+def _to_unit_length(rows_nD: torch.Tensor) -> None:
+    rows_nD.div_(rows_nD.norm(dim=1, keepdim=True).clamp_(min=1e-12))

@@ -77,6 +77,9 @@ class Head(Section):
     """Share of the non-target classes that take part in a step (Partial FC); 1: all, the exact softmax."""
     fused_update: bool = False
     """Update rows inside the backward pass: a class costs 8·D bytes instead of 12·D. Needs data.accumulation 1."""
+    unit_rows: bool = False
+    """Bring rows back to length 1 after each update, as the authors' layer does. Else their length drifts, and with it
+    how fast they turn: as the inverse of its square."""
     ranks: int | None = Field(None, ge=1)
     """Ranks that share the classes; groups of that many replicate them. null: all ranks."""
     block: int = Field(2048, ge=1)
@@ -90,6 +93,8 @@ class Head(Section):
         for number, phase in enumerate(self.phases):
             with inside("phases", number):
                 self._margin_of(phase)
+        if self.unit_rows and not self.margin.normalises_rows:
+            raise ValueError(f"unit_rows: got true with margin {self.margin.name}, wanted one that normalises the rows")
         if self.sample_rate < 1 and self.ranks is not None:
             raise ValueError(
                 f"sample_rate: got {self.sample_rate} with ranks {self.ranks}, wanted 1 (replicas would differ)"

@@ -252,4 +252,5 @@ def _head_options(recipe: Recipe) -> HeadOptions:
         block=recipe.head.block,
         fused_update=recipe.head.fused_update,
         sample_rate=recipe.head.sample_rate,
+        unit_rows=recipe.head.unit_rows,
     )

@@ -78,6 +78,8 @@ def dense_run(plan: Recipe) -> dict[str, Any]:
     torch.manual_seed(plan.seed)
     backbone = plan.backbone.build((32, 32)).double()
     rows = initial_rows(range(shards.manifest.identities), plan.backbone.embedding_dim, plan.seed).double()
+    if plan.head.unit_rows:
+        rows /= rows.norm(dim=1, keepdim=True)
     rows.requires_grad_()
     named = {**dict(backbone.named_parameters()), "rows": rows}
     velocity = {name: torch.zeros_like(p) for name, p in named.items()}
@@ -86,7 +88,7 @@ def dense_run(plan: Recipe) -> dict[str, Any]:
     losses, gradient_norms = [], []
     for step in range(STEPS):
         batch = next(reader)
-        lambda_ = max(5.0, 50 / (1 + 0.5 * step))
+        lambda_ = max(5.0, 50 / (1 + 0.5 * (step + 1)))
         rate = 0.02 * min(1, (step + 1) / 3) * (0.1 if step >= 15 else 1)
         loss = dense_loss(backbone(batch.images_BCHW.double()), rows, batch.labels_B, ASoftmax(m=4), lambda_)
         grads = torch.autograd.grad(loss, list(named.values()))
@@ -95,6 +97,8 @@ def dense_run(plan: Recipe) -> dict[str, Any]:
                 bias = name.endswith("bias")
                 velocity[name].mul_(0.9).add_(grad + (0 if bias else 5e-4) * p)
                 p.sub_(velocity[name] * rate * (2 if bias else 1))
+            if plan.head.unit_rows:
+                rows /= rows.norm(dim=1, keepdim=True)
         losses.append(loss.item())
         gradient_norms.append(sum(float((grad**2).sum()) for grad in grads[:-1]) ** 0.5)
     reader.close()
@@ -109,6 +113,15 @@ def dense_run(plan: Recipe) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def dense(shards: Path) -> dict[str, Any]:
     return dense_run(recipe(shards))
+
+
+@pytest.fixture(scope="module")
+def dense_with_unit_rows(shards: Path) -> dict[str, Any]:
+    return dense_run(recipe(shards, head=with_unit_rows()))
+
+
+def with_unit_rows(**changes: Any) -> Head:
+    return Head(margin=ASoftmax(lambda_max=50, lambda_gamma=0.5), unit_rows=True, **changes)
 
 
 def sent_in(record: Record) -> tuple[float, ...]:
@@ -161,6 +174,20 @@ def test_a_run_equals_the_dense_float64_run(
     torch.testing.assert_close(rows, dense["rows"], rtol=1e-4, atol=2e-6)
     assert dense["losses"][-1] < dense["losses"][0], "the reference itself did not learn"
     assert results[0]["sent"][STEPS // 2] == pytest.approx(planned_bytes(plan, ranks, dense["backbone"]), abs=8)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "head"), [(1, {"fused_update": True}), (3, {}), (2, {"fused_update": True}), (2, {"ranks": 1})]
+)
+def test_unit_rows_stay_on_the_sphere_as_the_dense_runs_do(
+    shards: Path, dense_with_unit_rows: dict[str, Any], tmp_path: Path, ranks: int, head: dict[str, Any]
+) -> None:
+    results = run_ranks(train_on, ranks, recipe(shards, head=with_unit_rows(**head)), tmp_path)
+    for result in results:
+        assert result["losses"] == pytest.approx(dense_with_unit_rows["losses"], rel=2e-5)
+    rows = torch.cat([r["rows"] for r in (results[:1] if head.get("ranks") else results)]).double()
+    torch.testing.assert_close(rows, dense_with_unit_rows["rows"], rtol=1e-4, atol=2e-6)
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows)).double(), rtol=0, atol=1e-6)
 
 
 def test_bf16_follows_the_dense_run(shards: Path, dense: dict[str, Any], tmp_path: Path) -> None:
@@ -265,7 +292,7 @@ def test_phases_change_margin_and_restart_lambda(shards: Path, tmp_path: Path) -
     head = Head(margin=margin, phases=(Phase(start=10, m=4, lambda_max=100, lambda_min=5),))
     assert [head.margin_at(step) for step in (0, 9)] == [margin, margin]
     assert [head.margin_at(step) for step in (10, 50)] == [ASoftmax(m=4, lambda_max=100, lambda_min=5)] * 2
-    assert [head.lambda_at(step) for step in (9, 10, 20)] == [0, 100, 50]
+    assert [head.lambda_at(step) for step in (9, 10, 19)] == [0, 100 / 1.1, 50]
     plain = run_ranks(train_on, 1, recipe(shards, head=Head(margin=ModifiedSoftmax())), tmp_path / "plain")[0]
     phased = run_ranks(train_on, 1, recipe(shards, head=head), tmp_path / "phased")[0]
     assert phased["losses"][:10] == pytest.approx(

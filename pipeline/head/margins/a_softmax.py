@@ -19,11 +19,11 @@ class ASoftmax(Margin):
     detached: bool = False
     """Characteristic gradient detachment: the margin moves the value, the gradient is that of cos θ."""
     lambda_max: float = Field(1500.0, ge=0)
-    """λ at step 0 (the authors' solver: 1000)."""
+    """λ before the first step, which already has λ_max / (1 + γ)^power (the authors' solver: 1000)."""
     lambda_min: float = Field(5.0, ge=0)
     """λ's floor; 0 ends at the pure A-Softmax loss."""
     lambda_gamma: float = Field(0.1, ge=0)
-    """λ = max(λ_min, λ_max (1 + γ·step)^-power)."""
+    """λ = max(λ_min, λ_max (1 + γ·n)^-power) at the n-th step."""
     lambda_power: float = Field(1.0, ge=0)
     """See lambda_gamma."""
 
@@ -42,12 +42,13 @@ class ASoftmax(Margin):
         return self.m * theta
 
     def lambda_at(self, step: int) -> float:
-        """max(λ_min, λ_max (1 + γ·step)^-power), for `step` from 0.
+        """max(λ_min, λ_max (1 + γ·n)^-power) at the n-th step, which is ``step + 1``: `step` counts from 0.
 
-        The authors' Caffe layer with base λ_max; their released solver has base 1000, γ 0.12, power 1, λ_min 5
-        (wy1iu/sphereface, margin_inner_product_layer.cpp). λ is a function of the step, so it needs no checkpoint.
+        The authors' Caffe layer with base λ_max, which raises its counter before it computes λ; their released solver
+        has base 1000, γ 0.12, power 1, λ_min 5 (wy1iu/sphereface, margin_inner_product_layer.cpp). λ is a function of
+        the step, so it needs no checkpoint.
         """
-        return max(self.lambda_min, self.lambda_max * (1 + self.lambda_gamma * step) ** -self.lambda_power)
+        return max(self.lambda_min, self.lambda_max * (1 + self.lambda_gamma * (step + 1)) ** -self.lambda_power)
 
     @property
     def lambda_floor(self) -> float:

@@ -66,7 +66,7 @@ def test_a_saved_recipe_of_before_loads_with_one_line_that_names_the_new_keys(
         head = load_recipe(saved).head
     assert head.margin == ASoftmax(m=4, lambda_max=20, lambda_min=5, lambda_gamma=0.05)
     assert head.phases == (Phase(start=4, m=2.0), Phase(start=8, m=4.0, lambda_min=1.0))
-    assert [head.lambda_at(step) for step in (0, 4, 8, 10**6)] == [20.0, 20.0, 20.0, 1.0]
+    assert [head.lambda_at(step) for step in (0, 4, 8, 10**6)] == [20 / 1.05, 20 / 1.05, 20 / 1.05, 1.0]
     assert len(caplog.messages) == 1
     assert f"{saved}: keys of an older version: head.m is now head.margin.m, head.detached" in caplog.messages[0]
     assert "head.angle" not in caplog.messages[0], "a key that the margin does not read has no new name"

@@ -33,6 +33,7 @@ FAULTS = {
     "head.margin.lamda_max=1": "head.margin.lamda_max: unknown key; did you mean lambda_max?",
     "head.margin.angle=0.3": "head.margin.angle: unknown key; a key of arcface, combined only",
     "head.margin={name: softmax, detached: true}": "head.margin.detached: unknown key; a key of a_softmax, a_softmax_n",
+    "head={margin: softmax, unit_rows: true}": "head.unit_rows: got true with margin softmax, wanted one that",
     "head.m=3": "head.m: unknown key; it is head.margin.m now",
     "head.lambda_power=2": "head.lambda_power: unknown key; it is head.margin.lambda_power now",
     "optimizer.milestones=[5,3]": "optimizer.milestones: got [5, 3], wanted rising steps",
