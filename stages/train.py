@@ -36,8 +36,9 @@ from cluster.topology import Topology
 from cluster.watchdog import Watchdog
 from pipeline.recipe.file import describe_recipe
 from pipeline.recipe.schema import RecipeError
-from pipeline.run.checkpoint import CheckpointError, complete_steps, newest_whole
+from pipeline.run.checkpoint import CheckpointError, complete_steps
 from pipeline.run.record import record_run, restarts_of
+from pipeline.run.whole import newest_whole
 from pipeline.shards.manifest import ShardError
 from pipeline.training.guard import NonFiniteError
 from pipeline.training.saves import UnsavedError

@@ -8,7 +8,6 @@ outcome of that. Whatever fails, training continues, earlier checkpoints stay, a
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import shutil
 import socket
@@ -16,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +23,7 @@ import torch
 from cluster.collectives import Group, barrier, gather_objects, rank_in
 from pipeline.files import named, sync, write_file
 from pipeline.run.best import kept_step
-from pipeline.run.checkpoint import BACKBONE, META, Meta, State, complete_steps, rows_file
+from pipeline.run.checkpoint import BACKBONE, META, Meta, State, complete_steps, encoded, rows_file
 from pipeline.run.folder import PARTIAL, RunFolder
 from pipeline.run.tensor_file import FileFacts, write_tensors
 
@@ -159,7 +158,7 @@ class Saver:
     def _commit(self, partial: Path, meta: Meta) -> None:
         """Make the written files a checkpoint, then drop those that are no longer kept."""
         final = self._folder.checkpoint(meta.step)
-        write_file(partial / META, (json.dumps(asdict(meta), indent=2) + "\n").encode())
+        write_file(partial / META, encoded(meta))
         # From here on the folder is whole, and `sweep` would finish what a kill interrupts.
         shutil.rmtree(final, ignore_errors=True)
         with named(final):
