@@ -170,7 +170,7 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
 
 def place(run: Path, step: int) -> str:
     """At which step a run was stopped, and what is saved: a step whose rows moved before it turned out bad is not."""
-    newest = complete_steps(run)[-1]
+    newest = max((saved for saved in complete_steps(run) if saved <= step), default=0)
     kept = "saved" if newest == step else f"a bad one; it resumes from the checkpoint of step {newest}"
     return f"step {step}, {kept}"
 

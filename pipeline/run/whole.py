@@ -22,26 +22,40 @@ def damage(folder: Path, part: int = 0, parts: int = 1, files: Collection[str] |
 
     Args:
         folder: of the checkpoint.
-        part, parts: the share of its files that are read for their digests; meta.json and all sizes are always looked
-            at, since they cost nothing.
-        files: names of those that are read; None: all.
+        part, parts: the share of its files that are read for their digests.
+        files: names of those that are looked at; None: all.
     """
+    faults = damage_at_sight(folder, files)
+    if faults:
+        return faults
+    for number, (name, wanted) in enumerate(sorted(read_meta(folder).files.items())):
+        if number % parts == part and (files is None or name in files):
+            try:
+                got = file_facts(folder / name)
+            except OSError as error:
+                faults.append(f"{folder / name}: {error.strerror}")
+                continue
+            if got != wanted:
+                faults.append(f"{folder / name}: damaged: got SHA-256 {got.sha256[:12]}…, wanted {wanted.sha256[:12]}…")
+    return faults
+
+
+def damage_at_sight(folder: Path, files: Collection[str] | None = None) -> list[str]:
+    """What is wrong with a checkpoint's meta.json and the sizes of its files, which cost nothing to look at."""
     try:
         meta = read_meta(folder)
     except CheckpointError as error:
         return [str(error)]
     faults = []
-    for number, (name, wanted) in enumerate(sorted(meta.files.items())):
-        if files is not None and name not in files:
-            continue
-        try:
-            size = (folder / name).stat().st_size
+    for name, wanted in sorted(meta.files.items()):
+        if files is None or name in files:
+            try:
+                size = (folder / name).stat().st_size
+            except OSError as error:
+                faults.append(f"{folder / name}: {error.strerror}")
+                continue
             if size != wanted.bytes:
                 faults.append(f"{folder / name}: got {size} bytes, wanted {wanted.bytes}")
-            elif number % parts == part and (got := file_facts(folder / name)) != wanted:
-                faults.append(f"{folder / name}: damaged: got SHA-256 {got.sha256[:12]}…, wanted {wanted.sha256[:12]}…")
-        except OSError as error:
-            faults.append(f"{folder / name}: {error.strerror}")
     return faults
 
 

@@ -177,7 +177,7 @@ class Trainer:
         if outcome.rows_moved or (self._guard.going_back and not outcome.stopping):
             return record
         last = outcome.stopping or self.step == self.recipe.optimizer.steps
-        stall, saved = self.saves.save_if_due(self.step, last)
+        stall, saved = self.saves.save_if_due(self.step, last=last, good=outcome.severity == Severity.GOOD)
         return replace(record, stall_seconds=stall, saved=saved)
 
     def _look_after(self, outcome: Outcome, lambda_: float | None, rate: float) -> TargetAngles | None:

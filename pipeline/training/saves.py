@@ -52,6 +52,7 @@ class Saves:
     ) -> None:
         self._run, self._recipe, self._manifest = run, recipe, manifest
         self._engine, self._head, self._group, self._replicas = engine, head, group, replicas
+        self._due = False
         keep = recipe.checkpoint
         self.saver = Saver(run, None if group is None else background_group(), keep.keep, keep.keep_every)
 
@@ -78,26 +79,32 @@ class Saves:
         checkpoint.load(self._run, step, state, self._meta(step))
         self._engine.load(state.backbone)
         self._engine.load_slots(state.backbone_slots)
+        self.saver.resumed(step)
+        self._due = False
 
-    def begin(self, step: int) -> float:
+    def begin(self, step: int, *, drops: bool = True) -> float:
         """Begin to write the checkpoint after `step` steps; the seconds that this held up the caller."""
-        return self.saver.begin(self.state(), self._meta(step))
+        self._due = False
+        return self.saver.begin(self.state(), self._meta(step), drops=drops)
 
-    def save(self, step: int) -> Saved:
-        """Write the checkpoint after `step` steps, and wait for it.
+    def save(self, step: int, *, drops: bool = True) -> Saved:
+        """Write the checkpoint after `step` steps, and wait for it. Unless it `drops`, every earlier one stays.
 
         Raises:
             CheckpointError: on every rank, when it could not be written.
         """
-        self.begin(step)
+        self.begin(step, drops=drops)
         saved = self.saver.finish()
         assert saved is not None
         if saved.error:
             raise CheckpointError(f"{self._run}: checkpoint of step {saved.step} not written: {saved.error}")
         return saved
 
-    def save_if_due(self, step: int, last: bool) -> tuple[float | None, Saved | None]:
+    def save_if_due(self, step: int, *, last: bool, good: bool) -> tuple[float | None, Saved | None]:
         """Begin a save if the recipe wants one; wait for the `last`.
+
+        After a step that was not `good`, a save is put off until one is: the numbers of a run in trouble would push out
+        those of before. The last is made in any case, and drops nothing then.
 
         Returns:
             how long the caller stood still for it, None without one; and how a save ended, if one did meanwhile.
@@ -105,29 +112,31 @@ class Saves:
         Raises:
             UnsavedError: on every rank, when the last save fails. One in between that fails is logged.
         """
-        due = last or step % self._recipe.checkpoint.every == 0
+        self._due |= step % self._recipe.checkpoint.every == 0
+        now = last or (self._due and good)
         # Saves are written one at a time, so the one before has to end; how it did is reported before the next begins.
-        saved = self.saver.finish() if due else self.saver.poll()
+        saved = self.saver.finish() if now else self.saver.poll()
         if saved is not None and saved.error is not None and rank_in(self._group) == 0:
+            newest = self.saver.newest()
             logger.error(
                 "checkpoint of step %d not written: %s. Training continues; after a crash now it would resume from "
                 "step %s",
-                *(saved.step, saved.error, max(checkpoint.complete_steps(self._run), default="0 of a new run")),
+                *(saved.step, saved.error, "0 of a new run" if newest is None else newest),
             )
-        if not due:
+        if not now:
             return None, saved
         started = time.perf_counter()
         if last:
-            saved = self._save_last(step)
+            saved = self._save_last(step, good)
         else:
             self.begin(step)
         return time.perf_counter() - started, saved
 
-    def _save_last(self, step: int) -> Saved:
+    def _save_last(self, step: int, good: bool) -> Saved:
         try:
-            return self.save(step)
+            return self.save(step, drops=good)
         except CheckpointError as error:
-            newest = max(checkpoint.complete_steps(self._run), default=None)
+            newest = self.saver.newest()
             then = "starts over" if newest is None else f"resumes from the checkpoint of step {newest}"
             raise UnsavedError(f"{error}. Make room; the same command then {then}") from None
 

@@ -16,6 +16,7 @@ from pipeline.run import checkpoint
 from pipeline.run import saver as saver_module
 from pipeline.run.checkpoint import CheckpointError, Meta, State
 from pipeline.run.folder import RunFolder
+from pipeline.run.retention import sweep
 from pipeline.run.saver import Saver
 from pipeline.run.whole import damage, load_backbone, newest_whole
 from pipeline.training.inherit import old_identities
@@ -271,7 +272,7 @@ def test_what_an_interrupted_save_left_is_swept_and_a_whole_one_taken(tmp_path: 
     torn = RunFolder(tmp_path).checkpoint(30)
     torn.with_name(torn.name + ".partial").mkdir()
     assert checkpoint.complete_steps(tmp_path) == [10]
-    saver_module.sweep(tmp_path)
+    sweep(tmp_path)
     assert checkpoint.complete_steps(tmp_path) == [10, 20]
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000010", "step-00000020"]
 

@@ -55,7 +55,7 @@ def test_a_damaged_backbone_is_passed_over_by_name_or_refused(tmp_path: Path, ca
     assert "passed over for the one before" in caplog.text
     assert newest_whole(tmp_path, None) == whole_step(tmp_path, None, None) == 4
     for refused in (lambda: load_backbone(tmp_path, 8), lambda: whole_step(tmp_path, 8, None)):
-        with pytest.raises(CheckpointError, match="step-00000008/backbone.safetensors: damaged"):
+        with pytest.raises(CheckpointError, match=r"step-00000008/backbone.safetensors: damaged"):
             refused()
     spoil(backbone_file(tmp_path, 4))
     with pytest.raises(CheckpointError, match=r"got \[4, 8\], all of them damaged, wanted one whole"):
@@ -82,6 +82,7 @@ def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(tmp_path:
 
 def test_what_evaluates_embeds_and_exports_opens_no_damaged_network(tmp_path: Path) -> None:
     section = SphereFaceBackbone(name="sphereface4", embedding_dim=8)
+    optimizer = SGD(steps=9, learning_rate=0.1)
     recipe = Recipe(
         data=Data(shards=tmp_path, global_batch=2), backbone=section, optimizer=SGD(steps=9, learning_rate=0.1)
     )
@@ -95,5 +96,5 @@ def test_what_evaluates_embeds_and_exports_opens_no_damaged_network(tmp_path: Pa
         file.write(bytes(4096))
     assert load_trained(tmp_path, None).step == 4
     for step in (8, "best"):
-        with pytest.raises(ValueError, match="step-00000008/backbone.safetensors: damaged"):
+        with pytest.raises(ValueError, match=r"step-00000008/backbone.safetensors: damaged"):
             load_trained(tmp_path, step)  # type: ignore[arg-type]  # the tuple's type is wider
