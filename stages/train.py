@@ -18,25 +18,30 @@ that answer.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import shlex
 import socket
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 
+from cluster.claims import START_VARIABLE
 from cluster.collectives import gather_objects
+from cluster.lease import HeldError, Holder, leased
 from cluster.process_group import device_of, process_group, refuse
 from cluster.rendezvous import DisagreeError, StartError
 from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED, StopRequest, exit_with, leave
 from cluster.stopwatch import STARTUP
 from cluster.topology import Topology
-from cluster.watchdog import Watchdog
+from cluster.watchdog import Watchdog, end
 from pipeline.recipe.file import describe_recipe
 from pipeline.recipe.schema import RecipeError
 from pipeline.run.checkpoint import CheckpointError, complete_steps
+from pipeline.run.folder import RunFolder
 from pipeline.run.record import record_run, restarts_of
 from pipeline.run.whole import newest_whole
 from pipeline.shards.manifest import ShardError
@@ -100,7 +105,13 @@ def main() -> int:
             print(f"train.py: {start.run} is finished: {steps} steps; nothing to do", file=sys.stderr)
         return 0
     try:
-        return train(start, changed, topology)
+        with claim_of(start, topology):
+            return train(start, changed, topology)
+    except HeldError as error:
+        reason = f"{error}; wanted one trainer in a folder: stop it, or choose another folder with --run"
+        say(topology, reason)
+        refuse(topology, reason)
+        leave(EXIT_LOST if error.holder and error.holder.mark == start_mark() != "" else EXIT_REFUSED)
     except (*REFUSALS, NonFiniteError, DisagreeError) as error:
         say(topology, str(error))
         return EXIT_REFUSED
@@ -110,6 +121,23 @@ def main() -> int:
     except UnsavedError as error:
         say(topology, str(error))
         return EXIT_UNSAVED
+
+
+def claim_of(start: Start, topology: Topology) -> AbstractContextManager[None]:
+    """Holds the run's folder while it is open, on the first rank.
+
+    An earlier start of the same supervisor, which may have lost sight of a host, has half the time that ranks wait for
+    each other to end there.
+    """
+    if topology.rank != 0:
+        return contextlib.nullcontext()
+    me = Holder(command_of(topology), start_mark())
+    return leased(RunFolder(start.run).claims, me, end, wait_seconds=start.recipe.timeout_seconds / 2)
+
+
+def start_mark() -> str:
+    """What all starts of one supervisor share; empty without one."""
+    return os.environ.get(START_VARIABLE, "")
 
 
 def say(topology: Topology, reason: str) -> None:

@@ -49,6 +49,11 @@ class RunFolder:
         return self.path / "best.json"
 
     @property
+    def claims(self) -> Path:
+        """Who trains in the folder, see `cluster.lease`."""
+        return self.path / "claims"
+
+    @property
     def targets(self) -> Path:
         """Where Prometheus finds each rank."""
         return self.path / "targets"

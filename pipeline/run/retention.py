@@ -1,4 +1,4 @@
-"""Which checkpoints stay, how others go, and what an interrupted save or removal left. Nobody else's file is touched."""
+"""Which checkpoints stay, how others go, and what an interrupted save or removal left; no file of others is touched."""
 
 from __future__ import annotations
 

@@ -83,9 +83,7 @@ def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(tmp_path:
 def test_what_evaluates_embeds_and_exports_opens_no_damaged_network(tmp_path: Path) -> None:
     section = SphereFaceBackbone(name="sphereface4", embedding_dim=8)
     optimizer = SGD(steps=9, learning_rate=0.1)
-    recipe = Recipe(
-        data=Data(shards=tmp_path, global_batch=2), backbone=section, optimizer=SGD(steps=9, learning_rate=0.1)
-    )
+    recipe = Recipe(data=Data(shards=tmp_path, global_batch=2), backbone=section, optimizer=optimizer)
     save_steps(tmp_path, 4, 8, backbone=section.build((112, 96)).state_dict())
     RunFolder(tmp_path).recipe.write_text(recipe.to_yaml())
     RunFolder(tmp_path).facts.write_text('{"image_size": [112, 96]}')
