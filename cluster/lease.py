@@ -1,8 +1,8 @@
 """A folder has one holder: a process that writes its name there and keeps it fresh, on any disk that hosts share.
 
-A claim is a file ``<number>.json`` in a folder of claims; it is made exclusively, and the holder sets its time anew every
-`BEAT_SECONDS`. A process on the same machine is known to be dead by its number and start. One elsewhere is taken for
-dead if its file keeps its time for `SILENT_SECONDS` on the clock of the process that looks: clocks of two hosts are
+A claim is a file ``<number>.json`` in a folder of claims; it is made exclusively, and the holder sets its time anew
+every `BEAT_SECONDS`. A process on the same machine is known to be dead by its number and start. One elsewhere is taken
+for dead if its file keeps its time for `SILENT_SECONDS` on the clock of the process that looks: clocks of two hosts are
 never compared, and no lock of the file system is needed. Whoever takes a folder over makes the next number, so that of
 two that find the same holder dead one succeeds, and removes the dead one's file, by which a holder that only slept
 learns that it has lost the folder.
@@ -26,6 +26,23 @@ BEAT_SECONDS = 2.0
 SILENT_SECONDS = 20.0
 
 
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return uuid.uuid4().hex  # like no other: then only the beats count
+
+
+def _started(pid: int) -> int | None:
+    """When a process of this machine began; None if it is none, or has ended and only its parent has not looked."""
+    try:
+        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state in "ZX" else int(numbers[18])
+
+
 @dataclass(frozen=True)
 class Holder:
     """A process that holds a folder, or wants to.
@@ -43,7 +60,7 @@ class Holder:
     mark: str = ""
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
-    machine: str = field(default_factory=lambda: _machine())
+    machine: str = field(default_factory=_machine)
     started: int = field(default_factory=lambda: _started(os.getpid()) or 0)
     since: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S"))
 
@@ -150,8 +167,7 @@ def _claims(folder: Path) -> list[Path]:
 
 
 def _write(path: Path, me: Holder) -> None:
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    with open(descriptor, "wb", buffering=0) as file, contextlib.suppress(OSError):
+    with path.open("xb", buffering=0) as file, contextlib.suppress(OSError):
         file.write(json.dumps(asdict(me)).encode())  # on a full disk the claim has no name, and holds as well
 
 
@@ -181,20 +197,3 @@ def _time_of(path: Path) -> int | None:
             return os.fstat(file.fileno()).st_mtime_ns
     except FileNotFoundError:
         return None
-
-
-def _machine() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return uuid.uuid4().hex  # like no other: then only the beats count
-
-
-def _started(pid: int) -> int | None:
-    """When a process of this machine began; None if it is none, or has ended and only its parent has not looked."""
-    try:
-        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if state in "ZX" else int(numbers[18])

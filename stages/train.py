@@ -7,7 +7,8 @@
 One node: `deepspeed --num_gpus 8 stages/train.py ...`; on CPUs, --num_gpus is the number of ranks.
 Many nodes: `deepspeed --hostfile hosts --master_addr HOST stages/train.py ...`.
 
-The run's folder holds recipe.yaml (as resolved), run.json (command, versions), metrics.jsonl and checkpoints/.
+The run's folder holds recipe.yaml (as resolved), run.json (command, versions), history.jsonl (a line for each start),
+metrics.jsonl and checkpoints/.
 When a rank gets SIGINT, SIGTERM, SIGUSR1 or SIGHUP, or its deepspeed command has ended, all ranks finish the step, save
 and exit with code 75; the same command then resumes the run. The deepspeed command itself does not wait for that:
 stages/supervise.py does. Code 65: recipe, shards, folder or numbers are refused. Code 69: a rank or its host was lost,
@@ -30,7 +31,7 @@ from pathlib import Path
 import torch
 
 from cluster.claims import START_VARIABLE
-from cluster.collectives import gather_objects
+from cluster.collectives import Group, barrier, gather_objects, rank_in
 from cluster.lease import HeldError, Holder, leased
 from cluster.process_group import device_of, process_group, refuse
 from cluster.rendezvous import DisagreeError, StartError
@@ -42,8 +43,10 @@ from pipeline.recipe.file import describe_recipe
 from pipeline.recipe.schema import RecipeError
 from pipeline.run.checkpoint import CheckpointError, complete_steps
 from pipeline.run.folder import RunFolder
+from pipeline.run.history import Begun, has_gone_back, note_start
 from pipeline.run.record import record_run, restarts_of
-from pipeline.run.whole import newest_whole
+from pipeline.run.retention import set_aside
+from pipeline.run.whole import newest_whole, whole_step
 from pipeline.shards.manifest import ShardError
 from pipeline.training.guard import NonFiniteError
 from pipeline.training.saves import UnsavedError
@@ -70,6 +73,12 @@ def parse() -> argparse.Namespace:
         help="auto (default): resume from the newest complete checkpoint of the run's folder; "
         "never: refuse a folder that holds a run",
     )
+    parser.add_argument(
+        "--from-step",
+        type=int,
+        metavar="N",
+        help="go back to the checkpoint of step N and train on from there; later ones are moved to RUN/left/",
+    )
     parser.add_argument("--help-recipe", action="store_true", help="print every key of a recipe and exit")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
     arguments = parser.parse_args()
@@ -93,7 +102,7 @@ def main() -> int:
     for noisy in ("DeepSpeed", "torch.distributed"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        start = read_start(arguments.recipe, arguments.set, arguments.run)
+        start = read_start(arguments.recipe, arguments.set, arguments.run, arguments.from_step)
         changed = check_start(start, topology.num_ranks, may_resume=arguments.resume == "auto")
     except REFUSALS as error:
         say(topology, str(error))
@@ -170,13 +179,13 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
         STARTUP.done("more imports")
         trainer = Trainer(recipe, start.shards, start.run, topology, together.group, device)
         STARTUP.done("building")
-        newest = newest_whole(start.run, together.group)
+        newest, left = step_to_resume(start, together.group)
         STARTUP.done("checking")
         if newest is not None:
-            trainer.resume(newest)
+            changed = [*changed, *trainer.resume(newest)]
             logger.info("resumed %s at step %d", start.run, trainer.step)
             for change in changed:
-                logger.warning("the recipe changed since: %s", change)
+                logger.warning("changed since: %s", change)
         elif recipe.init.run is not None:
             inherited = trainer.inherit(recipe.init.run, recipe.init.step, recipe.init.new_rows)
             logger.info("start from %s: %s", recipe.init.run, inherited)
@@ -187,6 +196,10 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
         if topology.rank == 0:
             command = command_of(topology)
             record_run(start.run, recipe, start.shards, command, topology.num_ranks, device, restarts)
+            begun = Begun(
+                trainer.step, command, start_mark(), topology.num_ranks, device, start.from_step, changed, left
+            )
+            note_start(start.run, recipe, start.shards.manifest, begun)
         stop.defer()
         watchdog = Watchdog(together.store, topology, recipe.faults.step_seconds)
         train_observed(trainer, evaluator, observers_of(trainer, restarts), watchdog, lambda: bool(stop.asked))
@@ -194,6 +207,17 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
         return 0
     logger.warning("stopped by %s after %s; the same command resumes it", stop.asked, place(start.run, trainer.step))
     return EXIT_STOPPED
+
+
+def step_to_resume(start: Start, group: Group) -> tuple[int | None, list[int]]:
+    """The step to go on from, None for a new run; and the steps that are left for that. All ranks together."""
+    done = start.from_step is None or has_gone_back(start.run, start.from_step, start_mark())
+    if gather_objects(done, group)[0]:
+        return newest_whole(start.run, group), []
+    step = whole_step(start.run, start.from_step, group)
+    left = set_aside(start.run, step) if rank_in(group) == 0 else []
+    barrier(group)  # others must not see what is being moved
+    return step, left
 
 
 def place(run: Path, step: int) -> str:

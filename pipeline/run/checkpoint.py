@@ -50,6 +50,10 @@ class Meta:
         num_classes, embedding_dim: the head's C and D.
         identities_sha256: digest of the shard set's ``identities.txt``: which class is which person.
         num_ranks: ranks that wrote it (for the reader's information; any number can load it).
+        shards_sha256: digest of the shard set's manifest, which has every tar's size and digest; empty in a checkpoint
+            of before, as are the next three.
+        fixed: the recipe's keys that cannot change, with their values.
+        threads, device: of rank 0. They, and the number of ranks, decide the last bits of a sum.
         slots: names of what the optimizer keeps; written by the saver.
         files: size and digest of every file beside ``meta.json``; written by the saver.
         format: version of this layout.
@@ -60,6 +64,10 @@ class Meta:
     embedding_dim: int
     identities_sha256: str
     num_ranks: int
+    shards_sha256: str = ""
+    fixed: dict[str, Any] = field(default_factory=dict)
+    threads: int | None = None
+    device: str = ""
     slots: list[str] = field(default_factory=list)
     files: dict[str, FileFacts] = field(default_factory=dict)
     format: int = FORMAT

@@ -39,6 +39,16 @@ class RunFolder:
         return self.path / "identities.txt"
 
     @property
+    def history(self) -> Path:
+        """The starts of the run, a JSON object a line."""
+        return self.path / "history.jsonl"
+
+    @property
+    def left(self) -> Path:
+        """Checkpoints of a past that the run has gone back from, a folder for each time."""
+        return self.path / "left"
+
+    @property
     def metrics(self) -> Path:
         """The log of training, a JSON object a line."""
         return self.path / "metrics.jsonl"

@@ -94,10 +94,14 @@ class Trainer:
         self.stepper = Stepper(self.engine, self.head, recipe, group, replicas, device)
         self.saves = Saves(run, recipe, manifest, self.engine, self.head, group, replicas)
 
-    def resume(self, step: int) -> None:
-        """Continue from the checkpoint after `step` steps, written by any number of ranks. All ranks together."""
-        self.saves.load(step)
+    def resume(self, step: int) -> list[str]:
+        """Continue from the checkpoint after `step` steps, written by any number of ranks. All ranks together.
+
+        Returns what has changed since, besides the recipe, a line each. Raises as `Saves.load`.
+        """
+        changed = self.saves.load(step)
         self.step = step
+        return changed
 
     def inherit(self, run: Path, step: int | None, new_rows: str) -> Inherited:
         """Start from another run's backbone and rows; see `pipeline.training.inherit`. All ranks together."""

@@ -7,12 +7,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from cluster.collectives import Group, num_ranks, rank_in
 from cluster.process_group import background_group
 from pipeline.head.head import ShardedHead
 from pipeline.recipe.schema import Recipe
 from pipeline.run import checkpoint
+from pipeline.run.changes import changes_since, fixed_keys
 from pipeline.run.checkpoint import CheckpointError, Meta, State
+from pipeline.run.folder import RunFolder
+from pipeline.run.record import device_name
 from pipeline.run.saver import Saved, Saver
 from pipeline.shards.manifest import Manifest
 
@@ -52,6 +57,7 @@ class Saves:
     ) -> None:
         self._run, self._recipe, self._manifest = run, recipe, manifest
         self._engine, self._head, self._group, self._replicas = engine, head, group, replicas
+        self._shards_sha256 = manifest.digest  # once: it is over every tar of the set
         self._due = False
         keep = recipe.checkpoint
         self.saver = Saver(run, None if group is None else background_group(), keep.keep, keep.keep_every)
@@ -69,18 +75,22 @@ class Saves:
             num_replicas=num_ranks(self._replicas),
         )
 
-    def load(self, step: int) -> None:
-        """Load the checkpoint after `step` steps, written by any number of ranks.
+    def load(self, step: int) -> list[str]:
+        """Load the checkpoint after `step` steps, written by any number of ranks; what has changed since, a line each.
 
         Raises:
-            CheckpointError: when it cannot be read, or is of other shards or another backbone.
+            CheckpointError: when it cannot be read, or is of other people or another backbone.
+            RecipeError: when it is of another order of samples, or of other shards that are not accepted.
         """
-        state = self.state()
-        checkpoint.load(self._run, step, state, self._meta(step))
+        state, now = self.state(), self._meta(step)
+        saved = checkpoint.read_meta(RunFolder(self._run).checkpoint(step))
+        changed = changes_since(self._run, saved, now, self._recipe)
+        checkpoint.load(self._run, step, state, now)
         self._engine.load(state.backbone)
         self._engine.load_slots(state.backbone_slots)
         self.saver.resumed(step)
         self._due = False
+        return changed
 
     def begin(self, step: int, *, drops: bool = True) -> float:
         """Begin to write the checkpoint after `step` steps; the seconds that this held up the caller."""
@@ -147,4 +157,8 @@ class Saves:
             embedding_dim=self._recipe.backbone.embedding_dim,
             identities_sha256=self._manifest.identities_sha256,
             num_ranks=num_ranks(self._group),
+            shards_sha256=self._shards_sha256,
+            fixed=fixed_keys(self._recipe),
+            threads=torch.get_num_threads(),
+            device=device_name(self._head.weight_SD.device),
         )
