@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 VARIABLE = "SPHERESCALE_WORKS_IN"  # its value is the folder
+START_VARIABLE = "SPHERESCALE_START"  # its value is the same for all starts of one launcher, and for no other
 
 
 @contextmanager

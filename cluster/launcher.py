@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from cluster.claims import signal_marked
+from cluster.claims import START_VARIABLE, signal_marked
 from cluster.hosts import HERE, KEEP_ALIVE, SSH_ARGUMENTS, answers
 from cluster.stop import stop_signals
 
@@ -43,7 +43,7 @@ class Launcher:
     ) -> None:
         self._script, self._arguments, self._exports = script, arguments, exports
         self._by_ssh, self._patience = by_ssh, patience_seconds
-        self._mark = f"SPHERESCALE_START={uuid.uuid4().hex}"
+        self._mark = f"{START_VARIABLE}={uuid.uuid4().hex}"
         self._signals = 0
         for number in stop_signals():
             signal.signal(number, self._count_signal)

@@ -7,7 +7,8 @@
 One node: `deepspeed --num_gpus 8 stages/train.py ...`; on CPUs, --num_gpus is the number of ranks.
 Many nodes: `deepspeed --hostfile hosts --master_addr HOST stages/train.py ...`.
 
-The run's folder holds recipe.yaml (as resolved), run.json (command, versions), metrics.jsonl and checkpoints/.
+The run's folder holds recipe.yaml (as resolved), run.json (command, versions), history.jsonl (a line for each start),
+metrics.jsonl and checkpoints/.
 When a rank gets SIGINT, SIGTERM, SIGUSR1 or SIGHUP, or its deepspeed command has ended, all ranks finish the step, save
 and exit with code 75; the same command then resumes the run. The deepspeed command itself does not wait for that:
 stages/supervise.py does. Code 65: recipe, shards, folder or numbers are refused. Code 69: a rank or its host was lost,
@@ -18,26 +19,34 @@ that answer.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import shlex
 import socket
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 
-from cluster.collectives import gather_objects
+from cluster.claims import START_VARIABLE
+from cluster.collectives import Group, barrier, gather_objects, rank_in
+from cluster.lease import HeldError, Holder, leased
 from cluster.process_group import device_of, process_group, refuse
 from cluster.rendezvous import DisagreeError, StartError
 from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED, StopRequest, exit_with, leave
 from cluster.stopwatch import STARTUP
 from cluster.topology import Topology
-from cluster.watchdog import Watchdog
+from cluster.watchdog import Watchdog, end
 from pipeline.recipe.file import describe_recipe
 from pipeline.recipe.schema import RecipeError
-from pipeline.run.checkpoint import CheckpointError, complete_steps, newest_whole
+from pipeline.run.checkpoint import CheckpointError, complete_steps
+from pipeline.run.folder import RunFolder
+from pipeline.run.history import Begun, has_gone_back, note_start
 from pipeline.run.record import record_run, restarts_of
+from pipeline.run.retention import set_aside
+from pipeline.run.whole import newest_whole, whole_step
 from pipeline.shards.manifest import ShardError
 from pipeline.training.guard import NonFiniteError
 from pipeline.training.saves import UnsavedError
@@ -64,6 +73,12 @@ def parse() -> argparse.Namespace:
         help="auto (default): resume from the newest complete checkpoint of the run's folder; "
         "never: refuse a folder that holds a run",
     )
+    parser.add_argument(
+        "--from-step",
+        type=int,
+        metavar="N",
+        help="go back to the checkpoint of step N and train on from there; later ones are moved to RUN/left/",
+    )
     parser.add_argument("--help-recipe", action="store_true", help="print every key of a recipe and exit")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
     arguments = parser.parse_args()
@@ -87,7 +102,7 @@ def main() -> int:
     for noisy in ("DeepSpeed", "torch.distributed"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        start = read_start(arguments.recipe, arguments.set, arguments.run)
+        start = read_start(arguments.recipe, arguments.set, arguments.run, arguments.from_step)
         changed = check_start(start, topology.num_ranks, may_resume=arguments.resume == "auto")
     except REFUSALS as error:
         say(topology, str(error))
@@ -99,7 +114,13 @@ def main() -> int:
             print(f"train.py: {start.run} is finished: {steps} steps; nothing to do", file=sys.stderr)
         return 0
     try:
-        return train(start, changed, topology)
+        with claim_of(start, topology):
+            return train(start, changed, topology)
+    except HeldError as error:
+        reason = f"{error}; wanted one trainer in a folder: stop it, or choose another folder with --run"
+        say(topology, reason)
+        refuse(topology, reason)
+        leave(EXIT_LOST if error.holder and error.holder.mark == start_mark() != "" else EXIT_REFUSED)
     except (*REFUSALS, NonFiniteError, DisagreeError) as error:
         say(topology, str(error))
         return EXIT_REFUSED
@@ -109,6 +130,23 @@ def main() -> int:
     except UnsavedError as error:
         say(topology, str(error))
         return EXIT_UNSAVED
+
+
+def claim_of(start: Start, topology: Topology) -> AbstractContextManager[None]:
+    """Holds the run's folder while it is open, on the first rank.
+
+    An earlier start of the same supervisor, which may have lost sight of a host, has half the time that ranks wait for
+    each other to end there.
+    """
+    if topology.rank != 0:
+        return contextlib.nullcontext()
+    me = Holder(command_of(topology), start_mark())
+    return leased(RunFolder(start.run).claims, me, end, wait_seconds=start.recipe.timeout_seconds / 2)
+
+
+def start_mark() -> str:
+    """What all starts of one supervisor share; empty without one."""
+    return os.environ.get(START_VARIABLE, "")
 
 
 def say(topology: Topology, reason: str) -> None:
@@ -141,13 +179,13 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
         STARTUP.done("more imports")
         trainer = Trainer(recipe, start.shards, start.run, topology, together.group, device)
         STARTUP.done("building")
-        newest = newest_whole(start.run, together.group)
+        newest, left = step_to_resume(start, together.group)
         STARTUP.done("checking")
         if newest is not None:
-            trainer.resume(newest)
+            changed = [*changed, *trainer.resume(newest)]
             logger.info("resumed %s at step %d", start.run, trainer.step)
             for change in changed:
-                logger.warning("the recipe changed since: %s", change)
+                logger.warning("changed since: %s", change)
         elif recipe.init.run is not None:
             inherited = trainer.inherit(recipe.init.run, recipe.init.step, recipe.init.new_rows)
             logger.info("start from %s: %s", recipe.init.run, inherited)
@@ -158,6 +196,10 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
         if topology.rank == 0:
             command = command_of(topology)
             record_run(start.run, recipe, start.shards, command, topology.num_ranks, device, restarts)
+            begun = Begun(
+                trainer.step, command, start_mark(), topology.num_ranks, device, start.from_step, changed, left
+            )
+            note_start(start.run, recipe, start.shards.manifest, begun)
         stop.defer()
         watchdog = Watchdog(together.store, topology, recipe.faults.step_seconds)
         train_observed(trainer, evaluator, observers_of(trainer, restarts), watchdog, lambda: bool(stop.asked))
@@ -167,9 +209,20 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
     return EXIT_STOPPED
 
 
+def step_to_resume(start: Start, group: Group) -> tuple[int | None, list[int]]:
+    """The step to go on from, None for a new run; and the steps that are left for that. All ranks together."""
+    done = start.from_step is None or has_gone_back(start.run, start.from_step, start_mark())
+    if gather_objects(done, group)[0]:
+        return newest_whole(start.run, group), []
+    step = whole_step(start.run, start.from_step, group)
+    left = set_aside(start.run, step) if rank_in(group) == 0 else []
+    barrier(group)  # others must not see what is being moved
+    return step, left
+
+
 def place(run: Path, step: int) -> str:
     """At which step a run was stopped, and what is saved: a step whose rows moved before it turned out bad is not."""
-    newest = complete_steps(run)[-1]
+    newest = max((saved for saved in complete_steps(run) if saved <= step), default=0)
     kept = "saved" if newest == step else f"a bad one; it resumes from the checkpoint of step {newest}"
     return f"step {step}, {kept}"
 

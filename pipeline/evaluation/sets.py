@@ -24,8 +24,9 @@ from pipeline.evaluation.scoring.verification import (
     resolvable_fars,
 )
 from pipeline.recipe.schema import Recipe, RecipeError
-from pipeline.run.checkpoint import complete_steps, damage, has_reached
+from pipeline.run.checkpoint import complete_steps, has_reached
 from pipeline.run.folder import RunFolder
+from pipeline.run.whole import damage
 
 
 @dataclass(frozen=True)

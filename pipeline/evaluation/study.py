@@ -31,6 +31,7 @@ WITHOUT_EFFECT = (
     "faults.",
     "timeout_seconds",
     "data.shards",
+    "data.accept_shards",
     "data.decode_threads",
     "data.prefetch",
 )

@@ -9,6 +9,7 @@ import yaml
 
 from pipeline.recipe.migrate import migrate
 from pipeline.recipe.schema import Recipe, RecipeError
+from pipeline.run.checkpoint import META, Meta
 from pipeline.run.folder import RunFolder
 
 # These decide which sample stands at which position: with another value it would be another run.
@@ -23,26 +24,60 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return keys
 
 
+def fixed_keys(recipe: Recipe) -> dict[str, Any]:
+    """The keys that cannot change in the course of a run, with their values."""
+    keys = flat(recipe.model_dump(mode="json"))
+    return {key: keys[key] for key in FIXED}
+
+
 def changes(run: Path, recipe: Recipe) -> list[str]:
     """The keys that differ from the recipe saved in the run's folder, as ``key: old → new``.
 
     A key that the saved recipe does not have, because an older version wrote it, is no change.
+    """
+    saved, now = _saved_keys(run), flat(recipe.model_dump(mode="json"))
+    return [f"{key}: {saved[key]} → {now[key]}" for key in now if key in saved and saved[key] != now[key]]
+
+
+def changes_since(run: Path, saved: Meta, now: Meta, recipe: Recipe) -> list[str]:
+    """What differs from the checkpoint that the run goes on from, besides the recipe, as ``what: old → new``.
+
+    Args:
+        run: its folder; of a checkpoint that does not have the fixed keys, the recipe in the folder has them.
+        saved: what the checkpoint says.
+        now: what a checkpoint of the run as it is now would say.
+        recipe: of the run as it is now.
 
     Raises:
-        RecipeError: when one of `FIXED` changed.
+        RecipeError: when one of `FIXED` changed, or the shards have and the recipe does not accept that.
     """
-    file = RunFolder(run).recipe
-    try:
-        tree, _ = migrate(yaml.safe_load(file.read_text()))
-        saved = flat(tree)
-    except (OSError, yaml.YAMLError, AttributeError):
-        return []  # lost or damaged: the checkpoint still says whether it fits
-    now = flat(recipe.model_dump(mode="json"))
-    changed = [key for key in now if key in saved and saved[key] != now[key]]
-    for key in FIXED:
-        if key in changed:
+    fixed = saved.fixed or {key: value for key, value in _saved_keys(run).items() if key in FIXED}
+    where = RunFolder(run).checkpoint(saved.step) / META if saved.fixed else RunFolder(run).recipe
+    for key, value in fixed.items():
+        if now.fixed[key] != value:
             raise RecipeError(
-                f"{key}: got {now[key]}, wanted {saved[key]} as in {file}: it decides the order of the "
-                "samples; start another run with --run"
+                f"{key}: got {now.fixed[key]}, wanted {value} as in {where}: it decides the order of the samples; "
+                "start another run with --run"
             )
-    return [f"{key}: {saved[key]} → {now[key]}" for key in changed]
+    accepted = recipe.data.accept_shards is not None and now.shards_sha256.startswith(recipe.data.accept_shards)
+    if saved.shards_sha256 not in ("", now.shards_sha256) and not accepted:
+        raise RecipeError(
+            f"data.shards: {recipe.data.shards}: got the set {now.shards_sha256[:12]}, wanted "
+            f"{saved.shards_sha256[:12]} as in {where}; to go on with this one: "
+            f"--set data.accept_shards={now.shards_sha256[:12]}"
+        )
+    pairs = {
+        "shards": (saved.shards_sha256[:12], now.shards_sha256[:12]),
+        "ranks": (saved.num_ranks, now.num_ranks),
+        "threads": (saved.threads, now.threads),
+        "device": (saved.device, now.device),
+    }
+    return [f"{what}: {old} → {new}" for what, (old, new) in pairs.items() if old not in ("", None, new)]
+
+
+def _saved_keys(run: Path) -> dict[str, Any]:
+    try:
+        tree, _ = migrate(yaml.safe_load(RunFolder(run).recipe.read_text()))
+        return flat(tree)
+    except (OSError, yaml.YAMLError, AttributeError):
+        return {}  # lost or damaged: the checkpoint still says whether it fits

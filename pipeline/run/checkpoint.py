@@ -7,37 +7,34 @@
   ranks is arithmetic on ranges, and each rank reads the rows that it will own and no others;
 - ``backbone.safetensors``: parameters and buffers (``backbone.<name>``), slots (``<slot>.<name>``) and the margin's
   state (``head.<name>``), whole, once;
-- ``meta.json``: the step, the identities' digest and count, the names of the slots, and the size and SHA-256 of every
-  file.
+- ``meta.json``: the step, the identities' digest and count, the names of the slots, the size and SHA-256 of every
+  file, and its own SHA-256.
 
 λ, the learning rate, the order and the mirror flips are functions of the step: nothing else is state. A frozen
 parameter has no slots.
 
 A checkpoint is complete or absent: it is written as ``step-….partial``, every file synced, ``meta.json`` last, then
-renamed. (`pipeline.run.saver` writes; here is the layout, and reading it.)
+renamed. (`pipeline.run.saver` writes, `pipeline.run.whole` verifies; here is the layout, and reading it.)
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import logging
-import socket
 from collections.abc import Callable, Iterator, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cluster.collectives import Group, gather_objects, num_ranks, rank_in
 from pipeline.run.folder import RunFolder
-from pipeline.run.tensor_file import FileFacts, TensorFile, file_facts
-
-logger = logging.getLogger(__name__)
+from pipeline.run.tensor_file import FileFacts, TensorFile
 
 FORMAT = 3
 META = "meta.json"
 BACKBONE = "backbone.safetensors"
+_DIGEST = "sha256"
 
 
 class CheckpointError(ValueError):
@@ -53,6 +50,10 @@ class Meta:
         num_classes, embedding_dim: the head's C and D.
         identities_sha256: digest of the shard set's ``identities.txt``: which class is which person.
         num_ranks: ranks that wrote it (for the reader's information; any number can load it).
+        shards_sha256: digest of the shard set's manifest, which has every tar's size and digest; empty in a checkpoint
+            of before, as are the next three.
+        fixed: the recipe's keys that cannot change, with their values.
+        threads, device: of rank 0. They, and the number of ranks, decide the last bits of a sum.
         slots: names of what the optimizer keeps; written by the saver.
         files: size and digest of every file beside ``meta.json``; written by the saver.
         format: version of this layout.
@@ -63,6 +64,10 @@ class Meta:
     embedding_dim: int
     identities_sha256: str
     num_ranks: int
+    shards_sha256: str = ""
+    fixed: dict[str, Any] = field(default_factory=dict)
+    threads: int | None = None
+    device: str = ""
     slots: list[str] = field(default_factory=list)
     files: dict[str, FileFacts] = field(default_factory=dict)
     format: int = FORMAT
@@ -128,14 +133,20 @@ def has_reached(run: Path, step: int) -> bool:
     return max(complete_steps(run), default=-1) >= step
 
 
+def encoded(meta: Meta) -> bytes:
+    """The bytes of ``meta.json``; the last of its fields is the digest of all others."""
+    return _with_digest(asdict(meta))
+
+
 def read_meta(folder: Path) -> Meta:
     """What a checkpoint says of itself, in this format's terms.
 
     Raises:
-        CheckpointError: when the folder is not a checkpoint of this format or of one that it knows.
+        CheckpointError: when the folder is not a checkpoint of this format or of one that it knows, or any bit of its
+            ``meta.json`` is damaged.
     """
     try:
-        fields = json.loads((folder / META).read_text())
+        fields = _fields_of((folder / META).read_bytes())
         found = fields.get("format")
         while (number := fields.get("format")) in _MIGRATIONS:
             fields = _MIGRATIONS[number](fields)
@@ -147,54 +158,19 @@ def read_meta(folder: Path) -> Meta:
     raise CheckpointError(f"{folder / META}: format: got {found}, wanted {known}")
 
 
-def newest_whole(run: Path, group: Group) -> int | None:
-    """The step of the newest checkpoint whose files are all what they were when written; None if there is none.
-
-    All ranks together; each reads its share of the files once. A damaged checkpoint is logged and passed over.
-
-    Raises:
-        CheckpointError: when there are checkpoints, and none is whole; when ranks see other folders.
-    """
-    seen = gather_objects((socket.gethostname(), complete_steps(run)), group)
-    steps = seen[0][1]
-    for rank, (host, other) in enumerate(seen):
-        # (A network file system may show a host its folder of a minute ago: the lists need not be equal.)
-        if (other or steps) and not set(other) & set(steps):
-            raise CheckpointError(
-                f"{run.absolute()}: rank {rank} on {host} sees checkpoints {other}, rank 0 on {seen[0][0]} sees "
-                f"{steps}; wanted one folder that all hosts share"
-            )
-    for step in reversed(steps):
-        mine = damage(RunFolder(run).checkpoint(step), rank_in(group), num_ranks(group))
-        found = sorted({fault for faults in gather_objects(mine, group) for fault in faults})
-        if not found:
-            return step
-        if rank_in(group) == 0:
-            for fault in found:
-                logger.warning("%s: passed over for the one before", fault)
-    if steps:
-        raise CheckpointError(f"{run}: checkpoints: got {steps}, all of them damaged, wanted one whole")
-    return None
+def _with_digest(fields: dict[str, Any]) -> bytes:
+    digest = hashlib.sha256(json.dumps(fields, indent=2).encode()).hexdigest()
+    return (json.dumps(fields | {_DIGEST: digest}, indent=2) + "\n").encode()
 
 
-def damage(folder: Path, part: int = 0, parts: int = 1) -> list[str]:
-    """What is wrong with a checkpoint's files, one line each; digests of the `part`-th of `parts` shares of them."""
-    try:
-        meta = read_meta(folder)
-    except CheckpointError as error:
-        return [str(error)]
-    faults = []
-    for number, (name, wanted) in enumerate(sorted(meta.files.items())):
-        try:
-            # a size costs nothing to look at: every rank looks at all of them
-            size = (folder / name).stat().st_size
-            if size != wanted.bytes:
-                faults.append(f"{folder / name}: got {size} bytes, wanted {wanted.bytes}")
-            elif number % parts == part and (got := file_facts(folder / name)) != wanted:
-                faults.append(f"{folder / name}: damaged: got SHA-256 {got.sha256[:12]}…, wanted {wanted.sha256[:12]}…")
-        except OSError as error:
-            faults.append(f"{folder / name}: {error.strerror}")
-    return faults
+def _fields_of(content: bytes) -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(content)
+    # An older checkpoint has no digest. One whose digest lost its name has a field that `Meta` does not know.
+    if _DIGEST in fields:
+        del fields[_DIGEST]
+        if content != _with_digest(fields):
+            raise ValueError("damaged: its SHA-256 is another")
+    return fields
 
 
 def load(run: Path, step: int, state: State, meta: Meta) -> None:
@@ -297,25 +273,15 @@ def read_rows(folder: Path, classes: range) -> Iterator[tuple[int, torch.Tensor]
                 raise CheckpointError(f"{folder / name}: {error}") from None
 
 
-def load_backbone(run: Path, step: int | None = None) -> dict[str, torch.Tensor]:
-    """The backbone's parameters and buffers after `step` steps (None: the newest), for one process.
+def read_backbone(folder: Path) -> dict[str, torch.Tensor]:
+    """The backbone's parameters and buffers, for one process. `pipeline.run.whole` says whether they are whole.
 
     Raises:
-        CheckpointError: when there is no such checkpoint, naming those that there are, or it cannot be read.
+        CheckpointError: when the file cannot be read.
     """
-    steps = complete_steps(run)
-    if not steps or (step is not None and step not in steps):
-        raise CheckpointError(
-            f"{run}: checkpoint: got step {'last' if step is None else step}, wanted one of {steps or 'none saved yet'}"
-        )
-    folder = RunFolder(run).checkpoint(steps[-1] if step is None else step)
-    read_meta(folder)
-    tensors: dict[str, Any] = {}
+    prefix = "backbone."
     try:
         with TensorFile(folder / BACKBONE) as file:
-            for name in file.names:
-                if name.startswith("backbone."):
-                    tensors[name.removeprefix("backbone.")] = file.read(name)
-    except (OSError, ValueError) as error:
+            return {name.removeprefix(prefix): file.read(name) for name in file.names if name.startswith(prefix)}
+    except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder / BACKBONE}: {error}") from None
-    return tensors

@@ -5,6 +5,7 @@ Prometheus reads ``targets/`` and `Makefile` waits for a checkpoint's ``meta.jso
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,16 @@ class RunFolder:
         return self.path / "identities.txt"
 
     @property
+    def history(self) -> Path:
+        """The starts of the run, a JSON object a line."""
+        return self.path / "history.jsonl"
+
+    @property
+    def left(self) -> Path:
+        """Checkpoints of a past that the run has gone back from, a folder for each time."""
+        return self.path / "left"
+
+    @property
     def metrics(self) -> Path:
         """The log of training, a JSON object a line."""
         return self.path / "metrics.jsonl"
@@ -46,6 +57,11 @@ class RunFolder:
     def best(self) -> Path:
         """Which checkpoint verifies best, JSON."""
         return self.path / "best.json"
+
+    @property
+    def claims(self) -> Path:
+        """Who trains in the folder, see `cluster.lease`."""
+        return self.path / "claims"
 
     @property
     def targets(self) -> Path:
@@ -84,11 +100,11 @@ class RunFolder:
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint after `step` steps."""
-        return self.checkpoints / f"{_STEP}{step:08d}"
+        return self._folder_of(step, "")
 
     def partial(self, step: int) -> Path:
         """The folder that a save of `step` is written into; it is renamed to `checkpoint` once it is whole."""
-        return self.checkpoints / f"{_STEP}{step:08d}{PARTIAL}"
+        return self._folder_of(step, PARTIAL)
 
     def fault(self, step: int) -> Path:
         """What is known of a bad step, JSON."""
@@ -96,5 +112,20 @@ class RunFolder:
 
     def saved_steps(self) -> list[int]:
         """Steps that have a checkpoint's folder, rising, whatever is in it."""
-        names = [folder.name for folder in self.checkpoints.glob(f"{_STEP}*") if not folder.name.endswith(PARTIAL)]
-        return sorted(int(name.removeprefix(_STEP)) for name in names)
+        return self._steps("")
+
+    def partial_steps(self) -> list[int]:
+        """Steps that a save has begun to write and not finished, rising."""
+        return self._steps(PARTIAL)
+
+    def _steps(self, suffix: str) -> list[int]:
+        # Exactly the names that are ours: a user may keep step-00000006.bak beside them.
+        steps = []
+        for place in self.checkpoints.glob(f"{_STEP}*"):
+            number = re.match(rf"{_STEP}(\d+)", place.name)
+            if number and place == self._folder_of(int(number[1]), suffix) and place.is_dir():
+                steps.append(int(number[1]))
+        return sorted(steps)
+
+    def _folder_of(self, step: int, suffix: str) -> Path:
+        return self.checkpoints / f"{_STEP}{step:08d}{suffix}"

@@ -18,6 +18,11 @@ from pipeline.run.folder import RunFolder
 from pipeline.shards.build import IDENTITIES_NAME
 
 
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the kind of CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
+
+
 def restarts_of(run: Path) -> int:
     """How often the run in this folder was started before."""
     try:
@@ -53,7 +58,7 @@ def record_run(
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "ranks": num_ranks,
         "restarts": restarts,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "device": device_name(device),
         "image_size": [shards.manifest.image_height, shards.manifest.image_width],
         "shards": {"samples": shards.manifest.samples, "identities": shards.manifest.identities}
         | {"digest": shards.manifest.digest},

@@ -8,15 +8,13 @@ outcome of that. Whatever fails, training continues, earlier checkpoints stay, a
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import shutil
 import socket
 import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,8 +22,9 @@ import torch
 from cluster.collectives import Group, barrier, gather_objects, rank_in
 from pipeline.files import named, sync, write_file
 from pipeline.run.best import kept_step
-from pipeline.run.checkpoint import BACKBONE, META, Meta, State, complete_steps, rows_file
-from pipeline.run.folder import PARTIAL, RunFolder
+from pipeline.run.checkpoint import BACKBONE, META, Meta, State, complete_steps, encoded, rows_file
+from pipeline.run.folder import RunFolder
+from pipeline.run.retention import discard, drop, put_in_place, superseded, sweep
 from pipeline.run.tensor_file import FileFacts, write_tensors
 
 logger = logging.getLogger(__name__)
@@ -72,19 +71,29 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._saved: Saved | None = None
         self.patience: Callable[[str], AbstractContextManager[object]] = contextlib.nullcontext
+        self._doubted: set[int] = set()
         if rank_in(group) == 0:
             sweep(run)
         barrier(group)
 
-    def begin(self, state: State, meta: Meta) -> float:
+    def resumed(self, step: int) -> None:
+        """Note that the run goes on from this checkpoint: later ones are damaged, and do not count as kept ones."""
+        self._doubted = {later for later in self._folder.saved_steps() if later > step}
+
+    def newest(self) -> int | None:
+        """The step that the run would resume from after a crash now; None: it would start over."""
+        return max((step for step in complete_steps(self._run) if step not in self._doubted), default=None)
+
+    def begin(self, state: State, meta: Meta, *, drops: bool = True) -> float:
         """Copy the state out and start to write it; returns the seconds that the caller was held up.
 
-        All ranks together. Waits for the save before, if that is still being written.
+        All ranks together. Waits for the save before, if that is still being written. Unless it `drops`, every earlier
+        checkpoint stays.
         """
         started = time.perf_counter()
         self.wait()
         files, meta = self._copy_out(state), replace(meta, slots=list(state.row_slots))
-        self._thread = threading.Thread(target=self._write, args=(files, meta), name="saver", daemon=True)
+        self._thread = threading.Thread(target=self._write, args=(files, meta, drops), name="saver", daemon=True)
         self._thread.start()
         return time.perf_counter() - started
 
@@ -122,15 +131,17 @@ class Saver:
             torch.cuda.synchronize()
         return copies
 
-    def _write(self, files: dict[str, dict[str, torch.Tensor]], meta: Meta) -> None:
+    def _write(self, files: dict[str, dict[str, torch.Tensor]], meta: Meta, drops: bool) -> None:
         started = time.perf_counter()
         try:
-            size, error = self._write_together(files, meta)
+            size, error = self._write_together(files, meta, drops)
         except Exception as lost:  # a rank is gone: the loop will find that out too
             size, error = 0, f"lost the other ranks in mid-save: {lost}"
         self._saved = Saved(meta.step, time.perf_counter() - started, error, size)
 
-    def _write_together(self, files: dict[str, dict[str, torch.Tensor]], meta: Meta) -> tuple[int, str | None]:
+    def _write_together(
+        self, files: dict[str, dict[str, torch.Tensor]], meta: Meta, drops: bool
+    ) -> tuple[int, str | None]:
         partial = self._folder.partial(meta.step)
         facts: dict[str, FileFacts] = {}
         error = self._attempt(lambda: facts.update(_write_files(partial, files)))
@@ -139,11 +150,12 @@ class Saver:
         written = {name: fact for facts, _ in answers for name, fact in facts.items()}
         first = rank_in(self._group) == 0
         if not errors and first:
-            error = self._attempt(lambda: self._commit(partial, replace(meta, files=written)))
+            error = self._attempt(lambda: self._commit(partial, replace(meta, files=written), drops))
         if not errors:
             errors = [text for text in gather_objects(error, self._group) if text]
         if errors and first:
-            shutil.rmtree(partial, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                discard(partial)
         if errors:
             return 0, "; ".join(errors)
         return sum(fact.bytes for fact in written.values()), None
@@ -156,18 +168,15 @@ class Saver:
             return f"rank {rank_in(self._group)} on {socket.gethostname()}: {error}"
         return None
 
-    def _commit(self, partial: Path, meta: Meta) -> None:
+    def _commit(self, partial: Path, meta: Meta, drops: bool) -> None:
         """Make the written files a checkpoint, then drop those that are no longer kept."""
-        final = self._folder.checkpoint(meta.step)
-        write_file(partial / META, (json.dumps(asdict(meta), indent=2) + "\n").encode())
+        write_file(partial / META, encoded(meta))
         # From here on the folder is whole, and `sweep` would finish what a kill interrupts.
-        shutil.rmtree(final, ignore_errors=True)
-        with named(final):
-            partial.rename(final)
-        sync(final.parent)
-        steps = complete_steps(self._run)
-        for step in superseded(steps, self._keep, self._keep_every, kept_step(self._run)):
-            _discard(self._folder.checkpoint(step))
+        put_in_place(partial, self._folder.checkpoint(meta.step))
+        self._doubted.discard(meta.step)
+        if drops:
+            steps = [step for step in complete_steps(self._run) if step <= meta.step]
+            drop(self._run, superseded(steps, self._keep, self._keep_every, kept_step(self._run), self._doubted))
 
 
 def own_files(state: State, writes_backbone: bool) -> dict[str, dict[str, torch.Tensor]]:
@@ -186,32 +195,9 @@ def own_files(state: State, writes_backbone: bool) -> dict[str, dict[str, torch.
     return files
 
 
-def superseded(steps: list[int], keep: int, keep_every: int | None, best: int | None = None) -> list[int]:
-    """Of rising steps, those not kept: neither 0 nor `best`, not of the last `keep`, no multiple of `keep_every`."""
-    older = [step for step in steps if step != 0][:-keep]
-    return [step for step in older if step != best and (keep_every is None or step % keep_every)]
-
-
-def sweep(run: Path) -> None:
-    """Remove what interrupted saves left; one that was whole but for its name is given that. Before any save."""
-    for partial in RunFolder(run).checkpoints.glob(f"*{PARTIAL}"):
-        final = partial.with_name(partial.name.removesuffix(PARTIAL))
-        if (partial / META).is_file() and not final.exists():
-            with contextlib.suppress(OSError):  # the first save reports a folder that cannot be written
-                partial.rename(final)
-        else:
-            shutil.rmtree(partial, ignore_errors=True)
-
-
 def _write_files(folder: Path, files: dict[str, dict[str, torch.Tensor]]) -> dict[str, FileFacts]:
     with named(folder):
         folder.mkdir(parents=True, exist_ok=True)
     facts = {name: write_tensors(folder / name, tensors) for name, tensors in files.items()}
     sync(folder)
     return facts
-
-
-def _discard(folder: Path) -> None:
-    with named(folder / META, "not removed"):
-        (folder / META).unlink()  # first, so that a kill in between does not leave half a checkpoint
-    shutil.rmtree(folder, ignore_errors=True)

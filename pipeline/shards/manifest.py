@@ -7,6 +7,7 @@ host name or absolute path: the same input gives the same bytes.
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ class Manifest:
         """Write `folder/manifest.json` atomically; call it after everything that it names is in place."""
         write_file(folder / FILE_NAME, json.dumps(asdict(self), indent=1).encode() + b"\n")
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON: equal digests mean equal samples, labels and order."""
         canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))

@@ -25,8 +25,9 @@ from pipeline.head.head import ShardedHead
 from pipeline.reading.dali import Decoder
 from pipeline.reading.images import decode_images
 from pipeline.reading.tars import ShardSet
-from pipeline.run.checkpoint import CheckpointError, complete_steps, load_backbone, read_meta, read_rows
+from pipeline.run.checkpoint import CheckpointError, read_backbone, read_meta, read_rows
 from pipeline.run.folder import RunFolder
+from pipeline.run.whole import whole_step
 from pipeline.shards.views import read_identities
 from pipeline.training.engine import Engine
 
@@ -56,6 +57,7 @@ def inherit(
     run: Path,
     step: int | None,
     new_rows: str,
+    group: Group,
 ) -> Inherited:
     """Fill backbone and rows from another run's checkpoint; optimizer slots start at zero. All ranks together.
 
@@ -63,16 +65,15 @@ def inherit(
         engine, head, backbone: of the new run; the last as its recipe has it.
         shards: of the new run: its identities, and the images of those that are new.
         decoder: for these images.
-        run, step: the other run's folder and its checkpoint; None: the newest.
+        run, step: the other run's folder and its checkpoint; None: the newest that is whole.
         new_rows: how identities start that the other run did not have, as in `pipeline.recipe.schema.Init`.
+        group: all ranks, which share the verifying of the checkpoint.
 
     Raises:
-        CheckpointError: when the other run cannot be read, or its backbone is another.
+        CheckpointError: when the other run cannot be read, is damaged, or its backbone is another.
     """
-    steps = complete_steps(run)
-    step = steps[-1] if step is None and steps else step
-    weights = load_backbone(run, step)
-    assert step is not None
+    step = whole_step(run, step, group)
+    weights = read_backbone(RunFolder(run).checkpoint(step))
     saved = read_meta(RunFolder(run).checkpoint(step))
     if saved.embedding_dim != backbone.embedding_dim or weights.keys() != engine.parameters().keys():
         raise CheckpointError(

@@ -23,7 +23,7 @@ from pipeline.reading.order import Order
 from pipeline.reading.reader import Reader
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Recipe, check_against_set
-from pipeline.run import checkpoint
+from pipeline.run.whole import newest_whole
 from pipeline.training.engine import Engine
 from pipeline.training.guard import Guard, fault_of
 from pipeline.training.inherit import Inherited, inherit
@@ -94,15 +94,21 @@ class Trainer:
         self.stepper = Stepper(self.engine, self.head, recipe, group, replicas, device)
         self.saves = Saves(run, recipe, manifest, self.engine, self.head, group, replicas)
 
-    def resume(self, step: int) -> None:
-        """Continue from the checkpoint after `step` steps, written by any number of ranks. All ranks together."""
-        self.saves.load(step)
+    def resume(self, step: int) -> list[str]:
+        """Continue from the checkpoint after `step` steps, written by any number of ranks. All ranks together.
+
+        Returns what has changed since, besides the recipe, a line each. Raises as `Saves.load`.
+        """
+        changed = self.saves.load(step)
         self.step = step
+        return changed
 
     def inherit(self, run: Path, step: int | None, new_rows: str) -> Inherited:
         """Start from another run's backbone and rows; see `pipeline.training.inherit`. All ranks together."""
         decoder = self._decoder(64)
-        return inherit(self.engine, self.head, self.recipe.backbone, self.shards, decoder, run, step, new_rows)
+        return inherit(
+            self.engine, self.head, self.recipe.backbone, self.shards, decoder, run, step, new_rows, self.group
+        )
 
     def train(self, stop_asked: Callable[[], bool] = lambda: False) -> Iterator[Record]:
         """Run the steps that are left, yielding after each; saves on the way, at the end and when asked to stop.
@@ -175,7 +181,7 @@ class Trainer:
         if outcome.rows_moved or (self._guard.going_back and not outcome.stopping):
             return record
         last = outcome.stopping or self.step == self.recipe.optimizer.steps
-        stall, saved = self.saves.save_if_due(self.step, last)
+        stall, saved = self.saves.save_if_due(self.step, last=last, good=outcome.severity == Severity.GOOD)
         return replace(record, stall_seconds=stall, saved=saved)
 
     def _look_after(self, outcome: Outcome, lambda_: float | None, rate: float) -> TargetAngles | None:
@@ -216,7 +222,7 @@ class Trainer:
         """Load the newest whole checkpoint; the steps to be left out are then passed without being applied."""
         self.saves.saver.finish()  # it may become that checkpoint
         with self.saves.saver.patience("a roll-back"):
-            newest = checkpoint.newest_whole(self.run, self.group)
+            newest = newest_whole(self.run, self.group)
             assert newest is not None, "a run saves before its first step"
             if self.topology.rank == 0:
                 batches = sorted(self._guard.left_out)

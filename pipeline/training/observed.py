@@ -53,13 +53,17 @@ def train_observed(
         evaluator.look_back()
         if recipe.evaluates_after(trainer.step):  # it was stopped, or killed, between the save and the evaluation
             evaluate()
+        due = False
         for record in trainer.train(stop_asked):
             watchdog.tick(record.step)
             window.add(record)
             hub.recorded(record, window)
-            # What is evaluated is saved: not a step that is rolled back. A run that stops is evaluated when it resumes.
+            due = due or recipe.evaluates_after(record.step)
+            # What is evaluated is saved: not a step that is rolled back, and later if the save is put off. A run that
+            # stops is evaluated when it resumes.
             saved = record.stall_seconds is not None
-            if recipe.evaluates_after(record.step) and saved and not record.stopping:
+            if due and saved and not record.stopping:
+                due = False
                 evaluate()
 
 

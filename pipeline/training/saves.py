@@ -7,12 +7,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from cluster.collectives import Group, num_ranks, rank_in
 from cluster.process_group import background_group
 from pipeline.head.head import ShardedHead
 from pipeline.recipe.schema import Recipe
 from pipeline.run import checkpoint
+from pipeline.run.changes import changes_since, fixed_keys
 from pipeline.run.checkpoint import CheckpointError, Meta, State
+from pipeline.run.folder import RunFolder
+from pipeline.run.record import device_name
 from pipeline.run.saver import Saved, Saver
 from pipeline.shards.manifest import Manifest
 
@@ -52,6 +57,8 @@ class Saves:
     ) -> None:
         self._run, self._recipe, self._manifest = run, recipe, manifest
         self._engine, self._head, self._group, self._replicas = engine, head, group, replicas
+        self._shards_sha256 = manifest.digest  # once: it is over every tar of the set
+        self._due = False
         keep = recipe.checkpoint
         self.saver = Saver(run, None if group is None else background_group(), keep.keep, keep.keep_every)
 
@@ -68,36 +75,46 @@ class Saves:
             num_replicas=num_ranks(self._replicas),
         )
 
-    def load(self, step: int) -> None:
-        """Load the checkpoint after `step` steps, written by any number of ranks.
+    def load(self, step: int) -> list[str]:
+        """Load the checkpoint after `step` steps, written by any number of ranks; what has changed since, a line each.
 
         Raises:
-            CheckpointError: when it cannot be read, or is of other shards or another backbone.
+            CheckpointError: when it cannot be read, or is of other people or another backbone.
+            RecipeError: when it is of another order of samples, or of other shards that are not accepted.
         """
-        state = self.state()
-        checkpoint.load(self._run, step, state, self._meta(step))
+        state, now = self.state(), self._meta(step)
+        saved = checkpoint.read_meta(RunFolder(self._run).checkpoint(step))
+        changed = changes_since(self._run, saved, now, self._recipe)
+        checkpoint.load(self._run, step, state, now)
         self._engine.load(state.backbone)
         self._engine.load_slots(state.backbone_slots)
+        self.saver.resumed(step)
+        self._due = False
+        return changed
 
-    def begin(self, step: int) -> float:
+    def begin(self, step: int, *, drops: bool = True) -> float:
         """Begin to write the checkpoint after `step` steps; the seconds that this held up the caller."""
-        return self.saver.begin(self.state(), self._meta(step))
+        self._due = False
+        return self.saver.begin(self.state(), self._meta(step), drops=drops)
 
-    def save(self, step: int) -> Saved:
-        """Write the checkpoint after `step` steps, and wait for it.
+    def save(self, step: int, *, drops: bool = True) -> Saved:
+        """Write the checkpoint after `step` steps, and wait for it. Unless it `drops`, every earlier one stays.
 
         Raises:
             CheckpointError: on every rank, when it could not be written.
         """
-        self.begin(step)
+        self.begin(step, drops=drops)
         saved = self.saver.finish()
         assert saved is not None
         if saved.error:
             raise CheckpointError(f"{self._run}: checkpoint of step {saved.step} not written: {saved.error}")
         return saved
 
-    def save_if_due(self, step: int, last: bool) -> tuple[float | None, Saved | None]:
+    def save_if_due(self, step: int, *, last: bool, good: bool) -> tuple[float | None, Saved | None]:
         """Begin a save if the recipe wants one; wait for the `last`.
+
+        After a step that was not `good`, a save is put off until one is: the numbers of a run in trouble would push out
+        those of before. The last is made in any case, and drops nothing then.
 
         Returns:
             how long the caller stood still for it, None without one; and how a save ended, if one did meanwhile.
@@ -105,29 +122,31 @@ class Saves:
         Raises:
             UnsavedError: on every rank, when the last save fails. One in between that fails is logged.
         """
-        due = last or step % self._recipe.checkpoint.every == 0
+        self._due |= step % self._recipe.checkpoint.every == 0
+        now = last or (self._due and good)
         # Saves are written one at a time, so the one before has to end; how it did is reported before the next begins.
-        saved = self.saver.finish() if due else self.saver.poll()
+        saved = self.saver.finish() if now else self.saver.poll()
         if saved is not None and saved.error is not None and rank_in(self._group) == 0:
+            newest = self.saver.newest()
             logger.error(
                 "checkpoint of step %d not written: %s. Training continues; after a crash now it would resume from "
                 "step %s",
-                *(saved.step, saved.error, max(checkpoint.complete_steps(self._run), default="0 of a new run")),
+                *(saved.step, saved.error, "0 of a new run" if newest is None else newest),
             )
-        if not due:
+        if not now:
             return None, saved
         started = time.perf_counter()
         if last:
-            saved = self._save_last(step)
+            saved = self._save_last(step, good)
         else:
             self.begin(step)
         return time.perf_counter() - started, saved
 
-    def _save_last(self, step: int) -> Saved:
+    def _save_last(self, step: int, good: bool) -> Saved:
         try:
-            return self.save(step)
+            return self.save(step, drops=good)
         except CheckpointError as error:
-            newest = max(checkpoint.complete_steps(self._run), default=None)
+            newest = self.saver.newest()
             then = "starts over" if newest is None else f"resumes from the checkpoint of step {newest}"
             raise UnsavedError(f"{error}. Make room; the same command then {then}") from None
 
@@ -138,4 +157,8 @@ class Saves:
             embedding_dim=self._recipe.backbone.embedding_dim,
             identities_sha256=self._manifest.identities_sha256,
             num_ranks=num_ranks(self._group),
+            shards_sha256=self._shards_sha256,
+            fixed=fixed_keys(self._recipe),
+            threads=torch.get_num_threads(),
+            device=device_name(self._head.weight_SD.device),
         )

@@ -11,8 +11,9 @@ from pipeline.evaluation.sets import VerificationSet, is_finished, sets_of
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe, check_against_set
-from pipeline.run.changes import changes, flat
-from pipeline.run.checkpoint import CheckpointError, complete_steps
+from pipeline.run.changes import changes, changes_since, fixed_keys, flat
+from pipeline.run.checkpoint import CheckpointError, Meta, complete_steps, read_meta
+from pipeline.run.folder import RunFolder
 from pipeline.training.observers.exporter import endpoint_tls
 
 
@@ -24,17 +25,19 @@ class Start:
         recipe, shards: the run.
         sets: the verification sets that the recipe names.
         run: the run's folder, which need not exist.
+        from_step: the checkpoint to go back to; None: the newest.
     """
 
     recipe: Recipe
     shards: ShardSet
     sets: Sequence[VerificationSet]
     run: Path
+    from_step: int | None = None
 
     @property
     def is_finished(self) -> bool:
         """Whether there is nothing left to do: trained to the last step, and evaluated there."""
-        return is_finished(self.run, self.recipe, self.sets)
+        return self.from_step is None and is_finished(self.run, self.recipe, self.sets)
 
     def check_ranks(self, num_ranks: int) -> None:
         """Raises RecipeError when the recipe cannot be trained on so many ranks."""
@@ -50,19 +53,21 @@ class Start:
         return same | keys | pairs
 
 
-def read_start(recipe: Path, overrides: Sequence[str], run: Path | None) -> Start:
+def read_start(recipe: Path, overrides: Sequence[str], run: Path | None, from_step: int | None = None) -> Start:
     """Read all that a start names.
 
     Args:
         recipe: YAML file.
         overrides: ``key=value``, each changes one key of the recipe.
         run: the run's folder; None: ``runs/`` and the recipe's name.
+        from_step: the checkpoint to go back to; None: the newest.
 
     Raises:
         RecipeError, ShardError: naming the key or the file.
     """
     resolved = load_recipe(recipe, list(overrides))
-    return Start(resolved, ShardSet(resolved.data.shards), sets_of(resolved), run or Path("runs") / recipe.stem)
+    place = run or Path("runs") / recipe.stem
+    return Start(resolved, ShardSet(resolved.data.shards), sets_of(resolved), place, from_step)
 
 
 def check_start(start: Start, num_ranks: int, may_resume: bool) -> list[str]:
@@ -80,4 +85,19 @@ def check_start(start: Start, num_ranks: int, may_resume: bool) -> list[str]:
     saved = complete_steps(start.run)
     if saved and not may_resume:
         raise CheckpointError(f"{start.run}: holds checkpoints up to step {saved[-1]}; wanted an empty folder")
-    return changes(start.run, start.recipe) if saved else []
+    if not saved:
+        return []
+    _check_past(start, saved)
+    return changes(start.run, start.recipe)
+
+
+def _check_past(start: Start, saved: Sequence[int]) -> None:
+    """Refuse now, by the newest checkpoint, what would be refused again when one is loaded."""
+    manifest = start.shards.manifest
+    now = Meta(0, 0, 0, "", 0, shards_sha256=manifest.digest, fixed=fixed_keys(start.recipe))
+    step = saved[-1] if start.from_step is None else start.from_step
+    try:
+        newest = read_meta(RunFolder(start.run).checkpoint(step))
+    except CheckpointError:  # damaged, and passed over later
+        newest = Meta(step, 0, 0, "", 0)
+    changes_since(start.run, newest, now, start.recipe)

@@ -19,6 +19,7 @@ from pipeline.run import checkpoint
 from pipeline.run.checkpoint import Meta, State
 from pipeline.run.folder import RunFolder
 from pipeline.run.saver import Saver
+from pipeline.run.whole import damage
 from tests.benchmarks.results import write
 from tests.end_to_end.launcher import metrics, train, write_recipe
 from tests.faces import ROOT, write_shards
@@ -90,7 +91,7 @@ def test_saving_and_loading(tmp_path: Path, gigabytes: float) -> None:
         note("our save, in the background", saved.seconds)
         note("torch.save, a stall", torch_save(tmp_path / "plain", state))
         start = time.perf_counter()
-        assert checkpoint.damage(RunFolder(tmp_path).checkpoint(step)) == []
+        assert damage(RunFolder(tmp_path).checkpoint(step)) == []
         note("our digests checked", time.perf_counter() - start)
         start = time.perf_counter()
         checkpoint.load(tmp_path, step, state, meta)

@@ -16,7 +16,9 @@ from pipeline.run import checkpoint
 from pipeline.run import saver as saver_module
 from pipeline.run.checkpoint import CheckpointError, Meta, State
 from pipeline.run.folder import RunFolder
+from pipeline.run.retention import sweep
 from pipeline.run.saver import Saver
+from pipeline.run.whole import damage, load_backbone, newest_whole
 from pipeline.training.inherit import old_identities
 from tests.distributed.ranks import run_ranks
 from tests.faces import ROOT
@@ -108,7 +110,7 @@ def test_any_ranks_to_any_ranks(tmp_path: Path, saved: int, loaded: int) -> None
     require_rows(parts, whole)
     for part in parts:
         require_whole(part, whole)
-    alone = checkpoint.load_backbone(tmp_path)
+    _, alone = load_backbone(tmp_path)
     assert alone.keys() == whole.backbone.keys()
     assert all(torch.equal(alone[k], whole.backbone[k]) for k in whole.backbone)
 
@@ -183,7 +185,7 @@ def test_the_newest_and_the_first_are_kept(tmp_path: Path) -> None:
     run_ranks(save_on, 1, tmp_path, [0, 10, 20, 30], 2)
     assert checkpoint.complete_steps(tmp_path) == [0, 20, 30]
     with pytest.raises(CheckpointError, match=r"got step 10, wanted one of \[0, 20, 30\]"):
-        checkpoint.load_backbone(tmp_path, 10)
+        load_backbone(tmp_path, 10)
 
 
 def test_every_nth_is_kept_for_good(tmp_path: Path) -> None:
@@ -193,7 +195,7 @@ def test_every_nth_is_kept_for_good(tmp_path: Path) -> None:
 
 def newest_on(rank: int, ranks: int, run: Path) -> int | str | None:  # noqa: ARG001
     try:
-        return checkpoint.newest_whole(run, dist.group.WORLD)
+        return newest_whole(run, dist.group.WORLD)
     except CheckpointError as error:
         return str(error)
 
@@ -217,7 +219,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path, how: str)
     run_ranks(save_on, 2, tmp_path, [10, 20], 3)
     assert run_ranks(newest_on, 3, tmp_path) == [20, 20, 20]
     harm(RunFolder(tmp_path).checkpoint(20), how)
-    (fault,) = checkpoint.damage(RunFolder(tmp_path).checkpoint(20))
+    (fault,) = damage(RunFolder(tmp_path).checkpoint(20))
     words = {"flipped bit": "damaged: got SHA-256", "cut short": "bytes, wanted", "file gone": "No such file"}
     assert words.get(how, "meta.json: not readable") in fault
     assert "step-00000020" in fault
@@ -251,7 +253,7 @@ def save_on_a_full_disk(rank: int, ranks: int, run: Path) -> list[str | None]:
         outcomes.append(saved.error)
         if step == 20:
             assert checkpoint.complete_steps(run) == [10], "the last good one went, or a bad one stayed"
-            assert checkpoint.damage(RunFolder(run).checkpoint(10)) == []
+            assert damage(RunFolder(run).checkpoint(10)) == []
             assert rank != 0 or not (run / "checkpoints" / "step-00000020.partial").exists()
     return outcomes
 
@@ -270,7 +272,7 @@ def test_what_an_interrupted_save_left_is_swept_and_a_whole_one_taken(tmp_path: 
     torn = RunFolder(tmp_path).checkpoint(30)
     torn.with_name(torn.name + ".partial").mkdir()
     assert checkpoint.complete_steps(tmp_path) == [10]
-    saver_module.sweep(tmp_path)
+    sweep(tmp_path)
     assert checkpoint.complete_steps(tmp_path) == [10, 20]
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000010", "step-00000020"]
 
@@ -379,7 +381,7 @@ def old_state(rank: int, ranks: int) -> State:
 
 def load_old(rank: int, ranks: int) -> State:
     state = old_state(rank, ranks)
-    assert checkpoint.newest_whole(OLD, dist.group.WORLD) == 4
+    assert newest_whole(OLD, dist.group.WORLD) == 4
     checkpoint.load(OLD, 4, state, checkpoint.read_meta(RunFolder(OLD).checkpoint(4)))
     return state
 
@@ -401,12 +403,12 @@ def test_a_run_of_format_2_is_resumed(ranks: int) -> None:
 def test_the_whole_folder_of_a_run_of_format_2_is_read() -> None:
     saved = checkpoint.read_meta(RunFolder(OLD).checkpoint(4))
     assert (saved.step, saved.slots, saved.format) == (4, ["momentum"], checkpoint.FORMAT)
-    assert checkpoint.complete_steps(OLD) == [4] and checkpoint.damage(RunFolder(OLD).checkpoint(4)) == []
+    assert checkpoint.complete_steps(OLD) == [4] and damage(RunFolder(OLD).checkpoint(4)) == []
     recipe = load_recipe(RunFolder(OLD).recipe)
     assert (recipe.optimizer.name, recipe.optimizer.steps, recipe.backbone.name) == ("sgd", 8, "iresnet18")
     assert recipe.optimizer.model_dump()["momentum"] == 0.8
     assert old_identities(OLD, 4) == ["ada", "boole", "cantor", "dirac", "euler"]
-    assert torch.equal(checkpoint.load_backbone(OLD)["conv.weight"], drawn()["backbone.conv.weight"])
+    assert torch.equal(load_backbone(OLD)[1]["conv.weight"], drawn()["backbone.conv.weight"])
     rows = dict(checkpoint.read_rows(RunFolder(OLD).checkpoint(4), range(1, 4)))
     assert torch.equal(torch.cat([rows[first] for first in sorted(rows)]), drawn()["rows"][1:4])
 

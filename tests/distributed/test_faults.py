@@ -180,6 +180,28 @@ def test_a_run_that_is_stopped_in_a_bad_step_says_what_is_saved(
     assert place(tmp_path, BAD + 1) == f"step {BAD + 1}, {how}"
 
 
+def keep_nothing_of_a_series(rank: int, ranks: int, plan: Recipe, run: Path) -> list[tuple[int, list[int]]]:
+    """Steps 5 to 8 go wrong, each with a save due; what is there after each of the eight."""
+    trainer = trainer_of(rank, ranks, plan, run)
+    embed = trainer.engine.embed
+
+    def bad_embed(images: torch.Tensor) -> torch.Tensor:
+        return embed(images * (math.nan if trainer.step >= BAD - 1 else 1))
+
+    trainer.engine.embed = bad_embed  # type: ignore[method-assign]
+    seen = []
+    for record in trainer.train():
+        trainer.saves.saver.wait()
+        seen.append((record.step, complete_steps(run)))
+    return seen
+
+
+def test_in_a_series_of_skipped_steps_nothing_is_saved_and_nothing_dropped(shards: Path, tmp_path: Path) -> None:
+    plan = recipe(shards, checkpoint=Checkpoint(every=1, keep=2))
+    (seen,) = run_ranks(keep_nothing_of_a_series, 1, plan, tmp_path)
+    assert seen[2:] == [(3, [0, 2, 3]), *((step, [0, 3, 4]) for step in (4, 5, 6, 7)), (8, [0, 3, 4, 8])]
+
+
 def test_a_roll_back_leaves_out_as_many_batches_as_asked(shards: Path, tmp_path: Path) -> None:
     plan = recipe(shards, faults=Faults(action="roll_back", leave_out=2))
     result = run_ranks(train_spoilt, 1, plan, tmp_path, "gradient")[0]

@@ -24,6 +24,7 @@ from pipeline.training.inherit import Inherited, match
 from pipeline.training.loop import Trainer
 from tests.distributed.ranks import run_ranks
 from tests.faces import ROOT, write_faces, write_shards
+from tests.unit.run.saved import spoil
 
 logger = logging.getLogger(__name__)
 
@@ -151,3 +152,12 @@ def test_what_does_not_fit_is_refused(sets: tuple[Path, Path], tmp_path: Path) -
     (tmp_path / "old" / "identities.txt").write_text("somebody else\n")
     assert "identities.txt: got SHA-256" in run_ranks(refuse, 1, recipe(new), tmp_path / "b", tmp_path / "old")[0]
     assert "wanted one of none saved yet" in run_ranks(refuse, 1, recipe(new), tmp_path / "c", tmp_path / "none")[0]
+
+
+def test_a_damaged_run_is_not_started_from(sets: tuple[Path, Path], tmp_path: Path) -> None:
+    old, new = sets
+    run_ranks(train_old, 1, recipe(old, steps=1), tmp_path / "old")
+    for rows in tmp_path.glob("old/checkpoints/*/rows-*"):
+        spoil(rows)
+    for refused in run_ranks(refuse, 2, recipe(new), tmp_path / "a", tmp_path / "old"):
+        assert "got [0, 1], all of them damaged" in refused

@@ -23,7 +23,7 @@ from pipeline.optim.sgd import SGD
 from pipeline.reading.reader import Batch
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Checkpoint, Data, Head, Recipe
-from pipeline.run import checkpoint
+from pipeline.run.whole import newest_whole
 from pipeline.training.loop import Trainer
 from pipeline.training.step import Outcome
 from tests.distributed.ranks import CONTEXT, TIMEOUT_SECONDS
@@ -53,7 +53,7 @@ def train_until_killed(rank: int, ranks: int, store: str, plan: Recipe, run: Pat
     dist.init_process_group("gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks, timeout=timeout)
     topology = Topology(rank, ranks, rank, ranks)
     trainer = Trainer(plan, ShardSet(plan.data.shards), run, topology, dist.group.WORLD, torch.device("cpu"))
-    newest = checkpoint.newest_whole(run, dist.group.WORLD)
+    newest = newest_whole(run, dist.group.WORLD)
     if newest is not None:
         trainer.resume(newest)
     batches: list[Batch] = []

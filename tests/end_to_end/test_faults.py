@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from cluster.stop import EXIT_STOPPED
-from pipeline.run.checkpoint import complete_steps, damage
+from pipeline.run.checkpoint import complete_steps
 from pipeline.run.folder import RunFolder
+from pipeline.run.whole import damage
 from tests.end_to_end.launcher import metrics, write_recipe
 from tests.end_to_end.supervised import Supervised
 from tests.faces import write_shards

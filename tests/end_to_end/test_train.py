@@ -115,6 +115,23 @@ def test_a_finished_run_is_not_trained_again(shards: Path, uninterrupted: Path) 
     assert (uninterrupted / "metrics.jsonl").stat().st_mtime_ns == before
 
 
+def test_a_folder_has_one_trainer_also_if_its_launcher_is_gone(shards: Path, start: Start, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", shards, 100_000)
+    first = start(tmp_path, 1, "--recipe", recipe, "--run", "run", "--set", "checkpoint.every=1000")
+    wait_for(lambda: len(metrics(tmp_path / "run")) >= 3, first)
+    (rank,) = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and is_rank(p, str(tmp_path))]
+    os.kill(rank, signal.SIGSTOP)  # it would see that its launcher is gone, save and end
+    first.kill()
+    second = start(tmp_path, 1, "--recipe", recipe, "--run", "run")
+    output, _ = second.communicate(timeout=PATIENCE_SECONDS)
+    assert second.returncode == EXIT_REFUSED, output
+    (line,) = [line for line in output.splitlines() if "held by" in line]
+    assert line.startswith(f"train.py: run: held by pid {rank} on ") and "wanted one trainer in a folder" in line
+    os.kill(rank, signal.SIGCONT)
+    first.communicate(timeout=PATIENCE_SECONDS)
+    assert complete_steps(tmp_path / "run")[-1] == metrics(tmp_path / "run")[-1]["step"] > 0
+
+
 @pytest.mark.parametrize(
     ("who", "number", "code"),
     [

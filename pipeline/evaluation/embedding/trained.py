@@ -15,8 +15,8 @@ from pipeline.evaluation.embedding.source import Network
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
 from pipeline.run.best import read_best
-from pipeline.run.checkpoint import complete_steps, load_backbone
 from pipeline.run.folder import RunFolder
+from pipeline.run.whole import load_backbone
 from pipeline.shards.manifest import Manifest
 
 
@@ -43,7 +43,7 @@ class TrainedBackbone:
         return Network(self.name, self.weights_sha256, self.step, self.module, self.image_size)
 
 
-# A checkpoint: after so many steps, the newest (None), or the one that RUN/best.json names.
+# A checkpoint: after so many steps, the newest whole (None), or the one that RUN/best.json names.
 Step = int | None | Literal["best"]
 
 
@@ -54,8 +54,7 @@ def load_trained(run: Path, step: Step) -> TrainedBackbone:
     """
     recipe = load_recipe(RunFolder(run).recipe)
     size = _image_size(run, recipe)
-    number = _number_of(run, step)
-    weights = load_backbone(run, number)
+    number, weights = load_backbone(run, _best_of(run) if step == "best" else step)
     module = recipe.backbone.build(size)
     try:
         module.load_state_dict(weights)
@@ -72,12 +71,8 @@ def load_trained(run: Path, step: Step) -> TrainedBackbone:
     )
 
 
-def _number_of(run: Path, step: Step) -> int:
-    """The number of the step, decided before anything is loaded: a run in training may save another meanwhile."""
-    if step is None:
-        return max(complete_steps(run), default=0)
-    if step != "best":
-        return step
+def _best_of(run: Path) -> int:
+    """The step that RUN/best.json names."""
     best = read_best(run)
     if best is None:
         raise ValueError(f"{run}: step: got 'best' without {RunFolder(run).best}, wanted a recipe with evaluation.sets")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.run.best import Best, kept_step, read_best, write_best
-from pipeline.run.saver import superseded
+from pipeline.run.retention import superseded
 
 
 def test_it_comes_back_as_it_was_written(tmp_path: Path) -> None:

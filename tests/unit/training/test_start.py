@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.recipe.schema import RecipeError
-from pipeline.run.checkpoint import CheckpointError
+from pipeline.run.changes import fixed_keys
+from pipeline.run.checkpoint import CheckpointError, Meta, encoded
 from pipeline.run.folder import RunFolder
 from pipeline.training.start import Start, check_start, read_start
 from tests.faces import write_shards
@@ -64,6 +65,21 @@ def test_a_run_that_is_there_is_resumed_with_its_changes_or_refused(recipe: Path
         check_start(start_of(recipe, tmp_path, "seed=1"), 1, may_resume=True)
     # and that advice helps
     assert check_start(start_of(recipe, tmp_path / "another", "seed=1"), 1, may_resume=True) == []
+
+
+def test_other_shards_and_fixed_keys_are_refused_before_ranks_meet(recipe: Path, tmp_path: Path) -> None:
+    start = start_of(recipe, tmp_path)
+    leave_a_checkpoint(start)
+    facts = Meta(2, 4, 8, "ab", 1, shards_sha256="0" * 64, fixed=fixed_keys(start.recipe))
+    (RunFolder(tmp_path).checkpoint(2) / "meta.json").write_bytes(encoded(facts))
+    digest = start.shards.manifest.digest[:12]
+    with pytest.raises(RecipeError, match=f"got the set {digest}, wanted 0{{12}} as in .*accept_shards={digest}"):
+        check_start(start, 1, may_resume=True)
+    accepted = start_of(recipe, tmp_path, f"data.accept_shards={digest}")
+    assert check_start(accepted, 1, may_resume=True) == [f"data.accept_shards: None → {digest}"]
+    (tmp_path / "recipe.yaml").unlink()  # what is fixed stands in the checkpoint
+    with pytest.raises(RecipeError, match=r"seed: got 1, wanted 0 as in .*meta.json"):
+        check_start(start_of(recipe, tmp_path, "seed=1"), 1, may_resume=True)
 
 
 def test_ranks_that_do_not_divide_the_batch_are_refused(recipe: Path, tmp_path: Path) -> None:

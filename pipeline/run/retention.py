@@ -1,0 +1,133 @@
+"""Which checkpoints stay, how others go, and what an interrupted save or removal left; no file of others is touched."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from pipeline.files import make_folder, named, one_line, sync
+from pipeline.run.checkpoint import BACKBONE, META
+from pipeline.run.folder import RunFolder
+from pipeline.run.whole import damage, damage_at_sight
+
+logger = logging.getLogger(__name__)
+
+# The files of a checkpoint, and what a kill leaves of the one that is written aside.
+_OURS = re.compile(
+    rf"{re.escape(META)}(\.[0-9a-f]{{12}}\.part)?|{re.escape(BACKBONE)}|rows-\d{{10,}}-\d{{10,}}\.safetensors"
+)
+
+
+def superseded(
+    steps: list[int],
+    keep: int,
+    keep_every: int | None,
+    best: int | None = None,
+    doubted: Collection[int] = (),
+) -> list[int]:
+    """The steps whose checkpoints go once the newest of `steps` is saved.
+
+    Step 0, `best`, the last `keep` and the multiples of `keep_every` stay. A doubted one counts as none of these: it
+    goes when as many good ones are newer.
+
+    Args:
+        steps: of all checkpoints up to the one that was saved, rising.
+        keep, keep_every: as the recipe has them.
+        best: the step of the best checkpoint.
+        doubted: steps whose checkpoints are damaged.
+    """
+    good = [step for step in steps if step != 0 and step not in doubted]
+    if len(good) <= keep:
+        return []
+    older = [step for step in steps if step != 0 and step < good[-keep]]
+    return [step for step in older if step in doubted or (step != best and (keep_every is None or step % keep_every))]
+
+
+def drop(run: Path, steps: Collection[int]) -> None:
+    """Remove the checkpoints of these steps, and what earlier removals left. One that cannot be removed is logged."""
+    folder = RunFolder(run)
+    for step in folder.saved_steps():
+        place = folder.checkpoint(step)
+        try:
+            # By the names in it: a meta.json that cannot be looked at is not one that is gone.
+            if step in steps or META not in {file.name for file in place.iterdir()}:
+                discard(place)
+        except OSError as error:
+            logger.warning("%s", one_line(error))
+
+
+def sweep(run: Path) -> None:
+    """Finish what interrupted saves and removals left: torn saves go, a whole one gets its name. Before any save.
+
+    On a disk that cannot be written all stays as it is: the first save reports that.
+    """
+    folder = RunFolder(run)
+    for step in folder.partial_steps():
+        partial, final = folder.partial(step), folder.checkpoint(step)
+        torn = damage_at_sight(partial)
+        if not torn and not damage_at_sight(final):  # the step was saved twice: only now the bytes are worth reading
+            torn = damage(partial)
+        with contextlib.suppress(OSError):
+            if torn:
+                discard(partial)
+            else:
+                put_in_place(partial, final)
+    drop(run, ())
+
+
+def set_aside(run: Path, step: int) -> list[int]:
+    """Move the checkpoints after `step` into a new folder of ``RUN/left/``; their steps.
+
+    The run goes on from `step`, and the newest in its folder is what it resumes from.
+
+    Raises:
+        NotWrittenError: naming the folder.
+    """
+    folder = RunFolder(run)
+    later = [saved for saved in folder.saved_steps() if saved > step]
+    if later:
+        number = next(number for number in itertools.count(1) if not (folder.left / str(number)).exists())
+        place = folder.left / str(number)
+        make_folder(place)
+        for saved in reversed(later):  # the newest first: a kill in between leaves no gap
+            with named(folder.checkpoint(saved), "not set aside"):
+                folder.checkpoint(saved).rename(place / folder.checkpoint(saved).name)
+        sync(folder.checkpoints)
+    return later
+
+
+def put_in_place(partial: Path, final: Path) -> None:
+    """Give a whole checkpoint its name. One that has the name goes; files beside it that are not ours move along.
+
+    Raises:
+        NotWrittenError: naming the folder.
+    """
+    with named(final):
+        if final.is_dir():
+            # From here on a kill leaves the whole one under its partial name, where `sweep` finds it.
+            discard(final)
+        if final.is_dir():
+            for other in final.iterdir():
+                other.rename(partial / other.name)
+            final.rmdir()
+        partial.rename(final)
+    sync(final.parent)
+
+
+def discard(folder: Path) -> None:
+    """Remove a checkpoint's files, and its folder unless there are other files in it.
+
+    Raises:
+        NotWrittenError: naming the folder.
+    """
+    with named(folder, "not removed"):
+        (folder / META).unlink(missing_ok=True)  # first: without it, what a kill leaves is no checkpoint
+        for file in folder.iterdir():
+            if _OURS.fullmatch(file.name):
+                file.unlink()
+        with contextlib.suppress(OSError):
+            folder.rmdir()
