@@ -1,4 +1,4 @@
-"""IResNet 18, 34, 50 and 100: residual networks for faces with batch norm before the first convolution of a block.
+"""IResNet 18, 34, 50, 100 and 200: residual networks for faces with batch norm before the first convolution of a block.
 
 Deng et al., "ArcFace", CVPR 2019, section 2 (the block after Han et al., CVPR 2017). Names and shapes in the state
 dict are those of InsightFace's ``arcface_torch``, so that its published weights load with ``load_state_dict``.
@@ -20,6 +20,7 @@ BLOCKS = {
     34: (3, 4, 6, 3),
     50: (3, 4, 14, 3),
     100: (3, 13, 30, 3),
+    200: (6, 26, 60, 6),
 }
 
 
@@ -54,7 +55,7 @@ class IResNet(nn.Module):
     Initial weights come from the global random generator (``torch.manual_seed``), in the order of the layers.
 
     Args:
-        layers: 18, 34, 50 or 100.
+        layers: 18, 34, 50, 100 or 200.
         embedding_dim: D; published weights have 512.
         image_size: (H, W) in pixels; published weights have (112, 112).
 
