@@ -25,8 +25,7 @@ import socket
 import sys
 from pathlib import Path
 
-import torch
-
+from cluster.algorithms import choose_algorithms
 from cluster.collectives import gather_objects
 from cluster.process_group import device_of, process_group, refuse
 from cluster.rendezvous import DisagreeError, StartError
@@ -124,8 +123,6 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it, also with one rank that needs no launcher
     stop = StopRequest()
     device = device_of(topology)
-    if recipe.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if topology.num_ranks > 1:
         where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         say(topology, f"meeting: {topology.num_ranks} ranks at {where}, within {recipe.timeout_seconds:g} s")
@@ -137,7 +134,7 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
         from pipeline.training.observed import train_observed
         from pipeline.training.observers import observers_of
 
-        torch.use_deterministic_algorithms(recipe.deterministic, warn_only=True)  # which imports torch's compiler
+        choose_algorithms(recipe.deterministic)  # which imports torch's compiler
         STARTUP.done("more imports")
         trainer = Trainer(recipe, start.shards, start.run, topology, together.group, device)
         STARTUP.done("building")
