@@ -6,6 +6,8 @@ dict are those of InsightFace's ``arcface_torch``, so that its published weights
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -99,6 +101,10 @@ class IResNetBackbone(Backbone):
     def build(self, image_size: tuple[int, int]) -> nn.Module:
         """See `IResNet`."""
         return IResNet(int(self.name.removeprefix("iresnet")), self.embedding_dim, image_size)
+
+    def blocks(self, network: nn.Module) -> Sequence[nn.Module]:
+        """Its residual blocks."""
+        return [module for module in network.modules() if isinstance(module, Block)]
 
 
 def _stage(channels_in: int, channels: int, blocks: int) -> nn.Sequential:

@@ -261,6 +261,8 @@ class Recipe(Section):
                     f"head.{key}: got {getattr(self.head, key)} with data.accumulation {self.data.accumulation}, "
                     "wanted accumulation 1: it works on the gradient of one backward pass"
                 )
+        if self.backbone.compile and self.zero_stage == 3:
+            raise ValueError("backbone.compile: got true with zero_stage 3, wanted 0, 1 or 2")
         if (self.evaluation.every or 0) % self.checkpoint.every:
             raise ValueError(
                 f"evaluation.every: got {self.evaluation.every}, wanted a multiple of checkpoint.every "

@@ -62,6 +62,14 @@ def test_activations_are_the_maps_that_backward_needs() -> None:
     assert activation_bytes(backbone, (112, 96), torch.bfloat16) == 2 * numbers
 
 
+def test_with_recomputed_blocks_they_keep_their_input_and_the_largest_all() -> None:
+    maps = [64 * 56 * 48, 128 * 28 * 24, 256 * 14 * 12, 512 * 7 * 6]
+    section = SphereFaceBackbone(name="sphereface20")
+    inputs = 3 * 112 * 96 + sum(m * (2 + units) for m, units in zip(maps, UNITS[20], strict=True))
+    largest = 3 * maps[0]  # both convolutions' outputs, and the first PReLU's
+    assert activation_bytes(section.build((112, 96)), (112, 96), blocks=section.blocks) == 4 * (inputs + largest)
+
+
 def test_measuring_leaves_the_backbone_as_it_was() -> None:
     backbone = IResNetBackbone(name="iresnet18", embedding_dim=8).build((16, 16)).train()
     before = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
