@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
+
+
+def keep_compiled() -> None:
+    """Let torch.compile keep what it has compiled in the user's cache, where the next start finds it.
+
+    Its own default is a folder of /tmp. ``TORCHINDUCTOR_CACHE_DIR`` names another.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "torchinductor"))
 
 
 def choose_algorithms(repeatable: bool) -> None:

@@ -25,7 +25,7 @@ import socket
 import sys
 from pathlib import Path
 
-from cluster.algorithms import choose_algorithms
+from cluster.algorithms import choose_algorithms, keep_compiled
 from cluster.collectives import gather_objects
 from cluster.process_group import device_of, process_group, refuse
 from cluster.rendezvous import DisagreeError, StartError
@@ -134,6 +134,7 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
         from pipeline.training.observed import train_observed
         from pipeline.training.observers import observers_of
 
+        keep_compiled()
         choose_algorithms(recipe.deterministic)  # which imports torch's compiler
         STARTUP.done("more imports")
         trainer = Trainer(recipe, start.shards, start.run, topology, together.group, device)

@@ -25,11 +25,23 @@ class RowOptimizer:
         self.slots = {slot.name: slot.zeros_for_rows(weight_SD) for slot in optimizer.slots}
 
     @torch.no_grad()
-    def apply(self, rows: slice | torch.Tensor, grad_nD: torch.Tensor, learning_rate: float) -> None:
-        """Update `rows` (a slice, or row numbers without repeats) with their gradient, which is used up."""
+    def apply(
+        self,
+        rows: slice | torch.Tensor,
+        grad_nD: torch.Tensor,
+        learning_rate: float,
+        dropped: torch.Tensor | None = None,
+    ) -> None:
+        """Update `rows` (a slice, or row numbers without repeats) with their gradient, which is used up.
+
+        Not if `dropped`, a float32 scalar on their device, is 1.
+        """
         weight_nD = self._weight_SD[rows]
         slots = {name: slot[rows] for name, slot in self.slots.items()}
-        self._optimizer.update_rows(weight_nD, slots, grad_nD, learning_rate)
+        if dropped is None:
+            self._optimizer.update_rows(weight_nD, slots, grad_nD, learning_rate)
+        else:
+            self._optimizer.update_rows_unless(dropped, weight_nD, slots, grad_nD, learning_rate)
         if isinstance(rows, slice):
             return
         # row numbers gave copies
