@@ -110,6 +110,16 @@ METRICS = (
     Metric("head_planned_bytes", "gauge", "Planned memory of the head on the fullest rank, all of it.", "bytes"),
     Metric("head_held_bytes", "gauge", "Memory of this rank's rows, their gradient and optimizer state.", "bytes"),
     Metric("gpu_utilisation_ratio", "computed", "Share of time that the GPU is busy; NaN if NVML cannot be read."),
+    Metric("mfu_ratio", "gauge", "Model FLOPs of the latest step over what the GPU could do meanwhile at its peak."),
+    Metric("head_floor_ratio", "gauge", "Least time of the head's work on this GPU over the time it took."),
+    Metric(
+        "gpu_part_bytes",
+        "gauge",
+        "GPU memory at its fullest so far, by part; working: activations, gradients and blocks.",
+        "bytes",
+        "part",
+        ("head", "backbone", "working", "unused"),
+    ),
     Metric("gpu_allocated_bytes", "computed", "GPU memory in tensors now; 0 without a GPU.", "bytes"),
     Metric("gpu_peak_allocated_bytes", "computed", "Largest GPU memory in tensors so far; 0 without a GPU.", "bytes"),
 )

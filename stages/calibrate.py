@@ -25,6 +25,7 @@ import sys
 import time
 from pathlib import Path
 
+from cluster.algorithms import choose_algorithms, keep_compiled
 from cluster.process_group import device_of, process_group
 from cluster.rendezvous import DisagreeError, StartError
 from cluster.stop import EXIT_LOST, EXIT_REFUSED, exit_with
@@ -82,6 +83,8 @@ def measure(recipe: Recipe, shards: ShardSet, topology: Topology, out: Path, ste
             from pipeline.training.calibration import calibrate
             from pipeline.training.loop import Trainer
 
+            keep_compiled()
+            choose_algorithms(recipe.deterministic)
             # as many steps as wanted, and no save or report in between
             endless = recipe.optimizer.model_copy(update={"steps": 10**9})
             longer = recipe.model_copy(update={"optimizer": endless})

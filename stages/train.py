@@ -28,8 +28,7 @@ import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import torch
-
+from cluster.algorithms import choose_algorithms, keep_compiled
 from cluster.claims import START_VARIABLE
 from cluster.collectives import Group, barrier, gather_objects, rank_in
 from cluster.lease import HeldError, Holder, leased
@@ -162,8 +161,6 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it, also with one rank that needs no launcher
     stop = StopRequest()
     device = device_of(topology)
-    if recipe.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if topology.num_ranks > 1:
         where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         say(topology, f"meeting: {topology.num_ranks} ranks at {where}, within {recipe.timeout_seconds:g} s")
@@ -175,7 +172,8 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
         from pipeline.training.observed import train_observed
         from pipeline.training.observers import observers_of
 
-        torch.use_deterministic_algorithms(recipe.deterministic, warn_only=True)  # which imports torch's compiler
+        keep_compiled()
+        choose_algorithms(recipe.deterministic)  # which imports torch's compiler
         STARTUP.done("more imports")
         trainer = Trainer(recipe, start.shards, start.run, topology, together.group, device)
         STARTUP.done("building")

@@ -57,6 +57,7 @@ _WORK = f"sum by (rank, host) (rate({_OWN}[$window]))"
 _BY_PART = f"sum by (rank, host, part) (rate({_OWN}[$window]))"
 _STEPS = f"rate(spherescale_step_seconds_count{_JOB}[$window])"
 _NO_EVALUATION = "no evaluation yet, or the recipe names no evaluation set"
+_NO_PEAK = "no GPU, or one whose peak is not in cluster/cards.py"
 _NO_LAMBDA = "no step yet, or the margin of this run has no lambda"
 
 
@@ -122,6 +123,13 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             ((f"sum by (part) (rate({_PARTS}[$window])) / scalar(sum({_STEPS}))", "{{part}}"),),
             "seconds",
             "stack",
+        ),
+        Panel(
+            "Model FLOP utilisation",
+            "The model's FLOPs over what the GPU could do at its peak. The slowest and the fastest rank.",
+            _gauge("mfu_ratio", "lowest", "min") + _gauge("mfu_ratio", "highest"),
+            "share",
+            if_empty=_NO_PEAK,
         ),
         Panel("Epoch", "Passes over the data.", _gauge("epoch", "epoch")),
         Panel(
@@ -202,6 +210,14 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             _by_rank(f"spherescale_gpu_peak_allocated_bytes{_JOB}"),
             "bytes",
         ),
+        Panel(
+            "GPU memory by part",
+            "Of the fullest rank, each part. Working: activations, gradients, blocks. Unused: kept by torch.",
+            ((f"max by (part) (spherescale_gpu_part_bytes{_JOB})", "{{part}}"),),
+            "bytes",
+            "stack",
+            if_empty="no GPU",
+        ),
     ),
     "data": (
         Panel(
@@ -273,6 +289,13 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             "Skipped steps",
             "Steps that changed no parameter. left_out: the batch is skipped on purpose after a roll-back.",
             ((f"max by (reason) (spherescale_skipped_steps_total{_JOB})", "{{reason}}"),),
+        ),
+        Panel(
+            "Head's share of its floor",
+            "The least time that the head's work could take on this GPU, over the time it takes. 1: nothing to gain.",
+            _gauge("head_floor_ratio", "share", "min"),
+            "share",
+            if_empty=_NO_PEAK,
         ),
         Panel(
             "Memory of the head",

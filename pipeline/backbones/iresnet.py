@@ -1,10 +1,12 @@
-"""IResNet 18, 34, 50 and 100: residual networks for faces with batch norm before the first convolution of a block.
+"""IResNet 18, 34, 50, 100 and 200: residual networks for faces with batch norm before the first convolution of a block.
 
 Deng et al., "ArcFace", CVPR 2019, section 2 (the block after Han et al., CVPR 2017). Names and shapes in the state
 dict are those of InsightFace's ``arcface_torch``, so that its published weights load with ``load_state_dict``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -20,6 +22,7 @@ BLOCKS = {
     34: (3, 4, 6, 3),
     50: (3, 4, 14, 3),
     100: (3, 13, 30, 3),
+    200: (6, 26, 60, 6),
 }
 
 
@@ -54,7 +57,7 @@ class IResNet(nn.Module):
     Initial weights come from the global random generator (``torch.manual_seed``), in the order of the layers.
 
     Args:
-        layers: 18, 34, 50 or 100.
+        layers: 18, 34, 50, 100 or 200.
         embedding_dim: D; published weights have 512.
         image_size: (H, W) in pixels; published weights have (112, 112).
 
@@ -98,6 +101,10 @@ class IResNetBackbone(Backbone):
     def build(self, image_size: tuple[int, int]) -> nn.Module:
         """See `IResNet`."""
         return IResNet(int(self.name.removeprefix("iresnet")), self.embedding_dim, image_size)
+
+    def blocks(self, network: nn.Module) -> Sequence[nn.Module]:
+        """Its residual blocks."""
+        return [module for module in network.modules() if isinstance(module, Block)]
 
 
 def _stage(channels_in: int, channels: int, blocks: int) -> nn.Sequential:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.backbones.recompute import recompute
 
 
 def feature_map(image_size: tuple[int, int]) -> tuple[int, int]:
@@ -32,26 +37,76 @@ def count_macs(backbone: nn.Module, image_size: tuple[int, int]) -> int:
     return counter.get_total_flops() // 2
 
 
-def activation_bytes(backbone: nn.Module, image_size: tuple[int, int], dtype: torch.dtype = torch.float32) -> int:
+def activation_bytes(
+    backbone: nn.Module,
+    image_size: tuple[int, int],
+    dtype: torch.dtype = torch.float32,
+    blocks: Callable[[nn.Module], Sequence[nn.Module]] = lambda _: (),
+) -> int:
     """Bytes per image that autograd keeps from forward to backward; the backbone is untouched.
+
+    `blocks` are those of a network that are computed again in the backward pass: they keep their input alone, and the
+    largest of them all of its own while the backward pass is in it.
 
     Computed from shapes alone, hence independent of the device. With `dtype` bfloat16 every layer is taken to
     run in it, as under CUDA autocast (convolutions, PReLU, fc by its lists, batch norm by its input).
     """
     shadow = copy.deepcopy(backbone).to("meta", dtype).train()
     # The slope between two batches leaves out what does not grow with them: weights, batch-norm statistics.
-    return (_saved_bytes(shadow, image_size, 4, dtype) - _saved_bytes(shadow, image_size, 2, dtype)) // 2
+    recomputed = blocks(shadow)
+    at_work = [_saved_in_blocks(shadow, recomputed, image_size, batch, dtype) for batch in (2, 4)]
+    largest = max(((four - two) // 2 for two, four in zip(*at_work, strict=True)), default=0)
+    recompute(recomputed)
+    return largest + (_saved_bytes(shadow, image_size, 4, dtype) - _saved_bytes(shadow, image_size, 2, dtype)) // 2
+
+
+def _saved_in_blocks(
+    shadow: nn.Module, blocks: Sequence[nn.Module], image_size: tuple[int, int], batch: int, dtype: torch.dtype
+) -> list[int]:
+    """Bytes that each block keeps besides its input, which is kept anyway."""
+    found: list[int] = []
+    with ExitStack() as hooks:
+        for block in blocks:
+            inside, keeping = ExitStack(), _Kept()
+
+            def enter(_: nn.Module, args: Any, inside: ExitStack = inside, keeping: _Kept = keeping) -> None:
+                keeping.leave_out(args[0])
+                inside.enter_context(torch.autograd.graph.saved_tensors_hooks(keeping, lambda tensor: tensor))
+
+            def leave(*_: Any, inside: ExitStack = inside, keeping: _Kept = keeping) -> None:
+                inside.close()
+                found.append(keeping.bytes)
+
+            hooks.callback(block.register_forward_pre_hook(enter).remove)
+            hooks.callback(block.register_forward_hook(leave).remove)
+        if blocks:
+            shadow(torch.empty(batch, 3, *image_size, device="meta", dtype=dtype))
+    return found
+
+
+class _Kept:
+    """What autograd keeps: by storage, because a map that two layers keep is kept once; held, lest one be reused."""
+
+    def __init__(self) -> None:
+        self._storages: dict[int, torch.UntypedStorage] = {}
+        self._left_out: dict[int, torch.UntypedStorage] = {}
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        self._storages[storage._cdata] = storage
+        return tensor
+
+    def leave_out(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        self._left_out[storage._cdata] = storage
+
+    @property
+    def bytes(self) -> int:
+        return sum(storage.nbytes() for key, storage in self._storages.items() if key not in self._left_out)
 
 
 def _saved_bytes(shadow: nn.Module, image_size: tuple[int, int], batch: int, dtype: torch.dtype) -> int:
-    # By storage, because a map that two layers keep is kept once; held, so that no address is reused meanwhile.
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage
-        return tensor
-
+    keep = _Kept()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         shadow(torch.empty(batch, 3, *image_size, device="meta", dtype=dtype))
-    return sum(storage.nbytes() for storage in kept.values())
+    return keep.bytes

@@ -7,6 +7,8 @@ What the paper leaves out is as in the authors' network (wy1iu/sphereface, train
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -79,6 +81,10 @@ class SphereFaceBackbone(Backbone):
     def build(self, image_size: tuple[int, int]) -> nn.Module:
         """See `SphereFace`."""
         return SphereFace(int(self.name.removeprefix("sphereface")), self.embedding_dim, image_size)
+
+    def blocks(self, network: nn.Module) -> Sequence[nn.Module]:
+        """Its residual units."""
+        return [module for module in network.modules() if isinstance(module, ResidualUnit)]
 
 
 def _stage(channels_in: int, channels: int, units: int) -> nn.Sequential:

@@ -181,18 +181,22 @@ class ShardedHead(nn.Module):
         return {} if self.optimizer is None else self.optimizer.slots
 
     @torch.no_grad()
-    def update(self, learning_rate: float) -> None:
+    def update(self, learning_rate: float, dropped: torch.Tensor | None = None) -> None:
         """End a good step: apply its gradient to the rows (unless a fused update has) and renew the margin's state.
 
-        If the classes are replicated: all-reduces of the gradient, a block at a time, and an all-gather for the state.
+        If `dropped`, a float32 scalar on the rows' device, is 1, neither is changed (`Optimizer.update_rows_unless`);
+        for a margin's state the host waits to know. If the classes are replicated: all-reduces of the gradient, a block
+        at a time, and an all-gather for the state.
         """
-        self._update_state()
+        if self.state and not (dropped is not None and dropped.item()):
+            self._update_state()
+        self._observed.clear()
         if self.options.fused_update:
             return
         leaf = self.weight_SD if self._active is None else self._active[1]
         assert leaf.grad is not None, "update without a backward pass"
         for start in range(0, leaf.shape[0], self.options.block):
-            self._update_block(start, leaf.grad[start : start + self.options.block], learning_rate)
+            self._update_block(start, leaf.grad[start : start + self.options.block], learning_rate, dropped)
         self._active, self._grad_is_used = None, True
 
     def drop(self) -> None:
@@ -262,12 +266,14 @@ class ShardedHead(nn.Module):
         if start + grad.shape[0] == self.weight_SD.shape[0]:  # the last block
             self._grad_is_used = False
 
-    def _update_block(self, start: int, grad: torch.Tensor, learning_rate: float) -> None:
+    def _update_block(
+        self, start: int, grad: torch.Tensor, learning_rate: float, dropped: torch.Tensor | None = None
+    ) -> None:
         """Average a block of the gradient over replicas and update its rows."""
         assert self.optimizer is not None, "an update of a head without an optimizer"
         average_over_ranks_(grad, self.replicas)
         rows = slice(start, start + grad.shape[0])
-        self.optimizer.apply(rows if self._active is None else self._active[0][rows], grad, learning_rate)
+        self.optimizer.apply(rows if self._active is None else self._active[0][rows], grad, learning_rate, dropped)
 
     def _combine(
         self, target_logit_G: torch.Tensor, target_cosine_G: torch.Tensor, here_G: torch.Tensor, local_G: torch.Tensor

@@ -43,8 +43,10 @@ def sampled_rows(target_G: torch.Tensor, classes: range, rate: float, seed: int,
     draw = _mix(_mix(key) + numbers)
     # the upper 53 bits as a number in [0, 1)
     chosen = _shift_right(draw, 11).double() * 2.0**-53 < rate
-    chosen[target_G[target_G >= 0]] = True
-    return chosen.nonzero()[:, 0]
+    # One place more, the last: that of -1. (To pick the others out would make the host wait for their number.)
+    chosen = torch.cat([chosen, chosen.new_zeros(1)])
+    chosen[target_G] = True
+    return chosen[:-1].nonzero()[:, 0]
 
 
 def _mix(state: torch.Tensor) -> torch.Tensor:

@@ -98,9 +98,27 @@ class Optimizer(NamedSection):
         there were before, as a bias correction does, keeps that number in a slot of its own.
         """
 
+    def update_rows_unless(
+        self,
+        dropped: torch.Tensor,
+        weight_nD: torch.Tensor,
+        slots: Mapping[str, torch.Tensor],
+        grad_nD: torch.Tensor,
+        learning_rate: float,
+    ) -> None:
+        """`update_rows`, unless `dropped`, a float32 scalar on the rows' device, is 1: then nothing is changed.
+
+        Here the host waits for the device to know. An optimizer whose update reads the scalar itself does not.
+        """
+        if not dropped.item():
+            self.update_rows(weight_nD, slots, grad_nD, learning_rate)
+
     @abstractmethod
     def for_backbone(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """The torch optimizer of these parameter groups, which have a ``weight_decay`` each."""
+        """The torch optimizer of these parameter groups, which have a ``weight_decay`` each.
+
+        A fused one of torch reads on the device whether a step is dropped; for another the host waits to know.
+        """
 
     def learning_rate_at(self, step: int) -> float:
         """The rate of `step`, from 0."""

@@ -29,13 +29,25 @@ class RowOptimizer:
         self.slots = {slot.name: slot.zeros_for_rows(weight_SD) for slot in optimizer.slots}
 
     @torch.no_grad()
-    def apply(self, rows: slice | torch.Tensor, grad_nD: torch.Tensor, learning_rate: float) -> None:
-        """Update `rows` (a slice, or row numbers without repeats) with their gradient, which is used up."""
+    def apply(
+        self,
+        rows: slice | torch.Tensor,
+        grad_nD: torch.Tensor,
+        learning_rate: float,
+        dropped: torch.Tensor | None = None,
+    ) -> None:
+        """Update `rows` (a slice, or row numbers without repeats) with their gradient, which is used up.
+
+        Not if `dropped`, a float32 scalar on their device, is 1.
+        """
         weight_nD = self._weight_SD[rows]
         slots = {name: slot[rows] for name, slot in self.slots.items()}
-        self._optimizer.update_rows(weight_nD, slots, grad_nD, learning_rate)
+        if dropped is None:
+            self._optimizer.update_rows(weight_nD, slots, grad_nD, learning_rate)
+        else:
+            self._optimizer.update_rows_unless(dropped, weight_nD, slots, grad_nD, learning_rate)
         if self._unit:
-            _to_unit_length(weight_nD)
+            _to_unit_length(weight_nD, dropped)
         if isinstance(rows, slice):
             return
         # row numbers gave copies
@@ -44,5 +56,9 @@ class RowOptimizer:
             self.slots[name][rows] = part
 
 
-def _to_unit_length(rows_nD: torch.Tensor) -> None:
-    rows_nD.div_(rows_nD.norm(dim=1, keepdim=True).clamp_(min=1e-12))
+def _to_unit_length(rows_nD: torch.Tensor, dropped: torch.Tensor | None = None) -> None:
+    length_n1 = rows_nD.norm(dim=1, keepdim=True).clamp_(min=1e-12)
+    if dropped is not None:
+        # A dropped step leaves every bit; a row's length is 1 but for rounding.
+        length_n1 = torch.where(dropped > 0, torch.ones_like(length_n1), length_n1)
+    rows_nD.div_(length_n1)

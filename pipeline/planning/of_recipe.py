@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import torch
 
+from cluster.cards import CARDS
 from pipeline.backbones import Backbone
 from pipeline.backbones.size import activation_bytes, count_macs
 from pipeline.planning.job import Job, Network
+from pipeline.planning.utilisation import Floors, floors
 from pipeline.recipe.schema import Recipe, RecipeError
 
 
@@ -49,6 +52,21 @@ def whole_job_of(recipe: Recipe, num_classes: int, num_ranks: int) -> Job:
     return job_of(recipe, num_classes, num_ranks)
 
 
+def floors_of(
+    recipe: Recipe, num_classes: int, num_ranks: int, image_size: tuple[int, int], card_name: str
+) -> Floors | None:
+    """The least seconds of a step of the recipe on a card, by the driver's name for it; None if its peak is not known.
+
+    Of sampled classes (`head.sample_rate`) as many as take part on average count.
+    """
+    card = CARDS.get(card_name)
+    if card is None:
+        return None
+    job = job_of(recipe, num_classes, num_ranks)
+    active = replace(job, classes=max(job.ranks, round(num_classes * recipe.head.sample_rate)))
+    return floors(active, network_of(recipe.backbone, image_size, job.bf16), card)
+
+
 @cache
 def network_of(backbone: Backbone, image_size: tuple[int, int], bf16: bool) -> Network:
     """A backbone's numbers, from its shapes alone.
@@ -58,9 +76,11 @@ def network_of(backbone: Backbone, image_size: tuple[int, int], bf16: bool) -> N
     """
     with torch.device("meta"):
         module = backbone.build(image_size)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    blocks = backbone.blocks if backbone.activation_checkpointing else lambda _: ()
     return Network(
         parameters=sum(p.numel() for p in module.parameters()),
-        activation_bytes=activation_bytes(module, image_size, torch.bfloat16 if bf16 else torch.float32),
+        activation_bytes=activation_bytes(module, image_size, dtype, blocks),
         macs=count_macs(module, image_size),
         largest_parameter=max(p.numel() for p in module.parameters()),
     )

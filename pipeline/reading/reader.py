@@ -7,12 +7,14 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline.reading.augment import parameters_of
 from pipeline.reading.dali import Decoder, EncodedBatch
+from pipeline.reading.handover import Handover
 from pipeline.reading.order import Order
 from pipeline.reading.tars import ShardSet
 
@@ -42,7 +44,8 @@ class Batch:
 class Reader:
     """Rank r of N's batches, in order, from `first_step` on, without end: the caller stops.
 
-    A thread reads and decodes up to `depth` batches ahead. The position is the reader's whole state: to resume,
+    A thread reads and decodes up to `depth` batches ahead, on a GPU on a stream of its own: it never waits for what
+    training has queued, nor training's host for it. The position is the reader's whole state: to resume,
     make a reader with another `first_step`.
 
     Args:
@@ -67,7 +70,9 @@ class Reader:
         self.decode_failures = 0
         self._shards, self._order, self._decoder = shards, order, decoder
         self._rank, self._num_ranks = rank, num_ranks
-        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=depth)
+        self._handover = Handover(decoder.device)
+        # A batch with the event that says that it is made, or what ended the thread.
+        self._ready: queue.Queue[tuple[Batch, Any] | BaseException] = queue.Queue(maxsize=depth)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(first_step,), name="reader", daemon=True)
         self._thread.start()
@@ -76,7 +81,7 @@ class Reader:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch.
+        """The next batch, for use on the current stream.
 
         Raises the error of the background thread, once; RuntimeError if that thread has ended, by an error or `close`.
         """
@@ -91,7 +96,9 @@ class Reader:
                 continue
             if isinstance(item, BaseException):
                 raise item
-            return item
+            batch, made = item
+            self._handover.take(made, batch.images_BCHW, batch.labels_B)
+            return batch
 
     @property
     def ready(self) -> int:
@@ -110,12 +117,13 @@ class Reader:
 
     def _work(self, first_step: int) -> None:
         try:
-            for batch in self._batches(first_step):
-                self._put(batch)
+            with self._handover.making():
+                for batch in self._batches(first_step):
+                    self._put((batch, self._handover.made()))
         except BaseException as error:
             self._put(error)
 
-    def _put(self, item: Batch | BaseException) -> None:
+    def _put(self, item: tuple[Batch, Any] | BaseException) -> None:
         while not self._stopping.is_set():
             try:
                 return self._ready.put(item, timeout=0.2)

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.recipe.file import recipe_of
 from pipeline.recipe.schema import Recipe, RecipeError
 
-NETWORKS = {f"r{layers}": f"iresnet{layers}" for layers in (18, 34, 50, 100)}
+NETWORKS = {f"r{layers}": f"iresnet{layers}" for layers in (18, 34, 50, 100, 200)}
 NEEDED = ("margin_list", "network", "batch_size", "lr", "num_image", "num_epoch", "rec")
 
 # What that trainer's SGD has, whatever its config says.

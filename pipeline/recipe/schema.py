@@ -34,7 +34,7 @@ class Data(Section):
     shards: AbsolutePath
     """Folder written by `make shards` (manifest.json, index.npy, tars)."""
     accept_shards: str | None = Field(None, pattern=r"^[0-9a-f]{12,64}$")
-    """How the digest of another set of the same people begins that a resumed run may go on with; null: it is refused."""
+    """How the digest begins of another set of the same people, with which the run may resume; null: it is refused."""
     global_batch: int = Field(ge=1)
     """G, samples a step over all ranks and accumulation steps."""
     accumulation: int = Field(1, ge=1)
@@ -268,6 +268,8 @@ class Recipe(Section):
                     f"head.{key}: got {getattr(self.head, key)} with data.accumulation {self.data.accumulation}, "
                     "wanted accumulation 1: it works on the gradient of one backward pass"
                 )
+        if self.backbone.compile and self.zero_stage == 3:
+            raise ValueError("backbone.compile: got true with zero_stage 3, wanted 0, 1 or 2")
         if (self.evaluation.every or 0) % self.checkpoint.every:
             raise ValueError(
                 f"evaluation.every: got {self.evaluation.every}, wanted a multiple of checkpoint.every "

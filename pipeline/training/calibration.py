@@ -126,13 +126,16 @@ def _network_seconds(trainer: Trainer, job: Job, images: int) -> float:
     images_BCHW = torch.randn(images, 3, manifest.image_height, manifest.image_width, device=trainer.device)
     grad_BD = torch.full((images, job.embedding_dim), 1e-6, device=trainer.device)
 
+    dropped = torch.ones((), device=trainer.device)
+
     def work() -> None:
         engine.keep_buffers()
         for _ in range(job.accumulation):
             with STEP.part("network"):
                 embeddings_BD = engine.embed(images_BCHW)
                 engine.backward(embeddings_BD, grad_BD.to(embeddings_BD.dtype))
-            engine.step(0.0, drop=True)
+            engine.step(0.0, dropped)
+        engine.restore_buffers()
 
     return _median_seconds(trainer, "network", work) / job.accumulation
 

@@ -15,11 +15,13 @@ their gradient. Facts that cost time to find:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -34,6 +36,10 @@ from cluster.stopwatch import STEP
 from pipeline.optim import Slot
 from pipeline.optim.optimizer import parameter_groups
 from pipeline.recipe.schema import Recipe
+
+# DeepSpeed clips nothing here, and would still compute a norm, for which the host waits. Older ones have no such key.
+_CAN_LEAVE_NORM_OUT = "compute_grad_norm" in DeepSpeedZeroConfig.model_fields
+_NO_NORM = {stage: {"compute_grad_norm": False} for stage in (1, 2) if _CAN_LEAVE_NORM_OUT}
 
 # The slots of a backbone: slot -> parameter -> its tensor; for a slot that is not per number, a scalar.
 Slots = Mapping[str, Mapping[str, torch.Tensor]]
@@ -51,6 +57,9 @@ class Engine:
         head_ranks: the ranks whose batch the head's loss is the mean of.
     """
 
+    channels_last_on: ClassVar = frozenset({"cuda"})
+    """Types of devices on which images and weights lie channels last, with which cuDNN is twice as fast."""
+
     def __init__(self, backbone: nn.Module, recipe: Recipe, num_ranks: int, head_ranks: int) -> None:
         self._head_ranks, self._num_ranks = head_ranks, num_ranks
         self._stage, self._accumulation = recipe.zero_stage, recipe.data.accumulation
@@ -62,7 +71,7 @@ class Engine:
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._slots = recipe.optimizer.slots
         self._optimizer = recipe.optimizer.for_backbone(parameter_groups(backbone, recipe.optimizer))
-        self._drops = False
+        self._dropped: torch.Tensor | None = None
         self._make_droppable()
         self._engine, *_ = deepspeed.initialize(
             model=backbone, optimizer=self._optimizer, config=_config(recipe, num_ranks, backbone)
@@ -70,10 +79,18 @@ class Engine:
         if num_ranks == 1 and not self._zero:
             # There is no other rank to average with, and DeepSpeed would still copy every gradient twice: 6% of a step.
             self._engine.enable_backward_allreduce = False
+        channels_last = next(backbone.parameters()).device.type in self.channels_last_on
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        if channels_last and not self._zero:
+            # Not before: DeepSpeed's broadcast cannot send them so. ZeRO lays them out flat: there only images are so.
+            backbone.to(memory_format=torch.channels_last)
         # Timed apart from the backward pass. (ZeRO 2 reduces inside it: there, communication counts as backward.)
         self._engine.allreduce_gradients = _timed(self._engine.allreduce_gradients)
         self._create_slots()
         self._buffers: list[torch.Tensor] = []
+        self._autocast = recipe.precision == "bfloat16"
+        if recipe.backbone.compile:
+            _compile(backbone)
 
     @property
     def module(self) -> nn.Module:
@@ -82,7 +99,23 @@ class Engine:
 
     def embed(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Embeddings [B, D], with a graph for `backward`."""
-        return self._engine(images_BCHW)
+        return self._engine(images_BCHW.contiguous(memory_format=self._memory_format))
+
+    def compile(self, image_size: tuple[int, int]) -> float:
+        """Compile forward and backward pass of training for images of this size (H, W); the seconds that it took.
+
+        Only if the recipe says so; before the first step, which would take as long otherwise. Nothing is changed.
+        """
+        started = time.perf_counter()
+        device = next(self.module.parameters()).device
+        images = torch.zeros(self._engine.train_micro_batch_size_per_gpu(), 3, *image_size, device=device)
+        self.keep_buffers()
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._autocast):  # as DeepSpeed calls the module
+            embeddings_BD = self.module(images.contiguous(memory_format=self._memory_format))
+        # Not by `backward`: that is DeepSpeed's, which would count a micro-batch and reduce.
+        torch.autograd.grad(embeddings_BD.sum(), [p for _, p in self._trained()])
+        self.restore_buffers()
+        return time.perf_counter() - started
 
     def backward(self, embeddings_BD: torch.Tensor, grad_BD: torch.Tensor) -> None:
         """Backpropagate dL/dx of a micro-batch, L being the mean over the group's batch (see the module)."""
@@ -92,18 +125,30 @@ class Engine:
 
     def keep_buffers(self) -> None:
         """Remember the buffers as they are before a step: its forward pass moves BatchNorm's statistics."""
-        self._buffers = [buffer.clone() for buffer in self.module.buffers()]
+        buffers = list(self.module.buffers())
+        if self._buffers:
+            _copy_all(self._buffers, buffers)
+        else:
+            self._buffers = [buffer.clone() for buffer in buffers]
 
     def restore_buffers(self) -> None:
         """Set the buffers back to what `keep_buffers` saw."""
-        for buffer, kept in zip(self.module.buffers(), self._buffers, strict=True):
-            buffer.copy_(kept)
+        _copy_all(list(self.module.buffers()), self._buffers)
 
     def gradients(self) -> list[torch.Tensor]:
         """What this rank is about to apply, after a step's last backward pass: all of it or, under ZeRO, its part."""
         if not self._zero:
             return [p.grad for p in self.module.parameters() if p.grad is not None]
         return [grad for part in self._engine.optimizer.averaged_gradients.values() for grad in part or ()]
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes on this rank between steps: parameters, buffers, the optimizer's slots, ZeRO's copy of its share."""
+        parameters = [p.ds_tensor if self._parted else p for p in self.module.parameters()]
+        slots = [self._optimizer.state[held][slot.torch_key] for held in self._held() for slot in self._slots]
+        copies = self._held() if self._zero else []
+        held = (*parameters, *self.module.buffers(), *self._buffers, *copies, *slots)
+        return sum(tensor.nbytes for tensor in held)
 
     @property
     def sent_bytes(self) -> int:
@@ -120,15 +165,14 @@ class Engine:
         """Whether `gradients` is a part, of which every rank has another, and not the same on all."""
         return self._zero
 
-    def step(self, learning_rate: float, drop: bool = False) -> None:
+    def step(self, learning_rate: float, dropped: torch.Tensor | None = None) -> None:
         """One update at a step's last micro-batch; between micro-batches, nothing but the count.
 
-        With `drop`, the gradients are let go without being applied: parameters, buffers and slots are what they were at
-        `keep_buffers`, bit for bit.
+        If `dropped`, a float32 scalar on the device, is 1, the gradients are let go without being applied: parameters
+        and slots stay as they are, bit for bit. (For buffers there is `restore_buffers`.) A fused optimizer reads the
+        scalar on the device; for another the host waits to know.
         """
-        self._drops = drop
-        if drop:
-            self.restore_buffers()
+        self._dropped = dropped
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group["rate_factor"]
         self._engine.step()
@@ -223,11 +267,34 @@ class Engine:
     def _make_droppable(self) -> None:
         """Let the optimizer sit a step out: DeepSpeed then clears and counts as ever, whatever its ZeRO stage."""
         step = self._optimizer.step
+        # How torch's own GradScaler asks: such an optimizer leaves everything as it is if its `found_inf` is 1.
+        asks_device = getattr(self._optimizer, "_step_supports_amp_scaling", False)
 
         def step_unless_dropped(closure: Any = None) -> Any:
-            return None if self._drops else step(closure)
+            if asks_device:
+                self._optimizer.found_inf = self._dropped  # type: ignore[attr-defined]
+            elif self._dropped is not None and self._dropped.item():
+                return None
+            return step(closure)
 
         self._optimizer.step = step_unless_dropped  # type: ignore[method-assign]
+
+
+def _compile(backbone: nn.Module) -> None:
+    """Compile the forward pass of training; the names of the state, and evaluation's many shapes, are not touched."""
+    plain, compiled = backbone.forward, torch.compile(backbone.forward, dynamic=False)
+
+    def forward(images_BCHW: torch.Tensor) -> torch.Tensor:
+        return (compiled if backbone.training else plain)(images_BCHW)
+
+    backbone.forward = forward  # type: ignore[method-assign]
+
+
+def _copy_all(into: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+    """Copy each of `values` into its place: a launch for each type, and not one for each of hundreds of buffers."""
+    for dtype in dict.fromkeys(tensor.dtype for tensor in into):
+        pairs = [(place, value) for place, value in zip(into, values, strict=True) if place.dtype == dtype]
+        torch._foreach_copy_([place for place, _ in pairs], [value for _, value in pairs])
 
 
 def _own_part(p: Any, value: torch.Tensor) -> torch.Tensor:
@@ -258,10 +325,13 @@ def _config(recipe: Recipe, num_ranks: int, backbone: nn.Module) -> dict[str, An
             "stage3_max_live_parameters": 0,
             "stage3_max_reuse_distance": 0,
             "stage3_prefetch_bucket_size": 0,
+            **_NO_NORM.get(recipe.zero_stage, {}),
         },
         "gradient_clipping": 0.0,  # DeepSpeed clips to a norm of 1 by default
         "zero_allow_untested_optimizer": True,  # DeepSpeed knows Adam and its kin only
         "torch_autocast": {"enabled": recipe.precision == "bfloat16", "dtype": "bfloat16"},
+        # DeepSpeed times every forward pass and every step by default, and waits for the whole device to do so
+        "timers": {"throughput": {"enabled": False}},
         "steps_per_print": 2**62,  # our own progress line is enough
     }
 

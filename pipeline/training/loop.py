@@ -15,8 +15,10 @@ from cluster.collectives import SENT, Group, num_ranks
 from cluster.process_group import grid
 from cluster.stopwatch import STEP
 from cluster.topology import Topology
+from pipeline.backbones.recompute import recompute
 from pipeline.head.head import HeadOptions, ShardedHead
 from pipeline.head.health import StallWatch, TargetAngles, target_angles
+from pipeline.planning.of_recipe import floors_of
 from pipeline.reading.augment import Augmentation
 from pipeline.reading.dali import Decoder
 from pipeline.reading.order import Order
@@ -27,7 +29,7 @@ from pipeline.run.whole import newest_whole
 from pipeline.training.engine import Engine
 from pipeline.training.guard import Guard, fault_of
 from pipeline.training.inherit import Inherited, inherit
-from pipeline.training.record import Record, Values, measured
+from pipeline.training.record import Record, Values, measured, memory_by_part, shares_of
 from pipeline.training.saves import Saves
 from pipeline.training.step import Outcome, Severity, Stepper
 
@@ -76,6 +78,8 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         size = (manifest.image_height, manifest.image_width)
         backbone = recipe.backbone.build(size).to(device)
+        if recipe.backbone.activation_checkpointing:
+            recompute(recipe.backbone.blocks(backbone))
         # From here on there are collectives, so every rank must come by in this order. The engine has to know how many
         # ranks share the head, since it sums their gradients.
         sharing, replicas = grid(topology.num_ranks, recipe.head.ranks or topology.num_ranks)
@@ -91,6 +95,15 @@ class Trainer:
             options=_head_options(recipe),
             device=device,
         )
+        if recipe.backbone.compile:
+            seconds = self.engine.compile(size)
+            if topology.rank == 0:
+                logger.info("%s compiled in %.1f s", recipe.backbone.name, seconds)
+        # What shares of the possible are taken of; None on a CPU, and on a GPU that is not in the table.
+        self._floors = None
+        if device.type == "cuda":
+            name = torch.cuda.get_device_name(device)
+            self._floors = floors_of(recipe, manifest.identities, topology.num_ranks, size, name)
         self.stepper = Stepper(self.engine, self.head, recipe, group, replicas, device)
         self.saves = Saves(run, recipe, manifest, self.engine, self.head, group, replicas)
 
@@ -162,6 +175,9 @@ class Trainer:
         self.step += 1
         # Before a save, so that its time and traffic do not count as the step's.
         values = self._measured(outcome, angles, reader)
+        seconds, parts = time.perf_counter() - started, STEP.take()
+        if self._floors is not None and outcome.severity != Severity.LEFT_OUT:
+            values = {**values, **shares_of(self._floors, seconds, parts)}
         record = Record(
             step=self.step,
             epoch=self.step / self.order.steps_per_epoch,
@@ -169,8 +185,8 @@ class Trainer:
             lambda_=lambda_,
             learning_rate=rate,
             samples=self.recipe.data.global_batch,
-            seconds=time.perf_counter() - started,
-            parts=STEP.take(),
+            seconds=seconds,
+            parts=parts,
             measured=values,
             skipped=None if outcome.severity == Severity.GOOD else outcome.severity.name.lower(),
             stopping=outcome.stopping,
@@ -211,12 +227,24 @@ class Trainer:
         sent = 0 if outcome.severity == Severity.LEFT_OUT else self.engine.sent_bytes
         return {
             **measured(outcome, angles, self._chance),
+            **self._memory(),
             "samples_total": self.recipe.data.global_batch / self.topology.num_ranks,
             "decode_failures_total": new,
             "prefetched_batches": reader.ready,
             "communication_bytes_total": {"head": SENT.take(), "backbone": sent},
             "head_held_bytes": self.head.held_bytes,
         }
+
+    def _memory(self) -> Values:
+        """GPU memory by part, of steps that are logged: to ask for it takes longer than the rest of the record."""
+        if self.device.type != "cuda" or self.step % self.recipe.log.every:
+            return {}
+        return memory_by_part(
+            head=self.head.held_bytes,
+            backbone=self.engine.held_bytes,
+            allocated=torch.cuda.max_memory_allocated(self.device),
+            reserved=torch.cuda.max_memory_reserved(self.device),
+        )
 
     def _go_back(self) -> None:
         """Load the newest whole checkpoint; the steps to be left out are then passed without being applied."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from cluster.metrics import PERCENTILES
 from pipeline.head.health import TargetAngles
+from pipeline.planning.utilisation import Floors
 from pipeline.run.saver import Saved
 from pipeline.training.step import Outcome, Severity
 
@@ -93,6 +94,32 @@ def measured(outcome: Outcome, angles: TargetAngles | None, chance: float) -> Va
         values["margin_angle_beyond_pi_ratio"] = angles.beyond_pi
         values["target_angle_radians"] = dict(zip(PERCENTILES, angles.quantiles, strict=True))
     return values
+
+
+def shares_of(floors: Floors, seconds: float, parts: Mapping[str, float]) -> Values:
+    """How near a step came to the least time that its card could take.
+
+    Args:
+        floors: of the step.
+        seconds: that it took.
+        parts: the same by part.
+    """
+    values = {"mfu_ratio": floors.step / seconds}
+    if parts.get("head"):
+        values["head_floor_ratio"] = floors.head / parts["head"]
+    return values
+
+
+def memory_by_part(*, head: int, backbone: int, allocated: int, reserved: int) -> Values:
+    """The GPU memory of this process at its fullest, by part.
+
+    Args:
+        head, backbone: what they hold between steps: parameters, optimizer state, kept gradients.
+        allocated: the most bytes in tensors so far; what of it is neither's is activations, gradients, blocks, batches.
+        reserved: the most bytes that torch has taken from the device so far.
+    """
+    working = allocated - head - backbone
+    return {"gpu_part_bytes": {"head": head, "backbone": backbone, "working": working, "unused": reserved - allocated}}
 
 
 def series_of(values: Values) -> Iterator[tuple[str, str, float]]:

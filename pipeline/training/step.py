@@ -1,4 +1,10 @@
-"""One optimizer step: all micro-batches forward and backward, agreed on by every rank, then applied or dropped."""
+"""One optimizer step: all micro-batches forward and backward, agreed on by every rank, then applied or dropped.
+
+On a GPU the host runs ahead of the device: it queues the whole step, the update included, and waits once, at the end,
+for one tensor with all that it wants to know. Whether the step is dropped is decided on the device, where the update
+reads it. Exceptions, each a wait more: a fused update of the rows, whose backward pass changes them and must not begin
+in a bad step; an optimizer that is not fused; a margin with state; the sampling of rows.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +53,7 @@ class Outcome:
     Attributes:
         severity, stopping: the same on every rank; `stopping` when any rank is asked to.
         loss: mean over the global batch, micro-batches and replicas alike; NaN if the step was left out.
-        target_cosine_G, embedding_norm_G, valid_G: of the head group's batch, detached; empty if the step was left out.
+        target_cosine_G, embedding_norm_G, valid_G: of the head group's batch, on the CPU; empty if left out.
         gradient_norm: of the backbone's whole gradient, averaged over ranks, before weight decay; NaN if the step was
             given up before there was one.
         rows_moved: a fused update changed the rows before the backbone's gradient, which comes later, was found bad.
@@ -108,7 +114,8 @@ class Stepper:
         parts = self._recipe.data.accumulation
         outputs: list[HeadOutput] = []
         gradients: list[torch.Tensor] = []
-        severity, stopping, gradient_norm = Severity.GOOD, False, torch.nan
+        agreed: torch.Tensor | None = None
+        dropped: torch.Tensor | None = None
         self._engine.keep_buffers()
         self._head.margin = self._recipe.head.margin_at(step)
         for images, labels in zip(batch.images_BCHW.chunk(parts), batch.labels_B.chunk(parts), strict=True):
@@ -120,11 +127,10 @@ class Stepper:
                 output = self._head(x_BD, labels, lambda_, step=step, learning_rate=learning_rate)
                 outputs.append(output)
                 if self._recipe.head.fused_update:  # its backward pass changes the rows
-                    severity, stopping, _ = self._agree(outputs, [], [], spike_above, stop_asked)
-                    if severity != Severity.GOOD:
-                        self._engine.restore_buffers()
-                        self._head.drop()
-                        return self._outcome(severity, stopping, outputs)
+                    agreed = self._agree(outputs, [], [], spike_above, stop_asked)
+                    if agreed[0].item() != Severity.GOOD:
+                        self._undo()
+                        return replace(self._read(agreed, outputs), gradient_norm=torch.nan)
                 # the step's loss is the mean over its micro-batches
                 (output.loss / parts).backward()
             assert x_BD.grad is not None
@@ -135,16 +141,23 @@ class Stepper:
                 rows = self._head.weight_SD.grad  # None if it was applied at once, or if only some rows take part
                 heads = gradients if rows is None else [*gradients, rows]
                 backbone = self._engine.gradients()
-                severity, stopping, gradient_norm = self._agree(outputs, backbone, heads, spike_above, stop_asked)
+                agreed = self._agree(outputs, backbone, heads, spike_above, stop_asked)
+                dropped = (agreed[0] != Severity.GOOD).float()
             with STEP.part("update"):
-                self._engine.step(learning_rate, drop=severity != Severity.GOOD)
+                self._engine.step(learning_rate, dropped)
         with STEP.part("update"):
-            if severity == Severity.GOOD:
-                self._head.update(learning_rate)
-            else:
-                self._head.drop()
-        outcome = self._outcome(severity, stopping, outputs, gradient_norm)
-        return replace(outcome, rows_moved=self._recipe.head.fused_update and severity != Severity.GOOD)
+            self._head.update(learning_rate, dropped)
+        assert agreed is not None
+        outcome = self._read(agreed, outputs)
+        if outcome.severity == Severity.GOOD:
+            return outcome
+        self._undo()
+        return replace(outcome, rows_moved=self._recipe.head.fused_update)
+
+    def _undo(self) -> None:
+        """Take back what the forward pass of a bad step changed."""
+        self._engine.restore_buffers()
+        self._head.drop()
 
     def _agree(
         self,
@@ -153,10 +166,10 @@ class Stepper:
         heads: list[torch.Tensor],
         spike_above: float,
         stop_asked: Callable[[], bool],
-    ) -> tuple[Severity, bool, float]:
-        """How bad is it on the worst rank, is any rank asked to stop, and the norm of the backbone's gradient.
+    ) -> torch.Tensor:
+        """Of all ranks [2 + N], on the device: how bad it is on the worst, whether any is asked to stop, norms squared.
 
-        One all-reduce (max) of 2 + N numbers: each rank's square of the norm has its own place.
+        One all-reduce (max): each rank's square of the norm of the backbone's gradient has its own place.
         """
         loss = torch.stack([output.loss.detach() for output in outputs]).mean()
         numbers = [loss, *(output.embedding_norm_G.sum() for output in outputs)]
@@ -171,20 +184,28 @@ class Stepper:
         spike = (loss > spike_above).float() * Severity.SPIKE
         severity = torch.where(finite, spike, torch.full_like(spike, Severity.NOT_FINITE))
         flags = torch.stack([severity, torch.full_like(severity, float(stop_asked()))])
-        worst, stopping, *squares = max_over_ranks(torch.cat([flags, squares_N]), self._group).tolist()
-        return Severity(int(worst)), stopping > 0, math.sqrt(sum(squares))
+        return max_over_ranks(torch.cat([flags, squares_N]), self._group)
 
-    def _outcome(
-        self, severity: Severity, stopping: bool, outputs: list[HeadOutput], gradient_norm: float = torch.nan
-    ) -> Outcome:
+    def _read(self, agreed: torch.Tensor, outputs: list[HeadOutput]) -> Outcome:
+        """All that the host learns of a step, in one copy: here it waits for the device.
+
+        The samples' numbers come as they are, a few kilobytes: what is computed of them costs the device nothing.
+        """
         mean = torch.stack([output.loss.detach() for output in outputs]).double().mean()
         average_over_ranks_(mean, self._replicas)
+        cosine_G = torch.cat([output.target_cosine_G for output in outputs])
+        norm_G = torch.cat([output.embedding_norm_G for output in outputs])
+        valid_G = torch.cat([output.valid_G for output in outputs])
+        # every float32 and every flag is itself in float64
+        pieces = [agreed.double(), mean[None], cosine_G.double(), norm_G.double(), valid_G.double()]
+        flags, loss, *of_samples = torch.cat(pieces).cpu().split([len(piece) for piece in pieces])
+        worst, stopping, *squares = flags.tolist()
         return Outcome(
-            severity,
-            stopping,
-            mean.item(),
-            torch.cat([output.target_cosine_G for output in outputs]),
-            torch.cat([output.embedding_norm_G for output in outputs]),
-            torch.cat([output.valid_G for output in outputs]),
-            gradient_norm,
+            Severity(int(worst)),
+            stopping > 0,
+            loss.tolist()[0],
+            of_samples[0].to(cosine_G.dtype),
+            of_samples[1].to(norm_G.dtype),
+            of_samples[2].bool(),
+            math.sqrt(sum(squares)),
         )

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from pipeline.backbones.iresnet import IResNetBackbone
 
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3)}
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3), 200: (6, 26, 60, 6)}
 
 
 def iresnet_reference(state: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:

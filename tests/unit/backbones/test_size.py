@@ -20,6 +20,7 @@ PUBLISHED = {
     "iresnet34": ((112, 112), 34.1, 4.46),
     "iresnet50": ((112, 112), 43.6, 6.31),
     "iresnet100": ((112, 112), 65.2, 12.09),
+    "iresnet200": ((112, 112), 118.8, 23.42),
 }
 UNITS = {4: (0, 0, 0, 0), 10: (0, 1, 2, 0), 20: (1, 2, 4, 1), 36: (2, 4, 8, 2), 64: (3, 8, 16, 3)}
 
@@ -59,6 +60,14 @@ def test_activations_are_the_maps_that_backward_needs() -> None:
     backbone = SphereFaceBackbone(name="sphereface20").build((112, 96))
     assert activation_bytes(backbone, (112, 96)) == 4 * numbers
     assert activation_bytes(backbone, (112, 96), torch.bfloat16) == 2 * numbers
+
+
+def test_with_recomputed_blocks_they_keep_their_input_and_the_largest_all() -> None:
+    maps = [64 * 56 * 48, 128 * 28 * 24, 256 * 14 * 12, 512 * 7 * 6]
+    section = SphereFaceBackbone(name="sphereface20")
+    inputs = 3 * 112 * 96 + sum(m * (2 + units) for m, units in zip(maps, UNITS[20], strict=True))
+    largest = 3 * maps[0]  # both convolutions' outputs, and the first PReLU's
+    assert activation_bytes(section.build((112, 96)), (112, 96), blocks=section.blocks) == 4 * (inputs + largest)
 
 
 def test_measuring_leaves_the_backbone_as_it_was() -> None:

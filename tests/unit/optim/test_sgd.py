@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from pipeline.optim.rows import RowOptimizer
 from pipeline.optim.sgd import SGD
@@ -53,3 +54,42 @@ def test_the_update_is_the_equation_and_touches_no_other_row(rows: slice | torch
             torch.testing.assert_close(got.double(), wanted, rtol=0, atol=precision)
     assert all(map(torch.equal, updated(rows, torch.float32), updated(rows, torch.float32)))
     assert all(map(torch.equal, updated(slice(1, 4), torch.float32), updated(torch.tensor([1, 2, 3]), torch.float32)))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_fused_update_is_the_same_and_reads_on_the_device_whether_the_step_is_dropped(
+    monkeypatch: pytest.MonkeyPatch, momentum: float
+) -> None:
+    sgd = SGD(steps=1, learning_rate=1.0, momentum=momentum, weight_decay=0.02)
+    generator = torch.Generator().manual_seed(2)
+    weight, grads = torch.randn(6, 3, generator=generator), torch.randn(3, 6, 3, generator=generator)
+    plain = [weight.clone(), torch.zeros(6, 3)]
+    for grad in grads:
+        sgd.update_rows(plain[0], {"momentum": plain[1]}, grad.clone(), 0.1)
+
+    monkeypatch.setattr(SGD, "fused_on", {"cpu"})  # torch has the kernel for the CPU as well
+    fused = [weight.clone(), torch.zeros(6, 3)]
+    backbone = nn.Linear(3, 6, bias=False)
+    backbone.load_state_dict({"weight": weight.clone()})
+    optimizer = sgd.for_backbone([{"params": [backbone.weight], "weight_decay": 0.02, "lr": 0.1}])
+    optimizer.state[backbone.weight]["momentum_buffer"] = torch.zeros(6, 3)
+    for grad in [grads[0], torch.full((6, 3), torch.nan), *grads[1:]]:
+        dropped = grad.isnan().any().float()
+        sgd.update_rows_unless(dropped, fused[0], {"momentum": fused[1]}, grad.clone(), 0.1)
+        backbone.weight.grad, optimizer.found_inf = grad.clone(), dropped  # type: ignore[attr-defined]
+        optimizer.step()
+    for got, want in zip(fused, plain if momentum else plain[:1], strict=False):
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(backbone.weight.detach(), plain[0], rtol=1e-6, atol=1e-7)
+    if momentum:
+        momenta = optimizer.state[backbone.weight]["momentum_buffer"]
+        torch.testing.assert_close(momenta, plain[1], rtol=1e-6, atol=1e-7)
+
+
+def test_an_update_that_cannot_be_fused_is_left_out_by_the_host() -> None:
+    sgd = SGD(steps=1, learning_rate=1.0)
+    weight, momentum, grad = torch.ones(2, 2), torch.zeros(2, 2), torch.full((2, 2), torch.inf)
+    sgd.update_rows_unless(torch.ones(()), weight, {"momentum": momentum}, grad, 0.1)
+    assert torch.equal(weight, torch.ones(2, 2)) and not momentum.any()
+    sgd.update_rows_unless(torch.zeros(()), weight, {"momentum": momentum}, grad.fill_(1), 0.1)
+    assert (weight < 1).all()

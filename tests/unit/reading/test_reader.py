@@ -6,12 +6,14 @@ import itertools
 import logging
 import shutil
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from pipeline.reading import reader as reader_module
 from pipeline.reading.augment import Mirror, parameters_of
 from pipeline.reading.dali import Decoder, EncodedBatch
 from pipeline.reading.order import Order
@@ -142,3 +144,35 @@ def test_a_reader_that_has_ended_says_so_and_does_not_hang(original: Path) -> No
         reader.close()
         with pytest.raises(RuntimeError, match="reader: its thread has ended"):
             list(itertools.islice(reader, 10))
+
+
+def test_batches_are_made_in_the_readers_thread_and_taken_in_the_callers(
+    original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[tuple[str, bool]] = []
+    mine = threading.get_ident()
+
+    def note(what: str) -> None:
+        log.append((what, threading.get_ident() == mine))
+
+    class Noting:
+        def __init__(self, device: torch.device) -> None:
+            assert device == torch.device("cpu")
+
+        def making(self) -> AbstractContextManager[None]:
+            note("making")
+            return nullcontext()
+
+        def made(self) -> int:
+            note("made")
+            return len([what for what, _ in log if what == "made"])
+
+        def take(self, made: int, *tensors: torch.Tensor) -> None:
+            assert [tensor.shape[0] for tensor in tensors] == [12, 12]
+            note(f"take {made}")
+
+    monkeypatch.setattr(reader_module, "Handover", Noting)
+    take(ShardSet(original), 2)
+    assert log[0] == ("making", False)
+    assert all(not by_caller for what, by_caller in log if what == "made")
+    assert [entry for entry in log if entry[0].startswith("take")] == [("take 1", True), ("take 2", True)]

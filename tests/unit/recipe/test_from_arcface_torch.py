@@ -87,7 +87,7 @@ def test_base_beside_it_is_read_first(tmp_path: Path) -> None:
 
 def test_what_has_no_counterpart_is_refused_by_name(tmp_path: Path) -> None:
     for old, new, message in (
-        ('"r50"', '"vit_b"', r"network: got 'vit_b', wanted r18 or r34 or r50 or r100"),
+        ('"r50"', '"vit_b"', r"network: got 'vit_b', wanted r18 or r34 or r50 or r100 or r200"),
         ("config.lr = 0.2", 'config.lr = 0.2\nconfig.optimizer = "adamw"', "optimizer: got 'adamw', wanted sgd"),
         ("config.num_epoch = 25", "", "num_epoch: not set"),
         ("config.num_epoch = 25", "config.num_epoch = epochs()", r"line 20: num_epoch: got epochs\(\), wanted a plain"),

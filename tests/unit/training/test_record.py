@@ -9,7 +9,8 @@ import torch
 
 from cluster.metrics import METRICS
 from pipeline.head.health import TargetAngles
-from pipeline.training.record import measured, series_of
+from pipeline.planning.utilisation import Floors
+from pipeline.training.record import measured, memory_by_part, series_of, shares_of
 from pipeline.training.step import Outcome, Severity
 from tests.records import record, window_of
 
@@ -89,3 +90,17 @@ def test_a_window_has_the_means_of_the_last_records() -> None:
     assert window.parts == pytest.approx({"data_wait": 0.05, "head": 0.03})
     window.add(record(3, seconds=0.5))  # the first falls out
     assert window.step_seconds == pytest.approx(0.4)
+
+
+def test_shares_of_the_possible_are_of_the_step_and_of_the_heads_part() -> None:
+    floors = Floors(step=0.05, head=0.01)
+    assert shares_of(floors, 0.2, {"head": 0.04, "forward": 0.1}) == {"mfu_ratio": 0.25, "head_floor_ratio": 0.25}
+    assert shares_of(floors, 0.2, {}) == {"mfu_ratio": 0.25}
+
+
+def test_the_parts_of_the_memory_add_up_to_what_is_reserved() -> None:
+    (parts,) = memory_by_part(head=100, backbone=30, allocated=200, reserved=256).values()
+    assert parts == {"head": 100, "backbone": 30, "working": 70, "unused": 56}
+    rows = {metric.name: metric for metric in METRICS}
+    assert isinstance(parts, dict)
+    assert tuple(parts) == rows["gpu_part_bytes"].values
