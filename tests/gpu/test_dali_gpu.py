@@ -70,7 +70,7 @@ def test_the_pixels_of_an_image_do_not_depend_on_its_batch(device: torch.device)
     together = decode(device, images, ())[0]
     alone = torch.cat([decode(device, [image], ())[0] for image in images])
     # the engine and the cores, which take shares of a batch, may round differently
-    assert (together - alone).abs().max() <= 1.001 * LEVEL
+    assert (together - alone).abs().max() <= 2.001 * LEVEL
 
 
 def test_augmentations_are_the_same_on_both(device: torch.device) -> None:

@@ -2,7 +2,7 @@
 
 What is as there: PartialFC_V2's head in float32 (its training script passes no half precision on), rows that start
 from a normal of standard deviation 0.01, ArcFace with s = 64 and 0.5 radians, a softmax as an autograd function of its
-own that keeps the probabilities and subtracts a dense one-hot; `iresnet50` in float16 but for its last linear layer; SGD
+own that keeps the probabilities and subtracts a dense one-hot; `iresnet50` in float16 but for its linear layer; one SGD
 over both with momentum 0.9 and weight decay 5e-4; GradScaler with a growth interval of 100, gradients unscaled and
 clipped to 5; `cudnn.benchmark`; the loss read every step.
 
