@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint quick test bench demo shards study monitor tree clean
+.PHONY: help install lint quick test test-gpu bench bench-gpu demo shards study monitor tree clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,15 +43,26 @@ test: $(STAMP) ## every test that needs no GPU (with a GPU, those too)
 bench: $(STAMP) ## benchmarks against floor and peers; writes runs/bench/*.json
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} $(BIN)/python -m pytest tests/benchmarks -q -s -p no:xdist -p no:logging -o addopts=--import-mode=importlib $(ARGS)
 
+# With `VENV=` (empty) these two run in the Python that PYTHON names, on a machine that has everything and may install
+# nothing. A warning of another version of a library is no failure there.
+ON_GPU = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(if $(VENV),$(BIN)/python,$(PYTHON)) -m pytest -p no:xdist -W default
+
+test-gpu: $(if $(VENV),$(STAMP)) ## the tests that need a GPU: a few minutes
+	$(ON_GPU) tests/gpu $(ARGS)
+
+bench-gpu: $(if $(VENV),$(STAMP)) ## benchmarks on the GPU, against floor and arcface_torch: ten minutes (ARGS="-k head": a part)
+	$(ON_GPU) tests/benchmarks/gpu -q -s -p no:logging -o addopts=--import-mode=importlib $(ARGS)
+
 # --- the demo: each file is a finished stage, so that a second `make demo` does nothing twice ---
 DEMO    = runs/demo
 TRAINED = $(DEMO)/checkpoints/step-00000200/meta.json
-# Two ranks on two GPUs, else on the CPU.
-GPUS   := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
-ON_CPU  = $(if $(filter 0 1,$(GPUS)),CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu)
+# A rank on the only GPU, two on two GPUs; without any, two on the CPU.
+GPUS   := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
+RANKS_OF_DEMO = $(if $(filter 1,$(GPUS)),1,2)
+ON_CPU  = $(if $(filter 0,$(GPUS)),CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu)
 FREE_PORT = $$($(BIN)/python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
 
-demo: $(DEMO)/report.html ## real faces to a verified embedding on two ranks: writes runs/demo/report.html
+demo: $(DEMO)/report.html ## real faces to a verified embedding, on GPUs or two CPU ranks: writes runs/demo/report.html
 	@echo "look at $(CURDIR)/$(DEMO)/report.html"
 
 $(DEMO)/faces/test/pairs.tsv: | $(STAMP)
@@ -61,7 +72,7 @@ $(DEMO)/shards/manifest.json: $(DEMO)/faces/test/pairs.tsv
 	$(BIN)/python stages/shard.py $(DEMO)/faces/train $(DEMO)/shards
 
 $(TRAINED): $(DEMO)/shards/manifest.json
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(ON_CPU) deepspeed --num_gpus 2 --master_port $(FREE_PORT) \
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(ON_CPU) deepspeed --num_gpus $(RANKS_OF_DEMO) --master_port $(FREE_PORT) \
 	  stages/train.py --recipe stages/recipes/demo.yaml --run $(DEMO) --resume auto
 
 $(DEMO)/report.html: $(TRAINED)

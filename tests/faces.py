@@ -37,10 +37,12 @@ def write_pairs(faces: Path) -> Path:
     return file
 
 
-def write_noisy_faces(folder: Path, identities: int, images: int, seed: int = 0) -> Path:
-    """`identities` folders of `images` JPEGs of 112x96, about 5 KB each as real faces are: smooth shapes with noise."""
+def write_noisy_faces(
+    folder: Path, identities: int, images: int, seed: int = 0, height: int = 112, width: int = 96
+) -> Path:
+    """`identities` folders of `images` JPEGs, of 112x96 about 5 KB each as real faces are: smooth shapes with noise."""
     generator = np.random.default_rng(seed)
-    pool = [_noisy_jpeg(generator) for _ in range(500)]
+    pool = [_noisy_jpeg(generator, height, width) for _ in range(min(500, identities * images))]
     for identity in range(identities):
         home = folder / f"id{identity:04d}"
         home.mkdir(parents=True)
@@ -49,9 +51,10 @@ def write_noisy_faces(folder: Path, identities: int, images: int, seed: int = 0)
     return folder
 
 
-def _noisy_jpeg(generator: np.random.Generator) -> bytes:
-    shapes = Image.fromarray(generator.integers(0, 256, (14, 12, 3), dtype=np.uint8)).resize((96, 112))
-    pixels = np.asarray(shapes, np.int16) + generator.integers(-20, 21, (112, 96, 3))
+def _noisy_jpeg(generator: np.random.Generator, height: int, width: int) -> bytes:
+    small = generator.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+    shapes = Image.fromarray(small).resize((width, height))
+    pixels = np.asarray(shapes, np.int16) + generator.integers(-20, 21, (height, width, 3))
     buffer = io.BytesIO()
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()

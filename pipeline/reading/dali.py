@@ -1,67 +1,56 @@
-"""JPEG bytes to normalised pixels with NVIDIA DALI: the only file that knows DALI.
+"""JPEG and PNG bytes to normalised pixels with NVIDIA DALI: the only file that knows DALI.
 
 On a GPU the decoder is ``mixed`` (Huffman on the host or nvJPEG's engine, the rest on the device); without
 one the same graph runs on the CPU. Either way the result is RGB, augmented while training, then ``(x - 127.5) / 128``
 as in SphereFace's solver (mean 127.5, scale 0.0078125).
+
+The same pixels everywhere. On the CPU DALI decodes with libjpeg-turbo, its accurate DCT and its interpolated chroma:
+what Pillow gives, bit for bit (CMYK, which it converts with another rounding, within 1 level of 255). nvJPEG repeats
+chroma unless it is asked to interpolate too, and is then off by up to 21 levels.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def, types
 
-from pipeline.reading.augment import Augmentation, Parameters
+from pipeline.reading.augment import Augmentation
+from pipeline.reading.salvage import DecodedBatch, EncodedBatch, Salvage, UndecodableError
+
+__all__ = ["HARDWARE_SHARE", "DecodedBatch", "Decoder", "EncodedBatch"]
 
 PREFETCH_DEPTH = 2  # batches that DALI itself keeps in flight; more only costs memory
 
-
-@dataclass(frozen=True)
-class EncodedBatch:
-    """Encoded images (``uint8`` vectors) and, for each of the decoder's augmentations, a row of parameters an image."""
-
-    images: list[NDArray[Any]]
-    parameters: tuple[Parameters, ...] = ()
-
-    def part(self, start: int, stop: int) -> EncodedBatch:
-        """The images from `start` to `stop`."""
-        return EncodedBatch(self.images[start:stop], tuple(rows[start:stop] for rows in self.parameters))
-
-
-@dataclass(frozen=True)
-class DecodedBatch:
-    """Pixels ``[B, 3, H, W]`` float32, and the positions that could not be decoded (zeros there)."""
-
-    images: torch.Tensor
-    bad: tuple[int, ...]
-
-    @property
-    def good(self) -> NDArray[np.bool_]:
-        """Which images were decoded, [B]."""
-        good = np.ones(len(self.images), dtype=bool)
-        good[list(self.bad)] = False
-        return good
+# Share of a batch's JPEGs that a GPU's own JPEG engine decodes (A100, H100 and later have one), the rest by its cores.
+# DALI's default. `make bench-gpu` times others; which is the fastest has not been measured yet.
+HARDWARE_SHARE = 0.65
 
 
 @pipeline_def  # type: ignore[untyped-decorator]
-def _decode_graph(source: Iterator[Any], on_gpu: bool, augment: Sequence[Augmentation]) -> Any:
-    encoded, *parameters = fn.external_source(source=source, num_outputs=1 + len(augment), batch=True)
+def _decode_graph(source: Any, on_gpu: bool, hardware_share: float, augment: Sequence[Augmentation]) -> Any:
+    serial, encoded, *parameters = fn.external_source(source=source, num_outputs=2 + len(augment), batch=True)
     # Before augmenting: an operator that crops or pads would hide an image of another size.
     size = fn.peek_image_shape(encoded, adjust_orientation=False)
     # An aligned crop means its stored pixels: an orientation tag is a leftover of the photograph.
     pixels = fn.decoders.image(
-        encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB, adjust_orientation=False
+        encoded,
+        device="mixed" if on_gpu else "cpu",
+        output_type=types.RGB,
+        adjust_orientation=False,
+        jpeg_fancy_upsampling=True,
+        use_fast_idct=False,
+        hw_decoder_load=hardware_share,
     )
     for augmentation, rows in zip(augment, parameters, strict=True):
         pixels = augmentation.apply(fn, pixels, rows)
     normalised = fn.crop_mirror_normalize(pixels, mean=127.5, std=128.0, dtype=types.FLOAT, output_layout="CHW")
-    return normalised, size
+    return normalised, size, serial
 
 
 class Decoder:
@@ -73,6 +62,7 @@ class Decoder:
         device: where the pixels go; a CUDA device selects DALI's ``mixed`` decoder.
         threads: host threads that decode.
         augment: applied to the decoded images in this order, with the parameters that each batch brings.
+        hardware_share: of the JPEGs, by the GPU's own JPEG engine; see `HARDWARE_SHARE`.
     """
 
     def __init__(
@@ -83,114 +73,104 @@ class Decoder:
         device: torch.device,
         threads: int = 2,
         augment: Sequence[Augmentation] = (),
+        hardware_share: float = HARDWARE_SHARE,
     ) -> None:
         self.batch_size = batch_size
         self.shape = (3, height, width)
         self.device = device
         self.threads = threads
         self.augment = augment
+        self.hardware_share = hardware_share
 
     def decode(self, batches: Iterable[EncodedBatch]) -> Iterator[DecodedBatch]:
         """Yield one `DecodedBatch` for each batch, in order, decoding ahead by `PREFETCH_DEPTH`.
 
-        An image that DALI refuses, or whose size differs, costs only itself: its position is reported in
-        ``bad``. DALI fails a whole pipeline on one bad image, so the batches in flight are then decoded
-        again by bisection and the pipeline is started anew; both happen only when something is broken.
+        An image that DALI refuses, or whose size differs, costs only itself: its position is reported in ``bad``. DALI
+        refuses a batch as a whole; the good images of such a batch are then decoded by a second graph, which is built
+        when it is first needed, while the batches in flight stay in flight.
 
         Raises:
             ValueError: when an augmentation fails on an image that can be decoded, or changes its size.
         """
         remaining = iter(batches)
+        plain = _OneByOne(self, ())
+        augmented = _OneByOne(self, self.augment) if self.augment else plain
+        salvage = Salvage(self.shape, self.device, self.augment, plain.decode, augmented.decode)
         while True:
             in_flight: deque[EncodedBatch] = deque()
             try:
-                yield from self._stream(remaining, in_flight, self.augment)
-            except _Undecodable:
-                for batch in in_flight:
-                    yield self._salvage(batch)
+                yield from self._stream(self._feed(remaining, in_flight), in_flight, salvage)
+            except _BrokenGraphError:
+                remaining = itertools.chain(tuple(in_flight), remaining)
             else:
                 return
 
+    def _feed(self, batches: Iterator[EncodedBatch], in_flight: deque[EncodedBatch]) -> Iterator[tuple[Any, ...]]:
+        """What a graph is given of each batch, a serial number first; `in_flight` gets what is taken from `batches`."""
+        for serial, batch in enumerate(batches):
+            if len(batch.parameters) != len(self.augment):
+                raise ValueError(
+                    f"decoder: got parameters of {len(batch.parameters)} augmentations, wanted {len(self.augment)}"
+                )
+            in_flight.append(batch)
+            yield _fed(serial, batch)
+
     def _stream(
-        self, batches: Iterator[EncodedBatch], in_flight: deque[EncodedBatch], augment: Sequence[Augmentation]
+        self, source: Iterator[tuple[Any, ...]], in_flight: deque[EncodedBatch], salvage: Salvage
     ) -> Iterator[DecodedBatch]:
-        """The fast path; `in_flight` holds what was taken from `batches` and not yet yielded."""
+        """Take from `in_flight` what is yielded.
 
-        def feed() -> Iterator[tuple[Any, ...]]:
-            for batch in batches:
-                if len(batch.parameters) != len(augment):
-                    raise ValueError(
-                        f"decoder: got parameters of {len(batch.parameters)} augmentations, wanted {len(augment)}"
-                    )
-                in_flight.append(batch)
-                yield batch.images, *batch.parameters
-
-        graph = self._graph(feed(), augment)
-        while True:
+        A graph that has failed goes on with the next batch, but DALI does not promise that. It is broken, and must be
+        replaced, when what it gives is of another batch, or when it has failed and nothing was bad.
+        """
+        graph = self.graph(source, self.augment, PREFETCH_DEPTH)
+        for serial in itertools.count():
             try:
-                pixels, sizes = graph.run()
+                pixels, sizes, got = graph.run()
             except StopIteration:
                 return
-            except RuntimeError as error:
-                raise _Undecodable from error
-            if (np.asarray(sizes.as_tensor())[:, :2] != self.shape[1:]).any():
-                raise _Undecodable
-            images = self._to_torch(pixels)
-            in_flight.popleft()
-            yield DecodedBatch(images, bad=())
+            except RuntimeError:
+                if not in_flight:  # it failed before it took a batch: if it is new, another would fail as well
+                    if serial == 0:
+                        raise
+                    raise _BrokenGraphError from None
+                decoded = salvage.decode(in_flight.popleft())
+                yield decoded
+                if not decoded.bad:
+                    raise _BrokenGraphError from None
+                continue
+            if _serial_of(got) != serial:
+                raise _BrokenGraphError
+            wrong_size = self.wrong_sizes(sizes)
+            batch = in_flight.popleft()
+            if wrong_size:
+                yield salvage.decode(batch, wrong_size)
+            else:
+                yield DecodedBatch(self.to_torch(pixels), bad=())
 
-    def _salvage(self, batch: EncodedBatch) -> DecodedBatch:
-        pixels = torch.zeros(len(batch.images), *self.shape, device=self.device)
-        bad: list[int] = []
-
-        def bisect(start: int, stop: int) -> None:
-            part = batch.part(start, stop)
-            try:
-                pixels[start:stop] = self._alone(part, self.augment)
-            except _Undecodable as error:
-                if stop - start == 1:
-                    self._check_augmentations(part, error)
-                    bad.append(start)
-                    return
-                middle = (start + stop) // 2
-                bisect(start, middle)
-                bisect(middle, stop)
-
-        bisect(0, len(batch.images))
-        return DecodedBatch(pixels, tuple(bad))
-
-    def _alone(self, batch: EncodedBatch, augment: Sequence[Augmentation]) -> torch.Tensor:
-        (decoded,) = self._stream(iter([batch]), deque(), augment)
-        return decoded.images
-
-    def _check_augmentations(self, batch: EncodedBatch, error: _Undecodable) -> None:
-        """Refuse an augmentation that fails; without this, all images of the run would count as undecodable."""
-        if not self.augment:
-            return
-        try:
-            self._alone(EncodedBatch(batch.images), ())
-        except _Undecodable:
-            return
-        names = ", ".join(augmentation.name for augmentation in self.augment)
-        reason = " ".join(str(error.__cause__).split())
-        raise ValueError(f"data.augment: [{names}] failed on an image that can be decoded: {reason}") from error
-
-    def _graph(self, source: Iterator[Any], augment: Sequence[Augmentation]) -> Any:
+    def graph(self, source: Any, augment: Sequence[Augmentation], prefetch: int) -> Any:
+        """A DALI pipeline that gives pixels, sizes and serial number of each batch that `source` gives."""
         on_gpu = self.device.type == "cuda"
         graph = _decode_graph(
             source,
             on_gpu,
+            self.hardware_share,
             augment,
             batch_size=self.batch_size,
             num_threads=self.threads,
             device_id=(self.device.index or 0) if on_gpu else None,
-            prefetch_queue_depth=PREFETCH_DEPTH,
+            prefetch_queue_depth=prefetch,
             exec_dynamic=True,  # an output stays valid while it is referred to: no copy of every batch
         )
         graph.build()
         return graph
 
-    def _to_torch(self, output: Any) -> torch.Tensor:
+    def wrong_sizes(self, sizes: Any) -> list[int]:
+        """Positions of the images that have another size than they should."""
+        wrong = (np.asarray(sizes.as_tensor())[:, :2] != self.shape[1:]).any(axis=1)
+        return [int(position) for position in np.flatnonzero(wrong)]
+
+    def to_torch(self, output: Any) -> torch.Tensor:
         """The pixels [B, 3, H, W] of images that had the right size before they were augmented."""
         if not output.is_dense_tensor() or tuple(output.shape()[0]) != self.shape:
             names = ", ".join(augmentation.name for augmentation in self.augment)
@@ -207,5 +187,54 @@ class Decoder:
         return pixels
 
 
-class _Undecodable(Exception):  # noqa: N818 - a signal between two methods, never shown
-    """A batch in flight holds at least one image that DALI refuses, or that has another size."""
+class _OneByOne:
+    """A graph that decodes a batch at a time, as a whole or not at all; it is built when first needed."""
+
+    def __init__(self, decoder: Decoder, augment: Sequence[Augmentation]) -> None:
+        self._decoder, self._augment = decoder, augment
+        self._run: Callable[[], Any] | None = None
+        self._next: list[tuple[Any, ...]] = []
+        self._proven = False
+        self._serials = itertools.count()
+
+    def decode(self, batch: EncodedBatch) -> torch.Tensor:
+        """Pixels [B, 3, H, W].
+
+        Raises:
+            UndecodableError: if any of the images is undecodable, or has another size.
+        """
+        while True:
+            if self._run is None:
+                # A lambda, since DALI cannot inspect a built-in method.
+                self._run = self._decoder.graph(lambda: self._next.pop(), self._augment, 1).run  # noqa: PLW0108
+                self._proven = True
+            self._next[:] = [_fed(serial := next(self._serials), batch)]
+            proven, self._proven = self._proven, False
+            try:
+                pixels, sizes, got = self._run()
+            except RuntimeError as error:
+                # A second failure in a row may be the graph's own (see `Decoder._stream`): only of a new graph, or of
+                # one that has decoded since, is it the batch's.
+                if proven:
+                    raise UndecodableError from error
+                self._run = None
+                continue
+            if _serial_of(got) != serial:
+                self._run = None
+                continue
+            self._proven = True
+            if self._decoder.wrong_sizes(sizes):
+                raise UndecodableError
+            return self._decoder.to_torch(pixels)
+
+
+def _fed(serial: int, batch: EncodedBatch) -> tuple[Any, ...]:
+    return np.full(len(batch.images), serial, np.int64), batch.images, *batch.parameters
+
+
+def _serial_of(output: Any) -> int:
+    return int(np.asarray(output.as_tensor())[0])
+
+
+class _BrokenGraphError(Exception):
+    """A graph has failed, and not because of an image: it must be built anew."""

@@ -20,42 +20,41 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from pipeline.reading.augment import Mirror
-from pipeline.reading.dali import Decoder
+from pipeline.reading.dali import HARDWARE_SHARE, Decoder
 from pipeline.reading.order import Order
 from pipeline.reading.reader import Reader
 from pipeline.reading.tars import ShardSet
-from pipeline.shards.build import make_shards
-from pipeline.shards.plan import make_plan
-from pipeline.shards.sources.detect import open_source
 from tests.benchmarks.results import median_seconds, write
-from tests.faces import write_noisy_faces
+from tests.benchmarks.shards import make_shards_of
 
 PEOPLE, EACH, BATCH, BATCHES, ROUNDS = 200, 50, 256, 60, 5
+
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """10,000 JPEGs of 112x96, about 5 KB each, in tars of 1,000."""
-    root = tmp_path_factory.mktemp("reading")
-    write_noisy_faces(root / "faces", PEOPLE, EACH)
-    source = open_source(root / "faces")
-    make_shards(make_plan(source, root / "shards", seed=0, samples_per_tar=1000, size=None), workers=2)
-    return ShardSet(root / "shards")
+    return ShardSet(make_shards_of(tmp_path_factory.mktemp("reading"), PEOPLE, EACH))
 
 
-def ours(shards: ShardSet) -> Iterator[torch.Tensor]:
-    order = Order(shards.samples_per_tar, seed=0, global_batch=BATCH, streams=4)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    reader = Reader(shards, order, Decoder(BATCH, 112, 96, device, threads=2, augment=(Mirror(name="mirror"),)))
+def ours(
+    shards: ShardSet, device: torch.device, batch: int, threads: int, hardware_share: float = HARDWARE_SHARE
+) -> Iterator[torch.Tensor]:
+    order = Order(shards.samples_per_tar, seed=0, global_batch=batch, streams=4)
+    size = (shards.manifest.image_height, shards.manifest.image_width)
+    decoder = Decoder(batch, *size, device, threads, (Mirror(name="mirror"),), hardware_share)
+    reader = Reader(shards, order, decoder)
     try:
-        for batch in reader:
-            yield batch.images_BCHW
+        for one in reader:
+            yield one.images_BCHW
     finally:
         reader.close()
 
 
-def dali_reader(shards: ShardSet) -> Iterator[torch.Tensor]:
-    on_gpu = torch.cuda.is_available()
+def dali_reader(shards: ShardSet, device: torch.device, batch: int, threads: int) -> Iterator[torch.Tensor]:
+    on_gpu = device.type == "cuda"
 
     @pipeline_def
     def graph() -> Any:
@@ -74,7 +73,11 @@ def dali_reader(shards: ShardSet) -> Iterator[torch.Tensor]:
         ), label
 
     running = graph(
-        batch_size=BATCH, num_threads=2, device_id=0 if on_gpu else None, prefetch_queue_depth=2, exec_dynamic=True
+        batch_size=batch,
+        num_threads=threads,
+        device_id=0 if on_gpu else None,
+        prefetch_queue_depth=2,
+        exec_dynamic=True,
     )
     running.build()
     while True:
@@ -87,17 +90,17 @@ def _pillow(sample: dict[str, Any]) -> torch.Tensor:
     return torch.from_numpy((pixels - 127.5) / 128).permute(2, 0, 1).contiguous()
 
 
-def data_loader(shards: ShardSet) -> Iterator[torch.Tensor]:
+def data_loader(shards: ShardSet, batch: int, workers: int) -> Iterator[torch.Tensor]:
     tars = [str(shards.folder / tar.name) for tar in shards.manifest.tars]
     dataset = webdataset.WebDataset(tars, shardshuffle=False).repeat().map(_pillow)
-    yield from DataLoader(dataset, batch_size=BATCH, num_workers=2, multiprocessing_context="fork")
+    yield from DataLoader(dataset, batch_size=batch, num_workers=workers, multiprocessing_context="fork")
 
 
 def test_reading(shards: ShardSet) -> None:
     opened = {
-        "spherescale": ours(shards),
-        "fn.readers.webdataset": dali_reader(shards),
-        "DataLoader": data_loader(shards),
+        "spherescale": ours(shards, DEVICE, BATCH, 2),
+        "fn.readers.webdataset": dali_reader(shards, DEVICE, BATCH, 2),
+        "DataLoader": data_loader(shards, BATCH, 2),
     }
 
     def read(source: Iterator[torch.Tensor]) -> Callable[[], None]:

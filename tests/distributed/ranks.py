@@ -20,6 +20,9 @@ CONTEXT = multiprocessing.get_context("forkserver")
 # torch._dynamo: half of the time of a small run, since the first torch.optim.Optimizer imports it.
 CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "torch.distributed", "deepspeed", "nvidia.dali"])
 
+# Where there is a GPU, that server has touched CUDA, which a process forked from it then cannot use.
+FRESH = multiprocessing.get_context("spawn")
+
 TIMEOUT_SECONDS = 300  # of a busy machine
 
 
@@ -28,11 +31,12 @@ def run_ranks(function: Callable[..., Any], num_ranks: int, *args: Any) -> list[
 
     Raises AssertionError with every failed rank's traceback, or when a rank does not answer in time.
     """
+    context = FRESH if torch.cuda.is_available() else CONTEXT
     with tempfile.TemporaryDirectory() as folder:
         pipes, processes = [], []
         for rank in range(num_ranks):
-            ours, theirs = CONTEXT.Pipe()
-            process = CONTEXT.Process(
+            ours, theirs = context.Pipe()
+            process = context.Process(
                 target=_rank_main,
                 args=(theirs, function, rank, num_ranks, f"{folder}/store", args),
                 daemon=True,

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from tests.ports import free_port
 
 TRAIN = ROOT / "stages" / "train.py"
 DEEPSPEED = Path(sys.executable).with_name("deepspeed")
+# Packages that were only copied somewhere bring no commands: the same launcher, as a module.
+LAUNCHER = [str(DEEPSPEED)] if DEEPSPEED.exists() else [sys.executable, "-m", "deepspeed.launcher.runner"]
 PATIENCE_SECONDS = 300  # for a loaded machine; no wait that succeeds takes so long
 
 RECIPE = """
@@ -33,13 +35,19 @@ def write_recipe(path: Path, shards: Path, steps: int, port: int | str = "null")
     return path
 
 
-def start_training(folder: Path, ranks: int, *arguments: str | Path) -> subprocess.Popen[str]:
+# What keeps a run off the GPUs.
+ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+
+
+def start_training(
+    folder: Path, ranks: int, *arguments: str | Path, environment: Mapping[str, str] = {}
+) -> subprocess.Popen[str]:
     """The launcher on `ranks` ranks of this machine, in a process group of its own, output in one pipe."""
-    command = [DEEPSPEED, "--num_gpus", str(ranks), "--master_port", str(free_port()), TRAIN, *arguments]
+    command = [*LAUNCHER, "--num_gpus", str(ranks), "--master_port", str(free_port()), TRAIN, *arguments]
     return subprocess.Popen(
         [str(part) for part in command],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{DEEPSPEED.parent}:{os.environ['PATH']}"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{DEEPSPEED.parent}:{os.environ['PATH']}", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -47,9 +55,9 @@ def start_training(folder: Path, ranks: int, *arguments: str | Path) -> subproce
     )
 
 
-def train(folder: Path, ranks: int, *arguments: str | Path) -> str:
+def train(folder: Path, ranks: int, *arguments: str | Path, environment: Mapping[str, str] = {}) -> str:
     """Train to the end; the output. Fails, showing it, unless the launcher exits with 0."""
-    process = start_training(folder, ranks, *arguments)
+    process = start_training(folder, ranks, *arguments, environment=environment)
     output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, output
     return output

@@ -1,4 +1,4 @@
-"""Backbones on CUDA: the CPU's numbers, and the memory that the planner counts on."""
+"""Backbones on the GPU: the CPU's numbers, and the memory that the planner counts on."""
 
 import pytest
 import torch
@@ -7,14 +7,9 @@ from pipeline.backbones import BACKBONES
 from pipeline.backbones.backbone import seed_forward
 from pipeline.backbones.size import activation_bytes
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
-]
-
 
 @pytest.mark.parametrize("name", ["sphereface20", "iresnet50"])
-def test_cuda_equals_cpu(name: str) -> None:
+def test_the_device_equals_the_cpu(device: torch.device, name: str) -> None:
     torch.manual_seed(0)
     backbone = BACKBONES[name](name=name, embedding_dim=64).build((112, 96)).eval()
     images = torch.randn(4, 3, 112, 96)
@@ -22,14 +17,16 @@ def test_cuda_equals_cpu(name: str) -> None:
         expected = backbone(images)
         # TF32 keeps 10 bits of a factor; this test is about the network, not the rounding.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            got = backbone.cuda()(images.cuda()).cpu()
-    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
+            got = backbone.to(device)(images.to(device)).cpu()
+    # Relative: an untrained IResNet, whose statistics are no batch's, gives embeddings of any size (1e21 here).
+    error = (got.double() - expected.double()).norm(dim=1) / expected.double().norm(dim=1)
+    assert error.max() <= 1e-3
 
 
 @pytest.mark.parametrize("name", ["sphereface20", "iresnet50"])
-def test_activations_under_autocast_take_what_was_planned(name: str) -> None:
-    backbone = BACKBONES[name](name=name, embedding_dim=512).build((112, 96)).cuda().train()
-    images = torch.randn(64, 3, 112, 96, device="cuda")
+def test_activations_under_autocast_take_what_was_planned(cuda: torch.device, name: str) -> None:
+    backbone = BACKBONES[name](name=name, embedding_dim=512).build((112, 96)).to(cuda).train()
+    images = torch.randn(64, 3, 112, 96, device=cuda)
     with torch.autocast("cuda", torch.bfloat16):
         backbone(images)  # cuDNN's own workspace is allocated once
         torch.cuda.synchronize()
@@ -42,12 +39,12 @@ def test_activations_under_autocast_take_what_was_planned(name: str) -> None:
     assert per_image == pytest.approx(planned, rel=0.15)
 
 
-def test_what_a_forward_pass_draws_is_seeded_on_the_gpu_too() -> None:
+def test_what_a_forward_pass_draws_is_seeded_on_the_device_too(device: torch.device) -> None:
     def mask(step: int) -> torch.Tensor:
         seed_forward(1, step, 0, 0)
-        return torch.nn.functional.dropout(torch.ones(1000, device="cuda"))
+        return torch.nn.functional.dropout(torch.ones(1000, device=device))
 
     first = mask(1)
-    torch.rand(7, device="cuda")
+    torch.rand(7, device=device)
     assert torch.equal(mask(1), first)
     assert not torch.equal(mask(2), first)

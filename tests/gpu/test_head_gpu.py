@@ -1,48 +1,117 @@
-"""The head on CUDA: the dense float64 numbers, bit-for-bit repeats, bf16 within its tolerance."""
+"""The head on the GPU: every margin in every type equals dense float64 numbers, alone and on two ranks; it repeats."""
+
+from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from cluster.collectives import Group
 from pipeline.head.head import HeadOptions, ShardedHead
 from pipeline.head.margins import MARGINS
 from pipeline.head.rows import initial_rows
+from pipeline.optim.sgd import SGD
 from tests.distributed.dense import dense_loss
+from tests.distributed.ranks import run_ranks
+from tests.distributed.test_head import CHOICES
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+BATCH, DIM, LAMBDA, RATE = 24, 64, 5.0, 0.1
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+# Less than a block, uneven in blocks and in any tile, and one class more than whole blocks.
+CLASSES = (3, 1003, 1025)
 
-CLASSES, BATCH, DIM = 5003, 48, 64
 
-
-def step(dtype: torch.dtype, name: str) -> dict[str, torch.Tensor]:
+def inputs(classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings and labels, one of them ignored."""
     generator = torch.Generator().manual_seed(1)
-    x = (torch.randn(BATCH, DIM, generator=generator) * 3).cuda().requires_grad_()
-    labels = torch.randint(0, CLASSES, (BATCH,), generator=generator).cuda()
-    head = ShardedHead(CLASSES, DIM, MARGINS.parse(name), seed=2, options=HeadOptions(dtype=dtype, block=512)).cuda()
-    loss = head(x, labels, 5.0).loss
+    x = torch.randn(BATCH, DIM, generator=generator) * 3
+    labels = torch.randint(0, classes, (BATCH,), generator=generator)
+    labels[5] = -1
+    return x, labels
+
+
+def step(
+    device: torch.device,
+    choice: dict[str, Any],
+    dtype: torch.dtype,
+    classes: int,
+    group: Group = None,
+    share: slice = slice(None),
+    fused: bool = False,
+) -> dict[str, torch.Tensor]:
+    """One step: loss, gradients, rows after the update."""
+    x, labels = inputs(classes)
+    mine = x[share].to(device).requires_grad_()
+    options = HeadOptions(dtype=dtype, block=256, fused_update=fused)
+    sgd = SGD(steps=1, learning_rate=1.0, weight_decay=0.01)
+    margin = MARGINS.parse(choice)
+    head = ShardedHead(classes, DIM, margin, group, seed=2, optimizer=sgd, options=options, device=device)
+    loss = head(mine, labels[share].to(device), LAMBDA, learning_rate=RATE).loss
     loss.backward()
-    assert x.grad is not None and head.weight_SD.grad is not None
-    return {"x": x, "labels": labels, "loss": loss.detach(), "x_grad": x.grad, "w_grad": head.weight_SD.grad}
+    assert mine.grad is not None
+    found = {"loss": loss.detach(), "x_grad": mine.grad}
+    if not fused:
+        assert head.weight_SD.grad is not None
+        found["w_grad"] = head.weight_SD.grad.clone()
+    head.update(RATE)
+    found["rows"] = head.weight_SD.detach()
+    return {name: value.cpu() for name, value in found.items()}
 
 
-@pytest.mark.parametrize("name", ["softmax", "modified_softmax", "a_softmax"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
-def test_cuda_equals_dense_float64(name: str, dtype: torch.dtype, tolerance: float) -> None:
-    got = step(dtype, name)  # torch's default for float32 products on CUDA is float32, not TF32
-    x = got["x"].detach().cpu().double().requires_grad_()
-    rows = initial_rows(range(CLASSES), DIM, 2).double().requires_grad_()
-    loss = dense_loss(x, rows, got["labels"].cpu(), MARGINS.parse(name), 5.0)
+def dense(choice: dict[str, Any], classes: int) -> dict[str, torch.Tensor]:
+    """The same in float64, all logits at once."""
+    x, labels = inputs(classes)
+    x = x.double().requires_grad_()
+    rows = initial_rows(range(classes), DIM, 2).double().requires_grad_()
+    loss = dense_loss(x, rows, labels, MARGINS.parse(choice), LAMBDA)
     loss.backward()
-    torch.testing.assert_close(got["loss"].cpu().double(), loss.detach(), rtol=tolerance, atol=0)
-    for key, want in (("x_grad", x.grad), ("w_grad", rows.grad)):
-        assert want is not None
-        error = (got[key].cpu().double() - want).norm() / want.norm()
-        assert error <= tolerance * 2, f"{key}: relative error {error:.2e}"
+    assert x.grad is not None and rows.grad is not None
+    moved = rows.detach() - RATE * (rows.grad + 0.01 * rows.detach())
+    return {"loss": loss.detach(), "x_grad": x.grad, "w_grad": rows.grad, "rows": moved}
 
 
-def test_cuda_repeats_bitwise_when_asked() -> None:
+def compare(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], tolerance: float) -> None:
+    torch.testing.assert_close(got["loss"].double(), want["loss"], rtol=tolerance, atol=1e-6)
+    for name in got.keys() - {"loss"}:
+        error = (got[name].double() - want[name]).norm() / want[name].norm()
+        assert error <= 2 * tolerance, f"{name}: relative error {error:.2e}"
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: ", ".join(map(str, choice.values())))
+def test_every_margin_equals_dense_float64(device: torch.device, choice: dict[str, Any], dtype: torch.dtype) -> None:
+    for classes in CLASSES:
+        want = dense(choice, classes)
+        for fused in (False, True):
+            # torch's default for float32 products on CUDA is float32, not TF32
+            compare(step(device, choice, dtype, classes, fused=fused), want, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_a_step_repeats_bit_for_bit_when_asked(device: torch.device, dtype: torch.dtype, fused: bool) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        first, second = step(torch.float32, "a_softmax"), step(torch.float32, "a_softmax")
+        first, second = (step(device, {"name": "a_softmax"}, dtype, 1003, fused=fused) for _ in range(2))
     finally:
         torch.use_deterministic_algorithms(False)
-    assert all(torch.equal(first[k], second[k]) for k in ("loss", "x_grad", "w_grad"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def on_a_rank(
+    rank: int, ranks: int, device: str, choice: dict[str, Any], dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    share = slice(rank * BATCH // ranks, (rank + 1) * BATCH // ranks)
+    return step(torch.device(device), choice, dtype, 1003, dist.group.WORLD, share)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_two_ranks_on_one_card_equal_dense_float64(device: torch.device, dtype: torch.dtype) -> None:
+    """NCCL refuses two ranks on one GPU; gloo carries CUDA tensors."""
+    choice = {"name": "a_softmax", "m": 4}
+    results = run_ranks(on_a_rank, 2, str(device), choice, dtype)
+    assert torch.equal(results[0]["loss"], results[1]["loss"])
+    together = {name: torch.cat([result[name] for result in results]) for name in ("x_grad", "w_grad", "rows")}
+    compare({"loss": results[0]["loss"], **together}, dense(choice, 1003), TOLERANCES[dtype])
