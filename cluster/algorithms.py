@@ -27,6 +27,6 @@ def choose_algorithms(repeatable: bool) -> None:
     torch.use_deterministic_algorithms(repeatable, warn_only=True)
     # By default torch then also fills what it allocates, every output of a batch norm for one, with NaN: a pass over
     # memory for nothing, since what is computed here reads no number that was not written.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
     # Trial runs of a convolution's algorithms: the winner may be another one after a restart.
     torch.backends.cudnn.benchmark = not repeatable

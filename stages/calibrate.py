@@ -83,7 +83,8 @@ def measure(recipe: Recipe, shards: ShardSet, topology: Topology, out: Path, ste
             from pipeline.training.calibration import calibrate
             from pipeline.training.loop import Trainer
 
-            keep_compiled()
+            if recipe.backbone.compile:
+                keep_compiled()
             choose_algorithms(recipe.deterministic)
             # as many steps as wanted, and no save or report in between
             endless = recipe.optimizer.model_copy(update={"steps": 10**9})

@@ -172,7 +172,8 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
         from pipeline.training.observed import train_observed
         from pipeline.training.observers import observers_of
 
-        keep_compiled()
+        if recipe.backbone.compile:
+            keep_compiled()
         choose_algorithms(recipe.deterministic)  # which imports torch's compiler
         STARTUP.done("more imports")
         trainer = Trainer(recipe, start.shards, start.run, topology, together.group, device)

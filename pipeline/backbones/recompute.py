@@ -24,7 +24,7 @@ def recompute(blocks: Iterable[nn.Module]) -> None:
     Their parameters' names stay as they are: only their ``forward`` is replaced.
     """
     for block in blocks:
-        block.forward = _recomputing(block, block.forward)  # type: ignore[method-assign]
+        block.forward = _recomputing(block, block.forward)
 
 
 def _recomputing(block: nn.Module, forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

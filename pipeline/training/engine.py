@@ -83,7 +83,7 @@ class Engine:
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         if channels_last and not self._zero:
             # Not before: DeepSpeed's broadcast cannot send them so. ZeRO lays them out flat: there only images are so.
-            backbone.to(memory_format=torch.channels_last)
+            backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out
         # Timed apart from the backward pass. (ZeRO 2 reduces inside it: there, communication counts as backward.)
         self._engine.allreduce_gradients = _timed(self._engine.allreduce_gradients)
         self._create_slots()
@@ -144,7 +144,7 @@ class Engine:
     @property
     def held_bytes(self) -> int:
         """Bytes on this rank between steps: parameters, buffers, the optimizer's slots, ZeRO's copy of its share."""
-        parameters = [p.ds_tensor if self._parted else p for p in self.module.parameters()]
+        parameters = [getattr(p, "ds_tensor", p) for p in self.module.parameters()]  # under ZeRO 3 this rank's part
         slots = [self._optimizer.state[held][slot.torch_key] for held in self._held() for slot in self._slots]
         copies = self._held() if self._zero else []
         held = (*parameters, *self.module.buffers(), *self._buffers, *copies, *slots)
@@ -287,7 +287,7 @@ def _compile(backbone: nn.Module) -> None:
     def forward(images_BCHW: torch.Tensor) -> torch.Tensor:
         return (compiled if backbone.training else plain)(images_BCHW)
 
-    backbone.forward = forward  # type: ignore[method-assign]
+    backbone.forward = forward
 
 
 def _copy_all(into: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
