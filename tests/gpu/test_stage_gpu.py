@@ -20,7 +20,10 @@ from tests.faces import ROOT, write_faces, write_pairs, write_shards
 
 ENDLESS, MORE = 10**6, 6
 # As the recipes for a CPU are, and as those for GPUs are.
-FLAVOURS = {"float32": [], "bfloat16": ["--set", "precision=bfloat16", "--set", "head.fused_update=true"]}
+FLAVOURS: dict[str, list[str]] = {
+    "float32": [],
+    "bfloat16": ["--set", "precision=bfloat16", "--set", "head.fused_update=true"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +42,8 @@ def resumed(
     """A run that was scraped, killed and resumed; `scraped` beside it has what its endpoint said."""
     folder = tmp_path_factory.mktemp(request.param)
     recipe = write_recipe(folder / "recipe.yaml", shards, ENDLESS, port=0)
-    arguments = ["--recipe", recipe, "--run", "run", *FLAVOURS[request.param]]
-    process = start_training(folder, 1, *arguments, environment=where(device))
+    as_named: list[str | Path] = ["--recipe", recipe, *FLAVOURS[request.param], "--run"]
+    process = start_training(folder, 1, *as_named, "run", environment=where(device))
     try:
         wait_for(lambda: len(metrics(folder / "run")) >= 7 and complete_steps(folder / "run")[-1] >= 5, process)
         (target,) = (folder / "run" / "targets").glob("*.json")
@@ -53,8 +56,8 @@ def resumed(
     # Whatever the machine's speed: killed somewhere after its newest checkpoint, resumed from there for a few steps.
     steps = complete_steps(folder / "run")[-1] + MORE
     write_recipe(recipe, shards, steps, port=0)
-    train(folder, 1, *arguments, environment=where(device))
-    train(folder, 1, *arguments[:2], "--run", "whole", *FLAVOURS[request.param], environment=where(device))
+    train(folder, 1, *as_named, "run", environment=where(device))
+    train(folder, 1, *as_named, "whole", environment=where(device))
     return folder / "run"
 
 

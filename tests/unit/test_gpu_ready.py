@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def test_the_gpu_tests_pass_on_the_cpu() -> None:
-    """Those that start no stage: for those there are the end-to-end tests, which use the same functions."""
+    """Those that start nothing: stages and ranks are started by the same functions in end_to_end/ and distributed/."""
     arguments = ["tests/gpu", "--device", "cpu", "--ignore", "tests/gpu/test_stage_gpu.py", "-p", "no:cacheprovider"]
     command = [
         sys.executable,

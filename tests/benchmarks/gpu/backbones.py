@@ -101,7 +101,8 @@ def engine_step(trainer: Trainer, images: torch.Tensor) -> Callable[[], None]:
 
 def bare_step(case: Case, images: torch.Tensor) -> Callable[[], None]:
     """The same network without us."""
-    backbone = case.build().to(images.device, memory_format=torch.channels_last)
+    backbone = case.build().to(images.device)
+    backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # in place, which its stubs do not know
     images = images.contiguous(memory_format=torch.channels_last)
     sgd = torch.optim.SGD((p for p in backbone.parameters() if p.requires_grad), 0.02, 0.9, weight_decay=5e-4)
 
