@@ -34,7 +34,7 @@ class Data(Section):
     shards: AbsolutePath
     """Folder written by `make shards` (manifest.json, index.npy, tars)."""
     accept_shards: str | None = Field(None, pattern=r"^[0-9a-f]{12,64}$")
-    """How the digest of another set of the same people begins that a resumed run may go on with; null: it is refused."""
+    """How the digest of another set of the same people begins that a resumed run may go on with; null: refused."""
     global_batch: int = Field(ge=1)
     """G, samples a step over all ranks and accumulation steps."""
     accumulation: int = Field(1, ge=1)
