@@ -156,4 +156,13 @@ class Restarts:
             raise GiveUpError(f"{self._in_a_row} failures in a row at step {step}: starting again does not help")
         if self._count > self.limit:
             raise GiveUpError(f"{self._count} failures, {self.limit} restarts allowed")
-        return float(min(self.longest_wait_seconds, self.first_wait_seconds * 2**self._without_gain))
+        return self._wait()
+
+    def unsaved(self) -> float:
+        """Seconds to wait after a start that could write nothing: no failure, as room may come at any time."""
+        self._without_gain += 1
+        return self._wait()
+
+    def _wait(self) -> float:
+        doublings = min(self._without_gain, 60)  # a disk may stay full for weeks
+        return min(self.longest_wait_seconds, self.first_wait_seconds * 2.0**doublings)

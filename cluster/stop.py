@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -18,7 +19,7 @@ EXIT_STOPPED = 75
 # Exit code of a rank that could not meet the others, or lost one (EX_UNAVAILABLE): resuming may work.
 EXIT_LOST = 69
 
-# Exit code of a rank whose last save failed (EX_IOERR): resuming works once there is room.
+# Exit code of a rank that could not write what a run cannot do without (EX_IOERR): resuming works once there is room.
 EXIT_UNSAVED = 74
 
 # Exit code of a rank that refuses recipe, data, folder or numbers (EX_DATAERR): another start would end the same way.
@@ -26,6 +27,15 @@ EXIT_REFUSED = 65
 
 # Ctrl-C; Kubernetes, Slurm and the deepspeed launcher; Slurm's `--signal=USR1@300` ahead of the time limit.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+# What ends without a change to the command: a disk that is full, read-only or not answering.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EFBIG)
+
+
+def code_of(error: OSError) -> int:
+    """The exit code for what could not be written: the disk may recover, but a path that is wrong stays so."""
+    return EXIT_UNSAVED if error.errno in _DISK else EXIT_REFUSED
 
 
 def exit_with(main: Callable[[], int | None]) -> NoReturn:

@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import ssl
 import sys
@@ -214,10 +215,12 @@ class Telemetry:
         address, port = str(self._server[0].server_address[0]), self._server[0].server_port
         reachable = self.labels["host"] if address in ("0.0.0.0", "::") else address
         folder.mkdir(parents=True, exist_ok=True)
+        job = quote(self.labels["job"], safe="")
         for left in folder.glob("*.json"):
-            if num_ranks is not None and int(left.stem.rpartition("-")[2]) >= num_ranks:
+            rank = re.fullmatch(rf"{re.escape(job)}-(\d+)", left.stem)  # exactly: other files are not ours
+            if num_ranks is not None and rank and int(rank[1]) >= num_ranks:
                 left.unlink(missing_ok=True)
-        self._target = folder / f"{quote(self.labels['job'], safe='')}-{self.labels['rank']}.json"
+        self._target = folder / f"{job}-{self.labels['rank']}.json"
         # Prometheus watches the folder: it must never read half a file.
         aside = self._target.with_suffix(".tmp")
         scheme = {"__scheme__": self._scheme} if self._scheme != "http" else {}

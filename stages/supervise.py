@@ -27,7 +27,8 @@ from pathlib import Path
 
 from cluster.hosts import HERE, assign, read_hostfile
 from cluster.launcher import GiveUpError, Launcher, Restarts
-from cluster.stop import EXIT_REFUSED, EXIT_STOPPED, exit_with
+from cluster.stop import EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED, code_of, exit_with
+from pipeline.files import one_line
 from pipeline.recipe.schema import RecipeError
 from pipeline.run.checkpoint import has_reached
 from pipeline.run.folder import RunFolder
@@ -95,7 +96,7 @@ def supervise(launcher: Launcher, hosts: dict[str, int], start: Start, args: arg
         if ranks:
             places = ", ".join(f"{host} ({count})" for host, count in ranks.items())
             say(f"start {attempt + 1} on {places}")
-        code = launcher.run(ranks, args.master_port + attempt) if ranks else None
+        code = run_once(launcher, ranks, args.master_port + attempt) if ranks else None
         # If a set cannot be judged, a run that has ended well is not evaluated, and starting again would not help.
         trained = has_reached(start.run, start.recipe.optimizer.steps)
         if (code == 0 and trained) or start.is_finished:
@@ -105,11 +106,22 @@ def supervise(launcher: Launcher, hosts: dict[str, int], start: Start, args: arg
         if code in FINAL:
             raise GiveUpError("refused, for the reason above; starting again would end the same way")
         step = last_step(start.run)
-        wait = restarts.failed_at(step)
+        wait = restarts.unsaved() if code == EXIT_UNSAVED else restarts.failed_at(step)
         say(f"failed with code {code} after step {step}; starting again in {wait:g} s")
         launcher.sleep(wait)
     say("asked to stop")
     return EXIT_STOPPED
+
+
+def run_once(launcher: Launcher, ranks: dict[str, int], port: int) -> int | None:
+    """The exit code of a start; `EXIT_UNSAVED` also if this machine's own disk is full. None: already asked to stop."""
+    try:
+        return launcher.run(ranks, port)
+    except OSError as error:
+        if code_of(error) != EXIT_UNSAVED:
+            raise
+        say(one_line(error))
+        return EXIT_UNSAVED
 
 
 def ranks_of(there: Collection[str], hosts: dict[str, int], start: Start, min_ranks: int) -> dict[str, int]:

@@ -12,8 +12,8 @@ metrics.jsonl and checkpoints/.
 When a rank gets SIGINT, SIGTERM, SIGUSR1 or SIGHUP, or its deepspeed command has ended, all ranks finish the step, save
 and exit with code 75; the same command then resumes the run. The deepspeed command itself does not wait for that:
 stages/supervise.py does. Code 65: recipe, shards, folder or numbers are refused. Code 69: a rank or its host was lost,
-or did not come in time. Code 74: the last save failed. After 69 and 74 stages/supervise.py starts again, on the hosts
-that answer.
+or did not come in time. Code 74: the first or last save failed. After 69 and 74 stages/supervise.py starts again, on
+the hosts that answer.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ from cluster.collectives import Group, barrier, gather_objects, rank_in
 from cluster.lease import HeldError, Holder, leased
 from cluster.process_group import device_of, process_group, refuse
 from cluster.rendezvous import DisagreeError, StartError
-from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED, StopRequest, exit_with, leave
+from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED, StopRequest, code_of, exit_with, leave
 from cluster.stopwatch import STARTUP
 from cluster.topology import Topology
 from cluster.watchdog import Watchdog, end
+from pipeline.files import NotWrittenError, named
 from pipeline.recipe.file import describe_recipe
 from pipeline.recipe.schema import RecipeError
 from pipeline.run.checkpoint import CheckpointError, complete_steps
@@ -112,23 +113,34 @@ def main() -> int:
             steps = start.recipe.optimizer.steps
             print(f"train.py: {start.run} is finished: {steps} steps; nothing to do", file=sys.stderr)
         return 0
-    try:
-        with claim_of(start, topology):
+    with contextlib.ExitStack() as claim:
+        try:
+            with named(RunFolder(start.run).claims):
+                claim.enter_context(claim_of(start, topology))
+        except HeldError as error:
+            reason = f"{error}; wanted one trainer in a folder: stop it, or choose another folder with --run"
+            say(topology, reason)
+            refuse(topology, reason)
+            leave(EXIT_LOST if error.holder and error.holder.mark == start_mark() != "" else EXIT_REFUSED)
+        except NotWrittenError as error:
+            say(topology, str(error))
+            refuse(topology, str(error))
+            leave(code_of(error))
+        try:
             return train(start, changed, topology)
-    except HeldError as error:
-        reason = f"{error}; wanted one trainer in a folder: stop it, or choose another folder with --run"
-        say(topology, reason)
-        refuse(topology, reason)
-        leave(EXIT_LOST if error.holder and error.holder.mark == start_mark() != "" else EXIT_REFUSED)
-    except (*REFUSALS, NonFiniteError, DisagreeError) as error:
-        say(topology, str(error))
-        return EXIT_REFUSED
-    except StartError as error:
-        say(topology, str(error))
-        leave(EXIT_LOST)  # as above
-    except UnsavedError as error:
-        say(topology, str(error))
-        return EXIT_UNSAVED
+        except (*REFUSALS, NonFiniteError, DisagreeError) as error:
+            say(topology, str(error))
+            return EXIT_REFUSED
+        except StartError as error:
+            say(topology, str(error))
+            claim.close()
+            leave(EXIT_LOST)  # as above
+        except UnsavedError as error:
+            say(topology, str(error))
+            return EXIT_UNSAVED
+        except NotWrittenError as error:
+            say(topology, str(error))
+            return code_of(error)
 
 
 def claim_of(start: Start, topology: Topology) -> AbstractContextManager[None]:
@@ -194,11 +206,14 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
         restarts = gather_objects(restarts_of(start.run), together.group)[0]
         if topology.rank == 0:
             command = command_of(topology)
-            record_run(start.run, recipe, start.shards, command, topology.num_ranks, device, restarts)
             begun = Begun(
                 trainer.step, command, start_mark(), topology.num_ranks, device, start.from_step, changed, left
             )
-            note_start(start.run, recipe, start.shards.manifest, begun)
+            try:
+                record_run(start.run, recipe, start.shards, command, topology.num_ranks, device, restarts)
+                note_start(start.run, recipe, start.shards.manifest, begun)
+            except NotWrittenError as error:  # a run that resumes has them; a new one ends at its first save
+                logger.warning("%s; training continues", error)
         stop.defer()
         watchdog = Watchdog(together.store, topology, recipe.faults.step_seconds)
         train_observed(trainer, evaluator, observers_of(trainer, restarts), watchdog, lambda: bool(stop.asked))

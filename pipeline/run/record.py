@@ -27,7 +27,7 @@ def restarts_of(run: Path) -> int:
     """How often the run in this folder was started before."""
     try:
         return int(json.loads(RunFolder(run).facts.read_text()).get("restarts", 0)) + 1
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return 0
 
 

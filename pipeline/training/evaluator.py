@@ -6,6 +6,7 @@ changed: the backbone is in evaluation mode meanwhile, nothing is random, and no
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,12 +26,15 @@ from pipeline.evaluation.results import Settings, save
 from pipeline.evaluation.scoring.rates import Verification
 from pipeline.evaluation.scoring.verification import FloatArray
 from pipeline.evaluation.sets import VerificationSet, accuracies_of, folder_of, judge, stored
+from pipeline.files import NotWrittenError
 from pipeline.reading.dali import DecodedBatch, Decoder
 from pipeline.reading.images import decode_images, read_image
 from pipeline.recipe.schema import RecipeError
 from pipeline.run.best import Best, write_best
 from pipeline.run.checkpoint import complete_steps
 from pipeline.training.loop import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class Evaluator:
     def look_back(self) -> None:
         """Write to ``best.json`` what was best up to the trainer's step: a run may resume from before its best."""
         if self._first and self._sets:
-            write_best(self._trainer.run, self._best(self._reached(self._trainer.step)))
+            self._name_best(self._best(self._reached(self._trainer.step)))
 
     def evaluate(self) -> Evaluated:
         """Evaluate every set after the trainer's step, a save of which has begun; what is stored is not done again.
@@ -198,8 +202,14 @@ class Evaluator:
         self._trainer.saves.saver.wait()  # the best must be there
         reached = self._reached(step)
         best = self._best(reached)
-        write_best(self._trainer.run, best)
+        self._name_best(best)
         return {name: max(values.values()) for name, values in reached.items() if values}, best
+
+    def _name_best(self, best: Best | None) -> None:
+        try:
+            write_best(self._trainer.run, best)
+        except NotWrittenError as error:  # the others wait for this rank, and the next evaluation writes it again
+            logger.warning("%s; training continues", error)
 
     def _reached(self, step: int) -> dict[str, dict[int, float]]:
         """Accuracies by set and step, up to `step`."""

@@ -130,11 +130,11 @@ class Trainer:
 
         Raises:
             NonFiniteError: on every rank, before anything of that step was applied, if `faults` says so.
-            UnsavedError: on every rank, when the last save fails. (One in between that fails is logged.)
+            UnsavedError: on every rank, when the first or last save fails. (One in between that fails is logged.)
         """
         if self.step == 0:
             # A folder that cannot be written shows before hours of training, and a roll-back always has a checkpoint.
-            self.saves.save(self.step)
+            self.saves.save_surely(self.step)
         STEP.use(self.device)
         SENT.take()  # what was sent before belongs to no step
         reader = self.reader()

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class UnsavedError(RuntimeError):
-    """The run ends here, and its last checkpoint could not be written."""
+    """The run ends here: its first or its last checkpoint could not be written."""
 
 
 class Saves:
@@ -137,14 +137,19 @@ class Saves:
             return None, saved
         started = time.perf_counter()
         if last:
-            saved = self._save_last(step, good)
+            saved = self.save_surely(step, drops=good)
         else:
             self.begin(step)
         return time.perf_counter() - started, saved
 
-    def _save_last(self, step: int, good: bool) -> Saved:
+    def save_surely(self, step: int, *, drops: bool = True) -> Saved:
+        """As `save`, for the first and the last checkpoint, without which the run ends.
+
+        Raises:
+            UnsavedError: on every rank, when it could not be written.
+        """
         try:
-            return self.save(step, drops=good)
+            return self.save(step, drops=drops)
         except CheckpointError as error:
             newest = self.saver.newest()
             then = "starts over" if newest is None else f"resumes from the checkpoint of step {newest}"

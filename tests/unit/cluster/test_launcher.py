@@ -26,3 +26,9 @@ def test_restarts_are_bounded_in_all() -> None:
         restarts.failed_at(step)
     with pytest.raises(GiveUpError, match="5 failures, 4 restarts allowed"):
         restarts.failed_at(99)
+
+
+def test_a_full_disk_is_waited_for_and_is_no_failure() -> None:
+    restarts = Restarts(limit=1, same_step=2, first_wait_seconds=1, longest_wait_seconds=5)
+    assert [restarts.unsaved() for _ in range(2000)][:4] == [2, 4, 5, 5]
+    assert restarts.failed_at(3) == 1

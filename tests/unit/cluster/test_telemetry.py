@@ -309,3 +309,12 @@ def test_the_sets_of_a_run_are_the_values_of_its_evaluation_metrics() -> None:
         }
         with pytest.raises(ValueError, match="label: got 'cfp', wanted one of lfw, agedb"):
             run.set("evaluation_accuracy_ratio", 0.5, "cfp")
+
+
+def test_foreign_files_among_the_targets_stay(telemetry: Telemetry, tmp_path: Path) -> None:
+    foreign = {"notes.json", "other-12.json", "demo-12.json.bak", "demo-x.json", "my-demo-12.json"}
+    for name in {*foreign, "demo-12.json"}:
+        (tmp_path / name).touch()
+    telemetry.serve(0)
+    telemetry.announce(tmp_path, num_ranks=4)
+    assert {file.name for file in tmp_path.iterdir()} == {*foreign, "demo-3.json"}

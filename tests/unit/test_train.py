@@ -1,0 +1,96 @@
+"""What train.py ends with when the disk or the folder takes nothing: one line and a code, in no other way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.lease import Holder, leased
+from cluster.stop import EXIT_REFUSED, EXIT_UNSAVED, code_of
+from stages import train
+from tests.faces import write_shards
+
+RECIPE = """
+data: {{shards: {shards}, global_batch: 12, decode_threads: 1}}
+backbone: {{name: sphereface4, embedding_dim: 8}}
+optimizer: {{steps: 4, learning_rate: 0.02}}
+"""
+
+
+class LeftError(Exception):
+    """In place of the end of this process."""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    file = folder / "night.yaml"
+    file.write_text(RECIPE.format(shards=write_shards(folder)))
+    return file
+
+
+@pytest.fixture
+def leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_it(code: int) -> None:
+        raise LeftError(code)
+
+    monkeypatch.setattr(train, "leave", raise_it)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def ended(
+    recipe: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str]:
+    """The code and the line with which a start on this run ends."""
+    monkeypatch.setattr(sys, "argv", ["train.py", "--recipe", str(recipe), "--run", str(run)])
+    with pytest.raises(LeftError) as left:
+        train.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    return int(left.value.args[0]), line
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(errno.ENOSPC, EXIT_UNSAVED), (errno.EROFS, EXIT_UNSAVED), (errno.EACCES, EXIT_REFUSED)],
+)
+@pytest.mark.usefixtures("leave")
+def test_a_folder_that_takes_nothing(
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    code: int,
+) -> None:
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    got, line = ended(recipe, tmp_path / "run", monkeypatch, capsys)
+    assert (got, line) == (code, f"train.py: {tmp_path}/run/claims: not written: {os.strerror(number)}")
+    assert code_of(OSError(number, "")) == code
+
+
+@pytest.mark.usefixtures("leave")
+def test_a_file_where_the_folder_should_be(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").write_text("mine")
+    code, line = ended(recipe, tmp_path / "run", monkeypatch, capsys)
+    assert code == EXIT_REFUSED and line.endswith("run/claims: not written: Not a directory")
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+@pytest.mark.usefixtures("leave")
+def test_a_folder_that_another_holds(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with leased(tmp_path / "claims", Holder("train me"), print):
+        code, line = ended(recipe, tmp_path, monkeypatch, capsys)
+    assert code == EXIT_REFUSED
+    assert line.startswith(f"train.py: {tmp_path}: held by pid {os.getpid()} on ") and "(train me); wanted one" in line
