@@ -52,6 +52,7 @@ def train(rank: int, ranks: int, plan: Recipe, run: Path, resume: int | None = N
         "losses": losses,
         "rows": trainer.head.weight_SD.detach().clone(),
         "backbone": {name: p.detach().clone() for name, p in trainer.engine.parameters().items()},
+        "held": trainer.engine.held_bytes,
         "evaluated": trainer.engine.module.eval()(torch.ones(3, 3, *SIZE)).detach(),
     }
 
@@ -112,6 +113,13 @@ def test_recomputed_blocks_change_no_bit_of_a_run(shards: Path, tmp_path: Path, 
     (((want, _), (whole, resumed)),) = run_ranks(train_and_resume, 1, plans, tmp_path)
     assert whole["losses"] == want["losses"]
     assert same(whole, want) and same(whole, resumed)
+    # What they hold between steps is the same as well: parameters and momenta, under ZeRO a copy, and buffers twice.
+    module = plain.build(SIZE)
+    trained = sum(p.nbytes for p in module.parameters() if p.requires_grad)
+    frozen = sum(p.nbytes for p in module.parameters()) - trained
+    buffers = sum(buffer.nbytes for buffer in module.buffers())
+    by_hand = (2 if stage == 0 else 3) * trained + frozen + 2 * buffers
+    assert whole["held"] == want["held"] == pytest.approx(by_hand, rel=1e-3)
 
 
 def test_a_compiled_backbone_trains_the_same_and_keeps_its_names(shards: Path, tmp_path: Path) -> None:
