@@ -189,7 +189,7 @@ def keep_nothing_of_a_series(rank: int, ranks: int, plan: Recipe, run: Path) -> 
     def bad_embed(images: torch.Tensor) -> torch.Tensor:
         return embed(images * (math.nan if trainer.step >= BAD - 1 else 1))
 
-    trainer.engine.embed = bad_embed  # type: ignore[method-assign]
+    trainer.engine.embed = bad_embed  # type: ignore[method-assign,assignment]
     seen = []
     for record in trainer.train():
         trainer.saves.saver.wait()
