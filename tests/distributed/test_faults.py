@@ -32,6 +32,7 @@ from pipeline.training.observed import train_observed
 from pipeline.training.observers import observers_of
 from pipeline.training.observers.observer import Observer
 from pipeline.training.record import Record, Window
+from pipeline.training.saves import UnsavedError
 from stages.train import place
 from tests.distributed.ranks import run_ranks
 from tests.faces import write_shards
@@ -188,7 +189,7 @@ def keep_nothing_of_a_series(rank: int, ranks: int, plan: Recipe, run: Path) -> 
     def bad_embed(images: torch.Tensor) -> torch.Tensor:
         return embed(images * (math.nan if trainer.step >= BAD - 1 else 1))
 
-    trainer.engine.embed = bad_embed  # type: ignore[method-assign]
+    trainer.engine.embed = bad_embed  # type: ignore[method-assign,assignment]
     seen = []
     for record in trainer.train():
         trainer.saves.saver.wait()
@@ -200,6 +201,21 @@ def test_in_a_series_of_skipped_steps_nothing_is_saved_and_nothing_dropped(shard
     plan = recipe(shards, checkpoint=Checkpoint(every=1, keep=2))
     (seen,) = run_ranks(keep_nothing_of_a_series, 1, plan, tmp_path)
     assert seen[2:] == [(3, [0, 2, 3]), *((step, [0, 3, 4]) for step in (4, 5, 6, 7)), (8, [0, 3, 4, 8])]
+
+
+def train_unsaved(rank: int, ranks: int, plan: Recipe, run: Path) -> str:
+    trainer = trainer_of(rank, ranks, plan, run)
+    with pytest.raises(UnsavedError) as caught:
+        list(trainer.train())
+    return str(caught.value)
+
+
+def test_a_first_checkpoint_that_cannot_be_written_ends_the_run(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("mine")
+    (reason,) = run_ranks(train_unsaved, 1, recipe(shards), tmp_path)
+    assert "checkpoint of step 0 not written: rank 0 on" in reason
+    assert reason.endswith("Not a directory. Make room; the same command then starts over")
+    assert (tmp_path / "checkpoints").read_text() == "mine"
 
 
 def test_a_roll_back_leaves_out_as_many_batches_as_asked(shards: Path, tmp_path: Path) -> None:

@@ -95,4 +95,4 @@ def test_what_evaluates_embeds_and_exports_opens_no_damaged_network(tmp_path: Pa
     assert load_trained(tmp_path, None).step == 4
     for step in (8, "best"):
         with pytest.raises(ValueError, match=r"step-00000008/backbone.safetensors: damaged"):
-            load_trained(tmp_path, step)  # type: ignore[arg-type]  # the tuple's type is wider
+            load_trained(tmp_path, step)
