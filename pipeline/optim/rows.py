@@ -17,11 +17,12 @@ class RowOptimizer:
         optimizer: how they are updated.
 
     Attributes:
+        optimizer: how they are updated.
         slots: by name, [S, D] or [S].
     """
 
     def __init__(self, weight_SD: torch.Tensor, optimizer: Optimizer) -> None:
-        self._weight_SD, self._optimizer = weight_SD, optimizer
+        self._weight_SD, self.optimizer = weight_SD, optimizer
         self.slots = {slot.name: slot.zeros_for_rows(weight_SD) for slot in optimizer.slots}
 
     @torch.no_grad()
@@ -29,7 +30,7 @@ class RowOptimizer:
         """Update `rows` (a slice, or row numbers without repeats) with their gradient, which is used up."""
         weight_nD = self._weight_SD[rows]
         slots = {name: slot[rows] for name, slot in self.slots.items()}
-        self._optimizer.update_rows(weight_nD, slots, grad_nD, learning_rate)
+        self.optimizer.update_rows(weight_nD, slots, grad_nD, learning_rate)
         if isinstance(rows, slice):
             return
         # row numbers gave copies

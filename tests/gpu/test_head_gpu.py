@@ -1,11 +1,15 @@
-"""The head on CUDA: the dense float64 numbers, bit-for-bit repeats, bf16 within its tolerance."""
+"""The head on CUDA: the dense float64 numbers, bit-for-bit repeats, every option as the block loop has it."""
+
+from typing import Any
 
 import pytest
 import torch
 
 from pipeline.head.head import HeadOptions, ShardedHead
+from pipeline.head.kernels import BlockLoop
 from pipeline.head.margins import MARGINS
 from pipeline.head.rows import initial_rows
+from pipeline.optim.sgd import SGD
 from tests.distributed.dense import dense_loss
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
@@ -39,10 +43,47 @@ def test_cuda_equals_dense_float64(name: str, dtype: torch.dtype, tolerance: flo
         assert error <= tolerance * 2, f"{key}: relative error {error:.2e}"
 
 
-def test_cuda_repeats_bitwise_when_asked() -> None:
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        first, second = step(torch.float32, "a_softmax"), step(torch.float32, "a_softmax")
-    finally:
-        torch.use_deterministic_algorithms(False)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_cuda_repeats_bit_for_bit(dtype: torch.dtype) -> None:
+    first, second = step(dtype, "a_softmax"), step(dtype, "a_softmax")
     assert all(torch.equal(first[k], second[k]) for k in ("loss", "x_grad", "w_grad"))
+
+
+def train(options: HeadOptions, parts: int, dim: int) -> dict[str, torch.Tensor]:
+    """Five steps: the first runs, the second is captured, the rest are replayed."""
+    sgd = SGD(steps=5, learning_rate=0.1, weight_decay=5e-4)
+    margin = MARGINS.parse("sphereface_r_v2")
+    head = ShardedHead(CLASSES, dim, margin, seed=2, optimizer=sgd, options=options, device=torch.device("cuda"))
+    generator = torch.Generator().manual_seed(1)
+    losses = []
+    for number in range(5):
+        x = torch.randn(BATCH, dim, generator=generator).cuda()
+        labels = torch.randint(-1, CLASSES, (BATCH,), generator=generator).cuda()
+        for x_part, labels_part in zip(x.chunk(parts), labels.chunk(parts), strict=True):
+            loss = head(x_part.requires_grad_(), labels_part, step=number, learning_rate=0.1).loss
+            (loss / parts).backward()
+            losses.append(loss.detach())
+        head.update(0.1)
+    return {"rows": head.weight_SD.detach(), "momentum": head.slots["momentum"], "losses": torch.stack(losses)}
+
+
+WAYS: dict[str, tuple[dict[str, Any], int]] = {
+    "plain": ({}, 1),
+    "accumulated": ({}, 2),
+    "fused": ({"fused_update": True}, 1),
+    "sampled": ({"sample_rate": 0.3}, 1),
+    "sampled and fused": ({"sample_rate": 0.3, "fused_update": True}, 1),
+}
+
+
+@pytest.mark.parametrize("dim", [64, 96])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)], ids=str)
+def test_every_option_is_the_block_loops_and_repeats(dtype: torch.dtype, tolerance: float, way: str, dim: int) -> None:
+    chosen, parts = WAYS[way]
+    got, again = (train(HeadOptions(dtype=dtype, block=512, **chosen), parts, dim) for _ in range(2))
+    want = train(HeadOptions(kernel=BlockLoop(), **chosen), parts, dim)
+    for key, value in want.items():
+        assert torch.equal(got[key], again[key])
+        error = (got[key] - value).norm() / value.norm()
+        assert error <= tolerance, f"{key}: relative error {error:.2e}"
