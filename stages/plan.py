@@ -18,7 +18,6 @@ from pathlib import Path
 from cluster.stop import exit_with
 from pipeline import planning
 from pipeline.backbones import BACKBONES
-from pipeline.head.kernels import BLOCK
 from pipeline.optim import OPTIMIZERS
 from pipeline.planning import FP32, GIB, Job, Network, Rates, report
 from pipeline.planning.of_recipe import network_of, whole_job_of
@@ -108,7 +107,6 @@ def _job(args: argparse.Namespace) -> Job:
         embedding_dim=args.embedding_dim,
         global_batch=args.global_batch,
         ranks=args.ranks,
-        block=BLOCK,
         accumulation=args.accumulation,
         zero_stage=args.zero_stage,
         bf16=args.precision == "bfloat16",
@@ -200,6 +198,7 @@ def _as_json(question: Question) -> str:
         },
         "gpu_bytes": gpu_bytes,
         "memory_bytes": planning.memory(job, network),
+        "head_block": {"classes": planning.head_block(job), "bytes": planning.head_block_bytes(job)},
         "traffic_bytes": planning.traffic(job, network),
         "flops": planning.flops(job, network),
         "peak_moment": moment,
@@ -224,7 +223,7 @@ def _published_cases() -> list[str]:
     ]
     for title, identities, ranks, gib, backbone, batch in CASES:
         network = network_of(BACKBONES[backbone](name=backbone), (112, 112), bf16=True)
-        jobs = [Job(identities, 512, batch, ranks, BLOCK, fused_update=fused) for fused in (False, True)]
+        jobs = [Job(identities, 512, batch, ranks, fused_update=fused) for fused in (False, True)]
         peaks = [planning.peak(job, network)[1] / GIB for job in jobs]
         cells = " | ".join(f"{peak:.1f}{'' if peak <= gib else ' (too much)'}" for peak in peaks)
         largest = planning.largest_classes(jobs[1], network, int(gib * GIB))

@@ -37,7 +37,7 @@ from cluster.collectives import (
     sum_over_ranks,
 )
 from cluster.topology import split_range
-from pipeline.head.kernels import BLOCK, FusedUpdate, Kernel, Scoring, Sink, choose
+from pipeline.head.kernels import FusedUpdate, Kernel, RowGradient, Scoring, Sink, choose
 from pipeline.head.margins import Margin, Observed, Target
 from pipeline.head.rows import class_of, initial_rows, sampled_rows
 from pipeline.optim import Optimizer
@@ -67,7 +67,7 @@ class HeadOptions:
 
     Attributes:
         dtype: of the products (float32 or bfloat16); rows, sums and the loss stay float32.
-        block: classes whose logits are held at a time.
+        block: classes whose logits are held at a time; None: as many as suit the kernel and the device.
         fused_update: update a block of rows as soon as its gradient exists, in the backward pass: a class costs its row
             and its momentum, 8·D bytes instead of 12·D. Needs the whole step in one backward pass.
         sample_rate: the share of the non-target classes that take part in a step (Partial FC); 1: all, the exact
@@ -77,7 +77,7 @@ class HeadOptions:
     """
 
     dtype: torch.dtype = torch.float32
-    block: int = BLOCK
+    block: int | None = None
     fused_update: bool = False
     sample_rate: float = 1.0
     kernel: Kernel | None = None
@@ -127,13 +127,13 @@ class ShardedHead(nn.Module):
         self.classes = split_range(num_classes, ranks, rank_in(group))
         self.weight_SD = nn.Parameter(initial_rows(self.classes, embedding_dim, seed).to(device))
         self.optimizer = None if optimizer is None else RowOptimizer(self.weight_SD, optimizer, options.unit_rows)
-        # Row numbers of this step's classes and the leaf that holds a copy of their rows; None: all rows.
-        self._active: tuple[torch.Tensor, torch.Tensor] | None = None
-        # Whether what `weight_SD.grad` holds was applied or dropped. The buffer stays: a fresh one of gigabytes costs
-        # page faults.
-        self._grad_is_used = True
+        # Row numbers [n] of this step's classes; None: all rows.
+        self._rows_n: torch.Tensor | None = None
+        self._gradient = RowGradient(self.weight_SD)
         # Of this step's micro-batches, if the margin has state: target cosine, embedding norm, valid [G, 3] each.
         self._observed: list[torch.Tensor] = []
+        self._kernel: Kernel | None = None
+        self._block = 0  # classes at a time, as of the last forward pass
 
     def forward(
         self,
@@ -172,8 +172,7 @@ class ShardedHead(nn.Module):
     @property
     def held_bytes(self) -> int:
         """Bytes of the rows, their slots and, once there was a backward pass, their gradient."""
-        grad, slots = self.weight_SD.grad, self.slots.values()
-        return self.weight_SD.nbytes + sum(slot.nbytes for slot in slots) + (0 if grad is None else grad.nbytes)
+        return sum(tensor.nbytes for tensor in (self.weight_SD, *self.slots.values())) + self._gradient.held_bytes
 
     @property
     def slots(self) -> dict[str, torch.Tensor]:
@@ -193,15 +192,16 @@ class ShardedHead(nn.Module):
         self._observed.clear()
         if self.options.fused_update:
             return
-        leaf = self.weight_SD if self._active is None else self._active[1]
-        assert leaf.grad is not None, "update without a backward pass"
-        for start in range(0, leaf.shape[0], self.options.block):
-            self._update_block(start, leaf.grad[start : start + self.options.block], learning_rate, dropped)
-        self._active, self._grad_is_used = None, True
+        assert self._gradient.holds, "update without a backward pass"
+        grad = self._gradient.memory()
+        # In the blocks of a fused update: how an all-reduce rounds depends on where its buffer begins.
+        for start in range(0, grad.shape[0], self._block):
+            self._update_block(start, grad[start : start + self._block], learning_rate, dropped)
+        self._gradient.holds = False
 
     def drop(self) -> None:
         """End a bad step: forget its gradient and what its batch was; what a fused update applied stays applied."""
-        self._active, self._grad_is_used = None, True
+        self._gradient.holds = False
         self._observed.clear()
 
     def _update_state(self) -> None:
@@ -217,14 +217,13 @@ class ShardedHead(nn.Module):
         for name, value in self.state.items():
             value.copy_(state[name])
 
-    def _step_rows(self, target_G: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows that take part, and the target classes' row numbers among them."""
+    def _among_step_rows(self, target_G: torch.Tensor, step: int) -> torch.Tensor:
+        """The target classes' numbers among the rows that take part, which are chosen here."""
         if self.options.sample_rate >= 1:
-            return self.weight_SD, target_G
-        rows = sampled_rows(target_G, self.classes, self.options.sample_rate, self.seed, step)
-        leaf = self.weight_SD.detach()[rows].requires_grad_()
-        self._active = (rows, leaf)
-        return leaf, torch.where(target_G >= 0, torch.searchsorted(rows, target_G), target_G)
+            return target_G
+        self._rows_n = sampled_rows(target_G, self.classes, self.options.sample_rate, self.seed, step)
+        self._gradient.rows = len(self._rows_n)
+        return torch.where(target_G >= 0, torch.searchsorted(self._rows_n, target_G), target_G)
 
     def _score(
         self, x_GD: torch.Tensor, target_G: torch.Tensor, step: int, learning_rate: float
@@ -233,12 +232,16 @@ class ShardedHead(nn.Module):
 
         `target_G` are row numbers here, or -1. Local: no collective.
         """
-        weight, target_G = self._step_rows(target_G, step)
+        target_G = self._among_step_rows(target_G, step)
         margin, options = self.margin, self.options
-        kernel = options.kernel or choose(weight.device.type, options.dtype)
-        scoring = Scoring(margin.normalises_rows, margin.warp, options.dtype, options.block)
-        logsumexp_G, target_rows_GD = kernel.nontarget_logsumexp(
-            margin.features(x_GD), weight, target_G, scoring, self._sink(learning_rate)
+        if self._kernel is None:  # not before: the module may have been moved since it was made
+            self._kernel = options.kernel or choose(self.weight_SD.device.type, options.dtype)
+        batch, embedding_dim = x_GD.shape
+        automatic = self._kernel.block_of(batch=batch, embedding_dim=embedding_dim, dtype=options.dtype)
+        self._block = options.block or automatic
+        scoring = Scoring(margin.normalises_rows, margin.warp, options.dtype, block=self._block)
+        logsumexp_G, target_rows_GD = self._kernel.nontarget_logsumexp(
+            margin.features(x_GD), self.weight_SD, target_G, scoring, self._sink(learning_rate), self._rows_n
         )
         here_G = target_G >= 0
         # Target rows of other ranks are zeros here, whose cosine has no gradient worth having: x replaces them, and
@@ -246,25 +249,13 @@ class ShardedHead(nn.Module):
         target_rows_GD = torch.where(here_G[:, None], target_rows_GD, x_GD.detach())
         return Target(x_GD, target_rows_GD), here_G, logsumexp_G
 
-    def _sink(self, learning_rate: float) -> Sink | None:
-        """What becomes of a block of the gradient: an update, or a part of ``weight_SD.grad``; None: autograd's."""
-        if self.options.fused_update:
-            alone = num_ranks(self.replicas) == 1 and self._active is None
-            update = FusedUpdate(self.optimizer, learning_rate) if alone and self.optimizer else None
-            return Sink(lambda start, grad: self._update_block(start, grad, learning_rate), update)
-        return Sink(self._accumulate) if self._active is None else None
-
-    def _accumulate(self, start: int, grad: torch.Tensor) -> None:
-        """Put a block into ``weight_SD.grad``: over what was used up, or added to earlier micro-batches."""
-        if self.weight_SD.grad is None:
-            self.weight_SD.grad = torch.empty_like(self.weight_SD)
-        part = self.weight_SD.grad[start : start + grad.shape[0]]
-        if self._grad_is_used:
-            part.copy_(grad)
-        else:
-            part.add_(grad)
-        if start + grad.shape[0] == self.weight_SD.shape[0]:  # the last block
-            self._grad_is_used = False
+    def _sink(self, learning_rate: float) -> Sink:
+        """What becomes of a block of the gradient: an update, or a part of the step's gradient."""
+        if not self.options.fused_update:
+            return Sink(self._gradient.take, self._gradient)
+        alone = num_ranks(self.replicas) == 1
+        update = FusedUpdate(self.optimizer, learning_rate) if alone and self.optimizer else None
+        return Sink(lambda start, grad: self._update_block(start, grad, learning_rate), update)
 
     def _update_block(
         self, start: int, grad: torch.Tensor, learning_rate: float, dropped: torch.Tensor | None = None
@@ -273,7 +264,7 @@ class ShardedHead(nn.Module):
         assert self.optimizer is not None, "an update of a head without an optimizer"
         average_over_ranks_(grad, self.replicas)
         rows = slice(start, start + grad.shape[0])
-        self.optimizer.apply(rows if self._active is None else self._active[0][rows], grad, learning_rate, dropped)
+        self.optimizer.apply(rows if self._rows_n is None else self._rows_n[rows], grad, learning_rate, dropped)
 
     def _combine(
         self, target_logit_G: torch.Tensor, target_cosine_G: torch.Tensor, here_G: torch.Tensor, local_G: torch.Tensor

@@ -18,12 +18,13 @@ class RowOptimizer:
         unit: whether rows have length 1, now and after each update.
 
     Attributes:
+        optimizer, unit: as given.
         slots: by name, [S, D] or [S].
     """
 
     @torch.no_grad()
     def __init__(self, weight_SD: torch.Tensor, optimizer: Optimizer, unit: bool = False) -> None:
-        self._weight_SD, self._optimizer, self._unit = weight_SD, optimizer, unit
+        self._weight_SD, self.optimizer, self.unit = weight_SD, optimizer, unit
         if unit:
             _to_unit_length(weight_SD)
         self.slots = {slot.name: slot.zeros_for_rows(weight_SD) for slot in optimizer.slots}
@@ -43,10 +44,10 @@ class RowOptimizer:
         weight_nD = self._weight_SD[rows]
         slots = {name: slot[rows] for name, slot in self.slots.items()}
         if dropped is None:
-            self._optimizer.update_rows(weight_nD, slots, grad_nD, learning_rate)
+            self.optimizer.update_rows(weight_nD, slots, grad_nD, learning_rate)
         else:
-            self._optimizer.update_rows_unless(dropped, weight_nD, slots, grad_nD, learning_rate)
-        if self._unit:
+            self.optimizer.update_rows_unless(dropped, weight_nD, slots, grad_nD, learning_rate)
+        if self.unit:
             _to_unit_length(weight_nD, dropped)
         if isinstance(rows, slice):
             return

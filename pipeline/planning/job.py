@@ -39,7 +39,7 @@ class Job:
         classes, embedding_dim: C and D of the classifier, split over the ranks.
         global_batch: samples a step, over ranks and accumulation.
         ranks: N, one GPU each.
-        block: classes whose logits the head holds at a time.
+        block: classes whose logits the head holds at a time; None: as many as suit its kernel.
         accumulation: micro-batches a step.
         zero_stage: 1 splits the slots of the network over the ranks, 2 its gradients too, 3 its parameters as well.
         bf16: products in bfloat16.
@@ -56,7 +56,7 @@ class Job:
     embedding_dim: int
     global_batch: int
     ranks: int
-    block: int
+    block: int | None = None
     accumulation: int = 1
     zero_stage: int = 0
     bf16: bool = True
@@ -66,9 +66,11 @@ class Job:
     device: str = "cuda"
 
     def __post_init__(self) -> None:
-        for name in ("embedding_dim", "global_batch", "ranks", "block", "accumulation"):
+        for name in ("embedding_dim", "global_batch", "ranks", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, wanted at least 1")
+        if self.block is not None and self.block < 1:
+            raise ValueError(f"block: got {self.block}, wanted at least 1")
         if self.classes < self.ranks:
             raise ValueError(f"classes: got {self.classes}, wanted at least one for each of {self.ranks} ranks")
         parts = self.ranks * self.accumulation

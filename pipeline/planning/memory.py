@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.head.kernels import choose
+from pipeline.head.kernels import Kernel, choose
 from pipeline.planning.job import BF16, FP32, GIB, Job, Network
 
 # What no formula here sees: CUDA context, NCCL's and cuDNN's buffers, decoded batches, fragmentation. An assumption.
@@ -132,12 +132,23 @@ def _network_update(job: Job, network: Network) -> dict[str, int]:
     return {"network gradient": FP32 * _held_gradients(job, network), "flat copies": 2 * share}
 
 
+def head_block(job: Job) -> int:
+    """Classes that the head holds at a time, if there are as many."""
+    kernel, dtype = _kernel(job)
+    return job.block or kernel.block_of(batch=job.head_batch, embedding_dim=job.embedding_dim, dtype=dtype)
+
+
 def head_block_bytes(job: Job) -> int:
     """The head's memory beyond rows, their gradient and slots, as its kernel says; independent of C from a block on."""
-    dtype = torch.bfloat16 if job.bf16 else torch.float32
-    return choose(job.device, dtype).memory_bytes(
+    kernel, dtype = _kernel(job)
+    return kernel.memory_bytes(
         rows=job.rows, batch=job.head_batch, embedding_dim=job.embedding_dim, dtype=dtype, block=job.block
     )
+
+
+def _kernel(job: Job) -> tuple[Kernel, torch.dtype]:
+    dtype = torch.bfloat16 if job.bf16 else torch.float32
+    return choose(job.device, dtype), dtype
 
 
 def checkpoint_bytes(job: Job, network: Network) -> int:

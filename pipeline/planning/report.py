@@ -7,7 +7,7 @@ from itertools import chain, starmap
 
 from pipeline.planning.advice import changes, largest_classes
 from pipeline.planning.job import GIB, Job, Network
-from pipeline.planning.memory import memory, peak
+from pipeline.planning.memory import head_block, head_block_bytes, memory, peak
 from pipeline.planning.rates import Rates
 from pipeline.planning.timing import Course, flops, scaling, step_parts, traffic
 
@@ -16,6 +16,8 @@ def fitting(job: Job, network: Network, gpu_bytes: int) -> list[str]:
     """What a GPU holds, sends and computes, and whether that fits."""
     return [
         *_memory_table(memory(job, network)),
+        f"the classifier's blocks: {min(head_block(job), job.rows):,} classes at a time, "
+        f"{head_block_bytes(job) / 2**20:,.1f} MiB, whatever the number of identities",
         "",
         *_table("sent by a GPU in a step, MiB", traffic(job, network), 2**20),
         "",

@@ -84,8 +84,8 @@ class Head(Section):
     how fast they turn: as the inverse of its square."""
     ranks: int | None = Field(None, ge=1)
     """Ranks that share the classes; groups of that many replicate them. null: all ranks."""
-    block: int = Field(2048, ge=1)
-    """Classes whose logits are held at a time."""
+    block: int | None = Field(None, ge=1)
+    """Classes whose logits are held at a time; null: as many as suit the batch and the device's cache."""
 
     @model_validator(mode="after")
     def _possible(self) -> Head:

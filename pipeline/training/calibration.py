@@ -15,7 +15,7 @@ from cluster.collectives import barrier, gather_objects
 from cluster.stopwatch import STARTUP, STEP
 from pipeline.head.head import ShardedHead
 from pipeline.planning.job import FP32, Job, Network
-from pipeline.planning.memory import network_state_bytes
+from pipeline.planning.memory import head_block, network_state_bytes
 from pipeline.planning.rates import Rates
 from pipeline.planning.timing import step_seconds
 from pipeline.run.checkpoint import CheckpointError
@@ -142,9 +142,10 @@ def _network_seconds(trainer: Trainer, job: Job, images: int) -> float:
 
 def _head_rates(trainer: Trainer, job: Job) -> tuple[float, float]:
     """FLOPs a second of the head's products, and seconds of a call besides them."""
-    blocks = trainer.recipe.head.block * job.ranks
+    block = head_block(replace(job, device=trainer.device.type))
+    blocks = block * job.ranks
     times = {number: _head_seconds(trainer, job, number * blocks) for number in (_FEW, _MANY)}
-    product = 4 * 2 * job.head_batch * trainer.recipe.head.block * job.embedding_dim
+    product = 4 * 2 * job.head_batch * block * job.embedding_dim
     a_block = max((times[_MANY] - times[_FEW]) / (_MANY - _FEW), 1e-9)
     return product / a_block, max(0.0, times[_FEW] - _FEW * a_block)
 

@@ -62,7 +62,7 @@ def test_head_against_the_number_of_identities() -> None:
     rows = []
     for classes in CLASSES:
         results = run_ranks(scale, RANKS, classes, 2)
-        job = Job(classes, D, G, RANKS, block=2048, fused_update=True)
+        job = Job(classes, D, G, RANKS, block=2048, fused_update=True, device="cpu")
         planned = 8 * job.rows * D + head_block_bytes(job)
         measured = max(r["bytes"] for r in results)
         rows.append(

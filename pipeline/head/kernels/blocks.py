@@ -28,6 +28,9 @@ _LOG2_E = 1.4426950408889634
 _LN_2 = 0.6931471805599453
 _FP32 = 4
 
+# Classes scored at a time. At G = D = 512 a block's logits, rows and gradient are 4 MiB each in fp32.
+BLOCK = 2048
+
 
 @dataclass(frozen=True)
 class BlockLoop:
@@ -40,11 +43,17 @@ class BlockLoop:
         target_G: torch.Tensor,
         scoring: Scoring,
         sink: Sink | None = None,
+        rows_n: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Kernel`. A running maximum keeps logits of any size safe; every gradient goes to ``sink.take``."""
-        return _NontargetLogSumExp.apply(features_GD, weight_SD, target_G, scoring, sink)
+        assert rows_n is None or sink is not None, "a part of the rows needs a sink"
+        return _NontargetLogSumExp.apply(features_GD, weight_SD, target_G, scoring, sink, rows_n)
 
-    def memory_bytes(self, *, rows: int, batch: int, embedding_dim: int, dtype: torch.dtype, block: int) -> int:
+    def block_of(self, *, batch: int, embedding_dim: int, dtype: torch.dtype) -> int:  # noqa: ARG002 - see `Kernel`
+        """See `Kernel`."""
+        return BLOCK
+
+    def memory_bytes(self, *, rows: int, batch: int, embedding_dim: int, dtype: torch.dtype, block: int | None) -> int:
         """See `Kernel`. Independent of S once it exceeds the block; 18 MiB at G = D = 512 in fp32.
 
         The fullest of three moments of a block in the backward pass: its rows with its softmax and what is made of that
@@ -52,7 +61,7 @@ class BlockLoop:
         gradient and one more product of their size. Besides, six arrays [G, D]: embeddings, features and target rows
         with gradients.
         """
-        block, dim = min(block, rows), embedding_dim
+        block, dim = min(block or BLOCK, rows), embedding_dim
         if dtype == torch.bfloat16:
             fullest = max(dim + 1.5 * batch, 2.5 * dim + 0.5 * batch, 3 * dim)
         else:
@@ -71,12 +80,13 @@ class _NontargetLogSumExp(torch.autograd.Function):
         target_G: torch.Tensor,
         scoring: Scoring,
         sink: Sink | None,
+        rows_n: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         warp = scoring.warp
         features2_GD = features_GD * _LOG2_E
         maximum_G = features_GD.new_full((features_GD.shape[0],), -torch.inf)
         total_G = torch.zeros_like(maximum_G)
-        for start, rows, _ in _blocks(weight_SD, scoring):
+        for start, rows, _ in _blocks(weight_SD, scoring, rows_n):
             logits = exact_product(rows, features2_GD, scoring.dtype)
             if warp is not None:
                 logits = _warped(logits, warp)
@@ -88,9 +98,10 @@ class _NontargetLogSumExp(torch.autograd.Function):
             del logits, rows  # or the next block's stand beside these
         logsumexp2_G = total_G.log2() + _finite(maximum_G)
         ctx.save_for_backward(features_GD, weight_SD, target_G, logsumexp2_G)
-        ctx.scoring, ctx.sink = scoring, sink
-        target_rows_GD = weight_SD[target_G.clamp(min=0)].masked_fill((target_G < 0)[:, None], 0)
-        return logsumexp2_G * _LN_2, target_rows_GD
+        ctx.scoring, ctx.sink, ctx.rows_n = scoring, sink, rows_n
+        number_G = target_G.clamp(min=0)
+        target_rows_GD = weight_SD[number_G if rows_n is None else rows_n[number_G]]
+        return logsumexp2_G * _LN_2, target_rows_GD.masked_fill((target_G < 0)[:, None], 0)
 
     @staticmethod
     def backward(ctx: Any, grad_G: torch.Tensor, grad_target_rows_GD: torch.Tensor) -> tuple[Any, ...]:
@@ -102,7 +113,7 @@ class _NontargetLogSumExp(torch.autograd.Function):
         grad_features_GD = torch.zeros_like(features_GD)
         grad_weight_SD = torch.empty_like(weight_SD) if sink is None else None
         shift_G = _finite(logsumexp2_G)
-        for start, rows, norms in _blocks(weight_SD, scoring):
+        for start, rows, norms in _blocks(weight_SD, scoring, ctx.rows_n):
             softmax = _softmax(features2_GD, rows, target_G - start, shift_G, scoring)
             softmax = gradient_factor(softmax, dtype)
             grad_features_GD += gradient_product(softmax.t(), gradient_factor(rows, dtype))
@@ -121,13 +132,16 @@ class _NontargetLogSumExp(torch.autograd.Function):
             del grad_rows, place, rows
         if grad_weight_SD is not None:
             _add_target(grad_weight_SD, grad_target_rows_GD, target_G)
-        return grad_features_GD.mul_(grad_G[:, None]), grad_weight_SD, None, None, None
+        return grad_features_GD.mul_(grad_G[:, None]), grad_weight_SD, None, None, None, None
 
 
-def _blocks(weight_SD: torch.Tensor, scoring: Scoring) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
+def _blocks(
+    weight_SD: torch.Tensor, scoring: Scoring, rows_n: torch.Tensor | None
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
     """First row, the rows as they are multiplied, and their lengths (None if they are not normalised)."""
-    for start in range(0, weight_SD.shape[0], scoring.block):
-        rows = weight_SD[start : start + scoring.block]
+    for start in range(0, len(weight_SD if rows_n is None else rows_n), scoring.block):
+        part = slice(start, start + scoring.block)
+        rows = weight_SD[part if rows_n is None else rows_n[part]]
         if not scoring.normalise_rows:
             yield start, rows, None
             continue

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
 from pipeline.head.margins import Warp
 from pipeline.optim.rows import RowOptimizer
-
-# Classes scored at a time. At G = D = 512 a block's logits, rows and gradient are 4 MiB each in fp32.
-BLOCK = 2048
 
 
 @dataclass(frozen=True)
@@ -29,15 +26,15 @@ class Scoring:
     normalise_rows: bool
     warp: Warp | None = None
     dtype: torch.dtype = torch.float32
-    block: int = BLOCK
+    block: int = field(kw_only=True)
 
 
 @dataclass(frozen=True)
 class FusedUpdate:
-    """The update that a kernel may do itself: of exactly the rows that it was given.
+    """The update of the rows that take part.
 
     Attributes:
-        optimizer: of those rows, with its state of each.
+        optimizer: of all rows, with its slots.
         learning_rate: of this step.
     """
 
@@ -45,19 +42,65 @@ class FusedUpdate:
     learning_rate: float
 
 
+class RowGradient:
+    """The gradient of the rows that take part, summed over micro-batches.
+
+    Args:
+        weight_SD: all rows.
+
+    Attributes:
+        rows: how many take part; None: all, and their gradient is ``weight_SD.grad``.
+        holds: whether a gradient is held that the next is added to; if not, what the memory holds was used up.
+    """
+
+    def __init__(self, weight_SD: torch.Tensor) -> None:
+        self._weight_SD = weight_SD
+        self._part: torch.Tensor | None = None
+        self.rows: int | None = None
+        self.holds = False
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of its memory."""
+        return sum(tensor.nbytes for tensor in (self._weight_SD.grad, self._part) if tensor is not None)
+
+    def memory(self) -> torch.Tensor:
+        """Where it lies [rows, D]: the same from step to step, since gigabytes of fresh memory cost page faults."""
+        weight_SD, rows = self._weight_SD, self.rows
+        if rows is None:
+            if weight_SD.grad is None:
+                weight_SD.grad = torch.empty_like(weight_SD)
+            return weight_SD.grad
+        if self._part is None or len(self._part) < rows:
+            # A little more than now: the number of sampled rows differs from step to step.
+            self._part = weight_SD.detach().new_empty(rows + rows // 16, weight_SD.shape[1])
+        return self._part[:rows]
+
+    def take(self, start: int, grad: torch.Tensor) -> None:
+        """A block, from row `start` on; see `Sink`."""
+        whole = self.memory()
+        part = whole[start : start + grad.shape[0]]
+        if self.holds:
+            part.add_(grad)
+        else:
+            part.copy_(grad)
+        if start + grad.shape[0] == whole.shape[0]:  # the last block
+            self.holds = True
+
+
 @dataclass(frozen=True)
 class Sink:
-    """What takes the rows' gradient, a block at a time, in the backward pass; the whole gradient is then never held.
+    """What takes the rows' gradient, a block at a time, in the backward pass.
 
     Attributes:
         take: called once for each block, by rising rows, with (first row, gradient [block, D]); it may overwrite the
             gradient, and it may change those rows in place.
-        update: what a kernel may do with a block's gradient instead of calling `take`; None: only `take` will do,
-            because replicas average first, micro-batches are summed, or the rows are copies.
+        instead: what a kernel may do itself instead of calling `take`; None: only `take` will do, because replicas
+            average first.
     """
 
     take: Callable[[int, torch.Tensor], None]
-    update: FusedUpdate | None = None
+    instead: FusedUpdate | RowGradient | None = None
 
 
 class Kernel(Protocol):
@@ -70,6 +113,7 @@ class Kernel(Protocol):
         target_G: torch.Tensor,
         scoring: Scoring,
         sink: Sink | None = None,
+        rows_n: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-sum-exp of every sample's logits over these rows but its target's, and its target's row.
 
@@ -78,17 +122,23 @@ class Kernel(Protocol):
         Args:
             features_GD: what the rows are multiplied with.
             weight_SD: the rows.
-            target_G: int64, each sample's target class as a row number here, or -1 if it is not here.
+            target_G: int64, each sample's target class as a number among the rows that take part, or -1 if it is not
+                there.
             scoring: how logits come from these.
             sink: takes each block of the rows' gradient as soon as it exists; ``weight_SD.grad`` then stays as it is.
                 None: the gradient is autograd's.
+            rows_n: int64, rising, the rows that take part, which are read and updated where they lie; None: all. They
+                need a sink, which counts among them.
 
         Returns:
             logsumexp [G] (-inf if there is no non-target class here) and raw target rows [G, D] (zeros if the target
             is -1).
         """
 
-    def memory_bytes(self, *, rows: int, batch: int, embedding_dim: int, dtype: torch.dtype, block: int) -> int:
+    def block_of(self, *, batch: int, embedding_dim: int, dtype: torch.dtype) -> int:
+        """Classes held at a time if nobody says how many; the arguments are those of `memory_bytes`."""
+
+    def memory_bytes(self, *, rows: int, batch: int, embedding_dim: int, dtype: torch.dtype, block: int | None) -> int:
         """Bytes at the fullest moment of forward and backward, beyond the rows, their gradient and optimizer state.
 
         Args:
@@ -96,5 +146,5 @@ class Kernel(Protocol):
             batch: G, samples in one call.
             embedding_dim: D.
             dtype: of the products' factors.
-            block: classes held at a time, at most.
+            block: classes held at a time, at most; None: `block_of`.
         """

@@ -66,7 +66,7 @@ def planned(
     num_ranks: int, classes: int, dim: int, batch: int, block: int, fused: bool, bf16: bool
 ) -> tuple[Job, dict[str, int]]:
     """The classifier's own bytes at each moment."""
-    job = Job(classes, dim, batch, num_ranks, block, bf16=bf16, fused_update=fused)
+    job = Job(classes, dim, batch, num_ranks, block, bf16=bf16, fused_update=fused, device="cpu")
     moments = memory(job, Network(parameters=0, activation_bytes=0, macs=0))
     return job, {moment: sum(parts.values()) - RESERVED_BYTES for moment, parts in moments.items()}
 

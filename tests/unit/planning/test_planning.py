@@ -23,7 +23,7 @@ from pipeline.planning import GIB, RESERVED_BYTES, Job, Network
 
 STAGE = Path(__file__).parents[3] / "stages" / "plan.py"
 ROOT = Path(__file__).parents[3]
-JOB = Job(classes=1001, embedding_dim=8, global_batch=48, ranks=4, block=16, bf16=False)
+JOB = Job(classes=1001, embedding_dim=8, global_batch=48, ranks=4, block=16, bf16=False, device="cpu")
 NETWORK = Network(parameters=1000, activation_bytes=300, macs=7000, largest_parameter=200)
 
 jobs = st.builds(
@@ -36,6 +36,7 @@ jobs = st.builds(
     per_rank=st.integers(1, 64),
     accumulation=st.integers(1, 3),
     block=st.sampled_from([128, 2048]),
+    device=st.sampled_from(["cpu", "cuda"]),
     zero_stage=st.integers(0, 3),
     bf16=st.booleans(),
 )
@@ -109,6 +110,7 @@ def test_bf16_halves_nothing_that_is_summed() -> None:
 @settings(deadline=None)  # a busy machine
 @given(jobs, networks)
 def test_the_head_beyond_its_rows_does_not_grow_with_the_classes(job: Job, network: Network) -> None:
+    assert job.block is not None
     many = replace(job, classes=job.classes + job.block * job.ranks)
     more = replace(many, classes=10 * many.classes)
     assert planning.head_block_bytes(many) == planning.head_block_bytes(more)
@@ -229,6 +231,7 @@ def test_the_command_says_what_fits(plan: Plan) -> None:
 def test_json_holds_the_same_numbers(plan: Plan) -> None:
     answer = json.loads(plan(*LARGE, "--json")[1])
     assert answer["fits"] is True
+    assert answer["head_block"]["bytes"] == answer["memory_bytes"]["head"]["classifier blocks"]
     assert answer["peak_bytes"] == max(sum(parts.values()) for parts in answer["memory_bytes"].values())
     assert answer["network"]["parameters"] == 12_562_496
 
@@ -244,6 +247,18 @@ def test_the_command_prints_the_published_cases(plan: Plan) -> None:
     table = [line for line in plan("--published-cases")[1].splitlines() if line.startswith("| ")]
     assert len(table) == 2 + 6
     assert any("2,059,906" in line for line in table)
+
+
+def test_the_command_says_how_many_classes_a_block_has_and_what_it_takes(plan: Plan) -> None:
+    few, many = (json.loads(plan(*LARGE, "--global-batch", batch, "--json")[1]) for batch in ("64", "4096"))
+    assert few["head_block"]["classes"] > many["head_block"]["classes"] >= 1024
+    for answer in (few, many):
+        # a class's row as factors and its softmax in bf16, its gradient in fp32
+        made = answer["head_block"]["classes"] * (2 * 512 + 2 * answer["job"]["global_batch"] + 4 * 512)
+        assert made < answer["head_block"]["bytes"] < 1.5 * made + 48 * answer["job"]["global_batch"] * 512
+    out = plan(*LARGE, "--global-batch", "64")[1]
+    words = f"blocks: {few['head_block']['classes']:,} classes at a time, {few['head_block']['bytes'] / 2**20:,.1f} MiB"
+    assert words in out
 
 
 @pytest.mark.parametrize(

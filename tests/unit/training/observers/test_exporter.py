@@ -56,7 +56,7 @@ def test_what_is_known_before_the_first_step(rank: Rank) -> None:
     assert rank.value("ranks") == 2
     assert rank.value("checkpoint_interval_steps") == 5
     assert rank.value("restarts_total") == 3
-    assert rank.value("head_planned_bytes") == head_bytes(job_of(recipe(), CLASSES, 2))
+    assert rank.value("head_planned_bytes") == head_bytes(job_of(recipe(), CLASSES, 2, "cpu"))
 
 
 def test_gauges_are_set_counters_added_to_and_histograms_observed(rank: Rank) -> None:
