@@ -49,6 +49,9 @@ class Data(Section):
     """Host threads that decode, of each rank."""
     prefetch: int = Field(3, ge=1)
     """Decoded batches that a rank holds ready."""
+    max_undecodable: float = Field(0.01, ge=0, le=1)
+    """Largest share of samples that cannot be decoded, of all that the process has read, or of 1,000 if it has read
+    fewer: beyond it the run ends. 0: none may be."""
 
 
 class Phase(Section):

@@ -37,6 +37,7 @@ FAULTS = {
     "head.m=3": "head.m: unknown key; it is head.margin.m now",
     "head.lambda_power=2": "head.lambda_power: unknown key; it is head.margin.lambda_power now",
     "optimizer.milestones=[5,3]": "optimizer.milestones: got [5, 3], wanted rising steps",
+    "data.max_undecodable=2": "data.max_undecodable: got 2, wanted less than or equal to 1",
     "data.accumulation=5": "data.accumulation: got 5, wanted a divisor of data.global_batch 32",
     "data.streams=5": "data.streams: got 5, wanted a divisor of data.global_batch 32",
     "data.shards=null": "data.shards: got null, wanted a valid string",
