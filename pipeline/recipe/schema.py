@@ -271,6 +271,12 @@ class Recipe(Section):
                     f"head.{key}: got {getattr(self.head, key)} with data.accumulation {self.data.accumulation}, "
                     "wanted accumulation 1: it works on the gradient of one backward pass"
                 )
+        for key, got in (("fused_update", self.head.fused_update), ("ranks", self.head.ranks)):
+            if self.optimizer.clip_rows and got:
+                raise ValueError(
+                    f"optimizer.clip_rows: got true with head.{key} {got}, wanted false: the norm must be known before "
+                    "any row is updated, and after its gradient is averaged over replicas"
+                )
         if self.backbone.compile and self.zero_stage == 3:
             raise ValueError("backbone.compile: got true with zero_stage 3, wanted 0, 1 or 2")
         if (self.evaluation.every or 0) % self.checkpoint.every:

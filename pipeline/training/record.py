@@ -90,6 +90,8 @@ def measured(outcome: Outcome, angles: TargetAngles | None, chance: float) -> Va
             values["target_cosine"] = outcome.target_cosine_G[outcome.valid_G].mean().item()
             values["embedding_norm"] = outcome.embedding_norm_G[outcome.valid_G].mean().item()
         values["gradient_norm"] = outcome.gradient_norm
+        if outcome.clip_ratio is not None:
+            values["gradient_clip_ratio"] = outcome.clip_ratio
         values["loss_over_chance_ratio"] = outcome.loss / chance
     if angles is not None:
         values["margin_angle_beyond_pi_ratio"] = angles.beyond_pi

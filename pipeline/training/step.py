@@ -20,6 +20,7 @@ from cluster.stopwatch import STEP
 from pipeline.backbones.backbone import seed_forward
 from pipeline.head.head import HeadOutput, ShardedHead
 from pipeline.recipe.schema import Recipe
+from pipeline.training import clipping
 from pipeline.training.agreement import Agreed, agree
 
 if TYPE_CHECKING:  # these load DeepSpeed and DALI, which takes seconds: a start is checked before
@@ -55,8 +56,9 @@ class Outcome:
         loss: mean over the valid samples of a head's batch, then over micro-batches and replicas; NaN if the step was
             left out.
         target_cosine_G, embedding_norm_G, valid_G: of the head group's batch, on the CPU; empty if left out.
-        gradient_norm: of the backbone's whole gradient, averaged over ranks, before weight decay; NaN if the step was
-            given up before there was one.
+        gradient_norm: of the backbone's whole gradient, averaged over ranks, before clipping and weight decay; NaN if
+            the step was given up before there was one.
+        clip_ratio: what clipping multiplied the gradient by; None if the recipe clips nothing.
         rows_moved: a fused update changed the rows before the backbone's gradient, which comes later, was found bad.
         undecodable: samples of the global batch that could not be decoded; 0 if the step was left out.
     """
@@ -68,6 +70,7 @@ class Outcome:
     embedding_norm_G: torch.Tensor
     valid_G: torch.Tensor
     gradient_norm: float = torch.nan
+    clip_ratio: float | None = None
     rows_moved: bool = False
     undecodable: int = 0
 
@@ -133,7 +136,7 @@ class Stepper:
                     agreed = self._agree(batch, outputs, [], [], None, spike_above, stop_asked)
                     if agreed.severity.item() != Severity.GOOD:
                         self._undo()
-                        return replace(self._read(agreed, outputs), gradient_norm=torch.nan)
+                        return replace(self._read(agreed, outputs), gradient_norm=torch.nan, clip_ratio=None)
                 # the step's loss is the mean over its micro-batches
                 (output.loss / parts).backward()
             assert x_BD.grad is not None
@@ -144,6 +147,7 @@ class Stepper:
                 rows, backbone = self._head.row_gradient, self._engine.gradients()
                 agreed = self._agree(batch, outputs, gradients, backbone, rows, spike_above, stop_asked)
                 dropped = (agreed.severity != Severity.GOOD).float()
+                self._clip(agreed, backbone, rows)
             with STEP.part("update"):
                 self._engine.step(learning_rate, dropped)
         with STEP.part("update"):
@@ -159,6 +163,18 @@ class Stepper:
         """Take back what the forward pass of a bad step changed."""
         self._engine.restore_buffers()
         self._head.drop()
+
+    def _clip(self, agreed: Agreed, backbone: list[torch.Tensor], rows: torch.Tensor | None) -> None:
+        """Clip the backbone's gradient and, by choice, that of the rows with it: one norm for both."""
+        most = self._recipe.optimizer.clip_norm
+        if most is not None:
+            parts = [*backbone, rows] if self._recipe.optimizer.clip_rows and rows is not None else backbone
+            clipping.clip_(parts, self._clipped_square(agreed), most)
+
+    def _clipped_square(self, agreed: Agreed) -> torch.Tensor:
+        """The square of the norm that clipping looks at."""
+        rows = agreed.rows_square if self._recipe.optimizer.clip_rows else 0
+        return agreed.backbone_square + rows
 
     def _agree(
         self,
@@ -204,6 +220,8 @@ class Stepper:
         pieces = [torch.stack(agreed), mean[None], cosine_G.double(), norm_G.double(), valid_G.double()]
         numbers, loss, *of_samples = torch.cat(pieces).cpu().split([len(piece) for piece in pieces])
         found = Agreed(*numbers)
+        most = self._recipe.optimizer.clip_norm
+        ratio = None if most is None else clipping.coefficient(self._clipped_square(found), most).item()
         return Outcome(
             Severity(int(found.severity)),
             bool(found.stopping),
@@ -212,5 +230,6 @@ class Stepper:
             of_samples[1].to(norm_G.dtype),
             of_samples[2].bool(),
             found.backbone_square.sqrt().item(),
+            ratio,
             undecodable=int(found.undecodable),
         )

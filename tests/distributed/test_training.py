@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.head.margins.softmax import ModifiedSoftmax
 from pipeline.head.rows import initial_rows
+from pipeline.optim import Optimizer
 from pipeline.optim.sgd import SGD
 from pipeline.planning import Job, Network
 from pipeline.reading.dali import Decoder
@@ -65,6 +67,7 @@ def train_on(rank: int, ranks: int, plan: Recipe, run: Path, resume: int | None 
     return {
         "losses": [r.loss for r in records],
         "gradient_norms": [r.values["gradient_norm"] for r in records],
+        "clip_ratios": [r.values.get("gradient_clip_ratio") for r in records],
         "sent": [
             tuple(sent.values()) for r in records if isinstance(sent := r.values["communication_bytes_total"], dict)
         ],
@@ -94,9 +97,10 @@ def dense_run(plan: Recipe) -> dict[str, Any]:
         loss = dense_loss(backbone(batch.images_BCHW.double()), rows, batch.labels_B, ASoftmax(m=4), lambda_)
         grads = torch.autograd.grad(loss, list(named.values()))
         with torch.no_grad():
-            for (name, p), grad in zip(named.items(), grads, strict=True):
+            factors = clip_factors(plan.optimizer, grads)
+            for (name, p), grad, factor in zip(named.items(), grads, factors, strict=True):
                 bias = name.endswith("bias")
-                velocity[name].mul_(0.9).add_(grad + (0 if bias else 5e-4) * p)
+                velocity[name].mul_(0.9).add_(factor * grad + (0 if bias else 5e-4) * p)
                 p.sub_(velocity[name] * rate * (2 if bias else 1))
             if plan.head.unit_rows:
                 rows /= rows.norm(dim=1, keepdim=True)
@@ -109,6 +113,15 @@ def dense_run(plan: Recipe) -> dict[str, Any]:
         "backbone": {k: v.detach() for k, v in backbone.named_parameters()},
         "rows": rows.detach(),
     }
+
+
+def clip_factors(keys: Optimizer, grads: tuple[torch.Tensor, ...]) -> list[float]:
+    """What clipping multiplies each gradient by; the last is that of the rows."""
+    if keys.clip_norm is None:
+        return [1.0] * len(grads)
+    clipped = grads if keys.clip_rows else grads[:-1]
+    factor = min(1.0, keys.clip_norm / sum(float((grad**2).sum()) for grad in clipped) ** 0.5)
+    return [factor] * len(clipped) + [1.0] * (len(grads) - len(clipped))
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +202,56 @@ def test_unit_rows_stay_on_the_sphere_as_the_dense_runs_do(
     rows = torch.cat([r["rows"] for r in (results[:1] if head.get("ranks") else results)]).double()
     torch.testing.assert_close(rows, dense_with_unit_rows["rows"], rtol=1e-4, atol=2e-6)
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows)).double(), rtol=0, atol=1e-6)
+
+
+CLIPPED = [
+    (1, {}, {}),
+    (2, {"zero_stage": 1}, {}),
+    (3, {"zero_stage": 2}, {"clip_rows": True}),
+    (2, {"zero_stage": 3}, {"clip_rows": True}),
+    (3, {}, {"accumulation": 2, "clip_rows": True}),
+    (2, {"zero_stage": 2}, {"accumulation": 3}),
+]
+
+
+@pytest.mark.parametrize(("ranks", "change", "keys"), CLIPPED, ids=lambda v: str(v)[:40])
+def test_a_clipped_run_equals_the_dense_float64_run(
+    shards: Path,
+    dense: dict[str, Any],
+    tmp_path: Path,
+    ranks: int,
+    change: dict[str, Any],
+    keys: dict[str, Any],
+) -> None:
+    plain = recipe(shards)
+    most = statistics.median(dense["gradient_norms"][:5])  # some gradients are clipped and others are not
+    sgd = plain.optimizer.model_copy(update={"steps": 5, "clip_norm": most, "clip_rows": keys.get("clip_rows", False)})
+    data = plain.data.model_copy(update={"accumulation": keys.get("accumulation", 1)})
+    plan = recipe(shards, optimizer=sgd, data=data, **change)
+    wanted = dense_run(plan)
+    results = run_ranks(train_on, ranks, plan, tmp_path)
+    for result in results:
+        assert result["losses"] == pytest.approx(wanted["losses"], rel=2e-5)
+        assert result["gradient_norms"] == pytest.approx(wanted["gradient_norms"], rel=1e-3)
+        assert min(result["clip_ratios"]) < 0.95, result["gradient_norms"]
+        if not sgd.clip_rows:
+            factors = [min(1, most / norm) for norm in wanted["gradient_norms"]]
+            assert result["clip_ratios"] == pytest.approx(factors, rel=1e-3)
+            assert max(factors) == 1, "all were clipped"
+        for name, want in wanted["backbone"].items():
+            torch.testing.assert_close(result["backbone"][name].double(), want, rtol=1e-3, atol=2e-6)
+    rows = torch.cat([result["rows"] for result in results]).double()
+    torch.testing.assert_close(rows, wanted["rows"], rtol=1e-4, atol=2e-6)
+
+
+def test_a_norm_that_no_gradient_reaches_changes_no_bit(shards: Path, tmp_path: Path) -> None:
+    sgd = recipe(shards).optimizer.model_copy(update={"steps": 3})
+    wide = sgd.model_copy(update={"clip_norm": 1e9, "clip_rows": True})
+    (plain,) = run_ranks(train_on, 1, recipe(shards, optimizer=sgd), tmp_path / "plain")
+    (clipped,) = run_ranks(train_on, 1, recipe(shards, optimizer=wide), tmp_path / "clipped")
+    assert clipped["losses"] == plain["losses"]
+    assert torch.equal(clipped["rows"], plain["rows"])
+    assert all(torch.equal(clipped["backbone"][name], value) for name, value in plain["backbone"].items())
 
 
 def test_the_loss_is_the_mean_over_the_samples_that_can_be_decoded(tmp_path: Path) -> None:
