@@ -173,6 +173,8 @@ class Log(Section):
     """Steps between progress lines and rows of metrics.jsonl."""
     stall_steps: int = Field(1000, ge=4)
     """Warn when over so many steps the target angle has not fallen and the loss has stayed near ln C."""
+    profile: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Steps of which the first rank writes a profiler trace and, on a GPU, a memory snapshot to RUN/profile."""
     metrics_port: int | None = Field(9400, ge=0, le=65535)
     """Port for Prometheus of a host's first rank; rank r of the host takes port + r. 0: any free port; null: none."""
     metrics_address: str = "127.0.0.1"

@@ -32,6 +32,7 @@ from pipeline.training.inherit import Inherited, inherit
 from pipeline.training.record import Record, Values, measured, memory_by_part, shares_of
 from pipeline.training.saves import Saves
 from pipeline.training.step import Outcome, Severity, Stepper
+from pipeline.training.tracing import Tracer
 from pipeline.training.undecodable import UndecodableLimit
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class Trainer:
         self.step, self._undecodable = 0, 0
         self._guard = Guard(recipe.faults, run if topology.rank == 0 else None)
         self._limit = UndecodableLimit(recipe.data.max_undecodable, shards.describe, group)
+        self._tracer = Tracer(recipe.log.profile if topology.rank == 0 else (), run, device)
         self._chance = math.log(max(2, manifest.identities))
         self._stall = StallWatch(max(2, manifest.identities), recipe.log.stall_steps)
         self.order = Order(
@@ -143,7 +145,8 @@ class Trainer:
         reader = self.reader()
         try:
             while self.step < self.recipe.optimizer.steps:
-                record = self._one_step(reader, stop_asked)
+                with self._tracer.step(self.step + 1):
+                    record = self._one_step(reader, stop_asked)
                 yield record
                 # Before a roll-back: a run that stops at a bad step has saved without it, or will resume from before.
                 if record.stopping:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import statistics
 from pathlib import Path
@@ -244,14 +245,19 @@ def test_a_clipped_run_equals_the_dense_float64_run(
     torch.testing.assert_close(rows, wanted["rows"], rtol=1e-4, atol=2e-6)
 
 
-def test_a_norm_that_no_gradient_reaches_changes_no_bit(shards: Path, tmp_path: Path) -> None:
+def test_a_norm_that_no_gradient_reaches_and_a_trace_change_no_bit(shards: Path, tmp_path: Path) -> None:
     sgd = recipe(shards).optimizer.model_copy(update={"steps": 3})
     wide = sgd.model_copy(update={"clip_norm": 1e9, "clip_rows": True})
     (plain,) = run_ranks(train_on, 1, recipe(shards, optimizer=sgd), tmp_path / "plain")
-    (clipped,) = run_ranks(train_on, 1, recipe(shards, optimizer=wide), tmp_path / "clipped")
+    traced = recipe(shards, optimizer=wide, log=Log(profile=(2,)))
+    (clipped,) = run_ranks(train_on, 1, traced, tmp_path / "clipped")
     assert clipped["losses"] == plain["losses"]
     assert torch.equal(clipped["rows"], plain["rows"])
     assert all(torch.equal(clipped["backbone"][name], value) for name, value in plain["backbone"].items())
+    (file,) = (tmp_path / "clipped" / "profile").iterdir()
+    names = {event.get("name") for event in json.loads(file.read_text())["traceEvents"]}
+    assert file.name == "step-00000002.json"
+    assert {"data_wait", "forward", "head", "backward", "update"} <= names
 
 
 def test_the_loss_is_the_mean_over_the_samples_that_can_be_decoded(tmp_path: Path) -> None:

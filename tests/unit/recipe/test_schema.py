@@ -40,6 +40,7 @@ FAULTS = {
     "optimizer.clip_norm=0": "optimizer.clip_norm: got 0, wanted greater than 0",
     "optimizer.clip_rows=true": "optimizer.clip_rows: got true with clip_norm null, wanted a norm to clip to",
     "data.max_undecodable=2": "data.max_undecodable: got 2, wanted less than or equal to 1",
+    "log.profile=[0]": "log.profile.0: got 0, wanted greater than or equal to 1",
     "data.accumulation=5": "data.accumulation: got 5, wanted a divisor of data.global_batch 32",
     "data.streams=5": "data.streams: got 5, wanted a divisor of data.global_batch 32",
     "data.shards=null": "data.shards: got null, wanted a valid string",
