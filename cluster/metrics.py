@@ -81,6 +81,9 @@ METRICS = (
     Metric("margin_lambda", "gauge", "Annealing weight lambda of A-Softmax; small means the full margin."),
     Metric("margin_angle_beyond_pi_ratio", "gauge", "Share of samples with m times the target angle beyond pi."),
     Metric("gradient_norm", "gauge", "Norm of the backbone's gradient, averaged over ranks, before weight decay."),
+    Metric(
+        "gradient_clip_ratio", "gauge", "What clipping multiplied the latest gradient by; 1: it was within the norm."
+    ),
     Metric("embedding_norm", "gauge", "Mean norm of the embeddings of the latest global batch."),
     Metric("learning_rate", "gauge", "Learning rate of the latest step."),
     Metric("samples_total", "counter", "Samples that this process has trained on."),

@@ -6,7 +6,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Stopwatch:
     def __init__(self) -> None:
         self._running = False
         self._on_gpu = False
+        self._named = False
         self._stack: list[str] = []
         self.marks = 0
         self._marks: list[tuple[Any, str | None]] = []
@@ -51,10 +52,20 @@ class Stopwatch:
         self._mark()
         self._stack.append(name)
         try:
-            yield
+            with torch.profiler.record_function(name) if self._named else nullcontext():
+                yield
         finally:
             self._mark()
             self._stack.pop()
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Inside, each part is a range of its name in torch's profiler."""
+        self._named = True
+        try:
+            yield
+        finally:
+            self._named = False
 
     def take(self) -> dict[str, float]:
         """Seconds by part since the last call."""

@@ -1,12 +1,13 @@
 """Files that are whole or absent: written aside, synced, renamed."""
 
 import fcntl
+import math
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 ASIDE = ".part"
@@ -36,6 +37,15 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, NotWrittenError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__
+
+
+def with_nulls(value: Any) -> Any:
+    """A value for JSON, which has no NaN and no infinity: None in the place of each."""
+    if isinstance(value, dict):
+        return {key: with_nulls(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [with_nulls(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def make_folder(path: Path) -> None:

@@ -57,6 +57,7 @@ _WORK = f"sum by (rank, host) (rate({_OWN}[$window]))"
 _BY_PART = f"sum by (rank, host, part) (rate({_OWN}[$window]))"
 _STEPS = f"rate(spherescale_step_seconds_count{_JOB}[$window])"
 _NO_EVALUATION = "no evaluation yet, or the recipe names no evaluation set"
+_NO_CLIPPING = "no step yet, or the recipe has no optimizer.clip_norm"
 _NO_PEAK = "no GPU, or one whose peak is not in cluster/cards.py"
 _NO_LAMBDA = "no step yet, or the margin of this run has no lambda"
 
@@ -283,6 +284,12 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             "Of the backbone, before weight decay. A climb before the loss rises is divergence.",
             _gauge("gradient_norm", "norm"),
             logarithmic=True,
+        ),
+        Panel(
+            "Gradient clipping",
+            "What the gradient is multiplied by. 1: within optimizer.clip_norm. Always small: a lower learning rate.",
+            _gauge("gradient_clip_ratio", "factor"),
+            if_empty=_NO_CLIPPING,
         ),
         Panel("Learning rate", "", _gauge("learning_rate", "learning rate"), logarithmic=True),
         Panel(

@@ -5,11 +5,11 @@ Collectives of a step, in order, on the head's group: all-gather embeddings [B, 
 unless the classes are replicated (below): then the rows' gradients, block by block. A margin with state adds [G, 3]
 numbers between replicas.
 
-The gradient law. The loss is the mean over the group's batch, computed alike on every rank of it. A row's gradient is
-complete on the rank that owns it and is never averaged within the group. An embedding's gradient is the sum over the
-group's ranks of what their rows contribute (the reduce-scatter), hence complete too. DeepSpeed then *averages* the
-backbone's gradient over all ranks, but the sum over the group is wanted: `pipeline.training.engine` multiplies by the
-group's ranks, once, there and nowhere else.
+The gradient law. The loss is the mean over the samples of the group's batch that have a label, computed alike on every
+rank of it. A row's gradient is complete on the rank that owns it and is never averaged within the group. An embedding's
+gradient is the sum over the group's ranks of what their rows contribute (the reduce-scatter), hence complete too.
+DeepSpeed then *averages* the backbone's gradient over all ranks, but the sum over the group is wanted:
+`pipeline.training.engine` multiplies by the group's ranks, once, there and nowhere else.
 
 Two dimensions. The group may be smaller than the world (a node, say): its ranks split the classes, and groups replicate
 them. Each group then has the loss of its own part of the batch, and a row's gradient is averaged over its replicas.
@@ -49,7 +49,7 @@ class HeadOutput:
     """What a step's head computed, the same on every rank of the group.
 
     Attributes:
-        loss: scalar, mean over the group's batch; an ignored sample counts as 0.
+        loss: scalar, mean over the valid samples of the group's batch; 0 if there is none.
         target_cosine_G: cos θ to the target class, detached; 0 for ignored samples.
         embedding_norm_G: ‖x‖, detached.
         valid_G: which samples carry a label.
@@ -167,7 +167,10 @@ class ShardedHead(nn.Module):
         if self.state:
             columns = (target_cosine_G, embedding_norm_G, valid_G.to(x_GD.dtype))
             self._observed.append(torch.stack(columns, dim=1).detach())
-        return HeadOutput(loss_G.masked_fill(~valid_G, 0).mean(), target_cosine_G.detach(), embedding_norm_G, valid_G)
+        # Exactly 1 if all samples are valid: the loss is then its mean to the bit.
+        share = len(valid_G) / valid_G.sum().clamp(min=1).to(loss_G.dtype)
+        loss = loss_G.masked_fill(~valid_G, 0).mean() * share
+        return HeadOutput(loss, target_cosine_G.detach(), embedding_norm_G, valid_G)
 
     @property
     def held_bytes(self) -> int:
@@ -178,6 +181,11 @@ class ShardedHead(nn.Module):
     def slots(self) -> dict[str, torch.Tensor]:
         """What the optimizer keeps of the rows, by name: [S, D] or [S], live."""
         return {} if self.optimizer is None else self.optimizer.slots
+
+    @property
+    def row_gradient(self) -> torch.Tensor | None:
+        """This step's gradient of the rows that take part; None before the backward pass, or if that applied it."""
+        return self.weight_SD.grad if self._active is None else self._active[1].grad
 
     @torch.no_grad()
     def update(self, learning_rate: float, dropped: torch.Tensor | None = None) -> None:

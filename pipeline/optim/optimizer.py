@@ -79,6 +79,10 @@ class Optimizer(NamedSection):
     """Biases learn at this multiple of the rate (Caffe's lr_mult; the authors' nets: 2)."""
     bias_weight_decay: float | None = Field(None, ge=0)
     """Weight decay of biases (the authors' nets: 0); null: the same as weight_decay."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Largest norm of the backbone's gradient over all ranks, to which a larger one is scaled; null: no clipping."""
+    clip_rows: bool = False
+    """Clip the head's rows with the backbone, by one norm over both; false, as arcface_torch: the backbone alone."""
 
     @model_validator(mode="after")
     def _possible(self) -> Optimizer:
@@ -86,6 +90,8 @@ class Optimizer(NamedSection):
             raise ValueError(f"milestones: got {list(self.milestones)}, wanted rising steps")
         if self.power is not None and self.milestones:
             raise ValueError(f"power: got {self.power} with milestones {list(self.milestones)}, wanted one of the two")
+        if self.clip_rows and self.clip_norm is None:
+            raise ValueError("clip_rows: got true with clip_norm null, wanted a norm to clip to")
         return self
 
     @abstractmethod

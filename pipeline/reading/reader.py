@@ -33,12 +33,14 @@ class Batch:
         images_BCHW: float32 on the decoder's device, ``(x - 127.5) / 128``.
         labels_B: int64 on the same device; `IGNORED` if the image could not be decoded.
         ids_B: sample ids.
+        undecodable: the ids of those that could not be decoded, on the host.
     """
 
     step: int
     images_BCHW: torch.Tensor
     labels_B: torch.Tensor
     ids_B: np.ndarray[tuple[int], np.dtype[np.int64]]
+    undecodable: tuple[int, ...] = ()
 
 
 class Reader:
@@ -147,7 +149,9 @@ class Reader:
             ids = under_way.pop(0)
             labels = self._shards.labels(ids)
             labels[~decoded.good] = IGNORED
-            for position in decoded.bad:
+            undecodable = tuple(int(ids[position]) for position in decoded.bad)
+            for sample in undecodable:
                 self.decode_failures += 1
-                logger.warning("cannot decode %s: left out of step %d", self._shards.describe(int(ids[position])), step)
-            yield Batch(step, decoded.images, torch.from_numpy(labels).to(decoded.images.device), ids)
+                logger.warning("cannot decode %s: left out of step %d", self._shards.describe(sample), step)
+            labels_B = torch.from_numpy(labels).to(decoded.images.device)
+            yield Batch(step, decoded.images, labels_B, ids, undecodable)

@@ -17,8 +17,9 @@ from pipeline.recipe.schema import Recipe, RecipeError
 NETWORKS = {f"r{layers}": f"iresnet{layers}" for layers in (18, 34, 50, 100, 200)}
 NEEDED = ("margin_list", "network", "batch_size", "lr", "num_image", "num_epoch", "rec")
 
-# What that trainer's SGD has, whatever its config says.
+# What that trainer has, whatever its config says: its SGD, and the norm to which it clips the backbone's gradient.
 MOMENTUM = 0.9
+CLIP_NORM = 5.0
 
 # What that project's own defaults (configs/base.py) say of keys that a config leaves out.
 DEFAULTS: dict[str, Any] = {
@@ -99,6 +100,7 @@ def convert(config: dict[str, Any], ranks: int, shards: Path, *, power: float = 
                 "power": power,
                 "momentum": MOMENTUM,
                 "weight_decay": config["weight_decay"],
+                "clip_norm": CLIP_NORM,
             },
             "checkpoint": {"every": config["verbose"]},
             "evaluation": {"sets": {name: _places(name, shards) for name in config["val_targets"]}},
@@ -154,10 +156,7 @@ def _notes(config: dict[str, Any], recipe: Recipe) -> list[str]:
     for name, places in recipe.evaluation.sets.items():
         unpack = f"python stages/pairs.py bin {rec}/{name}.bin {places.pairs} --images {places.images}"
         notes.append(f"val_targets: {unpack}")
-    notes += [
-        "gradients: arcface_torch clips the backbone's to a norm of 5; here nothing is clipped",
-        "margin: beyond π the target logit keeps falling here; there it rises again",
-    ]
+    notes.append("margin: beyond π the target logit keeps falling here; there it rises again")
     if config["fp16"]:
         notes.append("precision: fp16 with a loss scale became bfloat16, which needs none")
     if config["sample_rate"] == 1:

@@ -49,6 +49,9 @@ class Data(Section):
     """Host threads that decode, of each rank."""
     prefetch: int = Field(3, ge=1)
     """Decoded batches that a rank holds ready."""
+    max_undecodable: float = Field(0.01, ge=0, le=1)
+    """Largest share of samples that cannot be decoded, of all that the process has read, or of 1,000 if it has read
+    fewer: beyond it the run ends. 0: none may be."""
 
 
 class Phase(Section):
@@ -170,6 +173,8 @@ class Log(Section):
     """Steps between progress lines and rows of metrics.jsonl."""
     stall_steps: int = Field(1000, ge=4)
     """Warn when over so many steps the target angle has not fallen and the loss has stayed near ln C."""
+    profile: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Steps of which the first rank writes a profiler trace and, on a GPU, a memory snapshot to RUN/profile."""
     metrics_port: int | None = Field(9400, ge=0, le=65535)
     """Port for Prometheus of a host's first rank; rank r of the host takes port + r. 0: any free port; null: none."""
     metrics_address: str = "127.0.0.1"
@@ -267,6 +272,12 @@ class Recipe(Section):
                 raise ValueError(
                     f"head.{key}: got {getattr(self.head, key)} with data.accumulation {self.data.accumulation}, "
                     "wanted accumulation 1: it works on the gradient of one backward pass"
+                )
+        for key, got in (("fused_update", self.head.fused_update), ("ranks", self.head.ranks)):
+            if self.optimizer.clip_rows and got:
+                raise ValueError(
+                    f"optimizer.clip_rows: got true with head.{key} {got}, wanted false: the norm must be known before "
+                    "any row is updated, and after its gradient is averaged over replicas"
                 )
         if self.backbone.compile and self.zero_stage == 3:
             raise ValueError("backbone.compile: got true with zero_stage 3, wanted 0, 1 or 2")

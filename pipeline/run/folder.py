@@ -110,6 +110,10 @@ class RunFolder:
         """What is known of a bad step, JSON."""
         return self.path / "faults" / f"{_STEP}{step:08d}.json"
 
+    def trace(self, step: int) -> Path:
+        """What a step did when, Chrome's JSON; a snapshot of the GPU's memory has the same name."""
+        return self.path / "profile" / f"{_STEP}{step:08d}.json"
+
     def saved_steps(self) -> list[int]:
         """Steps that have a checkpoint's folder, rising, whatever is in it."""
         return self._steps("")

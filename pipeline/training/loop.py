@@ -32,6 +32,8 @@ from pipeline.training.inherit import Inherited, inherit
 from pipeline.training.record import Record, Values, measured, memory_by_part, shares_of
 from pipeline.training.saves import Saves
 from pipeline.training.step import Outcome, Severity, Stepper
+from pipeline.training.tracing import Tracer
+from pipeline.training.undecodable import UndecodableLimit
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +70,8 @@ class Trainer:
         self.group, self.device = group, device
         self.step, self._undecodable = 0, 0
         self._guard = Guard(recipe.faults, run if topology.rank == 0 else None)
+        self._limit = UndecodableLimit(recipe.data.max_undecodable, shards.describe, group)
+        self._tracer = Tracer(recipe.log.profile if topology.rank == 0 else (), run, device)
         self._chance = math.log(max(2, manifest.identities))
         self._stall = StallWatch(max(2, manifest.identities), recipe.log.stall_steps)
         self.order = Order(
@@ -130,6 +134,7 @@ class Trainer:
 
         Raises:
             NonFiniteError: on every rank, before anything of that step was applied, if `faults` says so.
+            ShardError: on every rank, when too many samples cannot be decoded; on this one, when a tar was cut.
             UnsavedError: on every rank, when the first or last save fails. (One in between that fails is logged.)
         """
         if self.step == 0:
@@ -140,7 +145,8 @@ class Trainer:
         reader = self.reader()
         try:
             while self.step < self.recipe.optimizer.steps:
-                record = self._one_step(reader, stop_asked)
+                with self._tracer.step(self.step + 1):
+                    record = self._one_step(reader, stop_asked)
                 yield record
                 # Before a roll-back: a run that stops at a bad step has saved without it, or will resume from before.
                 if record.stopping:
@@ -170,6 +176,7 @@ class Trainer:
                 spike_above=self._guard.threshold,
                 stop_asked=stop_asked,
             )
+            self._limit.add(batch.undecodable, outcome.undecodable, self.recipe.data.global_batch)
         # While `step` is still the position of the batch: a fault is described, and left out, by that.
         angles = self._look_after(outcome, lambda_, rate)
         self.step += 1

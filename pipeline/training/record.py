@@ -23,7 +23,7 @@ class Record:
     Attributes:
         step: steps done, this one included.
         epoch: passes over the set, with the fraction of the current one.
-        loss: mean over the global batch, the same on every rank.
+        loss: mean over the decodable samples of the global batch, the same on every rank.
         lambda_: the margin's λ; None if it has none.
         learning_rate: the base rate.
         samples: in the global batch, undecodable ones included.
@@ -86,9 +86,12 @@ def measured(outcome: Outcome, angles: TargetAngles | None, chance: float) -> Va
     """
     values: dict[str, float | Mapping[str, float]] = {}
     if outcome.severity == Severity.GOOD:
-        values["target_cosine"] = outcome.target_cosine_G[outcome.valid_G].mean().item()
-        values["embedding_norm"] = outcome.embedding_norm_G.mean().item()
+        if outcome.valid_G.any():
+            values["target_cosine"] = outcome.target_cosine_G[outcome.valid_G].mean().item()
+            values["embedding_norm"] = outcome.embedding_norm_G[outcome.valid_G].mean().item()
         values["gradient_norm"] = outcome.gradient_norm
+        if outcome.clip_ratio is not None:
+            values["gradient_clip_ratio"] = outcome.clip_ratio
         values["loss_over_chance_ratio"] = outcome.loss / chance
     if angles is not None:
         values["margin_angle_beyond_pi_ratio"] = angles.beyond_pi

@@ -8,7 +8,6 @@ in a bad step; an optimizer that is not fused; a margin with state; the sampling
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -16,11 +15,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cluster.collectives import Group, any_rank, average_over_ranks_, max_over_ranks, num_ranks, rank_in
+from cluster.collectives import Group, any_rank, average_over_ranks_, num_ranks, rank_in
 from cluster.stopwatch import STEP
 from pipeline.backbones.backbone import seed_forward
 from pipeline.head.head import HeadOutput, ShardedHead
 from pipeline.recipe.schema import Recipe
+from pipeline.training import clipping
+from pipeline.training.agreement import Agreed, agree
 
 if TYPE_CHECKING:  # these load DeepSpeed and DALI, which takes seconds: a start is checked before
     from pipeline.reading.reader import Batch
@@ -52,11 +53,14 @@ class Outcome:
 
     Attributes:
         severity, stopping: the same on every rank; `stopping` when any rank is asked to.
-        loss: mean over the global batch, micro-batches and replicas alike; NaN if the step was left out.
+        loss: mean over the valid samples of a head's batch, then over micro-batches and replicas; NaN if the step was
+            left out.
         target_cosine_G, embedding_norm_G, valid_G: of the head group's batch, on the CPU; empty if left out.
-        gradient_norm: of the backbone's whole gradient, averaged over ranks, before weight decay; NaN if the step was
-            given up before there was one.
+        gradient_norm: of the backbone's whole gradient, averaged over ranks, before clipping and weight decay; NaN if
+            the step was given up before there was one.
+        clip_ratio: what clipping multiplied the gradient by; None if the recipe clips nothing.
         rows_moved: a fused update changed the rows before the backbone's gradient, which comes later, was found bad.
+        undecodable: samples of the global batch that could not be decoded; 0 if the step was left out.
     """
 
     severity: Severity
@@ -66,7 +70,9 @@ class Outcome:
     embedding_norm_G: torch.Tensor
     valid_G: torch.Tensor
     gradient_norm: float = torch.nan
+    clip_ratio: float | None = None
     rows_moved: bool = False
+    undecodable: int = 0
 
 
 class Stepper:
@@ -114,7 +120,7 @@ class Stepper:
         parts = self._recipe.data.accumulation
         outputs: list[HeadOutput] = []
         gradients: list[torch.Tensor] = []
-        agreed: torch.Tensor | None = None
+        agreed: Agreed | None = None
         dropped: torch.Tensor | None = None
         self._engine.keep_buffers()
         self._head.margin = self._recipe.head.margin_at(step)
@@ -127,10 +133,10 @@ class Stepper:
                 output = self._head(x_BD, labels, lambda_, step=step, learning_rate=learning_rate)
                 outputs.append(output)
                 if self._recipe.head.fused_update:  # its backward pass changes the rows
-                    agreed = self._agree(outputs, [], [], spike_above, stop_asked)
-                    if agreed[0].item() != Severity.GOOD:
+                    agreed = self._agree(batch, outputs, [], [], None, spike_above, stop_asked)
+                    if agreed.severity.item() != Severity.GOOD:
                         self._undo()
-                        return replace(self._read(agreed, outputs), gradient_norm=torch.nan)
+                        return replace(self._read(agreed, outputs), gradient_norm=torch.nan, clip_ratio=None)
                 # the step's loss is the mean over its micro-batches
                 (output.loss / parts).backward()
             assert x_BD.grad is not None
@@ -138,11 +144,10 @@ class Stepper:
             with STEP.part("backward"):
                 self._engine.backward(embeddings_BD, x_BD.grad.to(embeddings_BD.dtype))
             if len(outputs) == parts:
-                rows = self._head.weight_SD.grad  # None if it was applied at once, or if only some rows take part
-                heads = gradients if rows is None else [*gradients, rows]
-                backbone = self._engine.gradients()
-                agreed = self._agree(outputs, backbone, heads, spike_above, stop_asked)
-                dropped = (agreed[0] != Severity.GOOD).float()
+                rows, backbone = self._head.row_gradient, self._engine.gradients()
+                agreed = self._agree(batch, outputs, gradients, backbone, rows, spike_above, stop_asked)
+                dropped = (agreed.severity != Severity.GOOD).float()
+                self._clip(agreed, backbone, rows)
             with STEP.part("update"):
                 self._engine.step(learning_rate, dropped)
         with STEP.part("update"):
@@ -159,34 +164,49 @@ class Stepper:
         self._engine.restore_buffers()
         self._head.drop()
 
+    def _clip(self, agreed: Agreed, backbone: list[torch.Tensor], rows: torch.Tensor | None) -> None:
+        """Clip the backbone's gradient and, by choice, that of the rows with it: one norm for both."""
+        most = self._recipe.optimizer.clip_norm
+        if most is not None:
+            parts = [*backbone, rows] if self._recipe.optimizer.clip_rows and rows is not None else backbone
+            clipping.clip_(parts, self._clipped_square(agreed), most)
+
+    def _clipped_square(self, agreed: Agreed) -> torch.Tensor:
+        """The square of the norm that clipping looks at."""
+        rows = agreed.rows_square if self._recipe.optimizer.clip_rows else 0
+        return agreed.backbone_square + rows
+
     def _agree(
         self,
+        batch: Batch,
         outputs: list[HeadOutput],
+        embeddings: list[torch.Tensor],
         backbone: list[torch.Tensor],
-        heads: list[torch.Tensor],
+        rows: torch.Tensor | None,
         spike_above: float,
         stop_asked: Callable[[], bool],
-    ) -> torch.Tensor:
-        """Of all ranks [2 + N], on the device: how bad it is on the worst, whether any is asked to stop, norms squared.
-
-        One all-reduce (max): each rank's square of the norm of the backbone's gradient has its own place.
-        """
+    ) -> Agreed:
+        """See `Agreed`; the lists are gradients, as far as there are any yet. One all-reduce."""
         loss = torch.stack([output.loss.detach() for output in outputs]).mean()
         numbers = [loss, *(output.embedding_norm_G.sum() for output in outputs)]
-        squares_N = loss.new_zeros(num_ranks(self._group))
+        parts = loss.new_zeros(3)
+        parts[2] = len(batch.undecodable)
         if backbone:
             # one pass over the gradients: a norm is finite if and only if all its numbers are (and their squares fit)
-            norms = [norm.to(loss.dtype) for norm in torch._foreach_norm([*backbone, *heads])]
+            gradients = [*backbone, *embeddings] if rows is None else [*backbone, *embeddings, rows]
+            norms = [norm.to(loss.dtype) for norm in torch._foreach_norm(gradients)]
             numbers += norms
-            holders = 1 if self._engine.gradients_in_parts else len(squares_N)
-            squares_N[rank_in(self._group)] = torch.stack(norms[: len(backbone)]).square().sum() / holders
+            holders = 1 if self._engine.gradients_in_parts else num_ranks(self._group)
+            parts[0] = torch.stack(norms[: len(backbone)]).square().sum() / holders
+            if rows is not None:
+                parts[1] = norms[-1].square()
         finite = torch.isfinite(torch.stack(numbers)).all()
         spike = (loss > spike_above).float() * Severity.SPIKE
         severity = torch.where(finite, spike, torch.full_like(spike, Severity.NOT_FINITE))
         flags = torch.stack([severity, torch.full_like(severity, float(stop_asked()))])
-        return max_over_ranks(torch.cat([flags, squares_N]), self._group)
+        return agree(flags, parts, self._group)
 
-    def _read(self, agreed: torch.Tensor, outputs: list[HeadOutput]) -> Outcome:
+    def _read(self, agreed: Agreed, outputs: list[HeadOutput]) -> Outcome:
         """All that the host learns of a step, in one copy: here it waits for the device.
 
         The samples' numbers come as they are, a few kilobytes: what is computed of them costs the device nothing.
@@ -197,15 +217,19 @@ class Stepper:
         norm_G = torch.cat([output.embedding_norm_G for output in outputs])
         valid_G = torch.cat([output.valid_G for output in outputs])
         # every float32 and every flag is itself in float64
-        pieces = [agreed.double(), mean[None], cosine_G.double(), norm_G.double(), valid_G.double()]
-        flags, loss, *of_samples = torch.cat(pieces).cpu().split([len(piece) for piece in pieces])
-        worst, stopping, *squares = flags.tolist()
+        pieces = [torch.stack(agreed), mean[None], cosine_G.double(), norm_G.double(), valid_G.double()]
+        numbers, loss, *of_samples = torch.cat(pieces).cpu().split([len(piece) for piece in pieces])
+        found = Agreed(*numbers)
+        most = self._recipe.optimizer.clip_norm
+        ratio = None if most is None else clipping.coefficient(self._clipped_square(found), most).item()
         return Outcome(
-            Severity(int(worst)),
-            stopping > 0,
+            Severity(int(found.severity)),
+            bool(found.stopping),
             loss.tolist()[0],
             of_samples[0].to(cosine_G.dtype),
             of_samples[1].to(norm_G.dtype),
             of_samples[2].bool(),
-            math.sqrt(sum(squares)),
+            found.backbone_square.sqrt().item(),
+            ratio,
+            undecodable=int(found.undecodable),
         )

@@ -13,15 +13,14 @@ from pipeline.head.margins import Margin
 def dense_loss(
     x_GD: torch.Tensor, weight_CD: torch.Tensor, labels_G: torch.Tensor, margin: Margin, lambda_: float
 ) -> torch.Tensor:
-    """Mean cross-entropy over the global batch; ignored samples (-1) count as zero."""
-    return torch.stack(
-        [_sample_loss(x, weight_CD, label, margin, lambda_) for x, label in zip(x_GD, labels_G.tolist(), strict=True)]
-    ).mean()
+    """Mean cross-entropy over the samples of the global batch that have a label (not -1); 0 if none has."""
+    labelled = [(x, label) for x, label in zip(x_GD, labels_G.tolist(), strict=True) if label >= 0]
+    if not labelled:
+        return x_GD.sum() * 0
+    return torch.stack([_sample_loss(x, weight_CD, label, margin, lambda_) for x, label in labelled]).mean()
 
 
 def _sample_loss(x: torch.Tensor, weight_CD: torch.Tensor, label: int, margin: Margin, lambda_: float) -> torch.Tensor:
-    if label < 0:
-        return x.sum() * 0
     keys = margin.model_dump()
     if margin.name == "softmax":
         logits = weight_CD @ x

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -16,6 +19,7 @@ from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.head.margins.softmax import ModifiedSoftmax
 from pipeline.head.rows import initial_rows
+from pipeline.optim import Optimizer
 from pipeline.optim.sgd import SGD
 from pipeline.planning import Job, Network
 from pipeline.reading.dali import Decoder
@@ -64,6 +68,7 @@ def train_on(rank: int, ranks: int, plan: Recipe, run: Path, resume: int | None 
     return {
         "losses": [r.loss for r in records],
         "gradient_norms": [r.values["gradient_norm"] for r in records],
+        "clip_ratios": [r.values.get("gradient_clip_ratio") for r in records],
         "sent": [
             tuple(sent.values()) for r in records if isinstance(sent := r.values["communication_bytes_total"], dict)
         ],
@@ -86,16 +91,17 @@ def dense_run(plan: Recipe) -> dict[str, Any]:
     order = Order(shards.samples_per_tar, plan.seed, plan.data.global_batch, plan.data.streams, plan.data.window)
     reader = Reader(shards, order, Decoder(12, 32, 32, torch.device("cpu"), 1, plan.data.augment))
     losses, gradient_norms = [], []
-    for step in range(STEPS):
+    for step in range(plan.optimizer.steps):
         batch = next(reader)
         lambda_ = max(5.0, 50 / (1 + 0.5 * (step + 1)))
         rate = 0.02 * min(1, (step + 1) / 3) * (0.1 if step >= 15 else 1)
         loss = dense_loss(backbone(batch.images_BCHW.double()), rows, batch.labels_B, ASoftmax(m=4), lambda_)
         grads = torch.autograd.grad(loss, list(named.values()))
         with torch.no_grad():
-            for (name, p), grad in zip(named.items(), grads, strict=True):
+            factors = clip_factors(plan.optimizer, grads)
+            for (name, p), grad, factor in zip(named.items(), grads, factors, strict=True):
                 bias = name.endswith("bias")
-                velocity[name].mul_(0.9).add_(grad + (0 if bias else 5e-4) * p)
+                velocity[name].mul_(0.9).add_(factor * grad + (0 if bias else 5e-4) * p)
                 p.sub_(velocity[name] * rate * (2 if bias else 1))
             if plan.head.unit_rows:
                 rows /= rows.norm(dim=1, keepdim=True)
@@ -108,6 +114,15 @@ def dense_run(plan: Recipe) -> dict[str, Any]:
         "backbone": {k: v.detach() for k, v in backbone.named_parameters()},
         "rows": rows.detach(),
     }
+
+
+def clip_factors(keys: Optimizer, grads: tuple[torch.Tensor, ...]) -> list[float]:
+    """What clipping multiplies each gradient by; the last is that of the rows."""
+    if keys.clip_norm is None:
+        return [1.0] * len(grads)
+    clipped = grads if keys.clip_rows else grads[:-1]
+    factor = min(1.0, keys.clip_norm / sum(float((grad**2).sum()) for grad in clipped) ** 0.5)
+    return [factor] * len(clipped) + [1.0] * (len(grads) - len(clipped))
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +151,7 @@ def planned_bytes(plan: Recipe, ranks: int, backbone: dict[str, torch.Tensor]) -
     job = Job(7, plan.backbone.embedding_dim, plan.data.global_batch, ranks, 2048, plan.data.accumulation)
     sent = planning.traffic(job, Network(sum(p.numel() for p in backbone.values()), 0, 0))
     whole = sent.pop("all-reduce of the network's gradient")
-    agreement = 2 * (ranks - 1) / ranks * 4 * (2 + ranks)
+    agreement = 2 * (ranks - 1) / ranks * 4 * (2 + 3 * ranks)
     # ZeRO 3 gathers the parameters twice and reduces once; the others do each once
     return sum(sent.values()) + agreement, whole * (1.5 if plan.zero_stage == 3 else 1)
 
@@ -188,6 +203,76 @@ def test_unit_rows_stay_on_the_sphere_as_the_dense_runs_do(
     rows = torch.cat([r["rows"] for r in (results[:1] if head.get("ranks") else results)]).double()
     torch.testing.assert_close(rows, dense_with_unit_rows["rows"], rtol=1e-4, atol=2e-6)
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows)).double(), rtol=0, atol=1e-6)
+
+
+CLIPPED = [
+    (1, {}, {}),
+    (2, {"zero_stage": 1}, {}),
+    (3, {"zero_stage": 2}, {"clip_rows": True}),
+    (2, {"zero_stage": 3}, {"clip_rows": True}),
+    (3, {}, {"accumulation": 2, "clip_rows": True}),
+    (2, {"zero_stage": 2}, {"accumulation": 3}),
+]
+
+
+@pytest.mark.parametrize(("ranks", "change", "keys"), CLIPPED, ids=lambda v: str(v)[:40])
+def test_a_clipped_run_equals_the_dense_float64_run(
+    shards: Path,
+    dense: dict[str, Any],
+    tmp_path: Path,
+    ranks: int,
+    change: dict[str, Any],
+    keys: dict[str, Any],
+) -> None:
+    plain = recipe(shards)
+    most = statistics.median(dense["gradient_norms"][:5])  # some gradients are clipped and others are not
+    sgd = plain.optimizer.model_copy(update={"steps": 5, "clip_norm": most, "clip_rows": keys.get("clip_rows", False)})
+    data = plain.data.model_copy(update={"accumulation": keys.get("accumulation", 1)})
+    plan = recipe(shards, optimizer=sgd, data=data, **change)
+    wanted = dense_run(plan)
+    results = run_ranks(train_on, ranks, plan, tmp_path)
+    for result in results:
+        assert result["losses"] == pytest.approx(wanted["losses"], rel=2e-5)
+        assert result["gradient_norms"] == pytest.approx(wanted["gradient_norms"], rel=1e-3)
+        assert min(result["clip_ratios"]) < 0.95, result["gradient_norms"]
+        if not sgd.clip_rows:
+            factors = [min(1, most / norm) for norm in wanted["gradient_norms"]]
+            assert result["clip_ratios"] == pytest.approx(factors, rel=1e-3)
+            assert max(factors) == 1, "all were clipped"
+        for name, want in wanted["backbone"].items():
+            torch.testing.assert_close(result["backbone"][name].double(), want, rtol=1e-3, atol=2e-6)
+    rows = torch.cat([result["rows"] for result in results]).double()
+    torch.testing.assert_close(rows, wanted["rows"], rtol=1e-4, atol=2e-6)
+
+
+def test_a_norm_that_no_gradient_reaches_and_a_trace_change_no_bit(shards: Path, tmp_path: Path) -> None:
+    sgd = recipe(shards).optimizer.model_copy(update={"steps": 3})
+    wide = sgd.model_copy(update={"clip_norm": 1e9, "clip_rows": True})
+    (plain,) = run_ranks(train_on, 1, recipe(shards, optimizer=sgd), tmp_path / "plain")
+    traced = recipe(shards, optimizer=wide, log=Log(profile=(2,)))
+    (clipped,) = run_ranks(train_on, 1, traced, tmp_path / "clipped")
+    assert clipped["losses"] == plain["losses"]
+    assert torch.equal(clipped["rows"], plain["rows"])
+    assert all(torch.equal(clipped["backbone"][name], value) for name, value in plain["backbone"].items())
+    (file,) = (tmp_path / "clipped" / "profile").iterdir()
+    names = {event.get("name") for event in json.loads(file.read_text())["traceEvents"]}
+    assert file.name == "step-00000002.json"
+    assert {"data_wait", "forward", "head", "backward", "update"} <= names
+
+
+def test_the_loss_is_the_mean_over_the_samples_that_can_be_decoded(tmp_path: Path) -> None:
+    broken = write_shards(tmp_path / "set", identities=7, images=6)
+    plan = recipe(broken)
+    plan = recipe(broken, optimizer=plan.optimizer.model_copy(update={"steps": 4}))
+    with (broken / "faces-000000.tar").open("r+b") as file:
+        for row in np.load(broken / "index.npy")[[3, 20, 21]]:
+            file.seek(int(row["offset"]))
+            file.write(bytes(int(row["size"])))
+    wanted = dense_run(plan)
+    for result in run_ranks(train_on, 2, plan, tmp_path / "run"):
+        assert result["losses"] == pytest.approx(wanted["losses"], rel=2e-5)
+        for name, want in wanted["backbone"].items():
+            torch.testing.assert_close(result["backbone"][name].double(), want, rtol=1e-3, atol=2e-6)
 
 
 def test_bf16_follows_the_dense_run(shards: Path, dense: dict[str, Any], tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def recipe(shards: Path, zero_stage: Literal[0, 1, 2, 3], **head: Any) -> Recipe
         data=Data(shards=shards, global_batch=4, decode_threads=1),
         backbone=IResNetBackbone(name="iresnet18", embedding_dim=6),
         head=Head(margin=ASoftmax(lambda_max=50), **head),
-        optimizer=SGD(steps=4, learning_rate=0.01),
+        optimizer=SGD(steps=4, learning_rate=0.01, clip_norm=1.0),
         checkpoint=Checkpoint(every=4),
         zero_stage=zero_stage,
         precision="bfloat16",

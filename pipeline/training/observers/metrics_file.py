@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from cluster.metrics import METRICS
-from pipeline.files import write_file
+from pipeline.files import with_nulls, write_file
 from pipeline.training.observers.observer import Observer
 from pipeline.training.record import Record, Window, series_of
 
@@ -26,7 +26,8 @@ class MetricsFile(Observer):
 
     Gauges are as they were after the step, counters the totals of this process. Means over the log's window have names
     of their own if Prometheus does not hold them: ``step_part_seconds``, and ``step_seconds``, which there is a
-    histogram. Floats keep every digit, so that two runs can be compared bit for bit.
+    histogram. Floats keep every digit, so that two runs can be compared bit for bit; one
+    that is not finite is null, since JSON has no NaN.
 
     A step stands in the file once: what is after the step resumed from or rolled back to is dropped. If the disk takes
     nothing, rows are lost, and half a row is removed as soon as it can be.
@@ -102,7 +103,7 @@ class MetricsFile(Observer):
             return
         self._torn = True
         with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(with_nulls(row), allow_nan=False) + "\n")
         self._torn = False
 
 

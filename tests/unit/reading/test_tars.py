@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -96,3 +97,23 @@ def test_a_label_outside_the_classes_is_refused_and_named(folder: Path) -> None:
     shards = ShardSet(folder)
     with pytest.raises(ShardError, match=r"sample 3 in faces-000000.tar has label 5, wanted less than 5 identities"):
         shards.labels(np.arange(30))
+
+
+def test_a_tar_that_is_cut_or_removed_while_it_is_read_is_an_error_in_words(folder: Path) -> None:
+    """In words: reading past the end of a mapped file is SIGBUS, which ends the process."""
+    shards = ShardSet(folder)
+    (image,) = shards.read([29])
+    assert image[:2].tobytes() == b"\xff\xd8"
+    tar = folder / "faces-000000.tar"
+    os.truncate(tar, 512)
+    with pytest.raises(ShardError, match=r"faces-000000.tar: got 512 bytes, wanted \d+ as in manifest.json; truncated"):
+        shards.read([29])
+    assert ".tar, " in shards.describe(29), "what is left of it is not described"
+    tar.unlink()
+    with pytest.raises(ShardError, match=r"faces-000000\.tar: missing tar"):
+        shards.read([29])
+    assert ".tar, " in shards.describe(29)
+
+
+def test_a_sample_is_described_by_key_and_tar(folder: Path) -> None:
+    assert re.fullmatch(r"sample 29 \(\d+\.jpg, faces-000000\.tar, \d+ bytes at \d+\)", ShardSet(folder).describe(29))

@@ -37,6 +37,10 @@ FAULTS = {
     "head.m=3": "head.m: unknown key; it is head.margin.m now",
     "head.lambda_power=2": "head.lambda_power: unknown key; it is head.margin.lambda_power now",
     "optimizer.milestones=[5,3]": "optimizer.milestones: got [5, 3], wanted rising steps",
+    "optimizer.clip_norm=0": "optimizer.clip_norm: got 0, wanted greater than 0",
+    "optimizer.clip_rows=true": "optimizer.clip_rows: got true with clip_norm null, wanted a norm to clip to",
+    "data.max_undecodable=2": "data.max_undecodable: got 2, wanted less than or equal to 1",
+    "log.profile=[0]": "log.profile.0: got 0, wanted greater than or equal to 1",
     "data.accumulation=5": "data.accumulation: got 5, wanted a divisor of data.global_batch 32",
     "data.streams=5": "data.streams: got 5, wanted a divisor of data.global_batch 32",
     "data.shards=null": "data.shards: got null, wanted a valid string",
@@ -63,6 +67,12 @@ def test_faults_name_key_got_and_wanted(change: str) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(DEMO, [change])
     assert FAULTS[change] in str(caught.value)
+
+
+@pytest.mark.parametrize("change", ["head.fused_update=true", "head.ranks=2"])
+def test_rows_whose_gradient_is_not_known_before_the_update_are_not_clipped(change: str) -> None:
+    with pytest.raises(RecipeError, match=r"optimizer\.clip_rows: got true with head\.\w+ \w+, wanted false: the norm"):
+        load_recipe(DEMO, ["optimizer.clip_norm=5", "optimizer.clip_rows=true", change])
 
 
 def test_every_fault_is_reported_at_once() -> None:

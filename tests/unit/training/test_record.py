@@ -34,7 +34,7 @@ def test_an_applied_step_has_every_number() -> None:
     values = measured(outcome(Severity.GOOD), ANGLES, chance=2.0)
     assert dict(values) == {
         "target_cosine": 0.5,
-        "embedding_norm": 3.0,
+        "embedding_norm": 1.5,
         "gradient_norm": 7.0,
         "loss_over_chance_ratio": 1.5,
         "margin_angle_beyond_pi_ratio": 0.25,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,15 @@ def test_a_row_of_an_evaluation_has_what_was_reached(tmp_path: Path) -> None:
     assert np.isfinite([low, high]).all()
     reached = {"accuracy": 1.0, "interval": [low, high], "auc": 1.0, "tar_at_far": {"0.5": 1.0}}
     assert row == {"step": 2, "evaluation": {"lfw": reached}, "evaluation_seconds": 1.5, "evaluation_faults": []}
+
+
+def test_a_number_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    one = record(1, measured={"target_cosine": math.nan, "target_angle_radians": {"p50": math.inf}})
+    started(file).logged(one, window_of(one))
+    assert "NaN" not in file.read_text() and "Infinity" not in file.read_text()
+    row = json.loads(file.read_text())
+    assert (row["target_cosine"], row["target_angle_radians"]) == (None, {"p50": None})
 
 
 def test_half_a_row_is_dropped_as_soon_as_the_disk_takes_something(tmp_path: Path) -> None:

@@ -1,0 +1,41 @@
+"""What all ranks agree on in a step, before anything is changed: one vector, so one all-reduce (max)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from cluster.collectives import Group, max_over_ranks, num_ranks, rank_in
+
+
+class Agreed(NamedTuple):
+    """Of a step, the same on every rank: float64 scalars on the device.
+
+    Attributes:
+        severity: the worst rank's.
+        stopping: whether any rank is asked to stop: 0 or 1.
+        backbone_square, rows_square: of the norms of the whole gradients.
+        undecodable: samples of all ranks that could not be decoded.
+    """
+
+    severity: torch.Tensor
+    stopping: torch.Tensor
+    backbone_square: torch.Tensor
+    rows_square: torch.Tensor
+    undecodable: torch.Tensor
+
+
+def agree(flags: torch.Tensor, parts: torch.Tensor, group: Group) -> Agreed:
+    """One all-reduce (max) of 2 + 3N numbers.
+
+    Args:
+        flags: severity and stopping of this rank [2].
+        parts: this rank's part of each sum, in the order of `Agreed` [3]; none is negative.
+        group: all ranks.
+    """
+    # A maximum gives a sum too if every rank has a place of its own: and it is the same for any order of the ranks.
+    places_3N = parts.new_zeros(len(parts), num_ranks(group))
+    places_3N[:, rank_in(group)] = parts
+    found = max_over_ranks(torch.cat([flags, places_3N.flatten()]), group).double()
+    return Agreed(*found[:2], *found[2:].view_as(places_3N).sum(1))
