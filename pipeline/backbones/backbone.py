@@ -45,7 +45,9 @@ class Backbone(NamedSection, ABC):
         if self.activation_checkpointing and self.compile:
             raise ValueError("compile: got true with activation_checkpointing true, wanted one of the two")
         if self.batch_norm == "synchronised" and self.compile:
-            raise ValueError("compile: got true with batch_norm synchronised, wanted false: collectives are not compiled")
+            raise ValueError(
+                "compile: got true with batch_norm synchronised, wanted false: collectives are not compiled"
+            )
         return self
 
     @abstractmethod

@@ -23,8 +23,8 @@ class Network:
         activation_bytes: kept for a sample from forward to backward.
         macs: multiply-adds of a sample's forward pass.
         largest_parameter: numbers of its largest tensor, which is the size of DeepSpeed's buckets.
-        norm_reduces, norm_bytes: all-reduces of a micro-batch for batch norms that take their statistics over all ranks,
-            and the bytes of these statistics.
+        norm_reduces, norm_bytes: all-reduces in a micro-batch of batch norms' statistics, if these are of all ranks, and
+            what they reduce.
     """
 
     parameters: int

@@ -27,17 +27,15 @@ from tests.distributed.ranks import run_ranks
 from tests.faces import write_shards
 
 SIZE = (16, 16)
-# In millions of parameters. A leg of a chain writes, reads and digests 8 bytes of each: of the deeper ones, gigabytes in
-# all, and what they are made of is what these are made of.
+# In millions of parameters. A leg writes, reads and digests 8 bytes of each: gigabytes in all for the deeper ones, which
+# are made of the same layers.
 LARGEST = 12
 STAGES, PRECISIONS = (get_args(Recipe.model_fields[key].annotation) for key in ("zero_stage", "precision"))
 
 
 def legs(*stages: int) -> list[tuple[int, str]]:
     """Each stage in this order; every visit of one in the next precision."""
-    return [
-        (stage, PRECISIONS[stages[:number].count(stage) % len(PRECISIONS)]) for number, stage in enumerate(stages)
-    ]
+    return [(stage, PRECISIONS[stages[:number].count(stage) % len(PRECISIONS)]) for number, stage in enumerate(stages)]
 
 
 # From each stage to each other once.
