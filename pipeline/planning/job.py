@@ -23,8 +23,8 @@ class Network:
         activation_bytes: kept for a sample from forward to backward.
         macs: multiply-adds of a sample's forward pass.
         largest_parameter: numbers of its largest tensor, which is the size of DeepSpeed's buckets.
-        norm_reduces, norm_bytes: all-reduces in a micro-batch of batch norms' statistics, if these are of all ranks, and
-            what they reduce.
+        norm_reduces, norm_bytes: a micro-batch's all-reduces of batch norms' statistics, if these are of all ranks, and
+            their bytes.
     """
 
     parameters: int

@@ -97,8 +97,8 @@ def communication_seconds(job: Job, network: Network, rates: Rates) -> float:
             "several"
         )
     others = job.ranks - 1
-    # a gather of embeddings and one of labels, a scatter; four all-reduces and the batch norms', of two passes each; and
-    # the network's
+    # a gather of embeddings and one of labels, a scatter; four all-reduces and those of batch norms, two passes each;
+    # and the network's
     hops = job.accumulation * others * (3 + (4 + network.norm_reduces) * 2) + 2 * others
     return hops * rates.hop_seconds + sum(traffic(job, network).values()) / rates.collective_bytes_per_second
 

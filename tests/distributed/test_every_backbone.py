@@ -27,8 +27,8 @@ from tests.distributed.ranks import run_ranks
 from tests.faces import write_shards
 
 SIZE = (16, 16)
-# In millions of parameters. A leg writes, reads and digests 8 bytes of each: gigabytes in all for the deeper ones, which
-# are made of the same layers.
+# In millions of parameters. A leg writes, reads and digests 8 bytes of each: gigabytes in all for the deeper ones,
+# which are made of the same layers.
 LARGEST = 12
 STAGES, PRECISIONS = (get_args(Recipe.model_fields[key].annotation) for key in ("zero_stage", "precision"))
 
