@@ -42,7 +42,7 @@ class Trainer:
 
     Needs the process group to exist. Everything random comes from ``recipe.seed``, so a run is a function of (recipe,
     shards). On the same number of ranks and threads it repeats bit for bit; on others, which add in another order, a
-    step from the same state agrees to a relative 1e-6.
+    step from the same state agrees to a relative 1e-6, and with batch norms only if they are synchronised.
 
     Args:
         recipe, shards: what to do, on what.
