@@ -277,6 +277,7 @@ class Trainer:
             decoder,
             rank=self.topology.rank,
             num_ranks=self.topology.num_ranks,
+            accumulation=data.accumulation,
             first_step=self.step,
             depth=data.prefetch,
         )
