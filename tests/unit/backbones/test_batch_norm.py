@@ -72,7 +72,9 @@ def test_it_is_torchs_batch_norm_in_values_gradients_and_statistics(kind: str) -
 def test_its_gradient_is_the_true_one(kind: str) -> None:
     norm = NORMS[kind]().double()
     synchronise(norm, None)
-    x = batch(norm).double().requires_grad_()
+    x = batch(norm).double()
+    # finite differences see the rounding of a large mean's square
+    x = (x - x.mean(0) + 3).requires_grad_()
     trained = [p for p in norm.parameters() if p.requires_grad]
     assert torch.autograd.gradcheck(lambda x, *_: norm(x), (x, *trained))
 
@@ -113,20 +115,20 @@ def test_it_keeps_the_memory_that_torchs_own_keeps(dtype: torch.dtype) -> None:
     assert kept(ours) == pytest.approx(kept(nn.BatchNorm2d(8)), abs=1000)
 
 
-def test_a_network_in_bfloat16_stays_near_torchs_own() -> None:
+def test_a_network_in_bfloat16_is_as_near_to_float32_as_torchs_own() -> None:
     torch.manual_seed(0)
     plain = BACKBONES["iresnet18"](name="iresnet18", embedding_dim=16).build((32, 32))
-    ours = copy.deepcopy(plain)
+    ours, exact = copy.deepcopy(plain), copy.deepcopy(plain)
     synchronise(ours, None)
-    x = torch.randn(6, 3, 32, 32)
-    for network in (plain, ours):
-        with torch.autocast("cpu", torch.bfloat16):
+    x, weights = torch.randn(6, 3, 32, 32), torch.randn(6, 16)
+    gradients, statistics = [], []
+    for network in (exact, plain, ours):
+        with torch.autocast("cpu", torch.bfloat16, enabled=network is not exact):
             embeddings = network(x)
-        embeddings.float().square().sum().backward()
-    ours_grads = torch.cat([p.grad.flatten() for p in ours.parameters() if p.grad is not None])
-    want_grads = torch.cat([p.grad.flatten() for p in plain.parameters() if p.grad is not None])
-    assert torch.nn.functional.cosine_similarity(ours_grads, want_grads, dim=0) > 0.99
-    statistics = [dict(network.named_buffers()) for network in (ours, plain)]
-    for name, want in statistics[1].items():
-        assert statistics[0][name].dtype == want.dtype
-        torch.testing.assert_close(statistics[0][name], want, rtol=0.02, atol=0.02)
+        (embeddings.float() * weights).sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
+        means = [norm.running_mean for norm in batch_norms(network)]
+        statistics.append(torch.cat([mean for mean in means if mean is not None]))
+        assert all(buffer.dtype in (torch.float32, torch.int64) for buffer in network.buffers())
+    for want, of_torch, got in (gradients, statistics):
+        assert (got - want).norm() < 1.2 * (of_torch - want).norm()
