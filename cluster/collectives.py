@@ -41,7 +41,8 @@ class Sent:
         return size
 
 
-# One process trains one model: its collectives and its loop share this count, as they share `STEP`.
+# One process trains one model: its collectives and its loop share this count, as they share `STEP`. What is not the
+# head's is counted apart.
 SENT = Sent()
 
 
@@ -72,12 +73,12 @@ class _SumOverRanks(torch.autograd.Function):
     """All-reduce (sum) forward, identity backward."""
 
     @staticmethod
-    def forward(ctx: Any, local: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:  # noqa: ARG004
-        return _all_reduce(local, group, dist.ReduceOp.SUM)
+    def forward(ctx: Any, local: torch.Tensor, group: dist.ProcessGroup, sent: Sent) -> torch.Tensor:  # noqa: ARG004
+        return _all_reduce(local, group, dist.ReduceOp.SUM, sent)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # noqa: ARG004
-        return grad, None
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # noqa: ARG004
+        return grad, None, None
 
 
 def gather_rows(local: torch.Tensor, group: Group) -> torch.Tensor:
@@ -99,9 +100,9 @@ def reduce_scatter_rows(rows: torch.Tensor, group: Group) -> torch.Tensor:
     return output
 
 
-def sum_over_ranks(local: torch.Tensor, group: Group) -> torch.Tensor:
-    """Elementwise sum over ranks, the same on every rank. One all-reduce. Backward: identity."""
-    return local if group is None else _SumOverRanks.apply(local, group)
+def sum_over_ranks(local: torch.Tensor, group: Group, sent: Sent = SENT) -> torch.Tensor:
+    """Elementwise sum over ranks, the same on every rank. One all-reduce, counted by `sent`. Backward: identity."""
+    return local if group is None else _SumOverRanks.apply(local, group, sent)
 
 
 def max_over_ranks(local: torch.Tensor, group: Group) -> torch.Tensor:
@@ -147,11 +148,11 @@ def _all_gather(local: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     return output
 
 
-def _all_reduce(local: torch.Tensor, group: dist.ProcessGroup, op: Any) -> torch.Tensor:
+def _all_reduce(local: torch.Tensor, group: dist.ProcessGroup, op: Any, sent: Sent = SENT) -> torch.Tensor:
     result = local.clone(memory_format=torch.contiguous_format)
     with STEP.part("communication"):
         dist.all_reduce(result, op=op, group=group)
-    SENT.add(_all_reduce_bytes(result, group))
+    sent.add(_all_reduce_bytes(result, group))
     return result
 
 

@@ -53,7 +53,11 @@ def main() -> int:
         shards = ShardSet(recipe.data.shards)
         manifest = shards.manifest
         check_against_set(
-            recipe, samples=manifest.samples, identities=manifest.identities, num_ranks=topology.num_ranks
+            recipe,
+            samples=manifest.samples,
+            identities=manifest.identities,
+            image_size=(manifest.image_height, manifest.image_width),
+            num_ranks=topology.num_ranks,
         )
         measure(recipe, shards, topology, args.out, args.steps)
     except (RecipeError, ShardError, CheckpointError, DisagreeError, OSError) as error:

@@ -129,14 +129,18 @@ class Conductor:
             StudyError, RecipeError, ShardError, ValueError: naming what does not fit.
         """
         manifest = ShardSet(self.args.data / self.study.shards).manifest
+        size = manifest.image_height, manifest.image_width
         for run in self.runs:
             check_against_set(
-                run.recipe, samples=manifest.samples, identities=manifest.identities, num_ranks=self.args.ranks
+                run.recipe,
+                samples=manifest.samples,
+                identities=manifest.identities,
+                image_size=size,
+                num_ranks=self.args.ranks,
             )
             _require_same(self._folder(run), run, manifest.digest)
         for places in self.study.sets.values():
             read_pairs(self.args.data / places.pairs, self.args.data / places.images)
-        size = manifest.image_height, manifest.image_width
         self._progress = Progress([work_of(run.recipe, size) for run in self.runs], self._shares())
 
     def run_missing(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -28,6 +29,9 @@ class Backbone(NamedSection, ABC):
 
     embedding_dim: int = Field(512, ge=1)
     """D."""
+    batch_norm: Literal["local", "synchronised"] = "local"
+    """Of which images batch norms take mean and variance in training: of a rank's own in a micro-batch, so that another
+    number of ranks trains something else; or of all ranks', for two all-reduces a layer and micro-batch."""
     activation_checkpointing: bool = False
     """Keep only the input of each residual block, and compute the block again in the backward pass: a much larger batch
     fits, for about a third more time of the network. The results are the same, bit for bit."""
@@ -40,6 +44,10 @@ class Backbone(NamedSection, ABC):
             raise ValueError(f"activation_checkpointing: got true, wanted false: {self.name} names no blocks")
         if self.activation_checkpointing and self.compile:
             raise ValueError("compile: got true with activation_checkpointing true, wanted one of the two")
+        if self.batch_norm == "synchronised" and self.compile:
+            raise ValueError(
+                "compile: got true with batch_norm synchronised, wanted false: collectives are not compiled"
+            )
         return self
 
     @abstractmethod

@@ -23,12 +23,16 @@ class Network:
         activation_bytes: kept for a sample from forward to backward.
         macs: multiply-adds of a sample's forward pass.
         largest_parameter: numbers of its largest tensor, which is the size of DeepSpeed's buckets.
+        norm_reduces, norm_bytes: a micro-batch's all-reduces of batch norms' statistics, if these are of all ranks, and
+            their bytes.
     """
 
     parameters: int
     activation_bytes: int
     macs: int
     largest_parameter: int = 0
+    norm_reduces: int = 0
+    norm_bytes: int = 0
 
 
 @dataclass(frozen=True)

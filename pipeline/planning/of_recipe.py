@@ -9,8 +9,9 @@ import torch
 
 from cluster.cards import CARDS
 from pipeline.backbones import Backbone
+from pipeline.backbones.batch_norm import batch_norms
 from pipeline.backbones.size import activation_bytes, count_macs
-from pipeline.planning.job import Job, Network
+from pipeline.planning.job import FP32, Job, Network
 from pipeline.planning.utilisation import Floors, floors
 from pipeline.recipe.schema import Recipe, RecipeError
 
@@ -78,9 +79,15 @@ def network_of(backbone: Backbone, image_size: tuple[int, int], bf16: bool) -> N
         module = backbone.build(image_size)
     dtype = torch.bfloat16 if bf16 else torch.float32
     blocks = backbone.blocks if backbone.activation_checkpointing else lambda _: ()
+    norms = batch_norms(module) if backbone.batch_norm == "synchronised" else []
+    forward = norms + [norm for block in blocks(module) for norm in batch_norms(block) if norms]
     return Network(
         parameters=sum(p.numel() for p in module.parameters()),
         activation_bytes=activation_bytes(module, image_size, dtype, blocks),
         macs=count_macs(module, image_size),
         largest_parameter=max(p.numel() for p in module.parameters()),
+        norm_reduces=len(forward) + len(norms),
+        # two sums a channel and a count, in float64; backward two sums
+        norm_bytes=sum(8 * (2 * norm.num_features + 1) for norm in forward)
+        + sum(FP32 * 2 * norm.num_features for norm in norms),
     )

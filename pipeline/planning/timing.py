@@ -23,13 +23,17 @@ def traffic(job: Job, network: Network) -> dict[str, int]:
     # every backward pass. Two passes are as many bytes as an all-reduce.
     passes = (2, 2, 1 + job.accumulation, 3 * job.accumulation)[job.zero_stage]
     embeddings = FP32 * job.micro_batch * job.embedding_dim * others * job.accumulation
-    return {
+    sent = {
         "all-gather of embeddings and labels": embeddings + 8 * job.micro_batch * others * job.accumulation,
         "reduce-scatter of their gradients": embeddings,
         # a maximum and three sums a sample
         "all-reduces of the softmax": 2 * others * 4 * FP32 * job.head_batch * job.accumulation // job.ranks,
         "all-reduce of the network's gradient": passes * others * FP32 * network.parameters // job.ranks,
     }
+    if network.norm_bytes:
+        statistics = 2 * others * network.norm_bytes * job.accumulation // job.ranks
+        sent["all-reduces of batch norms' statistics"] = statistics
+    return sent
 
 
 def model_flops(job: Job, network: Network) -> dict[str, int]:
@@ -93,8 +97,9 @@ def communication_seconds(job: Job, network: Network, rates: Rates) -> float:
             "several"
         )
     others = job.ranks - 1
-    # a gather of embeddings and one of labels, a scatter, four all-reduces of two passes each; and the network's
-    hops = job.accumulation * others * (3 + 4 * 2) + 2 * others
+    # a gather of embeddings and one of labels, a scatter; four all-reduces and those of batch norms, two passes each;
+    # and the network's
+    hops = job.accumulation * others * (3 + (4 + network.norm_reduces) * 2) + 2 * others
     return hops * rates.hop_seconds + sum(traffic(job, network).values()) / rates.collective_bytes_per_second
 
 

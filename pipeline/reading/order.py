@@ -83,12 +83,18 @@ class Order:
         places = (starts[:, None] + np.arange(per_stream, dtype=np.int64)).reshape(-1)
         return self._samples_at(epoch, places)
 
-    def rank_batch(self, step: int, rank: int, num_ranks: int) -> Ids:
-        """Rank r's share of a global batch: the slice [rG/N, (r+1)G/N). N must divide G."""
-        if self.global_batch % num_ranks:
-            raise ValueError(f"global_batch: got {self.global_batch}, wanted a multiple of {num_ranks} ranks")
-        share = self.global_batch // num_ranks
-        return self.batch(step)[rank * share : (rank + 1) * share]
+    def rank_batch(self, step: int, rank: int, num_ranks: int, accumulation: int = 1) -> Ids:
+        """Rank r's share of a global batch, its micro-batches one after another.
+
+        Micro-batch m of A is the slice [mG/A, (m+1)G/A) of the global batch, whatever the number of ranks; rank r of N
+        has the r-th of N equal pieces of each. A · N must divide G.
+        """
+        if self.global_batch % (num_ranks * accumulation):
+            raise ValueError(
+                f"global_batch: got {self.global_batch}, wanted a multiple of {num_ranks} ranks × accumulation "
+                f"{accumulation}"
+            )
+        return self.batch(step).reshape(accumulation, num_ranks, -1)[:, rank].reshape(-1)
 
     def _samples_at(self, number: int, places: Ids) -> Ids:
         """Sample ids at `places`, which rise, of the shuffled sequence of epoch `number`."""

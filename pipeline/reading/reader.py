@@ -53,7 +53,8 @@ class Reader:
     Args:
         shards, order: what to read, and in which order.
         decoder: decodes and augments; the augmentations' parameters are a hash of (seed, epoch, sample).
-        rank, num_ranks: this rank's place; num_ranks divides the global batch.
+        rank, num_ranks: this rank's place.
+        accumulation: micro-batches of a batch; num_ranks · accumulation divides the global batch.
         first_step: position of the first batch.
         depth: batches held ready.
     """
@@ -66,12 +67,13 @@ class Reader:
         *,
         rank: int = 0,
         num_ranks: int = 1,
+        accumulation: int = 1,
         first_step: int = 0,
         depth: int = 3,
     ) -> None:
         self.decode_failures = 0
         self._shards, self._order, self._decoder = shards, order, decoder
-        self._rank, self._num_ranks = rank, num_ranks
+        self._place = rank, num_ranks, accumulation
         self._handover = Handover(decoder.device)
         # A batch with the event that says that it is made, or what ended the thread.
         self._ready: queue.Queue[tuple[Batch, Any] | BaseException] = queue.Queue(maxsize=depth)
@@ -139,7 +141,7 @@ class Reader:
         def encoded() -> Iterator[EncodedBatch]:
             step = first_step
             while not self._stopping.is_set():
-                ids = self._order.rank_batch(step, self._rank, self._num_ranks)
+                ids = self._order.rank_batch(step, *self._place)
                 under_way.append(ids)
                 parameters = parameters_of(self._decoder.augment, self._order.seed, self._order.epoch_of(step), ids)
                 yield EncodedBatch(self._shards.read(ids), parameters)

@@ -9,10 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import yaml
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from pipeline.backbones import BACKBONES, Backbone
+from pipeline.backbones.batch_norm import batch_norms
 from pipeline.head.margins import MARGINS, Margin
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.optim import OPTIMIZERS, Optimizer
@@ -307,7 +309,9 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def check_against_set(recipe: Recipe, *, samples: int, identities: int, num_ranks: int) -> None:
+def check_against_set(
+    recipe: Recipe, *, samples: int, identities: int, image_size: tuple[int, int], num_ranks: int
+) -> None:
     """Refuse what only shows once the shards and the ranks are known.
 
     Raises:
@@ -319,6 +323,7 @@ def check_against_set(recipe: Recipe, *, samples: int, identities: int, num_rank
             f"data.global_batch: got {recipe.data.global_batch}, wanted a multiple of {parts} "
             f"({num_ranks} ranks × accumulation {recipe.data.accumulation})"
         )
+    _check_batch_norms(recipe, image_size, num_ranks)
     sharing = recipe.head.ranks or num_ranks
     if num_ranks % sharing:
         raise RecipeError(f"head.ranks: got {sharing}, wanted a divisor of {num_ranks} ranks")
@@ -328,4 +333,26 @@ def check_against_set(recipe: Recipe, *, samples: int, identities: int, num_rank
         raise RecipeError(
             f"data.shards: got {identities} identities, wanted at least one for each of {sharing} ranks; "
             "start fewer ranks"
+        )
+
+
+def _check_batch_norms(recipe: Recipe, image_size: tuple[int, int], num_ranks: int) -> None:
+    """Refuse a batch norm of one image, and synchronised batch norms of a network that has none."""
+    accumulation, synchronised = recipe.data.accumulation, recipe.backbone.batch_norm == "synchronised"
+    normalised = recipe.micro_batch(num_ranks) * (num_ranks if synchronised else 1)
+    if normalised > 1 and not synchronised:
+        return  # whether there is a batch norm is only known once the network is built
+    with torch.device("meta"):
+        has_norms = bool(batch_norms(recipe.backbone.build(image_size)))
+    if synchronised and not has_norms:
+        raise RecipeError(
+            f"backbone.batch_norm: got synchronised, wanted local: {recipe.backbone.name} has no batch norm"
+        )
+    if normalised == 1 and has_norms:
+        wanted = 2 * accumulation * (1 if synchronised else num_ranks)
+        other = "" if synchronised or num_ranks == 1 else ", or backbone.batch_norm synchronised"
+        raise RecipeError(
+            f"data.global_batch: got {recipe.data.global_batch}, wanted at least {wanted} "
+            f"({num_ranks} ranks × accumulation {accumulation}){other}: the batch norms of {recipe.backbone.name} "
+            "have no variance of one image at a time"
         )

@@ -15,6 +15,7 @@ from cluster.collectives import SENT, Group, num_ranks
 from cluster.process_group import grid
 from cluster.stopwatch import STEP
 from cluster.topology import Topology
+from pipeline.backbones import batch_norm
 from pipeline.backbones.recompute import recompute
 from pipeline.head.head import HeadOptions, ShardedHead
 from pipeline.head.health import StallWatch, TargetAngles, target_angles
@@ -43,7 +44,7 @@ class Trainer:
 
     Needs the process group to exist. Everything random comes from ``recipe.seed``, so a run is a function of (recipe,
     shards). On the same number of ranks and threads it repeats bit for bit; on others, which add in another order, a
-    step from the same state agrees to a relative 1e-6.
+    step from the same state agrees to a relative 1e-6, and with batch norms only if they are synchronised.
 
     Args:
         recipe, shards: what to do, on what.
@@ -63,8 +64,13 @@ class Trainer:
     ) -> None:
         manifest = shards.manifest
         # First what costs nothing and may refuse; it depends on facts that all ranks share, so all refuse or none.
+        size = (manifest.image_height, manifest.image_width)
         check_against_set(
-            recipe, samples=manifest.samples, identities=manifest.identities, num_ranks=topology.num_ranks
+            recipe,
+            samples=manifest.samples,
+            identities=manifest.identities,
+            image_size=size,
+            num_ranks=topology.num_ranks,
         )
         self.recipe, self.shards, self.run, self.topology = recipe, shards, run, topology
         self.group, self.device = group, device
@@ -80,8 +86,9 @@ class Trainer:
         # Right before the backbone, whose initial weights are all that is drawn from torch's own generator: every rank
         # draws the same, and DeepSpeed, which would send rank 0's, changes nothing.
         torch.manual_seed(recipe.seed)
-        size = (manifest.image_height, manifest.image_width)
         backbone = recipe.backbone.build(size).to(device)
+        if recipe.backbone.batch_norm == "synchronised":
+            batch_norm.synchronise(backbone, group)
         if recipe.backbone.activation_checkpointing:
             recompute(recipe.backbone.blocks(backbone))
         # From here on there are collectives, so every rank must come by in this order. The engine has to know how many
@@ -141,7 +148,7 @@ class Trainer:
             # A folder that cannot be written shows before hours of training, and a roll-back always has a checkpoint.
             self.saves.save_surely(self.step)
         STEP.use(self.device)
-        SENT.take()  # what was sent before belongs to no step
+        SENT.take(), batch_norm.SENT.take()  # what was sent before belongs to no step
         reader = self.reader()
         try:
             while self.step < self.recipe.optimizer.steps:
@@ -238,7 +245,7 @@ class Trainer:
             "samples_total": self.recipe.data.global_batch / self.topology.num_ranks,
             "decode_failures_total": new,
             "prefetched_batches": reader.ready,
-            "communication_bytes_total": {"head": SENT.take(), "backbone": sent},
+            "communication_bytes_total": {"head": SENT.take(), "backbone": sent + batch_norm.SENT.take()},
             "head_held_bytes": self.head.held_bytes,
         }
 
@@ -277,6 +284,7 @@ class Trainer:
             decoder,
             rank=self.topology.rank,
             num_ranks=self.topology.num_ranks,
+            accumulation=data.accumulation,
             first_step=self.step,
             depth=data.prefetch,
         )

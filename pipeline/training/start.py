@@ -42,7 +42,13 @@ class Start:
     def check_ranks(self, num_ranks: int) -> None:
         """Raises RecipeError when the recipe cannot be trained on so many ranks."""
         manifest = self.shards.manifest
-        check_against_set(self.recipe, samples=manifest.samples, identities=manifest.identities, num_ranks=num_ranks)
+        check_against_set(
+            self.recipe,
+            samples=manifest.samples,
+            identities=manifest.identities,
+            image_size=(manifest.image_height, manifest.image_width),
+            num_ranks=num_ranks,
+        )
 
     def facts(self) -> dict[str, str]:
         """What must be the same on every rank, or they would train different things."""

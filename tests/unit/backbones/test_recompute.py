@@ -115,6 +115,7 @@ class WithoutBackbone(Backbone):
     [
         (WithoutBackbone, {"activation_checkpointing": True}, "wanted false: sphereface4 names no blocks"),
         (SphereFaceBackbone, {"activation_checkpointing": True, "compile": True}, "wanted one of the two"),
+        (SphereFaceBackbone, {"batch_norm": "synchronised", "compile": True}, "compile: got true with batch_norm sync"),
     ],
 )
 def test_what_cannot_be_recomputed_is_refused(section: type[Backbone], keys: dict[str, bool], message: str) -> None:

@@ -43,6 +43,21 @@ def test_every_rank_count_that_divides_gives_the_same_global_batches(order: Orde
 
 @given(orders(), st.integers(0, 50))
 @settings(max_examples=50, deadline=None)
+def test_micro_batches_are_the_same_on_every_rank_count(order: Order, step: int) -> None:
+    whole = order.batch(step)
+    for parts in (n for n in range(1, order.global_batch + 1) if order.global_batch % n == 0):
+        for num_ranks in (n for n in range(1, parts + 1) if parts % n == 0):
+            accumulation = parts // num_ranks
+            shares = [
+                np.split(order.rank_batch(step, rank, num_ranks, accumulation), accumulation)
+                for rank in range(num_ranks)
+            ]
+            micro_batches = [np.concatenate([share[number] for share in shares]) for number in range(accumulation)]
+            np.testing.assert_array_equal(np.concatenate(micro_batches), whole)
+
+
+@given(orders(), st.integers(0, 50))
+@settings(max_examples=50, deadline=None)
 def test_a_position_is_reached_without_replaying(order: Order, step: int) -> None:
     fresh = Order(order.samples_per_tar, order.seed, order.global_batch, order.streams, order.window)
     for earlier in range(step):

@@ -159,8 +159,54 @@ def test_phases_change_any_key_of_the_margin() -> None:
 def test_what_does_not_go_with_the_set_is_refused(numbers: tuple[int, int, int], message: str) -> None:
     samples, identities, ranks = numbers
     with pytest.raises(RecipeError) as caught:
-        check_against_set(load_recipe(DEMO), samples=samples, identities=identities, num_ranks=ranks)
+        check_against_set(
+            load_recipe(DEMO), samples=samples, identities=identities, image_size=(16, 16), num_ranks=ranks
+        )
     assert message in str(caught.value)
+
+
+ONE_IMAGE = ": the batch norms of iresnet18 have no variance of one image at a time"
+
+
+@pytest.mark.parametrize(
+    ("changes", "ranks", "message"),
+    [
+        (
+            (),
+            32,
+            "data.global_batch: got 32, wanted at least 64 (32 ranks × accumulation 1), or backbone.batch_norm sync",
+        ),
+        (
+            ("data.accumulation=4",),
+            8,
+            "got 32, wanted at least 64 (8 ranks × accumulation 4), or backbone.batch_norm sy",
+        ),
+        (("data.accumulation=32",), 1, "got 32, wanted at least 64 (1 ranks × accumulation 32)" + ONE_IMAGE),
+        (("data.accumulation=2",), 8, None),
+        (("backbone.batch_norm=synchronised",), 32, None),
+        (
+            ("backbone.batch_norm=synchronised", "data.accumulation=32"),
+            1,
+            "got 32, wanted at least 64 (1 ranks × accumulation 32)" + ONE_IMAGE,
+        ),
+        (("backbone.name=sphereface4",), 32, None),
+        (
+            ("backbone.name=sphereface4", "backbone.batch_norm=synchronised"),
+            2,
+            "backbone.batch_norm: got synchronised, wanted local: sphereface4 has no batch norm",
+        ),
+    ],
+)
+def test_a_batch_norm_needs_two_images(changes: tuple[str, ...], ranks: int, message: str | None) -> None:
+    recipe = load_recipe(DEMO, ["backbone.name=iresnet18", *changes])
+    numbers = {"samples": 1000, "identities": 40, "num_ranks": ranks}
+    if message is None:
+        check_against_set(recipe, image_size=(16, 16), **numbers)
+        return
+    with pytest.raises(RecipeError) as caught:
+        check_against_set(recipe, image_size=(16, 16), **numbers)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_every_key_is_described() -> None:
