@@ -185,7 +185,7 @@ class ShardedHead(nn.Module):
     @property
     def row_gradient(self) -> torch.Tensor | None:
         """This step's gradient of the rows that take part; None before the backward pass, or if that applied it."""
-        return self.weight_SD.grad if self._active is None else self._active[1].grad
+        return self._gradient.memory() if self._gradient.holds else None
 
     @torch.no_grad()
     def update(self, learning_rate: float, dropped: torch.Tensor | None = None) -> None:
