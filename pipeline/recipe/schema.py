@@ -100,8 +100,11 @@ class Head(Section):
         for number, phase in enumerate(self.phases):
             with inside("phases", number):
                 self._margin_of(phase)
-        if self.unit_rows and not self.margin.normalises_rows:
-            raise ValueError(f"unit_rows: got true with margin {self.margin.name}, wanted one that normalises the rows")
+        if self.margin.needs_unit_rows and not self.unit_rows:
+            raise ValueError("unit_rows: got false with margin.gradient authors, wanted true: rows of length 1")
+        if self.unit_rows and not (self.margin.normalises_rows or self.margin.needs_unit_rows):
+            name = self.margin.name
+            raise ValueError(f"unit_rows: got true with margin {name}, wanted false: its rows have their own lengths")
         if self.sample_rate < 1 and self.ranks is not None:
             raise ValueError(
                 f"sample_rate: got {self.sample_rate} with ranks {self.ranks}, wanted 1 (replicas would differ)"

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from pydantic import Field
@@ -81,8 +81,15 @@ class Margin(NamedSection):
     left it, replaces it after a good step only, and stores it with the checkpoint. It is the same on every rank.
     """
 
-    normalises_rows: ClassVar[bool] = True
-    """Whether a row enters as w/‖w‖."""
+    @property
+    def normalises_rows(self) -> bool:
+        """Whether a row enters as w/‖w‖."""
+        return True
+
+    @property
+    def needs_unit_rows(self) -> bool:
+        """Whether rows must be of length 1 as they are, which `head.unit_rows` sees to."""
+        return False
 
     def features(self, x_GD: torch.Tensor) -> torch.Tensor:
         """What the rows are multiplied with [G, D], to give the logits of the non-target classes: x itself."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 
 from pipeline.head.margins.margin import MARGINS, Margin, State, Target
@@ -13,9 +11,12 @@ from pipeline.head.margins.margin import MARGINS, Margin, State, Target
 class Softmax(Margin):
     """x·w_y, without bias."""
 
-    normalises_rows: ClassVar = False
-
     name: str = "softmax"
+
+    @property
+    def normalises_rows(self) -> bool:
+        """Rows enter as they are."""
+        return False
 
     def target_logit(self, target: Target, lambda_: float | None, state: State) -> torch.Tensor:
         """x·w [G]."""

@@ -18,7 +18,7 @@ from pipeline.head.margins.sphereface_r import SphereFaceR1
 KEYS = {
     "softmax": set(),
     "modified_softmax": set(),
-    "a_softmax": {"m", "detached", "lambda_max", "lambda_min", "lambda_gamma", "lambda_power"},
+    "a_softmax": {"m", "detached", "gradient", "lambda_max", "lambda_min", "lambda_gamma", "lambda_power"},
     "a_softmax_normalised": {"scale", "m", "detached", "lambda_max", "lambda_min", "lambda_gamma", "lambda_power"},
     "sphereface_r_v1": {"scale", "m", "detached"},
     "sphereface_r_v2": {"scale", "m", "detached"},
