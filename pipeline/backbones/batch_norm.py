@@ -36,7 +36,7 @@ def synchronise(network: nn.Module, group: Group) -> None:
     nothing changes; nor do types and names in the state dict: only each ``forward`` is replaced.
     """
     for norm in batch_norms(network):
-        norm.forward = _synchronised(norm, norm.forward, group)  # type: ignore[method-assign]
+        norm.forward = _synchronised(norm, norm.forward, group)  # type: ignore[assignment, method-assign]
 
 
 def _synchronised(

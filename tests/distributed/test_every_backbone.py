@@ -27,9 +27,9 @@ from tests.distributed.ranks import run_ranks
 from tests.faces import write_shards
 
 SIZE = (16, 16)
-# In millions of parameters. A leg writes, reads and digests 8 bytes of each: gigabytes in all for the deeper ones,
-# which are made of the same layers.
-LARGEST = 12
+# In millions of parameters, of those that are not their family's shallowest. A leg writes, reads and digests 8 bytes of
+# each: gigabytes in all for the deeper ones, which are made of the same layers.
+LARGEST = 8
 STAGES, PRECISIONS = (get_args(Recipe.model_fields[key].annotation) for key in ("zero_stage", "precision"))
 
 
@@ -43,8 +43,7 @@ EVERY_WAY = legs(0, 1, 0, 2, 0, 3, 1, 2, 1, 3, 2, 3, 0)
 CHAINS = {
     "sphereface4": EVERY_WAY,
     "iresnet18": legs(0, 1, 2, 3, 0, 2, 1, 3),
-    "sphereface10": legs(0, 3, 0),
-    "sphereface20": legs(2, 1),
+    "sphereface10": legs(3, 1),
 }
 NAMES = [name for name in BACKBONES if BACKBONES[name].__module__.startswith("pipeline.")]  # no other test's toys
 
@@ -127,19 +126,22 @@ def test_it_starts_saves_resumes_and_embeds(shards: Path, tmp_path: Path, name: 
     assert (rows.std(axis=0) > 0).all(), "every image has the same features"
 
 
-def test_all_that_are_small_enough_are_trained_here_in_every_way() -> None:
-    small = [name for name in NAMES if network_of(backbone_of(name), SIZE, bf16=False).parameters < LARGEST * 10**6]
-    assert sorted(small) == sorted(CHAINS)
-    for names in BACKBONES.by_section().values():
-        if names[0] in NAMES:
-            assert set(CHAINS[names[0]]) == {(stage, precision) for stage in STAGES for precision in PRECISIONS}
+def test_shallowest_and_small_ones_are_trained_here_the_shallowest_in_every_way() -> None:
+    shallowest = {names[0] for names in BACKBONES.by_section().values()} & set(NAMES)
+    assert {name for name in NAMES if millions_of_parameters(name) < LARGEST} | shallowest == CHAINS.keys()
+    for name in shallowest:
+        assert set(CHAINS[name]) == {(stage, precision) for stage in STAGES for precision in PRECISIONS}
+
+
+def millions_of_parameters(name: str) -> float:
+    with torch.device("meta"):
+        return sum(p.numel() for p in backbone_of(name).build(SIZE).parameters()) / 10**6
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_planned(shards: Path, name: str) -> None:
     for stage in STAGES:
-        for precision in PRECISIONS:
-            plan = recipe(shards, name, (stage, precision), steps=1)
-            network = network_of(plan.backbone, SIZE, precision == "bfloat16")
-            assert min(network.parameters, network.activation_bytes, network.macs) > 0
-            assert peak(job_of(plan, 1000, 2), network)[1] > 4 * network.parameters
+        plan = recipe(shards, name, (stage, "bfloat16"), steps=1)
+        network = network_of(plan.backbone, SIZE, bf16=True)
+        assert min(network.parameters, network.activation_bytes, network.macs) > 0
+        assert peak(job_of(plan, 1000, 2), network)[1] > 4 * network.parameters
