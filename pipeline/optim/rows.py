@@ -6,6 +6,8 @@ import torch
 
 from pipeline.optim.optimizer import Optimizer
 
+_ROUNDING = 1e-5  # what is left of a row's length after it was divided by it, with room
+
 
 class RowOptimizer:
     """The slots of rows [S, D], and their update by an optimizer, on any part of them at a time.
@@ -28,6 +30,14 @@ class RowOptimizer:
         if unit:
             _to_unit_length(weight_SD)
         self.slots = {slot.name: slot.zeros_for_rows(weight_SD) for slot in optimizer.slots}
+
+    @torch.no_grad()
+    def rows_loaded(self) -> None:
+        """Bring rows that came from elsewhere to length 1, if they are to have it; those that have it keep every bit."""
+        if self.unit:
+            length_S1 = self._weight_SD.norm(dim=1, keepdim=True).clamp_(min=1e-12)
+            has_it = (length_S1 - 1).abs() <= _ROUNDING
+            self._weight_SD.div_(torch.where(has_it, torch.ones_like(length_S1), length_S1))
 
     @torch.no_grad()
     def apply(

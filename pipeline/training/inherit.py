@@ -86,6 +86,8 @@ def inherit(
     inherit_rows(head, run, step, old_rows)
     if new_rows == "class_mean":
         class_mean_rows(head, engine.module, shards, old_rows, decoder, head.group)
+    if head.optimizer is not None:
+        head.optimizer.rows_loaded()
     kept = int((old_rows >= 0).sum())
     return Inherited(kept, len(old_rows) - kept, len(old) - kept)
 

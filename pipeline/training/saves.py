@@ -86,6 +86,8 @@ class Saves:
         saved = checkpoint.read_meta(RunFolder(self._run).checkpoint(step))
         changed = changes_since(self._run, saved, now, self._recipe)
         checkpoint.load(self._run, step, state, now)
+        if self._head.optimizer is not None:
+            self._head.optimizer.rows_loaded()  # a run of before may have had rows of any length
         self._engine.load(state.backbone)
         self._engine.load_slots(state.backbone_slots)
         self.saver.resumed(step)
