@@ -33,7 +33,7 @@ class RowOptimizer:
 
     @torch.no_grad()
     def rows_loaded(self) -> None:
-        """Bring rows that came from elsewhere to length 1, if they are to have it; those that have it keep every bit."""
+        """Bring rows from elsewhere to length 1, if they are to have it; those that have it keep every bit."""
         if self.unit:
             length_S1 = self._weight_SD.norm(dim=1, keepdim=True).clamp_(min=1e-12)
             has_it = (length_S1 - 1).abs() <= _ROUNDING
