@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -85,9 +86,10 @@ class Decoder:
     def decode(self, batches: Iterable[EncodedBatch]) -> Iterator[DecodedBatch]:
         """Yield one `DecodedBatch` for each batch, in order, decoding ahead by `PREFETCH_DEPTH`.
 
-        An image that DALI refuses, or whose size differs, costs only itself: its position is reported in ``bad``. DALI
-        refuses a batch as a whole; the good images of such a batch are then decoded by a second graph, which is built
-        when it is first needed, while the batches in flight stay in flight.
+        An image that DALI refuses, or whose size differs, costs only itself: its position is reported in ``bad``. One
+        whose header is odd is decoded alone, by a second graph, which is built when it is first needed; the batch has
+        a black image in its place. DALI refuses a batch as a whole: the images of such a batch are all decoded alone,
+        while the batches in flight stay in flight.
 
         Raises:
             ValueError: when an augmentation fails on an image that can be decoded, or changes its size.
@@ -95,28 +97,31 @@ class Decoder:
         remaining = iter(batches)
         plain = _OneByOne(self, ())
         augmented = _OneByOne(self, self.augment) if self.augment else plain
-        salvage = Salvage(self.shape, self.device, self.augment, plain.decode, augmented.decode)
+        salvage = Salvage(self.shape, self.augment, plain.decode, augmented.decode)
         while True:
-            in_flight: deque[EncodedBatch] = deque()
+            in_flight: deque[_Sent] = deque()
             try:
-                yield from self._stream(self._feed(remaining, in_flight), in_flight, salvage)
+                yield from self._stream(self._feed(remaining, in_flight, salvage), in_flight, salvage)
             except _BrokenGraphError:
-                remaining = itertools.chain(tuple(in_flight), remaining)
+                remaining = itertools.chain([sent.batch for sent in in_flight], remaining)
             else:
                 return
 
-    def _feed(self, batches: Iterator[EncodedBatch], in_flight: deque[EncodedBatch]) -> Iterator[tuple[Any, ...]]:
+    def _feed(
+        self, batches: Iterator[EncodedBatch], in_flight: deque[_Sent], salvage: Salvage
+    ) -> Iterator[tuple[Any, ...]]:
         """What a graph is given of each batch, a serial number first; `in_flight` gets what is taken from `batches`."""
         for serial, batch in enumerate(batches):
             if len(batch.parameters) != len(self.augment):
                 raise ValueError(
                     f"decoder: got parameters of {len(batch.parameters)} augmentations, wanted {len(self.augment)}"
                 )
-            in_flight.append(batch)
-            yield _fed(serial, batch)
+            doubtful = salvage.doubtful(batch)
+            in_flight.append(_Sent(batch, doubtful))
+            yield _fed(serial, salvage.without(batch, doubtful))
 
     def _stream(
-        self, source: Iterator[tuple[Any, ...]], in_flight: deque[EncodedBatch], salvage: Salvage
+        self, source: Iterator[tuple[Any, ...]], in_flight: deque[_Sent], salvage: Salvage
     ) -> Iterator[DecodedBatch]:
         """Take from `in_flight` what is yielded.
 
@@ -134,19 +139,25 @@ class Decoder:
                     if serial == 0:
                         raise
                     raise _BrokenGraphError from None
-                decoded = salvage.decode(in_flight.popleft())
+                decoded = self._alone(in_flight.popleft().batch, salvage)
                 yield decoded
                 if not decoded.bad:
                     raise _BrokenGraphError from None
                 continue
             if _serial_of(got) != serial:
                 raise _BrokenGraphError
-            wrong_size = self.wrong_sizes(sizes)
-            batch = in_flight.popleft()
-            if wrong_size:
-                yield salvage.decode(batch, wrong_size)
+            sent = in_flight.popleft()
+            if self.wrong_sizes(sizes):
+                yield self._alone(sent.batch, salvage)
+            elif sent.doubtful:
+                yield salvage.decode(sent.batch, sent.doubtful, self.to_torch(pixels).clone())
             else:
                 yield DecodedBatch(self.to_torch(pixels), bad=())
+
+    def _alone(self, batch: EncodedBatch, salvage: Salvage) -> DecodedBatch:
+        """All images of a batch, decoded one after another."""
+        pixels = torch.zeros(len(batch.images), *self.shape, device=self.device)
+        return salvage.decode(batch, range(len(batch.images)), pixels)
 
     def graph(self, source: Any, augment: Sequence[Augmentation], prefetch: int) -> Any:
         """A DALI pipeline that gives pixels, sizes and serial number of each batch that `source` gives."""
@@ -185,6 +196,14 @@ class Decoder:
             pixels = pixels.clone()
             torch.cuda.current_stream(pixels.device).synchronize()
         return pixels
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A batch as it came, and which of its images the graph was not given."""
+
+    batch: EncodedBatch
+    doubtful: list[int]
 
 
 class _OneByOne:

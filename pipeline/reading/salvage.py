@@ -1,14 +1,17 @@
-"""A batch that holds images which cannot be decoded: finds them, and decodes the others."""
+"""Images that may not be decodable: kept from the graph that decodes batches, and decoded each alone."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.reading.augment import Augmentation, Parameters
 from pipeline.shards.images import SetAsideError, extension_of
@@ -53,48 +56,59 @@ Decode = Callable[[EncodedBatch], torch.Tensor]
 
 
 class Salvage:
-    """Decodes the good images of batches that hold bad ones.
+    """Decodes doubtful images each alone: those with an odd header, and all of a batch that DALI refused.
+
+    Never several at once: DALI's decoder (2.4, nvImageCodec 0.9) may end the process with a segmentation fault if an
+    image fails while others of its batch are still being decoded. Alone, failures are exceptions, thousands in a row.
 
     Args:
         shape: of an image's pixels, (3, H, W).
-        device: where the pixels go.
         augment: names for the message when one of them fails.
         plain, augmented: decode a batch without parameters and without augmentations; with both.
     """
 
     def __init__(
-        self,
-        shape: tuple[int, int, int],
-        device: torch.device,
-        augment: Sequence[Augmentation],
-        plain: Decode,
-        augmented: Decode,
+        self, shape: tuple[int, int, int], augment: Sequence[Augmentation], plain: Decode, augmented: Decode
     ) -> None:
-        self._shape, self._device, self._augment = shape, device, augment
+        self._shape, self._augment = shape, augment
         self._plain, self._augmented = plain, augmented
 
-    def decode(self, batch: EncodedBatch, wrong_size: Sequence[int] = ()) -> DecodedBatch:
-        """Good images decoded, bad ones found; `wrong_size` are positions that are known to be bad.
+    def doubtful(self, batch: EncodedBatch) -> list[int]:
+        """Positions of the images whose header is not that of a whole image of the right size (1 µs an image)."""
+        return [position for position, image in enumerate(batch.images) if not self._looks_whole(image)]
+
+    def without(self, batch: EncodedBatch, positions: Sequence[int]) -> EncodedBatch:
+        """The batch with a black image in the place of those at these positions."""
+        if not positions:
+            return batch
+        images = list(batch.images)
+        for position in positions:
+            images[position] = self._black
+        return EncodedBatch(images, batch.parameters)
+
+    def decode(self, batch: EncodedBatch, positions: Sequence[int], pixels: torch.Tensor) -> DecodedBatch:
+        """Decode the images at these positions, each alone, into ``pixels`` ``[B, 3, H, W]``; zeros if it is bad.
 
         Raises:
-            ValueError: when an augmentation fails on images that can be decoded.
+            ValueError: when an augmentation fails on an image that can be decoded.
         """
-        bad = set(wrong_size)
-        # Most bad images show in their header. Asked alone they cost little, and what is left is decoded at once.
-        for position, image in enumerate(batch.images):
-            if position not in bad and not self._looks_whole(image):
-                bad |= _undecodable(self._augmented, batch, [position])
-        pixels = torch.zeros(len(batch.images), *self._shape, device=self._device)
-        while good := [position for position in range(len(batch.images)) if position not in bad]:
+        bad = []
+        for position in positions:
+            one = batch.take([position])
             try:
-                pixels[good] = self._augmented(batch.take(good))
-                break
+                pixels[position] = self._augmented(one)[0]
             except UndecodableError as error:
-                more = _undecodable(self._plain, EncodedBatch(batch.images), good)
-                if not more:
+                if self._is_decodable(one):
                     raise self._failure(error) from error
-                bad |= more
-        return DecodedBatch(pixels, tuple(sorted(bad)))
+                pixels[position] = 0
+                bad.append(position)
+        return DecodedBatch(pixels, tuple(bad))
+
+    @cached_property
+    def _black(self) -> NDArray[Any]:
+        stream = io.BytesIO()
+        Image.new("RGB", self._shape[:0:-1]).save(stream, "PNG")
+        return np.frombuffer(stream.getvalue(), np.uint8)
 
     def _looks_whole(self, image: NDArray[Any]) -> bool:
         try:
@@ -103,22 +117,17 @@ class Salvage:
             return False
         return True
 
-    def _failure(self, error: UndecodableError) -> Exception:
-        """Why good images could not be decoded together; if it was not raised, all images would count as bad."""
+    def _is_decodable(self, one: EncodedBatch) -> bool:
+        if not self._augment:
+            return False  # it was decoded so just now
+        try:
+            self._plain(EncodedBatch(one.images))
+        except UndecodableError:
+            return False
+        return True
+
+    def _failure(self, error: UndecodableError) -> ValueError:
+        """If it was not raised, all images would count as bad."""
         reason = " ".join(str(error.__cause__).split())
         names = ", ".join(augmentation.name for augmentation in self._augment)
-        if not names:
-            return RuntimeError(f"decoder: failed on images that can be decoded: {reason}")
         return ValueError(f"data.augment: [{names}] failed on an image that can be decoded: {reason}")
-
-
-def _undecodable(decode: Decode, batch: EncodedBatch, positions: Sequence[int]) -> set[int]:
-    """Those of `positions` that cannot be decoded alone: by bisection."""
-    try:
-        decode(batch.take(positions))
-    except UndecodableError:
-        if len(positions) == 1:
-            return set(positions)
-        middle = len(positions) // 2
-        return _undecodable(decode, batch, positions[:middle]) | _undecodable(decode, batch, positions[middle:])
-    return set()

@@ -191,8 +191,8 @@ class Fragile:
 MIRROR = (Mirror(name="mirror"),)
 
 
-@pytest.mark.parametrize(("fragile", "graphs"), [("", 2), ("fails for good", 12), ("skips a batch", 12)])
-def test_bad_images_cost_one_more_graph_and_a_broken_graph_is_replaced(fragile: str, graphs: int) -> None:
+@pytest.mark.parametrize(("fragile", "graphs"), [("", 3), ("fails for good", 12), ("skips a batch", 12)])
+def test_bad_images_cost_two_more_graphs_and_a_broken_graph_is_replaced(fragile: str, graphs: int) -> None:
     images = [smooth_jpeg(seed) for seed in range(24)]
     flips = [np.arange(4, dtype=np.int32) % 2] * 6
     clean = Decoder(4, H, W, torch.device("cpu"), 1, MIRROR)
@@ -219,3 +219,12 @@ def test_a_graph_that_cannot_run_at_all_is_an_error() -> None:
 
     with pytest.raises(RuntimeError, match="no longer valid"):
         list(Dead(4, H, W, torch.device("cpu"), 1).decode([batch(smooth_jpeg(0))]))
+
+
+@pytest.mark.parametrize("bad", [range(32), range(24), (0,)], ids=["all", "most", "the first"])
+def test_many_bad_images_in_many_batches_do_not_end_the_process(bad: Sequence[int]) -> None:
+    """DALI's decoder may crash if an image fails before others of its batch are decoded."""
+    good, broken = smooth_jpeg(0), np.zeros(3000, np.uint8)
+    images = [broken if position in bad else good for position in range(32)]
+    decoded = list(Decoder(32, H, W, torch.device("cpu"), 2).decode(EncodedBatch(images) for _ in range(10)))
+    assert [batch.bad for batch in decoded] == [tuple(bad)] * 10

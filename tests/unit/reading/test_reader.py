@@ -111,7 +111,7 @@ def test_a_corrupt_image_costs_one_sample_counted_and_named(folder: Path, caplog
     assert torch.equal(got[0].images_BCHW[keep], clean[0].images_BCHW[keep])
     assert torch.equal(got[1].images_BCHW, clean[1].images_BCHW)
     assert reader.decode_failures >= 1
-    assert f"cannot decode sample {victim} (faces-000000.tar" in caplog.text
+    assert f"cannot decode sample {victim} ({victim:012d}.jpg, faces-000000.tar" in caplog.text
     assert "left out of step 0" in caplog.text
 
 
