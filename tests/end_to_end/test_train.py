@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,6 +35,7 @@ from tests.end_to_end.launcher import (
 )
 from tests.faces import write_shards
 from tests.fault_table import Row, record
+from tests.ports import free_port
 
 STEPS = 14
 
@@ -106,6 +108,28 @@ def test_killed_in_mid_epoch_and_resumed_it_gives_the_same_losses_bit_for_bit(
     train(tmp_path, 2, "--recipe", recipe, "--run", "run", "--resume", "auto")
     got = [(row["step"], row["loss"]) for row in metrics(tmp_path / "run")]
     assert got == [(row["step"], row["loss"]) for row in metrics(uninterrupted)]
+
+
+def test_started_by_torchrun_it_resumes_to_the_same_losses_bit_for_bit(
+    shards: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(uninterrupted, tmp_path / "run"))
+    for step in (10, STEPS):
+        shutil.rmtree(RunFolder(run).checkpoint(step))
+    recipe = write_recipe(tmp_path / "recipe.yaml", shards, STEPS)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
+    done = subprocess.run(
+        [str(part) for part in (*torchrun, TRAIN, "--recipe", recipe, "--run", run)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"resumed {run} at step 5" in done.stderr
+    want = [(row["step"], row["loss"]) for row in metrics(uninterrupted)]
+    assert [(row["step"], row["loss"]) for row in metrics(run)] == want
 
 
 def test_a_finished_run_is_not_trained_again(shards: Path, uninterrupted: Path) -> None:
