@@ -329,5 +329,5 @@ def test_ijb_verifies_and_searches_templates(
         assert words in printed
     result = json.loads(Path("run/ijb/ijbc/step-00000020.json").read_text())
     assert (result["templates"], result["genuine"], result["impostors"]) == (12, 6, 30)
-    assert run_stage("ijb.py", *options, "--far", "0.01") == 1
+    assert run_stage("ijb.py", *options, "--far", "0.01") == EXIT_REFUSED
     assert "far: got 0.01 with 30 different pairs" in capsys.readouterr().err
