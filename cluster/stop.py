@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import select
 import signal
@@ -33,9 +34,40 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EFBIG)
 
 
-def code_of(error: OSError) -> int:
-    """The exit code for what could not be written: the disk may recover, but a path that is wrong stays so."""
-    return EXIT_UNSAVED if error.errno in _DISK else EXIT_REFUSED
+def code_of(error: Exception) -> int:
+    """The exit code for a fault: the disk may recover, but input or a path that is wrong stays so."""
+    return EXIT_UNSAVED if isinstance(error, OSError) and error.errno in _DISK else EXIT_REFUSED
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error for users; an error of the system's names its file first."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def faults_in_one_line(
+    command: str, faults: tuple[type[Exception], ...] = (ValueError, OSError)
+) -> Callable[[Callable[[], int]], Callable[[], int]]:
+    """Decorate a command's `main`: a fault ends it with one line on standard error and the code of `code_of`.
+
+    A broken pipe passes: it is for `exit_with`.
+    """
+
+    def decorate(main: Callable[[], int]) -> Callable[[], int]:
+        @functools.wraps(main)
+        def guarded() -> int:
+            try:
+                return main()
+            except BrokenPipeError:
+                raise
+            except faults as error:
+                print(f"{command}: {one_line(error)}", file=sys.stderr)
+                return code_of(error)
+
+        return guarded
+
+    return decorate
 
 
 def exit_with(main: Callable[[], int | None]) -> NoReturn:

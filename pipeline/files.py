@@ -32,13 +32,6 @@ def named(path: Path, what: str = "not written") -> Iterator[None]:
         raise NotWrittenError(error.errno, f"{what}: {error.strerror or error}", str(path)) from error
 
 
-def one_line(error: Exception) -> str:
-    """The message of an error for users; an error of the system's names its file first."""
-    if isinstance(error, OSError) and not isinstance(error, NotWrittenError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return str(error) or type(error).__name__
-
-
 def with_nulls(value: Any) -> Any:
     """A value for JSON, which has no NaN and no infinity: None in the place of each."""
     if isinstance(value, dict):

@@ -11,16 +11,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cluster.stop import exit_with
-from pipeline.files import one_line
+from cluster.stop import exit_with, faults_in_one_line
 from pipeline.shards.alignment.photos import align_photos
 from pipeline.shards.alignment.similarity import SHIFTS
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.sources.folder import scan_folder
 
 
+@faults_in_one_line("align", (ShardError, OSError))
 def main() -> int:
-    """Parse, list, align; every error of the input is one line and exit code 1."""
+    """Parse, list, align; a fault is one line (65, or 74 for the disk)."""
     sizes = {f"{height}x{width}": (height, width) for height, width in SHIFTS}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("src", type=Path, help="folder of identity folders of photographs")
@@ -49,9 +49,6 @@ def main() -> int:
                 part=args.part,
                 progress=bar.update,
             )
-    except (ShardError, OSError) as error:
-        print(f"align: {one_line(error)}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("align: stopped; run the same command again to resume", file=sys.stderr)
         return 130

@@ -9,7 +9,7 @@ A minute: a few steps of the recipe on its own shards, then its parts alone. Eve
 on several hosts (--hostfile). Nothing is kept but --out; a folder beside it is trained in, and removed.
 The rates are those of the recipe's backbone, optimizer and precision; the plan may be for other classes, batches and
 ranks.
-Exit code 65: recipe or shards are refused; 69: the ranks did not meet.
+Exit code 65: recipe or shards are refused; 69: the ranks did not meet; 74: the disk takes nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 from cluster.algorithms import choose_algorithms, keep_compiled
 from cluster.process_group import device_of, process_group
 from cluster.rendezvous import DisagreeError, StartError
-from cluster.stop import EXIT_LOST, EXIT_REFUSED, exit_with
+from cluster.stop import EXIT_LOST, EXIT_REFUSED, exit_with, faults_in_one_line
 from cluster.stopwatch import STARTUP
 from cluster.topology import Topology
 from cluster.versions import versions
@@ -41,6 +41,7 @@ from pipeline.run.checkpoint import CheckpointError
 from pipeline.shards.manifest import ShardError
 
 
+@faults_in_one_line("calibrate", (RecipeError, ShardError, CheckpointError, OSError))
 def main() -> int:
     """Check what one rank can check, then meet the other ranks and measure; returns the exit code."""
     STARTUP.done("imports")
@@ -60,12 +61,9 @@ def main() -> int:
             num_ranks=topology.num_ranks,
         )
         measure(recipe, shards, topology, args.out, args.steps)
-    except (RecipeError, ShardError, CheckpointError, DisagreeError, OSError) as error:
-        print(f"calibrate: {error}", file=sys.stderr)
-        return EXIT_REFUSED
     except StartError as error:
         print(f"calibrate: {error}", file=sys.stderr)
-        return EXIT_LOST
+        return EXIT_REFUSED if isinstance(error, DisagreeError) else EXIT_LOST
     return 0
 
 

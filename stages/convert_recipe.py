@@ -7,19 +7,19 @@ docs/moving.md compares the two concept by concept.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import yaml
 
-from cluster.stop import exit_with
-from pipeline.files import NotWrittenError, write_file
+from cluster.stop import exit_with, faults_in_one_line
+from pipeline.files import write_file
 from pipeline.recipe.from_arcface_torch import Converted, convert, read_config
 from pipeline.recipe.schema import RecipeError
 
 
+@faults_in_one_line("convert_recipe", (RecipeError, OSError))
 def main() -> int:
-    """Read, convert, write; a fault is one line and exit code 1."""
+    """Read, convert, write; a fault is one line (65, or 74 for the disk)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, metavar="CONFIG.py", help="its base.py is read from beside it")
     parser.add_argument("out", type=Path, metavar="RECIPE.yaml", help="what is written")
@@ -29,12 +29,8 @@ def main() -> int:
         "--power", type=float, default=1.0, help="of the learning rate's fall (default 1; arcface_torch before 2022: 2)"
     )
     args = parser.parse_args()
-    try:
-        converted = convert(read_config(args.config), args.ranks, args.shards, power=args.power)
-        write_file(args.out, _text(args, converted).encode())
-    except (RecipeError, NotWrittenError) as error:
-        print(f"convert_recipe: {error}", file=sys.stderr)
-        return 1
+    converted = convert(read_config(args.config), args.ranks, args.shards, power=args.power)
+    write_file(args.out, _text(args, converted).encode())
     print(f"{args.out}: {converted.recipe.optimizer.steps:,} steps of {converted.recipe.data.global_batch:,} images")
     for note in converted.notes:
         print(f"  {note}")

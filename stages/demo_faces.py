@@ -8,16 +8,15 @@ import argparse
 import importlib.util
 import io
 import random
-import sys
 from collections.abc import Iterator
 from itertools import combinations, product
 from pathlib import Path
 
 from PIL import Image
 
-from cluster.stop import exit_with
+from cluster.stop import exit_with, faults_in_one_line
 from cluster.versions import how_to_install
-from pipeline.files import make_folder, one_line, write_file
+from pipeline.files import make_folder, write_file
 
 PEOPLE, IMAGES, TRAIN_PEOPLE = 40, 10, 30
 # The faces are 112x92; SphereFace's networks take 112x96, so the edge columns are repeated twice on each side.
@@ -27,6 +26,7 @@ JPEG_QUALITY = 95
 Pair = tuple[str, str]
 
 
+@faults_in_one_line("demo_faces")
 def main() -> int:
     """Write what is missing; `pairs.tsv` comes last, so its presence says that the faces are complete."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -39,14 +39,9 @@ def main() -> int:
     if not pairs_file.is_file() or pairs_file.read_text() != text:
         faces = orl_folder()
         if faces is None:
-            print(f"demo_faces: the faces are not installed: {how_to_install('demo')}", file=sys.stderr)
-            return 1
-        try:
-            write_faces(faces, args.out)
-            write_file(pairs_file, text.encode())
-        except OSError as error:
-            print(f"demo_faces: {one_line(error)}", file=sys.stderr)
-            return 1
+            raise ValueError(f"the faces are not installed: {how_to_install('demo')}")
+        write_faces(faces, args.out)
+        write_file(pairs_file, text.encode())
     test_people = PEOPLE - TRAIN_PEOPLE
     print(f"{args.out}: {TRAIN_PEOPLE} people to train on, {test_people} to test on, {len(lines)} pairs")
     return 0

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from cluster.process_group import device_of
-from cluster.stop import exit_with
+from cluster.stop import exit_with, faults_in_one_line
 from cluster.topology import Topology, split_range
 from cluster.versions import how_to_install
 from pipeline.evaluation.embedding.source import How, image_files, shown
@@ -22,16 +22,14 @@ from stages.arguments import add_source, add_step, parser_of, sources_of
 FEATURES = "image and mirror concatenated, compare by cosine"
 
 
+@faults_in_one_line("embed")
 def main() -> int:
-    """Embed this rank's share of the folder; a fault is one line and exit code 1."""
+    """Embed this rank's share of the folder; a fault is one line (65, or 74 for the disk)."""
     args = _parser().parse_args()
     try:
         return _embed(args, Topology.from_environment(os.environ))
     except ModuleNotFoundError as error:
-        print(f"embed: {error}, wanted: {how_to_install('export')}", file=sys.stderr)
-    except (ValueError, OSError) as error:
-        print(f"embed: {error}", file=sys.stderr)
-    return 1
+        raise ValueError(f"{error}, wanted: {how_to_install('export')}") from error
 
 
 def _embed(args: argparse.Namespace, topology: Topology) -> int:

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cluster.stop import exit_with
+from cluster.stop import exit_with, faults_in_one_line
 from pipeline.evaluation.embedding.embed import files_of
 from pipeline.evaluation.embedding.kept import keep, means_of_frames, without_features
 from pipeline.evaluation.embedding.source import Source, image_files
@@ -50,18 +50,15 @@ from LFW, YTF, an InsightFace .bin or your own folders):
 """
 
 
+@faults_in_one_line("evaluate")
 def main() -> int:
-    """Read and check everything, then embed, judge and report; a fault is one line and exit code 1."""
+    """Read and check everything, then embed, judge and report; a fault is one line (65, or 74 for the disk)."""
     args = _parser().parse_args()
-    try:
-        chosen = _chosen(args)
-        evaluations = [_evaluate(args, chosen, source) for source in sources_of(args)]
-        _print_table(evaluations)
-        if args.report:
-            print(f"report: {write_report([args.run], args.run / 'report.html')}")
-    except (ValueError, OSError) as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 1
+    chosen = _chosen(args)
+    evaluations = [_evaluate(args, chosen, source) for source in sources_of(args)]
+    _print_table(evaluations)
+    if args.report:
+        print(f"report: {write_report([args.run], args.run / 'report.html')}")
     return 0
 
 

@@ -3,17 +3,17 @@
 Needs the export extra: pip install -e '.[export]'.
 """
 
-import sys
 from pathlib import Path
 
-from cluster.stop import exit_with
+from cluster.stop import exit_with, faults_in_one_line
 from cluster.versions import how_to_install
 from pipeline.evaluation.embedding.trained import load_trained
 from stages.arguments import add_step, parser_of
 
 
+@faults_in_one_line("export")
 def main() -> int:
-    """Load the checkpoint and write the three files; a fault is one line and exit code 1."""
+    """Load the checkpoint and write the three files; a fault is one line (65, or 74 for the disk)."""
     parser = parser_of(__doc__)
     parser.add_argument("out", type=Path, metavar="FOLDER", help="where the files go")
     add_step(parser)
@@ -24,11 +24,7 @@ def main() -> int:
         for file in export(load_trained(args.run, args.step), args.out):
             print(f"{file}: {file.stat().st_size / 1e6:,.1f} MB")
     except ModuleNotFoundError as error:
-        print(f"export: {error}, wanted: {how_to_install('export')}", file=sys.stderr)
-        return 1
-    except (ValueError, OSError) as error:
-        print(f"export: {error}", file=sys.stderr)
-        return 1
+        raise ValueError(f"{error}, wanted: {how_to_install('export')}") from error
     return 0
 
 

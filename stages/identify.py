@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.stop import exit_with
+from cluster.stop import exit_with, faults_in_one_line
 from pipeline.evaluation.embedding.kept import Kept, keep, without_features
 from pipeline.evaluation.embedding.source import Source, image_files
 from pipeline.evaluation.protocols.pairs import identity_of, list_images
@@ -39,20 +39,17 @@ images of other people. Each rate of --far keeps far x probes x distractors scor
 """
 
 
+@faults_in_one_line("identify")
 def main() -> int:
-    """List, check, embed, search; a fault is one line and exit code 1."""
+    """List, check, embed, search; a fault is one line (65, or 74 for the disk)."""
     args = _parser().parse_args()
-    try:
-        probes, distractors = list_images(args.probes), list_images(args.distractors)
-        compared = len(probes) * len(distractors)
-        fars = tuple(args.far or resolvable_fars(compared)[-1:])
-        for far in fars:
-            require_resolvable(far, compared, of="pairs of probe and distractor")
-        for source in sources_of(args):
-            _print(_identify(args, source, probes, distractors, fars))
-    except (ValueError, OSError) as error:
-        print(f"identify: {error}", file=sys.stderr)
-        return 1
+    probes, distractors = list_images(args.probes), list_images(args.distractors)
+    compared = len(probes) * len(distractors)
+    fars = tuple(args.far or resolvable_fars(compared)[-1:])
+    for far in fars:
+        require_resolvable(far, compared, of="pairs of probe and distractor")
+    for source in sources_of(args):
+        _print(_identify(args, source, probes, distractors, fars))
     return 0
 
 

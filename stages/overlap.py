@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.stop import exit_with
+from cluster.stop import exit_with, faults_in_one_line
 from pipeline.evaluation.embedding.people import People, centres, people_in
 from pipeline.evaluation.embedding.source import Source
 from pipeline.evaluation.protocols.overlap import (
@@ -38,24 +38,21 @@ from pipeline.run.folder import RunFolder
 from stages.arguments import add_embedding, add_source, add_step, how_of, parser_of, sources_of
 
 
+@faults_in_one_line("overlap")
 def main() -> int:
-    """Embed both sets, search, keep what was decided, write; a fault is one line and exit code 1."""
+    """Embed both sets, search, keep what was decided, write; a fault is one line (65, or 74 for the disk)."""
     args = _parser().parse_args()
-    try:
-        decided = read_decisions(_decisions(args)) if _decisions(args).exists() else []
-        (source,) = sources_of(args, results=False)
-        train = people_in(args.train or load_recipe(RunFolder(args.run).recipe).data.shards)
-        test = people_in(args.test)
-        args.out.mkdir(parents=True, exist_ok=True)
-        train_CD = _centres(args, source, train, "train")
-        test_CD = _centres(args, source, test, "test")
-        found = find_candidates(train_CD, train.names, test_CD, test.names, args.above, args.device)
-        _write(args, merge(found[: args.most], decided), train, test, source)
-        if len(found) > args.most:
-            print(f"{len(found) - args.most:,} more pairs are above {args.above}: raise --most to see them")
-    except (ValueError, OSError) as error:
-        print(f"overlap: {error}", file=sys.stderr)
-        return 1
+    decided = read_decisions(_decisions(args)) if _decisions(args).exists() else []
+    (source,) = sources_of(args, results=False)
+    train = people_in(args.train or load_recipe(RunFolder(args.run).recipe).data.shards)
+    test = people_in(args.test)
+    args.out.mkdir(parents=True, exist_ok=True)
+    train_CD = _centres(args, source, train, "train")
+    test_CD = _centres(args, source, test, "test")
+    found = find_candidates(train_CD, train.names, test_CD, test.names, args.above, args.device)
+    _write(args, merge(found[: args.most], decided), train, test, source)
+    if len(found) > args.most:
+        print(f"{len(found) - args.most:,} more pairs are above {args.above}: raise --most to see them")
     return 0
 
 

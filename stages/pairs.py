@@ -1,10 +1,9 @@
 """A pairs file for stages/evaluate.py, from a published protocol or from your own folders."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from cluster.stop import exit_with
+from cluster.stop import exit_with, faults_in_one_line
 from pipeline.evaluation.protocols.insightface_bin import extract, read_bin
 from pipeline.evaluation.protocols.pairs import Row, assemble
 from pipeline.evaluation.protocols.published import folder_rows, lfw_rows, write_rows, ytf_rows
@@ -20,16 +19,13 @@ examples:
 """
 
 
+@faults_in_one_line("pairs")
 def main() -> int:
-    """Read the protocol, check it, write the pairs file; a fault is one line and exit code 1."""
+    """Read the protocol, check it, write the pairs file; a fault is one line (65, or 74 for the disk)."""
     args = _parser().parse_args()
-    try:
-        rows = _rows(args)
-        pairs = assemble(rows, str(args.source))
-        write_rows(rows, args.out)
-    except (ValueError, OSError) as error:
-        print(f"pairs: {error}", file=sys.stderr)
-        return 1
+    rows = _rows(args)
+    pairs = assemble(rows, str(args.source))
+    write_rows(rows, args.out)
     print(
         f"{args.out}: {len(rows):,} pairs ({len(rows) - pairs.impostors:,} same, {pairs.impostors:,} different)"
         f" of {len(pairs.paths):,} images in {len(pairs.folds)} folds"

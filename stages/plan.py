@@ -4,7 +4,7 @@ Memory, traffic and work of one step per GPU, the largest number of identities t
 the run does not fit. With the rates that stages/calibrate.py measured, the time of a step by part, images a second on
 more and more ranks, and, for a recipe, hours to its end with saves and failures. The assumptions are printed with the
 answer and stand in pipeline/planning/; nothing is trained and no GPU is needed.
-Exit code: 0 when it fits, 1 when it does not, 2 when the question makes no sense.
+Exit code: 0 when it fits, 1 when it does not, 2 when the options make no sense, 65 when a file is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cluster.stop import exit_with
+from cluster.stop import exit_with, faults_in_one_line
 from pipeline import planning
 from pipeline.backbones import BACKBONES
 from pipeline.optim import OPTIMIZERS
@@ -24,7 +24,8 @@ from pipeline.planning.of_recipe import network_of, whole_job_of
 from pipeline.planning.timing import Course, course, scaling, step_parts, step_seconds
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.file import load_recipe
-from pipeline.recipe.schema import Recipe
+from pipeline.recipe.schema import Recipe, RecipeError
+from pipeline.shards.manifest import ShardError
 
 EXAMPLES = """\
 examples:
@@ -62,23 +63,27 @@ class Question:
     rates: Rates | None
 
 
+@faults_in_one_line("plan")
 def main() -> int:
     """Answer one question, or print the published cases."""
     args = _parser().parse_args()
     if args.published_cases:
         print("\n".join(_published_cases()))
         return 0
+    rates = planning.read_rates(args.rates) if args.rates else None
     try:
-        question = _question(args)
+        question = _question(args, rates)
         answer = _as_json(question) if args.json else "\n".join(_report(question))
-    except ValueError as error:  # RecipeError and ShardError are
+    except (RecipeError, ShardError):
+        raise
+    except ValueError as error:  # the options'
         print(f"plan: {error}", file=sys.stderr)
         return 2
     print(answer)
     return 0 if planning.peak(question.job, question.network)[1] <= question.gpu_bytes else 1
 
 
-def _question(args: argparse.Namespace) -> Question:
+def _question(args: argparse.Namespace, rates: Rates | None) -> Question:
     recipe = load_recipe(args.recipe, args.set) if args.recipe else None
     if recipe is None:
         job, size = _job(args), tuple(args.image_size)
@@ -94,7 +99,7 @@ def _question(args: argparse.Namespace) -> Question:
         args.ranks_per_host,
         args.host_hours,
         recipe,
-        planning.read_rates(args.rates) if args.rates else None,
+        rates,
     )
 
 

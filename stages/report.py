@@ -1,24 +1,20 @@
 """The report of a run, or of several side by side, from what lies in their folders; nothing is evaluated again."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from cluster.stop import exit_with
+from cluster.stop import exit_with, faults_in_one_line
 from pipeline.evaluation.reports.report import write_report
 
 
+@faults_in_one_line("report")
 def main() -> int:
-    """Render the page; a fault is one line and exit code 1."""
+    """Render the page; a fault is one line (65, or 74 for the disk)."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, nargs="+", metavar="RUN", help="folder that stages/evaluate.py has evaluated")
     parser.add_argument("--out", type=Path, metavar="FILE", help="page to write (default: report.html of the last RUN)")
     args = parser.parse_args()
-    try:
-        print(write_report(args.run, args.out or args.run[-1] / "report.html"))
-    except (ValueError, OSError) as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 1
+    print(write_report(args.run, args.out or args.run[-1] / "report.html"))
     return 0
 
 

@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
-from cluster.stop import exit_with
-from pipeline.files import one_line
+from cluster.stop import exit_with, faults_in_one_line
 from pipeline.shards.build import read_rejected
 from pipeline.shards.hygiene import clean
 from pipeline.shards.loss import TooManyRejectedError, summary
@@ -52,8 +51,9 @@ CPUS = len(os.sched_getaffinity(0))
 TOO_MANY_REJECTED = 3  # exit code
 
 
+@faults_in_one_line("shard", (ShardError, OSError))
 def main() -> int:
-    """Run one command; every error of the input is one line and exit code 1, too many rejected samples 3."""
+    """Run one command; a fault is one line and exit code 65, 74 for the disk, 3 for too many rejected samples."""
     logging.basicConfig(format="shard: %(message)s")
     words = sys.argv[1:]
     # `SRC OUT` alone is the common case; a source with the name of a command is given as ./verify.
@@ -62,9 +62,9 @@ def main() -> int:
     tqdm.monitor_interval = 0
     try:
         code: int = args.run(args)
-    except (ShardError, OSError) as error:
-        print(f"shard: {one_line(error)}", file=sys.stderr)
-        return TOO_MANY_REJECTED if isinstance(error, TooManyRejectedError) else 1
+    except TooManyRejectedError as error:
+        print(f"shard: {error}", file=sys.stderr)
+        return TOO_MANY_REJECTED
     except KeyboardInterrupt:
         print("shard: stopped; run the same command again to resume", file=sys.stderr)
         return 130

@@ -11,7 +11,7 @@ OUT/study.md and OUT/study.html have the tables so far, and are written again af
 processes may share one OUT, each on GPUs of its own (CUDA_VISIBLE_DEVICES): a run that one is at, the others leave.
 
 Ctrl-C, SIGTERM or SIGUSR1 saves the run in training and ends with code 75; a second one kills it. Code 1: a run
-failed, or the study is refused; 0: everything is there.
+failed; 65: the study is refused; 74: the disk takes nothing; 0: everything is there.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from types import FrameType
 import torch
 
 from cluster.claims import claimed, marked, sweep
-from cluster.stop import EXIT_STOPPED, SIGNALS, exit_with
+from cluster.stop import EXIT_STOPPED, SIGNALS, exit_with, faults_in_one_line
 from pipeline.backbones import Backbone
 from pipeline.backbones.size import count_macs
 from pipeline.evaluation.protocols.pairs import read_pairs
@@ -48,27 +48,22 @@ from pipeline.recipe.schema import Recipe, check_against_set
 from pipeline.run.checkpoint import has_reached
 from pipeline.run.folder import RunFolder
 from pipeline.run.metrics_log import read_metrics
-from pipeline.shards.manifest import ShardError
 
 STAGES = Path(__file__).resolve().parent
 POLL_SECONDS = 1.0
 LOG_SECONDS = 60.0  # between progress lines if they are not rewritten in place
 
 
+@faults_in_one_line("study")
 def main() -> int:
     """Check all that can be checked, run what is missing, and tabulate; returns the exit code."""
     args = _parser().parse_args()
     args.out = args.out or Path("runs") / f"study-{args.study.stem}"
     stop = Stop()
-    try:
-        study = load_study(args.study)
-        conductor = Conductor(study, args, stop)
-        conductor.check()
-        conductor.run_missing()
-        conductor.tabulate()
-    except (ShardError, ValueError, OSError) as error:
-        print(f"study: {error}", file=sys.stderr)
-        return 1
+    conductor = Conductor(load_study(args.study), args, stop)
+    conductor.check()
+    conductor.run_missing()
+    conductor.tabulate()
     for name, reason in conductor.failed.items():
         print(f"study: {name} failed: {reason}", file=sys.stderr)
     print(args.out / "study.md", args.out / "study.html", sep="\n")

@@ -27,8 +27,7 @@ from pathlib import Path
 
 from cluster.hosts import HERE, assign, read_hostfile
 from cluster.launcher import GiveUpError, Launcher, Restarts
-from cluster.stop import EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED, code_of, exit_with
-from pipeline.files import one_line
+from cluster.stop import EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED, code_of, exit_with, one_line
 from pipeline.recipe.schema import RecipeError
 from pipeline.run.checkpoint import has_reached
 from pipeline.run.folder import RunFolder

@@ -9,7 +9,8 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from pipeline.files import make_folder, named, one_line, sync
+from cluster.stop import one_line
+from pipeline.files import make_folder, named, sync
 from pipeline.run.checkpoint import BACKBONE, META
 from pipeline.run.folder import RunFolder
 from pipeline.run.whole import damage, damage_at_sight

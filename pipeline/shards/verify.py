@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.files import one_line
+from cluster.stop import one_line
 from pipeline.shards.build import IDENTITIES_NAME
 from pipeline.shards.decode import decoded
 from pipeline.shards.images import SetAsideError, extension_of

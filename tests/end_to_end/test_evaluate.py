@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cluster.stop import EXIT_REFUSED
 from cluster.versions import how_to_install
 from pipeline.evaluation.embedding.trained import load_trained
 from pipeline.evaluation.results import load, load_identification
@@ -130,7 +131,7 @@ def test_only_what_changed_is_evaluated_again(scene: Path, monkeypatch: pytest.M
         (["--images", "none"], "images: got none, wanted an existing folder"),
     ],
 )
-def test_a_fault_is_one_line_and_exit_code_1(
+def test_a_fault_is_one_line_and_exit_code_65(
     scene: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -138,7 +139,7 @@ def test_a_fault_is_one_line_and_exit_code_1(
     message: str,
 ) -> None:
     monkeypatch.chdir(scene)
-    assert run_stage("evaluate.py", *OPTIONS, *options) == 1
+    assert run_stage("evaluate.py", *OPTIONS, *options) == EXIT_REFUSED
     printed = capsys.readouterr()
     assert message in printed.err
     assert printed.err.startswith("evaluate: ")
@@ -153,7 +154,7 @@ def test_report_alone(scene: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert run_stage("report.py", "run", "--out", "other.html") == 0
     assert (scene / "other.html").read_text().startswith("<!doctype html>")
     capsys.readouterr()
-    assert run_stage("report.py", "faces") == 1
+    assert run_stage("report.py", "faces") == EXIT_REFUSED
     assert capsys.readouterr().err.startswith("report: faces: got no evaluation")
 
 
@@ -207,9 +208,9 @@ def test_a_network_of_another_origin_is_judged_beside_a_run(
         ("run", "run: got the folder of a training run, wanted another for the results of made.parquet"),
         ("onnx", "onnx: got results of"),
     ):
-        assert run_stage("evaluate.py", folder, "--embeddings", "made.parquet", *judged) == 1
+        assert run_stage("evaluate.py", folder, "--embeddings", "made.parquet", *judged) == EXIT_REFUSED
         assert message in capsys.readouterr().err
-    assert run_stage("evaluate.py", "w", "--weights", "w.pth", *judged) == 1
+    assert run_stage("evaluate.py", "w", "--weights", "w.pth", *judged) == EXIT_REFUSED
     assert "--weights and --network: got one without the other" in capsys.readouterr().err
 
 
@@ -276,7 +277,7 @@ def test_a_missing_extra_is_named(
         monkeypatch.delitem(sys.modules, module)
     for name in (missing, f"{missing}.torch", f"{missing}.parquet"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert run_stage(stage, *arguments) == 1
+    assert run_stage(stage, *arguments) == EXIT_REFUSED
     assert f"wanted: {how_to_install('export')}" in capsys.readouterr().err
 
 
@@ -300,7 +301,7 @@ def test_identification_among_distractors(
     assert Path("run/identifications/others/step-00000020.json").stat().st_mtime_ns == before
     assert run_stage("identify.py", *options, "--far", "0.1") == 0
     assert Path("run/identifications/others/step-00000020.json").stat().st_mtime_ns > before
-    assert run_stage("identify.py", *options, "--far", "0.001") == 1
+    assert run_stage("identify.py", *options, "--far", "0.001") == EXIT_REFUSED
     assert "far: got 0.001 with 540 pairs of probe and distractor" in capsys.readouterr().err
 
 
@@ -328,5 +329,5 @@ def test_ijb_verifies_and_searches_templates(
         assert words in printed
     result = json.loads(Path("run/ijb/ijbc/step-00000020.json").read_text())
     assert (result["templates"], result["genuine"], result["impostors"]) == (12, 6, 30)
-    assert run_stage("ijb.py", *options, "--far", "0.01") == 1
+    assert run_stage("ijb.py", *options, "--far", "0.01") == EXIT_REFUSED
     assert "far: got 0.01 with 30 different pairs" in capsys.readouterr().err

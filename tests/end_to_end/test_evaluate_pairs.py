@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.stop import EXIT_REFUSED
 from pipeline.evaluation.protocols.pairs import read_pairs
 
 STAGE = Path(__file__).parents[2] / "stages" / "pairs.py"
@@ -64,8 +65,8 @@ def test_every_protocol_becomes_a_pairs_file(
 
 
 def test_a_fault_is_one_line(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_stage("lfw", "splits.txt", "out.tsv") == 1
-    assert run_stage("bin", "pairs.txt", "out.tsv", "--images", "set") == 1
+    assert run_stage("lfw", "splits.txt", "out.tsv") == EXIT_REFUSED
+    assert run_stage("bin", "pairs.txt", "out.tsv", "--images", "set") == EXIT_REFUSED
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in lines] == ["pairs", "pairs"]
     assert not (scene / "out.tsv").exists()

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cluster.stop import EXIT_REFUSED
 from tests.detector import needs_detector
 
 STAGES = Path(__file__).parents[2] / "stages"
@@ -15,9 +16,9 @@ def run(stage: str, *words: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_an_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+def test_an_error_is_one_line_and_exit_code_65(tmp_path: Path) -> None:
     done = run("align.py", tmp_path / "nowhere", tmp_path / "out")
-    assert done.returncode == 1
+    assert done.returncode == EXIT_REFUSED
     assert done.stderr == f"align: {tmp_path}/nowhere: got no folder, wanted a folder of identity folders\n"
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cluster.stop import EXIT_REFUSED
 from cluster.versions import how_to_install
 from tests.detector import orl_faces
 
@@ -101,6 +102,6 @@ def test_without_the_faces_it_says_what_to_install(tmp_path: Path) -> None:
     run_stage = f"import runpy, sys; sys.argv = ['', {str(out)!r}]; runpy.run_path({str(STAGE)!r}, run_name='__main__')"
     code = f"{hide}\n{run_stage}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    assert done.returncode == EXIT_REFUSED
     assert done.stderr == f"demo_faces: the faces are not installed: {how_to_install('demo')}\n"
     assert not out.exists()

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from cluster.stop import EXIT_REFUSED, EXIT_UNSAVED
 from pipeline.shards.manifest import Manifest
 from tests.ports import free_port
 
@@ -93,10 +94,10 @@ def test_a_wrong_option_is_named(faces: Path, tmp_path: Path, more: list[str], m
     assert "Traceback" not in done.stderr
 
 
-def test_an_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+def test_an_error_is_one_line_and_exit_code_65(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     done = shard(tmp_path / "empty", tmp_path / "out")
-    assert done.returncode == 1
+    assert done.returncode == EXIT_REFUSED
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"shard: {tmp_path}/empty: got no identity folders")
 
@@ -122,7 +123,7 @@ def test_too_many_rejected_samples_are_no_success(tmp_path: Path) -> None:
 
 def test_shards_inside_their_source_are_refused(faces: Path) -> None:
     done = shard(faces, faces / "out")
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert (done.returncode, done.stderr.count("\n")) == (EXIT_REFUSED, 1)
     assert "lies inside" in done.stderr
 
 
@@ -233,7 +234,7 @@ def test_a_full_disk_keeps_the_finished_tars(
 ) -> None:
     out = small_disk / "out"
     done = shard(faces, out, "--workers", workers)
-    assert done.returncode == 1
+    assert done.returncode == EXIT_UNSAVED
     assert done.stderr.count("\n") == 1
     assert ": not written: No space left on device" in done.stderr
     assert not list(out.rglob("*.part"))
@@ -251,7 +252,7 @@ def test_a_file_size_limit_is_like_a_full_disk(faces: Path, tmp_path: Path) -> N
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 
     done = shard(faces, tmp_path / "out", preexec_fn=limit)
-    assert done.returncode == 1
+    assert done.returncode == EXIT_UNSAVED
     assert done.stderr.count("\n") == 1
     assert ": not written: File too large" in done.stderr
     assert not list((tmp_path / "out").rglob("*.part"))
@@ -289,7 +290,7 @@ def test_a_name_that_is_not_in_the_set_is_a_slip(faces: Path, tmp_path: Path) ->
     assert shard(faces, tmp_path / "a").returncode == 0
     (tmp_path / "drop").write_text("id003\nid999\n")
     done = run("subset", tmp_path / "a", tmp_path / "b", "--drop", tmp_path / "drop")
-    assert done.returncode == 1
+    assert done.returncode == EXIT_REFUSED
     assert done.stderr == f"shard: {tmp_path}/drop: 1 names are not in identities.txt, the first 'id999'\n"
     assert not (tmp_path / "b").exists()
 

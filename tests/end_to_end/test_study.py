@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cluster.claims import VARIABLE, marked, sweep
-from cluster.stop import EXIT_STOPPED
+from cluster.stop import EXIT_REFUSED, EXIT_STOPPED
 from pipeline.evaluation.protocols.pairs import COLUMNS
 from pipeline.evaluation.protocols.published import folder_rows
 from pipeline.run.checkpoint import complete_steps
@@ -150,7 +150,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(scene: Path) -> None:
 
     # A study that has changed since is refused, with the run and the key; nothing is mixed.
     process = start(scene, "--set", "optimizer.steps=13")
-    assert process.wait(PATIENCE_SECONDS) == 1
+    assert process.wait(PATIENCE_SECONDS) == EXIT_REFUSED
     assert "plain-seed1: began with optimizer.steps: 12 → 13: wanted the same" in (scene / "output").read_text()
 
 
@@ -167,7 +167,7 @@ def test_what_would_fail_after_hours_is_refused_at_once(
     scene: Path, break_it: Callable[[Path], object], message: str
 ) -> None:
     break_it(scene)
-    assert start(scene).wait(PATIENCE_SECONDS) == 1
+    assert start(scene).wait(PATIENCE_SECONDS) == EXIT_REFUSED
     output = (scene / "output").read_text()
     assert message in output
     assert "Traceback" not in output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,9 +21,10 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.stop import EXIT_REFUSED, EXIT_STOPPED
-from pipeline.run.checkpoint import complete_steps
+from pipeline.run.checkpoint import BACKBONE, complete_steps
 from pipeline.run.folder import RunFolder
 from tests.end_to_end.launcher import (
+    DEEPSPEED,
     PATIENCE_SECONDS,
     TRAIN,
     metrics,
@@ -34,6 +36,8 @@ from tests.end_to_end.launcher import (
 )
 from tests.faces import write_shards
 from tests.fault_table import Row, record
+from tests.ports import free_port
+from tests.unit.run.saved import spoil
 
 STEPS = 14
 
@@ -106,6 +110,33 @@ def test_killed_in_mid_epoch_and_resumed_it_gives_the_same_losses_bit_for_bit(
     train(tmp_path, 2, "--recipe", recipe, "--run", "run", "--resume", "auto")
     got = [(row["step"], row["loss"]) for row in metrics(tmp_path / "run")]
     assert got == [(row["step"], row["loss"]) for row in metrics(uninterrupted)]
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "supervise.py"])
+def test_another_launcher_passes_over_what_is_damaged_and_resumes_bit_for_bit(
+    shards: Path, uninterrupted: Path, tmp_path: Path, launcher: str
+) -> None:
+    run = Path(shutil.copytree(uninterrupted, tmp_path / "run"))
+    shutil.rmtree(RunFolder(run).checkpoint(STEPS))
+    spoil(RunFolder(run).checkpoint(10) / BACKBONE)
+    recipe, port = write_recipe(tmp_path / "recipe.yaml", shards, STEPS), str(free_port())
+    command = {
+        "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port, "--", TRAIN],
+        "supervise.py": [TRAIN.with_name("supervise.py"), "--ranks", "2", "--master-port", port, "--"],
+    }[launcher]
+    done = subprocess.run(
+        [str(part) for part in (sys.executable, *command, "--recipe", recipe, "--run", run)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{DEEPSPEED.parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    assert "passed over for the one before" in output and f"resumed {run} at step 5" in output
+    want = [(row["step"], row["loss"]) for row in metrics(uninterrupted)]
+    assert [(row["step"], row["loss"]) for row in metrics(run)] == want
 
 
 def test_a_finished_run_is_not_trained_again(shards: Path, uninterrupted: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.stop import EXIT_REFUSED
 from pipeline.head.margins import Margin
 from pipeline.head.margins.arcface import ArcFace, Combined, CosFace
 from pipeline.recipe.file import load_recipe
@@ -121,5 +122,6 @@ def test_the_stage_writes_a_recipe_that_loads_with_its_notes(tmp_path: Path) -> 
     out.unlink()
     command[2] = tmp_path / "absent.py"
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and done.stderr.startswith("convert_recipe: ") and done.stderr.count("\n") == 1
+    assert (done.returncode, done.stderr.count("\n")) == (EXIT_REFUSED, 1)
+    assert done.stderr.startswith("convert_recipe: ")
     assert not out.exists()

@@ -1,0 +1,132 @@
+"""Every stage ends in one line and a code: 65 for what it refuses, 74 for a disk that takes nothing, 2 for options."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.stop import EXIT_REFUSED, EXIT_UNSAVED
+from pipeline.files import NotWrittenError
+from tests.faces import ROOT
+from tests.full_disk import no_file_above
+
+# Stage -> options that its parser takes, and the first function of the stage's own module that reads or writes.
+STAGES = {
+    "align": (["faces", "out"], "scan_folder"),
+    "calibrate": (["--recipe", "r.yaml", "--out", "rates.json"], "load_recipe"),
+    "convert_recipe": (["config.py", "r.yaml", "--shards", "s"], "read_config"),
+    "demo_faces": (["faces"], "write_faces"),
+    "embed": (["run", "faces", "e.parquet"], "list_images"),
+    "evaluate": (["run", "--images", "faces", "--pairs", "p.tsv"], "read_set"),
+    "export": (["run", "out"], "load_trained"),
+    "identify": (["run", "--probes", "p", "--distractors", "d"], "list_images"),
+    "ijb": (["run", "--images", "faces", "--meta", "m"], "sources_of"),
+    "overlap": (["run", "faces", "out"], "sources_of"),
+    "pairs": (["folder", "faces", "p.tsv"], "folder_rows"),
+    "plan": (["--recipe", "r.yaml"], "load_recipe"),
+    "report": (["run"], "write_report"),
+    "shard": (["faces", "out"], "open_source"),
+    "study": (["study.yaml"], "load_study"),
+}
+
+# Their codes are about more than one start: tests/unit/test_train.py and tests/end_to_end/test_faults_supervisor.py.
+APART = {"train", "supervise"}
+
+Main = Callable[[], int]
+
+
+def test_every_stage_is_here() -> None:
+    ours = {path.stem for path in (ROOT / "stages").glob("*.py") if "\ndef main() " in path.read_text()}
+    assert ours == STAGES.keys() | APART
+
+
+@pytest.fixture
+def ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., object]:
+    """The code and the lines on standard error of a stage that is called with these options in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # study's are for its own process
+
+    def run(stage: str, *options: object) -> tuple[int, list[str]]:
+        monkeypatch.setattr(sys, "argv", [f"{stage}.py", *map(str, options)])
+        main: Main = importlib.import_module(f"stages.{stage}").main
+        try:
+            code = main()
+        except SystemExit as refused:  # argparse's
+            code = int(refused.code or 0)
+        return code, capsys.readouterr().err.splitlines()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (NotWrittenError(errno.ENOSPC, "not written: No space left on device", "a/b"), EXIT_UNSAVED, "No space left"),
+        (NotWrittenError(errno.EROFS, "not written: Read-only file system", "a/b"), EXIT_UNSAVED, "Read-only"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "a/b"), EXIT_UNSAVED, "a/b: Disk quota exceeded"),
+        (NotWrittenError(errno.ENOTDIR, "not made: Not a directory", "a/b"), EXIT_REFUSED, "a/b: not made"),
+        (PermissionError(errno.EACCES, "Permission denied", "a/b"), EXIT_REFUSED, "a/b: Permission denied"),
+    ],
+    ids=["full", "read-only", "quota", "a file in the way", "not allowed"],
+)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_disk_or_path_that_takes_nothing(
+    stage: str,
+    error: OSError,
+    code: int,
+    reason: str,
+    ended: Callable[..., tuple[int, list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options, first = STAGES[stage]
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    module = importlib.import_module(f"stages.{stage}")
+    monkeypatch.setattr(module, first, fail)
+    if stage == "demo_faces":
+        monkeypatch.setattr(module, "orl_folder", Path)
+    got, lines = ended(stage, *options)
+    assert got == code
+    (line,) = lines
+    assert line.startswith(f"{stage}: a/b: ") and reason in line
+
+
+@pytest.mark.parametrize("stage", sorted(STAGES.keys() - {"demo_faces"}))
+def test_input_that_is_not_there_is_refused(stage: str, ended: Callable[..., tuple[int, list[str]]]) -> None:
+    code, lines = ended(stage, *STAGES[stage][0])
+    assert code == EXIT_REFUSED
+    (line,) = lines
+    assert line.startswith(f"{stage}: ")
+    assert list(Path().iterdir()) in ([], [Path("out")])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_option_that_is_not_there(stage: str, ended: Callable[..., tuple[int, list[str]]]) -> None:
+    code, lines = ended(stage, *STAGES[stage][0], "--colour", "red")
+    assert code == 2
+    assert "unrecognized arguments: --colour red" in lines[-1]
+
+
+def test_a_full_disk_without_a_stand_in(tmp_path: Path, ended: Callable[..., tuple[int, list[str]]]) -> None:
+    """The system's own error on its way through reader, writer and stage."""
+    for number in range(8):
+        (tmp_path / f"faces/p{number}").mkdir(parents=True)
+        for shot in range(4):
+            (tmp_path / f"faces/p{number}/{shot}.jpg").write_bytes(b"")
+    options = ("folder", "faces", "p.tsv", "--folds", 2, "--size", 6)
+    with no_file_above(100):
+        code, (line,) = ended("pairs", *options)
+    assert (code, line) == (EXIT_UNSAVED, "pairs: p.tsv: not written: File too large")
+    assert not (tmp_path / "p.tsv").exists()
+    (tmp_path / "p.tsv").mkdir()
+    code, (line,) = ended("pairs", *options)
+    assert (code, line) == (EXIT_REFUSED, "pairs: p.tsv: not written: Is a directory")
