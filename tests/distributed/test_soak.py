@@ -28,7 +28,7 @@ from cluster.stop import EXIT_REFUSED, EXIT_UNSAVED, exit_with
 from pipeline.backbones import BACKBONES, Backbone
 from pipeline.reading.reader import Batch
 from pipeline.run.checkpoint import META, complete_steps
-from pipeline.run.folder import RunFolder
+from pipeline.run.folder import PARTIAL, RunFolder
 from pipeline.run.history import read_history
 from pipeline.training.step import Outcome, Stepper
 from stages import train
@@ -93,7 +93,8 @@ class Start:
     def begin(self) -> list[BaseProcess]:
         """Its ranks, started."""
         self.told.mkdir()
-        port, processes = free_port(), []
+        port = free_port()
+        processes: list[BaseProcess] = []
         for rank in range(self.ranks):
             process = CONTEXT.Process(target=train_rank, args=(rank, port, self), daemon=True)
             process.start()
@@ -178,15 +179,19 @@ class Soak:
 
     Attributes:
         run: its folder, which is another after a copy.
-        keep: checkpoint.keep of the last start.
+        starts: those that it has had.
+        batches: by position, of the last time that each was taken.
+        apart: the largest difference of a loss from that of the calm run.
         counts: what happened, how many times.
     """
 
-    def __init__(self, recipe: Path, folder: Path, chance: random.Random) -> None:
+    def __init__(self, recipe: Path, folder: Path, chance: random.Random, calm: Start) -> None:
         self.recipe, self.run, self.chance = recipe, folder / "run0", chance
         self.starts: list[Start] = []
+        self.batches: dict[int, list[int]] = {}
+        self.apart = 0.0
         self.counts: Counter[str] = Counter()
-        self._folder = folder
+        self._folder, self._calm_losses, self._calm_batches = folder, calm.losses(), calm.batches()
         self._damaged: dict[tuple[int, str], float] = {}  # the time of the file, by which a new one is another
 
     def whole_steps(self) -> list[int]:
@@ -208,7 +213,7 @@ class Soak:
             "checkpoint.keep": draw.choice([1, 2, 3]),
         }
         told = self._folder / f"told{len(self.starts)}{name}"
-        defaults = {"run": self.run, "ranks": ranks, "threads": draw.choice([1, 2]), "changes": changes}
+        defaults: dict[str, Any] = {"run": self.run, "ranks": ranks, "threads": draw.choice([1, 2]), "changes": changes}
         return Start(self.recipe, told=told, **defaults | facts)
 
     def copy(self) -> None:
@@ -238,18 +243,20 @@ class Soak:
         saved = bool(complete_steps(self.run))
         what = self.chance.choice(["seed", "parts", "hopeless", "no room", "no folder"] if saved else ["no room"])
         elsewhere = self._folder / f"beside{len(self.starts)}"
-        code, facts, why = EXIT_REFUSED, {"ranks": 1}, what
+        code, why = EXIT_REFUSED, "all of them damaged, wanted one whole"
+        facts: dict[str, Any] = {"run": elsewhere}
         if what == "seed":
             facts, why = {"changes": {"seed": 4}}, "seed: got 4, wanted 3 as in "
         elif what == "parts":
             facts, why = {"ranks": 1, "changes": {"data.accumulation": 5}}, "data.accumulation: got 5, wanted a divisor"
         elif what == "hopeless":
-            shutil.copytree(self.run, elsewhere)
+            # without a save that only lacks its name
+            shutil.copytree(self.run, elsewhere, ignore=shutil.ignore_patterns(f"*{PARTIAL}"))
             for step in complete_steps(elsewhere):
                 self._spoil(RunFolder(elsewhere).checkpoint(step) / META)
-            facts, why = {"run": elsewhere}, "all of them damaged, wanted one whole"
         elif what == "no room":
-            code, facts, why = EXIT_UNSAVED, {"run": elsewhere, "full": range(1)}, "step 0 not written: "
+            code, why = EXIT_UNSAVED, "step 0 not written: "
+            facts["full"] = range(1)
         else:
             elsewhere.touch()
             facts, why = {"run": elsewhere / "run"}, "claims: not written: Not a directory"
@@ -291,20 +298,36 @@ class Soak:
         for process in processes:
             process.join()
         if ended:
-            assert not before and 0 in full, f"start {number} ended by itself: {start.words()}"
+            # Only for want of room for its first checkpoint, which a run at step 0 writes again.
+            assert max(before, default=0) == 0 and 0 in full, f"start {number} ended by itself: {start.words()}"
             assert_says_why(start, [process.exitcode for process in processes], EXIT_UNSAVED, "step 0 not written: ")
             self.counts["first save refused"] += 1
         if start.losses():
-            self._judge(start, before, partial)
+            self.judge(start, before, partial)
 
-    def _judge(self, start: Start, before: list[int], partial: list[int]) -> None:
-        """It went on from the newest whole checkpoint, step by step, and the history has it."""
-        steps = list(start.losses())
-        assert steps == list(range(steps[0], steps[0] + len(steps)))
-        assert steps[0] == max(before, default=0) or steps[0] in partial, f"{steps[0]}, {before}, {partial}"
-        newest = read_history(start.run)[-1]
+    def judge(self, start: Start, before: list[int], partial: list[int]) -> None:
+        """It went on from the newest whole checkpoint, with the calm run's samples and losses, and the history has it.
+
+        Args:
+            before: steps of the whole checkpoints that it found.
+            partial: steps of saves that it found unfinished, some of them whole but for their name.
+        """
+        losses, batches = start.losses(), start.batches()
+        first = next(iter(losses))
+        assert list(losses) == list(range(first, first + len(losses)))
+        assert first == max(before, default=0) or first in partial, f"{first}, {before}, {partial}: {start.words()}"
+        assert first <= len(self.batches), f"steps before {first} were never taken"
+        for step, batch in batches.items():
+            assert batch == self._calm_batches[step], f"step {step} of {start}"
+        self.batches |= batches
+        # A step from the same state agrees to a relative 1e-6. The absolute part is for small losses: a loss is the
+        # difference of two logits' size, and 5e-6 is three places of the last digit of a logit of 16.
+        for step, loss in losses.items():
+            assert loss == pytest.approx(self._calm_losses[step], rel=1e-4, abs=5e-6), f"step {step} of {start}"
+            self.apart = max(self.apart, abs(loss - self._calm_losses[step]))
         if 0 not in start.full:  # else there was no room for a line
-            assert (newest["step"], newest["ranks"], newest["threads"]) == (steps[0], start.ranks, start.threads)
+            newest = read_history(start.run)[-1]
+            assert (newest["step"], newest["ranks"], newest["threads"]) == (first, start.ranks, start.threads)
 
 
 def test_kills_and_changes_change_nothing(tmp_path: Path) -> None:
@@ -312,9 +335,8 @@ def test_kills_and_changes_change_nothing(tmp_path: Path) -> None:
     recipe.write_text(RECIPE.format(shards=write_shards(tmp_path / "set", identities=7, images=6)))
     calm = Start(recipe, tmp_path / "calm", tmp_path / "told")
     assert finish(calm) == [0], calm.words()
-    calm_losses, calm_batches = calm.losses(), calm.batches()
 
-    soak = Soak(recipe, tmp_path, random.Random(SEED))
+    soak = Soak(recipe, tmp_path, random.Random(SEED), calm)
     for _ in range(KILLS):
         change = soak.chance.choice([None, None, None, soak.copy, soak.damage, soak.refuse])
         if change is not None and (soak.run.exists() or change == soak.refuse):
@@ -322,32 +344,22 @@ def test_kills_and_changes_change_nothing(tmp_path: Path) -> None:
             soak.counts[change.__name__] += 1
         soak.live_and_die()
         assert max(soak.starts[-1].losses(), default=0) < STEPS - 1, "over before the last kill: make the run longer"
-    last = soak.new_start()
+    last, before, partial = soak.new_start(), soak.whole_steps(), RunFolder(soak.run).partial_steps()
     assert finish(last) == [0] * last.ranks, last.words()
+    soak.judge(last, before, partial)
     soak.starts.append(last)
 
-    batches: dict[int, list[int]] = {}
-    apart = 0.0
-    for start in soak.starts:
-        batches |= start.batches()  # of a step done twice, the last time
-        for step, batch in start.batches().items():
-            assert batch == calm_batches[step]
-        # A step from the same state agrees to a relative 1e-6. The absolute part is for small losses: a loss is the
-        # difference of two logits' size, and 5e-6 is three places of the last digit of a logit of 16.
-        for step, loss in start.losses().items():
-            assert loss == pytest.approx(calm_losses[step], rel=1e-4, abs=5e-6), f"step {step} of {start}"
-            apart = max(apart, abs(loss - calm_losses[step]))
-    assert sorted(batches) == list(range(STEPS))
-    assert_no_sample_is_missed_or_doubled([batches[step] for step in range(STEPS)])
+    assert sorted(soak.batches) == list(range(STEPS))
+    assert_no_sample_is_missed_or_doubled([soak.batches[step] for step in range(STEPS)])
     taken = sum(len(start.losses()) for start in soak.starts)
-    print(f"{KILLS} kills, {taken} steps taken of {STEPS}, losses {apart:.0e} apart, {dict(soak.counts)}")
+    print(f"{KILLS} kills, {taken} steps taken of {STEPS}, losses {soak.apart:.0e} apart, {dict(soak.counts)}")
     done = (
         f"SIGKILL to all ranks at {KILLS} random moments of {STEPS} steps; between them other ranks, threads, ZeRO "
         "stages, accumulation and `keep`, a full disk, a copied folder, a damaged file"
     )
     outcome = (
-        f"no sample missed or doubled; the losses of this toy within {apart:.0e} of the uninterrupted run's; every "
-        "refused start says why in a line"
+        f"no sample missed or doubled; the losses of this toy within {soak.apart:.0e} of the uninterrupted run's; "
+        "every refused start says why in a line"
     )
     record(Row("Killed over and over", done, None, None, None, outcome))
 
