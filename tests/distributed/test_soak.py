@@ -221,6 +221,7 @@ class Soak:
         before, self.run = self.run, self._folder / f"run{len(self.starts)}"
         shutil.copytree(before, self.run)
         shutil.rmtree(before)
+        self.counts["copied"] += 1
 
     def damage(self) -> None:
         """A file of the newest checkpoint loses its end, or one bit of it turns; unless no other is whole."""
@@ -229,6 +230,7 @@ class Soak:
             path = self.chance.choice(sorted(RunFolder(self.run).checkpoint(steps[-1]).iterdir()))
             self._spoil(path)
             self._damaged[steps[-1], path.name] = path.stat().st_mtime
+            self.counts["damaged"] += 1
 
     def _spoil(self, path: Path) -> None:
         content = bytearray(path.read_bytes())
@@ -338,10 +340,9 @@ def test_kills_and_changes_change_nothing(tmp_path: Path) -> None:
 
     soak = Soak(recipe, tmp_path, random.Random(SEED), calm)
     for _ in range(KILLS):
-        change = soak.chance.choice([None, None, None, soak.copy, soak.damage, soak.refuse])
+        change = soak.chance.choice([None, None, soak.copy, soak.damage, soak.damage, soak.refuse])
         if change is not None and (soak.run.exists() or change == soak.refuse):
             change()
-            soak.counts[change.__name__] += 1
         soak.live_and_die()
         assert max(soak.starts[-1].losses(), default=0) < STEPS - 1, "over before the last kill: make the run longer"
     last, before, partial = soak.new_start(), soak.whole_steps(), RunFolder(soak.run).partial_steps()
