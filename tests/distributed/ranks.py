@@ -18,7 +18,8 @@ import torch.distributed as dist
 # A server that has imported torch once, from which ranks are forked: saves seconds a test.
 CONTEXT = multiprocessing.get_context("forkserver")
 # torch._dynamo: half of the time of a small run, since the first torch.optim.Optimizer imports it.
-CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "torch.distributed", "deepspeed", "nvidia.dali"])
+WARM = "tests.distributed.warm"  # what it cannot import it leaves to the ranks
+CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "torch.distributed", "deepspeed", "nvidia.dali", WARM])
 
 # Where there is a GPU, that server has touched CUDA, which a process forked from it then cannot use.
 FRESH = multiprocessing.get_context("spawn")
