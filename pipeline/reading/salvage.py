@@ -118,8 +118,8 @@ class Salvage:
         return True
 
     def _is_decodable(self, one: EncodedBatch) -> bool:
-        if not self._augment:
-            return False  # it was decoded so just now
+        if not self._augment or self.doubtful(one):
+            return False  # without augmentations it was just asked; an odd header is reason enough
         try:
             self._plain(EncodedBatch(one.images))
         except UndecodableError:
