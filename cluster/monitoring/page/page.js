@@ -53,7 +53,7 @@ async function look() {
 // read from a rule's result, which is one series however many ranks there are.
 async function lastScrape(view) {
   const scrapes = 'timestamp(job:spherescale_steps_left:min{job="$job"})';
-  for (const [back, step] of [["10m", 5], ["7d", 60], ["1y", 3600]]) {
+  for (const [back, step] of [["10m", 1], ["7d", 60], ["1y", 3600]]) {
     const known = await valueAt(`max_over_time(${scrapes}[${back}:${step}s])`, view, view.now);
     if (!Number.isFinite(known)) continue;
     const end = Math.min(known + step + REFRESH_SECONDS, view.now);
