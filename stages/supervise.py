@@ -12,8 +12,8 @@ and threads as before; on others each step is the same to rounding (docs/resume.
 Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP are passed on to the ranks of every host: they finish the step, save and end. A
 second signal ends everything at once.
 
-Exit codes: 0 trained to the end; 75 asked to stop, saved; 1 given up. The reason is the last line or, if train.py
-refused its arguments, which is not tried again, the lines that it printed above.
+Exit codes: 0 trained to the end; 75 asked to stop, saved; 65 refused, which is not tried again; 74 nothing can be
+written here; 1 given up after too many failures. The reason is the last line or, if train.py refused, those above it.
 """
 
 from __future__ import annotations
@@ -78,16 +78,19 @@ def main() -> int:
             patience_seconds=args.probe_seconds,
         )
         return supervise(launcher, hosts, start, args)
-    except (RecipeError, ShardError, GiveUpError, ValueError, OSError) as error:
+    except GiveUpError as error:
         say(f"given up: {error}")
         return 1
+    except (RecipeError, ShardError, ValueError, OSError) as error:
+        say(f"given up: {one_line(error)}")
+        return code_of(error)
 
 
 def supervise(launcher: Launcher, hosts: dict[str, int], start: Start, args: argparse.Namespace) -> int:
     """Start, watch, and start again, to the end or until asked to stop; returns the exit code.
 
     Raises:
-        GiveUpError: when starting again would end in the same way.
+        GiveUpError: when it has failed too often.
     """
     restarts = Restarts(args.max_restarts, args.same_step, args.wait_seconds)
     for attempt in itertools.count():
@@ -103,7 +106,8 @@ def supervise(launcher: Launcher, hosts: dict[str, int], start: Start, args: arg
         if launcher.stopping or code == EXIT_STOPPED:
             break
         if code in FINAL:
-            raise GiveUpError("refused, for the reason above; starting again would end the same way")
+            say("given up: refused, for the reason above; starting again would end the same way")
+            return EXIT_REFUSED
         step = last_step(start.run)
         wait = restarts.unsaved() if code == EXIT_UNSAVED else restarts.failed_at(step)
         say(f"failed with code {code} after step {step}; starting again in {wait:g} s")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.stop import EXIT_STOPPED, EXIT_UNSAVED
+from cluster.stop import EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED
 from pipeline.run.checkpoint import complete_steps
 from pipeline.run.folder import RunFolder
 from tests.end_to_end.launcher import metrics, write_recipe
@@ -31,7 +31,7 @@ def test_what_train_refuses_is_not_tried_again(shards: Path, tmp_path: Path) -> 
     (RunFolder(run).checkpoint(5) / "meta.json").touch()
     (run / "recipe.yaml").write_text("seed: 4\n")
     supervised = Supervised(tmp_path, ["--ranks", "2"], recipe, run)
-    assert supervised.end() == 1
+    assert supervised.end() == EXIT_REFUSED
     assert "train.py: seed: got 5, wanted 4 as in " in supervised.output
     assert supervised.output.count("supervise.py: start ") == 1
     last = supervised.output.splitlines()[-1]

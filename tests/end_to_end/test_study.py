@@ -144,7 +144,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(scene: Path) -> None:
     left_behind.communicate()
     assert left_behind.returncode == -signal.SIGKILL  # two would have worked in one folder
     output = (scene / "output").read_text()
-    assert "plain-seed1 failed: training ended with code 1" in output
+    assert "plain-seed1 failed: training ended with code 65" in output
     assert "m4-seed1 done" in output
     assert "| seeds done | 0 of 1 | 1 of 1 |" in (scene / "out" / "study.md").read_text()
 
