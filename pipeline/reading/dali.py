@@ -23,6 +23,7 @@ from nvidia.dali import fn, pipeline_def, types
 
 from pipeline.reading.augment import Augmentation
 from pipeline.reading.salvage import DecodedBatch, EncodedBatch, Salvage, UndecodableError
+from pipeline.shards.decode import black_image
 
 __all__ = ["HARDWARE_SHARE", "DecodedBatch", "Decoder", "EncodedBatch"]
 
@@ -213,8 +214,8 @@ class _OneByOne:
         self._decoder, self._augment = decoder, augment
         self._run: Callable[[], Any] | None = None
         self._next: list[tuple[Any, ...]] = []
-        self._proven = False
         self._serials = itertools.count()
+        self._black = np.frombuffer(black_image(*decoder.shape[1:]), np.uint8)
 
     def decode(self, batch: EncodedBatch) -> torch.Tensor:
         """Pixels [B, 3, H, W].
@@ -223,28 +224,38 @@ class _OneByOne:
             UndecodableError: if any of the images is undecodable, or has another size.
         """
         while True:
-            if self._run is None:
-                # A lambda, since DALI cannot inspect a built-in method.
-                self._run = self._decoder.graph(lambda: self._next.pop(), self._augment, 1).run  # noqa: PLW0108
-                self._proven = True
-            self._next[:] = [_fed(serial := next(self._serials), batch)]
-            proven, self._proven = self._proven, False
+            fresh = self._run is None
             try:
-                pixels, sizes, got = self._run()
+                pixels, sizes = self._once(batch)
             except RuntimeError as error:
-                # A second failure in a row may be the graph's own (see `Decoder._stream`): only of a new graph, or of
-                # one that has decoded since, is it the batch's.
-                if proven:
+                if not self._still_works(batch):
+                    self._run = None
+                # The batch is at fault if the graph is not: it was new, or it decodes another image.
+                if fresh or self._run is not None:
                     raise UndecodableError from error
-                self._run = None
                 continue
-            if _serial_of(got) != serial:
-                self._run = None
-                continue
-            self._proven = True
             if self._decoder.wrong_sizes(sizes):
                 raise UndecodableError
             return self._decoder.to_torch(pixels)
+
+    def _once(self, batch: EncodedBatch) -> tuple[Any, Any]:
+        """Pixels and sizes as DALI gives them; RuntimeError if it fails, or gives those of another batch."""
+        if self._run is None:
+            # A lambda, since DALI cannot inspect a built-in method.
+            self._run = self._decoder.graph(lambda: self._next.pop(), self._augment, 1).run  # noqa: PLW0108
+        self._next[:] = [_fed(serial := next(self._serials), batch)]
+        pixels, sizes, got = self._run()
+        if _serial_of(got) != serial:
+            raise RuntimeError("the decoder gave another batch")
+        return pixels, sizes
+
+    def _still_works(self, failed: EncodedBatch) -> bool:
+        """Whether the graph decodes a black image, augmented as the first of those that it failed on."""
+        try:
+            self._once(EncodedBatch([self._black], failed.take([0]).parameters))
+        except RuntimeError:
+            return False
+        return True
 
 
 def _fed(serial: int, batch: EncodedBatch) -> tuple[Any, ...]:

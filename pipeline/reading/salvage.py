@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline.reading.augment import Augmentation, Parameters
+from pipeline.shards.decode import black_image
 from pipeline.shards.images import SetAsideError, extension_of
 
 
@@ -106,9 +105,7 @@ class Salvage:
 
     @cached_property
     def _black(self) -> NDArray[Any]:
-        stream = io.BytesIO()
-        Image.new("RGB", self._shape[:0:-1]).save(stream, "PNG")
-        return np.frombuffer(stream.getvalue(), np.uint8)
+        return np.frombuffer(black_image(*self._shape[1:]), np.uint8)
 
     def _looks_whole(self, image: NDArray[Any]) -> bool:
         try:

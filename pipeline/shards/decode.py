@@ -37,3 +37,10 @@ def _plain(image: Image.Image) -> Image.Image:
     if image.mode in SIXTEEN_BITS:
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
     return image.convert("L" if image.mode in GREY else "RGB")
+
+
+def black_image(height: int, width: int) -> bytes:
+    """A PNG of this size that any decoder takes."""
+    stream = io.BytesIO()
+    Image.new("RGB", (width, height)).save(stream, "PNG")
+    return stream.getvalue()

@@ -191,7 +191,7 @@ class Fragile:
 MIRROR = (Mirror(name="mirror"),)
 
 
-@pytest.mark.parametrize(("fragile", "graphs"), [("", 6), ("fails for good", 12), ("skips a batch", 12)])
+@pytest.mark.parametrize(("fragile", "graphs"), [("", 2), ("fails for good", 12), ("skips a batch", 12)])
 def test_bad_images_keep_their_batch_and_a_broken_graph_is_replaced(fragile: str, graphs: int) -> None:
     images = [smooth_jpeg(seed) for seed in range(24)]
     flips = [np.arange(4, dtype=np.int32) % 2] * 6
