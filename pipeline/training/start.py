@@ -100,7 +100,8 @@ def check_start(start: Start, num_ranks: int, may_resume: bool) -> list[str]:
 def _check_past(start: Start, saved: Sequence[int]) -> None:
     """Refuse now, by the newest checkpoint, what would be refused again when one is loaded."""
     manifest = start.shards.manifest
-    now = Meta(0, 0, 0, "", 0, shards_sha256=manifest.digest, fixed=fixed_keys(start.recipe))
+    people = manifest.identities_sha256
+    now = Meta(0, 0, 0, people, 0, shards_sha256=manifest.digest, fixed=fixed_keys(start.recipe))
     step = saved[-1] if start.from_step is None else start.from_step
     try:
         newest = read_meta(RunFolder(start.run).checkpoint(step))

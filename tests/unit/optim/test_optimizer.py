@@ -80,7 +80,8 @@ def test_slots_start_at_zero_in_the_shape_that_they_declare() -> None:
     assert shapes == [((5, 3), (2, 4)), ((5,), ())]
 
 
-@pytest.mark.parametrize("name", list(OPTIMIZERS))
+# Another test of this process may have registered a toy.
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if not name.startswith("toy_")])
 def test_every_optimizer_of_the_table_has_slots_of_its_own_names(name: str) -> None:
     slots = OPTIMIZERS[name].slots
     assert len({slot.name for slot in slots}) == len({slot.torch_key for slot in slots}) == len(slots)

@@ -70,7 +70,8 @@ def test_a_run_that_is_there_is_resumed_with_its_changes_or_refused(recipe: Path
 def test_other_shards_and_fixed_keys_are_refused_before_ranks_meet(recipe: Path, tmp_path: Path) -> None:
     start = start_of(recipe, tmp_path)
     leave_a_checkpoint(start)
-    facts = Meta(2, 4, 8, "ab", 1, shards_sha256="0" * 64, fixed=fixed_keys(start.recipe))
+    people = start.shards.manifest.identities_sha256
+    facts = Meta(2, 4, 8, people, 1, shards_sha256="0" * 64, fixed=fixed_keys(start.recipe))
     (RunFolder(tmp_path).checkpoint(2) / "meta.json").write_bytes(encoded(facts))
     digest = start.shards.manifest.digest[:12]
     with pytest.raises(RecipeError, match=f"got the set {digest}, wanted 0{{12}} as in .*accept_shards={digest}"):

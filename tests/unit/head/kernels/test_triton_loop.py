@@ -60,7 +60,8 @@ def test_it_equals_float64_and_repeats_bit_for_bit(found: dict[str, dict[str, fl
     assert max(errors.values()) < bounds["rest"], errors
 
 
-@pytest.mark.parametrize("name", list(MARGINS))
+# Another test of this process may have registered a toy.
+@pytest.mark.parametrize("name", [name for name in MARGINS if not name.startswith("toy_")])
 def test_a_head_with_any_margin_is_the_dense_one(found: dict[str, dict[str, float]], name: str) -> None:
     errors = found[f"margin {name}"]
     assert set(errors) == {"loss", "features", "gradient"}
