@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -151,8 +152,21 @@ def train_head(
     }
 
 
-def dense_run(margin: NormMargin) -> dict[str, torch.Tensor]:
-    """The same by the margin's equation in float64: all logits, torch's SGD, one process."""
+def head_batches(ranks: int, width: int, parts: int) -> list[list[int]]:
+    """The samples that one loss is the mean of: those of the ranks that share classes, a micro-batch at a time."""
+    found: list[list[int]] = []
+    for first in range(0, ranks, width):
+        shares = [split_range(BATCH, ranks, rank) for rank in range(first, first + width)]
+        pieces = [np.array_split(share, parts) for share in shares]
+        found += [np.concatenate(of_part).tolist() for of_part in zip(*pieces, strict=True)]
+    return found
+
+
+def dense_run(margin: NormMargin, of_losses: list[list[int]]) -> dict[str, torch.Tensor]:
+    """The same by the margin's equation in float64: all logits, torch's SGD, one process.
+
+    The loss is the mean over `of_losses` of the mean over the samples of each that have a label.
+    """
     weight = initial_rows(range(CLASSES), DIM, seed=3).double().requires_grad_()
     sgd = torch.optim.SGD([weight], lr=0.2, momentum=0.9)
     norm, mean_cosine = 1.0, 0.0
@@ -160,17 +174,22 @@ def dense_run(margin: NormMargin) -> dict[str, torch.Tensor]:
     for step, (x, labels) in enumerate(batches()):
         if step != BAD:
             cosines = (x / x.norm(dim=1, keepdim=True)) @ (weight / weight.norm(dim=1, keepdim=True)).t()
-            losses, seen = [], []
+            losses: dict[int, torch.Tensor] = {}
+            seen = []
             for sample, label in enumerate(labels.tolist()):
                 if label < 0:
                     continue
                 length, cosine = float(x[sample].norm()), cosines[sample, label]
                 target = margin.scale * (cosine - margin.shift * length / norm - mean_cosine)
                 logits = torch.cat([target[None], margin.scale * cosines[sample, torch.arange(CLASSES) != label]])
-                losses.append(torch.logsumexp(logits, 0) - target)
+                losses[sample] = torch.logsumexp(logits, 0) - target
                 seen.append((cosine.item(), length))
             sgd.zero_grad()
-            (torch.stack(losses).sum() / BATCH if losses else weight.sum() * 0).backward()
+            loss = weight.sum() * 0
+            for samples in of_losses:
+                if valid := [losses[sample] for sample in samples if sample in losses]:
+                    loss = loss + torch.stack(valid).mean() / len(of_losses)
+            loss.backward()
             sgd.step()
             if seen:
                 mean_cosine += margin.rate * (sum(cosine for cosine, _ in seen) / len(seen) - mean_cosine)
@@ -191,7 +210,7 @@ def test_a_margin_with_state_is_its_dense_reference_on_any_ranks(
     ranks: int, width: int | None, parts: int, fused: bool
 ) -> None:
     margin = NormMargin(scale=8)
-    want = dense_run(margin)
+    want = dense_run(margin, head_batches(ranks, width or ranks, parts))
     options = HeadOptions(block=4, fused_update=fused)
     for got in run_ranks(train_head, ranks, margin, width, parts, options):
         torch.testing.assert_close(got["states"].double(), want["states"], rtol=1e-5, atol=1e-6)
