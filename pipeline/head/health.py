@@ -81,7 +81,8 @@ class StallWatch:
             return None
         quarter = max(1, len(self._recent) // 4)
         early, late = list(self._recent)[:quarter], list(self._recent)[-quarter:]
-        before, now = (sum(angle for angle, _ in part) / quarter for part in (early, late))
+        before = sum(angle for angle, _ in early) / quarter
+        now = sum(angle for angle, _ in late) / quarter
         mean_loss = sum(loss for _, loss in late) / quarter
         if before - now >= self._MOVED or mean_loss < self._OF_CHANCE * self._chance:
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -60,5 +61,6 @@ class SGD(Optimizer):
 
     def for_backbone(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """`torch.optim.SGD`, on a GPU as one kernel for many parameters."""
-        fused = all(p.device.type in self.fused_on for group in groups for p in group["params"])
+        parameters = chain.from_iterable(group["params"] for group in groups)
+        fused = all(p.device.type in self.fused_on for p in parameters)
         return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum, fused=fused or None)

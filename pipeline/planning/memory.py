@@ -37,11 +37,11 @@ def memory(job: Job, network: Network) -> dict[str, dict[str, int]]:
         "reduce": _network_reduce(job, network),
         "update": _network_update(job, network),
     }
-    return {
-        moment: {part: size for part, size in (always | row_gradient | parts).items() if size}
-        for moment, parts in moments.items()
-        if parts
-    }
+    return {moment: _present(always | row_gradient | parts) for moment, parts in moments.items() if parts}
+
+
+def _present(parts: dict[str, int]) -> dict[str, int]:
+    return {part: size for part, size in parts.items() if size}
 
 
 def _share(job: Job, network: Network) -> int:

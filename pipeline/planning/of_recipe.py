@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 
 import torch
 
@@ -79,8 +80,11 @@ def network_of(backbone: Backbone, image_size: tuple[int, int], bf16: bool) -> N
         module = backbone.build(image_size)
     dtype = torch.bfloat16 if bf16 else torch.float32
     blocks = backbone.blocks if backbone.activation_checkpointing else lambda _: ()
-    norms = batch_norms(module) if backbone.batch_norm == "synchronised" else []
-    forward = norms + [norm for block in blocks(module) for norm in batch_norms(block) if norms]
+    norms, again = [], []
+    if backbone.batch_norm == "synchronised":
+        norms = batch_norms(module)
+        again = list(chain.from_iterable(map(batch_norms, blocks(module))))  # those that are computed again
+    forward = norms + again
     return Network(
         parameters=sum(p.numel() for p in module.parameters()),
         activation_bytes=activation_bytes(module, image_size, dtype, blocks),

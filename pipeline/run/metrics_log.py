@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,11 @@ def mean_seconds(records: list[dict[str, Any]]) -> dict[str, float]:
     """
     splits = [r["step_part_seconds"] for r in records if isinstance(r.get("step_part_seconds"), dict)]
     splits = splits[max(1, len(splits) // 10) :] or splits
-    parts = {name for split in splits for name, value in split.items() if _is_finite(value)}
-    means = {name: sum(split.get(name, 0.0) for split in splits) / len(splits) for name in parts}
+    sums: dict[str, float] = {}
+    for name, value in chain.from_iterable(split.items() for split in splits):
+        if _is_finite(value):
+            sums[name] = sums.get(name, 0.0) + value
+    means = {name: seconds / len(splits) for name, seconds in sums.items()}
     return dict(sorted(means.items(), key=lambda part: (-part[1], part[0])))
 
 

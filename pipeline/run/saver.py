@@ -147,7 +147,9 @@ class Saver:
         error = self._attempt(lambda: facts.update(_write_files(partial, files)))
         answers = gather_objects((facts, error), self._group)
         errors = [text for _, text in answers if text]
-        written = {name: fact for facts, _ in answers for name, fact in facts.items()}
+        written: dict[str, FileFacts] = {}
+        for of_rank, _ in answers:
+            written |= of_rank
         first = rank_in(self._group) == 0
         if not errors and first:
             error = self._attempt(lambda: self._commit(partial, replace(meta, files=written), drops))

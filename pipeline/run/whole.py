@@ -138,7 +138,7 @@ def _steps_of_all(run: Path, group: Group) -> list[int]:
 
 def _damage_of_all(run: Path, step: int, group: Group) -> list[str]:
     mine = damage(RunFolder(run).checkpoint(step), rank_in(group), num_ranks(group))
-    return sorted({fault for faults in gather_objects(mine, group) for fault in faults})
+    return sorted(set().union(*gather_objects(mine, group)))
 
 
 def _require_there(run: Path, step: int | None, steps: list[int]) -> None:

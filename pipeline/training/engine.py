@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from itertools import chain, product
 from typing import Any, ClassVar
 
 import deepspeed
@@ -139,13 +140,14 @@ class Engine:
         """What this rank is about to apply, after a step's last backward pass: all of it or, under ZeRO, its part."""
         if not self._zero:
             return [p.grad for p in self.module.parameters() if p.grad is not None]
-        return [grad for part in self._engine.optimizer.averaged_gradients.values() for grad in part or ()]
+        parts = self._engine.optimizer.averaged_gradients.values()
+        return list(chain.from_iterable(part or () for part in parts))
 
     @property
     def held_bytes(self) -> int:
         """Bytes on this rank between steps: parameters, buffers, the optimizer's slots, ZeRO's copy of its share."""
         parameters = [getattr(p, "ds_tensor", p) for p in self.module.parameters()]  # under ZeRO 3 this rank's part
-        slots = [self._optimizer.state[held][slot.torch_key] for held in self._held() for slot in self._slots]
+        slots = [self._optimizer.state[held][slot.torch_key] for held, slot in product(self._held(), self._slots)]
         copies = self._held() if self._zero else []
         held = (*parameters, *self.module.buffers(), *self._buffers, *copies, *slots)
         return sum(tensor.nbytes for tensor in held)
@@ -255,7 +257,7 @@ class Engine:
         """The tensors that the optimizer updates on this rank: parameters or, under ZeRO, its parts of many in one."""
         if self._parted:
             return list(self._engine.optimizer.fp32_partitioned_groups_flat)
-        return [p for group in self._optimizer.param_groups for p in group["params"]]
+        return list(chain.from_iterable(group["params"] for group in self._optimizer.param_groups))
 
     def _create_slots(self) -> None:
         for held in self._held():

@@ -90,7 +90,9 @@ class Evaluator:
         """
         for chosen in self._sets:
             files, _ = self._files[chosen.name]
-            bad = [file for part, batch in self._decoded(chosen, self._share(files)) for file in _bad(part, batch)]
+            bad: list[str] = []
+            for part, batch in self._decoded(chosen, self._share(files)):
+                bad += _bad(part, batch)
             if words := self._undecodable(chosen, bad):
                 raise RecipeError(words)
 
@@ -214,7 +216,10 @@ class Evaluator:
     def _reached(self, step: int) -> dict[str, dict[int, float]]:
         """Accuracies by set and step, up to `step`."""
         found = {chosen.name: accuracies_of(self._trainer.run, chosen) for chosen in self._sets}
-        return {name: {at: value for at, value in values.items() if at <= step} for name, values in found.items()}
+        for values in found.values():
+            for later in [at for at in values if at > step]:
+                del values[later]
+        return found
 
     def _best(self, reached: dict[str, dict[int, float]]) -> Best | None:
         """The most accurate of the complete checkpoints; the earliest of equal ones."""

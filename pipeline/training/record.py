@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from cluster.metrics import PERCENTILES
 from pipeline.head.health import TargetAngles
@@ -158,5 +159,7 @@ class Window:
     @property
     def parts(self) -> dict[str, float]:
         """Mean seconds a step, by part."""
-        names = {name for r in self._records for name in r.parts}
-        return {n: sum(r.parts.get(n, 0.0) for r in self._records) / len(self._records) for n in sorted(names)}
+        sums: dict[str, float] = {}
+        for name, seconds in chain.from_iterable(record.parts.items() for record in self._records):
+            sums[name] = sums.get(name, 0.0) + seconds
+        return {name: sums[name] / len(self._records) for name in sorted(sums)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 from cluster.collectives import Group, gather_objects
 from pipeline.shards.manifest import ShardError
@@ -46,7 +47,7 @@ class UndecodableLimit:
         if self._undecodable <= self._share * max(self._read, LEAST_SAMPLES):
             return
         mine = [self._describe(sample) for sample in self._named]
-        named = list(dict.fromkeys(name for names in gather_objects(mine, self._group) for name in names))[:_NAMED]
+        named = list(dict.fromkeys(chain.from_iterable(gather_objects(mine, self._group))))[:_NAMED]
         raise ShardError(
             f"data.max_undecodable: {self._undecodable} of {self._read} samples read so far cannot be decoded, wanted "
             f"at most {self._share:.2%} (of {LEAST_SAMPLES} samples if fewer were read); among them "
