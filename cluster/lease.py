@@ -3,7 +3,7 @@
 A claim is a file ``<number>.json`` in a folder of claims; it is made exclusively, and the holder sets its time anew
 every `BEAT_SECONDS`. A process on the same machine is known to be dead by its number and start. One elsewhere is taken
 for dead if its file keeps its time for `SILENT_SECONDS` on the clock of the process that looks: clocks of two hosts are
-never compared, and no lock of the file system is needed. Whoever takes a folder over makes the next number, so that of
+never compared, and no lock of the file system is needed. A process that takes a folder over makes the next number: of
 two that find the same holder dead one succeeds, and removes the dead one's file, by which a holder that only slept
 learns that it has lost the folder.
 """

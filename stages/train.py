@@ -224,7 +224,7 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
 
 
 def step_to_resume(start: Start, group: Group) -> tuple[int | None, list[int]]:
-    """The step to go on from, None for a new run; and the steps that are left for that. All ranks together."""
+    """The step to resume from, None for a new run; and the steps that are left for that. All ranks together."""
     done = start.from_step is None or has_gone_back(start.run, start.from_step, start_mark())
     if gather_objects(done, group)[0]:
         return newest_whole(start.run, group), []

@@ -40,7 +40,7 @@ def changes(run: Path, recipe: Recipe) -> list[str]:
 
 
 def changes_since(run: Path, saved: Meta, now: Meta, recipe: Recipe) -> list[str]:
-    """What differs from the checkpoint that the run goes on from, besides the recipe, as ``what: old → new``.
+    """What differs from the checkpoint that the run resumes from, besides the recipe, as ``what: old → new``.
 
     Args:
         run: its folder; of a checkpoint that does not have the fixed keys, the recipe in the folder has them.
@@ -65,7 +65,7 @@ def changes_since(run: Path, saved: Meta, now: Meta, recipe: Recipe) -> list[str
     if same_people and saved.shards_sha256 not in ("", now.shards_sha256) and not accepted:
         raise RecipeError(
             f"data.shards: {recipe.data.shards}: got the set {now.shards_sha256[:12]}, wanted "
-            f"{saved.shards_sha256[:12]} as in {where}; to go on with this one: "
+            f"{saved.shards_sha256[:12]} as in {where}; to resume with this one: "
             f"--set data.accept_shards={now.shards_sha256[:12]}"
         )
     pairs = {

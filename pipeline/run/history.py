@@ -25,10 +25,10 @@ from pipeline.shards.manifest import Manifest
 
 @dataclass(frozen=True)
 class Begun:
-    """A start, as it is told to the history.
+    """What the history keeps of a start.
 
     Attributes:
-        step: that it goes on from; 0 for a new run.
+        step: resumed from; 0 for a new run.
         command: that started it.
         mark: the same for all starts of one supervisor; empty without one.
         num_ranks, device: where it runs.
@@ -93,5 +93,5 @@ def read_history(run: Path) -> list[dict[str, Any]]:
 
 
 def has_gone_back(run: Path, step: int, mark: str) -> bool:
-    """Whether a start of this supervisor has gone back to the step: the ones after it go on from the newest."""
+    """Whether a start of this supervisor has gone back to the step: those after it resume from the newest."""
     return bool(mark) and any((line.get("from_step"), line.get("mark")) == (step, mark) for line in read_history(run))

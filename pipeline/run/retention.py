@@ -83,7 +83,7 @@ def sweep(run: Path) -> None:
 def set_aside(run: Path, step: int) -> list[int]:
     """Move the checkpoints after `step` into a new folder of ``RUN/left/``; their steps.
 
-    The run goes on from `step`, and the newest in its folder is what it resumes from.
+    The run resumes from `step`, which is then the newest in its folder.
 
     Raises:
         NotWrittenError: naming the folder.

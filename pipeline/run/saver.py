@@ -77,7 +77,7 @@ class Saver:
         barrier(group)
 
     def resumed(self, step: int) -> None:
-        """Note that the run goes on from this checkpoint: later ones are damaged, and do not count as kept ones."""
+        """Note that the run resumes from this checkpoint: later ones are damaged, and do not count as kept ones."""
         self._doubted = {later for later in self._folder.saved_steps() if later > step}
 
     def newest(self) -> int | None:

@@ -139,5 +139,7 @@ def outlast(
     assert damage(RunFolder(supervised.run).checkpoint(complete_steps(supervised.run)[-1])) == []
     heal()
     wait_for_another_save(supervised)
-    outcome = "training goes on, every failed save is reported, the last good checkpoint stays; saved again afterwards"
+    outcome = (
+        "training continues, every failed save is reported, the last good checkpoint stays; saved again afterwards"
+    )
     record(replace(row, seconds_until_reported=told_at - at, seconds_until_next_step=again - at, outcome=outcome))

@@ -136,7 +136,7 @@ class Kernel(Protocol):
         """
 
     def block_of(self, *, batch: int, embedding_dim: int, dtype: torch.dtype) -> int:
-        """Classes held at a time if nobody says how many; the arguments are those of `memory_bytes`."""
+        """Classes held at a time if the recipe gives no number; the arguments are those of `memory_bytes`."""
 
     def memory_bytes(self, *, rows: int, batch: int, embedding_dim: int, dtype: torch.dtype, block: int | None) -> int:
         """Bytes at the fullest moment of forward and backward, beyond the rows, their gradient and optimizer state.
