@@ -22,8 +22,7 @@ import torch
 from nvidia.dali import fn, pipeline_def, types
 
 from pipeline.reading.augment import Augmentation
-from pipeline.reading.salvage import DecodedBatch, EncodedBatch, Salvage, UndecodableError
-from pipeline.shards.decode import black_image
+from pipeline.reading.salvage import DecodedBatch, EncodedBatch, Salvage, UndecodableError, encoded_black
 
 __all__ = ["HARDWARE_SHARE", "DecodedBatch", "Decoder", "EncodedBatch"]
 
@@ -126,7 +125,7 @@ class Decoder:
     ) -> Iterator[DecodedBatch]:
         """Take from `in_flight` what is yielded.
 
-        A graph that has failed goes on with the next batch, but DALI does not promise that. It is broken, and must be
+        A graph that has failed takes the next batch, but DALI does not promise that. It is broken, and must be
         replaced, when what it gives is of another batch, or when it has failed and nothing was bad.
         """
         graph = self.graph(source, self.augment, PREFETCH_DEPTH)
@@ -215,7 +214,6 @@ class _OneByOne:
         self._run: Callable[[], Any] | None = None
         self._next: list[tuple[Any, ...]] = []
         self._serials = itertools.count()
-        self._black = np.frombuffer(black_image(*decoder.shape[1:]), np.uint8)
 
     def decode(self, batch: EncodedBatch) -> torch.Tensor:
         """Pixels [B, 3, H, W].
@@ -252,7 +250,7 @@ class _OneByOne:
     def _still_works(self, failed: EncodedBatch) -> bool:
         """Whether the graph decodes a black image, augmented as the first of those that it failed on."""
         try:
-            self._once(EncodedBatch([self._black], failed.take([0]).parameters))
+            self._once(EncodedBatch([encoded_black(self._decoder.shape)], failed.take([0]).parameters))
         except RuntimeError:
             return False
         return True

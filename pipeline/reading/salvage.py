@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,11 @@ from numpy.typing import NDArray
 from pipeline.reading.augment import Augmentation, Parameters
 from pipeline.shards.decode import black_image
 from pipeline.shards.images import SetAsideError, extension_of
+
+
+def encoded_black(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """An image of this shape (3, H, W) that can be decoded."""
+    return np.frombuffer(black_image(*shape[1:]), np.uint8)
 
 
 class UndecodableError(Exception):
@@ -82,7 +86,7 @@ class Salvage:
             return batch
         images = list(batch.images)
         for position in positions:
-            images[position] = self._black
+            images[position] = encoded_black(self._shape)
         return EncodedBatch(images, batch.parameters)
 
     def decode(self, batch: EncodedBatch, positions: Sequence[int], pixels: torch.Tensor) -> DecodedBatch:
@@ -102,10 +106,6 @@ class Salvage:
                 pixels[position] = 0
                 bad.append(position)
         return DecodedBatch(pixels, tuple(bad))
-
-    @cached_property
-    def _black(self) -> NDArray[Any]:
-        return np.frombuffer(black_image(*self._shape[1:]), np.uint8)
 
     def _looks_whole(self, image: NDArray[Any]) -> bool:
         try:

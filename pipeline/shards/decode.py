@@ -1,5 +1,6 @@
 """Pixels of an encoded image: the one decoder of every stage before training, and the same pixels as DALI's there."""
 
+import functools
 import io
 import warnings
 
@@ -39,6 +40,7 @@ def _plain(image: Image.Image) -> Image.Image:
     return image.convert("L" if image.mode in GREY else "RGB")
 
 
+@functools.cache
 def black_image(height: int, width: int) -> bytes:
     """A PNG of this size that any decoder takes."""
     stream = io.BytesIO()
