@@ -11,16 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cluster.topology import Topology
 from pipeline.backbones import BACKBONES, Backbone
 from pipeline.backbones.batch_norm import synchronise
 from pipeline.optim.sgd import SGD
 from pipeline.planning import traffic
 from pipeline.planning.of_recipe import job_of, network_of
-from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Checkpoint, Data, Recipe
-from pipeline.training.loop import Trainer
 from tests.distributed.ranks import run_ranks
+from tests.distributed.trainer import trainer_of
 from tests.faces import write_shards
 
 IMAGES = 7
@@ -110,8 +108,7 @@ def one_step(rank: int, ranks: int, plans: list[Recipe], run: Path) -> list[dict
     """One step of each recipe from the start of its own run."""
     found = []
     for number, plan in enumerate(plans):
-        topology, shards = Topology(rank, ranks, rank, ranks), ShardSet(plan.data.shards)
-        trainer = Trainer(plan, shards, run / str(number), topology, dist.group.WORLD, torch.device("cpu"))
+        trainer = trainer_of(rank, ranks, plan, run / str(number))
         (record,) = trainer.train()
         sent = record.values["communication_bytes_total"]
         assert isinstance(sent, dict)

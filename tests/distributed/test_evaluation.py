@@ -14,7 +14,6 @@ import torch.distributed as dist
 
 from cluster.collectives import SENT
 from cluster.stopwatch import STEP
-from cluster.topology import Topology
 from pipeline.backbones.iresnet import IResNetBackbone
 from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.evaluation.embedding.embed import files_of, means_of_runs
@@ -24,7 +23,6 @@ from pipeline.evaluation.results import load, result_file
 from pipeline.evaluation.sets import judge, sets_of
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.optim.sgd import SGD
-from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import (
     Checkpoint,
     Data,
@@ -37,8 +35,8 @@ from pipeline.recipe.schema import (
 from pipeline.run.best import Best, read_best
 from pipeline.run.checkpoint import complete_steps
 from pipeline.training.evaluator import Evaluated, Evaluator
-from pipeline.training.loop import Trainer
 from tests.distributed.ranks import run_ranks
+from tests.distributed.trainer import trainer_of
 from tests.faces import write_faces, write_shards
 
 STEPS = 6
@@ -81,11 +79,6 @@ def recipe(shards: Path, strangers: Path, **changes: Any) -> Recipe:
         "evaluation": Evaluation(sets={"strangers": chosen}, batch_size=4, resamples=10),
     }
     return Recipe(**{**fields, **changes})
-
-
-def trainer_of(rank: int, ranks: int, plan: Recipe, run: Path) -> Trainer:
-    topology = Topology(rank, ranks, rank, ranks)
-    return Trainer(plan, ShardSet(plan.data.shards), run, topology, dist.group.WORLD, torch.device("cpu"))
 
 
 def train_on(rank: int, ranks: int, plan: Recipe, run: Path, evaluates: bool) -> dict[str, Any]:

@@ -8,22 +8,20 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
-from cluster.topology import Topology
 from pipeline.backbones import BACKBONES, Backbone
 from pipeline.evaluation.embedding.source import How, image_files
 from pipeline.evaluation.embedding.trained import load_trained
 from pipeline.optim.sgd import SGD
 from pipeline.planning.memory import peak
 from pipeline.planning.of_recipe import job_of, network_of
-from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Checkpoint, Data, Recipe
 from pipeline.run.checkpoint import BACKBONE
 from pipeline.run.folder import RunFolder
 from pipeline.run.tensor_file import TensorFile
 from pipeline.training.loop import Trainer
 from tests.distributed.ranks import run_ranks
+from tests.distributed.trainer import trainer_of
 from tests.faces import write_shards
 
 SIZE = (16, 16)
@@ -83,8 +81,8 @@ def walk(rank: int, ranks: int, shards: Path, name: str, run: Path) -> dict[str,
     before: dict[str, torch.Tensor] = {}
     found: dict[str, Any] = {"losses": [], "other": [], "frozen": []}
     for number, leg in enumerate(CHAINS[name]):
-        plan, topology = recipe(shards, name, leg, steps=number + 1), Topology(rank, ranks, rank, ranks)
-        trainer = Trainer(plan, ShardSet(shards), run, topology, dist.group.WORLD, torch.device("cpu"))
+        plan = recipe(shards, name, leg, steps=number + 1)
+        trainer = trainer_of(rank, ranks, plan, run)
         found["frozen"] = [key for key, p in trainer.engine.module.named_parameters() if not p.requires_grad]
         if before:
             whole = trainer.engine.parameters()

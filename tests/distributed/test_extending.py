@@ -9,22 +9,19 @@ from typing import Any, Literal
 
 import pytest
 import torch
-import torch.distributed as dist
 
-from cluster.topology import Topology
 from pipeline import planning
 from pipeline.planning.of_recipe import job_of, network_of
 from pipeline.reading.augment import Mirror
-from pipeline.reading.tars import ShardSet
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Checkpoint, Data, Head, Recipe
 from pipeline.run.checkpoint import complete_steps
 from pipeline.run.folder import RunFolder
-from pipeline.training.loop import Trainer
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_head_seams import NormMargin
 from tests.distributed.test_optimizer import ToyAdam
 from tests.distributed.test_seams import Contrast, DroppingBackbone
+from tests.distributed.trainer import trainer_of
 from tests.faces import write_shards
 
 STEPS, SAVED, KILLED = 8, 4, 6
@@ -51,10 +48,7 @@ def recipe(shards: Path, zero_stage: Literal[0, 1, 3] = 0) -> Recipe:
 def train_on(
     rank: int, ranks: int, plan: Recipe, run: Path, resume: int | None = None, kill_after: int = STEPS
 ) -> dict[str, Any]:
-    topology = Topology(rank, ranks, rank, ranks)
-    trainer = Trainer(plan, ShardSet(plan.data.shards), run, topology, dist.group.WORLD, torch.device("cpu"))
-    if resume is not None:
-        trainer.resume(resume)
+    trainer = trainer_of(rank, ranks, plan, run, resume)
     losses = []
     for record in trainer.train():
         losses.append(record.loss)

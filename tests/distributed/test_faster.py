@@ -8,18 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
-from cluster.topology import Topology
 from pipeline.backbones import Backbone
 from pipeline.backbones.iresnet import IResNetBackbone
 from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.optim.sgd import SGD
-from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Checkpoint, Data, Recipe
 from pipeline.training.engine import Engine
-from pipeline.training.loop import Trainer
 from tests.distributed.ranks import run_ranks
+from tests.distributed.trainer import trainer_of
 from tests.faces import write_shards
 
 STEPS, SAVED = 4, 2
@@ -43,10 +40,7 @@ def recipe(shards: Path, backbone: Backbone, **changes: Any) -> Recipe:
 
 
 def train(rank: int, ranks: int, plan: Recipe, run: Path, resume: int | None = None) -> dict[str, Any]:
-    topology = Topology(rank, ranks, rank, ranks)
-    trainer = Trainer(plan, ShardSet(plan.data.shards), run, topology, dist.group.WORLD, torch.device("cpu"))
-    if resume is not None:
-        trainer.resume(resume)
+    trainer = trainer_of(rank, ranks, plan, run, resume)
     losses = [record.loss for record in trainer.train()]
     return {
         "losses": losses,

@@ -16,13 +16,11 @@ import torch
 import torch.distributed as dist
 from typing_extensions import override
 
-from cluster.topology import Topology
 from cluster.watchdog import Watchdog
 from pipeline.backbones.iresnet import IResNetBackbone
 from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.optim.sgd import SGD
-from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Checkpoint, Data, Faults, Head, Log, Recipe
 from pipeline.run.checkpoint import complete_steps
 from pipeline.shards.manifest import ShardError
@@ -36,6 +34,7 @@ from pipeline.training.record import Record, Window
 from pipeline.training.saves import UnsavedError
 from stages.train import place
 from tests.distributed.ranks import run_ranks
+from tests.distributed.trainer import trainer_of
 from tests.faces import write_shards
 from tests.fault_table import Row
 from tests.fault_table import record as record_fault
@@ -58,11 +57,6 @@ def recipe(shards: Path, **changes: Any) -> Recipe:
         "checkpoint": Checkpoint(every=3),
     }
     return Recipe(**{**fields, **changes})
-
-
-def trainer_of(rank: int, ranks: int, plan: Recipe, run: Path) -> Trainer:
-    topology = Topology(rank, ranks, rank, ranks)
-    return Trainer(plan, ShardSet(plan.data.shards), run, topology, dist.group.WORLD, torch.device("cpu"))
 
 
 def spoil(trainer: Trainer, how: str) -> None:

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from pydantic import Field
 
 from cluster.process_group import grid
-from cluster.topology import Topology, split_range
+from cluster.topology import split_range
 from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.head.head import HeadOptions, ShardedHead
 from pipeline.head.kernels import FusedUpdate, Kernel, Scoring, Sink
@@ -25,11 +24,10 @@ from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.head.margins.margin import ScaledMargin
 from pipeline.head.rows import initial_rows
 from pipeline.optim.sgd import SGD
-from pipeline.reading.tars import ShardSet
 from pipeline.recipe.file import describe_recipe, load_recipe
 from pipeline.recipe.schema import Checkpoint, Data, Head, Recipe
-from pipeline.training.loop import Trainer
 from tests.distributed.ranks import run_ranks
+from tests.distributed.trainer import trainer_of
 from tests.faces import write_shards
 
 
@@ -231,8 +229,7 @@ def test_state_is_the_same_on_every_rank_to_the_bit_and_a_dropped_step_leaves_it
 
 def train_spoilt(rank: int, ranks: int, plan: Recipe, run: Path, how: str) -> dict[str, Any]:
     """A whole run, whose step `BAD` goes wrong on the last rank; the head's state after every step."""
-    topology = Topology(rank, ranks, rank, ranks)
-    trainer = Trainer(plan, ShardSet(plan.data.shards), run, topology, dist.group.WORLD, torch.device("cpu"))
+    trainer = trainer_of(rank, ranks, plan, run)
     embed, backward = trainer.engine.embed, trainer.engine.backward
 
     def bad_embed(images: torch.Tensor) -> torch.Tensor:

@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
-from cluster.topology import Topology
 from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.optim.sgd import SGD
 from pipeline.reading.dali import Decoder, EncodedBatch
@@ -21,8 +19,8 @@ from pipeline.recipe.schema import Data, Head, Recipe
 from pipeline.run.checkpoint import CheckpointError
 from pipeline.shards.views import read_identities
 from pipeline.training.inherit import Inherited, match
-from pipeline.training.loop import Trainer
 from tests.distributed.ranks import run_ranks
+from tests.distributed.trainer import trainer_of
 from tests.faces import ROOT, write_faces, write_shards
 from tests.unit.run.saved import spoil
 
@@ -62,13 +60,8 @@ def recipe(shards: Path, steps: int = 4, **head: Any) -> Recipe:
     )
 
 
-def make(rank: int, ranks: int, plan: Recipe, run: Path) -> Trainer:
-    topology = Topology(rank, ranks, rank, ranks)
-    return Trainer(plan, ShardSet(plan.data.shards), run, topology, dist.group.WORLD, torch.device("cpu"))
-
-
 def train_old(rank: int, ranks: int, plan: Recipe, run: Path) -> dict[str, Any]:
-    trainer = make(rank, ranks, plan, run)
+    trainer = trainer_of(rank, ranks, plan, run)
     list(trainer.train())
     if rank == 0:
         shutil.copyfile(plan.data.shards / "identities.txt", run / "identities.txt")
@@ -76,7 +69,7 @@ def train_old(rank: int, ranks: int, plan: Recipe, run: Path) -> dict[str, Any]:
 
 
 def start_new(rank: int, ranks: int, plan: Recipe, run: Path, old_run: Path, new_rows: str) -> dict[str, Any]:
-    trainer = make(rank, ranks, plan, run)
+    trainer = trainer_of(rank, ranks, plan, run)
     random = trainer.head.weight_SD.detach().clone()
     inherited = trainer.inherit(old_run, None, new_rows)
     result = {
@@ -135,7 +128,7 @@ def test_random_newcomers_keep_their_first_rows(sets: tuple[Path, Path], tmp_pat
 
 def refuse(rank: int, ranks: int, plan: Recipe, run: Path, old_run: Path) -> str:
     try:
-        make(rank, ranks, plan, run).inherit(old_run, None, "random")
+        trainer_of(rank, ranks, plan, run).inherit(old_run, None, "random")
     except CheckpointError as error:
         return str(error)
     return "took it"

@@ -9,9 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
-import torch.distributed as dist
 
-from cluster.topology import Topology
 from pipeline import planning
 from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.head.margins.softmax import Softmax
@@ -26,8 +24,8 @@ from pipeline.reading.tars import ShardSet
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Checkpoint, Data, Head, Recipe
 from pipeline.run.checkpoint import CheckpointError
-from pipeline.training.loop import Trainer
 from tests.distributed.ranks import run_ranks
+from tests.distributed.trainer import trainer_of
 from tests.faces import ROOT, write_shards
 
 STEPS, SAVED = 8, 4
@@ -76,10 +74,7 @@ def recipe(shards: Path, zero_stage: Stage = 0, optimizer: Optimizer | None = No
 
 
 def train_on(rank: int, ranks: int, plan: Recipe, run: Path, resume: int | None = None) -> dict[str, Any]:
-    topology = Topology(rank, ranks, rank, ranks)
-    trainer = Trainer(plan, ShardSet(plan.data.shards), run, topology, dist.group.WORLD, torch.device("cpu"))
-    if resume is not None:
-        trainer.resume(resume)
+    trainer = trainer_of(rank, ranks, plan, run, resume)
     losses = [record.loss for record in trainer.train()]
     slots: dict[str, torch.Tensor] = {}
     for slot, of_parameters in trainer.engine.slots().items():

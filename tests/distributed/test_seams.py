@@ -8,19 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from pydantic import Field
 from torch import nn
 
-from cluster.topology import Topology
 from pipeline.backbones import BACKBONES, Backbone
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.optim.sgd import SGD
 from pipeline.reading.augment import AUGMENTATIONS, Augmentation, Mirror, Parameters, Uniform
-from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Checkpoint, Data, Head, Recipe
-from pipeline.training.loop import Trainer
 from tests.distributed.ranks import run_ranks
+from tests.distributed.trainer import trainer_of
 from tests.faces import write_shards
 
 STEPS = 10
@@ -86,10 +83,7 @@ def recipe(shards: Path, rate: float = 0.5, accumulation: int = 1, augment: tupl
 
 def train(rank: int, ranks: int, plan: Recipe, run: Path, resume: int | None = None, draws: int = 0) -> dict[str, Any]:
     """Train to the end; between the steps something else draws random numbers."""
-    topology = Topology(rank, ranks, rank, ranks)
-    trainer = Trainer(plan, ShardSet(plan.data.shards), run, topology, dist.group.WORLD, torch.device("cpu"))
-    if resume is not None:
-        trainer.resume(resume)
+    trainer = trainer_of(rank, ranks, plan, run, resume)
     losses = []
     for record in trainer.train():
         losses.append(record.loss)

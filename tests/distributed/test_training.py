@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
-from cluster.topology import Topology
 from pipeline import planning
 from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.head.margins.a_softmax import ASoftmax
@@ -29,10 +27,10 @@ from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Checkpoint, Data, Faults, Head, Log, Phase, Recipe
 from pipeline.run.whole import load_backbone
 from pipeline.training.guard import NonFiniteError
-from pipeline.training.loop import Trainer
 from pipeline.training.record import Record
 from tests.distributed.dense import dense_loss
 from tests.distributed.ranks import run_ranks
+from tests.distributed.trainer import trainer_of
 from tests.faces import write_shards
 
 STEPS = 20
@@ -58,12 +56,7 @@ def recipe(shards: Path, **changes: Any) -> Recipe:
 
 
 def train_on(rank: int, ranks: int, plan: Recipe, run: Path, resume: int | None = None) -> dict[str, Any]:
-    group = dist.group.WORLD
-    trainer = Trainer(
-        plan, ShardSet(plan.data.shards), run, Topology(rank, ranks, rank, ranks), group, torch.device("cpu")
-    )
-    if resume is not None:
-        trainer.resume(resume)
+    trainer = trainer_of(rank, ranks, plan, run, resume)
     records = list(trainer.train())
     return {
         "losses": [r.loss for r in records],
@@ -324,9 +317,7 @@ def test_one_run_over_changing_ranks_and_zero_stages(shards: Path, tmp_path: Pat
 
 
 def not_finite(rank: int, ranks: int, plan: Recipe, run: Path) -> tuple[str, bool]:
-    trainer = Trainer(
-        plan, ShardSet(plan.data.shards), run, Topology(rank, ranks, rank, ranks), dist.group.WORLD, torch.device("cpu")
-    )
+    trainer = trainer_of(rank, ranks, plan, run)
     records = trainer.train()
     next(records)
     if rank == 1:
