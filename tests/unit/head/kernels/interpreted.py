@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.head.head import HeadOptions, ShardedHead
 from pipeline.head.kernels import FusedUpdate, RowGradient, Scoring, Sink, triton_ops
-from pipeline.head.kernels.triton_loop import Tiles, TritonLoop
+from pipeline.head.kernels.triton_loop import TritonLoop
+from pipeline.head.kernels.triton_tiles import Tiles
 from pipeline.head.margins import MARGINS
 from pipeline.head.margins.sphereface_r import DividedAngle
 from pipeline.optim.rows import RowOptimizer

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipeline.head.kernels import TritonLoop, choose
-from pipeline.head.kernels.triton_loop import block_in_cache
+from pipeline.head.kernels.triton_tiles import block_in_cache
 from pipeline.head.margins import MARGINS
 
 ROOT = Path(__file__).parents[4]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.head.kernels.triton_loop import tiles_of
+from pipeline.head.kernels.triton_tiles import tiles_of
 
 pytest.importorskip("triton", reason="needs Triton, which PyTorch's builds for CUDA bring")
 import triton
