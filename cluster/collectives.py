@@ -57,16 +57,16 @@ def rank_in(group: Group) -> int:
 
 
 class _GatherRows(torch.autograd.Function):
-    """All-gather forward, reduce-scatter (sum) backward."""
+    """All-gather forward, in the type that comes; reduce-scatter (sum) backward, in the type that was asked for."""
 
     @staticmethod
-    def forward(ctx: Any, local: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-        ctx.group = group
-        return _all_gather(local, group)
+    def forward(ctx: Any, local: torch.Tensor, group: dist.ProcessGroup, dtype: torch.dtype) -> torch.Tensor:
+        ctx.group, ctx.dtype = group, local.dtype
+        return _all_gather(local, group).to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return reduce_scatter_rows(grad, ctx.group), None
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return reduce_scatter_rows(grad, ctx.group).to(ctx.dtype), None, None
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -81,12 +81,14 @@ class _SumOverRanks(torch.autograd.Function):
         return grad, None, None
 
 
-def gather_rows(local: torch.Tensor, group: Group) -> torch.Tensor:
-    """Rows of every rank in rank order: [B, ...] -> [N·B, ...]; B is the same on every rank.
+def gather_rows(local: torch.Tensor, group: Group, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Rows of every rank in rank order, as `dtype` (None: as they are): [B, ...] -> [N·B, ...]; B is the same on all.
 
-    One all-gather. Backward: one reduce-scatter, the sum over ranks of what each contributes to these rows.
+    One all-gather, of the rows as they are: bfloat16 ones, say, become float32 afterwards, which changes no number.
+    Backward: one reduce-scatter in `dtype`, the sum over ranks of what each contributes to these rows.
     """
-    return local if group is None else _GatherRows.apply(local, group)
+    dtype = dtype or local.dtype
+    return local.to(dtype) if group is None else _GatherRows.apply(local, group, dtype)
 
 
 def reduce_scatter_rows(rows: torch.Tensor, group: Group) -> torch.Tensor:

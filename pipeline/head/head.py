@@ -152,7 +152,7 @@ class ShardedHead(nn.Module):
         """
         # Embeddings travel, not rows: [G, D] is small beside [S, D]. After the gather each rank scores the whole batch
         # against its own rows, and has the target rows of a part of it; only then can a margin be applied.
-        x_GD = gather_rows(embeddings_BD.to(self.weight_SD.dtype), self.group)
+        x_GD = gather_rows(embeddings_BD, self.group, self.weight_SD.dtype)
         labels_G = gather_rows(labels_B, self.group)
         target, here_G, logsumexp_G = self._score(x_GD, class_of(labels_G, self.classes), step, learning_rate)
         # Before the sum over ranks and not after: a target row's gradient then stays on the rank that owns it.

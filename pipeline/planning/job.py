@@ -49,6 +49,7 @@ class Job:
         bf16: products in bfloat16.
         fused_update: rows are updated block by block, so their gradient is never held.
         slots: numbers that the optimizer keeps for each number of a parameter: 1, a momentum, for SGD.
+        exchange: bytes of a number of the network's gradient on its way between ranks.
         row_slots: numbers that it keeps besides for each row of the classifier: 1 for a count of updates.
         device: its type, which decides the head's kernel.
 
@@ -67,6 +68,7 @@ class Job:
     fused_update: bool = False
     slots: int = 1
     row_slots: int = 0
+    exchange: int = FP32
     device: str = "cuda"
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@
 
 - head: the loss of the split classifier, while the network's activations wait for their gradient
 - backward: the network's gradients appear while its activations still stand (an upper bound: they shrink meanwhile)
-- reduce: the ranks average the gradients (ZeRO 2 and 3 do so within the backward pass)
+- reduce: the ranks average the gradients (ZeRO 1 alone; the others do so within the backward pass)
 - update: optimizer steps
 
 DeepSpeed's part is that of 0.19.8 as `pipeline/training/engine.py` sets it up, read in its source and held to measured
@@ -101,6 +101,7 @@ def _network_backward(job: Job, network: Network) -> dict[str, int]:
         held = FP32 * _held_gradients(job, network) * (2 if summing else 1)
         copy = largest // 2 if job.bf16 else largest
         return {"network gradient": held, "ZeRO buckets": _buckets(job, network) + copy}
+    # Without ZeRO each bucket that is sent replaces its gradients: the large ones go while few others are there.
     parts = {"network gradient": FP32 * network.parameters, "ZeRO buckets": _buckets(job, network)}
     if summing:  # a layer's new gradient, before it is added
         return parts | {"a layer's gradient": largest}
@@ -109,10 +110,7 @@ def _network_backward(job: Job, network: Network) -> dict[str, int]:
 
 
 def _network_reduce(job: Job, network: Network) -> dict[str, int]:
-    whole = FP32 * network.parameters
-    if job.zero_stage == 0:
-        return {"network gradient": whole, "flat copies": whole}
-    if job.zero_stage > 1:
+    if job.zero_stage != 1:  # the exchange is part of the backward pass
         return {}
     # The first bucket has gone, and what ZeRO keeps has been allocated whole.
     left = network.parameters - network.largest_parameter + _held_gradients(job, network)
@@ -122,11 +120,13 @@ def _network_reduce(job: Job, network: Network) -> dict[str, int]:
 def _network_update(job: Job, network: Network) -> dict[str, int]:
     """The rows are updated in place. The network is not: torch's optimizers make a tensor of the size of its gradient.
 
-    (SGD a copy to add weight decay to, Adam its denominator.) ZeRO updates its share from a flat copy besides.
+    (SGD a copy to add weight decay to, Adam its denominator; on a CPU of one parameter at a time.) ZeRO updates its
+    share from a flat copy besides.
     """
     share = FP32 * _share(job, network)
     if job.zero_stage == 0:
-        return {"network gradient": FP32 * network.parameters, "flat copies": FP32 * network.parameters}
+        copied = network.largest_parameter if job.device == "cpu" else network.parameters
+        return {"network gradient": FP32 * network.parameters, "flat copies": FP32 * copied}
     if job.zero_stage == 3:
         return {"flat copies": 2 * share}
     return {"network gradient": FP32 * _held_gradients(job, network), "flat copies": 2 * share}

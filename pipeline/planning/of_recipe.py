@@ -36,6 +36,7 @@ def job_of(recipe: Recipe, num_classes: int, num_ranks: int, device: str = "cuda
         fused_update=recipe.head.fused_update,
         slots=recipe.optimizer.slots_per_number(),
         row_slots=recipe.optimizer.slots_per_row(),
+        exchange=recipe.exchange_dtype.itemsize,
         device=device,
     )
 

@@ -1,8 +1,8 @@
 """What a rank sends and computes in a step, how long that takes, and a whole run, by the rates of a calibration run.
 
 What is assumed: a rank computes as fast as it did when it was measured, whatever the number of ranks, of classes and of
-images; backbones take the time of their multiply-adds; collectives are rings that nothing else overlaps; decoding
-overlaps with all of it.
+images; backbones take the time of their multiply-adds; collectives are rings; without ZeRO the network's runs under the
+backward pass of the last micro-batch, and nothing overlaps with the others; decoding overlaps with all of it.
 """
 
 from __future__ import annotations
@@ -11,24 +11,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.planning.failures import Failures, best_interval_seconds, lost_work_seconds, overhead
-from pipeline.planning.job import FP32, Job, Network
+from pipeline.planning.job import BF16, FP32, Job, Network
 from pipeline.planning.memory import network_state_bytes, row_slot_bytes
 from pipeline.planning.rates import Rates
+
+NETWORK_EXCHANGE = "all-reduce of the network's gradient"
 
 
 def traffic(job: Job, network: Network) -> dict[str, int]:
     """Bytes that a rank sends in a step, with ring algorithms; nothing of it grows with C."""
     others = job.ranks - 1
     # Reduced and gathered once a step; ZeRO 2 reduces after every micro-batch; ZeRO 3 also gathers in every forward and
-    # every backward pass. Two passes are as many bytes as an all-reduce.
-    passes = (2, 2, 1 + job.accumulation, 3 * job.accumulation)[job.zero_stage]
-    embeddings = FP32 * job.micro_batch * job.embedding_dim * others * job.accumulation
+    # every backward pass. Two passes are as many bytes as an all-reduce. ZeRO gathers parameters, which are fp32.
+    reduces = (2, 1, job.accumulation, job.accumulation)[job.zero_stage]
+    gathers = (0, 1, 1, 2 * job.accumulation)[job.zero_stage]
+    embeddings = job.micro_batch * job.embedding_dim * others * job.accumulation
     sent = {
-        "all-gather of embeddings and labels": embeddings + 8 * job.micro_batch * others * job.accumulation,
-        "reduce-scatter of their gradients": embeddings,
+        "all-gather of embeddings and labels": (BF16 if job.bf16 else FP32) * embeddings
+        + 8 * job.micro_batch * others * job.accumulation,
+        "reduce-scatter of their gradients": FP32 * embeddings,
         # a maximum and three sums a sample
         "all-reduces of the softmax": 2 * others * 4 * FP32 * job.head_batch * job.accumulation // job.ranks,
-        "all-reduce of the network's gradient": passes * others * FP32 * network.parameters // job.ranks,
+        NETWORK_EXCHANGE: (reduces * job.exchange + gathers * FP32) * others * network.parameters // job.ranks,
     }
     if network.norm_bytes:
         statistics = 2 * others * network.norm_bytes * job.accumulation // job.ranks
@@ -65,12 +69,13 @@ def step_parts(job: Job, network: Network, rates: Rates) -> dict[str, float]:
     work = flops(job, network)
     own = network.parameters // (job.ranks if job.zero_stage else 1)
     rows = 0 if job.fused_update else job.rows * job.embedding_dim  # fused: in the classifier's own time
+    of_network = job.accumulation * rates.network_call_seconds + work["network"] / rates.network_flops_per_second
     parts = {
-        "network, forward and backward": job.accumulation * rates.network_call_seconds
-        + work["network"] / rates.network_flops_per_second,
+        "network, forward and backward": of_network,
         "classifier": job.accumulation * rates.head_call_seconds + work["classifier"] / rates.head_flops_per_second,
         "update": FP32 * (own + rows) / rates.update_bytes_per_second,
-        "communication": communication_seconds(job, network, rates),
+        "communication": communication_seconds(job, network, rates)
+        - _hidden_seconds(job, network, rates, of_network / job.accumulation),
         "agreeing, bookkeeping": rates.other_seconds,
     }
     decoding = job.rank_batch / rates.decode_images_per_second
@@ -96,11 +101,26 @@ def communication_seconds(job: Job, network: Network, rates: Rates) -> float:
             f"rates of 1 rank: they do not say how fast ranks exchange, and the plan is for {job.ranks}; calibrate on "
             "several"
         )
-    others = job.ranks - 1
-    # a gather of embeddings and one of labels, a scatter; four all-reduces and those of batch norms, two passes each;
-    # and the network's
-    hops = job.accumulation * others * (3 + (4 + network.norm_reduces) * 2) + 2 * others
-    return hops * rates.hop_seconds + sum(traffic(job, network).values()) / rates.collective_bytes_per_second
+    sent = traffic(job, network)
+    of_network = sent.pop(NETWORK_EXCHANGE)
+    # a gather of embeddings and one of labels, a scatter; four all-reduces and those of batch norms, two passes each
+    hops = job.accumulation * (job.ranks - 1) * (3 + (4 + network.norm_reduces) * 2)
+    others = hops * rates.hop_seconds + sum(sent.values()) / rates.collective_bytes_per_second
+    return others + _ring_seconds(job, of_network, rates)
+
+
+def _ring_seconds(job: Job, sent: int, rates: Rates) -> float:
+    """Of an all-reduce in which a rank sends so many bytes."""
+    assert rates.collective_bytes_per_second is not None
+    assert rates.hop_seconds is not None
+    return 2 * (job.ranks - 1) * rates.hop_seconds + sent / rates.collective_bytes_per_second
+
+
+def _hidden_seconds(job: Job, network: Network, rates: Rates, pass_seconds: float) -> float:
+    """Of the exchange of the network's gradient, what a backward pass hides: two thirds of forward and backward."""
+    if job.ranks == 1 or job.zero_stage:
+        return 0.0
+    return min(_ring_seconds(job, traffic(job, network)[NETWORK_EXCHANGE], rates), pass_seconds * 2 / 3)
 
 
 def scaling(job: Job, network: Network, rates: Rates, ranks: Sequence[int]) -> list[tuple[int, float, float]]:

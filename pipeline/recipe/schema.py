@@ -242,6 +242,8 @@ class Recipe(Section):
     """Of the order, the augmentations, the backbone and the head's rows."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the products: bfloat16 is autocast; parameters, sums and losses stay float32."""
+    exchange: Literal["float32", "bfloat16"] = "float32"
+    """Of the backbone's gradient on its way between ranks: bfloat16 halves the bytes, and rounds what is summed."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage of the backbone: 1 splits the optimizer's state over the ranks, 2 the gradients too, 3
     the parameters as well."""
@@ -292,6 +294,11 @@ class Recipe(Section):
                 f"{self.checkpoint.every}: what is evaluated is saved"
             )
         return self
+
+    @property
+    def exchange_dtype(self) -> torch.dtype:
+        """What the backbone's gradient is sent as."""
+        return torch.bfloat16 if self.exchange == "bfloat16" else torch.float32
 
     def evaluates_after(self, step: int) -> bool:
         """Whether there is an evaluation after `step` steps."""

@@ -33,6 +33,8 @@ from deepspeed.utils import (
 )
 from torch import nn
 
+from cluster.collectives import Group, num_ranks
+from cluster.exchange import GradientExchange
 from cluster.stopwatch import STEP
 from pipeline.optim import Slot
 from pipeline.optim.optimizer import parameter_groups
@@ -54,17 +56,18 @@ class Engine:
     Args:
         backbone: on its device.
         recipe: what to do.
-        num_ranks: all ranks.
+        group: all ranks.
         head_ranks: the ranks whose batch the head's loss is the mean of.
     """
 
     channels_last_on: ClassVar = frozenset({"cuda"})
     """Types of devices on which images and weights lie channels last, with which cuDNN is twice as fast."""
 
-    def __init__(self, backbone: nn.Module, recipe: Recipe, num_ranks: int, head_ranks: int) -> None:
-        self._head_ranks, self._num_ranks = head_ranks, num_ranks
+    def __init__(self, backbone: nn.Module, recipe: Recipe, group: Group, head_ranks: int) -> None:
+        self._head_ranks, self._num_ranks = head_ranks, num_ranks(group)
         self._stage, self._accumulation = recipe.zero_stage, recipe.data.accumulation
         self._num_parameters = sum(p.numel() for p in backbone.parameters())
+        self._sent_size = recipe.exchange_dtype.itemsize
         self._zero = recipe.zero_stage > 0
         self._parted = recipe.zero_stage == 3  # parameters too lie in parts on the ranks
         if not torch.cuda.is_available():
@@ -75,9 +78,9 @@ class Engine:
         self._dropped: torch.Tensor | None = None
         self._make_droppable()
         self._engine, *_ = deepspeed.initialize(
-            model=backbone, optimizer=self._optimizer, config=_config(recipe, num_ranks, backbone)
+            model=backbone, optimizer=self._optimizer, config=_config(recipe, self._num_ranks, backbone)
         )
-        if num_ranks == 1 and not self._zero:
+        if self._num_ranks == 1 and not self._zero:
             # There is no other rank to average with, and DeepSpeed would still copy every gradient twice: 6% of a step.
             self._engine.enable_backward_allreduce = False
         channels_last = next(backbone.parameters()).device.type in self.channels_last_on
@@ -85,8 +88,16 @@ class Engine:
         if channels_last and not self._zero:
             # Not before: DeepSpeed's broadcast cannot send them so. ZeRO lays them out flat: there only images are so.
             backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out
-        # Timed apart from the backward pass. (ZeRO 2 reduces inside it: there, communication counts as backward.)
-        self._engine.allreduce_gradients = _timed(self._engine.allreduce_gradients)
+        if self._zero:
+            # Timed apart from the backward pass. (ZeRO 2 reduces inside it: there, communication counts as backward.)
+            self._engine.allreduce_gradients = _timed(self._engine.allreduce_gradients)
+        elif self._num_ranks > 1:
+            # DeepSpeed's own begins when the backward pass has ended. (Its `overlap_comm` is ZeRO's, needs CUDA's
+            # streams, and ends with the host waiting for the device.)
+            trained = [p for _, p in self._trained()]
+            last = self._engine.is_gradient_accumulation_boundary
+            exchange = GradientExchange(trained, group, recipe.exchange_dtype, last)
+            self._engine.allreduce_gradients = exchange.finish
         self._create_slots()
         self._buffers: list[torch.Tensor] = []
         self._autocast = recipe.precision == "bfloat16"
@@ -154,13 +165,16 @@ class Engine:
 
     @property
     def sent_bytes(self) -> int:
-        """What a rank sends in a step for the backbone, by shapes, were its collectives rings of fp32.
+        """What a rank sends in a step for the backbone, by shapes, were its collectives rings.
 
-        A pass sends (N-1)/N of the parameters' bytes. ZeRO 0 and 1 take two a step, one to reduce and one to gather;
-        ZeRO 2 reduces after every micro-batch; ZeRO 3 also gathers in every forward and every backward pass.
+        A pass sends (N-1)/N of the parameters' bytes. Without ZeRO two passes exchange gradients. ZeRO 1 takes one to
+        reduce gradients and one to gather parameters, which are fp32; ZeRO 2 reduces after every micro-batch; ZeRO 3
+        also gathers in every forward and every backward pass.
         """
-        passes = (2, 2, 1 + self._accumulation, 3 * self._accumulation)[self._stage]
-        return passes * (self._num_ranks - 1) * 4 * self._num_parameters // self._num_ranks
+        reduces = (2, 1, self._accumulation, self._accumulation)[self._stage]
+        gathers = (0, 1, 1, 2 * self._accumulation)[self._stage]
+        numbers = (self._num_ranks - 1) * self._num_parameters
+        return (reduces * self._sent_size + gathers * 4) * numbers // self._num_ranks
 
     @property
     def gradients_in_parts(self) -> bool:
@@ -330,6 +344,7 @@ def _config(recipe: Recipe, num_ranks: int, backbone: nn.Module) -> dict[str, An
             **_NO_NORM.get(recipe.zero_stage, {}),
         },
         "gradient_clipping": 0.0,  # DeepSpeed clips to a norm of 1 by default
+        "communication_data_type": {torch.float32: "fp32", torch.bfloat16: "bf16"}[recipe.exchange_dtype],
         "zero_allow_untested_optimizer": True,  # DeepSpeed knows Adam and its kin only
         "torch_autocast": {"enabled": recipe.precision == "bfloat16", "dtype": "bfloat16"},
         # DeepSpeed times every forward pass and every step by default, and waits for the whole device to do so

@@ -94,7 +94,7 @@ class Trainer:
         # From here on there are collectives, so every rank must come by in this order. The engine has to know how many
         # ranks share the head, since it sums their gradients.
         sharing, replicas = grid(topology.num_ranks, recipe.head.ranks or topology.num_ranks)
-        self.engine = Engine(backbone, recipe, topology.num_ranks, num_ranks(sharing))
+        self.engine = Engine(backbone, recipe, group, num_ranks(sharing))
         self.head = ShardedHead(
             manifest.identities,
             recipe.backbone.embedding_dim,

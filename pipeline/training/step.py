@@ -129,7 +129,7 @@ class Stepper:
                 seed_forward(self._recipe.seed, step, rank_in(self._group), micro_batch=len(outputs))
                 embeddings_BD = self._engine.embed(images)
             with STEP.part("head"):
-                x_BD = embeddings_BD.detach().float().requires_grad_()
+                x_BD = embeddings_BD.detach().requires_grad_()
                 output = self._head(x_BD, labels, lambda_, step=step, learning_rate=learning_rate)
                 outputs.append(output)
                 if self._recipe.head.fused_update:  # its backward pass changes the rows
@@ -142,7 +142,7 @@ class Stepper:
             assert x_BD.grad is not None
             gradients.append(x_BD.grad)
             with STEP.part("backward"):
-                self._engine.backward(embeddings_BD, x_BD.grad.to(embeddings_BD.dtype))
+                self._engine.backward(embeddings_BD, x_BD.grad)
             if len(outputs) == parts:
                 rows, backbone = self._head.row_gradient, self._engine.gradients()
                 agreed = self._agree(batch, outputs, gradients, backbone, rows, spike_above, stop_asked)

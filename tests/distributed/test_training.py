@@ -19,7 +19,8 @@ from pipeline.head.margins.softmax import ModifiedSoftmax
 from pipeline.head.rows import initial_rows
 from pipeline.optim import Optimizer
 from pipeline.optim.sgd import SGD
-from pipeline.planning import Job, Network
+from pipeline.planning import Network
+from pipeline.planning.of_recipe import job_of
 from pipeline.reading.dali import Decoder
 from pipeline.reading.order import Order
 from pipeline.reading.reader import Reader
@@ -141,12 +142,11 @@ def sent_in(record: Record) -> tuple[float, ...]:
 
 def planned_bytes(plan: Recipe, ranks: int, backbone: dict[str, torch.Tensor]) -> tuple[float, float]:
     """What the planner says that a rank sends in a step: for the head, and for the backbone."""
-    job = Job(7, plan.backbone.embedding_dim, plan.data.global_batch, ranks, 2048, plan.data.accumulation)
+    job = job_of(plan.model_copy(update={"head": Head()}), 7, ranks)
     sent = planning.traffic(job, Network(sum(p.numel() for p in backbone.values()), 0, 0))
     whole = sent.pop("all-reduce of the network's gradient")
     agreement = 2 * (ranks - 1) / ranks * 4 * (2 + 3 * ranks)
-    # ZeRO 3 gathers the parameters twice and reduces once; the others do each once
-    return sum(sent.values()) + agreement, whole * (1.5 if plan.zero_stage == 3 else 1)
+    return sum(sent.values()) + agreement, whole
 
 
 VARIANTS = [

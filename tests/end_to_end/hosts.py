@@ -57,7 +57,7 @@ class Hosts:
     def __exit__(self, *_: object) -> None:
         for number in range(len(self.names)):
             self.kill(number)
-            for what in (["link", "delete", f"{self._tag}v{number}"], ["netns", "delete", self._space(number)]):
+            for what in (["link", "delete", f"{self._tag}v{number}"], ["netns", "delete", self.space(number)]):
                 subprocess.run(["ip", *what], capture_output=True, check=False)
         subprocess.run(["ip", "link", "delete", f"{self._tag}br"], capture_output=True, check=False)
 
@@ -74,12 +74,12 @@ class Hosts:
 
     def pids(self, number: int) -> list[int]:
         """Processes of a host."""
-        return [int(pid) for pid in run("ip", "netns", "pids", self._space(number)).split()]
+        return [int(pid) for pid in run("ip", "netns", "pids", self.space(number)).split()]
 
     def kill(self, number: int) -> None:
         """Cut the host's power: every process ends at once, and its network is gone."""
         self.unplug(number)
-        for pid in self.pids(number) if Path(f"/run/netns/{self._space(number)}").exists() else []:
+        for pid in self.pids(number) if Path(f"/run/netns/{self.space(number)}").exists() else []:
             try:
                 os.kill(pid, 9)
             except ProcessLookupError:
@@ -116,7 +116,7 @@ class Hosts:
         script = f"hostname {self.names[number]} && exec /usr/sbin/sshd -D -e -f {self._folder}/sshd_config"
         # a host sees its own processes only, and has its own name and mounts
         own = ["unshare", "--uts", "--mount-proc", "--pid", "--fork", "--kill-child"]
-        inside = ["ip", "netns", "exec", self._space(number), *own, "sh", "-c", script]
+        inside = ["ip", "netns", "exec", self.space(number), *own, "sh", "-c", script]
         self._sshd[number] = subprocess.Popen(
             inside, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -126,7 +126,8 @@ class Hosts:
             assert time.monotonic() < deadline, f"no ssh to {self.addresses[number]}"
             time.sleep(0.1)
 
-    def _space(self, number: int) -> str:
+    def space(self, number: int) -> str:
+        """The host's network namespace."""
         return f"{self._tag}h{number}"
 
     def _build(self) -> None:
@@ -142,7 +143,7 @@ class Hosts:
         run("ip", "address", "add", f"{self._net}.254/24", "dev", f"{self._tag}br")
         run("ip", "link", "set", f"{self._tag}br", "up")
         for number, address in enumerate(self.addresses):
-            space = self._space(number)
+            space = self.space(number)
             run("ip", "netns", "add", space)
             run("ip", "link", "add", f"{self._tag}v{number}", "type", "veth", "peer", "name", "eth0", "netns", space)
             run("ip", "link", "set", f"{self._tag}v{number}", "master", f"{self._tag}br")

@@ -133,7 +133,10 @@ def most_in_training(_: int, num_ranks: int, zero_stage: int, accumulation: int,
     )
     with Allocated() as allocated:
         engine = Engine(
-            SphereFaceBackbone(name="sphereface4", embedding_dim=DIM).build((SIDE, SIDE)), recipe, num_ranks, num_ranks
+            SphereFaceBackbone(name="sphereface4", embedding_dim=DIM).build((SIDE, SIDE)),
+            recipe,
+            dist.group.WORLD,
+            num_ranks,
         )
         allocated.most = allocated.now  # the start is not planned
         for _ in range(2 * accumulation):
@@ -153,7 +156,7 @@ def test_the_networks_memory_is_as_planned_at_every_zero_stage(zero_stage: int, 
     sizes = [p.numel() for p in module.parameters()]
     dtype = torch.bfloat16 if bf16 else torch.float32
     network = Network(sum(sizes), activation_bytes(module, (SIDE, SIDE), dtype), 0, max(sizes))
-    job = Job(2, DIM, MICRO_BATCH * 2 * accumulation, 2, 1, accumulation, zero_stage, bf16)
+    job = Job(2, DIM, MICRO_BATCH * 2 * accumulation, 2, 1, accumulation, zero_stage, bf16, device="cpu")
     others = ("classifier", "reserved")
     moments = memory(job, network).values()
     planned = max(sum(size for part, size in alive.items() if not part.startswith(others)) for alive in moments)

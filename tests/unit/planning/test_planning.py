@@ -59,8 +59,9 @@ def test_memory_is_the_sum_written_out() -> None:
     moments = planning.memory(JOB, NETWORK)
     assert total(moments["head"]) == 3 * rows + 2 * 4000 + 12 * 300 + blocks
     assert total(moments["backward"]) == 3 * rows + 3 * 4000 + 12 * 300
-    # weight decay is added to a copy of the network's gradient; rows are updated in place
-    assert total(moments["update"]) == 3 * rows + 4 * 4000
+    # weight decay is added to a copy of a parameter's gradient, on a GPU of all; rows are updated in place
+    assert total(moments["update"]) == 3 * rows + 3 * 4000 + 800
+    assert total(planning.memory(replace(JOB, device="cuda"), NETWORK)["update"]) == 3 * rows + 4 * 4000
 
 
 def test_zero_splits_slots_then_gradients_then_parameters() -> None:
@@ -73,7 +74,7 @@ def test_zero_splits_slots_then_gradients_then_parameters() -> None:
     # a bucket is one parameter large, and ZeRO 2 copies it to send it
     assert [moment.get("ZeRO buckets", 0) for moment in at] == [0, 800, 800 + 800, 800]
     assert [sum(planning.memory(job, NETWORK)["update"].values()) - RESERVED_BYTES for job in jobs] == [
-        3 * 251 * 8 * 4 + network for network in (4 * 4000, 4000 + 4 * 1000 + 1800, 4000 + 4 * 1000 + 1800, 6800)
+        3 * 251 * 8 * 4 + network for network in (3 * 4000 + 800, 4000 + 4 * 1000 + 1800, 4000 + 4 * 1000 + 1800, 6800)
     ]
 
 

@@ -1,0 +1,140 @@
+"""One rank of `test_exchange.py`, on its own host: steps of the backbone with each way to exchange, taking turns.
+
+`python -m tests.benchmarks.exchange_rank ADDRESS RANK RANKS`; rank 0 prints seconds by way as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+from unittest import mock
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from cluster.exchange import GradientExchange, in_buckets
+from pipeline.backbones.sphereface import SphereFaceBackbone
+from pipeline.optim.sgd import SGD
+from pipeline.recipe.schema import Data, Recipe
+from pipeline.training import engine as engine_file
+from pipeline.training.engine import Engine
+
+IMAGES, ROUNDS, RATE = 8, 9, 0.01
+SIZE = (112, 96)
+BACKBONE = SphereFaceBackbone(name="sphereface20", embedding_dim=512)
+
+Step: TypeAlias = Callable[[], None]
+
+
+class Afterwards(GradientExchange):
+    """Sends the same buckets, but none before the backward pass has ended."""
+
+    def __init__(self, parameters: Any, group: Any, dtype: torch.dtype, is_last: Callable[[], bool]) -> None:
+        self.ended = False
+        super().__init__(parameters, group, dtype, lambda: self.ended and is_last())
+
+    def finish(self) -> None:
+        """Send everything, and wait."""
+        self.ended = True
+        super().finish()
+        self.ended = False
+
+
+def never(parameters: Any, group: Any, dtype: torch.dtype, _: Callable[[], bool]) -> GradientExchange:
+    """Computes and sends nothing."""
+    return GradientExchange(parameters, group, dtype, lambda: False)
+
+
+def ours(way: Callable[..., GradientExchange], exchange: Literal["float32", "bfloat16"], ranks: int) -> Step:
+    """A step of a new engine of ours."""
+    recipe = Recipe(
+        data=Data(shards=Path("none"), global_batch=IMAGES * ranks),
+        backbone=BACKBONE,
+        optimizer=SGD(steps=10**6, learning_rate=RATE),
+        exchange=exchange,
+    )
+    torch.manual_seed(0)
+    with mock.patch.object(engine_file, "GradientExchange", way):
+        engine = Engine(recipe.backbone.build(SIZE), recipe, dist.group.WORLD, ranks)
+    images = torch.randn(IMAGES, 3, *SIZE)
+
+    def step() -> None:
+        embeddings = engine.embed(images)
+        engine.backward(embeddings, torch.full_like(embeddings, 1e-3))
+        engine.step(RATE)
+
+    return step
+
+
+def deepspeeds(ranks: int) -> Step:
+    """A step of DeepSpeed's engine as it comes, ZeRO 0."""
+    torch.manual_seed(0)
+    backbone = BACKBONE.build(SIZE)
+    sgd = torch.optim.SGD(backbone.parameters(), lr=RATE, momentum=0.9)
+    config = {"train_batch_size": IMAGES * ranks, "train_micro_batch_size_per_gpu": IMAGES, "steps_per_print": 2**62}
+    engine, *_ = deepspeed.initialize(model=backbone, optimizer=sgd, config=config)
+    images = torch.randn(IMAGES, 3, *SIZE)
+
+    def step() -> None:
+        engine.backward((engine(images) * 1e-3).sum())
+        engine.step()
+
+    return step
+
+
+def sending(exchange: str) -> Step:
+    """Only the buckets on the wire, one after another."""
+    with torch.device("meta"):
+        network = BACKBONE.build(SIZE)
+    dtype = getattr(torch, exchange)
+    buckets = [
+        torch.zeros(sum(p.numel() for p in bucket), dtype=dtype) for bucket in in_buckets(list(network.parameters()))
+    ]
+
+    def send() -> None:
+        for bucket in buckets:
+            dist.all_reduce(bucket)
+
+    return send
+
+
+def main() -> None:
+    """Measure, and print on rank 0."""
+    address, rank, ranks = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK="0")
+    torch.set_num_threads(1)
+    store = dist.TCPStore(address, 29500, ranks, rank == 0, timedelta(seconds=120))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=120))
+    ways = {
+        "computing alone": ours(never, "float32", ranks),
+        "sending alone": sending("float32"),
+        "sending alone, bfloat16": sending("bfloat16"),
+        "DeepSpeed's, after the backward pass": deepspeeds(ranks),
+        "ours, after the backward pass": ours(Afterwards, "float32", ranks),
+        "ours, under it": ours(GradientExchange, "float32", ranks),
+        "ours, under it, bfloat16": ours(GradientExchange, "bfloat16", ranks),
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for turn in range(ROUNDS + 1):
+        for way, run in ways.items():
+            dist.barrier()
+            started = time.perf_counter()
+            run()
+            dist.barrier()
+            if turn:
+                seconds[way].append(time.perf_counter() - started)
+    if rank == 0:
+        print(json.dumps({way: statistics.median(times) for way, times in seconds.items()}))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
