@@ -20,12 +20,12 @@ from pipeline.shards.index import write_index
 from pipeline.shards.loss import TooManyRejectedError, check_loss, summary
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest, TarEntry
+from pipeline.shards.names import IDENTITIES_NAME
 from pipeline.shards.one_tar import Written, files_of, has_record, read_record, write_tar
 from pipeline.shards.plan import PROGRESS, Plan
 from pipeline.shards.sources import SetAside
 from pipeline.shards.workers import each_done
 
-IDENTITIES_NAME = "identities.txt"
 REJECTED_NAME = "rejected.tsv"
 LEFT_EMPTY = "identity left empty"
 

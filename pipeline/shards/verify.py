@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.stop import one_line
-from pipeline.shards.build import IDENTITIES_NAME
 from pipeline.shards.decode import decoded
 from pipeline.shards.images import SetAsideError, extension_of
 from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest, ShardError
+from pipeline.shards.names import IDENTITIES_NAME
 from pipeline.shards.one_tar import file_sha256
 from pipeline.shards.sources.tar_walk import Member, samples_of, walk
 from pipeline.shards.views import VIEWS

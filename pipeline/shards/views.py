@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.files import ASIDE, make_folder, remove_asides, write_file
-from pipeline.shards.build import IDENTITIES_NAME, REJECTED_NAME, identities_file, rejected_table
+from pipeline.shards.build import REJECTED_NAME, identities_file, rejected_table
 from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.index import open_index, write_index
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest, ShardError, TarEntry
+from pipeline.shards.names import IDENTITIES_NAME
 from pipeline.shards.plan import tool_version
 from pipeline.shards.sources import SetAside
 

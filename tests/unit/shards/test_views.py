@@ -80,6 +80,27 @@ def test_drawn_people_come_whole_and_more_people_are_a_superset(labels: np.ndarr
     assert not (drawn & ~selection.of_some_people(labels, 7, people + 1, seed)).any()
 
 
+def test_a_list_of_people_is_read_as_names_are_kept(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "some").write_bytes(b"\xef\xbb\xbfann \r\n\r\ndan\r\n")
+    dropped = selection.subset(shards, tmp_path / "b", drop=tmp_path / "some")
+    assert read_identities(tmp_path / "b", dropped) == ["bob", "cat"]
+    kept = selection.subset(shards, tmp_path / "c", keep=tmp_path / "some")
+    assert read_identities(tmp_path / "c", kept) == ["ann", "dan"]
+
+
+def test_somebody_absent_is_warned_of_if_dropped_and_refused_if_kept(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    some = tmp_path / "some"
+    some.write_text("bob\nzoe\nbob\nAnn\n")
+    dropped = selection.subset(shards, tmp_path / "b", drop=some)
+    assert read_identities(tmp_path / "b", dropped) == ["ann", "cat", "dan"]
+    assert caplog.messages == [f"{some}: {shards} has no 'Ann', 'zoe' (2 of 3 names of the list)"]
+    with pytest.raises(ShardError, match=r"some: .*/a has no 'Ann', 'zoe' \(2 of 3 names of the list\)"):
+        selection.subset(shards, tmp_path / "c", keep=some)
+    assert not (tmp_path / "c").exists()
+
+
 # --- views -------------------------------------------------------------------------------------------------
 
 

@@ -59,6 +59,27 @@ def test_class_names_and_strings_are_identities(tmp_path: Path) -> None:
     assert [source.identities[label] for label in source.labels] == ["zoe", "adam"]
 
 
+def test_one_name_in_two_spellings_is_one_person(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    people = ["Zoe\u0308", "0000045", "Zo\u00eb", "bob \t", "\ufeffbob", "佐藤\u3000健", "Ann\u00a0Lee"]
+    wanted = ["Zo\u00eb", "0000045", "Zo\u00eb", "bob", "bob", "佐藤\u3000健", "Ann\u00a0Lee"]
+    write(tmp_path / "strings.parquet", rows(7), people)
+    write(tmp_path / "classes.parquet", rows(7), list(range(7)), names=people)
+    for name in ("strings", "classes"):
+        source = open_source(tmp_path / f"{name}.parquet")
+        assert [source.identities[label] for label in source.labels] == wanted
+        assert len(source.identities) == 5
+        assert f"{name}.parquet: 3 names are kept without blanks" in caplog.text
+
+
+def test_a_name_that_cannot_be_used_costs_its_person_only(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows(4), ["ann", "b\x07b", "ann", "cat"])
+    source = open_source(tmp_path / "a.parquet")
+    assert [source.identities[label] for label in source.labels] == ["ann", "ann", "cat"]
+    assert list(source.set_aside) == [
+        ("a.parquet:1", "label: got 'b\\x07b', wanted a printable UTF-8 name; rename it", 1)
+    ]
+
+
 def test_rows_without_label_or_image_are_set_aside(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", [*rows(3), None, {"bytes": None, "path": "x"}, *rows(1)], [1, None, -1, 1, 1, 1])
     source = open_source(tmp_path / "a.parquet")
