@@ -137,9 +137,9 @@ def identities_file(names: Iterable[str]) -> bytes:
 def read_rejected(folder: Path) -> list[SetAside]:
     """What a set's `rejected.tsv` lists; one that is missing lists nothing."""
     path = folder / REJECTED_NAME
-    lines = path.read_text(errors="replace").splitlines()[1:] if path.is_file() else []
+    text = path.read_bytes().decode(errors="replace") if path.is_file() else ""
     listed = []
-    for line in lines:
+    for line in text.split("\n")[1:-1]:
         name, _, reason = line.partition("\t")
         listed.append(SetAside(name, reason, 0 if reason == LEFT_EMPTY else 1))
     return listed

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.stop import one_line
+from pipeline.shards.build import REJECTED_NAME, read_rejected
 from pipeline.shards.decode import decoded
 from pipeline.shards.images import SetAsideError, extension_of
 from pipeline.shards.index import FILE_NAME as INDEX
@@ -60,6 +61,9 @@ def _check_own_files(folder: Path, manifest: Manifest) -> Iterator[Fault]:
             yield Fault(INDEX, f"label: got {largest}, wanted less than {manifest.identities}")
     except (ShardError, OSError) as error:
         yield Fault(INDEX, one_line(error))
+    listed = len(read_rejected(folder))
+    if listed != manifest.set_aside:
+        yield Fault(REJECTED_NAME, f"got {listed:,} files, wanted {manifest.set_aside:,} as in manifest.json")
     for name, digest in ((INDEX, manifest.index_sha256), (IDENTITIES_NAME, manifest.identities_sha256)):
         yield from _check_digest(folder / name, name, digest)
 
