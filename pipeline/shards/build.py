@@ -38,6 +38,7 @@ def make_shards(
     *,
     workers: int = 1,
     part: tuple[int, int] = (0, 1),
+    help_others: bool = False,
     progress: Callable[[Written], object] = lambda _written: None,
     write: Callable[[Plan, int], Written] = write_tar,
 ) -> Manifest | None:
@@ -47,6 +48,7 @@ def make_shards(
         plan: what to write.
         workers: processes that write tars; the result does not depend on it.
         part: (number, parts): write every `parts`-th tar only, the others being written elsewhere at any time.
+        help_others: after its own tars write those of other parts that are missing; the result is never None.
         progress: called with the counts of each finished tar.
         write: what writes one tar, as `write_tar` does.
 
@@ -62,7 +64,10 @@ def make_shards(
     if finished is not None:
         return finished
     try:
-        for written in each_done(partial(write, plan), range(part[0], plan.tars, part[1]), workers):
+        mine = range(part[0], plan.tars, part[1])
+        # From the end, since the others begin at the front.
+        others = [tar for tar in reversed(range(plan.tars)) if tar not in mine] if help_others else []
+        for written in each_done(partial(write, plan), [*mine, *others], workers):
             progress(written)
         return _join(plan, part)
     except NotWrittenError:
