@@ -162,15 +162,28 @@ def _fault(name: str, sample: np.void) -> SetAside:
     return SetAside(name, "no label: wanted .cls" if sample["label"] == NO_LABEL else "label: wanted a number in .cls")
 
 
-def keys_of(tar: Path, offsets: Sequence[int]) -> list[str]:
-    """Keys of the samples whose images lie at these offsets of a tar: from their JSON, or else their place."""
-    samples, _, _ = _samples(tar)
-    text_of = {image: (size, text) for image, text, size in samples[["image", "json", "json_size"]].tolist()}
+def texts_of(tar: Path, images: Sequence[int]) -> list[tuple[int, int]]:
+    """Offset and size of the JSON of the samples whose images lie at these offsets of a tar; 0 where there is none.
+
+    Raises:
+        NotWrittenError: the tar cannot be read.
+    """
+    with named(tar, "not read"):
+        samples, _, _ = _samples(tar)
+    text_of = {image: (text, size) for image, text, size in samples[["image", "json", "json_size"]].tolist()}
+    return [text_of.get(image, (0, 0)) for image in images]
+
+
+def keys_of(tar: Path, images: Sequence[int]) -> list[str]:
+    """Keys of the samples whose images lie at these offsets of a tar: from their JSON, or else their place.
+
+    Raises:
+        NotWrittenError: the tar cannot be read.
+    """
     keys = []
-    with tar.open("rb") as file:
-        for offset in offsets:
-            text = os.pread(file.fileno(), *text_of[offset])
-            keys.append(_key(text) or f"{tar.name}:{offset}")
+    with named(tar, "not read"), tar.open("rb") as file:
+        for image, (text, size) in zip(images, texts_of(tar, images), strict=True):
+            keys.append(_key(os.pread(file.fileno(), size, text)) or f"{tar.name}:{image}")
     return keys
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.shards import sequential
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest, ShardError
@@ -21,6 +20,7 @@ from pipeline.shards.sources.detect import Options, open_source
 from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.sources.parquet import Columns, ParquetSource
 from pipeline.shards.sources.splits import Choice
+from pipeline.shards.sources.tar_folder import open_tars
 from pipeline.shards.verify import verify
 from pipeline.shards.workers import each_done
 from tests.shards import made as complete
@@ -160,14 +160,13 @@ def test_a_set_that_another_process_finishes_meanwhile_is_taken(
     """The other finishes, and removes the tars between, just before this one lists them."""
     write(tmp_path / "a.parquet", rows(20), [0, 1] * 10)
     plan = make_plan(open_source(tmp_path / "a.parquet"), tmp_path / "out", seed=1, samples_per_tar=3, size=None)
-    real = sequential.open_tars
 
-    def finish_first(folder: Path, **options: int) -> Source:
+    def finish_first(folder: Path, workers: int) -> Source:
         monkeypatch.undo()
         make_set(plan)
-        return real(folder, **options)
+        return open_tars(folder, workers=workers)
 
-    monkeypatch.setattr(sequential, "open_tars", finish_first)
+    monkeypatch.setattr("pipeline.shards.sequential.open_tars", finish_first)
     assert make_set(plan) == Manifest.load(tmp_path / "out")
 
 
