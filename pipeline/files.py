@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 from uuid import uuid4
 
 ASIDE = ".part"
+LOCK = ".lock"
 SYNCS_AT_ONCE = 8
 
 
@@ -107,9 +108,48 @@ def write_all(file: BinaryIO, content: bytes | memoryview) -> None:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock on a file, which is made if it is not there; the system frees it if its holder dies."""
-    with named(path, "not locked"), path.open("a") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
+    with named(path, "not locked"):
+        file = _open_locked(path)
+    with file:
         yield
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make a folder, and hold it: of several processes that want it one has it at a time, and the others wait.
+
+    Nothing of the lock is left, nor the folder if it is empty.
+
+    Raises:
+        NotWrittenError: the disk is full or read-only, or the folder cannot be made.
+    """
+    lock = folder / LOCK
+    with named(lock, "not locked"):
+        file = _take(folder, lock)
+    with file:
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # what went wrong above is the error to report
+                lock.unlink()
+                folder.rmdir()
+
+
+def _take(folder: Path, lock: Path) -> BinaryIO:
+    while True:
+        make_folder(folder)
+        with suppress(FileNotFoundError):  # the holder before has removed the folder, or the lock
+            file = _open_locked(lock)
+            if os.fstat(file.fileno()).st_ino == lock.stat().st_ino:
+                return file
+            file.close()
+
+
+def _open_locked(path: Path) -> BinaryIO:
+    """A file that is locked until it is closed."""
+    file = path.open("ab")
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    return file
 
 
 def sync_all(paths: Iterable[Path]) -> None:

@@ -4,6 +4,7 @@ python stages/shard.py SRC OUT              write the shards of SRC (the same as
 python stages/shard.py verify SET           compare a set with its manifest
 python stages/shard.py subset SET OUT ...   some people or fewer images, without copying
 python stages/shard.py merge SET ... OUT    several sets as one, without copying
+python stages/shard.py copy SET OUT         the samples of a subset, merged or cleaned set in tars of its own
 
 SRC and OUT may be URLs of any store that fsspec knows, such as s3://bucket/faces (which needs s3fs).
 """
@@ -12,15 +13,10 @@ import argparse
 import logging
 import os
 import shutil
-import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, NoReturn
-
-from tqdm import tqdm
 
 from cluster.stop import exit_with, faults_in_one_line
 from pipeline.shards.build import read_rejected
@@ -28,12 +24,14 @@ from pipeline.shards.hygiene import clean
 from pipeline.shards.loss import TooManyRejectedError, summary
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest, ShardError
-from pipeline.shards.one_tar import Written
+from pipeline.shards.names import read_names
 from pipeline.shards.page import write_page
 from pipeline.shards.plan import make_plan, samples_in
+from pipeline.shards.progress import Endpoint, bar_of, progress_of
 from pipeline.shards.sequential import make_set
 from pipeline.shards.sources import SetAside, Source
 from pipeline.shards.sources.detect import Options, open_source
+from pipeline.shards.sources.finished import open_set
 from pipeline.shards.sources.fitted import WAYS, DecodedSource, FittedSource
 from pipeline.shards.sources.parquet import Columns
 from pipeline.shards.sources.splits import Choice
@@ -43,9 +41,6 @@ from pipeline.shards.to_store import make_in_store
 from pipeline.shards.transfer import pull, push
 from pipeline.shards.verify import verify
 from pipeline.shards.views import merge
-
-if TYPE_CHECKING:
-    from cluster.telemetry import Telemetry
 
 CPUS = len(os.sched_getaffinity(0))
 TOO_MANY_REJECTED = 3  # exit code
@@ -58,8 +53,7 @@ def main() -> int:
     words = sys.argv[1:]
     # `SRC OUT` alone is the common case; a source with the name of a command is given as ./verify.
     args = _parser().parse_args(words if words and words[0] in {*COMMANDS, "-h", "--help"} else ["make", *words])
-    # No thread may run while the workers are forked: the progress bar's would.
-    tqdm.monitor_interval = 0
+    was_complete = "out" in args and not is_url(args.out) and (Path(args.out) / MANIFEST).is_file()
     try:
         code: int = args.run(args)
     except TooManyRejectedError as error:
@@ -68,15 +62,13 @@ def main() -> int:
     except KeyboardInterrupt:
         print("shard: stopped; run the same command again to resume", file=sys.stderr)
         return 130
+    if was_complete:
+        print(f"shard: {args.out}: already complete, nothing done", file=sys.stderr)
     return code
 
 
 def _make(args: argparse.Namespace) -> int:
-    # A set for a store is written here first, tar by tar.
-    folder = Path(f"{PurePosixPath(args.out).name}.sending") if is_url(args.out) else Path(args.out)
-    if not is_url(args.src) and folder.resolve().is_relative_to(Path(args.src).resolve()):
-        raise ShardError(f"{folder}: lies inside {args.src}, wanted a folder outside it")
-    copies = folder.with_name(f"{folder.name}.copies")
+    copies = _folder(args).with_name(f"{_folder(args).name}.copies")
     choice = Choice(splits=tuple(args.split or ()))
     options = Options(Columns(args.image_column, args.label_column), choice, args.workers)
     source: Source = open_source(args.src, copies=copies, options=options)
@@ -87,69 +79,63 @@ def _make(args: argparse.Namespace) -> int:
         source = FittedSource(source, height, width, args.fit)
     if args.decode:
         source = DecodedSource(source)
+    if _write(args, source, args.size):
+        shutil.rmtree(copies, ignore_errors=True)
+    return 0
+
+
+def _copy(args: argparse.Namespace) -> int:
+    _folder(args)
+    manifest = Manifest.load(args.src)
+    _write(args, open_set(args.src, args.workers), (manifest.image_height, manifest.image_width))
+    return 0
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    """Where tars are written: a set for a store is here first, tar by tar."""
+    folder = Path(f"{PurePosixPath(args.out).name}.sending") if is_url(args.out) else Path(args.out)
+    if not is_url(args.src) and folder.resolve().is_relative_to(Path(args.src).resolve()):
+        raise ShardError(f"{folder}: lies inside {args.src}, wanted a folder outside it")
+    return folder
+
+
+def _write(args: argparse.Namespace, source: Source, size: tuple[int, int] | None) -> bool:
+    """Write the shards of a source, and say what they are; whether they are complete."""
+    folder = _folder(args)
     samples_per_tar = samples_in(source, args.tar_mb * 1_000_000) if args.tar_mb else args.samples_per_tar
     plan = make_plan(
         source,
         folder,
         seed=args.seed,
         samples_per_tar=samples_per_tar,
-        size=args.size,
+        size=size,
         max_rejected=args.max_rejected,
     )
-    if (folder / MANIFEST).is_file():
-        print(f"shard: {args.out}: already complete, nothing done", file=sys.stderr)
-    with _progress(args, len(source.labels) * (2 if source.sequential else 1)) as progress:
+    endpoint = None
+    if args.metrics_port is not None:
+        endpoint = Endpoint(args.metrics_port, args.metrics_address, PurePosixPath(args.out).name, args.part[0])
+    with progress_of(len(source.labels) * (2 if source.sequential else 1), endpoint) as progress:
         make = partial(make_set, workers=args.workers, part=args.part, progress=progress)
         manifest = make_in_store(plan, args.out, make) if is_url(args.out) else make(plan)
     if manifest is None:
         print(f"{args.out}: part {args.part[0]}/{args.part[1]} is done, the set is not: wanted the other parts too")
-    else:
-        shutil.rmtree(copies, ignore_errors=True)
-        # What a store keeps of it is not read again for the reasons.
-        _say(args.out, manifest, [] if is_url(args.out) else read_rejected(folder))
-    return 0
-
-
-@contextmanager
-def _progress(args: argparse.Namespace, samples: int) -> Iterator[Callable[[Written], None]]:
-    """Yield a function to call for each tar: it updates the progress bar and, if they are served, the metrics."""
-    with _bar(samples) as bar, ExitStack() as stack:
-        telemetry: Telemetry | None = None
-
-        def progress(written: Written) -> None:
-            nonlocal telemetry
-            bar.update(written.samples)
-            if args.metrics_port is None:
-                return
-            # Only after the workers are forked: they would pay for its imports, and its thread would not follow them.
-            first = telemetry is None
-            telemetry = telemetry or stack.enter_context(_telemetry(args, samples))
-            telemetry.add("sharded_samples_total", written.samples)
-            telemetry.add("sharded_bytes_total", written.bytes)
-            telemetry.add("set_aside_samples_total", written.set_aside)
-            if first:  # after everything is set: the first scrape may come at once
-                telemetry.serve(args.metrics_port, args.metrics_address)
-
-        yield progress
-
-
-def _telemetry(args: argparse.Namespace, samples: int) -> "Telemetry":
-    from cluster.metrics import SHARDING_METRICS
-    from cluster.telemetry import Telemetry
-
-    job = PurePosixPath(args.out).name
-    telemetry = Telemetry(rank=args.part[0], host=socket.gethostname(), job=job, metrics=SHARDING_METRICS)
-    telemetry.set("samples_to_shard", samples)
-    return telemetry
+        return False
+    # What a store keeps of it is not read again for the reasons.
+    _say(args.out, manifest, [] if is_url(args.out) else read_rejected(folder))
+    return True
 
 
 def _verify(args: argparse.Namespace) -> int:
     manifest = Manifest.load(args.set)
-    with _bar(manifest.samples) as bar:
-        faults = verify(args.set, decode_every=args.decode_every, workers=args.workers, progress=bar.update)
+    without = read_names(args.without) if args.without else []
+    with bar_of(manifest.samples) as bar:
+        faults = verify(
+            args.set, decode_every=args.decode_every, without=without, workers=args.workers, progress=bar.update
+        )
     for file, what in faults:
         print(f"{file}: {what}")
-    print(f"{args.set}: {manifest.samples:,} samples in {len(manifest.tars):,} tars, {len(faults):,} faults")
+    nobody = f"; nothing of the {len(set(without)):,} people of {args.without}" if without and not faults else ""
+    print(f"{args.set}: {manifest.samples:,} samples in {len(manifest.tars):,} tars, {len(faults):,} faults{nobody}")
     return 1 if faults else 0
 
 
@@ -161,16 +147,16 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _push(args: argparse.Namespace) -> int:
-    with _bar(Manifest.load(args.set).samples) as bar:
+    with bar_of(Manifest.load(args.set).samples) as bar:
         push(args.set, args.url, progress=bar.update)
     print(f"{args.url}: complete")
     return 0
 
 
 def _pull(args: argparse.Namespace) -> int:
-    with _bar(None) as bar:
-        manifest = pull(args.url, args.set, progress=bar.update)
-    _say(args.set, manifest)
+    with bar_of(None) as bar:
+        manifest = pull(args.url, args.out, progress=bar.update)
+    _say(args.out, manifest)
     return 0
 
 
@@ -186,7 +172,7 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _clean(args: argparse.Namespace) -> int:
-    with _bar(Manifest.load(args.set).samples) as bar:
+    with bar_of(Manifest.load(args.set).samples) as bar:
         cleaned = clean(
             args.set,
             args.out,
@@ -210,6 +196,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "subset": _subset,
     "merge": _merge,
     "clean": _clean,
+    "copy": _copy,
     "push": _push,
     "pull": _pull,
 }
@@ -226,10 +213,6 @@ def _say(out: Path | str, manifest: Manifest, set_aside: Sequence[SetAside] = ()
         print(f"set aside: {summary(set_aside)}")
 
 
-def _bar(total: int | None) -> "tqdm[NoReturn]":
-    return tqdm(total=total, unit=" images", smoothing=0.1, disable=None)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -244,6 +227,9 @@ def _parser() -> argparse.ArgumentParser:
     one = command("verify", "compare a set with its manifest: digests, indexes, labels, pixels")
     one.add_argument("set", type=Path)
     one.add_argument("--decode-every", type=_count, default=100, help="decode each N-th image, 1 for all (100)")
+    one.add_argument(
+        "--without", type=Path, metavar="FILE", help="prove that nothing of these people is there: names, one a line"
+    )
     one.add_argument("--workers", type=_count, default=CPUS, help="processes (one a CPU)")
 
     one = command("inspect", "write an HTML page about a set")
@@ -279,13 +265,17 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--drop-swapped", action="store_true", help="leave out images bluer than red (else counted)")
     one.add_argument("--workers", type=_count, default=CPUS, help="processes (one a CPU)")
 
+    one = command("copy", "write the samples of a set, and no others, to tars of its own, shuffled")
+    one.add_argument("src", type=Path, help="a set: of tars, or over those of others (subset, merge, clean)")
+    _add_writing(one, max_rejected=0.0)
+
     one = command("push", "copy a set to an object store or another machine")
     one.add_argument("set", type=Path)
     one.add_argument("url", help="of a folder, in any form that fsspec knows: s3://bucket/set")
 
     one = command("pull", "copy a set from an object store or another machine")
     one.add_argument("url")
-    one.add_argument("set", type=Path)
+    one.add_argument("out", type=Path)
     return parser
 
 
@@ -294,25 +284,30 @@ def _add_make(parser: argparse.ArgumentParser) -> None:
         "src",
         help="aligned faces: a folder (identity folders, tars, Parquet, or with train.rec), a list file, or a URL",
     )
+    _add_writing(parser, max_rejected=0.01)
+    parser.add_argument("--size", type=_size, metavar="HxW", help="wanted image size (the first image's)")
+    parser.add_argument("--fit", choices=WAYS, help="fit images of other sizes to --size (else they are set aside)")
+    parser.add_argument("--decode", action="store_true", help="decode every image, and set aside what does not decode")
+    parser.add_argument("--split", action="append", help="of a source with several, such as train; repeat for more")
+    parser.add_argument("--image-column", default="image", help="of Parquet (image)")
+    parser.add_argument("--label-column", default="label", help="of Parquet (label)")
+
+
+def _add_writing(parser: argparse.ArgumentParser, max_rejected: float) -> None:
+    """Options of the commands that write tars."""
     parser.add_argument(
         "out", help="folder (or URL) for the shards; an unfinished one is resumed, one at a URL in ./NAME.sending"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle over the whole set (0)")
     parser.add_argument("--samples-per-tar", type=int, default=10_000, help="the most a tar holds (10000)")
     parser.add_argument("--tar-mb", type=_count, help="size of a tar in MB, instead of --samples-per-tar")
-    parser.add_argument("--size", type=_size, metavar="HxW", help="wanted image size (the first image's)")
-    parser.add_argument("--fit", choices=WAYS, help="fit images of other sizes to --size (else they are set aside)")
     parser.add_argument(
         "--max-rejected",
         type=_percent,
         metavar="PERCENT",
-        default=0.01,
-        help="the set is not finished, and the exit code is 3, if more samples are set aside (1%%)",
+        default=max_rejected,
+        help=f"the set is not finished, and the exit code is 3, if more samples are set aside ({max_rejected:.0%}%)",
     )
-    parser.add_argument("--decode", action="store_true", help="decode every image, and set aside what does not decode")
-    parser.add_argument("--split", action="append", help="of a source with several, such as train; repeat for more")
-    parser.add_argument("--image-column", default="image", help="of Parquet (image)")
-    parser.add_argument("--label-column", default="label", help="of Parquet (label)")
     parser.add_argument("--workers", type=_count, default=CPUS, help="processes (one a CPU)")
     parser.add_argument(
         "--part",

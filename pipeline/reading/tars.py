@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.reading.mapped import map_file
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest, ShardError
+from pipeline.shards.presence import check_size, check_tars
 
 # A quarter of what the kernel allows a process. A rank reads from its share of data.streams × data.window tars side by
 # side, thousands at the most; if there were more, each would be mapped again, which costs tens of microseconds.
@@ -35,8 +36,7 @@ class ShardSet:
         self._index = open_index(folder, self.manifest)
         self._first_ids = self.manifest.first_rows
         self._paths = [folder / tar.name for tar in self.manifest.tars]
-        for path, tar in zip(self._paths, self.manifest.tars, strict=True):
-            self._check_size(path, tar.bytes)
+        check_tars(folder, self.manifest)
         # A map that falls out is not closed but let go: images that are still in use keep it alive.
         self._map = lru_cache(MAPS)(lambda tar: map_file(self._paths[tar]))
 
@@ -72,7 +72,7 @@ class ShardSet:
         # to open it and copy by pread, 13 µs an image. What is cut in the milliseconds before its bytes are decoded, or
         # is shown late by a network file system, still kills.
         for tar in np.unique(tars).tolist():
-            self._check_size(self._paths[tar], self.manifest.tars[tar].bytes)
+            check_size(self._paths[tar], self.manifest.tars[tar].bytes)
         rows = self._index[np.asarray(ids)]
         return [
             self._map(tar)[start : start + size]
@@ -88,19 +88,6 @@ class ShardSet:
         row, tar = self._index[sample], self.tar_name(sample)
         key = _key_before(self.folder / tar, int(row["offset"]))
         return f"sample {sample} ({key}{tar}, {row['size']} bytes at {row['offset']})"
-
-    @staticmethod
-    def _check_size(path: Path, wanted: int) -> None:
-        """A map past the end of a truncated file would kill the process: so sizes are checked, here and in `read`."""
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError:
-            raise ShardError(f"{path}: missing tar, wanted {wanted} bytes as in manifest.json") from None
-        if size != wanted:
-            raise ShardError(
-                f"{path}: got {size} bytes, wanted {wanted} as in manifest.json; truncated or "
-                "replaced: copy it again or shard again"
-            )
 
 
 def _key_before(tar: Path, offset: int) -> str:

@@ -20,12 +20,12 @@ from pipeline.shards.index import write_index
 from pipeline.shards.loss import TooManyRejectedError, check_loss, summary
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest, TarEntry
+from pipeline.shards.names import IDENTITIES_NAME
 from pipeline.shards.one_tar import Written, files_of, has_record, read_record, write_tar
 from pipeline.shards.plan import PROGRESS, Plan
 from pipeline.shards.sources import SetAside
 from pipeline.shards.workers import each_done
 
-IDENTITIES_NAME = "identities.txt"
 REJECTED_NAME = "rejected.tsv"
 LEFT_EMPTY = "identity left empty"
 
@@ -38,6 +38,7 @@ def make_shards(
     *,
     workers: int = 1,
     part: tuple[int, int] = (0, 1),
+    help_others: bool = False,
     progress: Callable[[Written], object] = lambda _written: None,
     write: Callable[[Plan, int], Written] = write_tar,
 ) -> Manifest | None:
@@ -47,6 +48,7 @@ def make_shards(
         plan: what to write.
         workers: processes that write tars; the result does not depend on it.
         part: (number, parts): write every `parts`-th tar only, the others being written elsewhere at any time.
+        help_others: after its own tars write those of other parts that are missing; the result is never None.
         progress: called with the counts of each finished tar.
         write: what writes one tar, as `write_tar` does.
 
@@ -62,7 +64,10 @@ def make_shards(
     if finished is not None:
         return finished
     try:
-        for written in each_done(partial(write, plan), range(part[0], plan.tars, part[1]), workers):
+        mine = range(part[0], plan.tars, part[1])
+        # From the end, since the others begin at the front.
+        others = [tar for tar in reversed(range(plan.tars)) if tar not in mine] if help_others else []
+        for written in each_done(partial(write, plan), [*mine, *others], workers):
             progress(written)
         return _join(plan, part)
     except NotWrittenError:
@@ -137,9 +142,9 @@ def identities_file(names: Iterable[str]) -> bytes:
 def read_rejected(folder: Path) -> list[SetAside]:
     """What a set's `rejected.tsv` lists; one that is missing lists nothing."""
     path = folder / REJECTED_NAME
-    lines = path.read_text(errors="replace").splitlines()[1:] if path.is_file() else []
+    text = path.read_bytes().decode(errors="replace") if path.is_file() else ""
     listed = []
-    for line in lines:
+    for line in text.split("\n")[1:-1]:
         name, _, reason = line.partition("\t")
         listed.append(SetAside(name, reason, 0 if reason == LEFT_EMPTY else 1))
     return listed

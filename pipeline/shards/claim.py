@@ -6,7 +6,7 @@ again; for a finished set the changed files are compared with the bytes in its t
 
 import json
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -91,10 +91,16 @@ def _refuse_changes(plan: Plan, manifest: Manifest) -> None:
 
 
 def changes(source: Source, there: Source) -> Changes:
-    """Compare a source with the tars that were made of it, by key and identity."""
+    """Compare a source with the tars that were made of it, by key and identity; a key may have several samples."""
     new, old = _identities_by_key(source), _identities_by_key(there)
-    changed = sum(new[key] != old[key] for key in new.keys() & old.keys())
-    return Changes(len(new.keys() - old.keys()), len(old.keys() - new.keys()), changed)
+    came = went = changed = 0
+    for key in new.keys() | old.keys():
+        more, less = new.get(key, Counter()), old.get(key, Counter())
+        extra, lost = (more - less).total(), (less - more).total()
+        changed += min(extra, lost)
+        came += max(0, extra - lost)
+        went += max(0, lost - extra)
+    return Changes(came, went, changed)
 
 
 def _identities_by_key(source: Source) -> dict[str, Counter[str]]:
@@ -106,15 +112,18 @@ def _identities_by_key(source: Source) -> dict[str, Counter[str]]:
 
 def count_changed(source: Source, samples: NDArray[np.int64], there: Source) -> int:
     """How many of some samples of a source have other bytes than in the tars that were made of it."""
-    place_of = {there.key(place): place for place in range(len(there.labels))}
+    places_of: defaultdict[str, list[int]] = defaultdict(list)
+    for place in range(len(there.labels)):
+        places_of[there.key(place)].append(place)
     changed = 0
     for first in range(0, len(samples), AT_ONCE):
         for key, image in source.read_many(samples[first : first + AT_ONCE]):
-            place = place_of.get(key)
-            if isinstance(image, SetAsideError) or place is None:
-                changed += isinstance(image, SetAsideError) != (place is None)
+            # Sets that were joined may have a key each.
+            images = [there.read(place) for place in places_of.get(key, [])]
+            if isinstance(image, SetAsideError):
+                changed += bool(images)
             else:
-                changed += image != there.read(place)
+                changed += image not in images
     return changed
 
 

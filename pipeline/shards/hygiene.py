@@ -20,6 +20,7 @@ from pipeline.shards.decode import decoded
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest
+from pipeline.shards.presence import check_tars
 from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.tar_folder import keys_of
 from pipeline.shards.subset import with_at_least
@@ -78,10 +79,11 @@ def clean(
         progress: called with the number of samples of each tar.
 
     Raises:
-        ShardError: nothing is left, or `out` is not new.
+        ShardError: nothing is left, `out` is not new, or a tar is not there or was made anew.
         NotWrittenError: a tar cannot be read, or `out` cannot be written.
     """
     manifest = Manifest.load(folder)
+    check_tars(folder, manifest)
     labels = open_index(folder, manifest)["label"].astype(np.int64)
     facts = np.empty(len(labels), FACTS)
     for first, found in each_done(partial(_look_at_tar, folder, manifest), range(len(manifest.tars)), workers):

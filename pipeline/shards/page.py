@@ -2,7 +2,7 @@
 
 import base64
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.files import named, write_file
-from pipeline.shards.build import REJECTED_NAME
+from pipeline.shards.build import read_rejected
 from pipeline.shards.index import open_index
 from pipeline.shards.loss import kind_of
 from pipeline.shards.manifest import Manifest
+from pipeline.shards.presence import check_tars
+from pipeline.shards.sources import SetAside
 from pipeline.shards.views import read_identities
 
 FACES = 96  # on the contact sheet
@@ -26,9 +28,10 @@ def write_page(folder: Path, out: Path) -> None:
 
     Raises:
         ShardError: there is no sound set in `folder`.
-        NotWrittenError: a tar cannot be read, or the page cannot be written.
+        OSError: a file cannot be read, or the page cannot be written.
     """
     manifest = Manifest.load(folder)
+    check_tars(folder, manifest)
     names, rows = read_identities(folder, manifest), open_index(folder, manifest)
     counts = np.bincount(rows["label"], minlength=len(names))
     environment = jinja2.Environment(loader=jinja2.PackageLoader("pipeline.shards"), autoescape=True)
@@ -38,7 +41,7 @@ def write_page(folder: Path, out: Path) -> None:
         spread=f"{counts.min():,} to {counts.max():,}, half of the identities have {np.median(counts):,.0f} or fewer.",
         histogram=histogram(counts),
         sheet=list(_sheet(folder, manifest, rows, names)),
-        reasons=reasons((folder / REJECTED_NAME).read_text(errors="replace")),
+        reasons=reasons(read_rejected(folder)),
         made=[*asdict(manifest.made).items(), ("digest of the manifest", manifest.digest)],
     )
     write_file(out, page.encode())
@@ -84,12 +87,11 @@ def _sheet(folder: Path, manifest: Manifest, rows: NDArray[np.void], names: list
             yield f"data:image/jpeg;base64,{base64.b64encode(file.read(size)).decode()}", names[label]
 
 
-def reasons(rejected: str) -> list[tuple[int, str, str]]:
-    """(files, reason, a path) of the text of `rejected.tsv`, most first; numbers in a reason are one reason."""
+def reasons(rejected: Iterable[SetAside]) -> list[tuple[int, str, str]]:
+    """(files, reason, a path) of what was set aside, most first; numbers in a reason are one reason."""
     tally: Counter[str] = Counter()
     example: dict[str, str] = {}
-    for line in rejected.splitlines()[1:]:
-        path, _, reason = line.partition("\t")
+    for path, reason, _ in rejected:
         kind = kind_of(reason)
         tally[kind] += 1
         example.setdefault(kind, path)

@@ -7,10 +7,12 @@ written by all workers and parts, and a source like any other.
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+from pipeline.files import NotWrittenError
 from pipeline.shards.build import make_shards, read_rejected
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
-from pipeline.shards.manifest import Manifest
+from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.one_tar import Written, write_tar
 from pipeline.shards.plan import Plan, make_plan
 from pipeline.shards.sources.tar_folder import open_tars
@@ -26,22 +28,37 @@ def make_set(
 ) -> Manifest | None:
     """As `make_shards`; for a sequential source by way of unshuffled tars, and `progress` counts each sample twice.
 
+    A part needs all of the unshuffled tars. It writes its own first, and then helps those that make other parts; if
+    none does, or none can be seen from here, it writes all. So it never has to be started a second time.
+
     Raises:
         ShardError: as `make_shards` does.
     """
     if not plan.source.sequential or (plan.folder / MANIFEST).is_file():
         return make_shards(plan, workers=workers, part=part, progress=progress, write=write)
     between = plan.folder.with_name(plan.folder.name + ".unshuffled")
+    try:
+        shuffled = _shuffled(plan, between, workers, part, progress)
+        manifest = make_shards(shuffled, workers=workers, part=part, progress=progress, write=write)
+    except (ShardError, NotWrittenError):
+        # Another process may have finished the set, and removed the tars that this one was about to read.
+        if not (plan.folder / MANIFEST).is_file():
+            raise
+        return make_shards(plan)
+    if manifest is not None:
+        shutil.rmtree(between, ignore_errors=True)
+    return manifest
+
+
+def _shuffled(
+    plan: Plan, between: Path, workers: int, part: tuple[int, int], progress: Callable[[Written], object]
+) -> Plan:
+    """The plan with the unshuffled tars, which are made in `between`, as its source."""
     made, size = plan.made, (plan.image_height, plan.image_width)
     first = make_plan(plan.source, between, seed=None, samples_per_tar=made.samples_per_tar, size=size)
-    if make_shards(first, workers=workers, part=part, progress=progress) is None:
-        return None
+    make_shards(first, workers=workers, part=part, help_others=True, progress=progress)
     source = open_tars(between, workers=workers)
     source = replace(source, set_aside=read_rejected(between))
     second = make_plan(source, plan.folder, seed=made.seed, samples_per_tar=made.samples_per_tar, size=size)
     # The manifest names the source itself, not the tars between.
-    shuffled = replace(second, made=made, max_rejected=plan.max_rejected)
-    manifest = make_shards(shuffled, workers=workers, part=part, progress=progress, write=write)
-    if manifest is not None:
-        shutil.rmtree(between)
-    return manifest
+    return replace(second, made=made, max_rejected=plan.max_rejected)

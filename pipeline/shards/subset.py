@@ -1,5 +1,6 @@
 """Some people, or fewer images, of a set: choices by name and by count."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,16 @@ from numpy.typing import NDArray
 
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest, ShardError
+from pipeline.shards.names import read_names
 from pipeline.shards.plan import permutation
 from pipeline.shards.views import read_identities, select
 
+logger = logging.getLogger(__name__)
+
 Labels = NDArray[np.integer]
 Mask = NDArray[np.bool_]
+
+SHOWN = 5  # names in a message
 
 
 def subset(
@@ -30,24 +36,30 @@ def subset(
     Args:
         folder: of a set.
         out: a new folder.
-        keep: a file of identities, one a line; all others are left out.
-        drop: a file of identities to leave out.
+        keep: a list of identities (`read_names`); all others are left out.
+        drop: a list of identities to leave out; one that the set does not have is warned of.
         people: number of identities, drawn by `seed`.
         min_images: leave out identities with fewer.
         max_images: at most so many images of each identity.
         seed: of the draw.
 
     Raises:
-        ShardError: a file names an identity that is not in the set, nothing is left, or `out` is not new.
+        ShardError: `keep` names an identity that the set does not have, nothing is left, or `out` is not new.
     """
     manifest = Manifest.load(folder)
     labels = open_index(folder, manifest)["label"]
     names = read_identities(folder, manifest)
     chosen = np.ones(len(labels), bool)
     if keep:
-        chosen &= of_identities(labels, np.isin(names, _names(keep, names)))
+        wanted = read_names(keep)
+        if absent := _absent(wanted, names):
+            raise ShardError(f"{keep}: {folder} has no {absent}")
+        chosen &= of_identities(labels, _are_in(names, wanted))
     if drop:
-        chosen &= ~of_identities(labels, np.isin(names, _names(drop, names)))
+        unwanted = read_names(drop)
+        if absent := _absent(unwanted, names):
+            logger.warning("%s: %s has no %s", drop, folder, absent)
+        chosen &= ~of_identities(labels, _are_in(names, unwanted))
     if people:
         chosen &= of_some_people(labels, len(names), people, seed)
     if min_images:
@@ -57,16 +69,17 @@ def subset(
     return select(folder, out, chosen, kind="subset")
 
 
-def _names(file: Path, known: list[str]) -> list[str]:
-    """Names of a file, one a line; a name that is not in the set is more likely a mistake than intended."""
-    try:
-        wanted = [line for line in file.read_text().splitlines() if line]
-    except OSError as error:
-        raise ShardError(f"{file}: {error.strerror}") from error
-    strange = sorted(set(wanted) - set(known))
-    if strange:
-        raise ShardError(f"{file}: {len(strange)} names are not in identities.txt, the first {strange[0]!r}")
-    return wanted
+def _absent(listed: list[str], known: list[str]) -> str:
+    """Those of a list that are no identities of the set, in a few words; empty if all are."""
+    absent = sorted(set(listed) - set(known))
+    shown = ", ".join(map(repr, absent[:SHOWN]))
+    return f"{shown} ({len(absent):,} of {len(set(listed)):,} names of the list)" if absent else ""
+
+
+def _are_in(names: list[str], listed: list[str]) -> Mask:
+    """[names] whether each is in a list."""
+    some = set(listed)
+    return np.fromiter((name in some for name in names), bool, len(names))
 
 
 def of_identities(labels: Labels, wanted: Mask) -> Mask:

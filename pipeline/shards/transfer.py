@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.files import make_folder
-from pipeline.shards.build import IDENTITIES_NAME, REJECTED_NAME
+from pipeline.shards.build import REJECTED_NAME
 from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest, ShardError
+from pipeline.shards.names import IDENTITIES_NAME
 from pipeline.shards.one_tar import file_sha256
 from pipeline.shards.stores import fetch, fetch_whole, open_store, send
 

@@ -1,9 +1,9 @@
 """Whether a set of shards matches its manifest: digests, indexes, labels and, for some or all, the pixels."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from functools import partial
-from itertools import groupby
+from itertools import groupby, starmap
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -11,14 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.stop import one_line
-from pipeline.shards.build import IDENTITIES_NAME
+from pipeline.shards.build import REJECTED_NAME, read_rejected
 from pipeline.shards.decode import decoded
+from pipeline.shards.erased import images_left, names_left
 from pipeline.shards.images import SetAsideError, extension_of
 from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest, ShardError
+from pipeline.shards.names import IDENTITIES_NAME
 from pipeline.shards.one_tar import file_sha256
-from pipeline.shards.sources.tar_walk import Member, samples_of, walk
+from pipeline.shards.sources.tar_walk import DamagedError, Member, samples_of, walk
 from pipeline.shards.views import VIEWS
 from pipeline.shards.workers import each_done
 
@@ -31,13 +33,19 @@ class Fault(NamedTuple):
 
 
 def verify(
-    folder: Path, *, decode_every: int = 0, workers: int = 1, progress: Callable[[int], object] = lambda _samples: None
+    folder: Path,
+    *,
+    decode_every: int = 0,
+    without: Collection[str] = (),
+    workers: int = 1,
+    progress: Callable[[int], object] = lambda _samples: None,
 ) -> list[Fault]:
     """Check every byte of a set; the list of faults is empty if the set is sound.
 
     Args:
         folder: of the manifest.
         decode_every: 1 decodes every image, 100 every hundredth, 0 none.
+        without: names of people of whom nothing may be there; see `erased`.
         workers: processes that read tars.
         progress: called with the number of samples of each checked tar.
 
@@ -46,7 +54,10 @@ def verify(
     """
     manifest = Manifest.load(folder)
     faults = list(_check_own_files(folder, manifest))
-    check = partial(_check_tar, folder, manifest, decode_every)
+    people = frozenset(without)
+    if people:
+        faults += starmap(Fault, names_left(folder, manifest, people))
+    check = partial(_check_tar, folder, manifest, decode_every, people)
     for samples, found in each_done(check, range(len(manifest.tars)), workers):
         faults += found
         progress(samples)
@@ -60,6 +71,9 @@ def _check_own_files(folder: Path, manifest: Manifest) -> Iterator[Fault]:
             yield Fault(INDEX, f"label: got {largest}, wanted less than {manifest.identities}")
     except (ShardError, OSError) as error:
         yield Fault(INDEX, one_line(error))
+    listed = len(read_rejected(folder))
+    if listed != manifest.set_aside:
+        yield Fault(REJECTED_NAME, f"got {listed:,} files, wanted {manifest.set_aside:,} as in manifest.json")
     for name, digest in ((INDEX, manifest.index_sha256), (IDENTITIES_NAME, manifest.identities_sha256)):
         yield from _check_digest(folder / name, name, digest)
 
@@ -72,7 +86,9 @@ def _check_digest(path: Path, name: str, wanted: str) -> Iterator[Fault]:
         yield Fault(name, one_line(error))
 
 
-def _check_tar(folder: Path, manifest: Manifest, decode_every: int, tar: int) -> tuple[int, list[Fault]]:
+def _check_tar(
+    folder: Path, manifest: Manifest, decode_every: int, people: Collection[str], tar: int
+) -> tuple[int, list[Fault]]:
     """Samples and faults of one tar; a fault does not keep the others from being found."""
     entry = manifest.tars[tar]
     path = folder / entry.name
@@ -81,38 +97,47 @@ def _check_tar(folder: Path, manifest: Manifest, decode_every: int, tar: int) ->
         return entry.samples, faults
     try:
         with path.open("rb") as file:
-            faults += (Fault(entry.name, what) for what in _check_members(file, folder, manifest, decode_every, tar))
+            found = _check_members(file, folder, manifest, decode_every, people, tar)
+            faults.extend(Fault(entry.name, what) for what in found)
     except OSError as error:
         faults.append(Fault(entry.name, one_line(error)))
     return entry.samples, faults
 
 
-def _check_members(file: BinaryIO, folder: Path, manifest: Manifest, decode_every: int, tar: int) -> Iterator[str]:
+def _check_members(
+    file: BinaryIO, folder: Path, manifest: Manifest, decode_every: int, people: Collection[str], tar: int
+) -> Iterator[str]:
     """Faults inside a tar: its structure, the rows of the index, the pixels, and its `.idx`."""
+    path = folder / manifest.tars[tar].name
     members: list[Member] = []
+    damage: DamagedError | None = None
     try:
         members.extend(walk(file))
-    except SetAsideError as error:
-        yield str(error)
-        return
-    first, stop = manifest.first_rows[tar : tar + 2].tolist()
-    with suppress(ShardError, OSError):  # an index that is not sound is a fault of its own
-        rows = open_index(folder, manifest)[first:stop]
-        yield from _check_rows(file, members, rows, first, labels=manifest.made.source not in VIEWS)
+    except DamagedError as error:
+        damage = error
+        yield f"{error}; samples behind byte {error.at:,} are not compared"
+    numbers = np.arange(*manifest.first_rows[tar : tar + 2])
+    with suppress(ShardError):  # an index that is not sound is a fault of its own
+        rows = open_index(folder, manifest)[numbers]
+        if people:
+            yield from images_left(path, members, frozenset(rows["offset"].tolist()), people)
+        if damage:
+            numbers, rows = numbers[rows["offset"] < damage.at], rows[rows["offset"] < damage.at]
+        yield from _check_rows(file, members, numbers, rows, labels=manifest.made.source not in VIEWS)
         yield from _check_pixels(file, rows[::decode_every] if decode_every else rows[:0], manifest)
-    index = (folder / manifest.tars[tar].name).with_suffix(".idx")
+    index = path.with_suffix(".idx")
     if not index.is_file():
         yield "its .idx: got no file"
-    elif _dali_text(members) != index.read_text(errors="replace"):
+    elif not damage and _dali_text(members) != index.read_text(errors="replace"):
         yield "its .idx is of another tar"
 
 
 def _check_rows(
-    file: BinaryIO, members: list[Member], rows: NDArray[np.void], first: int, *, labels: bool
+    file: BinaryIO, members: list[Member], numbers: NDArray[np.int64], rows: NDArray[np.void], *, labels: bool
 ) -> Iterator[str]:
     """Whether each row of the index is an image of the tar; a set made by selection has labels of its own."""
     samples = {sample.image: sample for sample in samples_of(file, members)}
-    for number, (offset, size, label) in enumerate(rows.tolist(), start=first):
+    for number, (offset, size, label) in zip(numbers.tolist(), rows.tolist(), strict=True):
         sample = samples.get(offset)
         if sample is None or sample.image_size != size:
             yield f"index row {number}: got {size} bytes at {offset}, wanted an image of the tar"

@@ -6,20 +6,25 @@ do not change, so every step is undone by using the older set.
 
 import hashlib
 import os
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.files import ASIDE, make_folder, remove_asides, write_file
-from pipeline.shards.build import IDENTITIES_NAME, REJECTED_NAME, identities_file, rejected_table
+from pipeline.files import ASIDE, LOCK, held, remove_asides, write_file
+from pipeline.shards.build import REJECTED_NAME, identities_file, rejected_table
+from pipeline.shards.claim import refuse_other
 from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.index import open_index, write_index
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
-from pipeline.shards.manifest import Manifest, ShardError, TarEntry
+from pipeline.shards.manifest import Made, Manifest, ShardError, TarEntry
+from pipeline.shards.names import IDENTITIES_NAME
 from pipeline.shards.plan import tool_version
+from pipeline.shards.presence import check_tars
 from pipeline.shards.sources import SetAside
 
 # Kinds of `made.source`: the labels of such a set are those of its index, not those in its tars.
@@ -48,9 +53,10 @@ def select(
     folders must move together.
 
     Raises:
-        ShardError: nothing is kept, or `out` is not new.
+        ShardError: nothing is kept, `out` is not new, or a tar is not there or was made anew.
     """
     manifest = Manifest.load(folder)
+    check_tars(folder, manifest)
     names = read_identities(folder, manifest)
     if not keep.any():
         raise ShardError(f"{folder}: nothing is left of {len(keep)} samples")
@@ -70,9 +76,12 @@ def merge(folders: Sequence[Path], out: Path, *, same_people: bool) -> Manifest:
     since "0001" is another person in every set.
 
     Raises:
-        ShardError: images differ in size, two folders have one name, or `out` is not new.
+        ShardError: images differ in size, two folders have one name, two sets have samples in common, `out` is not new,
+            or a tar is not there or was made anew.
     """
     manifests = list(map(Manifest.load, folders))
+    for folder, manifest in zip(folders, manifests, strict=True):
+        check_tars(folder, manifest)
     sizes = {(m.image_height, m.image_width) for m in manifests}
     if len(sizes) > 1:
         found = " and ".join(f"{height}x{width}" for height, width in sorted(sizes))
@@ -80,6 +89,7 @@ def merge(folders: Sequence[Path], out: Path, *, same_people: bool) -> Manifest:
     prefixes = ["" if same_people else f"{folder.resolve().name}/" for folder in folders]
     if not same_people and len(set(prefixes)) < len(prefixes):
         raise ShardError(f"merge: got folders named {', '.join(prefixes)} twice, wanted folders of different names")
+    _refuse_shared(folders, manifests)
     names = []
     for prefix, folder, manifest in zip(prefixes, folders, manifests, strict=True):
         names.append([prefix + name for name in read_identities(folder, manifest)])
@@ -95,6 +105,24 @@ def merge(folders: Sequence[Path], out: Path, *, same_people: bool) -> Manifest:
         tars += _entries(folder, manifest, out)
     choice = " ".join([*(manifest.digest for manifest in manifests), *prefixes])
     return _write(out, manifests, "merge", choice, pieces, identities, tars, [])
+
+
+def _refuse_shared(folders: Sequence[Path], manifests: Sequence[Manifest]) -> None:
+    """Make sure that no sample is in two of the sets: it would count twice, or be two people's."""
+    places = [_offsets_by_tar(folder, manifest) for folder, manifest in zip(folders, manifests, strict=True)]
+    for (one, first), (other, second) in combinations(zip(folders, places, strict=True), 2):
+        shared = sum(len(np.intersect1d(first[tar], second[tar])) for tar in first.keys() & second.keys())
+        if shared:
+            raise ShardError(f"merge: {one} and {other} have {shared:,} samples in common, wanted none")
+
+
+def _offsets_by_tar(folder: Path, manifest: Manifest) -> dict[str, NDArray[np.uint64]]:
+    """Digest of each tar, wherever it lies, to the offsets of the set's samples in it; a tar may be named twice."""
+    pieces: defaultdict[str, list[NDArray[np.uint64]]] = defaultdict(list)
+    offsets = np.split(open_index(folder, manifest)["offset"], manifest.first_rows[1:-1])
+    for tar, piece in zip(manifest.tars, offsets, strict=True):
+        pieces[tar.sha256].append(piece)
+    return {tar: np.concatenate(parts) for tar, parts in pieces.items()}
 
 
 def _entries(folder: Path, manifest: Manifest, out: Path) -> list[TarEntry]:
@@ -115,36 +143,46 @@ def _write(
 ) -> Manifest:
     digest = hashlib.sha256(choice.encode()).hexdigest()
     made = replace(parents[0].made, source=kind, source_sha256=digest, tool=tool_version())
-    if (there := _there(out)) is not None and replace(there.made, tool=made.tool) == made:
+    if (there := _there(out, made)) is not None:
         return there
-    if there is not None or (out.exists() and not _is_unfinished(out)):
-        raise ShardError(f"{out}: is not empty, wanted a new folder")
-    make_folder(out)
-    content = identities_file(identities)
-    write_file(out / IDENTITIES_NAME, content)
-    write_file(out / REJECTED_NAME, rejected_table(set_aside))
-    samples = sum(map(len, pieces))
-    manifest = replace(
-        parents[0],
-        samples=samples,
-        identities=len(identities),
-        tars=tuple(tars),
-        identities_sha256=hashlib.sha256(content).hexdigest(),
-        index_sha256=write_index(out, pieces, samples),
-        set_aside=len(set_aside),
-        made=made,
-    )
-    remove_asides(out)
-    manifest.save(out)
+    with held(out):
+        if (there := _there(out, made)) is not None:  # another process has made it meanwhile
+            return there
+        content = identities_file(identities)
+        write_file(out / IDENTITIES_NAME, content)
+        write_file(out / REJECTED_NAME, rejected_table(set_aside))
+        samples = sum(map(len, pieces))
+        manifest = replace(
+            parents[0],
+            samples=samples,
+            identities=len(identities),
+            tars=tuple(tars),
+            identities_sha256=hashlib.sha256(content).hexdigest(),
+            index_sha256=write_index(out, pieces, samples),
+            set_aside=len(set_aside),
+            made=made,
+        )
+        remove_asides(out)
+        manifest.save(out)
     return manifest
 
 
-def _there(out: Path) -> Manifest | None:
-    """The finished set in a folder, if there is one."""
-    return Manifest.load(out) if (out / MANIFEST).is_file() else None
+def _there(out: Path, made: Made) -> Manifest | None:
+    """The finished set in a folder, if there is one.
+
+    Raises:
+        ShardError: the folder holds another set, or something else.
+    """
+    if (out / MANIFEST).is_file():
+        there = Manifest.load(out)
+        refuse_other(out, asdict(there.made) | {"tool": made.tool}, asdict(made))
+        return there
+    if out.exists() and not _is_unfinished(out):
+        raise ShardError(f"{out}: is not empty, wanted a new folder")
+    return None
 
 
 def _is_unfinished(out: Path) -> bool:
     """Whether a folder holds nothing but what an earlier run that was killed may have written."""
-    own = {IDENTITIES_NAME, REJECTED_NAME, INDEX}
+    own = {IDENTITIES_NAME, REJECTED_NAME, INDEX, LOCK}
     return out.is_dir() and all(path.name in own or path.name.endswith(ASIDE) for path in out.iterdir())

@@ -286,13 +286,16 @@ def test_a_set_is_verified_divided_and_joined(faces: Path, tmp_path: Path) -> No
     assert "200 samples of 10 identities" in run("subset", a, tmp_path / "d", "--people", 10).stdout
 
 
-def test_a_name_that_is_not_in_the_set_is_a_slip(faces: Path, tmp_path: Path) -> None:
+def test_a_name_that_is_not_in_the_set_is_said(faces: Path, tmp_path: Path) -> None:
     assert shard(faces, tmp_path / "a").returncode == 0
-    (tmp_path / "drop").write_text("id003\nid999\n")
-    done = run("subset", tmp_path / "a", tmp_path / "b", "--drop", tmp_path / "drop")
-    assert done.returncode == EXIT_REFUSED
-    assert done.stderr == f"shard: {tmp_path}/drop: 1 names are not in identities.txt, the first 'id999'\n"
-    assert not (tmp_path / "b").exists()
+    (tmp_path / "some").write_text("id003\nid999\n")
+    done = run("subset", tmp_path / "a", tmp_path / "b", "--drop", tmp_path / "some")
+    absent = f"shard: {tmp_path}/some: {tmp_path}/a has no 'id999' (1 of 2 names of the list)\n"
+    assert (done.returncode, done.stderr) == (0, absent)
+    assert "580 samples of 29 identities" in done.stdout
+    done = run("subset", tmp_path / "a", tmp_path / "c", "--keep", tmp_path / "some")
+    assert (done.returncode, done.stderr) == (EXIT_REFUSED, absent)
+    assert not (tmp_path / "c").exists()
 
 
 def test_help_names_the_commands() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from pipeline.files import NotWrittenError, locked, named, sync, write_file, written_whole
+from pipeline.files import NotWrittenError, held, locked, named, sync, write_file, written_whole
+from pipeline.shards.workers import each_done
 
 
 def test_a_file_appears_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -37,6 +41,41 @@ def test_errors_of_the_system_name_the_file(tmp_path: Path, path: str, reason: s
         with pytest.raises(NotWrittenError) as found:
             attempt()
         assert str(found.value).startswith(f"{file}: not ") and str(found.value).endswith(reason)
+
+
+@pytest.mark.parametrize("hold", [lambda path: locked(path / "lock"), held])
+def test_an_error_while_a_lock_is_held_is_not_the_locks(
+    tmp_path: Path, hold: Callable[[Path], AbstractContextManager[None]]
+) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"), hold(tmp_path):
+        (tmp_path / "nowhere").read_bytes()
+
+
+def test_a_folder_that_was_held_is_as_before(tmp_path: Path) -> None:
+    with held(tmp_path / "deep" / "new"):
+        pass
+    assert list(tmp_path.rglob("*")) == [tmp_path / "deep"]
+    (tmp_path / "deep" / "file").touch()
+    (tmp_path / "deep" / ".lock").touch()  # of a holder that was killed
+    with held(tmp_path / "deep"):
+        pass
+    assert list(tmp_path.rglob("*")) == [tmp_path / "deep", tmp_path / "deep" / "file"]
+
+
+def count_up(folder: Path, _job: int) -> int:
+    """Add one to a number in a file outside the folder, which is empty whenever nobody holds it."""
+    for _ in range(40):
+        with held(folder):
+            number = int(folder.with_name("number").read_text())
+            folder.with_name("number").write_text(str(number + 1))
+    return 0
+
+
+def test_one_process_at_a_time_holds_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "number").write_text("0")
+    assert sum(each_done(partial(count_up, tmp_path / "folder"), range(4), 4)) == 0
+    assert (tmp_path / "number").read_text() == "160"
+    assert [path.name for path in tmp_path.iterdir()] == ["number"]
 
 
 def test_the_innermost_name_stays(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.sources import Source
+from pipeline.shards.sources.finished import open_set
 from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.sources.insightface import open_records
 from pipeline.shards.sources.list_file import read_list
@@ -79,6 +81,8 @@ def _open_local(path: Path, options: Options) -> Source:
     if not path.exists():
         wanted = ", ".join(kind.marks[0] for kind in KINDS)
         raise ShardError(f"{path}: not found, wanted identity folders, a list file, or a folder that holds {wanted}")
+    if (path / MANIFEST).is_file():  # over the tars of other sets: it holds none
+        return open_set(path, options.workers)
     return scan_folder(path)
 
 

@@ -1,19 +1,16 @@
 """A folder of identity folders: `root/<identity>/<image>`, one person a folder."""
 
 import os
-import unicodedata
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.shards.manifest import ShardError
+from pipeline.shards.names import UNUSABLE, usable_name, warn_respelled
 from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.files import FileSource
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-# Unicode's categories: control characters, line and paragraph separators, surrogates.
-NOT_IN_NAMES = {"Cc", "Zl", "Zp", "Cs"}
-UNUSABLE = "wanted a printable UTF-8 name; rename it"
 # Files beside images that are none. Anything else that is not read may have been one, and counts as lost.
 NO_IMAGES = (".txt", ".json", ".csv", ".tsv", ".xml", ".pts", ".mat", ".npy", ".md", ".db", ".ini", ".log", ".html")
 
@@ -21,7 +18,8 @@ NO_IMAGES = (".txt", ".json", ".csv", ".tsv", ".xml", ".pts", ".mat", ".npy", ".
 def scan_folder(root: Path) -> FileSource:
     """List the images of identity folders, both sorted by name; hidden names are skipped.
 
-    An identity folder without images is set aside whole and gets no label.
+    An identity folder without images is set aside whole and gets no label. Folders whose names differ in spelling only
+    are one person's.
 
     Raises:
         ShardError: no such folder, no identity folders, or no image in any.
@@ -31,8 +29,9 @@ def scan_folder(root: Path) -> FileSource:
     folders, set_aside = _entries(root, want_folders=True)
     if not folders:
         raise ShardError(f"{root}: got no identity folders, wanted one folder of images a person")
-    identities: list[str] = []
-    seen: set[str] = set()
+    label_of: dict[str, int] = {}
+    labels: list[int] = []
+    respelled = 0
     counts: list[int] = []
     pieces: list[str] = []
     lengths: list[int] = []
@@ -44,29 +43,18 @@ def scan_folder(root: Path) -> FileSource:
             set_aside.append(SetAside(folder, UNUSABLE, len(images)))
         elif images and identity is not None:
             paths = [f"{folder}/{image}" for image in images]
-            # Two folders may differ in composition only.
-            identities.append(identity if identity not in seen else folder)
-            seen.add(identity)
+            labels.append(label_of.setdefault(identity, len(label_of)))
+            respelled += identity != folder
             counts.append(len(paths))
             pieces.append("".join(paths))
             lengths += map(len, paths)
-    if not identities:
+    if not labels:
         unusable = next((f"; identity {one.path!r}: {one.reason}" for one in set_aside if one.reason == UNUSABLE), "")
         raise ShardError(f"{root}: got {len(folders)} identity folders without images, wanted .jpg or .png{unusable}")
-    labels = np.repeat(np.arange(len(counts), dtype=np.uint32), counts)
+    warn_respelled(root, respelled)
+    of_images = np.repeat(np.array(labels, np.uint32), counts)
     ends = np.cumsum(lengths, dtype=np.int64)
-    return FileSource("folder", str(root), identities, labels, set_aside, "".join(pieces), ends)
-
-
-def usable_name(identity: str) -> str | None:
-    """An identity's name in Unicode's composed form (NFC); None if it does not fit a line of `identities.txt`.
-
-    Every letter and space is fine, also those of other scripts; not control characters, line breaks, or bytes that are
-    no UTF-8 (surrogates here).
-    """
-    if not identity or any(unicodedata.category(letter) in NOT_IN_NAMES for letter in identity):
-        return None
-    return unicodedata.normalize("NFC", identity)
+    return FileSource("folder", str(root), list(label_of), of_images, set_aside, "".join(pieces), ends)
 
 
 def lost_by(name: str) -> int:

@@ -10,13 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.shards.manifest import ShardError
+from pipeline.shards.names import BLANKS, BYTE_ORDER_MARK, UNUSABLE, usable_name, warn_respelled
 from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.files import FileSource
-from pipeline.shards.sources.folder import UNUSABLE, usable_name
 
 logger = logging.getLogger(__name__)
-
-BYTE_ORDER_MARK = "\ufeff"
 
 
 class Listing(NamedTuple):
@@ -57,7 +55,7 @@ def parse_list(lines: Iterable[str], name: str) -> Listing:
     paths = bytearray()
     lengths = array("q")
     set_aside: list[SetAside] = []
-    trimmed = 0
+    respelled = 0
     try:
         for number, line in enumerate(lines, start=1):
             text = line.rstrip("\r\n")
@@ -66,16 +64,16 @@ def parse_list(lines: Iterable[str], name: str) -> Listing:
                 text = text.removeprefix(BYTE_ORDER_MARK)
             if not text.strip() or text.startswith("#"):
                 continue
-            image, _, identity = text.rpartition("\t" if "\t" in text else " ")
+            image, _, identity = text.rstrip(BLANKS).rpartition("\t" if "\t" in text else " ")
             if not image.strip() or not identity.strip():
                 where = f"{name.rpartition('/')[2]}:{number}"
                 set_aside.append(SetAside(where, "no identity: wanted path, tab, identity"))
                 continue
-            person = usable_name(identity.rstrip(" "))
+            person = usable_name(identity)
             if person is None:
                 set_aside.append(SetAside(image, f"identity {identity!r}: {UNUSABLE}"))
                 continue
-            trimmed += person != identity
+            respelled += person != identity or text[-1] in BLANKS
             paths += image.encode()
             lengths.append(len(image))
             identity_of.append(numbers_of.setdefault(person, len(numbers_of)))
@@ -84,8 +82,7 @@ def parse_list(lines: Iterable[str], name: str) -> Listing:
     if not lengths:
         first = f"; {set_aside[0].path}: {set_aside[0].reason}" if set_aside else ""
         raise ShardError(f"{name}: got no images, wanted lines of path, tab, identity{first}")
-    if trimmed:
-        logger.warning("%s: %d identities had spaces behind them or were not in Unicode's composed form", name, trimmed)
+    warn_respelled(name, respelled)
     identities, rank = _sorted_identities(list(numbers_of))
     ends = np.cumsum(lengths, dtype=np.int64)
     return Listing(identities, rank[np.asarray(identity_of)], set_aside, paths.decode(), ends)

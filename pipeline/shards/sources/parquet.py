@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from cluster.versions import how_to_install
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.manifest import ShardError
+from pipeline.shards.names import UNUSABLE, usable_name, warn_respelled
 from pipeline.shards.sources import OneByOne, SetAside, changed_at
-from pipeline.shards.sources.folder import usable_name
 from pipeline.shards.sources.list_file import number_names
 from pipeline.shards.sources.splits import EVERYTHING, Choice, choose
 
@@ -115,25 +115,37 @@ def open_parquet(path: Path, columns: Columns = HUGGING_FACE, choice: Choice = E
     files = _files(path, choice)
     names, labels, groups = _read_all(files, columns.label, columns.image)
     names = names or _class_names(files, columns.label)
-    is_good = (labels >= 0) & (labels < len(names)) if names else labels >= 0
-    unusable = [number for number, name in enumerate(names) if usable_name(name) is None]
-    is_good &= ~np.isin(labels, np.array(unusable, np.int64))
-    good = np.flatnonzero(is_good)
+    people, spelled = _people(path, names, labels) if names else ([], labels)
+    good = np.flatnonzero(spelled >= 0)
     if not len(good):
         raise ShardError(f"{path}: got no row with a label, wanted columns {columns.image} and {columns.label}")
-    set_aside = [_unlabelled(path, columns.label, row, labels, names) for row in np.flatnonzero(~is_good).tolist()]
-    distinct, dense = np.unique(labels[good], return_inverse=True)
-    identities = [names[value] for value in distinct.tolist()] if names else number_names(distinct)
+    set_aside = [_unlabelled(path, columns.label, row, labels, names) for row in np.flatnonzero(spelled < 0).tolist()]
+    distinct, dense = np.unique(spelled[good], return_inverse=True)
+    identities = [people[value] for value in distinct.tolist()] if names else number_names(distinct)
     return ParquetSource(files, identities, dense.astype(np.uint32), set_aside, good, groups, columns.image)
 
 
+def _people(path: Path, names: Sequence[str], labels: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:
+    """Distinct names in their spelling in sets, and [rows] the number of each row's; -1 for a label that names none."""
+    spelled = list(map(usable_name, names))
+    people = list(dict.fromkeys(name for name in spelled if name is not None))
+    number_of: dict[str | None, int] = {None: -1, **{name: number for number, name in enumerate(people)}}
+    warn_respelled(path, sum(new not in {None, old} for new, old in zip(spelled, names, strict=True)))
+    numbers = np.array([number_of[name] for name in spelled])
+    is_known = (labels >= 0) & (labels < len(names))
+    return people, np.where(is_known, numbers[labels * is_known], -1)
+
+
 def _unlabelled(path: Path, column: str, row: int, labels: NDArray[np.int64], names: Sequence[str]) -> SetAside:
-    """A row whose label is none, or outside the names of the file."""
-    if labels[row] < 0:
-        return SetAside(f"{path.name}:{row}", f"{column}: got none, wanted a name or a number of at least 0")
-    return SetAside(
-        f"{path.name}:{row}", f"{column}: got {labels[row]}, wanted less than {len(names)}, the class names"
-    )
+    """A row whose label is none, outside the names of the file, or a name that cannot be used."""
+    label = int(labels[row])
+    if label < 0:
+        reason = "got none, wanted a name or a number of at least 0"
+    elif label < len(names):
+        reason = f"got {names[label]!r}, {UNUSABLE}"
+    else:
+        reason = f"got {label}, wanted less than {len(names)}, the class names"
+    return SetAside(f"{path.name}:{row}", f"{column}: {reason}")
 
 
 def _read_all(files: Sequence[Path], label: str, image: str) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:

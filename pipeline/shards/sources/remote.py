@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from pipeline.files import locked, make_folder
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.manifest import ShardError
+from pipeline.shards.names import UNUSABLE, usable_name, warn_respelled
 from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.files import FileSource
-from pipeline.shards.sources.folder import SUFFIXES, usable_name
+from pipeline.shards.sources.folder import SUFFIXES
 from pipeline.shards.sources.list_file import parse_list
 from pipeline.shards.stores import fetch_whole, open_store
 
@@ -152,16 +153,22 @@ def _identity_folders(url: str, found: list[str]) -> RemoteSource:
     paths, set_aside = [], []
     for path in found:
         identity, _, image = path.partition("/")
-        if usable_name(identity) and image and "/" not in image and image.lower().endswith(SUFFIXES):
-            paths.append((identity, image))
-        else:
+        if not image or "/" in image or not image.lower().endswith(SUFFIXES):
             set_aside.append(SetAside(path, "wanted identity/image, the image named .jpg, .jpeg or .png"))
+        elif usable_name(identity) is None:
+            set_aside.append(SetAside(path, f"identity {identity!r}: {UNUSABLE}"))
+        else:
+            paths.append((identity, image))
     if not paths:
         raise ShardError(f"{url}: got {len(found)} objects, wanted identity/image.jpg")
     # Sorted as pairs: as paths, "ann smith/1.jpg" would stand before "ann/1.jpg".
     paths.sort()
-    names, labels = np.unique([identity for identity, _ in paths], return_inverse=True)
+    folders, of_images = np.unique([folder for folder, _ in paths], return_inverse=True)
+    names = [usable_name(folder) or "" for folder in folders.tolist()]
+    warn_respelled(url, sum(map(str.__ne__, names, folders.tolist())))
+    identities = list(dict.fromkeys(names))
+    label_of = {name: label for label, name in enumerate(identities)}
+    labels = np.array([label_of[name] for name in names], np.uint32)[of_images]
     keys = list(map("/".join, paths))
     ends = np.cumsum(list(map(len, keys)), dtype=np.int64)
-    identities = [usable_name(name) or name for name in names.tolist()]
-    return RemoteSource("folder", url, identities, labels.astype(np.uint32), set_aside, "".join(keys), ends)
+    return RemoteSource("folder", url, identities, labels, set_aside, "".join(keys), ends)

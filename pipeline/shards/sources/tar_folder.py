@@ -21,6 +21,7 @@ from pipeline.files import named
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.loss import summary
 from pipeline.shards.manifest import ShardError
+from pipeline.shards.names import IDENTITIES_NAME, UNUSABLE, usable_name, warn_respelled
 from pipeline.shards.sources import SetAside, changed_at
 from pipeline.shards.sources.list_file import number_names
 from pipeline.shards.sources.splits import EVERYTHING, Choice, choose
@@ -102,9 +103,16 @@ def open_tars(place: Path, choice: Choice = EVERYTHING, workers: int = 1) -> Tar
     if not len(labels):
         wanted = "wanted .jpg or .png with .cls"
         raise ShardError(f"{place}: got {len(tars)} tars without labelled images, {wanted}; {summary(set_aside)}")
-    numbers, dense = np.unique(labels, return_inverse=True)
     places = np.concatenate([listing.places for listing in listings])
-    return TarSource(folder, tars, _names(folder, numbers), dense.astype(np.uint32), set_aside, places)
+    numbers, dense = np.unique(labels, return_inverse=True)
+    names = _names(folder, numbers)
+    usable = np.array([name is not None for name in names])
+    for number, samples in zip(numbers[~usable].tolist(), np.bincount(dense)[~usable].tolist(), strict=True):
+        set_aside.append(SetAside(f"{IDENTITIES_NAME}:{number + 1}", UNUSABLE, samples))
+    kept = usable[dense]
+    rank = np.cumsum(usable, dtype=np.uint32) - 1
+    identities = [name for name in names if name is not None]
+    return TarSource(folder, tars, identities, rank[dense[kept]], set_aside, places[kept])
 
 
 class _Listing(NamedTuple):
@@ -154,15 +162,28 @@ def _fault(name: str, sample: np.void) -> SetAside:
     return SetAside(name, "no label: wanted .cls" if sample["label"] == NO_LABEL else "label: wanted a number in .cls")
 
 
-def keys_of(tar: Path, offsets: Sequence[int]) -> list[str]:
-    """Keys of the samples whose images lie at these offsets of a tar: from their JSON, or else their place."""
-    samples, _, _ = _samples(tar)
-    text_of = {image: (size, text) for image, text, size in samples[["image", "json", "json_size"]].tolist()}
+def texts_of(tar: Path, images: Sequence[int]) -> list[tuple[int, int]]:
+    """Offset and size of the JSON of the samples whose images lie at these offsets of a tar; 0 where there is none.
+
+    Raises:
+        NotWrittenError: the tar cannot be read.
+    """
+    with named(tar, "not read"):
+        samples, _, _ = _samples(tar)
+    text_of = {image: (text, size) for image, text, size in samples[["image", "json", "json_size"]].tolist()}
+    return [text_of.get(image, (0, 0)) for image in images]
+
+
+def keys_of(tar: Path, images: Sequence[int]) -> list[str]:
+    """Keys of the samples whose images lie at these offsets of a tar: from their JSON, or else their place.
+
+    Raises:
+        NotWrittenError: the tar cannot be read.
+    """
     keys = []
-    with tar.open("rb") as file:
-        for offset in offsets:
-            text = os.pread(file.fileno(), *text_of[offset])
-            keys.append(_key(text) or f"{tar.name}:{offset}")
+    with named(tar, "not read"), tar.open("rb") as file:
+        for image, (text, size) in zip(images, texts_of(tar, images), strict=True):
+            keys.append(_key(os.pread(file.fileno(), size, text)) or f"{tar.name}:{image}")
     return keys
 
 
@@ -194,11 +215,15 @@ def _key(text: bytes) -> str:
         return ""
 
 
-def _names(folder: Path, numbers: NDArray[np.int64]) -> list[str]:
-    path = folder / "identities.txt"
+def _names(folder: Path, numbers: NDArray[np.int64]) -> list[str | None]:
+    """The name of each label, None for one that cannot be used."""
+    path = folder / IDENTITIES_NAME
     if not path.is_file():
-        return number_names(numbers)
-    names = path.read_text().split("\n")[:-1]
+        return [*number_names(numbers)]
+    names = path.read_bytes().decode(errors="surrogateescape").removesuffix("\n").split("\n")
     if numbers[-1] >= len(names):
         raise ShardError(f"{path}: got {len(names)} names, wanted one for label {numbers[-1]}")
-    return [names[number] for number in numbers.tolist()]
+    own = [names[number] for number in numbers.tolist()]
+    spelled = list(map(usable_name, own))
+    warn_respelled(path, sum(new not in {None, old} for new, old in zip(spelled, own, strict=True)))
+    return spelled

@@ -12,6 +12,7 @@ from PIL import Image
 from pipeline.shards.build import make_shards
 from pipeline.shards.page import histogram, reasons, write_page
 from pipeline.shards.plan import make_plan
+from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.folder import scan_folder
 
 
@@ -33,13 +34,12 @@ def test_classes_double() -> None:
 
 
 def test_reasons_that_differ_in_numbers_are_one() -> None:
-    lines = [
-        "path\treason",
-        "a\twrong size: got 1x2, wanted 3x4",
-        "b\twrong size: got 9x9, wanted 3x4",
-        "c\tempty file",
+    listed = [
+        SetAside("a", "wrong size: got 1x2, wanted 3x4"),
+        SetAside("b", "wrong size: got 9x9, wanted 3x4"),
+        SetAside("c", "empty file"),
     ]
-    assert reasons("\n".join(lines)) == [(2, "wrong size: … wanted 3x4", "a"), (1, "empty file", "c")]
+    assert reasons(listed) == [(2, "wrong size: … wanted 3x4", "a"), (1, "empty file", "c")]
 
 
 def test_the_page_shows_the_set(tmp_path: Path) -> None:

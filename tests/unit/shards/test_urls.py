@@ -262,6 +262,18 @@ def test_a_store_that_refuses_a_file_has_no_manifest_and_is_gone_on_with(
     assert sent.count("faces-000000.tar") == 1  # what was there is not sent again
 
 
+def test_parts_of_parquet_need_nothing_in_common_but_the_store(data: Path, tmp_path: Path) -> None:
+    write_parquet(data / "parquet")
+    made = []
+    for part in (1, 0):
+        folder = tmp_path / f"machine {part}" / "way"
+        own = make_plan(open_source(data / "parquet"), folder, seed=1, samples_per_tar=3, size=None)
+        made.append(make_in_store(own, f"file://{tmp_path}/there", partial(make_set, part=(part, 2))))
+    alone = make_plan(open_source(data / "parquet"), tmp_path / "whole", seed=1, samples_per_tar=3, size=None)
+    assert made == [None, make_set(alone)]
+    assert stored(f"file://{tmp_path}/there") == snapshot(tmp_path / "whole")
+
+
 def test_parquet_goes_to_a_store_by_way_of_its_own_order(data: Path, tmp_path: Path) -> None:
     write_parquet(data / "parquet")
     made = [

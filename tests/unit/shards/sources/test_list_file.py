@@ -58,8 +58,15 @@ def test_spaces_marks_and_compositions_are_trimmed_with_a_warning(
     messages = [record.message.split(": ", 1)[1] for record in caplog.records]
     assert messages == [
         "begins with a byte-order mark, which is left out",
-        "2 identities had spaces behind them or were not in Unicode's composed form",
+        "2 names are kept without blanks behind them, without a byte-order mark, in Unicode's composed form",
     ]
+
+
+@pytest.mark.parametrize("line", ["my face 0.jpg bob  ", "my face 0.jpg\tbob\t", "my face 0.jpg\tbob \r"])
+def test_blanks_at_the_end_of_a_line_are_no_identity(images: Path, line: str) -> None:
+    (images / "list.txt").write_bytes(line.encode() + b"\n")
+    source = open_source(images / "list.txt")
+    assert (list(source.identities), source.key(0)) == (["bob"], "my face 0.jpg")
 
 
 def test_a_name_that_cannot_be_used_costs_its_person_only(images: Path) -> None:
@@ -71,14 +78,29 @@ def test_a_name_that_cannot_be_used_costs_its_person_only(images: Path) -> None:
 
 
 def test_a_folder_whose_name_cannot_be_used_costs_its_person_only(tmp_path: Path) -> None:
-    for name in ("佐藤\u3000健", "a\nb", "Zoe\u0308"):
+    for name in ("佐藤\u3000健", "a\nb"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.jpg").write_bytes(noise(1))
         (tmp_path / name / "2.jpg").write_bytes(noise(2))
     source = open_source(tmp_path)
-    assert list(source.identities) == ["Zo\u00eb", "佐藤\u3000健"]
-    assert source.read(0) == noise(1)
+    assert list(source.identities) == ["佐藤\u3000健"]
     assert list(source.set_aside) == [("a\nb", "wanted a printable UTF-8 name; rename it", 2)]
+    (remote,) = open_source(f"file://{tmp_path}").set_aside[:1]
+    assert remote == ("a\nb/1.jpg", "identity 'a\\nb': wanted a printable UTF-8 name; rename it", 1)
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_folders_whose_names_differ_in_spelling_are_one_persons(
+    tmp_path: Path, scheme: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, name in enumerate(["Zoe\u0308", "ann", "bob", "bob ", "Zo\u00eb"]):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").write_bytes(noise(number))
+    source = open_source(f"{scheme}{tmp_path}")
+    found = sorted((source.identities[label], source.read(n)) for n, label in enumerate(source.labels))
+    assert list(source.identities) == ["Zo\u00eb", "ann", "bob"]
+    assert found == sorted((who, noise(n)) for n, who in enumerate(["Zo\u00eb", "ann", "bob", "bob", "Zo\u00eb"]))
+    assert "2 names are kept without blanks" in caplog.text
 
 
 def test_7_and_07_may_be_two_people(images: Path) -> None:

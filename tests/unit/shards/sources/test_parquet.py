@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from pipeline.shards.sources.detect import Options, open_source
 from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.sources.parquet import Columns, ParquetSource
 from pipeline.shards.sources.splits import Choice
+from pipeline.shards.sources.tar_folder import open_tars
 from pipeline.shards.verify import verify
+from pipeline.shards.workers import each_done
 from tests.shards import made as complete
-from tests.shards import noise
+from tests.shards import noise, snapshot
 
 arrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -57,6 +60,27 @@ def test_class_names_and_strings_are_identities(tmp_path: Path) -> None:
     write(tmp_path / "strings.parquet", [noise(0), noise(1)], ["zoe", "adam"])
     source = open_source(tmp_path / "strings.parquet")
     assert [source.identities[label] for label in source.labels] == ["zoe", "adam"]
+
+
+def test_one_name_in_two_spellings_is_one_person(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    people = ["Zoe\u0308", "0000045", "Zo\u00eb", "bob \t", "\ufeffbob", "佐藤\u3000健", "Ann\u00a0Lee"]
+    wanted = ["Zo\u00eb", "0000045", "Zo\u00eb", "bob", "bob", "佐藤\u3000健", "Ann\u00a0Lee"]
+    write(tmp_path / "strings.parquet", rows(7), people)
+    write(tmp_path / "classes.parquet", rows(7), list(range(7)), names=people)
+    for name in ("strings", "classes"):
+        source = open_source(tmp_path / f"{name}.parquet")
+        assert [source.identities[label] for label in source.labels] == wanted
+        assert len(source.identities) == 5
+        assert f"{name}.parquet: 3 names are kept without blanks" in caplog.text
+
+
+def test_a_name_that_cannot_be_used_costs_its_person_only(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows(4), ["ann", "b\x07b", "ann", "cat"])
+    source = open_source(tmp_path / "a.parquet")
+    assert [source.identities[label] for label in source.labels] == ["ann", "ann", "cat"]
+    assert list(source.set_aside) == [
+        ("a.parquet:1", "label: got 'b\\x07b', wanted a printable UTF-8 name; rename it", 1)
+    ]
 
 
 def test_rows_without_label_or_image_are_set_aside(tmp_path: Path) -> None:
@@ -100,16 +124,50 @@ def images(folder: Path, manifest: Manifest) -> list[tuple[int, bytes]]:
     return sorted(found)
 
 
-def test_parts_of_parquet_wait_for_each_other(tmp_path: Path) -> None:
+def one_part(file: Path, out: Path, number: int) -> str | None:
+    plan = make_plan(open_source(file), out, seed=1, samples_per_tar=3, size=None)
+    manifest = make_set(plan, part=(number, 3))
+    return manifest.digest if manifest else None
+
+
+def test_parts_of_parquet_need_no_second_round(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    write(file, rows(20), [0, 1] * 10)
+    whole = complete(make_plan(open_source(file), tmp_path / "whole", seed=1, samples_per_tar=3, size=None)).digest
+    assert [one_part(file, tmp_path / "out", number) for number in (2, 0, 1)] == [None, None, whole]
+    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")
+    assert one_part(file, tmp_path / "out", 0) == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "out", "whole"]
+
+
+def test_parts_of_parquet_at_the_same_time_make_the_same_set(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    write(file, rows(20), [0, 1] * 10)
+    whole = complete(make_plan(open_source(file), tmp_path / "whole", seed=1, samples_per_tar=3, size=None)).digest
+    for attempt in range(6):
+        out = tmp_path / str(attempt)
+        # One of them twice, as of a requeued task.
+        digests = set(each_done(partial(one_part, file, out), [0, 1, 2, 1], 4))
+        assert whole in digests
+        assert digests <= {whole, None}
+        assert snapshot(out) == snapshot(tmp_path / "whole")
+        assert not out.with_name(f"{out.name}.unshuffled").exists()
+
+
+def test_a_set_that_another_process_finishes_meanwhile_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other finishes, and removes the tars between, just before this one lists them."""
     write(tmp_path / "a.parquet", rows(20), [0, 1] * 10)
+    plan = make_plan(open_source(tmp_path / "a.parquet"), tmp_path / "out", seed=1, samples_per_tar=3, size=None)
 
-    def part(number: int) -> Manifest | None:
-        plan = make_plan(open_source(tmp_path / "a.parquet"), tmp_path / "out", seed=1, samples_per_tar=3, size=None)
-        return make_set(plan, workers=1, part=(number, 2), progress=lambda _samples: None)
+    def finish_first(folder: Path, workers: int) -> Source:
+        monkeypatch.undo()
+        make_set(plan)
+        return open_tars(folder, workers=workers)
 
-    assert [part(0), part(1), part(1)] == [None, None, None]
-    assert part(0) == Manifest.load(tmp_path / "out")
-    assert Manifest.load(tmp_path / "out").samples == 20
+    monkeypatch.setattr("pipeline.shards.sequential.open_tars", finish_first)
+    assert make_set(plan) == Manifest.load(tmp_path / "out")
 
 
 @pytest.mark.parametrize("cut", [0, 10, -5, -100])

@@ -100,6 +100,19 @@ def test_names_of_labels_come_from_identities_txt(tmp_path: Path) -> None:
         open_source(tmp_path)
 
 
+def test_a_name_that_cannot_be_used_costs_its_person_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    members = [
+        (f"{n}.{kind}", noise(n) if kind == "jpg" else b"%d" % (n % 3)) for n in range(6) for kind in ("jpg", "cls")
+    ]
+    (tmp_path / "a.tar").write_bytes(tar_of(members))
+    (tmp_path / "identities.txt").write_bytes("Zoe\u0308 \n".encode() + b"\xff\n" + "佐藤\u3000健\n".encode())
+    source = open_source(tmp_path)
+    found = [(source.identities[label], source.read(n)) for n, label in enumerate(source.labels)]
+    assert found == [(("Zo\u00eb", "佐藤\u3000健")[n % 3 // 2], noise(n)) for n in (0, 2, 3, 5)]
+    assert list(source.set_aside) == [("identities.txt:2", "wanted a printable UTF-8 name; rename it", 2)]
+    assert "identities.txt: 1 names are kept without blanks" in caplog.text
+
+
 def test_a_tar_cut_anywhere_gives_what_is_whole(shards: Path) -> None:
     tar = shards / "faces-000000.tar"
     whole, truth = tar.read_bytes(), contents(open_source(shards))
