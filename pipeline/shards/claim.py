@@ -109,7 +109,7 @@ def count_changed(source: Source, samples: NDArray[np.int64], there: Source) -> 
     place_of = {there.key(place): place for place in range(len(there.labels))}
     changed = 0
     for first in range(0, len(samples), AT_ONCE):
-        for key, image in source.read_many(samples[first : first + AT_ONCE]):
+        for key, image, _ in source.read_many(samples[first : first + AT_ONCE]):
             place = place_of.get(key)
             if isinstance(image, SetAsideError) or place is None:
                 changed += isinstance(image, SetAsideError) != (place is None)
