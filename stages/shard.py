@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from cluster.stop import exit_with, faults_in_one_line
+from pipeline.reading.mixing import mixing_by_default
 from pipeline.shards.build import read_rejected
 from pipeline.shards.hygiene import clean
 from pipeline.shards.loss import TooManyRejectedError, summary
@@ -141,8 +142,9 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _inspect(args: argparse.Namespace) -> int:
     page = args.page or Path(f"{args.set.resolve().name}.html")
-    write_page(args.set, page)
-    print(page)
+    mixing = str(mixing_by_default(args.set))
+    write_page(args.set, page, mixing)
+    print(f"{page}: written; {mixing}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,15 @@ def made(plan: Plan, **options: Any) -> Manifest:
     manifest = make_shards(plan, **options)
     assert manifest is not None
     return manifest
+
+
+def write_tar_of(path: Path, members: Sequence[tuple[str, bytes]]) -> None:
+    """Write a tar of these names and contents."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
 
 
 def extracted(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

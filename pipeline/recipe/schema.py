@@ -41,8 +41,10 @@ class Data(Section):
     """G, samples a step over all ranks and accumulation steps."""
     accumulation: int = Field(1, ge=1)
     """Micro-batches a step; the backbone sees G / (ranks · accumulation) images of a rank at a time."""
-    streams: int = Field(1, ge=1)
-    """Pieces of the epoch read side by side; divides global_batch. More mix better, fewer read more in sequence."""
+    streams: int | None = Field(None, ge=1)
+    """Pieces of the epoch read side by side; divides global_batch. More mix better, fewer read more in sequence. null:
+    as the run began; in a new run 8, or as many more as mix in the smallest of the sets that the shards were joined
+    from."""
     window: int = Field(4, ge=1)
     """Tars shuffled together."""
     augment: tuple[Annotated[Augmentation, AUGMENTATIONS], ...] = (Mirror(name="mirror"),)
@@ -270,7 +272,7 @@ class Recipe(Section):
                 f"data.accumulation: got {self.data.accumulation}, wanted a divisor of "
                 f"data.global_batch {self.data.global_batch}"
             )
-        if self.data.global_batch % self.data.streams:
+        if self.data.streams and self.data.global_batch % self.data.streams:
             raise ValueError(
                 f"data.streams: got {self.data.streams}, wanted a divisor of data.global_batch {self.data.global_batch}"
             )

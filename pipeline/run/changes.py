@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pipeline.reading.mixing import streams_that_mix
 from pipeline.recipe.migrate import migrate
 from pipeline.recipe.schema import Recipe, RecipeError
-from pipeline.run.checkpoint import META, Meta
+from pipeline.run.checkpoint import META, CheckpointError, Meta, complete_steps, read_meta
 from pipeline.run.folder import RunFolder
+from pipeline.shards.manifest import Manifest
 
 # These decide which sample stands at which position: with another value it would be another run.
 FIXED = ("seed", "data.global_batch", "data.streams", "data.window")
@@ -28,6 +31,27 @@ def fixed_keys(recipe: Recipe) -> dict[str, Any]:
     """The keys that cannot change in the course of a run, with their values."""
     keys = flat(recipe.model_dump(mode="json"))
     return {key: keys[key] for key in FIXED}
+
+
+def with_streams(run: Path, recipe: Recipe, manifest: Manifest) -> Recipe:
+    """The recipe with a number in `data.streams`: that of the run in the folder, or for a new run one that mixes."""
+    if recipe.data.streams is not None:
+        return recipe
+    data = recipe.data
+    streams = _streams_of(run) or streams_that_mix(manifest, data.global_batch, data.window)
+    return recipe.model_copy(update={"data": data.model_copy(update={"streams": streams})})
+
+
+def _streams_of(run: Path) -> int | None:
+    """With how many streams the run in a folder began; None if there is no checkpoint of it."""
+    steps = complete_steps(run)
+    if not steps:
+        return None
+    with suppress(CheckpointError):
+        if fixed := read_meta(RunFolder(run).checkpoint(steps[-1])).fixed:
+            return int(fixed["data.streams"])
+    # One was the default when checkpoints did not say it yet.
+    return int(_saved_keys(run).get("data.streams") or 1)
 
 
 def changes(run: Path, recipe: Recipe) -> list[str]:

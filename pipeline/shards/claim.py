@@ -117,7 +117,7 @@ def count_changed(source: Source, samples: NDArray[np.int64], there: Source) -> 
         places_of[there.key(place)].append(place)
     changed = 0
     for first in range(0, len(samples), AT_ONCE):
-        for key, image in source.read_many(samples[first : first + AT_ONCE]):
+        for key, image, _ in source.read_many(samples[first : first + AT_ONCE]):
             # Sets that were joined may have a key each.
             images = [there.read(place) for place in places_of.get(key, [])]
             if isinstance(image, SetAsideError):

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.files import locked, named, remove_asides, write_file, written_whole
+from pipeline.shards.fields import Fields, to_json
 from pipeline.shards.images import SetAsideError, extension_of
 from pipeline.shards.index import SAMPLE, dali_lines
 from pipeline.shards.manifest import TarEntry
@@ -49,6 +50,7 @@ class Batch(NamedTuple):
     images: list[bytes]
     labels: list[int]
     keys: list[str]
+    fields: list[Fields]
 
 
 class Written(NamedTuple):
@@ -131,11 +133,11 @@ def _write(plan: Plan, tar: int, send: Callable[[Path], object]) -> TarRecord:
 def _read(plan: Plan, start: int, stop: int, set_aside: list[SetAside]) -> Batch:
     """Samples at places start..stop of the order; those that cannot be used are appended to `set_aside`."""
     numbers = plan.order[start:stop]
-    keys, images = zip(*plan.source.read_many(numbers), strict=True)
+    keys, images, fields = zip(*plan.source.read_many(numbers), strict=True)
     checks = [_check(plan, image) for image in images]
     set_aside += [SetAside(key, str(why)) for key, why in zip(keys, checks, strict=True) if not isinstance(why, str)]
     usable = [isinstance(check, str) for check in checks]
-    columns = (range(start, stop), checks, images, plan.source.labels[numbers].tolist(), keys)
+    columns = (range(start, stop), checks, images, plan.source.labels[numbers].tolist(), keys, fields)
     return Batch(*map(list, map(compress, columns, repeat(usable))))
 
 
@@ -148,15 +150,15 @@ def _check(plan: Plan, image: bytes | SetAsideError) -> str | SetAsideError:
 
 
 def _add(stream: TarStream, batch: Batch) -> tuple[NDArray[np.void], str]:
-    """Append image, label and key of each sample; returns its rows and its lines of the two indexes."""
+    """Append image, label, key and fields of each sample; returns its rows and its lines of the two indexes."""
     extensions: list[str] = []
     names: list[str] = []
     payloads: list[bytes] = []
-    for place, extension, image, label, key in zip(*batch, strict=True):
+    for place, extension, image, label, key, fields in zip(*batch, strict=True):
         stem = f"{place:012d}."
         extensions += (extension, "cls", "json")
         names += (stem + extension, stem + "cls", stem + "json")
-        payloads += (image, b"%d" % label, f'{{"key": {json.dumps(key)}}}'.encode())
+        payloads += (image, b"%d" % label, to_json(key, fields))
     offsets = stream.add(names, payloads)
     sizes = list(map(len, payloads))
     rows = np.empty(len(batch.places), SAMPLE)

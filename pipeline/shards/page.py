@@ -23,8 +23,8 @@ FACES = 96  # on the contact sheet
 REASONS = 40  # rows of the table of reasons
 
 
-def write_page(folder: Path, out: Path) -> None:
-    """Write the page about the set in `folder` to the file `out`.
+def write_page(folder: Path, out: Path, mixing: str) -> None:
+    """Write the page about the set in `folder`, and a line on how training mixes it, to the file `out`.
 
     Raises:
         ShardError: there is no sound set in `folder`.
@@ -42,6 +42,7 @@ def write_page(folder: Path, out: Path) -> None:
         histogram=histogram(counts),
         sheet=list(_sheet(folder, manifest, rows, names)),
         reasons=reasons(read_rejected(folder)),
+        mixing=mixing,
         made=[*asdict(manifest.made).items(), ("digest of the manifest", manifest.digest)],
     )
     write_file(out, page.encode())

@@ -26,6 +26,7 @@ from pipeline.reading.order import Order
 from pipeline.reading.reader import Reader
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Recipe, check_against_set
+from pipeline.run.changes import with_streams
 from pipeline.run.whole import newest_whole
 from pipeline.training.engine import Engine
 from pipeline.training.guard import Guard, fault_of
@@ -72,6 +73,7 @@ class Trainer:
             image_size=size,
             num_ranks=topology.num_ranks,
         )
+        recipe = with_streams(run, recipe, manifest)
         self.recipe, self.shards, self.run, self.topology = recipe, shards, run, topology
         self.group, self.device = group, device
         self.step, self._undecodable = 0, 0
@@ -80,6 +82,7 @@ class Trainer:
         self._tracer = Tracer(recipe.log.profile if topology.rank == 0 else (), run, device)
         self._chance = math.log(max(2, manifest.identities))
         self._stall = StallWatch(max(2, manifest.identities), recipe.log.stall_steps)
+        assert recipe.data.streams is not None, "a number was put there"
         self.order = Order(
             shards.samples_per_tar, recipe.seed, recipe.data.global_batch, recipe.data.streams, recipe.data.window
         )

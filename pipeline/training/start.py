@@ -11,7 +11,7 @@ from pipeline.evaluation.sets import VerificationSet, is_finished, sets_of
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe, check_against_set
-from pipeline.run.changes import changes, changes_since, fixed_keys, flat
+from pipeline.run.changes import changes, changes_since, fixed_keys, flat, with_streams
 from pipeline.run.checkpoint import CheckpointError, Meta, complete_steps, read_meta
 from pipeline.run.folder import RunFolder
 from pipeline.training.observers.exporter import endpoint_tls
@@ -73,7 +73,8 @@ def read_start(recipe: Path, overrides: Sequence[str], run: Path | None, from_st
     """
     resolved = load_recipe(recipe, list(overrides))
     place = run or Path("runs") / recipe.stem
-    return Start(resolved, ShardSet(resolved.data.shards), sets_of(resolved), place, from_step)
+    shards = ShardSet(resolved.data.shards)
+    return Start(with_streams(place, resolved, shards.manifest), shards, sets_of(resolved), place, from_step)
 
 
 def check_start(start: Start, num_ranks: int, may_resume: bool) -> list[str]:

@@ -82,6 +82,7 @@ def dense_run(plan: Recipe) -> dict[str, Any]:
     rows.requires_grad_()
     named = {**dict(backbone.named_parameters()), "rows": rows}
     velocity = {name: torch.zeros_like(p) for name, p in named.items()}
+    assert plan.data.streams is not None
     order = Order(shards.samples_per_tar, plan.seed, plan.data.global_batch, plan.data.streams, plan.data.window)
     reader = Reader(shards, order, Decoder(12, 32, 32, torch.device("cpu"), 1, plan.data.augment))
     losses, gradient_norms = [], []

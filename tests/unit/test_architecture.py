@@ -44,7 +44,7 @@ HOMES = {
     "onnxruntime": ("pipeline/shards/alignment/detector.py", "pipeline/evaluation/embedding/onnx.py"),
     "torch.onnx": ("pipeline/export/onnx.py",),
     "safetensors": ("pipeline/export/onnx.py", "pipeline/evaluation/embedding/weights.py"),
-    "pyarrow": ("pipeline/evaluation/embedding/parquet.py", "pipeline/shards/sources/parquet.py"),
+    "pyarrow": ("pipeline/evaluation/embedding/parquet.py", "pipeline/shards/sources/parquet"),
     # Pixels in training are DALI's: Pillow is for what is made or looked at before and after.
     "PIL": ("pipeline/shards/", "pipeline/evaluation/reports/hardest.py", "stages/demo_faces.py"),
     "torch.distributed": ("cluster/", "pipeline/run/checkpoint.py"),

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.shards.fields import NO_FIELDS, Fields
 from pipeline.shards.images import SetAsideError
 
 
@@ -17,6 +18,14 @@ class SetAside(NamedTuple):
     path: str
     reason: str
     samples: int = 1
+
+
+class Read(NamedTuple):
+    """What reading a sample gives: how it is named to users, its image or why that cannot be read, and its fields."""
+
+    key: str
+    image: bytes | SetAsideError
+    fields: Fields = NO_FIELDS
 
 
 class Source(Protocol):
@@ -61,8 +70,8 @@ class Source(Protocol):
             SetAsideError: this image cannot be read; others can.
         """
 
-    def read_many(self, samples: NDArray[np.int64]) -> "Iterator[tuple[str, bytes | SetAsideError]]":
-        """Key and image of each of some samples in their order; in the place of an image, why it cannot be read.
+    def read_many(self, samples: NDArray[np.int64]) -> Iterator[Read]:
+        """Each of some samples in their order.
 
         What knows many samples at once reads them in less time: a store is asked for all of them together.
         """
@@ -87,11 +96,11 @@ class OneByOne:
         """Not known."""
         return np.zeros(len(samples))
 
-    def read_many(self: Source, samples: NDArray[np.int64]) -> "Iterator[tuple[str, bytes | SetAsideError]]":
-        """As `Source` says, by `key` and `read`."""
+    def read_many(self: Source, samples: NDArray[np.int64]) -> Iterator[Read]:
+        """As `Source` says, by `key` and `read`; without fields."""
         for sample in samples.tolist():
             try:
                 image: bytes | SetAsideError = self.read(sample)
             except SetAsideError as error:
                 image = error
-            yield self.key(sample), image
+            yield Read(self.key(sample), image)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.manifest import ShardError
-from pipeline.shards.sources import SetAside, changed_at
+from pipeline.shards.sources import Read, SetAside, changed_at
 
 READ_BYTES = 1 << 14
 # Faults of one file. Any other error of the system (a mount gone, too many open files) ends the run.
@@ -55,20 +55,20 @@ class FileSource:
 
     def read(self, sample: int) -> bytes:
         """The file's bytes; a missing or forbidden file is set aside, a vanished disk ends the run."""
-        ((_, image),) = self.read_many(np.array([sample]))
+        ((_, image, _),) = self.read_many(np.array([sample]))
         if isinstance(image, SetAsideError):
             raise image
         return image
 
-    def read_many(self, samples: NDArray[np.int64]) -> Iterator[tuple[str, bytes | SetAsideError]]:
-        """Key and bytes of files, each read as it is taken."""
+    def read_many(self, samples: NDArray[np.int64]) -> Iterator[Read]:
+        """Files, each read as it is taken."""
         for key in self._keys(samples):
             try:
-                yield key, _read_file(key, self._folder)
+                yield Read(key, _read_file(key, self._folder))
             except OSError as error:
                 if error.errno not in FAULTS_OF_ONE_FILE:
                     raise ShardError(f"{self.root}: {key}: {error.strerror}") from error
-                yield key, SetAsideError(f"unreadable: {error.strerror}")
+                yield Read(key, SetAsideError(f"unreadable: {error.strerror}"))
 
     def _keys(self, samples: NDArray[np.int64]) -> list[str]:
         starts = np.where(samples > 0, self.path_ends[samples - 1], 0).tolist()

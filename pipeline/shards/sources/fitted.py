@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from pipeline.shards.decode import decoded
 from pipeline.shards.images import SetAsideError, extension_of
-from pipeline.shards.sources import SetAside, Source
+from pipeline.shards.sources import Read, SetAside, Source
 
 WAYS = ("stretch", "crop")
 JPEG_QUALITY = 95
@@ -65,13 +65,13 @@ class DecodedSource:
         """The image after `passed`."""
         return self.passed(self.source.read(sample))
 
-    def read_many(self, samples: NDArray[np.int64]) -> Iterator[tuple[str, bytes | SetAsideError]]:
-        """Those of the source, as `read` gives them."""
-        for key, image in self.source.read_many(samples):
+    def read_many(self, samples: NDArray[np.int64]) -> Iterator[Read]:
+        """Those of the source, as `read` gives them; fields stay as they are, also if they are places in the image."""
+        for one in self.source.read_many(samples):
             try:
-                yield key, image if isinstance(image, SetAsideError) else self.passed(image)
+                yield one if isinstance(one.image, SetAsideError) else one._replace(image=self.passed(one.image))
             except SetAsideError as error:
-                yield key, error
+                yield one._replace(image=error)
 
     def passed(self, data: bytes) -> bytes:
         """What becomes of one image: its own bytes.

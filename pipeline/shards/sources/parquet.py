@@ -7,8 +7,8 @@ pyarrow, which the extra `parquet` installs.
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.versions import how_to_install
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.names import UNUSABLE, usable_name, warn_respelled
-from pipeline.shards.sources import OneByOne, SetAside, changed_at
+from pipeline.shards.sources import Read, SetAside, changed_at
 from pipeline.shards.sources.list_file import number_names
+from pipeline.shards.sources.parquet_rows import Rows, library, line_of, saved_table, schema_of
 from pipeline.shards.sources.splits import EVERYTHING, Choice, choose
 
 
@@ -36,11 +36,8 @@ HUGGING_FACE = Columns()
 
 
 @dataclass(frozen=True)
-class ParquetSource(OneByOne):
-    """Images of Parquet files, in the order of their rows.
-
-    A row group is decoded whole, so reading is fast in the order of the rows only.
-    """
+class ParquetSource:
+    """Images of Parquet files, in the order of their rows; columns besides image and label are fields of the sample."""
 
     files: Sequence[Path]
     identities: Sequence[str]
@@ -49,9 +46,9 @@ class ParquetSource(OneByOne):
     rows: NDArray[np.int64]  # [samples] number of each sample's row over all files
     groups: NDArray[np.int64]  # [row groups, 3] file, group in the file, first row over all files
     image_column: str
+    table: Rows
     kind: str = "parquet"
     sequential: bool = True
-    decoded: dict[int, list[Any]] = field(default_factory=dict)  # the last row group used
 
     def digest(self) -> str:
         """SHA-256 of the image column's name, identities, labels, rows and row groups."""
@@ -62,47 +59,44 @@ class ParquetSource(OneByOne):
 
     def key(self, sample: int) -> str:
         """`identity/file:row`, the row counted over all files."""
-        file = self.files[self.groups[self._group(sample), 0]]
-        return f"{self.identities[self.labels[sample]]}/{file.name}:{self.rows[sample]}"
+        row = self.rows[sample]
+        return f"{self.identities[self.labels[sample]]}/{self.files[self.table.file_of(row)].name}:{row}"
 
     def modified(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
         """[samples] when the file of each was last changed."""
-        group = np.searchsorted(self.groups[:, 2], self.rows[samples], side="right") - 1
-        return np.array([changed_at(file) for file in self.files])[self.groups[group, 0]]
+        return np.array([changed_at(file) for file in self.files])[self.table.file_of(self.rows[samples])]
 
     def read(self, sample: int) -> bytes:
-        """The encoded image; the whole row group is decoded unless it is the last one used."""
-        group = self._group(sample)
-        if group not in self.decoded:
-            self.decoded.clear()
-            self.decoded[group] = self._decode(group)
-        image = self.decoded[group][self.rows[sample] - self.groups[group, 2]]
-        if isinstance(image, dict):
-            path, image = image.get("path"), image.get("bytes")
-            if image is None and path:
-                image = self._read_beside(group, path)
-        if not isinstance(image, bytes):
-            raise SetAsideError("no image bytes in the row")
+        """The encoded image; its row's group is decoded from the start unless the last row used lies before it."""
+        image = self._read(sample).image
+        if isinstance(image, SetAsideError):
+            raise image
         return image
 
-    def _read_beside(self, group: int, path: str) -> bytes:
+    def read_many(self, samples: NDArray[np.int64]) -> Iterator[Read]:
+        """Samples, each from its row."""
+        return map(self._read, samples.tolist())
+
+    def _read(self, sample: int) -> Read:
+        row = self.rows[sample]
+        fields = dict(self.table[row])
+        image = fields.pop(self.image_column)
+        if isinstance(image, dict):
+            path, image = image.get("path"), image.get("bytes")
+            if path:
+                fields.setdefault("path", path)
+            if image is None and path:
+                image = self._read_beside(row, path)
+        if not isinstance(image, (bytes, SetAsideError)):
+            image = SetAsideError("no image bytes in the row")
+        return Read(self.key(sample), image, fields)
+
+    def _read_beside(self, row: int, path: str) -> bytes | SetAsideError:
         """A file that a row names instead of holding its bytes: absolute, or beside the row's file."""
         try:
-            return (self.files[self.groups[group, 0]].parent / path).read_bytes()
+            return (self.files[self.table.file_of(row)].parent / path).read_bytes()
         except OSError as error:
-            raise SetAsideError(f"no image bytes in the row, and its file: {error.strerror}") from error
-
-    def _group(self, sample: int) -> int:
-        return int(np.searchsorted(self.groups[:, 2], self.rows[sample], side="right")) - 1
-
-    def _decode(self, group: int) -> list[Any]:
-        file, number, _ = self.groups[group].tolist()
-        _, errors = _library()
-        try:
-            images: list[Any] = _read_group(self.files[file], number, self.image_column)
-        except errors as error:
-            raise ShardError(f"{self.files[file]}: row group {number}: {_line(error)}") from error
-        return images
+            return SetAsideError(f"no image bytes in the row, and its file: {error.strerror}")
 
 
 def open_parquet(path: Path, columns: Columns = HUGGING_FACE, choice: Choice = EVERYTHING) -> ParquetSource:
@@ -122,7 +116,25 @@ def open_parquet(path: Path, columns: Columns = HUGGING_FACE, choice: Choice = E
     set_aside = [_unlabelled(path, columns.label, row, labels, names) for row in np.flatnonzero(spelled < 0).tolist()]
     distinct, dense = np.unique(spelled[good], return_inverse=True)
     identities = [people[value] for value in distinct.tolist()] if names else number_names(distinct)
-    return ParquetSource(files, identities, dense.astype(np.uint32), set_aside, good, groups, columns.image)
+    table = Rows(files, groups, [_read_columns(file, columns) for file in files])
+    return ParquetSource(files, identities, dense.astype(np.uint32), set_aside, good, groups, columns.image, table)
+
+
+def _read_columns(file: Path, columns: Columns) -> list[str]:
+    """The image column of a file, and those that fit a sample's JSON, without the label."""
+    others = (column for column in schema_of(file) if column.name not in columns and _fits_json(column.type))
+    return [columns.image, *(column.name for column in others)]
+
+
+def _fits_json(kind: Any) -> bool:
+    """Whether values of an Arrow type are numbers, strings, or lists and structures of such."""
+    types = import_module("pyarrow.types")
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return _fits_json(kind.value_type)
+    if types.is_struct(kind):
+        return all(_fits_json(inner.type) for inner in kind)
+    plain = (types.is_integer, types.is_floating, types.is_boolean, types.is_string, types.is_large_string)
+    return any(is_kind(kind) for is_kind in plain)
 
 
 def _people(path: Path, names: Sequence[str], labels: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:
@@ -176,19 +188,19 @@ def _read_all(files: Sequence[Path], label: str, image: str) -> tuple[list[str],
 
 def _read_column(file: Path, label: str, image: str) -> tuple[Any, list[int]]:
     """The label column of a file that has both, and the rows of each row group."""
-    parquet, errors = _library()
+    parquet, errors = library()
     try:
-        there = _schema(file).names
+        there = schema_of(file).names
         if not {image, label} <= set(there):
             raise ShardError(f"{file}: got columns {', '.join(there)}, wanted {image} and {label}")
         if file.suffix == ".arrow":
-            table = _saved_table(file)
+            table = saved_table(file)
             return table[label], [batch.num_rows for batch in table.to_batches()]
         with parquet.ParquetFile(file) as opened:
             sizes = [opened.metadata.row_group(i).num_rows for i in range(opened.num_row_groups)]
             return opened.read([label], use_threads=False)[label], sizes
     except errors as error:
-        raise ShardError(f"{file}: not a sound Parquet file: {_line(error)}") from error
+        raise ShardError(f"{file}: not a sound Parquet file: {line_of(error)}") from error
 
 
 def _files(path: Path, choice: Choice) -> list[Path]:
@@ -207,42 +219,16 @@ def _are_integers(*types: Any) -> bool:
     return all(str(kind).removeprefix("u").startswith("int") for kind in types)
 
 
-def _schema(file: Path) -> Any:
-    parquet, _ = _library()
-    if file.suffix == ".arrow":
-        return _saved_table(file).schema
-    with parquet.ParquetFile(file) as opened:
-        return opened.schema_arrow
-
-
-def _saved_table(file: Path) -> Any:
-    """The table that `save_to_disk` wrote: a stream of record batches, which is mapped and not read."""
-    arrow = import_module("pyarrow")
-    return import_module("pyarrow.ipc").open_stream(arrow.memory_map(str(file))).read_all()
-
-
-def _read_group(file: Path, number: int, column: str) -> list[Any]:
-    """One column of a row group (or record batch) as Python objects."""
-    if file.suffix == ".arrow":
-        images: list[Any] = _saved_table(file)[column].chunk(number).to_pylist()
-    else:
-        parquet, _ = _library()
-        with parquet.ParquetFile(file) as opened:
-            # Threads of its own would not survive the fork of the workers.
-            images = opened.read_row_group(number, [column], use_threads=False)[column].to_pylist()
-    return images
-
-
 def _numbers(column: Any, numbers_of: dict[str, int], where: str) -> NDArray[np.int64]:
     """[rows] a column of numbers, or of strings by `numbers_of`, to which new ones are added; -1 for null."""
-    _, errors = _library()
+    _, errors = library()
     try:
         if "string" not in str(column.type):
             values: NDArray[np.int64] = column.cast("int64").fill_null(-1).to_numpy()
             return values
         encoded = column.cast("string").combine_chunks().dictionary_encode()
     except errors as error:
-        raise ShardError(f"{where}: got {column.type}, wanted whole numbers or strings ({_line(error)})") from error
+        raise ShardError(f"{where}: got {column.type}, wanted whole numbers or strings ({line_of(error)})") from error
     names = encoded.dictionary.to_pylist()
     numbers = [numbers_of.setdefault(name, len(numbers_of)) for name in names]
     return np.array([*numbers, -1])[encoded.indices.fill_null(-1).to_numpy()]
@@ -253,7 +239,7 @@ def _class_names(files: Sequence[Path], label: str) -> list[str]:
     names: list[str] = []
     for file in files:
         try:
-            features = json.loads((_schema(file).metadata or {})[b"huggingface"])["info"]["features"]
+            features = json.loads((schema_of(file).metadata or {})[b"huggingface"])["info"]["features"]
             own = list(map(str, features[label]["names"]))
         except (KeyError, TypeError, ValueError):
             own = []
@@ -261,16 +247,3 @@ def _class_names(files: Sequence[Path], label: str) -> list[str]:
         if own != names:
             raise ShardError(f"{file}: {label}: got other class names, wanted those of {files[0].name}")
     return names
-
-
-def _library() -> tuple[Any, tuple[type[Exception], ...]]:
-    """pyarrow's Parquet module and what it raises; imported here since only this source needs it."""
-    try:
-        arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise ShardError(f"Parquet needs pyarrow: {how_to_install('parquet')} ({error})") from error
-    return parquet, (arrow.ArrowException, OSError)
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0]

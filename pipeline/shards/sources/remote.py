@@ -20,7 +20,7 @@ from pipeline.files import locked, make_folder
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.names import UNUSABLE, usable_name, warn_respelled
-from pipeline.shards.sources import SetAside
+from pipeline.shards.sources import Read, SetAside
 from pipeline.shards.sources.files import FileSource
 from pipeline.shards.sources.folder import SUFFIXES
 from pipeline.shards.sources.list_file import parse_list
@@ -35,8 +35,8 @@ class RemoteSource(FileSource):
         """Not known."""
         return np.zeros(len(samples))
 
-    def read_many(self, samples: NDArray[np.int64]) -> Iterator[tuple[str, bytes | SetAsideError]]:
-        """Key and bytes of objects, which a store that can is asked for at the same time.
+    def read_many(self, samples: NDArray[np.int64]) -> Iterator[Read]:
+        """Objects, which a store that can is asked for at the same time.
 
         One that is missing or forbidden is set aside; a store that is gone ends the run.
         """
@@ -45,11 +45,11 @@ class RemoteSource(FileSource):
         paths = [f"{root}/{quote(key) if _is_web(store) else key}" for key in keys]
         for key, data in zip(keys, store.cat_ranges(paths, None, None), strict=True):
             if isinstance(data, (FileNotFoundError, PermissionError)):
-                yield key, SetAsideError(f"unreadable: {type(data).__name__}")
+                yield Read(key, SetAsideError(f"unreadable: {type(data).__name__}"))
             elif isinstance(data, Exception):
                 raise ShardError(f"{self.root}/{key}: {data or type(data).__name__}") from data
             else:
-                yield key, data
+                yield Read(key, data)
 
 
 def copy_large(url: str, copies: Path | None, kinds: Sequence[Sequence[str]]) -> Path | None:

@@ -5,7 +5,6 @@ A sample is the members of one stem: an image (`.jpg`, `.jpeg` or `.png`), its l
 """
 
 import hashlib
-import json
 import mmap
 import os
 from collections.abc import Iterator, Sequence
@@ -18,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.files import named
+from pipeline.shards.fields import of_json
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.loss import summary
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.names import IDENTITIES_NAME, UNUSABLE, usable_name, warn_respelled
-from pipeline.shards.sources import SetAside, changed_at
+from pipeline.shards.sources import Read, SetAside, changed_at
 from pipeline.shards.sources.list_file import number_names
 from pipeline.shards.sources.splits import EVERYTHING, Choice, choose
 from pipeline.shards.sources.tar_headers import SAMPLE, name_at, plain_samples
@@ -55,7 +55,7 @@ class TarSource:
 
     def key(self, sample: int) -> str:
         """The `key` of the sample's JSON, or the tar and the place in it."""
-        return self._read(sample)[0]
+        return self._read(sample).key
 
     def modified(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
         """[samples] when the tar of each was last changed."""
@@ -63,16 +63,16 @@ class TarSource:
 
     def read(self, sample: int) -> bytes:
         """The encoded image."""
-        image = self._read(sample)[1]
+        image = self._read(sample).image
         if isinstance(image, SetAsideError):
             raise image
         return image
 
-    def read_many(self, samples: NDArray[np.int64]) -> Iterator[tuple[str, bytes | SetAsideError]]:
-        """Key and image of samples, each from its tar opened once."""
+    def read_many(self, samples: NDArray[np.int64]) -> Iterator[Read]:
+        """Samples, each from its tar opened once."""
         return map(self._read, samples.tolist())
 
-    def _read(self, sample: int) -> tuple[str, bytes | SetAsideError]:
+    def _read(self, sample: int) -> Read:
         tar, image, image_size, text, text_size = self.places[sample].tolist()
         path = f"{self.folder}/{self.tars[tar]}"
         try:
@@ -80,12 +80,13 @@ class TarSource:
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 data = os.pread(descriptor, image_size, image)
-                key = _key(os.pread(descriptor, text_size, text)) or f"{self.tars[tar]}:{image}"
+                fields = of_json(os.pread(descriptor, text_size, text))
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise ShardError(f"{path}: {error.strerror}") from error
-        return key, data if len(data) == image_size else SetAsideError("truncated: the tar ends in it")
+        key = str(fields.get("key") or f"{self.tars[tar]}:{image}")
+        return Read(key, data if len(data) == image_size else SetAsideError("truncated: the tar ends in it"), fields)
 
 
 def open_tars(place: Path, choice: Choice = EVERYTHING, workers: int = 1) -> TarSource:
@@ -183,7 +184,7 @@ def keys_of(tar: Path, images: Sequence[int]) -> list[str]:
     keys = []
     with named(tar, "not read"), tar.open("rb") as file:
         for image, (text, size) in zip(images, texts_of(tar, images), strict=True):
-            keys.append(_key(os.pread(file.fileno(), size, text)) or f"{tar.name}:{image}")
+            keys.append(str(of_json(os.pread(file.fileno(), size, text)).get("key") or f"{tar.name}:{image}"))
     return keys
 
 
@@ -205,14 +206,6 @@ def _samples(path: Path) -> tuple[NDArray[np.void], list[str], DamagedError | No
         walked = list(samples_of(file, members))
     stems = [sample.stem for sample in walked if sample.label < 0 or not sample.image_size]
     return np.array([(0, *sample[1:]) for sample in walked], SAMPLE), stems, damage
-
-
-def _key(text: bytes) -> str:
-    """The `key` in a sample's JSON; empty if there is none."""
-    try:
-        return str(json.loads(text)["key"])
-    except (ValueError, KeyError, TypeError):
-        return ""
 
 
 def _names(folder: Path, numbers: NDArray[np.int64]) -> list[str | None]:

@@ -53,10 +53,18 @@ def test_the_page_shows_the_set(tmp_path: Path) -> None:
     (tmp_path / "faces" / "bob & co" / "bad.jpg").touch()
     source = scan_folder(tmp_path / "faces")
     make_shards(make_plan(source, tmp_path / "set", seed=0, samples_per_tar=2, size=(8, 6)))
-    write_page(tmp_path / "set", tmp_path / "page.html")
+    write_page(tmp_path / "set", tmp_path / "page.html", "8 streams & more")
     page = (tmp_path / "page.html").read_text()
     assert Counter(page.split()).get("<b>ann<b>", 0) == 0
     assert "&lt;b&gt;ann&lt;b&gt;" in page
     assert page.count("data:image/jpeg;base64,") == 4
-    for text in ("<b>4</b><span>samples", "<b>2</b><span>identities", "8 × 6", "empty file", "bob &amp; co/bad.jpg"):
+    for text in (
+        "<b>4</b><span>samples",
+        "<b>2</b><span>identities",
+        "8 × 6",
+        "empty file",
+        "bob &amp; co/bad.jpg",
+        "8 streams &amp; more",
+    ):
         assert text in page
+    assert "<p>8 streams &amp; more</p>" in page

@@ -215,7 +215,7 @@ def test_a_view_wants_its_tars(shards: Path, tmp_path: Path, fault: str) -> None
     with pytest.raises(ShardError, match=f"faces-000001.tar: {wanted}"):
         clean(shards, tmp_path / "b")
     with pytest.raises(ShardError, match=f"faces-000001.tar: {wanted}"):
-        write_page(shards, tmp_path / "page.html")
+        write_page(shards, tmp_path / "page.html", "")
     assert {path.name for path in tmp_path.iterdir()} == {"a", "a_faces"}
 
 

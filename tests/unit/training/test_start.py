@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,23 @@ def test_a_run_that_is_there_is_resumed_with_its_changes_or_refused(recipe: Path
         check_start(start_of(recipe, tmp_path, "seed=1"), 1, may_resume=True)
     # and that advice helps
     assert check_start(start_of(recipe, tmp_path / "another", "seed=1"), 1, may_resume=True) == []
+
+
+def test_a_run_keeps_the_streams_that_it_began_with(recipe: Path, tmp_path: Path) -> None:
+    """Those by default may be others now, or may have been: they decide the order of the samples."""
+    assert start_of(recipe, tmp_path).recipe.data.streams == 12
+    assert start_of(recipe, tmp_path, "data.streams=2").recipe.data.streams == 2
+    begun = start_of(recipe, tmp_path, "data.streams=3")
+    leave_a_checkpoint(begun)
+    assert start_of(recipe, tmp_path).recipe.data.streams == 3
+    with pytest.raises(RecipeError, match=r"data.streams: got 4, wanted 3 as in .*recipe.yaml"):
+        check_start(start_of(recipe, tmp_path, "data.streams=4"), 1, may_resume=True)
+    facts = Meta(2, 4, 8, begun.shards.manifest.identities_sha256, 1, fixed=fixed_keys(begun.recipe))
+    (RunFolder(tmp_path).checkpoint(2) / "meta.json").write_bytes(encoded(facts))
+    (tmp_path / "recipe.yaml").unlink()
+    assert start_of(recipe, tmp_path).recipe.data.streams == 3
+    (RunFolder(tmp_path).checkpoint(2) / "meta.json").write_bytes(encoded(replace(facts, fixed={})))
+    assert start_of(recipe, tmp_path).recipe.data.streams == 1, "the default when nothing was said"
 
 
 def test_other_shards_and_fixed_keys_are_refused_before_ranks_meet(recipe: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Parquet as Hugging Face `datasets` lays it out: labels of every kind, damaged files, and the shards of it."""
 
 import json
+import tracemalloc
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.one_tar import Written
 from pipeline.shards.plan import make_plan
 from pipeline.shards.sequential import make_set
-from pipeline.shards.sources import Source
+from pipeline.shards.sources import Read, Source
 from pipeline.shards.sources.detect import Options, open_source
 from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.sources.parquet import Columns, ParquetSource
@@ -51,6 +52,43 @@ def test_rows_of_several_files_are_samples(tmp_path: Path) -> None:
     assert [source.read(i) for i in range(11)] == [noise(i) for i in range(11)]
     assert [source.read(i) for i in (9, 2, 10, 0)] == [noise(i) for i in (9, 2, 10, 0)]
     assert source.key(8) == "00/b.parquet:8"
+
+
+def test_a_huge_row_group_is_in_memory_a_few_rows_at_a_time(tmp_path: Path) -> None:
+    size, count = 1000, 10_000
+    image = np.random.default_rng(0).bytes(size)
+    table = arrow.table({"image": [b"%04d" % i + image for i in range(count)], "label": [0] * count})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=count, use_dictionary=False)
+    del table
+    source = open_source(tmp_path / "a.parquet")
+    before, in_arrow = arrow.total_allocated_bytes(), 0
+    tracemalloc.start()
+    try:
+        for i in range(count):
+            assert source.read(i)[:4] == b"%04d" % i
+            in_arrow = max(in_arrow, arrow.total_allocated_bytes() - before)
+        in_python = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert in_arrow + in_python < size * count / 2
+    assert [source.read(i)[:4] for i in (9999, 64, 63, 0)] == [b"9999", b"0064", b"0063", b"0000"]
+
+
+def test_other_columns_are_fields_of_the_sample(tmp_path: Path) -> None:
+    landmarks, quality = [[1.5, 2.0], [3.0, 4.0]], [0.5, None]
+    columns = {"image": rows(2), "label": ["ann", "bob"], "landmarks": [landmarks, None], "quality": quality}
+    more = {"key": ["m.0a/1.jpg", "m.0b/2.jpg"], "mask": [b"1", b"2"], "pose": [{"yaw": 3}, {"yaw": -4}]}
+    parquet.write_table(arrow.table(columns | more), tmp_path / "a.parquet")
+    first, second = open_source(tmp_path / "a.parquet").read_many(np.arange(2))
+    assert first == Read(
+        "ann/a.parquet:0",
+        noise(0),
+        {"landmarks": landmarks, "quality": 0.5, "key": "m.0a/1.jpg", "pose": {"yaw": 3}, "path": "0.jpg"},
+    )
+    assert second.fields["key"] == "m.0b/2.jpg"
+    make_set(make_plan(open_source(tmp_path / "a.parquet"), tmp_path / "out", seed=1, samples_per_tar=9, size=None))
+    kept = {one.key: one.fields for one in open_source(tmp_path / "out").read_many(np.arange(2))}
+    assert kept == {"m.0a/1.jpg": first.fields, "m.0b/2.jpg": second.fields}
 
 
 def test_class_names_and_strings_are_identities(tmp_path: Path) -> None:
