@@ -50,6 +50,15 @@ def test_damaged_checkpoints_do_not_push_out_good_ones(tmp_path: Path) -> None:
     assert complete_steps(tmp_path) == [0, 45, 50]
 
 
+def test_the_newest_the_first_and_every_nth_are_kept(tmp_path: Path) -> None:
+    save_steps(tmp_path / "newest", 0, 10, 20, 30, keep=2)
+    assert complete_steps(tmp_path / "newest") == [0, 20, 30]
+    saver = Saver(tmp_path / "nth", None, keep=2, keep_every=20)
+    for step in (0, 10, 20, 30, 40, 50):
+        save(saver, step)
+    assert complete_steps(tmp_path / "nth") == [0, 20, 40, 50]
+
+
 def test_a_save_that_drops_nothing(tmp_path: Path) -> None:
     saver = Saver(tmp_path, None, 1)
     save(saver, 1)
@@ -57,6 +66,24 @@ def test_a_save_that_drops_nothing(tmp_path: Path) -> None:
     assert complete_steps(tmp_path) == [1, 2]
     save(saver, 3)
     assert complete_steps(tmp_path) == [3]
+
+
+def test_a_half_written_checkpoint_does_not_exist(tmp_path: Path) -> None:
+    save_steps(tmp_path, 10)
+    RunFolder(tmp_path).partial(20).mkdir()
+    RunFolder(tmp_path).checkpoint(30).mkdir()  # no meta.json
+    assert complete_steps(tmp_path) == [10]
+
+
+def test_what_an_interrupted_save_left_is_swept_and_a_whole_one_taken(tmp_path: Path) -> None:
+    save_steps(tmp_path, 10, 20)
+    folder = RunFolder(tmp_path)
+    folder.checkpoint(20).rename(folder.partial(20))  # killed just before the rename
+    folder.partial(30).mkdir()
+    assert complete_steps(tmp_path) == [10]
+    sweep(tmp_path)
+    assert names(tmp_path) == ["step-00000010", "step-00000020"]
+    assert damage(folder.checkpoint(20)) == []
 
 
 def test_an_interrupted_removal_is_finished_at_the_start_and_at_a_save(tmp_path: Path) -> None:
