@@ -34,6 +34,7 @@ from pipeline.recipe.schema import (
 )
 from pipeline.run.best import Best, read_best
 from pipeline.run.checkpoint import complete_steps
+from pipeline.run.folder import RunFolder
 from pipeline.training.evaluator import Evaluated, Evaluator
 from tests.distributed.ranks import run_ranks
 from tests.distributed.trainer import trainer_of
@@ -190,7 +191,11 @@ def test_the_best_checkpoint_stays_through_saves_and_resume(shards: Path, strang
     longer = plan.model_copy(update={"optimizer": SGD(steps=14, learning_rate=0.02)})
     assert run_ranks(go_on, 1, longer, tmp_path, 10) == [[4, 0, 4, 14]]
     # From before the best: what came after is not best any more, though its result still lies there.
+    first = {file.name: file.stat().st_ino for file in RunFolder(tmp_path).checkpoint(0).iterdir()}
     assert run_ranks(go_on, 1, plan, tmp_path, 0)[0][0] == -1
+    assert first == {file.name: file.stat().st_ino for file in RunFolder(tmp_path).checkpoint(0).iterdir()}, (
+        "a run resumed from its first checkpoint wrote that again"
+    )
 
 
 def break_in_mid_run(rank: int, ranks: int, plan: Recipe, run: Path, image: Path) -> list[Evaluated]:
