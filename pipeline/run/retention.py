@@ -11,7 +11,8 @@ from pathlib import Path
 
 from cluster.stop import one_line
 from pipeline.files import make_folder, named, sync
-from pipeline.run.checkpoint import BACKBONE, META
+from pipeline.run.best import kept_step
+from pipeline.run.checkpoint import BACKBONE, META, complete_steps
 from pipeline.run.folder import RunFolder
 from pipeline.run.whole import damage, damage_at_sight
 
@@ -46,6 +47,31 @@ def superseded(
         return []
     older = [step for step in steps if step != 0 and step < good[-keep]]
     return [step for step in older if step in doubted or (step != best and (keep_every is None or step % keep_every))]
+
+
+def drop_superseded(run: Path, step: int, keep: int, keep_every: int | None, doubted: Collection[int]) -> None:
+    """Remove the checkpoints that go once that of `step` is saved.
+
+    What does not count as kept: the `doubted`, and what is damaged at sight. Digests are not read: that would be, at
+    every save, to read as much as is kept. They were read at the start of the checkpoint resumed from, and whatever is
+    newer this process has written; so only in an older one a change that leaves its size is not seen.
+
+    Args:
+        run: its folder.
+        step: of the checkpoint that was saved.
+        keep, keep_every: as the recipe has them.
+        doubted: steps whose checkpoints were found damaged before.
+    """
+    steps = [saved for saved in complete_steps(run) if saved <= step]
+    damaged, good = set(doubted), 0
+    for saved in reversed([saved for saved in steps if saved != 0 and saved not in doubted]):
+        if damage_at_sight(RunFolder(run).checkpoint(saved)):
+            damaged.add(saved)
+        else:
+            good += 1
+        if good == keep:
+            break
+    drop(run, superseded(steps, keep, keep_every, kept_step(run), damaged))
 
 
 def drop(run: Path, steps: Collection[int]) -> None:
