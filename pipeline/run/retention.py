@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import re
 from collections.abc import Collection
 from pathlib import Path
 
 from cluster.stop import one_line
-from pipeline.files import make_folder, named, sync
+from pipeline.files import named, sync
 from pipeline.run.best import kept_step
 from pipeline.run.checkpoint import BACKBONE, META, complete_steps
 from pipeline.run.folder import RunFolder
@@ -104,27 +103,6 @@ def sweep(run: Path) -> None:
             else:
                 put_in_place(partial, final)
     drop(run, ())
-
-
-def set_aside(run: Path, step: int) -> list[int]:
-    """Move the checkpoints after `step` into a new folder of ``RUN/left/``; their steps.
-
-    The run resumes from `step`, which is then the newest in its folder.
-
-    Raises:
-        NotWrittenError: naming the folder.
-    """
-    folder = RunFolder(run)
-    later = [saved for saved in folder.saved_steps() if saved > step]
-    if later:
-        number = next(number for number in itertools.count(1) if not (folder.left / str(number)).exists())
-        place = folder.left / str(number)
-        make_folder(place)
-        for saved in reversed(later):  # the newest first: a kill in between leaves no gap
-            with named(folder.checkpoint(saved), "not set aside"):
-                folder.checkpoint(saved).rename(place / folder.checkpoint(saved).name)
-        sync(folder.checkpoints)
-    return later
 
 
 def put_in_place(partial: Path, final: Path) -> None:
