@@ -103,10 +103,10 @@ def train_spoilt(rank: int, ranks: int, plan: Recipe, run: Path, how: str, stop_
     }
 
 
-STAGES = [{"zero_stage": stage} for stage in (0, 1, 2, 3)]
+STAGES: list[dict[str, Any]] = [{"zero_stage": stage} for stage in (0, 1, 2, 3)]
 FUSED = {"head": Head(margin=ASoftmax(lambda_max=50, lambda_gamma=0.5), fused_update=True)}
 # has statistics that a forward pass moves
-NORMALISED = {"backbone": IResNetBackbone(name="iresnet18", embedding_dim=8)}
+NORMALISED: dict[str, Any] = {"backbone": IResNetBackbone(name="iresnet18", embedding_dim=8)}
 
 
 @pytest.mark.parametrize(
@@ -361,7 +361,7 @@ def train_on_nothing(rank: int, ranks: int, plans: list[Recipe], run: Path) -> l
 
 def test_a_set_of_which_nothing_decodes_ends_the_run_on_every_rank_naming_samples(tmp_path: Path) -> None:
     plan = recipe(write_shards(tmp_path / "set", identities=7, images=6))
-    plans = [plan.model_copy(update=stage) for stage in STAGES]
+    plans = [plan.model_copy(update=change) for change in (*STAGES, NORMALISED)]
     tar = plan.data.shards / "faces-000000.tar"
     with tar.open("r+b") as file:
         for row in np.load(plan.data.shards / "index.npy"):
