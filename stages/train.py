@@ -29,9 +29,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from cluster.algorithms import choose_algorithms, keep_compiled
-from cluster.claims import START_VARIABLE
 from cluster.collectives import Group, barrier, gather_objects, rank_in
 from cluster.lease import HeldError, Holder, leased
+from cluster.marks import START_VARIABLE
 from cluster.process_group import device_of, process_group, refuse
 from cluster.rendezvous import DisagreeError, StartError
 from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED, StopRequest, code_of, exit_with, leave

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.claims import START_VARIABLE
+from cluster.marks import START_VARIABLE
 from pipeline.recipe.schema import Recipe
 from pipeline.run.checkpoint import CheckpointError
 from pipeline.run.folder import RunFolder
