@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from cluster.claims import START_VARIABLE, signal_marked
 from cluster.hosts import HERE, KEEP_ALIVE, SSH_ARGUMENTS, answers
+from cluster.marks import START_VARIABLE, signal_marked
 from cluster.stop import stop_signals
 
 _POLL_SECONDS = 0.2

@@ -146,4 +146,5 @@ def evaluation_metrics(sets: Sequence[str]) -> tuple[Metric, ...]:
         Metric("evaluation_accuracy_ratio", "gauge", latest, label="set", values=tuple(sets)),
         Metric("evaluation_best_accuracy_ratio", "gauge", best, label="set", values=tuple(sets)),
         Metric("evaluation_seconds_total", "counter", "Time that training was paused to evaluate.", "seconds"),
+        Metric("evaluation_failures_total", "counter", "Sets that were not judged, and results that were not written."),
     )

@@ -107,7 +107,10 @@ def write_all(file: BinaryIO, content: bytes | memoryview) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock on a file, which is made if it is not there; the system frees it if its holder dies."""
+    """Hold a lock on a file, which is made if it is not there; the system frees it if its holder dies.
+
+    For moments, in which others wait. Who is in a folder for hours, and is to be named, has a lease (`cluster.lease`).
+    """
     with named(path, "not locked"):
         file = _open_locked(path)
     with file:

@@ -8,7 +8,8 @@ evaluated on. Each arm with each seed is a run folder below --out. What is done 
 resumes what was stopped or killed at any moment. A run that fails is named, and the others continue.
 
 OUT/study.md and OUT/study.html have the tables so far, and are written again after every run. Several of these
-processes may share one OUT, each on GPUs of its own (CUDA_VISIBLE_DEVICES): a run that one is at, the others leave.
+processes may share one OUT, on one host or several, each on GPUs of its own (CUDA_VISIBLE_DEVICES): a run that one is
+at, the others leave; one that was killed is followed (cluster/lease.py).
 
 Ctrl-C, SIGTERM or SIGUSR1 saves the run in training and ends with code 75; a second one kills it. Code 1: a run
 failed; 65: the study is refused; 74: the disk takes nothing; 0: everything is there.
@@ -20,12 +21,14 @@ import argparse
 import contextlib
 import hashlib
 import json
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -33,8 +36,10 @@ from types import FrameType
 
 import torch
 
-from cluster.claims import claimed, marked, sweep
+from cluster.lease import HeldError, Holder, leased
+from cluster.marks import marked, sweep
 from cluster.stop import EXIT_STOPPED, SIGNALS, exit_with, faults_in_one_line
+from cluster.watchdog import end
 from pipeline.backbones import Backbone
 from pipeline.backbones.size import count_macs
 from pipeline.evaluation.protocols.pairs import read_pairs
@@ -50,6 +55,7 @@ from pipeline.run.folder import RunFolder
 from pipeline.run.metrics_log import read_metrics
 
 STAGES = Path(__file__).resolve().parent
+CLAIMS = "study-claims"  # in a run's folder: the process that trains and evaluates it
 POLL_SECONDS = 1.0
 LOG_SECONDS = 60.0  # between progress lines if they are not rewritten in place
 
@@ -79,7 +85,7 @@ class Stop:
         for number in SIGNALS:
             signal.signal(number, self._hear)
 
-    def run(self, command: Sequence[object], log: Path, folder: Path, lock: int, watch: Callable[[], None]) -> int:
+    def run(self, command: Sequence[object], log: Path, folder: Path, watch: Callable[[], None]) -> int:
         """A subprocess that works in `folder`, to its end, its output appended to `log`; its exit code.
 
         `watch` is called every second meanwhile. Terminal signals reach this process alone, which passes them on.
@@ -92,7 +98,6 @@ class Stop:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=marked(folder),
-                pass_fds=[lock],
                 start_new_session=True,
             )
             if self.asked:  # asked before there was a process to pass it on to
@@ -143,24 +148,34 @@ class Conductor:
         while missing := [run for run in self.runs if run.name not in self.failed and not self._is_done(run)]:
             taken = 0
             for run in missing:
-                with claimed(self._folder(run)) as lock:
-                    if lock is not None and not self._is_done(run):
+                with contextlib.suppress(HeldError), self._held(run):
+                    if not self._is_done(run):
                         taken += 1
-                        sweep(self._folder(run))  # a rank may have outlived the process that started it
-                        self._carry_out(run, lock)
+                        sweep(self._folder(run))  # what a process that was killed here has left at work
+                        self._carry_out(run)
                 if self.stop.asked:
                     return
             if not taken:
                 self._progress.show(f"other processes are at the last {len(missing)}", self._shares())
                 time.sleep(POLL_SECONDS)
 
-    def _carry_out(self, run: Run, lock: int) -> None:
+    def _held(self, run: Run) -> AbstractContextManager[None]:
+        """Holds a run's folder while it is open, against other processes like this one."""
+        folder = self._folder(run)
+
+        def lose(reason: str) -> None:
+            sweep(folder)
+            end(f"study: {reason}")
+
+        return leased(folder / CLAIMS, Holder(shlex.join(sys.argv)), lose)
+
+    def _carry_out(self, run: Run) -> None:
         """Train to the end, then evaluate on every set; a failure is noted."""
         folder, log = self._folder(run), self._folder(run) / "study.log"
         for what, command in self._commands(run):
             if what == "training" and self._trained(run):
                 continue
-            code = self.stop.run(command, log, folder, lock, partial(self._show, run, what))
+            code = self.stop.run(command, log, folder, partial(self._show, run, what))
             if self.stop.asked:
                 return None
             if code:

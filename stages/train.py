@@ -29,9 +29,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from cluster.algorithms import choose_algorithms, keep_compiled
-from cluster.claims import START_VARIABLE
 from cluster.collectives import Group, barrier, gather_objects, rank_in
 from cluster.lease import HeldError, Holder, leased
+from cluster.marks import START_VARIABLE
 from cluster.process_group import device_of, process_group, refuse
 from cluster.rendezvous import DisagreeError, StartError
 from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED, StopRequest, code_of, exit_with, leave
@@ -45,7 +45,7 @@ from pipeline.run.checkpoint import CheckpointError, complete_steps
 from pipeline.run.folder import RunFolder
 from pipeline.run.history import Begun, has_gone_back, note_start
 from pipeline.run.record import record_run, restarts_of
-from pipeline.run.retention import set_aside
+from pipeline.run.set_aside import set_aside
 from pipeline.run.whole import newest_whole, whole_step
 from pipeline.shards.manifest import ShardError
 from pipeline.training.guard import NonFiniteError
@@ -77,7 +77,8 @@ def parse() -> argparse.Namespace:
         "--from-step",
         type=int,
         metavar="N",
-        help="go back to the checkpoint of step N and train on from there; later ones are moved to RUN/left/",
+        help="go back to the checkpoint of step N and train on from there; later ones and their results are moved to "
+        "RUN/left/",
     )
     parser.add_argument("--help-recipe", action="store_true", help="print every key of a recipe and exit")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it

@@ -151,6 +151,12 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             if_empty=_NO_EVALUATION,
         ),
         Panel(
+            "Failed evaluations",
+            "Sets that were not judged, and results that were not written. The log of rank 0 has the reason.",
+            _gauge("evaluation_failures_total", "failed"),
+            if_empty=_NO_EVALUATION,
+        ),
+        Panel(
             "Ranks that answer",
             "Fewer than the run has: see RankGone.",
             ((f"sum(up{_JOB})", "answer"), *_gauge("ranks", "ranks of the run")),

@@ -45,7 +45,7 @@ class RunFolder:
 
     @property
     def left(self) -> Path:
-        """Checkpoints of a past that the run has gone back from, a folder for each time."""
+        """What the run had of steps that it has gone back from, a folder for each time."""
         return self.path / "left"
 
     @property
@@ -121,6 +121,16 @@ class RunFolder:
     def partial_steps(self) -> list[int]:
         """Steps that a save has begun to write and not finished, rising."""
         return self._steps(PARTIAL)
+
+    def results_after(self, step: int) -> list[Path]:
+        """Files of evaluations, identifications and comparisons of templates of later steps."""
+        found = []
+        for kind in (self.evaluations, self.identifications, self.templates):
+            for file in sorted(kind.glob(f"*/{_STEP}*")):
+                number = re.fullmatch(rf"{_STEP}(\d+)\.(json|npz)", file.name)
+                if number and int(number[1]) > step:
+                    found.append(file)
+        return found
 
     def _steps(self, suffix: str) -> list[int]:
         # Exactly the names that are ours: a user may keep step-00000006.bak beside them.

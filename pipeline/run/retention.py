@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import re
 from collections.abc import Collection
 from pathlib import Path
 
 from cluster.stop import one_line
-from pipeline.files import make_folder, named, sync
-from pipeline.run.checkpoint import BACKBONE, META
+from pipeline.files import named, sync
+from pipeline.run.best import kept_step
+from pipeline.run.checkpoint import BACKBONE, META, complete_steps
 from pipeline.run.folder import RunFolder
 from pipeline.run.whole import damage, damage_at_sight
 
@@ -48,6 +48,31 @@ def superseded(
     return [step for step in older if step in doubted or (step != best and (keep_every is None or step % keep_every))]
 
 
+def drop_superseded(run: Path, step: int, keep: int, keep_every: int | None, doubted: Collection[int]) -> None:
+    """Remove the checkpoints that go once that of `step` is saved.
+
+    What does not count as kept: the `doubted`, and what is damaged at sight. Digests are not read: that would be, at
+    every save, to read as much as is kept. They were read at the start of the checkpoint resumed from, and whatever is
+    newer this process has written; so only in an older one a change that leaves its size is not seen.
+
+    Args:
+        run: its folder.
+        step: of the checkpoint that was saved.
+        keep, keep_every: as the recipe has them.
+        doubted: steps whose checkpoints were found damaged before.
+    """
+    steps = [saved for saved in complete_steps(run) if saved <= step]
+    damaged, good = set(doubted), 0
+    for saved in reversed([saved for saved in steps if saved != 0 and saved not in doubted]):
+        if damage_at_sight(RunFolder(run).checkpoint(saved)):
+            damaged.add(saved)
+        else:
+            good += 1
+        if good == keep:
+            break
+    drop(run, superseded(steps, keep, keep_every, kept_step(run), damaged))
+
+
 def drop(run: Path, steps: Collection[int]) -> None:
     """Remove the checkpoints of these steps, and what earlier removals left. One that cannot be removed is logged."""
     folder = RunFolder(run)
@@ -78,27 +103,6 @@ def sweep(run: Path) -> None:
             else:
                 put_in_place(partial, final)
     drop(run, ())
-
-
-def set_aside(run: Path, step: int) -> list[int]:
-    """Move the checkpoints after `step` into a new folder of ``RUN/left/``; their steps.
-
-    The run resumes from `step`, which is then the newest in its folder.
-
-    Raises:
-        NotWrittenError: naming the folder.
-    """
-    folder = RunFolder(run)
-    later = [saved for saved in folder.saved_steps() if saved > step]
-    if later:
-        number = next(number for number in itertools.count(1) if not (folder.left / str(number)).exists())
-        place = folder.left / str(number)
-        make_folder(place)
-        for saved in reversed(later):  # the newest first: a kill in between leaves no gap
-            with named(folder.checkpoint(saved), "not set aside"):
-                folder.checkpoint(saved).rename(place / folder.checkpoint(saved).name)
-        sync(folder.checkpoints)
-    return later
 
 
 def put_in_place(partial: Path, final: Path) -> None:

@@ -21,10 +21,9 @@ import torch
 
 from cluster.collectives import Group, barrier, gather_objects, rank_in
 from pipeline.files import named, sync, write_file
-from pipeline.run.best import kept_step
 from pipeline.run.checkpoint import BACKBONE, META, Meta, State, complete_steps, encoded, rows_file
 from pipeline.run.folder import RunFolder
-from pipeline.run.retention import discard, drop, put_in_place, superseded, sweep
+from pipeline.run.retention import discard, drop_superseded, put_in_place, sweep
 from pipeline.run.tensor_file import FileFacts, write_tensors
 
 logger = logging.getLogger(__name__)
@@ -177,8 +176,7 @@ class Saver:
         put_in_place(partial, self._folder.checkpoint(meta.step))
         self._doubted.discard(meta.step)
         if drops:
-            steps = [step for step in complete_steps(self._run) if step <= meta.step]
-            drop(self._run, superseded(steps, self._keep, self._keep_every, kept_step(self._run), self._doubted))
+            drop_superseded(self._run, meta.step, self._keep, self._keep_every, self._doubted)
 
 
 def own_files(state: State, writes_backbone: bool) -> dict[str, dict[str, torch.Tensor]]:

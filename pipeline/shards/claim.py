@@ -1,5 +1,8 @@
 """Whether a folder may take the shards of a plan: it is new, or holds (part of) the same shards.
 
+The claim names a plan and no process, unlike that of `cluster.lease`: any number of processes may write parts of one
+plan, and the same tar is the same bytes from each.
+
 A source that changed under the same names is noticed. While a set is made, a tar with a changed sample is written
 again; for a finished set the changed files are compared with the bytes in its tars.
 """

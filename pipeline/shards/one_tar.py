@@ -69,7 +69,8 @@ def write_tar(plan: Plan, tar: int, *, send: Callable[[Path], object] | None = N
     Raises:
         ShardError: the disk is full, or the source is gone.
     """
-    # Of two processes on one part, the second waits and then finds the record; a dead one's lock is free at once.
+    # Of two processes on one part, the second waits and then finds the record; a dead one's lock is free at once. It is
+    # no lease of `cluster.lease`: that beats in a thread and is judged by silence, too much for a second's work.
     with locked(_record_path(plan, tar).with_suffix(".lock")):
         record = _whole_record(plan, tar, is_here=send is None) or _write(plan, tar, send or (lambda _path: None))
     samples = int(plan.bounds[tar + 1] - plan.bounds[tar])

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from cluster.collectives import SENT, Group, gather_objects, gather_rows, num_ranks, rank_in
+from cluster.stop import one_line
 from cluster.stopwatch import STEP
 from pipeline.evaluation.embedding.embed import embed, files_of, means_of_runs
 from pipeline.evaluation.embedding.trained import digest_of
@@ -26,7 +28,6 @@ from pipeline.evaluation.results import Settings, save
 from pipeline.evaluation.scoring.rates import Verification
 from pipeline.evaluation.scoring.verification import FloatArray
 from pipeline.evaluation.sets import VerificationSet, accuracies_of, folder_of, judge, stored
-from pipeline.files import NotWrittenError
 from pipeline.reading.dali import DecodedBatch, Decoder
 from pipeline.reading.images import decode_images, read_image
 from pipeline.recipe.schema import RecipeError
@@ -44,9 +45,9 @@ class Evaluated:
     Attributes:
         step: of the run.
         results: by set, without those that could not be judged.
-        faults: why they could not, a line each.
+        faults: why they could not, and which files could not be written, a line each.
         highest: the highest accuracy of the run so far, by set.
-        best: what ``RUN/best.json`` now says.
+        best: what ``RUN/best.json`` now says, if it could be written.
         seconds: how long training stood still.
     """
 
@@ -56,6 +57,13 @@ class Evaluated:
     highest: dict[str, float]
     best: Best | None
     seconds: float
+
+
+class _Outcome(NamedTuple):
+    """Of one set: the result, if it could be judged, and what failed of judging or writing it."""
+
+    result: Verification | None
+    fault: str = ""
 
 
 class Evaluator:
@@ -99,29 +107,28 @@ class Evaluator:
     def look_back(self) -> None:
         """Write to ``best.json`` what was best up to the trainer's step: a run may resume from before its best."""
         if self._first and self._sets:
-            self._name_best(self._best(self._reached(self._trainer.step)))
+            *_, faults = self._settle({})
+            for fault in faults:
+                logger.warning("%s; training continues", fault)
 
     def evaluate(self) -> Evaluated:
         """Evaluate every set after the trainer's step, a save of which has begun; what is stored is not done again.
 
         Collectives, in order: rank 0's buffers to all; for each set the backbone's forward passes, one all-gather of
-        features [F, 2D] and three exchanges of objects. A set that cannot be judged costs its result, not the run.
+        features [F, 2D] and three exchanges of objects. A set that cannot be judged costs its result, and a disk that
+        takes nothing the files, not the run.
         """
-        started, step = time.perf_counter(), self._trainer.step
+        started = time.perf_counter()
         with STEP.part("evaluation"), self._as_saved():
             parameters = self._trainer.engine.parameters()
             weights = digest_of(parameters) if self._first else ""
             outcomes = {chosen.name: self._outcome(chosen, weights) for chosen in self._sets}
-            highest, best = gather_objects(self._settle(step) if self._first else None, self._group)[0]
+            results = {name: outcome.result for name, outcome in outcomes.items() if outcome.result}
+            settled = self._settle(results) if self._first else None
+            highest, best, unsettled = gather_objects(settled, self._group)[0]
         STEP.take(), SENT.take()  # neither time nor traffic of a step
-        return Evaluated(
-            step,
-            {name: found for name, found in outcomes.items() if isinstance(found, Verification)},
-            [fault for fault in outcomes.values() if isinstance(fault, str)],
-            highest,
-            best,
-            time.perf_counter() - started,
-        )
+        faults = [outcome.fault for outcome in outcomes.values() if outcome.fault] + unsettled
+        return Evaluated(self._trainer.step, results, faults, highest, best, time.perf_counter() - started)
 
     @contextmanager
     def _as_saved(self) -> Iterator[None]:
@@ -136,26 +143,32 @@ class Evaluator:
         finally:
             engine.restore_buffers()
 
-    def _outcome(self, chosen: VerificationSet, weights: str) -> Verification | str:
-        """The result on one set, or why there is none: rank 0's, on every rank."""
+    def _outcome(self, chosen: VerificationSet, weights: str) -> _Outcome:
+        """What came of one set: rank 0's, on every rank."""
         settings = chosen.settings(weights, self._resamples)
         done = stored(self._trainer.run, chosen, self._trainer.step, settings) if self._first else None
         known: Verification | None = gather_objects(done and done.summary.verification, self._group)[0]
         if known is not None:
-            return known
+            return _Outcome(known)
         features, bad = self._features(chosen)
-        words = self._undecodable(chosen, bad)
-        mine = self._judge(chosen, features, settings) if self._first and not words else words
-        outcome: Verification | str = gather_objects(mine, self._group)[0]
+        if words := self._undecodable(chosen, bad):
+            return _Outcome(None, words)
+        mine = self._judge(chosen, features, settings) if self._first else None
+        outcome: _Outcome = gather_objects(mine, self._group)[0]
         return outcome
 
-    def _judge(self, chosen: VerificationSet, features_ND: FloatArray, settings: Settings) -> Verification | str:
+    def _judge(self, chosen: VerificationSet, features_ND: FloatArray, settings: Settings) -> _Outcome:
+        where = f"evaluation.sets.{chosen.name}"
         try:
             evaluation = judge(chosen, features_ND, settings, self._trainer.step)
+        except ValueError as error:  # embeddings that are not finite
+            return _Outcome(None, f"{where}: {error}")
+        result = evaluation.summary.verification
+        try:
             save(evaluation, folder_of(self._trainer.run, chosen))
-        except (ValueError, OSError) as error:  # embeddings that are not finite, a full disk
-            return f"evaluation.sets.{chosen.name}: {error}"
-        return evaluation.summary.verification
+        except OSError as error:
+            return _Outcome(result, f"{where}: {one_line(error)}")
+        return _Outcome(result)
 
     def _features(self, chosen: VerificationSet) -> tuple[FloatArray, list[str]]:
         """Features `[N, 2D]` of the set's images, on every rank, and the files of this rank that did not decode."""
@@ -199,26 +212,31 @@ class Evaluator:
             f"wanted images {height} high and {width} wide"
         )
 
-    def _settle(self, step: int) -> tuple[dict[str, float], Best | None]:
-        """The highest accuracies up to `step`, and the best checkpoint, which ``best.json`` then names."""
+    def _settle(self, results: Mapping[str, Verification]) -> tuple[dict[str, float], Best | None, list[str]]:
+        """The highest accuracies so far, the best checkpoint, which ``best.json`` then names, and what failed of that.
+
+        Raises nothing that a disk may do: the other ranks wait for an answer.
+        """
         self._trainer.saves.saver.wait()  # the best must be there
-        reached = self._reached(step)
-        best = self._best(reached)
-        self._name_best(best)
-        return {name: max(values.values()) for name, values in reached.items() if values}, best
-
-    def _name_best(self, best: Best | None) -> None:
+        highest, best, faults = {name: found.accuracy.value for name, found in results.items()}, None, []
         try:
+            reached = self._reached(results)
+            highest = {name: max(values.values()) for name, values in reached.items() if values}
+            best = self._best(reached)
             write_best(self._trainer.run, best)
-        except NotWrittenError as error:  # the others wait for this rank, and the next evaluation writes it again
-            logger.warning("%s; training continues", error)
+        except OSError as error:
+            faults.append(one_line(error))
+        return highest, best, faults
 
-    def _reached(self, step: int) -> dict[str, dict[int, float]]:
-        """Accuracies by set and step, up to `step`."""
-        found = {chosen.name: accuracies_of(self._trainer.run, chosen) for chosen in self._sets}
-        for values in found.values():
-            for later in [at for at in values if at > step]:
-                del values[later]
+    def _reached(self, results: Mapping[str, Verification]) -> dict[str, dict[int, float]]:
+        """Accuracies by set and step, up to now: those in the run's folder, and `results`, which may not be there."""
+        now = self._trainer.step
+        found = {}
+        for chosen in self._sets:
+            values = accuracies_of(self._trainer.run, chosen)
+            found[chosen.name] = {step: value for step, value in values.items() if step <= now}
+        for name, result in results.items():
+            found[name][now] = result.accuracy.value
         return found
 
     def _best(self, reached: dict[str, dict[int, float]]) -> Best | None:

@@ -76,7 +76,7 @@ class Trainer:
         recipe = with_streams(run, recipe, manifest)
         self.recipe, self.shards, self.run, self.topology = recipe, shards, run, topology
         self.group, self.device = group, device
-        self.step, self._undecodable = 0, 0
+        self.step, self._resumed, self._undecodable = 0, False, 0
         self._guard = Guard(recipe.faults, run if topology.rank == 0 else None)
         self._limit = UndecodableLimit(recipe.data.max_undecodable, shards.describe, group)
         self._tracer = Tracer(recipe.log.profile if topology.rank == 0 else (), run, device)
@@ -127,7 +127,7 @@ class Trainer:
         Returns what has changed since, besides the recipe, a line each. Raises as `Saves.load`.
         """
         changed = self.saves.load(step)
-        self.step = step
+        self.step, self._resumed = step, True
         return changed
 
     def inherit(self, run: Path, step: int | None, new_rows: str) -> Inherited:
@@ -140,6 +140,7 @@ class Trainer:
     def train(self, stop_asked: Callable[[], bool] = lambda: False) -> Iterator[Record]:
         """Run the steps that are left, yielding after each; saves on the way, at the end and when asked to stop.
 
+        A new run is saved before its first step; one that was resumed has the checkpoint that it was resumed from.
         Ranks agree on stopping: one that is asked stops all after the same step.
 
         Raises:
@@ -147,7 +148,7 @@ class Trainer:
             ShardError: on every rank, when too many samples cannot be decoded; on this one, when a tar was cut.
             UnsavedError: on every rank, when the first or last save fails. (One in between that fails is logged.)
         """
-        if self.step == 0:
+        if not self._resumed:
             # A folder that cannot be written shows before hours of training, and a roll-back always has a checkpoint.
             self.saves.save_surely(self.step)
         STEP.use(self.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,12 @@ from pipeline.recipe.schema import (
 )
 from pipeline.run.best import Best, read_best
 from pipeline.run.checkpoint import complete_steps
+from pipeline.run.folder import RunFolder
 from pipeline.training.evaluator import Evaluated, Evaluator
 from tests.distributed.ranks import run_ranks
 from tests.distributed.trainer import trainer_of
 from tests.faces import write_faces, write_shards
+from tests.full_disk import no_file_above
 
 STEPS = 6
 
@@ -190,7 +193,11 @@ def test_the_best_checkpoint_stays_through_saves_and_resume(shards: Path, strang
     longer = plan.model_copy(update={"optimizer": SGD(steps=14, learning_rate=0.02)})
     assert run_ranks(go_on, 1, longer, tmp_path, 10) == [[4, 0, 4, 14]]
     # From before the best: what came after is not best any more, though its result still lies there.
+    first = {file.name: file.stat().st_ino for file in RunFolder(tmp_path).checkpoint(0).iterdir()}
     assert run_ranks(go_on, 1, plan, tmp_path, 0)[0][0] == -1
+    assert first == {file.name: file.stat().st_ino for file in RunFolder(tmp_path).checkpoint(0).iterdir()}, (
+        "a run resumed from its first checkpoint wrote that again"
+    )
 
 
 def break_in_mid_run(rank: int, ranks: int, plan: Recipe, run: Path, image: Path) -> list[Evaluated]:
@@ -219,6 +226,60 @@ def test_an_image_that_goes_in_mid_run_costs_its_set_not_the_run(shards: Path, t
             ]
             assert later.best is not None
             assert later.best.step == 2
+
+
+def spoil_the_disk(rank: int, ranks: int, plan: Recipe, run: Path) -> list[Evaluated]:
+    """No file takes a byte while step 4 is evaluated; what is written after step 6 finds its places taken."""
+    trainer, found = trainer_of(rank, ranks, plan, run), []
+    evaluator = Evaluator(trainer, sets_of(plan))
+    places = (run / "evaluations" / "strangers", run / "best.json")
+    for record in trainer.train():
+        if not plan.evaluates_after(record.step):
+            continue
+        trainer.saves.saver.wait()
+        if record.step == 6 and rank == 0:
+            for place in places:
+                place.rename(place.with_suffix(".kept"))
+            places[0].touch()
+            places[1].mkdir()
+        with no_file_above(0) if record.step == 4 else nullcontext():
+            found.append(evaluator.evaluate())
+        if record.step == 6 and rank == 0:
+            places[0].unlink()
+            places[1].rmdir()
+            for place in places:
+                place.with_suffix(".kept").rename(place)
+    return found
+
+
+def test_a_disk_that_takes_no_results_costs_the_files_and_not_the_run(
+    shards: Path, strangers: Path, tmp_path: Path
+) -> None:
+    plan = recipe(shards, strangers, optimizer=SGD(steps=8, learning_rate=0.02))
+    first, second = run_ranks(spoil_the_disk, 2, plan, tmp_path)
+    results = tmp_path / "evaluations" / "strangers"
+    best = tmp_path / "best.json"
+    for found in (first, second):
+        assert [one.step for one in found] == [2, 4, 6, 8]
+        assert [list(one.results) for one in found] == [["strangers"]] * 4
+        assert [one.faults for one in found] == [
+            [],
+            [
+                f"evaluation.sets.strangers: {results / 'step-00000004.npz'}: not written: File too large",
+                f"{best}: not written: File too large",
+            ],
+            [f"evaluation.sets.strangers: {results}: File exists", f"{best}: not written: Is a directory"],
+            [],
+        ]
+        accuracies = [one.results["strangers"].accuracy.value for one in found]
+        assert found[1].highest["strangers"] == max(accuracies[:2])  # step 4's is in no file
+        assert [one.highest for one in found] == [one.highest for one in first]
+    assert sorted(file.name for file in results.iterdir()) == [
+        f"step-0000000{step}.{kind}" for step in (2, 8) for kind in ("json", "npz")
+    ]
+    assert read_best(tmp_path) == first[-1].best
+    assert max(complete_steps(tmp_path)) == 8
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def check(rank: int, ranks: int, plan: Recipe, run: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import statistics
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -254,16 +255,21 @@ def test_a_norm_that_no_gradient_reaches_and_a_trace_change_no_bit(shards: Path,
     assert {"data_wait", "forward", "head", "backward", "update"} <= names
 
 
+def train_each_on(rank: int, ranks: int, plans: list[Recipe], run: Path) -> list[dict[str, Any]]:
+    return [train_on(rank, ranks, plan, run / str(number)) for number, plan in enumerate(plans)]
+
+
 def test_the_loss_is_the_mean_over_the_samples_that_can_be_decoded(tmp_path: Path) -> None:
     broken = write_shards(tmp_path / "set", identities=7, images=6)
     plan = recipe(broken)
     plan = recipe(broken, optimizer=plan.optimizer.model_copy(update={"steps": 4}))
+    plans = [plan.model_copy(update={"zero_stage": stage}) for stage in range(4)]
     with (broken / "faces-000000.tar").open("r+b") as file:
         for row in np.load(broken / "index.npy")[[3, 20, 21]]:
             file.seek(int(row["offset"]))
             file.write(bytes(int(row["size"])))
     wanted = dense_run(plan)
-    for result in run_ranks(train_on, 2, plan, tmp_path / "run"):
+    for result in chain.from_iterable(run_ranks(train_each_on, 2, plans, tmp_path / "run")):
         assert result["losses"] == pytest.approx(wanted["losses"], rel=2e-5)
         for name, want in wanted["backbone"].items():
             torch.testing.assert_close(result["backbone"][name].double(), want, rtol=1e-3, atol=2e-6)

@@ -11,18 +11,15 @@ from typing import Any, Literal
 
 import pytest
 import torch
-import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cluster.topology import Topology
 from pipeline.backbones.iresnet import IResNetBackbone
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.optim.sgd import SGD
-from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Checkpoint, Data, Head, Recipe
-from pipeline.training.loop import Trainer
 from tests.distributed.ranks import run_ranks
+from tests.distributed.trainer import trainer_of
 from tests.faces import write_shards
 
 TAKES = ("cpu", "tolist", "numpy")
@@ -85,8 +82,7 @@ def waits_of(rank: int, ranks: int, plans: list[Recipe], run: Path) -> list[list
     SGD.fused_on = frozenset({"cpu"})
     found = []
     for number, plan in enumerate(plans):
-        topology, group = Topology(rank, ranks, rank, ranks), dist.group.WORLD
-        trainer = Trainer(plan, ShardSet(plan.data.shards), run / str(number), topology, group, torch.device("cpu"))
+        trainer = trainer_of(rank, ranks, plan, run / str(number))
         take, waits = trainer.stepper.take, Waits()
 
         def watched(*args: Any, waits: Waits = waits, take: Any = take, **kwargs: Any) -> Any:

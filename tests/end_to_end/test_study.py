@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.claims import VARIABLE, marked, sweep
+from cluster.marks import VARIABLE, marked, sweep
 from cluster.stop import EXIT_REFUSED, EXIT_STOPPED
 from pipeline.evaluation.protocols.pairs import COLUMNS
 from pipeline.evaluation.protocols.published import folder_rows

@@ -112,20 +112,15 @@ def test_killed_in_mid_epoch_and_resumed_it_gives_the_same_losses_bit_for_bit(
     assert got == [(row["step"], row["loss"]) for row in metrics(uninterrupted)]
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "supervise.py"])
-def test_another_launcher_passes_over_what_is_damaged_and_resumes_bit_for_bit(
-    shards: Path, uninterrupted: Path, tmp_path: Path, launcher: str
-) -> None:
-    run = Path(shutil.copytree(uninterrupted, tmp_path / "run"))
-    shutil.rmtree(RunFolder(run).checkpoint(STEPS))
-    spoil(RunFolder(run).checkpoint(10) / BACKBONE)
-    recipe, port = write_recipe(tmp_path / "recipe.yaml", shards, STEPS), str(free_port())
+def resume_under(launcher: str, ranks: int, run: Path, *arguments: str | Path) -> str:
+    """Train in a run's folder, to the end, under another launcher than deepspeed; what it printed."""
+    port = str(free_port())
     command = {
-        "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port, "--", TRAIN],
-        "supervise.py": [TRAIN.with_name("supervise.py"), "--ranks", "2", "--master-port", port, "--"],
+        "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", ranks, "--master_port", port, "--", TRAIN],
+        "supervise.py": [TRAIN.with_name("supervise.py"), "--ranks", ranks, "--master-port", port, "--"],
     }[launcher]
     done = subprocess.run(
-        [str(part) for part in (sys.executable, *command, "--recipe", recipe, "--run", run)],
+        [str(part) for part in (sys.executable, *command, "--run", run, *arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{DEEPSPEED.parent}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
@@ -134,9 +129,30 @@ def test_another_launcher_passes_over_what_is_damaged_and_resumes_bit_for_bit(
     )
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
+    return output
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "supervise.py"])
+def test_another_launcher_passes_over_what_is_damaged_and_resumes_bit_for_bit(
+    shards: Path, uninterrupted: Path, tmp_path: Path, launcher: str
+) -> None:
+    run = Path(shutil.copytree(uninterrupted, tmp_path / "run"))
+    shutil.rmtree(RunFolder(run).checkpoint(STEPS))
+    spoil(RunFolder(run).checkpoint(10) / BACKBONE)
+    output = resume_under(launcher, 2, run, "--recipe", write_recipe(tmp_path / "recipe.yaml", shards, STEPS))
     assert "passed over for the one before" in output and f"resumed {run} at step 5" in output
     want = [(row["step"], row["loss"]) for row in metrics(uninterrupted)]
     assert [(row["step"], row["loss"]) for row in metrics(run)] == want
+
+
+def test_another_launcher_takes_the_same_step_on_other_ranks(shards: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(uninterrupted, tmp_path / "run"))
+    shutil.rmtree(RunFolder(run).checkpoint(STEPS))
+    output = resume_under("torchrun", 1, run, "--recipe", write_recipe(tmp_path / "recipe.yaml", shards, 12))
+    assert f"resumed {run} at step 10" in output and "ranks: 2 → 1" in output
+    losses, wanted = ([row["loss"] for row in metrics(folder)[10:12]] for folder in (run, uninterrupted))
+    assert losses[0] == pytest.approx(wanted[0], rel=1e-6)
+    assert losses[1] == pytest.approx(wanted[1], rel=1e-5), "the update of the step was another"
 
 
 def test_a_finished_run_is_not_trained_again(shards: Path, uninterrupted: Path) -> None:

@@ -85,6 +85,7 @@ class Exporter(Observer):
         for name, accuracy in found.highest.items():
             self._telemetry.set("evaluation_best_accuracy_ratio", accuracy, name)
         self._telemetry.add("evaluation_seconds_total", found.seconds)
+        self._telemetry.add("evaluation_failures_total", len(found.faults))
 
     @override
     def ended(self, finished: bool) -> None:

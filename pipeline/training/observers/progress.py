@@ -57,7 +57,7 @@ class Progress(Observer):
         line = f"step {found.step}/{self._total}  evaluated{self._reached}{best}  {found.seconds:.1f} s\n"
         self._write(f"\r\033[K{line}" if self._rewrite else line)
         for fault in found.faults:
-            logger.warning("step %d: not evaluated: %s", found.step, fault)
+            logger.warning("step %d: evaluation: %s; training continues", found.step, fault)
 
     @override
     def ended(self, finished: bool) -> None:

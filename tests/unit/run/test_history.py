@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.claims import START_VARIABLE
+from cluster.marks import START_VARIABLE
 from pipeline.recipe.schema import Recipe
-from pipeline.run.checkpoint import CheckpointError, complete_steps
+from pipeline.run.checkpoint import CheckpointError
 from pipeline.run.folder import RunFolder
 from pipeline.run.history import Begun, has_gone_back, note_start, read_history
-from pipeline.run.retention import set_aside
 from pipeline.shards.manifest import Made, Manifest
 from pipeline.training.start import Start
 from stages.train import step_to_resume
@@ -47,17 +46,6 @@ def test_a_line_that_a_kill_tore_is_left_out_and_the_next_is_whole(tmp_path: Pat
     file.write_bytes(file.read_bytes() + b'{"time": "20')
     note(tmp_path, replace(BEGUN, step=7))
     assert [line["step"] for line in read_history(tmp_path)] == [0, 7]
-
-
-def test_later_checkpoints_are_set_aside_and_not_lost(tmp_path: Path) -> None:
-    save_steps(tmp_path, 0, 5, 10, 15)
-    assert set_aside(tmp_path, 5) == [10, 15]
-    assert complete_steps(tmp_path) == [0, 5]
-    save_steps(tmp_path, 10)
-    assert set_aside(tmp_path, 5) == [10]
-    assert set_aside(tmp_path, 5) == []
-    left = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.glob("left/*/*/meta.json"))
-    assert left == ["left/1/step-00000010", "left/1/step-00000015", "left/2/step-00000010"]
 
 
 def test_a_start_goes_back_once_for_all_restarts_of_its_supervisor(

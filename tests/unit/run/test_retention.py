@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.run.checkpoint import META, complete_steps
+from pipeline.run import retention
+from pipeline.run.checkpoint import BACKBONE, META, complete_steps
 from pipeline.run.folder import RunFolder
 from pipeline.run.retention import discard, superseded, sweep
 from pipeline.run.saver import Saver
-from pipeline.run.whole import damage, newest_whole
+from pipeline.run.whole import damage, damage_at_sight, newest_whole
 from tests.unit.run.saved import save, save_steps, spoil
 
 
@@ -50,6 +51,47 @@ def test_damaged_checkpoints_do_not_push_out_good_ones(tmp_path: Path) -> None:
     assert complete_steps(tmp_path) == [0, 45, 50]
 
 
+@pytest.mark.parametrize("how", ["cut", "file gone", "torn meta.json"])
+def test_an_older_one_that_is_damaged_at_sight_does_not_count(tmp_path: Path, how: str) -> None:
+    save_steps(tmp_path, 0, 10, 20, 30)
+    folder = RunFolder(tmp_path).checkpoint(20)
+    if how == "cut":
+        (folder / BACKBONE).write_bytes(b"")
+    else:
+        (folder / (META if how == "torn meta.json" else BACKBONE)).unlink()
+    if how == "torn meta.json":
+        (folder / META).write_text("{")
+    saver = Saver(tmp_path, None, 3)
+    saver.resumed(30)
+    save(saver, 40)
+    assert complete_steps(tmp_path) == [0, 10, 20, 30, 40]
+    save(saver, 50)
+    assert complete_steps(tmp_path) == [0, 30, 40, 50]
+
+
+def test_no_save_looks_at_more_checkpoints_than_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[str] = []
+
+    def look(folder: Path) -> list[str]:
+        looked_at.append(folder.name)
+        return damage_at_sight(folder)
+
+    save_steps(tmp_path, *range(0, 90, 10))
+    saver = Saver(tmp_path, None, 2, keep_every=10)
+    monkeypatch.setattr(retention, "damage_at_sight", look)
+    save(saver, 90)
+    assert looked_at == ["step-00000090", "step-00000080"]
+
+
+def test_the_newest_the_first_and_every_nth_are_kept(tmp_path: Path) -> None:
+    save_steps(tmp_path / "newest", 0, 10, 20, 30, keep=2)
+    assert complete_steps(tmp_path / "newest") == [0, 20, 30]
+    saver = Saver(tmp_path / "nth", None, keep=2, keep_every=20)
+    for step in (0, 10, 20, 30, 40, 50):
+        save(saver, step)
+    assert complete_steps(tmp_path / "nth") == [0, 20, 40, 50]
+
+
 def test_a_save_that_drops_nothing(tmp_path: Path) -> None:
     saver = Saver(tmp_path, None, 1)
     save(saver, 1)
@@ -57,6 +99,24 @@ def test_a_save_that_drops_nothing(tmp_path: Path) -> None:
     assert complete_steps(tmp_path) == [1, 2]
     save(saver, 3)
     assert complete_steps(tmp_path) == [3]
+
+
+def test_a_half_written_checkpoint_does_not_exist(tmp_path: Path) -> None:
+    save_steps(tmp_path, 10)
+    RunFolder(tmp_path).partial(20).mkdir()
+    RunFolder(tmp_path).checkpoint(30).mkdir()  # no meta.json
+    assert complete_steps(tmp_path) == [10]
+
+
+def test_what_an_interrupted_save_left_is_swept_and_a_whole_one_taken(tmp_path: Path) -> None:
+    save_steps(tmp_path, 10, 20)
+    folder = RunFolder(tmp_path)
+    folder.checkpoint(20).rename(folder.partial(20))  # killed just before the rename
+    folder.partial(30).mkdir()
+    assert complete_steps(tmp_path) == [10]
+    sweep(tmp_path)
+    assert names(tmp_path) == ["step-00000010", "step-00000020"]
+    assert damage(folder.checkpoint(20)) == []
 
 
 def test_an_interrupted_removal_is_finished_at_the_start_and_at_a_save(tmp_path: Path) -> None:

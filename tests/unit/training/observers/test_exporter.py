@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.request
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,10 +96,12 @@ def test_a_save_that_failed_is_counted_and_one_that_did_not_is_timed(rank: Rank)
 
 def test_what_an_evaluation_reached(tmp_path: Path) -> None:
     rank = Rank(tmp_path, evaluation_metrics(["lfw"]))
-    rank.exporter.evaluated(evaluated(2))
+    for step, faults in ((2, []), (4, ["lfw: not written", "best.json: not written"])):
+        rank.exporter.evaluated(replace(evaluated(step), faults=faults))
+    assert rank.value("evaluation_failures_total") == 2
     assert rank.value("evaluation_accuracy_ratio", set="lfw") == 1
     assert rank.value("evaluation_best_accuracy_ratio", set="lfw") == 1
-    assert rank.value("evaluation_seconds_total") == 1.5
+    assert rank.value("evaluation_seconds_total") == 3
 
 
 def test_it_is_served_from_the_start_and_withdrawn_at_a_good_end(tmp_path: Path) -> None:

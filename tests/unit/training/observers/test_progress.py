@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -26,6 +27,11 @@ def test_lines_show_the_step_and_then_what_was_reached() -> None:
     progress.ended(True)
     plain = "step 4/9  epoch 0.50  loss 0.2500  λ 5  lr 0.1  40 images/s  data wait 20%  0:00:01 left"
     assert stream.getvalue().splitlines() == [plain, "step 4/9  evaluated  lfw 100.00%  1.5 s", f"{plain}  lfw 100.00%"]
+
+
+def test_what_failed_of_an_evaluation_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    Progress(9, io.StringIO()).evaluated(replace(evaluated(4), faults=["best.json: not written: no room"]))
+    assert caplog.messages == ["step 4: evaluation: best.json: not written: no room; training continues"]
 
 
 def test_the_first_step_of_a_process_says_what_the_start_took(caplog: pytest.LogCaptureFixture) -> None:

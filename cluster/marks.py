@@ -1,38 +1,15 @@
-"""One process at a time works in a folder, and subprocesses that outlive their parent are found and ended.
-
-Work in a folder is claimed by a lock that the system frees when its holder dies, however it dies. Its subprocesses
-may outlive it: they carry a mark in their environment, by which the next holder finds and ends them.
-"""
+"""Subprocesses that outlive their parent are found and ended: they carry a mark in their environment."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 VARIABLE = "SPHERESCALE_WORKS_IN"  # its value is the folder
 START_VARIABLE = "SPHERESCALE_START"  # its value is the same for all starts of one launcher, and for no other
-
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[int | None]:
-    """Hold `folder`, which is created if need be: yields its lock's descriptor, or None if another process holds it.
-
-    A subprocess that is passed the descriptor (``pass_fds``) holds the folder too, for as long as it lives.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-        else:
-            yield file.fileno()
 
 
 def marked(folder: Path) -> dict[str, str]:
