@@ -74,7 +74,9 @@ def _image(value: Any) -> bytes:
 
 
 def _flag(value: Any) -> bool:
-    if not isinstance(value, int) or value not in {0, 1}:
+    if not isinstance(value, int):  # not printed: lists that share lists take exponential time to print
+        raise ValueError(f"got {type(value).__name__} among the flags, wanted booleans, 0 or 1")  # noqa: TRY004
+    if value not in {0, 1}:
         raise ValueError(f"got the flag {value!r:.40}, wanted a boolean, 0 or 1")
     return bool(value)
 
