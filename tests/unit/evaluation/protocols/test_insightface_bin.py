@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.protocols.insightface_bin import BinSet, extract, read_bin
-from pipeline.evaluation.protocols.pairs import read_pairs
-from pipeline.evaluation.protocols.published import write_rows
+from pipeline.evaluation.protocols.pairs import assemble, read_pairs
+from pipeline.evaluation.protocols.pairs_file import write_rows
 
 
 def encoded(name: str) -> bytes:
@@ -222,6 +222,29 @@ def test_people_are_what_the_flags_connect(tmp_path: Path) -> None:
     assert len(list((tmp_path / "images").rglob("*.jpg"))) == 5
     for name, path in zip(PICTURES, [p for r in rows for p in r[1:3]], strict=True):
         assert (tmp_path / "images" / path).read_bytes() == encoded(name)
+
+
+def test_contradictory_and_identical_pairs_are_judged_as_listed(tmp_path: Path) -> None:
+    """InsightFace compares what a set lists: an image with itself, and pictures that other flags call one person."""
+    pictures = ["a", "a", "a", "a2", "a2", "a3", "a", "a3", "b", "c", "b", "b"]
+    flags = [True, True, True, False, False, False]
+    rows = extract(BinSet([encoded(p) for p in pictures * 10], flags * 10), tmp_path / "images")
+    write_rows(rows, tmp_path / "set.tsv")
+    pairs = read_pairs(tmp_path / "set.tsv", tmp_path / "images")
+    assert pairs.same.tolist() == flags * 10
+    assert pairs.oddities() == [
+        "20 pairs compare an image with itself: judged as listed",
+        "20 different pairs show one person, by their names or by other pairs: judged as listed",
+    ]
+
+
+def test_a_set_of_all_same_and_then_all_different_pairs_is_cut_as_insightface_cuts_it(tmp_path: Path) -> None:
+    images = [encoded(f"{i // 2}-{i % 2}") for i in range(40)] + [encoded(f"{i // 2}-{i % 2}") for i in range(40)][::-1]
+    flags = [True] * 20 + [False] * 20
+    images[42::4] = images[0:38:4]
+    pairs = assemble(extract(BinSet(images, flags), tmp_path / "images"), "set")
+    assert [pairs.folds[fold] for fold in pairs.fold] == [str(i // 4 + 1) for i in range(40)]
+    assert "10 folds hold pairs of one kind: judged as listed" in pairs.oddities()
 
 
 def test_folds_are_consecutive_tenths_and_the_pairs_file_reads(tmp_path: Path) -> None:
