@@ -42,8 +42,8 @@ examples:
   python stages/evaluate.py runs/casia --images lfw --pairs lfw.tsv --without overlap.tsv --report
       without the people that stages/overlap.py found in the training set too, beside the result with them
 
-pairs file (tab-separated, paths relative to --images, identity = the folder of an image; stages/pairs.py writes one
-from LFW, YTF, an InsightFace .bin or your own folders):
+pairs file (tab-separated, paths relative to --images, identity = the folder of an image unless columns person_a and
+person_b name it; stages/pairs.py writes one from published protocols, an InsightFace .bin or your own folders):
   fold  path_a        path_b        same
   1     ann/0001.jpg  ann/0002.jpg  1
   1     ann/0001.jpg  bob/0001.jpg  0
@@ -55,6 +55,8 @@ def main() -> int:
     """Read and check everything, then embed, judge and report; a fault is one line (65, or 74 for the disk)."""
     args = _parser().parse_args()
     chosen = _chosen(args)
+    for words in chosen.pairs.oddities():
+        print(f"evaluate: {words}", file=sys.stderr)
     evaluations = [_evaluate(args, chosen, source) for source in sources_of(args)]
     _print_table(evaluations)
     if args.report:

@@ -14,7 +14,8 @@ import numpy as np
 from cluster.stop import exit_with, faults_in_one_line
 from pipeline.evaluation.embedding.kept import Kept, keep, without_features
 from pipeline.evaluation.embedding.source import Source, image_files
-from pipeline.evaluation.protocols.pairs import identity_of, list_images
+from pipeline.evaluation.protocols.pairs import list_images
+from pipeline.evaluation.protocols.pairs_file import identity_of
 from pipeline.evaluation.results import Identification, load_identification, result_file, save_summary
 from pipeline.evaluation.scoring.distractors import identify
 from pipeline.evaluation.scoring.verification import require_resolvable, resolvable_fars

@@ -93,9 +93,9 @@ def sets_of(recipe: Recipe) -> tuple[VerificationSet, ...]:
 
 
 def leave_out(chosen: VerificationSet, people: Collection[str], fars: Sequence[float] = ()) -> VerificationSet:
-    """The set without the pairs that show any of `people`, named as their images' folders.
+    """The set without the pairs that show any of `people`, given by their names.
 
-    Raises ValueError when a fold is then without same or different pairs, or a rate is not resolved any more.
+    Raises ValueError if a fold is then without pairs or without a threshold, or a rate is not resolved any more.
     """
     pairs = chosen.pairs.without(people, str(chosen.file))
     digest = hashlib.sha256("\n".join(sorted(people)).encode()).hexdigest()
@@ -107,8 +107,8 @@ def judge(
 ) -> Evaluation:
     """Every rate of the set, given the features `[N, 2D]` of ``pairs.paths``.
 
-    An image with a row of NaN is left out with its pairs. Raises ValueError when a fold is then without pairs of either
-    kind, or a rate is not resolved any more.
+    An image with a row of NaN is left out with its pairs. Raises ValueError if a fold is then without pairs or without
+    a threshold, or a rate is not resolved any more.
     """
     good: BoolArray = np.asarray(np.isfinite(features_ND).all(axis=1))
     left_out = tuple(compress(chosen.pairs.paths, ~good))
@@ -130,7 +130,7 @@ def judge(
         left_out=left_out,
     )
     paths = np.array(pairs.paths)
-    angles = class_angles(features_ND, pairs.identity, pairs.paths)
+    angles = class_angles(features_ND, pairs.identity, pairs.people)
     return Evaluation(summary, scored, paths[pairs.a], paths[pairs.b], angles)
 
 

@@ -13,6 +13,12 @@ from pipeline.evaluation.protocols.pairs import read_pairs
 STAGE = Path(__file__).parents[2] / "stages" / "pairs.py"
 LFW = "2\t1\nann\t1\t2\nann\t1\tbob\t1\nbob\t1\t2\nbob\t2\tann\t2\n"
 YTF = "split, first, second, same\n1, ann/0, ann/1, 1\n1, ann/0, bob/0, 0\n2, bob/0, bob/1, 1\n2, bob/1, ann/1, 0\n"
+LIST = """\
+ann/ann_0001.jpg ann/ann_0002.jpg 1
+bob/bob_0001.jpg bob/bob_0002.jpg 1
+ann/ann_0001.jpg bob/bob_0001.jpg 0
+bob/bob_0002.jpg ann/ann_0002.jpg 0
+"""
 
 
 def run_stage(*arguments: str) -> int:
@@ -41,6 +47,14 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             (tmp_path / f"frames/p{number}/{shot}.jpg").write_bytes(b"")
     (tmp_path / "pairs.txt").write_text(LFW)
     (tmp_path / "splits.txt").write_text(YTF)
+    (tmp_path / "list.txt").write_text(LIST)
+    for fold, (same, different) in {"01": ("1,1", "1,2"), "02": ("2,2", "2,1")}.items():
+        (tmp_path / f"Protocol/Split/FP/{fold}").mkdir(parents=True)
+        (tmp_path / f"Protocol/Split/FP/{fold}/same.txt").write_text(same)
+        (tmp_path / f"Protocol/Split/FP/{fold}/diff.txt").write_text(different)
+    for kind, shot in (("F", 0), ("P", 1)):
+        text = f"1 ../Data/Images/ann/{shot}/1.jpg\n2 ../Data/Images/bob/{shot}/1.jpg\n"
+        (tmp_path / f"Protocol/Pair_list_{kind}.txt").write_text(text)
     images = [bytes([number, shot]) for i in range(20) for number, shot in ((i, 0), (i + i % 2, 1))]
     (tmp_path / "set.bin").write_bytes(pickle.dumps((images, [i % 2 == 0 for i in range(20)])))
     return tmp_path
@@ -51,6 +65,12 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (["lfw", "pairs.txt"], "faces", "4 pairs (2 same, 2 different) of 4 images in 2 folds"),
         (["ytf", "splits.txt"], "faces", "4 pairs (2 same, 2 different) of 4 images in 2 folds"),
+        (["cfp", "Protocol"], "faces", "4 pairs (2 same, 2 different) of 4 images in 2 folds"),
+        (
+            ["list", "list.txt", "--person", r"(\w+)_\d+"],
+            "faces",
+            "4 pairs (2 same, 2 different) of 4 images in 2 folds",
+        ),
         (["bin", "set.bin", "--images", "set"], "set", "20 pairs (10 same, 10 different)"),
         (["folder", "frames", "--folds", "2", "--size", "1"], "frames", "4 pairs (2 same, 2 different)"),
     ],
@@ -62,6 +82,19 @@ def test_every_protocol_becomes_a_pairs_file(
     assert run_stage(kind, source, "out.tsv", *options) == 0
     assert printed in capsys.readouterr().out
     assert len(read_pairs(scene / "out.tsv", scene / images).same) == int(printed.split(maxsplit=1)[0])
+
+
+def test_what_is_odd_is_said_when_it_is_written(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (scene / "list.txt").write_text(LIST + "ann/ann_0001.jpg ann/ann_0001.jpg 0\n")
+    assert run_stage("list", "list.txt", "out.tsv") == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "pairs: 1 pairs compare an image with itself: judged as listed",
+        "pairs: 1 different pairs show one person, by their names or by other pairs: judged as listed",
+        "pairs: 3 folds hold pairs of one kind: judged as listed",
+    ]
+    assert len(read_pairs(scene / "out.tsv", scene / "faces").same) == 5
+    assert run_stage("list", "list.txt", "out.tsv", "--person", "ann") == 2
+    assert "got 'ann', wanted a group in it, such as" in capsys.readouterr().err
 
 
 def test_a_fault_is_one_line(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,8 @@ import pytest
 
 from cluster.marks import VARIABLE, marked, sweep
 from cluster.stop import EXIT_REFUSED, EXIT_STOPPED
-from pipeline.evaluation.protocols.pairs import COLUMNS
-from pipeline.evaluation.protocols.published import folder_rows
+from pipeline.evaluation.protocols.drawn import folder_rows
+from pipeline.evaluation.protocols.pairs_file import COLUMNS
 from pipeline.run.checkpoint import complete_steps
 from tests.end_to_end.launcher import DEEPSPEED, metrics
 from tests.faces import ROOT, write_faces, write_shards

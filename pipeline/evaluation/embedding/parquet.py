@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.evaluation.protocols.pairs import identity_of
+from pipeline.evaluation.protocols.pairs_file import identity_of
 from pipeline.evaluation.scoring.search import regrouped
 from pipeline.files import written_whole
 

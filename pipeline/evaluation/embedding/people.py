@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from pipeline.evaluation.embedding.source import How, ImageList, Source, shown
-from pipeline.evaluation.protocols.pairs import identity_of, list_images
+from pipeline.evaluation.protocols.pairs import list_images
+from pipeline.evaluation.protocols.pairs_file import identity_of
 from pipeline.evaluation.scoring.verification import IntArray
 from pipeline.reading.images import Images, read_image
 from pipeline.reading.tars import ShardSet

@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.protocols.pairs import Row
+from pipeline.evaluation.protocols.folds import people_by_flags, tenths
+from pipeline.evaluation.protocols.pairs_file import Row
 from pipeline.evaluation.protocols.plain_pickle import Array, read
 from pipeline.files import sync_all, write_file
-
-FOLDS = 10
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,9 @@ def _image(value: Any) -> bytes:
 
 
 def _flag(value: Any) -> bool:
-    if not isinstance(value, int) or value not in {0, 1}:
+    if not isinstance(value, int):  # not printed: lists that share lists take exponential time to print
+        raise ValueError(f"got {type(value).__name__} among the flags, wanted booleans, 0 or 1")  # noqa: TRY004
+    if value not in {0, 1}:
         raise ValueError(f"got the flag {value!r:.40}, wanted a boolean, 0 or 1")
     return bool(value)
 
@@ -82,15 +83,14 @@ def _flag(value: Any) -> bool:
 def extract(content: BinSet, folder: Path) -> list[Row]:
     """Write the images below `folder`, one folder for each identity, and return the pairs' rows.
 
-    A set does not name its people. Images of equal bytes are one image, and a "same" flag makes the two images' people
-    one; two people who are never compared as the same stay two, so the bootstrap may take one person for several.
+    A set does not name its people: its "same" flags do (see `people_by_flags`). Images of equal bytes are one image.
     """
     digest_of: dict[int, str] = {}  # an image that the file holds once and names often is looked at once
     for image in content.images:
         if id(image) not in digest_of:
             digest_of[id(image)] = hashlib.sha256(image).hexdigest()[:16]
     names = [digest_of[id(image)] for image in content.images]
-    person = _people(names, content.same)
+    person = people_by_flags(names, content.same)
     paths = []
     files = {}
     for name, image in zip(names, content.images, strict=True):
@@ -102,27 +102,11 @@ def extract(content: BinSet, folder: Path) -> list[Row]:
         write_file(file, image, synced=False)
     sync_all(files)  # after all are on their way: to wait for each would take minutes
     rows = []
-    for i, same in enumerate(content.same):
-        fold = i * FOLDS // len(content.same) + 1
-        rows.append(Row(str(fold), paths[2 * i], paths[2 * i + 1], same))
+    for i, (fold, same) in enumerate(zip(tenths(len(content.same)), content.same, strict=True)):
+        a, b = 2 * i, 2 * i + 1
+        rows.append(Row(str(fold), paths[a], paths[b], same, person[names[a]], person[names[b]]))
     return rows
 
 
 def _suffix(image: bytes) -> str:
     return ".png" if image.startswith(b"\x89PNG") else ".jpg"
-
-
-def _people(names: list[str], same: list[bool]) -> dict[str, str]:
-    """A person's label for each image: the first image's name among all that "same" flags connect."""
-    parent = {name: name for name in names}
-
-    def root(name: str) -> str:
-        while parent[name] != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
-    for i, flag in enumerate(same):
-        if flag:
-            parent[root(names[2 * i + 1])] = root(names[2 * i])
-    return {name: root(name) for name in names}

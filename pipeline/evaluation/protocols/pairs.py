@@ -1,33 +1,21 @@
-"""Pairs files: which images a verification protocol compares.
+"""Pairs: which images a verification protocol compares, read from a pairs file and numbered.
 
-A tab-separated file with the header ``fold  path_a  path_b  same``: paths are relative to the image folder,
-an image's identity is the folder that holds it, and ``same`` is 1 or 0. A path may also name a folder of images, such
-as a video's frames: it counts as one image whose features are the mean of theirs.
+Paths are relative to the image folder. A path may also name a folder of images, such as a video's frames: it counts as
+one image whose features are the mean of theirs.
 """
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 
+from pipeline.evaluation.protocols.pairs_file import Row, read_rows
 from pipeline.evaluation.scoring.verification import BoolArray, FloatArray, IntArray, ScoredPairs
 
-COLUMNS = ("fold", "path_a", "path_b", "same")
 SUFFIXES = {".jpg", ".jpeg", ".png"}
-
-
-class Row(NamedTuple):
-    """One comparison as a protocol file states it."""
-
-    fold: str
-    path_a: str
-    path_b: str
-    same: bool
 
 
 @dataclass(frozen=True)
@@ -36,11 +24,12 @@ class Pairs:
 
     Attributes:
         paths: the `N` images, in order of first mention, relative to the image folder.
-        identity: `[N]` identity of each image.
+        identity: `[N]` identity of each image, a position in `people`.
         a, b: `[P]` positions in `paths`.
         same: `[P]` whether the two images show one identity.
         fold: `[P]` positions in `folds`.
         folds: the folds' names, in order of first mention.
+        people: the identities' names, in order of first mention.
     """
 
     paths: tuple[str, ...]
@@ -50,6 +39,7 @@ class Pairs:
     same: BoolArray
     fold: IntArray
     folds: tuple[str, ...]
+    people: tuple[str, ...]
 
     @property
     def impostors(self) -> int:
@@ -57,16 +47,13 @@ class Pairs:
         return int(np.sum(~self.same))
 
     def without(self, people: Collection[str], source: str) -> Pairs:
-        """The pairs that show none of `people`, each named as the folder of the images.
-
-        Raises ValueError, naming `source`, when a fold is left without pairs of either kind.
-        """
-        return self.among(np.array([identity_of(path) not in people for path in self.paths], bool), source)
+        """The pairs that show none of `people`, given by their names; raises ValueError as `among` does."""
+        return self.among(np.array([self.people[i] not in people for i in self.identity], bool), source)
 
     def among(self, wanted: BoolArray, source: str) -> Pairs:
         """The pairs of two images that are `wanted` `[N]`.
 
-        Raises ValueError, naming `source`, when a fold is left without pairs of either kind.
+        Raises ValueError, naming `source`, if a fold is left without pairs, or without a threshold (see `assemble`).
         """
         keep = wanted[self.a] & wanted[self.b]
         rest = f"{source}, {np.sum(keep)} of {len(keep)} pairs left"
@@ -84,6 +71,19 @@ class Pairs:
             fold=self.fold[keep],
         )
 
+    def oddities(self) -> list[str]:
+        """What is odd about pairs that are judged as they are listed: a line each, with its count."""
+        one_person = self.identity[self.a] == self.identity[self.b]
+        pairs_in = np.bincount(self.fold, minlength=len(self.folds))
+        same_in = np.bincount(self.fold[self.same], minlength=len(self.folds))
+        counts = {
+            "pairs compare an image with itself": np.sum(self.a == self.b),
+            "different pairs show one person, by their names or by other pairs": np.sum(one_person & ~self.same),
+            "same pairs show two people, by their names": np.sum(~one_person & self.same),
+            "folds hold pairs of one kind": np.sum((same_in == 0) | (same_in == pairs_in)),
+        }
+        return [f"{count:,} {words}: judged as listed" for words, count in counts.items() if count]
+
     def scored(self, scores: FloatArray) -> ScoredPairs:
         """The pairs with their similarities `[P]`, ready for `verification`."""
         return ScoredPairs.of(
@@ -98,28 +98,35 @@ class Pairs:
 def read_pairs(file: Path, images: Path) -> Pairs:
     """Read a pairs file and check it whole, image files included, before anything is computed.
 
-    Raises ValueError with the file and line for a missing column or a bad value, for an image that `images`
-    lacks, for fewer than two folds and for a fold with pairs of one kind only.
+    Raises ValueError as `read_rows` and `assemble` do, and for an image that `images` lacks.
     """
-    pairs = assemble(list(_rows(file)), str(file))
+    pairs = assemble(list(read_rows(file)), str(file))
     require_images(pairs.paths, images, str(file))
     return pairs
 
 
 def assemble(rows: list[Row], source: str) -> Pairs:
-    """Number images, identities and folds in order of first mention; `source` names the rows in an error."""
+    """Number images, people and folds in order of first mention; `source` names the rows in an error.
+
+    Raises ValueError for an image of two people, for fewer than two folds, and for a fold whose threshold the others
+    cannot give, since they hold pairs of one kind only.
+    """
     images: dict[str, int] = {}
-    identities: dict[str, int] = {}
+    person_of: dict[str, str] = {}
     folds: dict[str, int] = {}
     fold, a, b = np.empty((3, len(rows)), np.int64)
     for i, row in enumerate(rows):
         fold[i] = folds.setdefault(row.fold, len(folds))
         a[i] = images.setdefault(row.path_a, len(images))
         b[i] = images.setdefault(row.path_b, len(images))
-    identity = [identities.setdefault(identity_of(path), len(identities)) for path in images]
+        for path, person in zip((row.path_a, row.path_b), row.people, strict=True):
+            if person_of.setdefault(path, person) != person:
+                raise ValueError(f"{source}: got {person_of[path]} and {person} for {path}, wanted one person")
+    people = {person: number for number, person in enumerate(dict.fromkeys(person_of.values()))}
+    identity = np.array([people[person] for person in person_of.values()], np.int64)
     same = np.array([row.same for row in rows], bool)
     _check_folds(tuple(folds), fold, same, source)
-    return Pairs(tuple(images), np.array(identity, np.int64), a, b, same, fold, tuple(folds))
+    return Pairs(tuple(images), identity, a, b, same, fold, tuple(folds), tuple(people))
 
 
 def require_images(paths: tuple[str, ...], images: Path, source: str) -> None:
@@ -149,48 +156,16 @@ def list_images(folder: Path) -> list[str]:
     return found
 
 
-def _rows(file: Path) -> Iterator[Row]:
-    try:
-        stream = file.open(newline="", encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"pairs: cannot read {file}: {error.strerror}") from None
-    with stream:
-        reader = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
-        if missing:
-            raise ValueError(f"{file}: got no column {missing[0]!r}, wanted {', '.join(COLUMNS)} (tab-separated)")
-        for values in reader:
-            yield _row(values, f"{file}, line {reader.line_num}")
-
-
-def _row(values: dict[str, str | None], where: str) -> Row:
-    for name in COLUMNS:
-        if not values[name]:
-            raise ValueError(f"{where}: got no value for {name}, wanted {len(COLUMNS)} tab-separated values")
-    fold, a, b, same = (str(values[name]) for name in COLUMNS)
-    if same not in {"0", "1"}:
-        raise ValueError(f"{where}: same: got {same!r}, wanted 0 or 1")
-    if a == b:
-        raise ValueError(f"{where}: got {a} twice, wanted two different images")
-    if (identity_of(a) == identity_of(b)) != (same == "1"):
-        raise ValueError(
-            f"{where}: same: got {same} for {a} and {b}, wanted 1 exactly when one folder holds both images"
-        )
-    return Row(fold, a, b, same == "1")
-
-
-def identity_of(path: str) -> str:
-    """The identity of an image: the folder that holds it."""
-    return PurePosixPath(path).parent.as_posix()
-
-
 def _check_folds(folds: tuple[str, ...], fold: IntArray, same: BoolArray, source: str) -> None:
     if len(folds) < 2:
         raise ValueError(f"{source}: got {len(folds)} folds, wanted at least 2")
+    empty = [name for number, name in enumerate(folds) if not np.any(fold == number)]
+    if empty:
+        raise ValueError(f"{source}: fold {empty[0]}: got no pairs, wanted some")
     for number, name in enumerate(folds):
-        kinds = same[fold == number]
-        if kinds.all() or not kinds.any():
+        others = same[fold != number]
+        if others.all() or not others.any():
             raise ValueError(
-                f"{source}: fold {name}: got {kinds.sum()} same and {np.sum(~kinds)} different pairs,"
-                " wanted some of each"
+                f"{source}: fold {name}: the other folds, which give its threshold, have {others.sum()} same and"
+                f" {np.sum(~others)} different pairs, wanted some of each"
             )

@@ -73,13 +73,18 @@ def _opcodes(data: bytes) -> Iterator[tuple[str, Any]]:
 
 
 def _text(value: Any) -> str:
-    return value.decode("ascii") if isinstance(value, bytes) else str(value)
+    if isinstance(value, bytes):
+        return value.decode("ascii")
+    if not isinstance(value, str):  # never printed: lists that share lists take exponential time to print
+        raise ValueError(f"got {type(value).__name__} for a name, wanted a string")  # noqa: TRY004 - a fault of the file
+    return value
 
 
 def _kind(code: Any, *_: Any) -> _Kind:
-    if not _KINDS.fullmatch(_text(code)):
-        raise ValueError(f"got a NumPy type {code!r}, wanted booleans or whole numbers")
-    return _Kind(_text(code))
+    name = _text(code)
+    if not _KINDS.fullmatch(name):
+        raise ValueError(f"got a NumPy type {name!r:.40}, wanted booleans or whole numbers")
+    return _Kind(name)
 
 
 def _values(kind: Any, data: Any) -> Any:
@@ -91,7 +96,7 @@ def _values(kind: Any, data: Any) -> Any:
 
 def _encode(text: Any, encoding: Any) -> bytes:
     if _text(encoding) not in {"latin1", "latin-1"}:
-        raise ValueError(f"got the encoding {encoding!r}, wanted latin1")
+        raise ValueError(f"got the encoding {_text(encoding)!r:.40}, wanted latin1")
     return bytes(text, "latin-1")
 
 

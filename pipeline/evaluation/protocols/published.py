@@ -1,41 +1,57 @@
-"""The published verification protocols, each turned into the rows of a pairs file.
+"""The published verification protocols with files of their own, each turned into the rows of a pairs file.
 
-- LFW (Huang et al., UMass TR 07-49, 2007): ``pairs.txt``, "10 300", then for each of 10 folds 300 lines
-  ``name n m`` of one person and 300 lines ``name n other m`` of two; images are ``name/name_0001.jpg``.
+- LFW (Huang et al., UMass TR 07-49, 2007): ``pairs.txt``, "10 300", then for each of 10 folds 300 lines ``name n m`` of
+  one person and 300 lines ``name n other m`` of two; images are ``name/name_0001.jpg``. The development sets have one
+  number on the first line and no folds; RFW (Wang et al., ICCV 2019) has LFW's lines without a first one.
 - YTF (Wolf, Hassner, Maoz, CVPR 2011): ``splits.txt``, comma-separated ``split, first, second, same`` after a header;
   videos are folders ``name/0`` of frames, whose features are averaged.
-- A folder of one's own: identity folders, pairs drawn by a seed, identities split over the folds.
+- CFP (Sengupta et al., WACV 2016): the folder ``Protocol``, whose ``Split/FP/01/same.txt`` and ``diff.txt`` name images
+  by their numbers in ``Pair_list_F.txt`` (frontal) and ``Pair_list_P.txt`` (profile).
 
-InsightFace's ``.bin`` sets have a file of their own, `insightface_bin`.
+Lists of paths are read by `path_lists`, and InsightFace's ``.bin`` sets by `insightface_bin`.
 """
 
 from __future__ import annotations
 
-import random
-from itertools import chain, combinations, islice, product
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
-from pipeline.evaluation.protocols.pairs import COLUMNS, Row, frames_of
-from pipeline.files import write_file
+from pipeline.evaluation.protocols.folds import folds_of
+from pipeline.evaluation.protocols.lines import read_lines
+from pipeline.evaluation.protocols.pairs_file import Row
+from pipeline.evaluation.protocols.path_lists import fields_of
+
+CFP_SPLITS = ("FP", "FF")  # their letters name the lists of the first and of the second image of a pair
 
 
 def lfw_rows(file: Path, suffix: str = ".jpg") -> list[Row]:
-    """The pairs of LFW's ``pairs.txt``; raises ValueError naming the line that does not fit the protocol."""
-    header, *lines = file.read_text(encoding="utf-8").splitlines()
-    try:
-        folds, size = map(int, header.split())
-    except ValueError:
-        raise ValueError(
-            f"{file}, line 1: got {header!r}, wanted the folds and pairs of a kind, such as 10 300"
-        ) from None
-    lines = [line for line in lines if line.strip()]
-    if len(lines) != folds * size * 2:
-        raise ValueError(f"{file}: got {len(lines)} pairs, wanted {folds * size * 2} ({folds} folds of 2 × {size})")
+    """The pairs of a file in LFW's form, with or without its first line.
+
+    Raises ValueError naming the line that does not fit the protocol.
+    """
+    lines = list(filter(str.strip, read_lines(file)))
+    header = _lfw_header(lines[0]) if lines else None
+    if header is not None:
+        count, size = header
+        lines = lines[1:]
+        if len(lines) != count * size * 2:
+            raise ValueError(f"{file}: got {len(lines)} pairs, wanted {count * size * 2} ({count} folds of 2 × {size})")
+        same = [i % (2 * size) < size for i in range(len(lines))]
+    else:
+        same = [len(fields_of(line)) == 3 for line in lines]
+    folds = folds_of(same) if header is None or count == 1 else [i // (2 * size) + 1 for i in range(len(lines))]
     rows = []
-    for i, line in enumerate(lines):
-        fold, place = divmod(i, 2 * size)
-        rows.append(_lfw_row(line.split(), fold + 1, same=place < size, where=f"{file}, pair {i + 1}", suffix=suffix))
+    for number, (line, fold, flag) in enumerate(zip(lines, folds, same, strict=True), start=1):
+        rows.append(_lfw_row(fields_of(line), fold, flag, where=f"{file}, pair {number}", suffix=suffix))
     return rows
+
+
+def _lfw_header(line: str) -> tuple[int, int] | None:
+    """Folds and pairs of a kind in each, as the first line says; None if it is a pair. One number is of one fold."""
+    words = line.split()
+    if len(words) > 2 or not all(map(str.isdecimal, words)):
+        return None
+    return (1, int(words[0])) if len(words) == 1 else (int(words[0]), int(words[1]))
 
 
 def _lfw_row(fields: list[str], fold: int, same: bool, where: str, suffix: str) -> Row:
@@ -52,9 +68,10 @@ def _lfw_row(fields: list[str], fold: int, same: bool, where: str, suffix: str) 
 def ytf_rows(file: Path) -> list[Row]:
     """The pairs of YTF's ``splits.txt``, each path a folder of frames; raises ValueError naming a bad line."""
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()[1:], start=2):
+    for number, line in enumerate(read_lines(file), start=1):
         fields = list(map(str.strip, line.split(",")))
-        if fields == [""]:
+        names_of_columns = number == 1 and fields[-1] not in {"0", "1"}
+        if fields == [""] or names_of_columns:
             continue
         if len(fields) != 4 or fields[3] not in {"0", "1"}:
             raise ValueError(f"{file}, line {number}: got {line!r}, wanted: split, first video, second video, 0 or 1")
@@ -62,53 +79,43 @@ def ytf_rows(file: Path) -> list[Row]:
     return rows
 
 
-def folder_rows(images: Path, folds: int, pairs_of_a_kind: int, seed: int) -> list[Row]:
-    """Draw pairs from identity folders: in each fold `pairs_of_a_kind` same and as many different, none twice.
+def cfp_rows(protocol: Path, split: str) -> list[Row]:
+    """The pairs of CFP's folder ``Protocol``, FP (frontal and profile) or FF; paths are ``001/frontal/01.jpg``.
 
-    No identity appears in two folds, so that a threshold is never chosen on the people it is judged on. The same folder
-    and seed give the same pairs. Raises ValueError when a fold cannot hold so many.
+    Raises ValueError naming the file that is missing, or the line that is no pair.
     """
-    generator = random.Random(seed)
-    people = {folder.name: frames_of(images, folder.name) for folder in images.iterdir() if folder.is_dir()}
-    names = sorted(name for name, files in people.items() if files)
-    generator.shuffle(names)
+    first, second = (_cfp_images(protocol / f"Pair_list_{kind}.txt") for kind in split)
+    folders = sorted(folder for folder in (protocol / "Split" / split).glob("*") if folder.is_dir())
     rows = []
-    for fold in range(folds):
-        mine = [people[name] for name in names[fold::folds]]
-        same = list(chain.from_iterable(combinations(files, 2) for files in mine))
-        if len(same) < pairs_of_a_kind:
-            raise ValueError(
-                f"{images}: fold {fold + 1}: got {len(same)} same pairs, wanted {pairs_of_a_kind}; "
-                "ask for fewer pairs (--size) or fewer folds (--folds)"
-            )
-        rows += [Row(str(fold + 1), a, b, True) for a, b in generator.sample(same, pairs_of_a_kind)]
-        rows += [Row(str(fold + 1), a, b, False) for a, b in _strangers(mine, pairs_of_a_kind, generator, images)]
+    for folder in folders:
+        for name, same in (("same.txt", True), ("diff.txt", False)):
+            for a, b, where in _cfp_pairs(folder / name):
+                if a not in first or b not in second:
+                    raise ValueError(f"{where}: got {a},{b}, wanted numbers of {protocol}'s Pair_list files")
+                (path_a, person_a), (path_b, person_b) = first[a], second[b]
+                rows.append(Row(folder.name, path_a, path_b, same, person_a, person_b))
+    if not rows:
+        raise ValueError(f"{protocol}: got no pairs, wanted CFP's folder Protocol with Split/{split}/01/same.txt, ...")
     return rows
 
 
-def _strangers(people: list[list[str]], count: int, generator: random.Random, images: Path) -> list[tuple[str, str]]:
-    """`count` distinct pairs of two people, every couple of people equally likely at each draw."""
-    sizes = list(map(len, people))
-    possible = (sum(sizes) ** 2 - sum(size**2 for size in sizes)) // 2
-    if possible < count:
-        raise ValueError(
-            f"{images}: got {possible} different pairs in a fold, wanted {count}; ask for fewer folds (--folds)"
-        )
-    if possible < 4 * count:  # few enough to list, and too few to find by drawing
-        every = chain.from_iterable(product(one, other) for one, other in combinations(people, 2))
-        return generator.sample(list(every), count)
-    drawn: dict[tuple[str, str], None] = {}
-    while len(drawn) < count:
-        one, other = generator.sample(people, 2)
-        a, b = sorted((generator.choice(one), generator.choice(other)))
-        drawn[a, b] = None
-    return list(islice(drawn, count))
+def _cfp_images(file: Path) -> dict[str, tuple[str, str]]:
+    """Number to path (``001/frontal/01.jpg``) and person of the images that a ``Pair_list`` numbers."""
+    images = {}
+    for line in filter(str.strip, read_lines(file)):
+        number, _, path = line.strip().partition(" ")
+        parts = PurePosixPath(path.strip()).parts[-3:]
+        if len(parts) != 3:
+            raise ValueError(
+                f"{file}: got {line!r}, wanted a number and a path such as ../Data/Images/001/frontal/01.jpg"
+            )
+        images[number] = "/".join(parts), parts[0]
+    return images
 
 
-def write_rows(rows: list[Row], file: Path) -> None:
-    """Write a pairs file that `pairs.read_pairs` reads, whole or not at all.
-
-    Raises NotWrittenError naming the file, for a full disk.
-    """
-    lines = ["\t".join(COLUMNS), *(f"{row.fold}\t{row.path_a}\t{row.path_b}\t{int(row.same)}" for row in rows)]
-    write_file(file, ("\n".join(lines) + "\n").encode())
+def _cfp_pairs(file: Path) -> Iterator[tuple[str, str, str]]:
+    """The two numbers of each line, and where it stands."""
+    for number, line in enumerate(read_lines(file), start=1):
+        if line.strip():
+            a, _, b = line.partition(",")
+            yield a.strip(), b.strip(), f"{file}, line {number}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ class ClassAngles:
     more so the fewer there are. A person with one image has none.
 
     Attributes:
-        names: of the people, by their images' folders.
+        names: of the people.
         images: `[C]` how many each has.
         within: `[C, 3]` `QUANTILES` of the angles of their images; NaN for one image.
         nearest: `[C]` angle from a person's mean to the nearest other person's; NaN for one person alone.
@@ -53,12 +52,14 @@ class ClassAngles:
         return known[np.argsort(room[known], kind="stable")][:count]
 
 
-def class_angles(features_ND: NDArray[Any], identity: IntArray, paths: Sequence[str]) -> ClassAngles:
-    """The angles of `N` images' features, given the person and the path of each."""
-    unit_ND = np.asarray(features_ND, np.float64)
-    unit_ND = unit_ND / np.linalg.norm(unit_ND, axis=1, keepdims=True)
-    _, first, person = np.unique(identity, return_index=True, return_inverse=True)
-    count = len(first)
+def class_angles(features_ND: NDArray[Any], identity: IntArray, people: Sequence[str]) -> ClassAngles:
+    """The angles of `N` images' features, given the person of each, a position in the names `people`.
+
+    A row of zeros, as a collapsed network gives it, is at 90° to everything.
+    """
+    unit_ND = _unit(np.asarray(features_ND, np.float64))
+    known, person = np.unique(identity, return_inverse=True)
+    count = len(known)
     sums_CD = np.zeros((count, unit_ND.shape[1]))
     np.add.at(sums_CD, person, unit_ND)
     images = np.bincount(person, minlength=count)
@@ -68,7 +69,7 @@ def class_angles(features_ND: NDArray[Any], identity: IntArray, paths: Sequence[
     order = np.argsort(person, kind="stable")
     groups = np.split(angle_N[order], np.cumsum(images)[:-1])
     return ClassAngles(
-        names=np.array([PurePosixPath(paths[i]).parent.as_posix() for i in first]),
+        names=np.array([people[i] for i in known]),
         images=images,
         within=np.array([np.quantile(group, QUANTILES) for group in groups]),
         nearest=nearest,

@@ -15,8 +15,7 @@ from pipeline.evaluation.embedding.people import People
 from pipeline.evaluation.embedding.trained import TrainedBackbone
 from pipeline.evaluation.protocols.insightface_bin import BinSet, extract
 from pipeline.evaluation.protocols.overlap import Candidate, write_decisions
-from pipeline.evaluation.protocols.pairs import Row
-from pipeline.evaluation.protocols.published import write_rows
+from pipeline.evaluation.protocols.pairs_file import Row, write_rows
 from pipeline.evaluation.reports.overlap_page import write_page
 from pipeline.evaluation.reports.report import write_report
 from pipeline.evaluation.reports.study_page import write_tables

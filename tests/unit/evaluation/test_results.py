@@ -52,7 +52,7 @@ def test_a_far_beyond_the_impostors_is_refused() -> None:
 
 def test_an_evaluation_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     features = np.random.default_rng(0).normal(size=(6, 4))
-    angles = class_angles(features, np.arange(6) // 2, [f"p{i // 2}/{i}.jpg" for i in range(6)])
+    angles = class_angles(features, np.arange(6) // 2, ["p0", "p1", "p2"])
     saved = replace(make_evaluation(7), angles=angles)
     file = save(saved, tmp_path)
     assert file.name == "step-00000007.json"

@@ -13,7 +13,8 @@ from pipeline.evaluation.embedding.embed import embed, files_of
 from pipeline.evaluation.embedding.kept import keep, means_of_frames, without_features
 from pipeline.evaluation.embedding.source import How, ImageList, Network, image_files
 from pipeline.evaluation.embedding.trained import digest_of
-from pipeline.evaluation.protocols.pairs import Row, assemble
+from pipeline.evaluation.protocols.pairs import assemble
+from pipeline.evaluation.protocols.pairs_file import Row
 
 HEIGHT, WIDTH = 12, 8
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.protocols.insightface_bin import BinSet, extract, read_bin
-from pipeline.evaluation.protocols.pairs import read_pairs
-from pipeline.evaluation.protocols.published import write_rows
+from pipeline.evaluation.protocols.pairs import assemble, read_pairs
+from pipeline.evaluation.protocols.pairs_file import write_rows
 
 
 def encoded(name: str) -> bytes:
@@ -29,14 +29,15 @@ def store(folder: Path, content: Any, protocol: int) -> Path:
     return file
 
 
-def python2_pickle() -> bytes:
-    """As Python 2 wrote (strings for images), at its highest protocol."""
-    out = b"\x80\x02("
+def python2_pickle(protocol: int) -> bytes:
+    """As Python 2 wrote (strings for images), at its protocols 1 and 2, the highest; 1 has no opcodes for booleans."""
+    out = b"\x80\x02(" if protocol == 2 else b"("
     out += b"]q\x01("
     for picture in SET[0]:
         out += b"T" + len(picture).to_bytes(4, "little") + picture
     out += b"e]q\x02("
-    out += b"".join(b"\x88" if flag else b"\x89" for flag in FLAGS)
+    true, false = (b"\x88", b"\x89") if protocol == 2 else (b"I01\n", b"I00\n")
+    out += b"".join(true if flag else false for flag in FLAGS)
     return out + b"et."
 
 
@@ -95,10 +96,11 @@ def test_python_2s_protocol_0_is_read(tmp_path: Path) -> None:
     assert read_bin(file) == BinSet(*SET)
 
 
-def test_a_set_written_by_python_2_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", [1, 2])
+def test_a_set_written_by_python_2_is_read(tmp_path: Path, protocol: int) -> None:
     file = tmp_path / "old.bin"
-    file.write_bytes(python2_pickle())
-    assert pickle.loads(python2_pickle(), encoding="bytes") == SET
+    file.write_bytes(python2_pickle(protocol))
+    assert pickle.loads(python2_pickle(protocol), encoding="bytes") == SET
     assert read_bin(file) == BinSet(*SET)
 
 
@@ -136,7 +138,7 @@ def test_a_pickle_that_calls_is_refused_and_does_not_call(tmp_path: Path, protoc
         (b"\x82\x01.", "got opcode EXT1"),
         (b"P1\n.", "got opcode PERSID"),
         (b"(lS'x'\n(tR.", "got something else to call"),
-        (b"cnumpy\ndtype\n(S'O8'\nI0\nI1\ntR.", "got a NumPy type b'O8'"),
+        (b"cnumpy\ndtype\n(S'O8'\nI0\nI1\ntR.", "got a NumPy type 'O8'"),
         (b"c_codecs\nencode\n(Vx\nVrot13\ntR.", "got the encoding 'rot13'"),
         (b"]N(d.", "got opcode DICT"),
         (b"]}b.", "got opcode EMPTY_DICT"),
@@ -151,14 +153,33 @@ def test_what_could_call_is_refused_by_name(tmp_path: Path, data: bytes, message
         read_bin(file)
 
 
-def test_a_billion_laughs_takes_no_time(tmp_path: Path) -> None:
-    """Each list holds the one before ten times, a hundred deep; and a large image is named a hundred thousand times."""
+def billion_laughs() -> bytes:
+    """A list of a hundred lists, each of which holds the one before ten times: it must not even be printed."""
     laughs = b"]q\x00"
     for depth in range(1, 100):
-        laughs += b"](" + b"h" + bytes([depth - 1]) + (b"h" + bytes([depth - 1])) * 9 + b"eq" + bytes([depth])
-    (tmp_path / "laughs.bin").write_bytes(b"(" + laughs + b"]t.")
-    with pytest.raises(ValueError, match=r"laughs.bin: not an InsightFace"):
+        laughs += b"](" + (b"h" + bytes([depth - 1])) * 10 + b"eq" + bytes([depth])
+    return b"(" + laughs + b"l"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (billion_laughs() + b"]\x86.", "got list among the images"),
+        (b"](U\x01aU\x01ae]" + billion_laughs() + b"a\x86.", "got list among the flags"),
+        (b"c_codecs\nencode\n(Vx\n" + billion_laughs() + b"tR.", "got list for a name"),
+        (b"cnumpy\ndtype\n(" + billion_laughs() + b"tR.", "got list for a name"),
+        (b"cnumpy\ndtype\n(Vu1\ntR(K\x03" + billion_laughs() + b"tb.", "got list for a name"),
+        (billion_laughs() + b"Vx\n\x93.", "got list for a name"),
+    ],
+    ids=["image", "flag", "encoding", "type", "byte order", "module"],
+)
+def test_a_billion_laughs_takes_no_time_wherever_it_stands(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "laughs.bin").write_bytes(data)
+    with pytest.raises(ValueError, match=f"laughs.bin: not an InsightFace verification set: {message}"):
         read_bin(tmp_path / "laughs.bin")
+
+
+def test_a_large_image_that_is_named_often_is_held_once(tmp_path: Path) -> None:
     image = encoded("x") * 10_000
     content = read_bin(store(tmp_path, ([image] * 100_000, [True] * 50_000), 4))
     rows = extract(content, tmp_path / "images")
@@ -172,7 +193,7 @@ def test_a_billion_laughs_takes_no_time(tmp_path: Path) -> None:
         ((SET[0], FLAGS[:3]), r"got 8 images for 3 flags, wanted two for each"),
         (SET[0], r"got list, wanted a pair of lists"),
         ((FLAGS, FLAGS), r"got bool among the images, wanted encoded images"),
-        ((SET[0], [b"x"] * 4), r"got the flag b'x', wanted a boolean, 0 or 1"),
+        ((SET[0], [b"x"] * 4), r"got bytes among the flags, wanted booleans, 0 or 1"),
         ((SET[0], [1, 0, 2, 0]), r"got the flag 2, wanted a boolean, 0 or 1"),
         ((SET[0], np.array([0.5])), r"got a NumPy type 'f8', wanted booleans or whole numbers"),
         ({"a": 1}, r"got opcode EMPTY_DICT"),
@@ -201,6 +222,29 @@ def test_people_are_what_the_flags_connect(tmp_path: Path) -> None:
     assert len(list((tmp_path / "images").rglob("*.jpg"))) == 5
     for name, path in zip(PICTURES, [p for r in rows for p in r[1:3]], strict=True):
         assert (tmp_path / "images" / path).read_bytes() == encoded(name)
+
+
+def test_contradictory_and_identical_pairs_are_judged_as_listed(tmp_path: Path) -> None:
+    """InsightFace compares what a set lists: an image with itself, and pictures that other flags call one person."""
+    pictures = ["a", "a", "a", "a2", "a2", "a3", "a", "a3", "b", "c", "b", "b"]
+    flags = [True, True, True, False, False, False]
+    rows = extract(BinSet([encoded(p) for p in pictures * 10], flags * 10), tmp_path / "images")
+    write_rows(rows, tmp_path / "set.tsv")
+    pairs = read_pairs(tmp_path / "set.tsv", tmp_path / "images")
+    assert pairs.same.tolist() == flags * 10
+    assert pairs.oddities() == [
+        "20 pairs compare an image with itself: judged as listed",
+        "20 different pairs show one person, by their names or by other pairs: judged as listed",
+    ]
+
+
+def test_a_set_of_all_same_and_then_all_different_pairs_is_cut_as_insightface_cuts_it(tmp_path: Path) -> None:
+    images = [encoded(f"{i // 2}-{i % 2}") for i in range(40)] + [encoded(f"{i // 2}-{i % 2}") for i in range(40)][::-1]
+    flags = [True] * 20 + [False] * 20
+    images[42::4] = images[0:38:4]
+    pairs = assemble(extract(BinSet(images, flags), tmp_path / "images"), "set")
+    assert [pairs.folds[fold] for fold in pairs.fold] == [str(i // 4 + 1) for i in range(40)]
+    assert "10 folds hold pairs of one kind: judged as listed" in pairs.oddities()
 
 
 def test_folds_are_consecutive_tenths_and_the_pairs_file_reads(tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
 """The protocols' own files, read by their published rules and refused with the line that breaks them."""
 
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from pipeline.evaluation.protocols.pairs import Row, assemble, read_pairs
-from pipeline.evaluation.protocols.published import folder_rows, lfw_rows, write_rows, ytf_rows
+from pipeline.evaluation.protocols.pairs import assemble
+from pipeline.evaluation.protocols.pairs_file import Row
+from pipeline.evaluation.protocols.published import cfp_rows, lfw_rows, ytf_rows
 
 LFW = """\
 2\t2
@@ -47,7 +47,8 @@ def test_lfw_alternates_same_and_different_halves_of_a_fold(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("2\t2\nAbel", "300\nAbel", r"line 1: got '300', wanted the folds and pairs of a kind, such as 10 300"),
+        ("2\t2\nAbel", "300\nAbel", r"got 8 pairs, wanted 600 \(1 folds of 2 × 300\)"),
+        ("2\t2\nAbel", "Folds 2\nAbel", r"pair 1: got 2 fields, wanted name n other m"),
         ("Al_Pacino\t1\t2\n", "", r"got 7 pairs, wanted 8 \(2 folds of 2 × 2\)"),
         ("Abel_Pacheco\t1\t4", "Abel_Pacheco\t1\tBob\t4", r"pair 1: got 4 fields, wanted name n m"),
         ("Al_Leiter\t1\tBen_Affleck\t2", "Al_Leiter\t1\t2", r"pair 7: got 3 fields, wanted name n other m"),
@@ -69,59 +70,85 @@ def test_ytf_names_videos(tmp_path: Path) -> None:
         ytf_rows(write(tmp_path, YTF.replace("Graham/0, 0", "Graham/0, no")))
 
 
+def blocks(count: int, size: int) -> list[str]:
+    """`count` folds of `size` same and then `size` different pairs, in LFW's form."""
+    lines = []
+    for fold in range(count):
+        lines += [f"Per Son_{fold}_{i}\t1\t2" for i in range(size)]
+        lines += [f"Per Son_{fold}_{i}\t1\tOther_{i}\t1" for i in range(size)]
+    return lines
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_missing_first_line_costs_no_pair(tmp_path: Path, mark: str) -> None:
+    """RFW's lists have none; some mirrors of LFW's begin with a byte order mark."""
+    lines = blocks(10, 3)
+    rows = lfw_rows(write(tmp_path, mark + "\n".join(["10\t3", *lines])))
+    assert lfw_rows(write(tmp_path, mark + "\n".join(lines))) == rows
+    assert [row.fold for row in rows] == [str(i // 6 + 1) for i in range(60)]
+    assert rows[0].path_a == "Per Son_0_0/Per Son_0_0_0001.jpg"
+
+
+def test_development_sets_are_cut_into_tenths_of_each_kind(tmp_path: Path) -> None:
+    """pairsDevTrain.txt and pairsDevTest.txt: the pairs of a kind on the first line, then both kinds, and no folds."""
+    rows = lfw_rows(write(tmp_path, "\n".join(["20", *blocks(1, 20)])))
+    assert rows == lfw_rows(write(tmp_path, "\n".join(blocks(1, 20))))
+    assert [row.same for row in rows] == [True] * 20 + [False] * 20
+    assert [row.fold for row in rows] == 2 * [str(i // 2 + 1) for i in range(20)]
+    assert len(assemble(rows, "dev").folds) == 10
+
+
+def test_videos_without_a_first_line_are_all_read(tmp_path: Path) -> None:
+    assert ytf_rows(write(tmp_path, YTF.partition("\n")[2])) == ytf_rows(write(tmp_path, YTF))
+
+
+def test_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pairs.txt").write_bytes("10 300\nJosé 1 2\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"pairs.txt, line 2: got byte 0xe9, wanted UTF-8"):
+        lfw_rows(tmp_path / "pairs.txt")
+
+
 @pytest.fixture
-def people(tmp_path: Path) -> Path:
-    for person in range(9):
-        for shot in range(1 + person % 4):
-            file = tmp_path / f"faces/p{person}/{shot}.jpg"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(b"")
-    (tmp_path / "faces/p0/notes.txt").write_text("")
-    (tmp_path / "faces/empty").mkdir()
-    return tmp_path / "faces"
+def protocol(tmp_path: Path) -> Path:
+    """CFP's folder with two people of two frontal images and one profile, and two folds."""
+    root = tmp_path / "Protocol"
+    frontal = [f"../Data/Images/00{person}/frontal/0{shot}.jpg" for person in (1, 2) for shot in (1, 2)]
+    profile = [f"../Data/Images/00{person}/profile/01.jpg" for person in (1, 2)]
+    root.mkdir()
+    for name, paths in (("F", frontal), ("P", profile)):
+        text = "".join(f"{number} {path}\n" for number, path in enumerate(paths, start=1))
+        (root / f"Pair_list_{name}.txt").write_text(text)
+    for split, pairs in (("FP", [("1,1", "1,2"), ("3,2", "4,1")]), ("FF", [("1,2", "1,3"), ("3,4", "2,4")])):
+        for fold, (same, different) in enumerate(pairs, start=1):
+            folder = root / "Split" / split / f"{fold:02d}"
+            folder.mkdir(parents=True)
+            (folder / "same.txt").write_text(f"{same}\n\n")
+            (folder / "diff.txt").write_text(f"{different}\n")
+    return root
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("size", [1, 2])
-def test_drawn_pairs_are_right_distinct_and_no_person_is_in_two_folds(people: Path, seed: int, size: int) -> None:
-    rows = folder_rows(people, folds=2, pairs_of_a_kind=size, seed=seed)
-    assert Counter((row.fold, row.same) for row in rows) == {(f, s): size for f in "12" for s in (True, False)}
-    for row in rows:
-        assert (row.path_a.split("/")[0] == row.path_b.split("/")[0]) == row.same
-        assert row.path_a != row.path_b
-    assert len({frozenset((row.path_a, row.path_b)) for row in rows}) == len(rows)
-    folds: dict[str, str] = {}
-    for row in rows:
-        for path in (row.path_a, row.path_b):
-            assert folds.setdefault(path.split("/")[0], row.fold) == row.fold
+def test_cfp_compares_frontal_with_profile_or_frontal_faces(protocol: Path) -> None:
+    assert cfp_rows(protocol, "FP") == [
+        Row("01", "001/frontal/01.jpg", "001/profile/01.jpg", True, "001", "001"),
+        Row("01", "001/frontal/01.jpg", "002/profile/01.jpg", False, "001", "002"),
+        Row("02", "002/frontal/01.jpg", "002/profile/01.jpg", True, "002", "002"),
+        Row("02", "002/frontal/02.jpg", "001/profile/01.jpg", False, "002", "001"),
+    ]
+    assert assemble(cfp_rows(protocol, "FP"), "cfp").people == ("001", "002")
+    assert cfp_rows(protocol, "FF")[3] == Row("02", "001/frontal/02.jpg", "002/frontal/02.jpg", False, "001", "002")
 
 
-def test_the_seed_decides_the_draw(people: Path) -> None:
-    draws = [folder_rows(people, 2, 2, seed) for seed in (0, 0, 1)]
-    assert draws[0] == draws[1] != draws[2]
-
-
-def test_a_dense_draw_lists_every_pair(tmp_path: Path) -> None:
-    """Four people of two images a fold have 24 different pairs; asking for 4 same and 4 draws, for all 24 lists."""
-    for person in range(8):
-        for shot in range(2):
-            (tmp_path / f"p{person}").mkdir(exist_ok=True)
-            (tmp_path / f"p{person}/{shot}.png").write_bytes(b"")
-    rows = folder_rows(tmp_path, 2, 4, 0)
-    assert len({frozenset((row.path_a, row.path_b)) for row in rows}) == 16
-    with pytest.raises(ValueError, match=r"fold 1: got 4 same pairs, wanted 5"):
-        folder_rows(tmp_path, 2, 5, 0)
-
-
-def test_a_folder_of_one_person_has_no_strangers(tmp_path: Path) -> None:
-    (tmp_path / "only").mkdir()
-    for shot in range(9):
-        (tmp_path / f"only/{shot}.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"got 0 different pairs in a fold, wanted 3"):
-        folder_rows(tmp_path, 1, 3, 0)
-
-
-def test_rows_come_back_through_a_pairs_file(people: Path, tmp_path: Path) -> None:
-    rows = folder_rows(people, 2, 2, 0)
-    write_rows(rows, tmp_path / "mine.tsv")
-    assert read_pairs(tmp_path / "mine.tsv", people).paths == assemble(rows, "rows").paths
+def test_what_is_wrong_with_cfp_is_named(protocol: Path, tmp_path: Path) -> None:
+    (protocol / "Split/FP/02/diff.txt").write_text("1,1\n1,9\n")
+    with pytest.raises(ValueError, match=r"02/diff.txt, line 2: got 1,9, wanted numbers of .*Pair_list files"):
+        cfp_rows(protocol, "FP")
+    (protocol / "Split/FP/02/diff.txt").unlink()
+    with pytest.raises(ValueError, match=r"02/diff.txt: cannot be read: No such file"):
+        cfp_rows(protocol, "FP")
+    (protocol / "Pair_list_P.txt").write_text("1 01.jpg\n")
+    with pytest.raises(ValueError, match=r"Pair_list_P.txt: got '1 01.jpg', wanted a number and a path"):
+        cfp_rows(protocol, "FP")
+    (tmp_path / "Split/FF").mkdir(parents=True)
+    (tmp_path / "Pair_list_F.txt").write_text("")
+    with pytest.raises(ValueError, match=r"got no pairs, wanted CFP's folder Protocol with Split/FF/01/same.txt"):
+        cfp_rows(tmp_path, "FF")

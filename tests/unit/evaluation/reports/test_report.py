@@ -115,7 +115,7 @@ def make_evaluation(images: Path, step: int, gain: float) -> Evaluation:
     )
     summary = Summary(step=step, settings=settings, verification=verify(pairs, (0.1,), 10), centred=CENTRED)
     features = np.random.default_rng(step).normal(size=(24, 8)) + gain * np.eye(8)[identity]
-    return Evaluation(summary, pairs, names[a], names[b], class_angles(features, identity, names.tolist()))
+    return Evaluation(summary, pairs, names[a], names[b], class_angles(features, identity, [f"p{i}" for i in range(6)]))
 
 
 def report_of(run: Path) -> Path:

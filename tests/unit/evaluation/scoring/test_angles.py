@@ -16,8 +16,7 @@ def test_equal_to_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
     identity = np.array([7, 2, 7, 2, 2, 9, 4, 4, 11, 7, 5, 5, 5])  # with gaps; 9 and 11 have one image
     features = generator.normal(size=(13, 5)) + generator.normal(size=(12, 5))[identity] * 2
-    paths = [f"p{person:02d}/{i}.jpg" for i, person in enumerate(identity)]
-    found = class_angles(features, identity, paths)
+    found = class_angles(features, identity, [f"p{person:02d}" for person in range(12)])
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     people = [2, 4, 5, 7, 9, 11]
     assert found.names.tolist() == [f"p{person:02d}" for person in people]
@@ -46,8 +45,17 @@ def test_equal_to_loops(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_image_does_not_pull_its_mean_to_itself() -> None:
-    found = class_angles(np.array([[1.0, 0], [0, 1.0]]), np.array([0, 0]), ["a/1.jpg", "a/2.jpg"])
+    found = class_angles(np.array([[1.0, 0], [0, 1.0]]), np.array([0, 0]), ["a"])
     np.testing.assert_allclose(found.within[0], 90)
     assert np.isnan(found.nearest[0])
     assert found.between_counts.sum() == 0
     assert found.worst(5).tolist() == []
+
+
+def test_a_collapsed_network_has_angles_too() -> None:
+    """Rows of zeros have no direction: they are at 90° to everything; equal rows are at none."""
+    found = class_angles(np.zeros((4, 3)), np.array([0, 0, 1, 1]), ["a", "b"])
+    np.testing.assert_allclose(found.within, 90)
+    np.testing.assert_allclose(found.nearest, 90)
+    same = class_angles(np.ones((4, 3)), np.array([0, 0, 1, 1]), ["a", "b"])
+    np.testing.assert_allclose(same.within, 0, atol=1e-5)

@@ -1,0 +1,53 @@
+"""Pairs drawn by a seed from identity folders of one's own: people split over the folds, as many pairs of each kind."""
+
+from __future__ import annotations
+
+import random
+from itertools import chain, combinations, islice, product
+from pathlib import Path
+
+from pipeline.evaluation.protocols.pairs import frames_of
+from pipeline.evaluation.protocols.pairs_file import Row
+
+
+def folder_rows(images: Path, folds: int, pairs_of_a_kind: int, seed: int) -> list[Row]:
+    """Draw pairs from identity folders: in each fold `pairs_of_a_kind` same and as many different, none twice.
+
+    No identity appears in two folds, so that a threshold is never chosen on the people it is judged on. The same folder
+    and seed give the same pairs. Raises ValueError when a fold cannot hold so many.
+    """
+    generator = random.Random(seed)
+    people = {folder.name: frames_of(images, folder.name) for folder in images.iterdir() if folder.is_dir()}
+    names = sorted(name for name, files in people.items() if files)
+    generator.shuffle(names)
+    rows = []
+    for fold in range(folds):
+        mine = [people[name] for name in names[fold::folds]]
+        same = list(chain.from_iterable(combinations(files, 2) for files in mine))
+        if len(same) < pairs_of_a_kind:
+            raise ValueError(
+                f"{images}: fold {fold + 1}: got {len(same)} same pairs, wanted {pairs_of_a_kind}; "
+                "ask for fewer pairs (--size) or fewer folds (--folds)"
+            )
+        rows += [Row(str(fold + 1), a, b, True) for a, b in generator.sample(same, pairs_of_a_kind)]
+        rows += [Row(str(fold + 1), a, b, False) for a, b in _strangers(mine, pairs_of_a_kind, generator, images)]
+    return rows
+
+
+def _strangers(people: list[list[str]], count: int, generator: random.Random, images: Path) -> list[tuple[str, str]]:
+    """`count` distinct pairs of two people, every couple of people equally likely at each draw."""
+    sizes = list(map(len, people))
+    possible = (sum(sizes) ** 2 - sum(size**2 for size in sizes)) // 2
+    if possible < count:
+        raise ValueError(
+            f"{images}: got {possible} different pairs in a fold, wanted {count}; ask for fewer folds (--folds)"
+        )
+    if possible < 4 * count:  # few enough to list, and too few to find by drawing
+        every = chain.from_iterable(product(one, other) for one, other in combinations(people, 2))
+        return generator.sample(list(every), count)
+    drawn: dict[tuple[str, str], None] = {}
+    while len(drawn) < count:
+        one, other = generator.sample(people, 2)
+        a, b = sorted((generator.choice(one), generator.choice(other)))
+        drawn[a, b] = None
+    return list(islice(drawn, count))
