@@ -205,6 +205,11 @@ def attained_tars(curve: Roc, fars: Sequence[float] | FloatArray) -> FloatArray:
     return np.asarray(curve.tar[np.searchsorted(curve.far, fars, side="right") - 1])
 
 
+def threshold_at(curve: Roc, far: float) -> float:
+    """The threshold at which `attained_tar` is attained: the lowest score that is accepted, infinite if none is."""
+    return float(curve.thresholds[np.searchsorted(curve.far, far, side="right") - 1])
+
+
 def best_threshold(pairs: ScoredPairs) -> float:
     """The threshold of highest accuracy: midway between the two neighbouring scores that it separates.
 

@@ -293,7 +293,7 @@ def test_templates_have_their_table_and_roc(tmp_path: Path) -> None:
         templates=12,
         genuine=6,
         impostors=30,
-        tar=(TarAtFar(far=0.1, tar=rate),),
+        tar=(TarAtFar(far=0.1, tar=rate, threshold=0.4),),
         galleries=(Gallery(name="G1", ranks=(rate, rate, rate), tpir=(TpirAtFpir(fpir=0.1, tpir=rate),)),),
         curve=((0.03, 0.2), (1.0, 1.0)),
     )
@@ -328,7 +328,7 @@ def test_identification_has_its_table_and_curve(tmp_path: Path) -> None:
             weights_sha256="",
             listing_sha256="",
             cmc=rates,
-            tar=(TarAtFar(far=1e-6, tar=rates[1]),),
+            tar=(TarAtFar(far=1e-6, tar=rates[1], threshold=0.6),),
             trials=1234,
             identities=6,
             distractors=1_000_000,
