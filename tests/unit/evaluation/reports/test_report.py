@@ -165,6 +165,12 @@ def test_the_report_holds_what_it_promises(page: str, tmp_path: Path) -> None:
     assert f"; before training in {first.accuracy.value:.2%}." in text
     angles = make_evaluation(tmp_path / "faces", 90, 2.0).angles
     assert angles is not None
+    tar = final.tar[0]
+    assert f"at FAR 0.1 {first.tar[0].threshold:.4f} {tar.threshold:.4f}" in text
+    assert (
+        f"fold 2 {first.thresholds[1]:.4f}: {first.folds[1]:.2%} {final.thresholds[1]:.4f}: {final.folds[1]:.2%}"
+        in text
+    )
     worst = int(angles.worst(1)[0])
     median, high = angles.within[worst, 1:]
     words = f"p{worst} 4 {median:.0f}° {high:.0f}° p{angles.neighbour[worst]} {angles.nearest[worst]:.0f}°"
