@@ -7,16 +7,20 @@ and stay good until weights, pairs or options change.
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from cluster.stop import exit_with, faults_in_one_line
 from pipeline.evaluation.embedding.embed import files_of
 from pipeline.evaluation.embedding.kept import keep, means_of_frames, without_features
 from pipeline.evaluation.embedding.source import Source, image_files
+from pipeline.evaluation.protocols.groups import read_groups
 from pipeline.evaluation.protocols.overlap import excluded_people
 from pipeline.evaluation.protocols.pairs import Pairs
 from pipeline.evaluation.reports.report import write_report
-from pipeline.evaluation.results import Evaluation, save
+from pipeline.evaluation.results import Evaluation, Rules, save
+from pipeline.evaluation.scoring.insightface_rules import InsightFaceResult
 from pipeline.evaluation.scoring.verification import FloatArray
 from pipeline.evaluation.sets import VerificationSet, folder_of, judge, leave_out, read_set, stored
 from pipeline.run.folder import RunFolder
@@ -68,9 +72,12 @@ def _chosen(args: argparse.Namespace) -> VerificationSet:
     """The set, without the people of --without."""
     name = args.name or args.pairs.stem
     if args.without is None:
-        return read_set(name, args.images, args.pairs, args.far or ())
-    people = excluded_people(args.without)
-    return leave_out(read_set(f"{name} without overlap", args.images, args.pairs), people, args.far or ())
+        chosen = read_set(name, args.images, args.pairs, args.far or ())
+    else:
+        whole = read_set(f"{name} without overlap", args.images, args.pairs)
+        chosen = leave_out(whole, excluded_people(args.without), args.far or ())
+    groups = read_groups(args.groups, chosen.pairs.paths) if args.groups else None
+    return replace(chosen, rules=args.rules, groups=groups)
 
 
 def _evaluate(args: argparse.Namespace, chosen: VerificationSet, source: Source) -> Evaluation:
@@ -79,7 +86,8 @@ def _evaluate(args: argparse.Namespace, chosen: VerificationSet, source: Source)
     found = None if args.force else stored(args.run, chosen, source.step, settings)
     if found is not None:
         return found
-    evaluation = judge(chosen, _features(args, source, chosen.pairs), settings, source.step, source.name)
+    features_ND = _features(args, source, chosen.pairs)
+    evaluation = judge(chosen, features_ND, settings, source.step, source.name, source.mirrored)
     save(evaluation, folder_of(args.run, chosen))
     return evaluation
 
@@ -102,6 +110,20 @@ def _print_table(evaluations: list[Evaluation]) -> None:
         accuracy = f"{result.accuracy.value:.2%} ({result.accuracy.low:.2%}-{result.accuracy.high:.2%})"
         tars = "  ".join(f"{entry.tar.value:<12.2%}" for entry in result.tar)
         print(f"{evaluation.summary.step:>8}  {accuracy:<26}  {result.auc.value:<7.4f}  {tars}")
+    for evaluation in evaluations:
+        if evaluation.summary.insightface:
+            _print_rules(evaluation.summary.insightface, f"step {evaluation.summary.step}, InsightFace's rules")
+        if evaluation.summary.without_group:
+            print(f"evaluate: {evaluation.summary.without_group:,} images without a group", file=sys.stderr)
+
+
+def _print_rules(result: InsightFaceResult, title: str) -> None:
+    val = "" if result.val is None else f", VAL {result.val:.2%} ± {result.val_deviation:.2%} at FAR {result.far:.4%}"
+    print(f"{title}: accuracy {result.accuracy:.2%} ± {result.deviation:.2%}{val}")
+    before = result.steps[0][1]
+    for change, accuracy in result.steps:
+        print(f"  {change:<32} {accuracy:.2%} ({accuracy - before:+.2%})")
+        before = accuracy
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -122,6 +144,15 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="RATE",
         help="false accept rates for TAR (default: the powers of ten, 0.1 to 1e-6, that the pairs resolve)",
+    )
+    parser.add_argument(
+        "--rules",
+        choices=get_args(Rules),
+        default="own",
+        help="insightface: report by the rules of its verification.py too",
+    )
+    parser.add_argument(
+        "--groups", type=Path, metavar="FILE", help="path and group of images or people, tab-separated: errors by group"
     )
     add_bootstrap(parser)
     add_embedding(parser)

@@ -45,7 +45,8 @@ from pipeline.backbones.size import count_macs
 from pipeline.evaluation.protocols.pairs import read_pairs
 from pipeline.evaluation.reports.study_page import write_tables
 from pipeline.evaluation.results import load, result_file
-from pipeline.evaluation.scoring.estimates import Sample, accuracy_sample
+from pipeline.evaluation.scoring.draws import Draws
+from pipeline.evaluation.scoring.estimates import accuracy_draws
 from pipeline.evaluation.study import Run, Study, StudyError, differences, load_study, runs_of
 from pipeline.files import locked, named
 from pipeline.reading.tars import ShardSet
@@ -209,10 +210,10 @@ class Conductor:
 
     def tabulate(self) -> None:
         """Write the tables of what is there."""
-        samples: dict[str, dict[tuple[str, int], Sample]] = {name: {} for name in self.study.sets}
+        samples: dict[str, dict[tuple[str, int], Draws]] = {name: {} for name in self.study.sets}
         for name, run in product(self.study.sets, self.runs):
             if self._is_done(run):
-                samples[name][run.arm, run.seed] = _sample(self._result(run, name), self.args.resamples)
+                samples[name][run.arm, run.seed] = _draws(self._result(run, name), self.args.resamples)
         with locked(self.args.out / "tables.lock"):  # others may write them too
             write_tables(self.study, samples, self.args.out)
 
@@ -290,8 +291,8 @@ def _macs(backbone: Backbone, image_size: tuple[int, int]) -> int:
 
 
 @cache
-def _sample(file: Path, resamples: int) -> Sample:
-    return accuracy_sample(load(file).pairs, resamples)
+def _draws(file: Path, resamples: int) -> Draws:
+    return accuracy_draws(load(file).pairs, resamples)
 
 
 @cache

@@ -10,18 +10,23 @@ import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.scoring.angles import ClassAngles
+from pipeline.evaluation.scoring.groups import GroupErrors
+from pipeline.evaluation.scoring.insightface_rules import InsightFaceResult
+from pipeline.evaluation.scoring.quality import RejectCurve
 from pipeline.evaluation.scoring.rates import Rate, Record, TarAtFar, TpirAtFpir, Verification
 from pipeline.evaluation.scoring.verification import ScoredPairs
 from pipeline.files import write_file
 
 _ANGLES = "angles."  # before the names of its arrays beside the scores
+
+Rules = Literal["own", "insightface"]  # by which accuracies are reported, beside our own
 
 
 class Settings(Record):
@@ -35,6 +40,8 @@ class Settings(Record):
     resamples: int
     seed: int
     without_sha256: str = ""  # of the names of people who are left out
+    rules: Rules = "own"
+    groups_sha256: str = ""  # of the file that has the group of each image
 
 
 class Centred(Record):
@@ -53,6 +60,10 @@ class Summary(Record):
     centred: Centred
     network: str = ""
     left_out: tuple[str, ...] = ()  # images without features, with their pairs
+    insightface: InsightFaceResult | None = None  # if the settings ask for its rules
+    groups: tuple[GroupErrors, ...] = ()
+    without_group: int = 0  # images that the file of groups does not have
+    rejects: tuple[RejectCurve, ...] = ()
 
 
 class Identification(Record):

@@ -11,13 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.evaluation.protocols.groups import NO_GROUP, Groups
 from pipeline.evaluation.protocols.pairs import Pairs, read_pairs
-from pipeline.evaluation.results import Centred, Evaluation, Settings, Summary, load, result_file
+from pipeline.evaluation.results import Centred, Evaluation, Rules, Settings, Summary, load, result_file
 from pipeline.evaluation.scoring.angles import class_angles
-from pipeline.evaluation.scoring.rates import verify
+from pipeline.evaluation.scoring.groups import GroupErrors, errors_by_group
+from pipeline.evaluation.scoring.insightface_rules import by_insightface_rules
+from pipeline.evaluation.scoring.quality import RejectCurve, reject_curve
+from pipeline.evaluation.scoring.rates import Verification, verify
 from pipeline.evaluation.scoring.verification import (
     BoolArray,
     FloatArray,
+    ScoredPairs,
     centred_kfold,
     cosine_scores,
     require_resolvable,
@@ -39,6 +44,8 @@ class VerificationSet:
         file, sha256: the pairs file and its digest.
         fars: false accept rates that the pairs resolve.
         without: digest of the list of people left out; empty if there are none.
+        rules: whose are reported, beside our own.
+        groups: of the images, for error rates by group.
     """
 
     name: str
@@ -48,6 +55,8 @@ class VerificationSet:
     pairs: Pairs
     fars: tuple[float, ...]
     without: str = ""
+    rules: Rules = "own"
+    groups: Groups | None = None
 
     def settings(self, weights_sha256: str, resamples: int, seed: int = 0) -> Settings:
         """All that a result depends on, for a network with these weights."""
@@ -60,12 +69,15 @@ class VerificationSet:
             resamples=resamples,
             seed=seed,
             without_sha256=self.without,
+            rules=self.rules,
+            groups_sha256=self.groups.sha256 if self.groups else "",
         )
 
     def compared_by(self, settings: Settings) -> bool:
         """Whether a result with such settings is of these comparisons."""
         own = self.settings("", settings.resamples, settings.seed)
-        return own.model_copy(update={"weights_sha256": settings.weights_sha256, "far": settings.far}) == settings
+        no_matter = {name: getattr(settings, name) for name in ("weights_sha256", "far", "rules", "groups_sha256")}
+        return own.model_copy(update=no_matter) == settings
 
 
 def read_set(name: str, images: Path, file: Path, fars: Sequence[float] = ()) -> VerificationSet:
@@ -103,9 +115,14 @@ def leave_out(chosen: VerificationSet, people: Collection[str], fars: Sequence[f
 
 
 def judge(
-    chosen: VerificationSet, features_ND: FloatArray, settings: Settings, step: int, network: str = ""
+    chosen: VerificationSet,
+    features_ND: FloatArray,
+    settings: Settings,
+    step: int,
+    network: str = "",
+    mirrored: bool = True,
 ) -> Evaluation:
-    """Every rate of the set, given the features `[N, 2D]` of ``pairs.paths``.
+    """Every rate of the set, given the features of ``pairs.paths``: `[N, 2D]`, image and mirror, if `mirrored`.
 
     An image with a row of NaN is left out with its pairs. Raises ValueError if a fold is then without pairs or without
     a threshold, or a rate is not resolved any more.
@@ -120,18 +137,50 @@ def judge(
     scored = pairs.scored(cosine_scores(features_ND, pairs.a, pairs.b))
     # One broken image must not cost a rate: one that its pairs alone resolved is left out with them.
     fars = settings.far if not left_out else tuple(far for far in settings.far if far * pairs.impostors >= 1)
+    verified = verify(scored, fars, settings.resamples, settings.seed)
     by_authors = centred_kfold(features_ND, pairs.a, pairs.b, scored)
+    by_insightface = None
+    if settings.rules == "insightface":
+        by_insightface = by_insightface_rules(features_ND, pairs.a, pairs.b, scored, mirrored)
+    groups: tuple[GroupErrors, ...] = ()
+    without_group = 0
+    if chosen.groups:
+        groups, without_group = _by_group(chosen.groups, pairs, scored, verified, settings)
     summary = Summary(
         step=step,
         settings=settings,
-        verification=verify(scored, fars, settings.resamples, settings.seed),
+        verification=verified,
         centred=Centred(accuracy=by_authors.mean, deviation=by_authors.deviation),
         network=network,
         left_out=left_out,
+        insightface=by_insightface,
+        groups=groups,
+        without_group=without_group,
+        rejects=_rejects(features_ND, pairs, scored, verified),
     )
     paths = np.array(pairs.paths)
     angles = class_angles(features_ND, pairs.identity, pairs.people)
     return Evaluation(summary, scored, paths[pairs.a], paths[pairs.b], angles)
+
+
+def _by_group(
+    groups: Groups, pairs: Pairs, scored: ScoredPairs, verified: Verification, settings: Settings
+) -> tuple[tuple[GroupErrors, ...], int]:
+    """Errors by group, and how many images have none."""
+    number = groups.numbers(pairs.paths)
+    errors = errors_by_group(
+        scored, number[pairs.a], number[pairs.b], groups.names, verified.tar, settings.resamples, settings.seed
+    )
+    return errors, int(np.sum(number == NO_GROUP))
+
+
+def _rejects(
+    features_ND: FloatArray, pairs: Pairs, scored: ScoredPairs, verified: Verification
+) -> tuple[RejectCurve, ...]:
+    """Error against reject rate at each FAR, with the norm of the features as quality."""
+    norms = np.linalg.norm(features_ND, axis=1)
+    quality = np.minimum(norms[pairs.a], norms[pairs.b])
+    return tuple(reject_curve(scored, quality, tar) for tar in verified.tar)
 
 
 def folder_of(run: Path, chosen: VerificationSet) -> Path:

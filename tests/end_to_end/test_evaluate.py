@@ -1,5 +1,6 @@
 """`stages/evaluate.py` as a user runs it: by path, from another folder, on a run folder with checkpoints."""
 
+import html
 import json
 import runpy
 import shutil
@@ -145,6 +146,37 @@ def test_a_fault_is_one_line_and_exit_code_65(
     assert printed.err.startswith("evaluate: ")
     assert printed.err.count("\n") == 1
     assert printed.out == ""
+
+
+def test_other_rules_groups_and_rejects_are_reported(
+    scene: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(scene)
+    groups = ["path\tgroup", *(f"p{person}\t{'east' if person < 3 else 'west'}" for person in range(5))]
+    Path("groups.tsv").write_text("\n".join(groups) + "\n")
+    options = [*OPTIONS, "--name", "more", "--rules", "insightface", "--groups", "groups.tsv"]
+    assert run_stage("evaluate.py", *options) == 0
+    printed = capsys.readouterr()
+    summary = load(scene / "run/evaluations/more/step-00000020.json").summary
+    assert summary.insightface is not None
+    assert f"step 20, InsightFace's rules: accuracy {summary.insightface.accuracy:.2%}" in printed.out
+    assert "image and mirror summed" in printed.out
+    assert "evaluate: 3 images without a group" in printed.err
+    # Each image is in one pair with the next person: of five people in a row, four such are known, one across.
+    assert [(group.name, group.genuine, group.impostors) for group in summary.groups] == [
+        ("east", 9, 6),
+        ("west", 6, 3),
+        ("across groups", 0, 3),
+    ]
+    assert [curve.far for curve in summary.rejects] == [0.1]
+    assert run_stage("report.py", "run", "--out", "more.html") == 0
+    page = html.unescape(Path("more.html").read_text())
+    for words in ("accuracy by InsightFace's rules", "Errors by group", "west, FAR 0.1", "error against reject rate"):
+        assert words in page
+    before = (scene / "run/evaluations/more/step-00000020.json").stat().st_mtime_ns
+    Path("groups.tsv").write_text("\n".join(groups[:-1]) + "\n")
+    assert run_stage("evaluate.py", *options) == 0
+    assert (scene / "run/evaluations/more/step-00000020.json").stat().st_mtime_ns > before
 
 
 def test_report_alone(scene: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -74,11 +74,13 @@ class Source(ABC):
         name: of the network, for people.
         digest: equal digests give equal features of the same images.
         step: of the training run; 0 for what is not a run's.
+        mirrored: whether features are those of the image and of its mirror, concatenated.
     """
 
     name: str
     digest: str
     step: int
+    mirrored: ClassVar[bool]
 
     @abstractmethod
     def features(self, images: ImageList, how: How) -> Iterator[Rows]:
@@ -99,6 +101,8 @@ class Network(Source):
 
     Its features are those of the image and of its mirror, concatenated.
     """
+
+    mirrored: ClassVar[bool] = True
 
     name: str
     digest: str
@@ -139,6 +143,8 @@ class Network(Source):
 @dataclass(frozen=True)
 class Table(Source):
     """Embeddings that were made elsewhere: `place` is the row of each image's name in `rows` ``[N, W]``."""
+
+    mirrored: ClassVar[bool] = False  # how they were made is not known
 
     name: str
     digest: str

@@ -119,6 +119,17 @@ def det_plot(curves: Mapping[str, Roc], grid: FloatArray, bands: Mapping[str, Fl
     return _svg(figure, axes, "DET, 95% intervals shaded")
 
 
+def reject_plot(rejected: Sequence[float], curves: Mapping[str, Sequence[float]]) -> str:
+    """False reject rate of the pairs that remain, against the share of pairs of low ‖x‖ that are left out."""
+    figure, axes = _figure(4.6, 3.4)
+    for (name, errors), color in zip(curves.items(), _colors(len(curves)), strict=True):
+        axes.plot(rejected, errors, "o-", markersize=3, color=color, label=name)
+    axes.set(xlabel="share of same pairs left out, lowest ‖x‖ first", ylabel="false reject rate")
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="best", fontsize=8)
+    return _svg(figure, axes, "error against reject rate")
+
+
 def cmc_plot(curves: Mapping[str, FloatArray]) -> str:
     """Share of searches with a mate of at most a rank: for each model `[R, 3]`, value, low and high of the interval."""
     figure, axes = _figure(4.6, 3.4)

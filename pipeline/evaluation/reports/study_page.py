@@ -16,12 +16,13 @@ from typing import Any
 from pipeline.evaluation.reports import plots
 from pipeline.evaluation.reports.cells import NONE, points
 from pipeline.evaluation.reports.pages import render
-from pipeline.evaluation.scoring.estimates import Estimate, Sample, difference, estimate
+from pipeline.evaluation.scoring.draws import Draws
+from pipeline.evaluation.scoring.estimates import Estimate, difference, estimate
 from pipeline.evaluation.study import Study, Table
 from pipeline.files import write_file
 
 # Of one evaluation set: arm and seed to what the run reached.
-Samples = Mapping[tuple[str, int], Sample]
+Samples = Mapping[tuple[str, int], Draws]
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ NOTE = (
 
 
 def _columns(study: Study, table: Table, name: str, samples: Samples) -> tuple[Column, ...]:
-    of_arm: defaultdict[str, dict[int, Sample]] = defaultdict(dict)
+    of_arm: defaultdict[str, dict[int, Draws]] = defaultdict(dict)
     for (arm, seed), sample in samples.items():
         of_arm[arm][seed] = sample
     published = table.published.get(name, (None,) * len(table.columns))
@@ -163,8 +164,7 @@ def _here(column: Column) -> str:
     rate = column.here
     if rate is None:
         return NONE
-    # an interval of few seeds may reach beyond 0 and 1
-    return f"{rate.mean:.2%} ({max(rate.low, 0):.1%} to {min(rate.high, 1):.1%})"
+    return f"{rate.mean:.2%} ({rate.low:.1%} to {rate.high:.1%})"
 
 
 def _each_seed(column: Column) -> str:

@@ -1,8 +1,8 @@
-"""Intervals for rates over pairs: the bootstrap that resamples identities, not pairs.
+"""The bootstrap for rates over pairs: it draws identities, not pairs.
 
-Pairs that share a person are not independent, so resampling pairs gives intervals that are too narrow. Here
+Pairs that share a person are not independent, so drawing pairs gives intervals that are too narrow. Here
 the identities are drawn with replacement, and a pair counts as often as its people were drawn: the product of
-both counts, or the one identity's count when both images show it.
+both counts, or the one identity's count when both images show it. `draws` makes intervals of that.
 
 Sources: Bolle, Ratha, Pankanti, "Error analysis of pattern recognition systems: the subsets bootstrap", CVIU
 2004; Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007 (the product of counts).
@@ -15,40 +15,48 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.evaluation.scoring.verification import FloatArray, IntArray, ScoredPairs, attained_tars, roc
+from pipeline.evaluation.scoring.draws import Draws, effective_people
+from pipeline.evaluation.scoring.verification import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    ScoredPairs,
+    attained_tars,
+    roc,
+)
 
 # Draws for each wanted resample before the set is called too small; 40 people rarely need a second one.
 PATIENCE = 50
+PAIR_DRAWS = 100  # at most: their variance alone is wanted, and they give it to a seventh
 
-
-def identity_bootstrap(
-    pairs: ScoredPairs,
-    statistics: Callable[[ScoredPairs], FloatArray],
-    resamples: int = 1000,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> FloatArray:
-    """Percentile intervals of `statistics`, a function to `[K]` numbers, as `[K, 2]` (low, high).
-
-    The same seed gives the same interval. Raises ValueError as `identity_draws` does.
-    """
-    if not 0 < confidence < 1:
-        raise ValueError(f"bootstrap: got confidence {confidence}, wanted one between 0 and 1")
-    return _percentiles(identity_draws(pairs, statistics, resamples, seed), confidence)
+Statistics = Callable[[ScoredPairs], FloatArray]
 
 
 def identity_draws(
-    pairs: ScoredPairs, statistics: Callable[[ScoredPairs], FloatArray], resamples: int = 1000, seed: int = 0
-) -> FloatArray:
-    """`statistics` under each of `B` draws of the identities, `[B, K]`; the draws depend on no score.
+    pairs: ScoredPairs, statistics: Statistics, resamples: int = 1000, seed: int = 0, units: FloatArray | None = None
+) -> Draws:
+    """`statistics`, a function to `[K]` numbers, as measured and under draws that depend on no score.
 
     A draw that leaves fewer than two folds, or no pair of one kind, has no accuracy or no ROC and is drawn
-    again. Raises ValueError when such draws crowd out all others.
+    again. `units` `[K]` is how many independent people each statistic rests on (default: those of all pairs). Raises
+    ValueError when such draws crowd out all others.
     """
     if resamples < 1:
         raise ValueError(f"bootstrap: got {resamples} resamples, wanted at least 1")
     # Sorted once here, so that the stable sort of every resample is a single pass.
-    pairs = pairs.select(np.argsort(-pairs.scores, kind="stable"))
+    order = np.argsort(-pairs.scores, kind="stable")
+    falling = pairs.select(order)
+    people_BK = _of_people(falling, statistics, resamples, seed)
+    value_K = statistics(pairs)
+    return Draws(
+        value_K,
+        people_BK,
+        _of_pairs(falling, order, statistics, min(resamples, PAIR_DRAWS), seed),
+        np.full(len(value_K), people_of(pairs)) if units is None else units,
+    )
+
+
+def _of_people(pairs: ScoredPairs, statistics: Statistics, resamples: int, seed: int) -> FloatArray:
     generator = np.random.default_rng(seed)
     values: list[FloatArray] = []
     for _ in range(PATIENCE * resamples):
@@ -63,14 +71,34 @@ def identity_draws(
     )
 
 
-def trial_bootstrap(
-    identity: IntArray,
-    statistics: Callable[[FloatArray], FloatArray],
-    resamples: int = 1000,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> FloatArray:
-    """Intervals `[K, 2]` over `M` trials that each concern one identity; `statistics` takes the trials' weights `[M]`.
+def _of_pairs(falling: ScoredPairs, order: IntArray, statistics: Statistics, resamples: int, seed: int) -> FloatArray:
+    """Under draws of the pairs of two people, one by one, in the order that they had before they were sorted."""
+    generator = pair_generator(seed)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    several = place[falling.identity_a[place] != falling.identity_b[place]]
+    values = []
+    for _ in range(resamples):
+        weight = np.ones(len(falling))
+        weight[several] = draw_pairs(len(several), generator)
+        values.append(statistics(replace(falling, weight=weight)))
+    return np.stack(values)
+
+
+def pair_generator(seed: int) -> np.random.Generator:
+    """The generator for draws of the pairs, apart from that of the people."""
+    return np.random.default_rng((seed, 1))
+
+
+def draw_pairs(count: int, generator: np.random.Generator) -> IntArray:
+    """How often each of `count` pairs is drawn, `[count]`, in as many draws with replacement."""
+    return np.bincount(generator.integers(count, size=count), minlength=count)
+
+
+def trial_draws(
+    identity: IntArray, statistics: Callable[[FloatArray], FloatArray], resamples: int = 1000, seed: int = 0
+) -> Draws:
+    """`statistics` of the weights `[M]` of `M` trials that each concern one identity, as measured and under draws.
 
     A trial counts as often as its identity was drawn.
     """
@@ -80,7 +108,7 @@ def trial_bootstrap(
     for _ in range(resamples):
         drawn = np.bincount(generator.integers(len(people), size=len(people)), minlength=len(people))
         values.append(statistics(drawn[trial_person].astype(np.float64)))
-    return _percentiles(np.stack(values), confidence)
+    return Draws.of_trials(statistics(np.ones(len(identity))), np.stack(values), effective_people(identity))
 
 
 def roc_band(pairs: ScoredPairs, fars: FloatArray, resamples: int = 200, seed: int = 0) -> FloatArray:
@@ -89,7 +117,13 @@ def roc_band(pairs: ScoredPairs, fars: FloatArray, resamples: int = 200, seed: i
     def tars(drawn: ScoredPairs) -> FloatArray:
         return attained_tars(roc(drawn), fars)
 
-    return identity_bootstrap(pairs, tars, resamples, seed)
+    units = np.full(len(fars), people_of(pairs.select(pairs.same)))
+    return identity_draws(pairs, tars, resamples, seed, units).rates()
+
+
+def people_of(pairs: ScoredPairs) -> float:
+    """How many independent people the pairs rest on."""
+    return effective_people(np.concatenate([pairs.identity_a, pairs.identity_b]))
 
 
 def resample_identities(pairs: ScoredPairs, generator: np.random.Generator) -> ScoredPairs:
@@ -106,17 +140,12 @@ def pair_weights(pairs: ScoredPairs, drawn: IntArray) -> FloatArray:
     return np.where(pairs.identity_a == pairs.identity_b, one, one * other).astype(np.float64)
 
 
-def _percentiles(values_BK: FloatArray, confidence: float) -> FloatArray:
-    tails = [50 * (1 - confidence), 50 * (1 + confidence)]
-    return np.percentile(values_BK, tails, axis=0).T
-
-
 def _identities(pairs: ScoredPairs) -> int:
     return int(max(pairs.identity_a.max(), pairs.identity_b.max())) + 1
 
 
 def _has_every_kind(pairs: ScoredPairs) -> bool:
     """Whether accuracy and ROC exist: both kinds, and two folds if the whole set has them."""
-    alive = pairs.weight > 0
+    alive: BoolArray = pairs.weight > 0
     folds, wanted = np.unique(pairs.fold[alive]), min(2, len(np.unique(pairs.fold)))
     return bool(len(folds) >= wanted and 0 < np.count_nonzero(pairs.same[alive]) < np.count_nonzero(alive))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.scoring.bootstrap import trial_bootstrap
+from pipeline.evaluation.scoring.bootstrap import trial_draws
 from pipeline.evaluation.scoring.identification import cmc, distractor_barrier, distractor_ranks, mate_trials
 from pipeline.evaluation.scoring.rates import Rate, TarAtFar, tars_at, with_intervals
 from pipeline.evaluation.scoring.search import nearest
@@ -57,6 +57,8 @@ def identify(
         tars = [np.average(scores > barrier, weights=weight) for barrier in barriers]
         return np.array([*cmc(rank_M, ranks, weight), *tars])
 
-    intervals = trial_bootstrap(identity[probe], rates, resamples, seed)
-    every = with_intervals(rates(np.ones(len(scores))), intervals)
-    return Found(tuple(every[:ranks]), tars_at(fars, every[ranks:]), len(scores))
+    draws = trial_draws(identity[probe], rates, resamples, seed)
+    every = with_intervals(draws.value_K, draws.rates())
+    # What is accepted lies above the barrier, which is a float32 score.
+    thresholds = [np.nextafter(np.float32(barrier), np.float32(np.inf)) for barrier in barriers]
+    return Found(tuple(every[:ranks]), tars_at(fars, every[ranks:], thresholds), len(scores))

@@ -12,15 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.evaluation.scoring.bootstrap import identity_draws
+from pipeline.evaluation.scoring.draws import Draws, of_rates, percentiles
 from pipeline.evaluation.scoring.verification import FloatArray, ScoredPairs, attained_tars, kfold_accuracy, roc
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The accuracy of one run: as measured, and under each of `B` draws of the people, `draws` `[B]`."""
-
-    value: float
-    draws: FloatArray
 
 
 @dataclass(frozen=True)
@@ -42,43 +35,46 @@ class Estimate:
         return float(np.mean(self.values))
 
 
-def accuracy_sample(pairs: ScoredPairs, resamples: int, seed: int = 0) -> Sample:
+def accuracy_draws(pairs: ScoredPairs, resamples: int, seed: int = 0) -> Draws:
     """The k-fold accuracy of a run on its scored pairs; runs with the same pairs and `seed` have the same draws."""
-    draws = identity_draws(pairs, lambda drawn: np.array([kfold_accuracy(drawn).mean]), resamples, seed)
-    return Sample(kfold_accuracy(pairs).mean, draws[:, 0])
+    return identity_draws(pairs, lambda drawn: np.array([kfold_accuracy(drawn).mean]), resamples, seed)
 
 
-def estimate(runs: Mapping[int, Sample], confidence: float = 0.95) -> Estimate:
-    """Mean and interval over the runs of one arm, given by seed.
+def estimate(runs: Mapping[int, Draws], confidence: float = 0.95) -> Estimate:
+    """Mean and interval over the runs of one arm, given by seed: the draws of one rate each.
 
     The interval is that of the mean under the draws of the people, plus the error of a mean of S seeds: the standard
     error of their accuracies times Student's t of S - 1 degrees of freedom, drawn anew for each draw of the people.
     (To resample three seeds would be to trust their extremes: such an interval of 95% holds the truth in 75% of cases.)
     """
-    ordered = [runs[seed] for seed in sorted(runs)]
-    values = np.array([run.value for run in ordered])
-    means = np.mean([run.draws for run in ordered], axis=0)
-    if len(values) > 1:
-        error = values.std(ddof=1) / len(values) ** 0.5
-        means = means + error * np.random.default_rng(0).standard_t(len(values) - 1, size=len(means))
-    low, high = np.percentile(means, [50 * (1 - confidence), 50 * (1 + confidence)])
-    return Estimate(tuple(values.tolist()), float(low), float(high))
+    mean, values, interval = _over_seeds(runs, confidence)
+    return _estimate(values, of_rates(mean.value_K, interval, mean.units_K, confidence))
 
 
-def difference(mine: Mapping[int, Sample], base: Mapping[int, Sample], confidence: float = 0.95) -> Estimate | None:
-    """`estimate` of how much one arm is above another, over the seeds that both have; None if there is none.
-
-    The draws give the spread alone, around what was measured: with fewer different people every threshold is worse,
-    which costs two arms unequally and is no evidence of their order.
-    """
+def difference(mine: Mapping[int, Draws], base: Mapping[int, Draws], confidence: float = 0.95) -> Estimate | None:
+    """`estimate` of how much one arm is above another, over the seeds that both have; None if there is none."""
     common = sorted(mine.keys() & base.keys())
     if not common:
         return None
-    gains = {}
-    for seed in common:
-        value, draws = mine[seed].value - base[seed].value, mine[seed].draws - base[seed].draws
-        gains[seed] = Sample(value, draws - draws.mean() + value)
-    return estimate(gains, confidence)
+    _, values, interval = _over_seeds({seed: mine[seed].above(base[seed]) for seed in common}, confidence)
+    return _estimate(values, interval)
+
+
+def _over_seeds(runs: Mapping[int, Draws], confidence: float) -> tuple[Draws, FloatArray, FloatArray]:
+    """The mean of the runs, the value of each, by rising seed, and the interval `[1, 2]` over people and seeds."""
+    ordered = [runs[seed] for seed in sorted(runs)]
+    values = np.concatenate([run.value_K for run in ordered])
+    mean = Draws.mean(ordered)
+    spread = mean.spread()
+    if len(values) > 1:
+        error = values.std(ddof=1) / len(values) ** 0.5
+        spread += error * np.random.default_rng(0).standard_t(len(values) - 1, size=spread.shape)
+    return mean, values, percentiles(spread, confidence)
+
+
+def _estimate(values: FloatArray, interval: FloatArray) -> Estimate:
+    ((low, high),) = interval.tolist()
+    return Estimate(tuple(values.tolist()), low, high)
 
 
 def paired_differences(
@@ -91,8 +87,8 @@ def paired_differences(
 ) -> list[Estimate]:
     """How much one network is above another on the same pairs: in accuracy, then in TAR at each of `fars`.
 
-    Both are judged under the same draws of the people, so what is hard for both cancels out. The draws give the spread
-    alone, as in `difference`. Raises ValueError when the pairs are not the same.
+    Both are judged under the same draws of the people, so what is hard for both cancels out. Raises ValueError when the
+    pairs are not the same.
     """
     for name in ("same", "fold", "identity_a", "identity_b"):
         if not np.array_equal(vars(mine)[name], vars(base)[name]):
@@ -101,9 +97,6 @@ def paired_differences(
     def rates(drawn: ScoredPairs) -> FloatArray:
         return np.array([kfold_accuracy(drawn).mean, *attained_tars(roc(drawn), fars)])
 
-    value_K = rates(mine) - rates(base)
-    draws_BK = identity_draws(mine, rates, resamples, seed) - identity_draws(base, rates, resamples, seed)
-    spread_BK = draws_BK - draws_BK.mean(axis=0) + value_K
-    low_K, high_K = np.percentile(spread_BK, [50 * (1 - confidence), 50 * (1 + confidence)], axis=0)
-    measured = np.stack([value_K, low_K, high_K], axis=1).tolist()
+    gain = identity_draws(mine, rates, resamples, seed).above(identity_draws(base, rates, resamples, seed))
+    measured = np.concatenate([gain.value_K[:, None], gain.differences(confidence)], axis=1).tolist()
     return [Estimate((value,), low, high) for value, low, high in measured]

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.scoring.bootstrap import PATIENCE
+from pipeline.evaluation.scoring.bootstrap import PAIR_DRAWS, PATIENCE, draw_pairs, pair_generator
+from pipeline.evaluation.scoring.draws import Draws, effective_people
 from pipeline.evaluation.scoring.verification import BoolArray, FloatArray, IntArray
 
 
@@ -32,9 +33,10 @@ class ManyPairs:
         self._b = people_b[order].astype(np.int32)
         self.people = int(max(self._a.max(), self._b.max())) + 1
 
-    def rates(self, fars: FloatArray, drawn: IntArray | None = None) -> FloatArray | None:
-        """TAR `[F]` at each of `fars` if person i was drawn `drawn[i]` times (None: once); None without either kind."""
-        weight = self._weights(drawn)
+    def rates(self, fars: FloatArray, weight: NDArray[np.int32] | None = None) -> FloatArray | None:
+        """TAR `[F]` at each of `fars` if pairs count `weight` `[P]` times (None: once); None without either kind."""
+        if weight is None:
+            weight = np.ones(len(self._same), np.int32)
         impostors = np.cumsum(np.where(self._same, 0, weight), dtype=np.int64)
         genuine = int(np.sum(weight, where=self._same, dtype=np.int64))
         if not genuine or not impostors[-1]:
@@ -46,15 +48,31 @@ class ManyPairs:
             tars.append(hits / genuine)
         return np.array(tars)
 
-    def _weights(self, drawn: IntArray | None) -> NDArray[np.int32]:
-        if drawn is None:
-            return np.ones(len(self._same), np.int32)
+    def thresholds(self, fars: FloatArray) -> FloatArray:
+        """The lowest score `[F]` that is accepted at each of `fars`, infinite if none is."""
+        impostors = np.cumsum(~self._same, dtype=np.int64)
+        accepted = [self._accepted(impostors, far) for far in fars]
+        return np.array([-self._falling[count - 1] if count else np.inf for count in accepted])
+
+    def weights(self, drawn: IntArray) -> NDArray[np.int32]:
+        """How often each pair counts if person i was drawn `drawn[i]` times, as `bootstrap.pair_weights`."""
         counts = drawn.astype(np.int32)
         weight = counts[self._a]
         other = counts[self._b]
         np.copyto(other, 1, where=self._a == self._b)  # one person's count stands for itself, not for its square
         weight *= other
         return weight
+
+    def pairs_drawn(self, generator: np.random.Generator) -> NDArray[np.int32]:
+        """How often each pair counts in a draw of the pairs of two people, one by one."""
+        several = self._a != self._b
+        weight = np.ones(len(several), np.int32)
+        weight[several] = draw_pairs(int(several.sum()), generator)
+        return weight
+
+    def effective_people_twice(self) -> float:
+        """The independent people of the pairs that show one person."""
+        return effective_people(np.concatenate([self._a[self._same], self._b[self._same]]))
 
     def _accepted(self, impostors: IntArray, far: float) -> int:
         """How many pairs the lowest threshold accepts whose FAR does not exceed `far`: equal scores stay together."""
@@ -70,22 +88,35 @@ class ManyPairs:
         return cut
 
 
-def tar_intervals(
-    pairs: ManyPairs, fars: FloatArray, resamples: int, seed: int = 0, confidence: float = 0.95
-) -> FloatArray:
-    """Percentile intervals `[F, 2]` of the TAR at each of `fars` over draws of the people with replacement.
+def tar_draws(pairs: ManyPairs, fars: FloatArray, resamples: int, seed: int = 0) -> Draws:
+    """TAR `[F]` at each of `fars` as measured and under draws.
 
-    Raises ValueError when hardly any draw holds pairs of both kinds.
+    Raises ValueError when there are pairs of one kind only, or hardly any draw holds both.
     """
+    value = pairs.rates(fars)
+    if value is None:
+        raise ValueError("pairs: got pairs of one kind, wanted same and different ones")
+    people = _of_people(pairs, fars, resamples, seed)
+    generator = pair_generator(seed)
+    one_by_one = []
+    for _ in range(min(resamples, PAIR_DRAWS)):
+        found = pairs.rates(fars, pairs.pairs_drawn(generator))
+        assert found is not None, "as many pairs of each kind are drawn as there are"
+        one_by_one.append(found)
+    units = np.full(len(fars), pairs.effective_people_twice())
+    return Draws(value, people, np.stack(one_by_one), units)
+
+
+def _of_people(pairs: ManyPairs, fars: FloatArray, resamples: int, seed: int) -> FloatArray:
     generator = np.random.default_rng(seed)
     values: list[FloatArray] = []
     for _ in range(PATIENCE * resamples):
         people = generator.integers(pairs.people, size=pairs.people)
-        found = pairs.rates(fars, np.bincount(people, minlength=pairs.people))
+        found = pairs.rates(fars, pairs.weights(np.bincount(people, minlength=pairs.people)))
         if found is not None:
             values.append(found)
         if len(values) == resamples:
-            return np.percentile(np.stack(values), [50 * (1 - confidence), 50 * (1 + confidence)], axis=0).T
+            return np.stack(values)
     raise ValueError(
         f"bootstrap: {len(values)} of {PATIENCE * resamples} draws of {pairs.people} people hold pairs of both kinds,"
         f" wanted {resamples}: the set is too small for an interval"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import isfinite
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.evaluation.scoring.bootstrap import identity_bootstrap
+from pipeline.evaluation.scoring.bootstrap import identity_draws, people_of
 from pipeline.evaluation.scoring.verification import (
     FloatArray,
     ScoredPairs,
@@ -16,6 +17,7 @@ from pipeline.evaluation.scoring.verification import (
     kfold_accuracy,
     roc,
     tar_at_far,
+    threshold_at,
 )
 
 
@@ -34,10 +36,11 @@ class Rate(Record):
 
 
 class TarAtFar(Record):
-    """The true accept rate at a false accept rate."""
+    """The true accept rate at a false accept rate, and the lowest score that is accepted; None: no score is."""
 
     far: float
     tar: Rate
+    threshold: float | None
 
 
 class TpirAtFpir(Record):
@@ -80,9 +83,12 @@ def with_intervals(values: Iterable[float], intervals: FloatArray) -> list[Rate]
     return rates
 
 
-def tars_at(fars: Iterable[float], rates: Iterable[Rate]) -> tuple[TarAtFar, ...]:
-    """True accept rates, each with its false accept rate."""
-    return tuple(TarAtFar(far=far, tar=rate) for far, rate in zip(fars, rates, strict=True))
+def tars_at(fars: Iterable[float], rates: Iterable[Rate], thresholds: Iterable[float]) -> tuple[TarAtFar, ...]:
+    """True accept rates, each with its false accept rate and its threshold, infinite if no score is accepted."""
+    found = []
+    for far, rate, threshold in zip(fars, rates, thresholds, strict=True):
+        found.append(TarAtFar(far=far, tar=rate, threshold=float(threshold) if isfinite(threshold) else None))
+    return tuple(found)
 
 
 def verify(
@@ -99,7 +105,9 @@ def verify(
         curve = roc(drawn)
         return np.array([kfold_accuracy(drawn).mean, auc(curve), *attained_tars(curve, fars)])
 
-    intervals = identity_bootstrap(pairs, statistics, resamples, seed, confidence)
+    everybody, twice = people_of(pairs), people_of(pairs.select(pairs.same))
+    units = np.array([everybody, everybody, *[twice] * len(fars)])
+    intervals = identity_draws(pairs, statistics, resamples, seed, units).rates(confidence)
     accuracy, area, *tars = with_intervals(values, intervals)
     return Verification(
         accuracy=accuracy,
@@ -107,7 +115,7 @@ def verify(
         folds=tuple(folds.accuracies.tolist()),
         thresholds=tuple(folds.thresholds.tolist()),
         auc=area,
-        tar=tars_at(fars, tars),
+        tar=tars_at(fars, tars, [threshold_at(curve, far) for far in fars]),
         genuine=int(curve.genuine),
         impostors=int(curve.impostors),
         identities=len(np.union1d(pairs.identity_a, pairs.identity_b)),

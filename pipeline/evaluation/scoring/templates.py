@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.scoring.bootstrap import trial_bootstrap
+from pipeline.evaluation.scoring.bootstrap import trial_draws
 from pipeline.evaluation.scoring.identification import cmc, false_alarm_barrier, mate_ranks, mate_scores
-from pipeline.evaluation.scoring.many_pairs import ManyPairs, tar_intervals
+from pipeline.evaluation.scoring.many_pairs import ManyPairs, tar_draws
 from pipeline.evaluation.scoring.rates import Rate, TarAtFar, TpirAtFpir, tars_at, with_intervals
 from pipeline.evaluation.scoring.search import blocks_of, nearest
 from pipeline.evaluation.scoring.verification import BoolArray, FloatArray, IntArray, cosine_scores, require_resolvable
@@ -107,10 +107,10 @@ def verify_templates(
     values = scored.rates(grid)
     if values is None:
         raise ValueError(f"templates: got {np.sum(same)} same and {impostors} different pairs, wanted some of each")
-    intervals = tar_intervals(scored, np.array(fars), resamples, seed)
+    intervals = tar_draws(scored, np.array(fars), resamples, seed).rates()
     tars = with_intervals(values[: len(fars)], intervals)
     curve = zip(grid[len(fars) :].tolist(), values[len(fars) :].tolist(), strict=True)
-    return OneToOne(tars_at(fars, tars), tuple(curve))
+    return OneToOne(tars_at(fars, tars, scored.thresholds(np.array(fars))), tuple(curve))
 
 
 def search_templates(
@@ -142,7 +142,7 @@ def search_templates(
         hits = [np.average((ranks == 1) & (scores > barrier), weights=weight) for barrier in barriers]
         return np.array([*closed, *hits])
 
-    intervals = trial_bootstrap(probe_subject[mated], rates, resamples, seed)
-    every = with_intervals(rates(np.ones(int(mated.sum()))), intervals)
+    draws = trial_draws(probe_subject[mated], rates, resamples, seed)
+    every = with_intervals(draws.value_K, draws.rates())
     tpirs = zip(fpirs, every[len(RANKS) :], strict=True)
     return tuple(every[: len(RANKS)]), tuple(TpirAtFpir(fpir=fpir, tpir=rate) for fpir, rate in tpirs)

@@ -115,7 +115,7 @@ def cosine_scores(features_ND: NDArray[Any], a: IntArray, b: IntArray) -> FloatA
     time, so memory beside the result is that of the features, whatever the number of pairs. Raises ValueError naming
     the first row that is not finite.
     """
-    unit = _unit_rows(features_ND)
+    unit = unit_rows(features_ND)
     scores = np.empty(len(a))
     for start in range(0, len(a), PAIRS_AT_ONCE):
         part = slice(start, start + PAIRS_AT_ONCE)
@@ -123,7 +123,8 @@ def cosine_scores(features_ND: NDArray[Any], a: IntArray, b: IntArray) -> FloatA
     return scores
 
 
-def _unit_rows(features_ND: NDArray[Any]) -> FloatArray:
+def unit_rows(features_ND: NDArray[Any]) -> FloatArray:
+    """The rows of the features `[N, D]` at length 1, rows of zeros excepted; raises as `cosine_scores`."""
     unit = np.array(features_ND, np.float64)
     for start in range(0, len(unit), PAIRS_AT_ONCE):
         rows = unit[start : start + PAIRS_AT_ONCE]
@@ -203,6 +204,11 @@ def attained_tar(curve: Roc, far: float) -> float:
 def attained_tars(curve: Roc, fars: Sequence[float] | FloatArray) -> FloatArray:
     """`attained_tar` of each of `fars`, `[F]`."""
     return np.asarray(curve.tar[np.searchsorted(curve.far, fars, side="right") - 1])
+
+
+def threshold_at(curve: Roc, far: float) -> float:
+    """The threshold at which `attained_tar` is attained: the lowest score that is accepted, infinite if none is."""
+    return float(curve.thresholds[np.searchsorted(curve.far, far, side="right") - 1])
 
 
 def best_threshold(pairs: ScoredPairs) -> float:

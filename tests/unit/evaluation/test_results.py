@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.evaluation.results import Centred, Evaluation, Settings, Summary, load, save
 from pipeline.evaluation.scoring.angles import class_angles
-from pipeline.evaluation.scoring.bootstrap import identity_bootstrap
+from pipeline.evaluation.scoring.bootstrap import identity_draws, people_of
 from pipeline.evaluation.scoring.rates import verify
 from pipeline.evaluation.scoring.verification import ScoredPairs, attained_tar, auc, kfold_accuracy, roc
 
@@ -41,8 +41,22 @@ def test_the_summary_holds_the_rates_of_its_pairs() -> None:
     assert found.folds == tuple(folds.accuracies)
     assert [(t.far, t.tar.value) for t in found.tar] == [(f, attained_tar(curve, f)) for f in (0.2, 0.05)]
     assert (found.genuine, found.impostors, found.identities) == (60, 60, 12)
-    expected = identity_bootstrap(pairs, lambda p: np.array([attained_tar(roc(p), 0.05)]), 25, 9, 0.8)
-    assert (found.tar[1].tar.low, found.tar[1].tar.high) == tuple(expected[0])
+    twice = np.array([people_of(pairs.select(pairs.same))])
+    expected = identity_draws(pairs, lambda p: np.array([attained_tar(roc(p), 0.05)]), 25, 9, twice).rates(0.8)
+    np.testing.assert_allclose((found.tar[1].tar.low, found.tar[1].tar.high), expected[0], atol=1e-12)
+    threshold = found.tar[1].threshold
+    assert threshold is not None
+    assert np.mean(pairs.scores[pairs.same] >= threshold) == found.tar[1].tar.value
+    assert np.mean(pairs.scores[~pairs.same] >= threshold) <= 0.05
+
+
+def test_everybody_told_apart_is_no_certainty() -> None:
+    """100% of 12 people is what a network of 80% reaches now and then."""
+    pairs = make_pairs()
+    found = verify(replace(pairs, scores=np.where(pairs.same, 0.9, 0.1)), (0.1,), resamples=10)
+    for rate in (found.accuracy, found.auc, found.tar[0].tar):
+        assert (rate.value, rate.high) == (1, 1)
+        assert 0.6 < rate.low < 0.8
 
 
 def test_a_far_beyond_the_impostors_is_refused() -> None:

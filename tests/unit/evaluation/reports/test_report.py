@@ -165,6 +165,12 @@ def test_the_report_holds_what_it_promises(page: str, tmp_path: Path) -> None:
     assert f"; before training in {first.accuracy.value:.2%}." in text
     angles = make_evaluation(tmp_path / "faces", 90, 2.0).angles
     assert angles is not None
+    tar = final.tar[0]
+    assert f"at FAR 0.1 {first.tar[0].threshold:.4f} {tar.threshold:.4f}" in text
+    assert (
+        f"fold 2 {first.thresholds[1]:.4f}: {first.folds[1]:.2%} {final.thresholds[1]:.4f}: {final.folds[1]:.2%}"
+        in text
+    )
     worst = int(angles.worst(1)[0])
     median, high = angles.within[worst, 1:]
     words = f"p{worst} 4 {median:.0f}° {high:.0f}° p{angles.neighbour[worst]} {angles.nearest[worst]:.0f}°"
@@ -293,7 +299,7 @@ def test_templates_have_their_table_and_roc(tmp_path: Path) -> None:
         templates=12,
         genuine=6,
         impostors=30,
-        tar=(TarAtFar(far=0.1, tar=rate),),
+        tar=(TarAtFar(far=0.1, tar=rate, threshold=0.4),),
         galleries=(Gallery(name="G1", ranks=(rate, rate, rate), tpir=(TpirAtFpir(fpir=0.1, tpir=rate),)),),
         curve=((0.03, 0.2), (1.0, 1.0)),
     )
@@ -328,7 +334,7 @@ def test_identification_has_its_table_and_curve(tmp_path: Path) -> None:
             weights_sha256="",
             listing_sha256="",
             cmc=rates,
-            tar=(TarAtFar(far=1e-6, tar=rates[1]),),
+            tar=(TarAtFar(far=1e-6, tar=rates[1], threshold=0.6),),
             trials=1234,
             identities=6,
             distractors=1_000_000,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.evaluation.reports.study_page import comparisons, markdown, page, rows, write_tables
-from pipeline.evaluation.scoring.estimates import Sample
+from pipeline.evaluation.scoring.draws import Draws
 from pipeline.evaluation.study import Study
 
 STUDY = Study.model_validate(
@@ -31,8 +31,8 @@ STUDY = Study.model_validate(
 )
 
 
-def flat(value: float) -> Sample:
-    return Sample(value, np.full(100, value))
+def flat(value: float) -> Draws:
+    return Draws.of_trials(np.array([value]), np.full((100, 1), value), 100)
 
 
 SAMPLES = {

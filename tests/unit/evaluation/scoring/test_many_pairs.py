@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.scoring.bootstrap import pair_weights, roc_band
-from pipeline.evaluation.scoring.many_pairs import ManyPairs, tar_intervals
-from pipeline.evaluation.scoring.verification import ScoredPairs, attained_tar, cosine_scores, roc
+from pipeline.evaluation.scoring.many_pairs import ManyPairs, tar_draws
+from pipeline.evaluation.scoring.verification import (
+    ScoredPairs,
+    attained_tar,
+    cosine_scores,
+    roc,
+    threshold_at,
+)
 
 
 def make(people: int, count: int, seed: int, decimals: int) -> ScoredPairs:
@@ -42,24 +48,43 @@ def test_rates_are_those_of_the_roc_under_any_draw(seed: int, decimals: int) -> 
                 weight=pair_weights(pairs, drawn),
             )
         )
-        found = many.rates(FARS, drawn)
+        found = many.rates(FARS, None if drawn is None else many.weights(drawn))
         assert found is not None
         np.testing.assert_array_equal(found, [attained_tar(roc(weighted), far) for far in FARS])
 
 
-def test_a_draw_without_one_kind_has_no_rates() -> None:
+def test_a_draw_without_one_kind_has_no_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     many = ManyPairs(np.array([0.1, 0.2]), np.array([True, False]), np.array([0, 1]), np.array([0, 2]))
-    assert many.rates(FARS, np.array([1, 1, 0])) is None
-    assert many.rates(FARS, np.array([0, 1, 1])) is None
-    with pytest.raises(ValueError, match="draws of 1 people hold pairs of both kinds, wanted 3"):
-        tar_intervals(ManyPairs(np.ones(2), np.ones(2, bool), np.zeros(2), np.zeros(2)), FARS, 3)
+    assert many.rates(FARS, many.weights(np.array([1, 1, 0]))) is None
+    assert many.rates(FARS, many.weights(np.array([0, 1, 1]))) is None
+    with pytest.raises(ValueError, match="pairs: got pairs of one kind, wanted same and different ones"):
+        tar_draws(ManyPairs(np.ones(2), np.ones(2, bool), np.zeros(2), np.zeros(2)), FARS, 3)
+    monkeypatch.setattr("pipeline.evaluation.scoring.many_pairs.PATIENCE", 0)
+    with pytest.raises(ValueError, match="draws of 3 people hold pairs of both kinds, wanted 5"):
+        tar_draws(many, FARS, 5)
 
 
-def test_intervals_are_those_of_the_bootstrap() -> None:
+def test_draws_are_those_of_the_bootstrap() -> None:
     pairs = make(9, 400, 5, 2)
+    falling = pairs.select(np.argsort(-pairs.scores, kind="stable"))
     many = ManyPairs(pairs.scores, pairs.same, pairs.identity_a, pairs.identity_b)
     fars = np.array([0.02, 0.3])
-    np.testing.assert_array_equal(tar_intervals(many, fars, 30, 7), roc_band(pairs, fars, 30, 7))
+    found = tar_draws(many, fars, 30, 7)
+    np.testing.assert_array_equal(found.rates(), roc_band(falling, fars, 30, 7))
+    assert found.pairs_AK.std(axis=0).min() > 0
+
+
+@pytest.mark.parametrize("decimals", [0, 9])
+def test_the_threshold_of_a_far_is_the_lowest_score_that_is_accepted(decimals: int) -> None:
+    pairs = make(12, 500, 1, decimals)
+    many = ManyPairs(pairs.scores, pairs.same, pairs.identity_a, pairs.identity_b)
+    tars = many.rates(FARS)
+    assert tars is not None
+    for far, tar, threshold in zip(FARS, tars, many.thresholds(FARS), strict=True):
+        assert np.mean(pairs.scores[pairs.same] >= threshold) == tar
+        assert np.mean(pairs.scores[~pairs.same] >= threshold) <= far
+        assert threshold == threshold_at(roc(pairs), far)
+        assert np.isinf(threshold) or threshold in pairs.scores
 
 
 @pytest.mark.parametrize("count", [1, 4095, 4096, 4097, 9000])

@@ -62,8 +62,10 @@ def test_one_to_one_rates_equal_a_loop_and_intervals_resample_subjects() -> None
     for entry in found:
         barrier = impostors[int(entry.far * len(impostors))]
         assert entry.tar.value == np.mean(scores[same] > barrier)
+        assert entry.threshold == pytest.approx(scores[scores > barrier].min(), abs=1e-12)
         assert entry.tar.low <= entry.tar.value <= entry.tar.high
     direct = ScoredPairs.of(scores, same, np.zeros(len(a)), identity_a=subject[a], identity_b=subject[b])
+    direct = direct.select(np.argsort(-direct.scores, kind="stable"))
     expected = roc_band(direct, np.array([0.1, 0.01]), 30)
     np.testing.assert_allclose([(entry.tar.low, entry.tar.high) for entry in found], expected, atol=1e-12)
     # Without subjects every template is its own: intervals over 40 "people" are narrower than over 10.
