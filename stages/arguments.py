@@ -57,6 +57,11 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         help="embeddings made elsewhere: Parquet (path, embedding) or .npz (paths, embeddings)",
     )
     group.add_argument("--network", metavar="NAME", help="backbone of --weights: iresnet50, sphereface20, ...")
+    add_input(group)
+
+
+def add_input(group: argparse._ActionsContainer) -> None:
+    """How a network that is not of a run takes its pixels."""
     group.add_argument("--size", type=size_of, metavar="HxW", help="of its input, such as 112x112")
     group.add_argument("--channels", choices=CHANNELS, help="their order in its input (default RGB)")
     group.add_argument("--mean", type=float, nargs="+", metavar="X", help="subtracted from pixels of 0 to 255")
@@ -102,12 +107,7 @@ def sources_of(args: argparse.Namespace, *, results: bool = True) -> Iterator[So
 
 def other_source(args: argparse.Namespace) -> Source | None:
     """The network that is not of a run; None if the arguments name none. Raises ValueError as `sources_of`."""
-    given = Given(
-        args.size,
-        args.channels,
-        None if args.mean is None else tuple(args.mean),
-        None if args.scale is None else tuple(args.scale),
-    )
+    given = given_of(args)
     if (args.network is None) != (args.weights is None):
         raise ValueError("--weights and --network: got one without the other, wanted both")
     if args.onnx is not None:
@@ -125,6 +125,16 @@ def other_source(args: argparse.Namespace) -> Source | None:
     if given != Given():
         raise ValueError("--size, --channels, --mean, --scale: got a run, which knows them, wanted --onnx or --weights")
     return None
+
+
+def given_of(args: argparse.Namespace) -> Given:
+    """What the arguments of `add_input` say of a network's pixels."""
+    return Given(
+        args.size,
+        args.channels,
+        None if args.mean is None else tuple(args.mean),
+        None if args.scale is None else tuple(args.scale),
+    )
 
 
 def how_of(args: argparse.Namespace) -> How:

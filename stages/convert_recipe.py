@@ -2,7 +2,8 @@
 
   python stages/convert_recipe.py configs/ms1mv3_r50.py ms1mv3.yaml --ranks 8 --shards /data/ms1mv3
 
-The recipe begins with what to know when moving: how its data becomes shards, and what is trained otherwise here.
+The recipe begins with what to know when moving: how its data becomes shards, what is trained otherwise here, and which
+keys are not needed. A key that is unknown or has no counterpart is refused; all reasons are printed at once.
 docs/moving.md compares the two concept by concept.
 """
 
@@ -13,7 +14,8 @@ import yaml
 
 from cluster.stop import exit_with, faults_in_one_line
 from pipeline.files import write_file
-from pipeline.recipe.from_arcface_torch import Converted, convert, read_config
+from pipeline.recipe.arcface_config import read_config
+from pipeline.recipe.from_arcface_torch import Converted, convert
 from pipeline.recipe.schema import RecipeError
 
 

@@ -38,6 +38,11 @@ class Backbone(NamedSection, ABC):
     compile: bool = False
     """Compile the network with torch.compile: faster steps, for a minute or more at the first start of a host."""
 
+    frozen: tuple[str, ...] = ()
+    """Modules of the network that stay as they are, batch norms included: their names, such as layer1 or stages.0."""
+    rate_factor: float = Field(1.0, gt=0)
+    """The network learns at this multiple of the optimizer's rate, the head's rows at the rate itself."""
+
     @model_validator(mode="after")
     def _goes_together(self) -> Backbone:
         if self.activation_checkpointing and type(self).blocks is Backbone.blocks:

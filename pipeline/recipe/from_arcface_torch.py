@@ -1,41 +1,45 @@
-"""Recipes out of InsightFace's ``arcface_torch``: its ``configs/*.py``, read without running them.
+"""Recipes out of InsightFace's ``arcface_torch``: what a config trains, in our keys.
 
-What a key means was read in that project's ``train_v2.py``, ``losses.py``, ``partial_fc_v2.py`` and
-``lr_scheduler.py``. If it trains otherwise than we do, a note says how.
+A config's keys are read by `pipeline.recipe.arcface_config`. If that project trains otherwise than we do, or has a key
+that we do not need, a note says so.
 """
 
 from __future__ import annotations
 
-import ast
+import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.recipe.arcface_config import ArcfaceConfig, Assignments
 from pipeline.recipe.file import recipe_of
-from pipeline.recipe.schema import Recipe, RecipeError
+from pipeline.recipe.schema import Recipe
 
 NETWORKS = {f"r{layers}": f"iresnet{layers}" for layers in (18, 34, 50, 100, 200)}
-NEEDED = ("margin_list", "network", "batch_size", "lr", "num_image", "num_epoch", "rec")
 
-# What that trainer has, whatever its config says: its SGD, and the norm to which it clips the backbone's gradient.
+# What that trainer has, whatever its config says: its scale, its SGD, and the norm to which it clips the backbone's
+# gradient.
+SCALE = 64.0
 MOMENTUM = 0.9
 CLIP_NORM = 5.0
 
-# What that project's own defaults (configs/base.py) say of keys that a config leaves out.
-DEFAULTS: dict[str, Any] = {
-    "embedding_size": 512,
-    "sample_rate": 1.0,
-    "interclass_filtering_threshold": 0,
-    "fp16": False,
-    "optimizer": "sgd",
-    "momentum": 0.9,
-    "weight_decay": 5e-4,
-    "gradient_acc": 1,
-    "seed": 2048,
-    "warmup_epoch": 0,
-    "frequent": 10,
-    "verbose": 2000,
-    "val_targets": (),
+# Keys that change nothing of what is trained, and what is there instead.
+UNNEEDED = {
+    "resume": "the same command resumes",
+    "save_all_states": "every checkpoint has all",
+    "output": "--run",
+    "dali": "it always decodes",
+    "num_workers": "data.decode_threads",
+    "using_wandb": "make monitor",
+    "wandb_key": "a secret, not copied",
+    "wandb_entity": "",
+    "wandb_project": "",
+    "wandb_log_all": "",
+    "wandb_resume": "",
+    "suffix_run_name": "",
+    "notes": "",
+    "save_artifacts": "",
 }
 
 
@@ -47,97 +51,67 @@ class Converted:
     notes: tuple[str, ...]
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The keys of a config, over those of ``base.py`` beside it; only assignments of plain values are understood.
-
-    Raises:
-        RecipeError: the file is missing, is not Python, or sets a key to something that must be computed.
-    """
-    base = path.with_name("base.py")
-    keys = _assignments(base) if base.is_file() and base != path else {}
-    return DEFAULTS | keys | _assignments(path)
-
-
-def convert(config: dict[str, Any], ranks: int, shards: Path, *, power: float = 1.0) -> Converted:
-    """The recipe that trains as `config` does on `ranks` GPUs.
+def convert(assigned: Assignments, ranks: int, shards: Path, *, power: float = 1.0) -> Converted:
+    """The recipe that trains as a config does on `ranks` GPUs.
 
     Args:
-        config: as `read_config` gives it.
+        assigned: as `read_config` gives it.
         ranks: GPUs that the config was meant for: its batch is that of one of them.
         shards: where the shards of its data are, or will be.
         power: of the fall of the learning rate: 1 in today's ``lr_scheduler.py``, 2 in that of before.
 
     Raises:
-        RecipeError: for a key that is missing or that has no counterpart here, naming the value got.
+        RecipeError: for all that is unknown, missing or without a counterpart here, a line each.
     """
-    if missing := [key for key in NEEDED if config.get(key) is None]:
-        raise RecipeError(f"{missing[0]}: not set, wanted by the schedule, the network or the data")
-    for key, got, wanted in (
-        ("network", config["network"], NETWORKS),
-        ("optimizer", config["optimizer"], ("sgd",)),
-        ("interclass_filtering_threshold", config["interclass_filtering_threshold"], (0,)),
-    ):
-        if got not in wanted:
-            raise RecipeError(f"{key}: got {got!r}, wanted {' or '.join(map(str, wanted))}")
-    calls = config["num_image"] // (config["batch_size"] * ranks)
-    parts = config["gradient_acc"]
+    config = assigned.checked()
+    calls = config.num_image // (config.batch_size * ranks)
+    parts = config.gradient_acc
     recipe = recipe_of(
         {
-            "seed": config["seed"],
-            "precision": "bfloat16" if config["fp16"] else "float32",
+            "seed": config.seed,
+            "precision": "bfloat16" if config.fp16 else "float32",
             "data": {
                 "shards": shards,
-                "global_batch": config["batch_size"] * ranks * parts,
+                "global_batch": config.batch_size * ranks * parts,
                 "accumulation": parts,
-                "streams": _divisor(config["batch_size"], 16),
+                "streams": _divisor(config.batch_size, 16),
             },
-            "backbone": {"name": NETWORKS[config["network"]], "embedding_dim": config["embedding_size"]},
-            "head": {"sample_rate": config["sample_rate"], "margin": _margin(*config["margin_list"])},
+            "backbone": {"name": NETWORKS[config.network], "embedding_dim": config.embedding_size},
+            "head": {"sample_rate": config.sample_rate, "margin": _margin(config.margin_list)},
             "optimizer": {
-                "steps": calls * config["num_epoch"] // parts,
-                "learning_rate": config["lr"],
-                "warmup_steps": calls * config["warmup_epoch"] // parts,
+                "steps": calls * config.num_epoch // parts,
+                "warmup_steps": calls * max(config.warmup_epoch, 0) // parts,
                 "power": power,
                 "momentum": MOMENTUM,
-                "weight_decay": config["weight_decay"],
-                "clip_norm": CLIP_NORM,
-            },
-            "checkpoint": {"every": config["verbose"]},
-            "evaluation": {"sets": {name: _places(name, shards) for name in config["val_targets"]}},
-            "log": {"every": config["frequent"]},
+            }
+            | _for_sums(config),
+            "checkpoint": {"every": max(config.verbose // parts, 1)},
+            "evaluation": {"sets": {name: _places(name, shards) for name in config.val_targets}},
+            "log": {"every": max(config.frequent // parts, 1)},
         }
     )
     return Converted(recipe, tuple(_notes(config, recipe)))
 
 
-def _assignments(path: Path) -> dict[str, Any]:
-    """``config.key = value`` of a file, in order."""
-    try:
-        tree = ast.parse(path.read_text())
-    except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror}; wanted a config of arcface_torch") from None
-    except SyntaxError as error:
-        raise RecipeError(f"{path}: line {error.lineno}: not Python") from None
-    keys: dict[str, Any] = {}
-    for node in tree.body:
-        if not isinstance(node, ast.Assign) or not isinstance(target := node.targets[0], ast.Attribute):
-            continue
-        try:
-            keys[target.attr] = ast.literal_eval(node.value)
-        except ValueError:
-            raise RecipeError(
-                f"{path}: line {node.lineno}: {target.attr}: got {ast.unparse(node.value)}, wanted a plain value"
-            ) from None
-    return keys
+def _for_sums(config: ArcfaceConfig) -> dict[str, float]:
+    """Learning rate η, weight decay λ and clip norm for our gradient g, where theirs is k·g: k means, added up.
+
+    η (k g + λ w) = k η (g + λ/k w), and a norm of k·g that is clipped to c is one of g clipped to c/k.
+    """
+    parts = config.gradient_acc
+    return {
+        "learning_rate": config.lr * parts,
+        "weight_decay": config.weight_decay / parts,
+        "clip_norm": CLIP_NORM / parts,
+    }
 
 
-def _margin(m: float, angle: float, cosine: float) -> dict[str, Any]:
-    """Our margin for ``CombinedMarginLoss(64, m, angle, cosine)``."""
-    if (m, cosine) == (1.0, 0.0):
-        return {"name": "arcface", "angle": angle, "scale": 64.0}
-    if (m, angle) == (1.0, 0.0):
-        return {"name": "cosface", "cosine": cosine, "scale": 64.0}
-    return {"name": "combined", "m": m, "angle": angle, "cosine": cosine, "scale": 64.0}
+def _margin(margin_list: tuple[float, float, float]) -> dict[str, Any]:
+    """Our margin for ``CombinedMarginLoss(64, *margin_list)``, whose ArcFace computes the margin under ``no_grad``."""
+    _, m2, m3 = margin_list
+    if m3 > 0:
+        return {"name": "cosface", "cosine": m3, "scale": SCALE}
+    return {"name": "arcface", "angle": m2, "detached": True, "scale": SCALE}
 
 
 def _places(name: str, shards: Path) -> dict[str, Path]:
@@ -150,19 +124,65 @@ def _divisor(number: int, most: int) -> int:
     return next(divisor for divisor in range(min(most, number), 0, -1) if number % divisor == 0)
 
 
-def _notes(config: dict[str, Any], recipe: Recipe) -> list[str]:
-    rec = config["rec"]
-    notes = [f"shards: python stages/shard.py {rec} {recipe.data.shards}"]
+def _notes(config: ArcfaceConfig, recipe: Recipe) -> Iterator[str]:
+    yield from _first_steps(config, recipe)
+    yield from _differences(config)
+    yield from _left_out(config)
+
+
+def _first_steps(config: ArcfaceConfig, recipe: Recipe) -> Iterator[str]:
+    """How its data becomes ours."""
+    yield f"shards: {_command('shard.py', config.rec, recipe.data.shards)}"
     for name, places in recipe.evaluation.sets.items():
-        unpack = f"python stages/pairs.py bin {rec}/{name}.bin {places.pairs} --images {places.images}"
-        notes.append(f"val_targets: {unpack}")
-    notes.append("margin: beyond π the target logit keeps falling here; there it rises again")
-    if config["fp16"]:
-        notes.append("precision: fp16 with a loss scale became bfloat16, which needs none")
-    if config["sample_rate"] == 1:
-        notes.append("memory: head.fused_update: true saves a third of the head's")
-    if config["momentum"] != MOMENTUM:
-        notes.append(
-            f"momentum: got {config['momentum']}, which arcface_torch does not read: it trains with {MOMENTUM}"
+        unpack = _command("pairs.py", "bin", f"{config.rec}/{name}.bin", places.pairs, "--images", places.images)
+        yield f"val_targets: {unpack}"
+    if config.num_classes is not None:
+        yield f"num_classes: {config.num_classes:,} there; here as many as the shards have"
+    if config.sample_rate == 1 and config.gradient_acc == 1:
+        yield "memory: head.fused_update: true saves a third of the head's"
+
+
+def _command(stage: str, *arguments: str | Path) -> str:
+    return shlex.join(["python", f"stages/{stage}", *map(str, arguments)])
+
+
+def _differences(config: ArcfaceConfig) -> Iterator[str]:
+    """What is trained otherwise here."""
+    m1, m2, m3 = config.margin_list
+    if m3 == 0:
+        yield "margin_list: beyond θ + margin = π the target logit keeps falling here; there it rises again"
+    elif (m1, m2) != (1, 0):
+        yield f"margin_list: {m1:g} and {m2:g} are not read there beside {m3:g}: CosFace"
+    length = 0.01 * config.embedding_size**0.5
+    times = f"{length**-2:.0f} times as far"
+    yield f"rows: of length 1 at the start here, {length:.2g} there, where a first step turns them {times}"
+    if config.sample_rate < 1:
+        yield "sample_rate: of the classes that are not in the batch; there of all, those of the batch included"
+        yield "sample_rate: rows that take no part in a step rest here; there momentum and weight decay move them on"
+    yield "pixels: (x − 127.5) / 128 here, (x − 127.5) / 127.5 there"
+    if config.dali and config.dali_aug:
+        yield "dali_aug: low resolution (10%), blur (20%), hue (20%) and grey (10%) are left out; mirroring is not"
+    if config.fp16:
+        yield (
+            "fp16: bfloat16 here, without a loss scale, also for the products of the last layer and of the head, which "
+            "are float32 there"
         )
-    return notes
+    yield "gradients: between GPUs as float16 there, whatever fp16 says"
+    if config.warmup_epoch > 0:
+        yield "warmup_epoch: there the very first step has the full rate; here the warm-up begins with it"
+    if config.warmup_epoch < 0:
+        yield f"warmup_epoch: {config.warmup_epoch} is as 0 there too"
+    if (parts := config.gradient_acc) > 1:
+        yield (
+            f"gradient_acc: {parts} means are added there and averaged here: the same, by {parts} times the learning "
+            f"rate and a {parts}th of weight decay and clip norm"
+        )
+    if config.momentum != MOMENTUM:
+        yield f"momentum: got {config.momentum}, which train_v2.py does not read: it trains with {MOMENTUM}"
+
+
+def _left_out(config: ArcfaceConfig) -> Iterator[str]:
+    """The keys that are not needed here, in a line."""
+    found = [key for key in UNNEEDED if key in config.model_fields_set]
+    if found:
+        yield "not needed: " + ", ".join(f"{key} ({UNNEEDED[key]})" if UNNEEDED[key] else key for key in found)

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from pipeline.backbones import BACKBONES, Backbone
 from pipeline.backbones.batch_norm import batch_norms
+from pipeline.backbones.frozen import freeze
 from pipeline.head.margins import MARGINS, Margin
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.optim import OPTIMIZERS, Optimizer
@@ -336,6 +337,7 @@ def check_against_set(
             f"({num_ranks} ranks × accumulation {recipe.data.accumulation})"
         )
     _check_batch_norms(recipe, image_size, num_ranks)
+    _check_frozen(recipe, image_size)
     sharing = recipe.head.ranks or num_ranks
     if num_ranks % sharing:
         raise RecipeError(f"head.ranks: got {sharing}, wanted a divisor of {num_ranks} ranks")
@@ -346,6 +348,17 @@ def check_against_set(
             f"data.shards: got {identities} identities, wanted at least one for each of {sharing} ranks; "
             "start fewer ranks"
         )
+
+
+def _check_frozen(recipe: Recipe, image_size: tuple[int, int]) -> None:
+    """Refuse names of modules that the network does not have."""
+    if recipe.backbone.frozen:
+        with torch.device("meta"):
+            network = recipe.backbone.build(image_size)
+        try:
+            freeze(network, recipe.backbone.frozen)
+        except ValueError as error:
+            raise RecipeError(f"backbone.{error}") from None
 
 
 def _check_batch_norms(recipe: Recipe, image_size: tuple[int, int], num_ranks: int) -> None:

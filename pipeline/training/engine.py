@@ -66,7 +66,7 @@ class Engine:
     def __init__(self, backbone: nn.Module, recipe: Recipe, group: Group, head_ranks: int) -> None:
         self._head_ranks, self._num_ranks = head_ranks, num_ranks(group)
         self._stage, self._accumulation = recipe.zero_stage, recipe.data.accumulation
-        self._num_parameters = sum(p.numel() for p in backbone.parameters())
+        self._num_parameters = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
         self._sent_size = recipe.exchange_dtype.itemsize
         self._zero = recipe.zero_stage > 0
         self._parted = recipe.zero_stage == 3  # parameters too lie in parts on the ranks
@@ -74,7 +74,10 @@ class Engine:
             # Only DeepSpeed's inference uses this kernel; without it a CPU run needs no C++ compiler.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._slots = recipe.optimizer.slots
-        self._optimizer = recipe.optimizer.for_backbone(parameter_groups(backbone, recipe.optimizer))
+        groups = parameter_groups(backbone, recipe.optimizer)
+        for group in groups:
+            group["rate_factor"] *= recipe.backbone.rate_factor
+        self._optimizer = recipe.optimizer.for_backbone(groups)
         self._dropped: torch.Tensor | None = None
         self._make_droppable()
         self._engine, *_ = deepspeed.initialize(

@@ -16,6 +16,7 @@ from cluster.process_group import grid
 from cluster.stopwatch import STEP
 from cluster.topology import Topology
 from pipeline.backbones import batch_norm
+from pipeline.backbones.frozen import freeze
 from pipeline.backbones.recompute import recompute
 from pipeline.head.head import HeadOptions, ShardedHead
 from pipeline.head.health import StallWatch, TargetAngles, target_angles
@@ -90,6 +91,7 @@ class Trainer:
         # draws the same, and DeepSpeed, which would send rank 0's, changes nothing.
         torch.manual_seed(recipe.seed)
         backbone = recipe.backbone.build(size).to(device)
+        freeze(backbone, recipe.backbone.frozen)
         if recipe.backbone.batch_norm == "synchronised":
             batch_norm.synchronise(backbone, group)
         if recipe.backbone.activation_checkpointing:

@@ -17,6 +17,7 @@ from pipeline.reading.dali import Decoder, EncodedBatch
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Data, Head, Recipe
 from pipeline.run.checkpoint import CheckpointError
+from pipeline.run.imported import write_imported
 from pipeline.shards.views import read_identities
 from pipeline.training.inherit import Inherited, match
 from tests.distributed.ranks import run_ranks
@@ -124,6 +125,44 @@ def test_random_newcomers_keep_their_first_rows(sets: tuple[Path, Path], tmp_pat
     for label, name in enumerate(names):
         if name in {"aaa", "person003b", "zzz"}:
             assert torch.equal(result["rows"][label], result["random"][label])
+
+
+def fine_tune(rank: int, ranks: int, plans: list[Recipe], run: Path, imported: Path) -> list[dict[str, Any]]:
+    """One step of each plan from imported weights: parameters before and after, rows before."""
+    results = []
+    for number, plan in enumerate(plans):
+        trainer = trainer_of(rank, ranks, plan, run / str(number))
+        inherited = trainer.inherit(imported, None, "class_mean")
+        rows = trainer.head.weight_SD.detach().clone()
+        before = {name: p.detach().clone() for name, p in trainer.engine.parameters().items()}
+        list(trainer.train())
+        after = {name: p.detach().clone() for name, p in trainer.engine.parameters().items()}
+        results.append({"inherited": inherited, "rows": rows, "before": before, "after": after})
+    return results
+
+
+def test_imported_weights_are_fine_tuned_frozen_stages_staying(sets: tuple[Path, Path], tmp_path: Path) -> None:
+    _, new = sets
+    names = (new / "identities.txt").read_text().splitlines()
+    torch.manual_seed(4)
+    backbone = SphereFaceBackbone(name="sphereface4", embedding_dim=8)
+    weights = backbone.build((32, 32)).state_dict()
+    rows_CD = torch.randn(3, 8)
+    write_imported(
+        tmp_path / "theirs", backbone, weights, (32, 32), {}, rows=[rows_CD], identities=[*names[:2], "gone"]
+    )
+    frozen = backbone.model_copy(update={"frozen": ("stages.0", "stages.1"), "rate_factor": 0.125})
+    plans = [recipe(new, steps=1), recipe(new, steps=1).model_copy(update={"backbone": frozen, "zero_stage": 1})]
+    results = run_ranks(fine_tune, 2, plans, tmp_path / "new", tmp_path / "theirs")
+    for whole, tuned in results:
+        assert whole["inherited"] == tuned["inherited"] == Inherited(kept=2, new=6, dropped=1)
+        for name, saved in weights.items():
+            assert torch.equal(tuned["before"][name], saved)
+            full, step = (run["after"][name] - saved for run in (whole, tuned))
+            stays = name.startswith(("stages.0.", "stages.1."))
+            torch.testing.assert_close(step, full * (0 if stays else 0.125), rtol=1e-3, atol=1e-7)
+            assert torch.equal(step, torch.zeros_like(step)) == stays
+    assert torch.equal(results[0][1]["rows"][:2], rows_CD[:2])
 
 
 def refuse(rank: int, ranks: int, plan: Recipe, run: Path, old_run: Path) -> str:

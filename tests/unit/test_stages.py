@@ -26,6 +26,7 @@ STAGES = {
     "export": (["run", "out"], "load_trained"),
     "identify": (["run", "--probes", "p", "--distractors", "d"], "list_images"),
     "ijb": (["run", "--images", "faces", "--meta", "m"], "sources_of"),
+    "import_weights": (["b.pth", "out", "--network", "iresnet50"], "read_published"),
     "overlap": (["run", "faces", "out"], "sources_of"),
     "pairs": (["folder", "faces", "p.tsv"], "folder_rows"),
     "plan": (["--recipe", "r.yaml"], "load_recipe"),

@@ -1,75 +1,76 @@
-"""IR-50 and IR-101 with the names of CVLface and AdaFace, whose published weights load into them.
+"""Weights of CVLface's and AdaFace's IR networks as those of an IResNet, which computes the same.
 
-Kim et al., "AdaFace", CVPR 2022, follow Deng et al., "ArcFace", CVPR 2019. They differ from
-`pipeline.backbones.iresnet` in the first block, whose shortcut has no convolution because the channels do not change.
+Kim et al., "AdaFace", CVPR 2022, follow Deng et al., "ArcFace", CVPR 2019. Beside the names two things differ: the
+shortcut of the first block takes every second pixel as it is, where IResNet has a 1×1 convolution and a batch norm, and
+the last batch norm has neither scale nor shift.
 """
 
 from __future__ import annotations
 
+import re
+
 import torch
-from torch import nn
 
-from pipeline.backbones.size import feature_map
+EPS = 1e-5  # of torch's batch norms
 
-CHANNELS = (64, 128, 256, 512)
-BLOCKS = {50: (3, 4, 14, 3), 100: (3, 13, 30, 3), 101: (3, 13, 30, 3)}
-
-
-class Block(nn.Module):
-    """BN, conv, BN, PReLU, conv, BN, plus the input, subsampled or through a 1×1 convolution."""
-
-    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.shortcut_layer: nn.Module = nn.MaxPool2d(1, stride)
-        if channels_in != channels:
-            self.shortcut_layer = nn.Sequential(
-                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-            )
-        self.res_layer = nn.Sequential(
-            nn.BatchNorm2d(channels_in),
-            nn.Conv2d(channels_in, channels, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.PReLU(channels),
-            nn.Conv2d(channels, channels, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(channels),
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, channels_in, H, W] to [B, channels, ⌈H/stride⌉, ⌈W/stride⌉]."""
-        result: torch.Tensor = self.res_layer(x) + self.shortcut_layer(x)
-        return result
+# The parts of a block, by their place in its ``res_layer``.
+_PARTS = ("bn1", "conv1", "bn2", "prelu", "conv2", "bn3")
+_ENDS = {
+    "input_layer.0": "conv1",
+    "input_layer.1": "bn1",
+    "input_layer.2": "prelu",
+    "output_layer.0": "bn2",
+    "output_layer.3": "fc",
+    "output_layer.4": "features",
+}
 
 
-class IR(nn.Module):
-    """Images [B, 3, H, W] scaled to [-1, 1] to embeddings [B, D].
+def is_ir(weights: dict[str, torch.Tensor]) -> bool:
+    """Whether these are the weights of an IR network."""
+    return "body.0.res_layer.0.weight" in weights
 
-    Raises:
-        ValueError: for a number of layers that is not in `BLOCKS`.
-    """
 
-    def __init__(self, layers: int, embedding_dim: int = 512, image_size: tuple[int, int] = (112, 112)) -> None:
-        super().__init__()
-        if layers not in BLOCKS:
-            raise ValueError(f"layers: got {layers}, wanted one of {', '.join(map(str, BLOCKS))}")
-        self.input_layer = nn.Sequential(
-            nn.Conv2d(3, CHANNELS[0], 3, 1, 1, bias=False), nn.BatchNorm2d(CHANNELS[0]), nn.PReLU(CHANNELS[0])
-        )
-        blocks, channels_in = [], CHANNELS[0]
-        for channels, count in zip(CHANNELS, BLOCKS[layers], strict=True):
-            blocks.append(Block(channels_in, channels, 2))
-            blocks += [Block(channels, channels, 1) for _ in range(count - 1)]
-            channels_in = channels
-        self.body = nn.Sequential(*blocks)
-        height, width = feature_map(image_size)
-        self.output_layer = nn.Sequential(
-            nn.BatchNorm2d(channels_in),
-            nn.Dropout(0.4),
-            nn.Flatten(),
-            nn.Linear(channels_in * height * width, embedding_dim),
-            nn.BatchNorm1d(embedding_dim, affine=False),
-        )
+def as_iresnet(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of the IResNet that computes what an IR network with `weights` does; names it does not know pass."""
+    places = _places(weights)
+    named = {_renamed(name, places): tensor for name, tensor in weights.items()}
+    channels = len(weights["input_layer.0.weight"])
+    named |= _shortcut("layer1.0.downsample", channels)
+    mean = named.get("features.running_mean")
+    if mean is not None:
+        named |= {"features.weight": torch.ones_like(mean), "features.bias": torch.zeros_like(mean)}
+    return named
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Embeddings [B, D]."""
-        result: torch.Tensor = self.output_layer(self.body(self.input_layer(images)))
-        return result
+
+def _places(weights: dict[str, torch.Tensor]) -> dict[int, str]:
+    """Number of a block in ``body`` -> its name in an IResNet. A stage begins where a shortcut has a convolution."""
+    numbers = {int(found[1]) for name in weights if (found := re.match(r"body\.(\d+)\.", name))}
+    places: dict[int, str] = {}
+    stage, block = 1, 0
+    for number in sorted(numbers):
+        if number > 0 and f"body.{number}.shortcut_layer.0.weight" in weights:
+            stage, block = stage + 1, 0
+        places[number] = f"layer{stage}.{block}"
+        block += 1
+    return places
+
+
+def _renamed(name: str, places: dict[int, str]) -> str:
+    if found := re.fullmatch(r"body\.(\d+)\.(res|shortcut)_layer\.(\d)\.(\w+)", name):
+        part = _PARTS[int(found[3])] if found[2] == "res" else f"downsample.{found[3]}"
+        return f"{places[int(found[1])]}.{part}.{found[4]}"
+    start, _, rest = name.rpartition(".")
+    return f"{_ENDS[start]}.{rest}" if start in _ENDS else name
+
+
+def _shortcut(at: str, channels: int) -> dict[str, torch.Tensor]:
+    """A 1×1 convolution and a batch norm that change nothing."""
+    ones, zeros = torch.ones(channels), torch.zeros(channels)
+    return {
+        f"{at}.0.weight": torch.eye(channels)[:, :, None, None],
+        f"{at}.1.weight": ones * (1 + EPS) ** 0.5,
+        f"{at}.1.bias": zeros,
+        f"{at}.1.running_mean": zeros,
+        f"{at}.1.running_var": ones,
+        f"{at}.1.num_batches_tracked": torch.tensor(0),
+    }

@@ -18,12 +18,12 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from pipeline.backbones import BACKBONES  # noqa: E402
 from pipeline.evaluation.embedding.feeding import Given  # noqa: E402
-from pipeline.evaluation.embedding.ir import IR  # noqa: E402
 from pipeline.evaluation.embedding.onnx import load_onnx  # noqa: E402
 from pipeline.evaluation.embedding.parquet import write_embeddings  # noqa: E402
 from pipeline.evaluation.embedding.source import How, Source, image_files  # noqa: E402
 from pipeline.evaluation.embedding.table import load_table  # noqa: E402
 from pipeline.evaluation.embedding.weights import load_weights  # noqa: E402
+from tests.unit.evaluation.embedding.ir_network import IR  # noqa: E402
 
 HEIGHT, WIDTH = 16, 12
 CPU = torch.device("cpu")
