@@ -54,8 +54,13 @@ class Slot:
         return torch.zeros_like(weight_SD if self.per_number else weight_SD[:, 0], requires_grad=False)
 
     def zeros_for(self, parameter: torch.Tensor) -> torch.Tensor:
-        """The slot of a parameter of the backbone before the first step; torch keeps counts on the CPU."""
-        return torch.zeros_like(parameter, requires_grad=False) if self.per_number else torch.zeros(())
+        """The slot of a parameter of the backbone before the first step.
+
+        A count lies where the parameter does: torch's fused optimizers want it there.
+        """
+        if self.per_number:
+            return torch.zeros_like(parameter, requires_grad=False)
+        return torch.zeros((), device=parameter.device)
 
 
 class Optimizer(NamedSection):

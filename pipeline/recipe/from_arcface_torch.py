@@ -74,7 +74,7 @@ def convert(config: dict[str, Any], ranks: int, shards: Path, *, power: float = 
         raise RecipeError(f"{missing[0]}: not set, wanted by the schedule, the network or the data")
     for key, got, wanted in (
         ("network", config["network"], NETWORKS),
-        ("optimizer", config["optimizer"], ("sgd",)),
+        ("optimizer", config["optimizer"], ("sgd", "adamw")),
         ("interclass_filtering_threshold", config["interclass_filtering_threshold"], (0,)),
     ):
         if got not in wanted:
@@ -94,13 +94,14 @@ def convert(config: dict[str, Any], ranks: int, shards: Path, *, power: float = 
             "backbone": {"name": NETWORKS[config["network"]], "embedding_dim": config["embedding_size"]},
             "head": {"sample_rate": config["sample_rate"], "margin": _margin(*config["margin_list"])},
             "optimizer": {
+                "name": config["optimizer"],
                 "steps": calls * config["num_epoch"] // parts,
                 "learning_rate": config["lr"],
                 "warmup_steps": calls * config["warmup_epoch"] // parts,
                 "power": power,
-                "momentum": MOMENTUM,
                 "weight_decay": config["weight_decay"],
                 "clip_norm": CLIP_NORM,
+                **({"momentum": MOMENTUM} if config["optimizer"] == "sgd" else {}),
             },
             "checkpoint": {"every": config["verbose"]},
             "evaluation": {"sets": {name: _places(name, shards) for name in config["val_targets"]}},
@@ -161,7 +162,7 @@ def _notes(config: dict[str, Any], recipe: Recipe) -> list[str]:
         notes.append("precision: fp16 with a loss scale became bfloat16, which needs none")
     if config["sample_rate"] == 1:
         notes.append("memory: head.fused_update: true saves a third of the head's")
-    if config["momentum"] != MOMENTUM:
+    if config["optimizer"] == "sgd" and config["momentum"] != MOMENTUM:
         notes.append(
             f"momentum: got {config['momentum']}, which arcface_torch does not read: it trains with {MOMENTUM}"
         )

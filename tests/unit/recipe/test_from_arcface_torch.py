@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from cluster.stop import EXIT_REFUSED
 from pipeline.head.margins import Margin
 from pipeline.head.margins.arcface import ArcFace, Combined, CosFace
+from pipeline.optim.adamw import AdamW
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.from_arcface_torch import convert, read_config
 from pipeline.recipe.schema import RecipeError
@@ -81,6 +83,18 @@ def test_accumulation_makes_the_batch_larger_and_the_steps_fewer(tmp_path: Path)
     assert recipe.micro_batch(2) == 128
 
 
+def test_adamw_is_torchs_with_its_own_defaults_for_what_the_config_does_not_say(tmp_path: Path) -> None:
+    """That project's ``train_v2.py`` gives it rate and weight decay, no more."""
+    text = MS1MV3.replace("lr = 0.2", 'lr = 0.001\nconfig.optimizer = "adamw"').replace("= 5e-4", "= 0.1")
+    got = convert(read_config(config(tmp_path, text)), 8, tmp_path)
+    torchs = torch.optim.AdamW([torch.zeros(1)]).defaults
+    assert isinstance(got.recipe.optimizer, AdamW)
+    assert (got.recipe.optimizer.learning_rate, got.recipe.optimizer.weight_decay) == (0.001, 0.1)
+    assert (got.recipe.optimizer.beta1, got.recipe.optimizer.beta2) == torchs["betas"]
+    assert got.recipe.optimizer.eps == torchs["eps"]
+    assert not [note for note in got.notes if note.startswith("momentum")]
+
+
 def test_base_beside_it_is_read_first(tmp_path: Path) -> None:
     (tmp_path / "base.py").write_text("config.seed = 7\nconfig.lr = 0.9\n")
     recipe = convert(read_config(config(tmp_path)), 8, tmp_path).recipe
@@ -90,7 +104,7 @@ def test_base_beside_it_is_read_first(tmp_path: Path) -> None:
 def test_what_has_no_counterpart_is_refused_by_name(tmp_path: Path) -> None:
     for old, new, message in (
         ('"r50"', '"vit_b"', r"network: got 'vit_b', wanted r18 or r34 or r50 or r100 or r200"),
-        ("config.lr = 0.2", 'config.lr = 0.2\nconfig.optimizer = "adamw"', "optimizer: got 'adamw', wanted sgd"),
+        ("config.lr = 0.2", 'config.lr = 0.2\nconfig.optimizer = "lion"', "optimizer: got 'lion', wanted sgd or adamw"),
         ("config.num_epoch = 25", "", "num_epoch: not set"),
         ("config.num_epoch = 25", "config.num_epoch = epochs()", r"line 20: num_epoch: got epochs\(\), wanted a plain"),
         ("config = edict()", "config = (", "not Python"),
