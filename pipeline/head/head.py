@@ -2,8 +2,8 @@
 
 Collectives of a step, in order, on the head's group: all-gather embeddings [B, D] and labels [B]; all-reduce max
 [G]; all-reduce sum [3, G]. Backward: reduce-scatter embedding gradients [G, D]. Nothing of size S or C travels,
-unless the classes are replicated (below): then the rows' gradients, block by block. A margin with state adds [G, 3]
-numbers between replicas.
+unless the classes are replicated (below): then the rows' gradients, block by block. A margin with state wants the
+target cosines before anything is scored: an all-reduce sum [G] comes first, and an all-gather [G, 3] between replicas.
 
 The gradient law. The loss is the mean over the samples of the group's batch that have a label, computed alike on every
 rank of it. A row's gradient is complete on the rank that owns it and is never averaged within the group. An embedding's
@@ -14,9 +14,7 @@ DeepSpeed then *averages* the backbone's gradient over all ranks, but the sum ov
 Two dimensions. The group may be smaller than the world (a node, say): its ranks split the classes, and groups replicate
 them. Each group then has the loss of its own part of the batch, and a row's gradient is averaged over its replicas.
 
-State of a margin. A step reads it as the last good step left it, and `update` replaces it from what the whole step's
-batch was: all micro-batches, gathered over replicas. So every rank computes the same new state from the same numbers,
-and a step that is dropped has changed nothing.
+State of a margin: see `pipeline.head.state`.
 """
 
 from __future__ import annotations
@@ -38,8 +36,10 @@ from cluster.collectives import (
 )
 from cluster.topology import split_range
 from pipeline.head.kernels import FusedUpdate, Kernel, RowGradient, Scoring, Sink, choose
-from pipeline.head.margins import Margin, Observed, Target
+from pipeline.head.margins import Margin, State, Target
+from pipeline.head.margins.angular import cosine
 from pipeline.head.rows import class_of, initial_rows, sampled_rows
+from pipeline.head.state import MarginState
 from pipeline.optim import Optimizer
 from pipeline.optim.rows import RowOptimizer
 
@@ -97,9 +97,6 @@ class ShardedHead(nn.Module):
         optimizer: of the rows; None where they are not updated.
         options: how it computes.
 
-    Attributes:
-        state: the margin's state by name, changed in place by `update`; empty for most margins.
-
     Raises:
         ValueError: when there are fewer classes than ranks.
     """
@@ -123,15 +120,13 @@ class ShardedHead(nn.Module):
             raise ValueError(f"num_classes: got {num_classes}, wanted at least one for each of {ranks} ranks")
         self.num_classes, self.margin, self.group, self.replicas = num_classes, margin, group, replicas
         self.seed, self.options = seed, options
-        self.state = {name: value.to(device) for name, value in margin.initial_state().items()}
+        self._state = MarginState(margin.initial_state(), replicas).to(device)
         self.classes = split_range(num_classes, ranks, rank_in(group))
         self.weight_SD = nn.Parameter(initial_rows(self.classes, embedding_dim, seed).to(device))
         self.optimizer = None if optimizer is None else RowOptimizer(self.weight_SD, optimizer, options.unit_rows)
         # Row numbers [n] of this step's classes; None: all rows.
         self._rows_n: torch.Tensor | None = None
         self._gradient = RowGradient(self.weight_SD)
-        # Of this step's micro-batches, if the margin has state: target cosine, embedding norm, valid [G, 3] each.
-        self._observed: list[torch.Tensor] = []
         self._kernel: Kernel | None = None
         self._block = 0  # classes at a time, as of the last forward pass
 
@@ -154,19 +149,16 @@ class ShardedHead(nn.Module):
         # against its own rows, and has the target rows of a part of it; only then can a margin be applied.
         x_GD = gather_rows(embeddings_BD, self.group, self.weight_SD.dtype)
         labels_G = gather_rows(labels_B, self.group)
-        target, here_G, logsumexp_G = self._score(x_GD, class_of(labels_G, self.classes), step, learning_rate)
+        valid_G, target_G, embedding_norm_G = labels_G >= 0, class_of(labels_G, self.classes), x_GD.detach().norm(dim=1)
+        state = self._state_after(x_GD, target_G, embedding_norm_G, valid_G)
+        target, here_G, logsumexp_G = self._score(x_GD, target_G, step, learning_rate)
         # Before the sum over ranks and not after: a target row's gradient then stays on the rank that owns it.
-        target_logit_G = self.margin.target_logit(target, lambda_, self.state)
+        target_logit_G = self.margin.target_logit(target, lambda_, state)
         target_logit_G, target_cosine_G, logsumexp_G = self._combine(
             target_logit_G, target.cosine_G, here_G, logsumexp_G
         )
         # -log softmax of the target class; logsigmoid keeps its precision if the loss is tiny or huge.
         loss_G = -F.logsigmoid(target_logit_G - logsumexp_G)
-        valid_G = labels_G >= 0
-        embedding_norm_G = x_GD.detach().norm(dim=1)
-        if self.state:
-            columns = (target_cosine_G, embedding_norm_G, valid_G.to(x_GD.dtype))
-            self._observed.append(torch.stack(columns, dim=1).detach())
         # Exactly 1 if all samples are valid: the loss is then its mean to the bit.
         share = len(valid_G) / valid_G.sum().clamp(min=1).to(loss_G.dtype)
         loss = loss_G.masked_fill(~valid_G, 0).mean() * share
@@ -176,6 +168,11 @@ class ShardedHead(nn.Module):
     def held_bytes(self) -> int:
         """Bytes of the rows, their slots and, once there was a backward pass, their gradient."""
         return sum(tensor.nbytes for tensor in (self.weight_SD, *self.slots.values())) + self._gradient.held_bytes
+
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        """The margin's state by name, live; empty for most margins."""
+        return self._state.tensors
 
     @property
     def slots(self) -> dict[str, torch.Tensor]:
@@ -191,13 +188,10 @@ class ShardedHead(nn.Module):
     def update(self, learning_rate: float, dropped: torch.Tensor | None = None) -> None:
         """End a good step: apply its gradient to the rows (unless a fused update has) and renew the margin's state.
 
-        If `dropped`, a float32 scalar on the rows' device, is 1, neither is changed (`Optimizer.update_rows_unless`);
-        for a margin's state the host waits to know. If the classes are replicated: all-reduces of the gradient, a block
-        at a time, and an all-gather for the state.
+        If `dropped`, a float32 scalar on the rows' device, is 1, neither is changed (`Optimizer.update_rows_unless`).
+        If the classes are replicated: all-reduces of the gradient, a block at a time.
         """
-        if self.state and not (dropped is not None and dropped.item()):
-            self._update_state()
-        self._observed.clear()
+        self._state.advance(self.margin, dropped)
         if self.options.fused_update:
             return
         assert self._gradient.holds, "update without a backward pass"
@@ -210,20 +204,18 @@ class ShardedHead(nn.Module):
     def drop(self) -> None:
         """End a bad step: forget its gradient and what its batch was; what a fused update applied stays applied."""
         self._gradient.holds = False
-        self._observed.clear()
+        self._state.forget()
 
-    def _update_state(self) -> None:
-        if not self._observed:
-            return
-        observed = gather_rows(torch.cat(self._observed), self.replicas)
-        self._observed.clear()
-        labelled = observed[observed[:, 2] > 0]
-        if not len(labelled):  # a mean over no samples would be NaN, for good
-            return
-        state = self.margin.next_state(self.state, Observed(labelled[:, 0], labelled[:, 1]))
-        # In place: the checkpoint holds these very tensors.
-        for name, value in self.state.items():
-            value.copy_(state[name])
+    @torch.no_grad()
+    def _state_after(
+        self, x_GD: torch.Tensor, target_G: torch.Tensor, embedding_norm_G: torch.Tensor, valid_G: torch.Tensor
+    ) -> State:
+        """The margin's state after this batch; its target cosines come from whichever rank has the target row."""
+        if not self.state:
+            return {}
+        here_G = target_G >= 0
+        cosine_G = cosine(x_GD, self.weight_SD[target_G.clamp(min=0)]).masked_fill(~here_G, 0)
+        return self._state.look(self.margin, sum_over_ranks(cosine_G, self.group), embedding_norm_G, valid_G)
 
     def _among_step_rows(self, target_G: torch.Tensor, step: int) -> torch.Tensor:
         """The target classes' numbers among the rows that take part, which are chosen here."""

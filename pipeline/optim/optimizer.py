@@ -22,6 +22,9 @@ from pipeline.section import Choices, NamedSection
 # Names of other tensors in the files of a checkpoint.
 _RESERVED = ("backbone", "head", "rows")
 
+# Layers whose parameters `norm_weight_decay` is for: batch and instance norms have one base class.
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -51,8 +54,13 @@ class Slot:
         return torch.zeros_like(weight_SD if self.per_number else weight_SD[:, 0], requires_grad=False)
 
     def zeros_for(self, parameter: torch.Tensor) -> torch.Tensor:
-        """The slot of a parameter of the backbone before the first step; torch keeps counts on the CPU."""
-        return torch.zeros_like(parameter, requires_grad=False) if self.per_number else torch.zeros(())
+        """The slot of a parameter of the backbone before the first step.
+
+        A count lies where the parameter does: torch's fused optimizers want it there.
+        """
+        if self.per_number:
+            return torch.zeros_like(parameter, requires_grad=False)
+        return torch.zeros((), device=parameter.device)
 
 
 class Optimizer(NamedSection):
@@ -79,6 +87,8 @@ class Optimizer(NamedSection):
     """Biases learn at this multiple of the rate (Caffe's lr_mult; the authors' nets: 2)."""
     bias_weight_decay: float | None = Field(None, ge=0)
     """Weight decay of biases (the authors' nets: 0); null: the same as weight_decay."""
+    norm_weight_decay: float | None = Field(None, ge=0)
+    """Weight decay of normalisation layers, scales and biases (AdaFace's recipes: 0); null: as of other parameters."""
     clip_norm: float | None = Field(None, gt=0)
     """Largest norm of the backbone's gradient over all ranks, to which a larger one is scaled; null: no clipping."""
     clip_rows: bool = False
@@ -155,8 +165,9 @@ OPTIMIZERS: Choices[Optimizer] = Choices("optimizer", default="sgd")
 def parameter_groups(backbone: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
     """The backbone's trained parameters with their ``weight_decay`` and ``rate_factor`` (Caffe's decay_mult, lr_mult).
 
-    Weights and biases are apart, and those of either that the backbone's ``no_weight_decay()`` names, if it has such a
-    method. Frozen parameters are in no group: they have neither gradient nor slots, and ZeRO cannot hold them.
+    Weights and biases are apart, and of either those of normalisation layers, if these have a weight decay of their
+    own, and those that the backbone's ``no_weight_decay()`` names, if it has such a method. Frozen parameters are in no
+    group: they have neither gradient nor slots, and ZeRO cannot hold them.
 
     Raises:
         ValueError: when ``no_weight_decay()`` names a parameter that there is not.
@@ -165,18 +176,35 @@ def parameter_groups(backbone: nn.Module, optimizer: Optimizer) -> list[dict[str
     undecayed: set[str] = getattr(backbone, "no_weight_decay", set)()
     if unknown := sorted(undecayed - parameters.keys()):
         raise ValueError(f"no_weight_decay: got {unknown[:3]}, wanted names of parameters")
-    bias_decay = optimizer.weight_decay if optimizer.bias_weight_decay is None else optimizer.bias_weight_decay
+    of_norms = set() if optimizer.norm_weight_decay is None else _of_norms(backbone)
     # ZeRO lays parameters out group by group: the order of these is part of a run's last bits
-    groups: dict[tuple[bool, bool], dict[str, Any]] = {
-        (is_bias, decays): {
+    groups: dict[tuple[bool, str], dict[str, Any]] = {
+        (is_bias, kind): {
             "params": [],
-            "weight_decay": (bias_decay if is_bias else optimizer.weight_decay) if decays else 0.0,
+            "weight_decay": decay,
             "rate_factor": optimizer.bias_rate_factor if is_bias else 1.0,
         }
-        for decays in (True, False)
-        for is_bias in (False, True)
+        for kind, decays in _decays(optimizer).items()
+        for is_bias, decay in zip((False, True), decays, strict=True)
     }
     for name, p in parameters.items():
+        kind = "none" if name in undecayed else "norm" if name in of_norms else "plain"
         if p.requires_grad:
-            groups[name.endswith("bias"), name not in undecayed]["params"].append(p)
+            groups[name.endswith("bias"), kind]["params"].append(p)
     return [group for group in groups.values() if group["params"]]
+
+
+def _decays(optimizer: Optimizer) -> dict[str, tuple[float, float]]:
+    """Weight decay of weights and of biases, by kind of parameter."""
+    of_biases = optimizer.weight_decay if optimizer.bias_weight_decay is None else optimizer.bias_weight_decay
+    of_norms = optimizer.norm_weight_decay or 0.0
+    return {"plain": (optimizer.weight_decay, of_biases), "none": (0.0, 0.0), "norm": (of_norms, of_norms)}
+
+
+def _of_norms(backbone: nn.Module) -> set[str]:
+    """Names of the parameters of normalisation layers."""
+    names: set[str] = set()
+    for prefix, module in backbone.named_modules():
+        if isinstance(module, _NORMS):
+            names |= {name for name, _ in module.named_parameters(prefix, recurse=False)}
+    return names

@@ -68,7 +68,7 @@ class ArcfaceConfig(Section):
     """Images of one GPU in one call."""
     gradient_acc: int = Field(1, ge=1)
     """Calls whose gradients are added, each that of the mean over its own images."""
-    optimizer: Literal["sgd"] = "sgd"
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(gt=0)
     momentum: float = 0.9
     """Not read by ``train_v2.py``."""

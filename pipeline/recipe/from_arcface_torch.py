@@ -79,10 +79,10 @@ def convert(assigned: Assignments, ranks: int, shards: Path, *, power: float = 1
             "backbone": {"name": NETWORKS[config.network], "embedding_dim": config.embedding_size},
             "head": {"sample_rate": config.sample_rate, "margin": _margin(config.margin_list)},
             "optimizer": {
+                "name": config.optimizer,
                 "steps": calls * config.num_epoch // parts,
                 "warmup_steps": calls * max(config.warmup_epoch, 0) // parts,
                 "power": power,
-                "momentum": MOMENTUM,
             }
             | _for_sums(config),
             "checkpoint": {"every": max(config.verbose // parts, 1)},
@@ -96,10 +96,14 @@ def convert(assigned: Assignments, ranks: int, shards: Path, *, power: float = 1
 def _for_sums(config: ArcfaceConfig) -> dict[str, float]:
     """Learning rate η, weight decay λ and clip norm for our gradient g, where theirs is k·g: k means, added up.
 
-    η (k g + λ w) = k η (g + λ/k w), and a norm of k·g that is clipped to c is one of g clipped to c/k.
+    A norm of k·g that is clipped to c is one of g clipped to c/k. SGD: η (k g + λ w) = k η (g + λ/k w). AdamW divides by
+    the size of its gradients, and decays apart from them.
     """
     parts = config.gradient_acc
+    if config.optimizer == "adamw":
+        return {"learning_rate": config.lr, "weight_decay": config.weight_decay, "clip_norm": CLIP_NORM / parts}
     return {
+        "momentum": MOMENTUM,
         "learning_rate": config.lr * parts,
         "weight_decay": config.weight_decay / parts,
         "clip_norm": CLIP_NORM / parts,
@@ -173,11 +177,10 @@ def _differences(config: ArcfaceConfig) -> Iterator[str]:
     if config.warmup_epoch < 0:
         yield f"warmup_epoch: {config.warmup_epoch} is as 0 there too"
     if (parts := config.gradient_acc) > 1:
-        yield (
-            f"gradient_acc: {parts} means are added there and averaged here: the same, by {parts} times the learning "
-            f"rate and a {parts}th of weight decay and clip norm"
-        )
-    if config.momentum != MOMENTUM:
+        by = {"sgd": f"{parts} times the learning rate and a {parts}th of weight decay and clip norm"}
+        same = by.get(config.optimizer, f"a {parts}th of the clip norm")
+        yield f"gradient_acc: {parts} means are added there and averaged here: the same, by {same}"
+    if config.optimizer == "sgd" and config.momentum != MOMENTUM:
         yield f"momentum: got {config.momentum}, which train_v2.py does not read: it trains with {MOMENTUM}"
 
 

@@ -74,10 +74,10 @@ class Engine:
             # Only DeepSpeed's inference uses this kernel; without it a CPU run needs no C++ compiler.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._slots = recipe.optimizer.slots
-        groups = parameter_groups(backbone, recipe.optimizer)
-        for group in groups:
-            group["rate_factor"] *= recipe.backbone.rate_factor
-        self._optimizer = recipe.optimizer.for_backbone(groups)
+        kinds = parameter_groups(backbone, recipe.optimizer)
+        for kind in kinds:
+            kind["rate_factor"] *= recipe.backbone.rate_factor
+        self._optimizer = recipe.optimizer.for_backbone(kinds)
         self._dropped: torch.Tensor | None = None
         self._make_droppable()
         self._engine, *_ = deepspeed.initialize(

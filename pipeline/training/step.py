@@ -3,7 +3,7 @@
 On a GPU the host runs ahead of the device: it queues the whole step, the update included, and waits once, at the end,
 for one tensor with all that it wants to know. Whether the step is dropped is decided on the device, where the update
 reads it. Exceptions, each a wait more: a fused update of the rows, whose backward pass changes them and must not begin
-in a bad step; an optimizer that is not fused; a margin with state; the sampling of rows.
+in a bad step; an optimizer that is not fused; the sampling of rows.
 """
 
 from __future__ import annotations

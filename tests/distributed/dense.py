@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,27 +12,72 @@ from pipeline.head.margins import Margin
 
 
 def dense_loss(
-    x_GD: torch.Tensor, weight_CD: torch.Tensor, labels_G: torch.Tensor, margin: Margin, lambda_: float
+    x_GD: torch.Tensor,
+    weight_CD: torch.Tensor,
+    labels_G: torch.Tensor,
+    margin: Margin,
+    lambda_: float,
+    state: Mapping[str, float] | None = None,
 ) -> torch.Tensor:
-    """Mean cross-entropy over the samples of the global batch that have a label (not -1); 0 if none has."""
+    """Mean cross-entropy over the samples of the global batch that have a label (not -1); 0 if none has.
+
+    `state` is that of the margin before this batch, if it has some and it is not the first.
+    """
     labelled = [(x, label) for x, label in zip(x_GD, labels_G.tolist(), strict=True) if label >= 0]
     if not labelled:
         return x_GD.sum() * 0
-    return torch.stack([_sample_loss(x, weight_CD, label, margin, lambda_) for x, label in labelled]).mean()
-
-
-def _sample_loss(x: torch.Tensor, weight_CD: torch.Tensor, label: int, margin: Margin, lambda_: float) -> torch.Tensor:
     keys = margin.model_dump()
-    if margin.name == "softmax":
+    now = dense_state(x_GD, weight_CD, labels_G, margin, state)
+    return torch.stack([_sample_loss(x, weight_CD, label, keys, lambda_, now) for x, label in labelled]).mean()
+
+
+def dense_state(
+    x_GD: torch.Tensor,
+    weight_CD: torch.Tensor,
+    labels_G: torch.Tensor,
+    margin: Margin,
+    state: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """What the papers' running means are after this batch, of which at least one sample has a label."""
+    keys = margin.model_dump()
+    pairs = [
+        (x.detach(), weight_CD[label].detach()) for x, label in zip(x_GD, labels_G.tolist(), strict=True) if label >= 0
+    ]
+    norms = [min(max(_length(x), 1e-3), 100.0) for x, _ in pairs]
+    if margin.name == "adaface":
+        before = state or {"mean": 20.0, "deviation": 100.0}
+        rate, mean = keys["rate"], sum(norms) / len(norms)
+        deviation = before["deviation"]
+        if len(norms) > 1:
+            spread = math.sqrt(sum((norm - mean) ** 2 for norm in norms) / (len(norms) - 1))
+            deviation = rate * spread + (1 - rate) * deviation
+        return {"mean": rate * mean + (1 - rate) * before["mean"], "deviation": deviation}
+    return {}
+
+
+def _length(x: torch.Tensor) -> float:
+    return x.square().sum().sqrt().item()
+
+
+def _sample_loss(
+    x: torch.Tensor,
+    weight_CD: torch.Tensor,
+    label: int,
+    keys: dict[str, Any],
+    lambda_: float,
+    state: dict[str, float],
+) -> torch.Tensor:
+    name = keys["name"]
+    if name == "softmax":
         logits = weight_CD @ x
     else:
         unit_CD = weight_CD / weight_CD.square().sum(1, keepdim=True).sqrt()
         norm = x.square().sum().sqrt()
         cosines = (unit_CD @ (x / norm)).clamp(-1 + 1e-15, 1 - 1e-15)
-        length = norm if margin.name in {"modified_softmax", "a_softmax"} else keys["scale"]
-        target = _target(torch.arccos(cosines[label]), keys, lambda_)
+        length = norm if name in {"modified_softmax", "a_softmax"} else keys["scale"]
+        target = _target(torch.arccos(cosines[label]), norm, keys, lambda_, state)
         rest = cosines
-        if margin.name == "sphereface_r_v2":
+        if name == "sphereface_r_v2":
             rest = torch.cos(torch.arccos(cosines) / keys["m"])
             if keys["detached"]:
                 rest = cosines + (rest - cosines).detach()
@@ -42,12 +88,19 @@ def _sample_loss(x: torch.Tensor, weight_CD: torch.Tensor, label: int, margin: M
     return top + (logits - top).exp().sum().log() - logits[label]
 
 
-def _target(theta: torch.Tensor, keys: dict[str, Any], lambda_: float) -> torch.Tensor:
+def _target(
+    theta: torch.Tensor, norm: torch.Tensor, keys: dict[str, Any], lambda_: float, state: dict[str, float]
+) -> torch.Tensor:
     """The target logit over its length, by the table of `pipeline.head.margins`."""
     m, a, b = keys.get("m", math.nan), keys.get("angle", math.nan), keys.get("cosine", math.nan)
 
     def a_softmax() -> torch.Tensor:
         return (lambda_ * torch.cos(theta) + _extended(m * theta, m * math.pi)) / (1 + lambda_)
+
+    def adaface() -> torch.Tensor:
+        place = (min(max(norm.item(), 1e-3), 100.0) - state["mean"]) / (state["deviation"] + 1e-3)
+        quality = min(max(keys["concentration"] * place, -1.0), 1.0)
+        return torch.cos((theta - keys["margin"] * quality).clamp(0, math.pi)) - keys["margin"] * (1 + quality)
 
     by_name = {
         "modified_softmax": lambda: torch.cos(theta),
@@ -58,6 +111,7 @@ def _target(theta: torch.Tensor, keys: dict[str, Any], lambda_: float) -> torch.
         "cosface": lambda: torch.cos(theta) - b,
         "arcface": lambda: _extended(theta + a, math.pi + a),
         "combined": lambda: _extended(m * theta + a, m * math.pi + a) - b,
+        "adaface": adaface,
     }
     return by_name[keys["name"]]()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -32,6 +32,7 @@ class Case:
     block: int = 4
     scale: float = 3.0
     labels: tuple[int, ...] | None = None
+    state: dict[str, float] = field(default_factory=dict)
 
     def inputs(self) -> tuple[torch.Tensor, torch.Tensor]:
         generator = torch.Generator().manual_seed(7)
@@ -54,11 +55,16 @@ CHOICES: list[dict[str, Any]] = [
     {"name": "sphereface_r_v1", "m": 1.4, "scale": 8, "detached": True},
     {"name": "sphereface_r_v2", "m": 1.4, "scale": 8, "detached": True},
     {"name": "arcface", "scale": 8, "detached": True},
+    {"name": "adaface", "scale": 8},
 ]
 CASES = {
     **{", ".join(map(str, choice.values())): Case(MARGINS.parse(choice)) for choice in CHOICES},
     "a_softmax λ=1500": Case(lambda_=1500.0),
     "a_softmax λ=0": Case(lambda_=0.0),
+    # norms between 5 and 13 are of low, average and high quality
+    "adaface later": Case(
+        MARGINS.parse({"name": "adaface", "scale": 8, "rate": 0.2}), state={"mean": 9, "deviation": 1}
+    ),
     "one block": Case(block=100),
     "blocks of one": Case(block=1),
     "ignored samples": Case(labels=(-1, 3, 22, -1, 0, 5, 5, 11, -1, 14, 15, 16)),
@@ -82,6 +88,8 @@ def _step(case: Case, group: dist.ProcessGroup | None, rank: int, ranks: int) ->
     head = ShardedHead(
         case.classes, case.dim, case.margin, group, seed=3, options=HeadOptions(block=case.block)
     ).double()
+    for name, value in case.state.items():
+        head.state[name].fill_(value)
     output = head(mine, labels[share], case.lambda_)
     output.loss.backward()
     assert mine.grad is not None and head.weight_SD.grad is not None
@@ -109,7 +117,7 @@ def test_sharded_equals_dense(name: str, on_ranks: list[dict[str, dict[str, torc
     x, labels = case.inputs()
     x.requires_grad_()
     weight = initial_rows(range(case.classes), case.dim, seed=3).double().requires_grad_()
-    loss = dense_loss(x, weight, labels, case.margin, case.lambda_)
+    loss = dense_loss(x, weight, labels, case.margin, case.lambda_, case.state)
     loss.backward()
     assert torch.equal(torch.cat([r["rows"] for r in results]), weight.detach())
     for result in results:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -48,7 +48,7 @@ class NormMargin(ScaledMargin):
         return self.scale * (target.cosine_G - self.shift * target.embedding_norm_G / state["norm"] - state["cosine"])
 
     def next_state(self, state: State, observed: Observed) -> dict[str, torch.Tensor]:
-        means = {"norm": observed.embedding_norm_G.mean(), "cosine": observed.cosine_G.mean()}
+        means = {"norm": observed.mean(observed.embedding_norm_G), "cosine": observed.mean(observed.cosine_G)}
         return {name: torch.lerp(state[name], mean, self.rate) for name, mean in means.items()}
 
 
@@ -150,49 +150,66 @@ def train_head(
     }
 
 
-def head_batches(ranks: int, width: int, parts: int) -> list[list[int]]:
-    """The samples that one loss is the mean of: those of the ranks that share classes, a micro-batch at a time."""
-    found: list[list[int]] = []
+def head_batches(ranks: int, width: int, parts: int) -> list[tuple[list[int], list[int]]]:
+    """The samples that one loss is the mean of, and those that the margin's state has seen then.
+
+    They are those of the ranks that share classes, and of all ranks, a micro-batch at a time.
+    """
+    shares = [np.array_split(split_range(BATCH, ranks, rank), parts) for rank in range(ranks)]
+    seen = [np.concatenate(of_part).tolist() for of_part in zip(*shares, strict=True)]
+    found: list[tuple[list[int], list[int]]] = []
     for first in range(0, ranks, width):
-        shares = [split_range(BATCH, ranks, rank) for rank in range(first, first + width)]
-        pieces = [np.array_split(share, parts) for share in shares]
-        found += [np.concatenate(of_part).tolist() for of_part in zip(*pieces, strict=True)]
+        pieces = zip(*shares[first : first + width], strict=True)
+        found += [(np.concatenate(of_part).tolist(), seen[part]) for part, of_part in enumerate(pieces)]
     return found
 
 
-def dense_run(margin: NormMargin, of_losses: list[list[int]]) -> dict[str, torch.Tensor]:
+def means_after(
+    running: tuple[float, float], own: dict[int, tuple[float, float]], samples: Iterable[int], rate: float
+) -> tuple[float, float]:
+    """Running means of cosine and norm after some samples, of which `own` has those with a label."""
+    labelled = [own[sample] for sample in samples if sample in own]
+    if not labelled:
+        return running
+    cosine, norm = (sum(column) / len(labelled) for column in zip(*labelled, strict=True))
+    return running[0] + rate * (cosine - running[0]), running[1] + rate * (norm - running[1])
+
+
+def dense_run(margin: NormMargin, of_losses: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
     """The same by the margin's equation in float64: all logits, torch's SGD, one process.
 
-    The loss is the mean over `of_losses` of the mean over the samples of each that have a label.
+    The loss is the mean over `of_losses` of the mean over the samples of each that have a label; the running means that
+    a sample is scored with are those of the last good step and of what was seen with it.
     """
     weight = initial_rows(range(CLASSES), DIM, seed=3).double().requires_grad_()
     sgd = torch.optim.SGD([weight], lr=0.2, momentum=0.9)
-    norm, mean_cosine = 1.0, 0.0
+    running = (0.0, 1.0)  # cosine, norm
     states = []
     for step, (x, labels) in enumerate(batches()):
         if step != BAD:
             cosines = (x / x.norm(dim=1, keepdim=True)) @ (weight / weight.norm(dim=1, keepdim=True)).t()
-            losses: dict[int, torch.Tensor] = {}
-            seen = []
-            for sample, label in enumerate(labels.tolist()):
-                if label < 0:
-                    continue
-                length, cosine = float(x[sample].norm()), cosines[sample, label]
-                target = margin.scale * (cosine - margin.shift * length / norm - mean_cosine)
-                logits = torch.cat([target[None], margin.scale * cosines[sample, torch.arange(CLASSES) != label]])
-                losses[sample] = torch.logsumexp(logits, 0) - target
-                seen.append((cosine.item(), length))
+            own = {
+                sample: (cosines[sample, label].item(), float(x[sample].norm()))
+                for sample, label in enumerate(labels)
+                if label >= 0
+            }
             sgd.zero_grad()
             loss = weight.sum() * 0
-            for samples in of_losses:
-                if valid := [losses[sample] for sample in samples if sample in losses]:
-                    loss = loss + torch.stack(valid).mean() / len(of_losses)
+            for samples, seen in of_losses:
+                mean_cosine, mean_norm = means_after(running, own, seen, margin.rate)
+                losses = []
+                for sample in samples:
+                    if (label := int(labels[sample])) >= 0:
+                        shift = margin.shift * own[sample][1] / mean_norm + mean_cosine
+                        target = margin.scale * (cosines[sample, label] - shift)
+                        rest = margin.scale * cosines[sample, torch.arange(CLASSES) != label]
+                        losses.append(torch.logsumexp(torch.cat([target[None], rest]), 0) - target)
+                if losses:
+                    loss = loss + torch.stack(losses).mean() / len(of_losses)
             loss.backward()
             sgd.step()
-            if seen:
-                mean_cosine += margin.rate * (sum(cosine for cosine, _ in seen) / len(seen) - mean_cosine)
-                norm += margin.rate * (sum(length for _, length in seen) / len(seen) - norm)
-        states.append(torch.tensor([mean_cosine, norm], dtype=torch.float64))
+            running = means_after(running, own, range(BATCH), margin.rate)
+        states.append(torch.tensor(running, dtype=torch.float64))
     return {"rows": weight.detach(), "states": torch.stack(states)}
 
 

@@ -19,6 +19,7 @@ from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.optim.sgd import SGD
 from pipeline.recipe.schema import Checkpoint, Data, Head, Recipe
 from tests.distributed.ranks import run_ranks
+from tests.distributed.test_head_seams import NormMargin
 from tests.distributed.trainer import trainer_of
 from tests.faces import write_shards
 
@@ -70,7 +71,7 @@ def recipe(shards: Path, zero_stage: Literal[0, 1, 2, 3], **head: Any) -> Recipe
     return Recipe(
         data=Data(shards=shards, global_batch=4, decode_threads=1),
         backbone=IResNetBackbone(name="iresnet18", embedding_dim=6),
-        head=Head(margin=ASoftmax(lambda_max=50), **head),
+        head=Head(**{"margin": ASoftmax(lambda_max=50), **head}),
         optimizer=SGD(steps=4, learning_rate=0.01, clip_norm=1.0),
         checkpoint=Checkpoint(every=4),
         zero_stage=zero_stage,
@@ -103,7 +104,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_host_waits_once_at_the_end_of_a_step(shards: Path, tmp_path: Path) -> None:
-    plans = [recipe(shards, 0), recipe(shards, 1), recipe(shards, 2), recipe(shards, 0, fused_update=True)]
+    plans = [recipe(shards, 0), recipe(shards, 1), recipe(shards, 2)]
+    plans += [recipe(shards, 0, margin=NormMargin()), recipe(shards, 0, fused_update=True)]
     (found,) = run_ranks(waits_of, 1, plans, tmp_path)
     # A fused update of the rows begins in the backward pass: the host must know before that the step is good.
-    assert found == [["cpu"], ["cpu"], ["cpu"], ["_local_scalar_dense", "cpu"]]
+    assert found == [["cpu"]] * 4 + [["_local_scalar_dense", "cpu"]]

@@ -1,7 +1,8 @@
 """Margins, a family a file: how the logit of the target class differs from those of the non-target classes.
 
 Every loss here is softmax cross-entropy over one logit a class; θ is the angle between the embedding x and a class's
-row. ψ_m(θ) = (-1)^k cos(mθ) - 2k on [kπ/m, (k+1)π/m] is the monotone extension of cos(mθ).
+row. ψ_m(θ) = (-1)^k cos(mθ) - 2k on [kπ/m, (k+1)π/m] is the monotone extension of cos(mθ); ẑ is where ‖x‖ stands among
+the norms of late. docs/losses.md says what each needs, and what it costs.
 
 | name                 | non-target logits | target logit                     | source                                 |
 | ---                  | ---               | ---                              | ---                                    |
@@ -14,6 +15,7 @@ row. ψ_m(θ) = (-1)^k cos(mθ) - 2k on [kπ/m, (k+1)π/m] is the monotone exten
 | cosface              | s cos θ_j         | s (cos θ - b)                    | Wang et al., CVPR 2018, eq. 4          |
 | arcface              | s cos θ_j         | s cos(θ + a)                     | Deng et al., CVPR 2019, eq. 3          |
 | combined             | s cos θ_j         | s (cos(mθ + a) - b)              | Deng et al., CVPR 2019, eq. 4          |
+| adaface              | s cos θ_j         | s (cos(θ - mẑ) - m (1 + ẑ))      | Kim et al., CVPR 2022                  |
 
 If mθ + a passes π, cos is extended as ψ is, so that every target logit falls as its angle grows. Gradients are the true
 derivatives; with ``detached`` they are those of the logit without margin ("characteristic gradient detachment",

@@ -27,34 +27,41 @@ def psi(cosine_G: torch.Tensor, m: float) -> torch.Tensor:
     return extended_cosine(cosine_G, m)
 
 
-def extended_cosine(cosine_G: torch.Tensor, m: float, angle: float = 0.0, clamp: bool = False) -> torch.Tensor:
-    """cos(φ) of φ = mθ + angle, beyond π extended to (-1)^k cos φ - 2k with k = ⌊φ/π⌋, or held at -1 (`clamp`)."""
+def extended_cosine(
+    cosine_G: torch.Tensor, m: float, angle: float | torch.Tensor = 0.0, clamp: bool = False
+) -> torch.Tensor:
+    """cos(φ) of φ = mθ + angle, beyond π extended to (-1)^k cos φ - 2k with k = ⌊φ/π⌋; or φ held in [0, π] (`clamp`).
+
+    The angle may be one for each sample [G], with a gradient.
+    """
     return _ExtendedCosine.apply(cosine_G, m, angle, clamp)
 
 
 class _ExtendedCosine(torch.autograd.Function):
-    """With the derivative in cos θ, m (-1)^k sin φ / sin θ, written out.
+    """With the derivative in cos θ, m (-1)^k sin φ / sin θ, written out, and that in the angle, -(-1)^k sin φ.
 
     Automatic differentiation through arccos gives 0·∞ at θ = 0 and π, where the limit (angle = 0) is m².
     """
 
     @staticmethod
-    def forward(ctx: Any, cosine_G: torch.Tensor, m: float, angle: float, clamp: bool) -> torch.Tensor:
+    def forward(ctx: Any, cosine_G: torch.Tensor, m: float, angle: float | torch.Tensor, clamp: bool) -> torch.Tensor:
         theta = torch.arccos(cosine_G)
         phi = m * theta + angle
-        if clamp:
-            phi = phi.clamp(max=math.pi)
+        held = phi.clamp(0, math.pi) if clamp else phi
         # φ = its largest value belongs to the last interval: floor would open one more if it is a multiple of π.
-        last = math.ceil((m * math.pi + angle) / math.pi - 1e-12) - 1
-        k = (phi / math.pi).floor().clamp(max=0 if clamp else last)
-        ctx.save_for_backward(theta, phi, k)
+        largest = m + angle / math.pi - 1e-12
+        last = largest.ceil() - 1 if isinstance(largest, torch.Tensor) else math.ceil(largest) - 1
+        k = (held / math.pi).floor().clamp(max=0 if clamp else last)
+        ctx.save_for_backward(theta, held, k, held == phi)
         ctx.m = m
-        return _sign(k) * torch.cos(phi) - 2 * k
+        return _sign(k) * torch.cos(held) - 2 * k
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        theta, phi, k = ctx.saved_tensors
-        return grad * ctx.m * _sign(k) * sine_ratio(phi, theta, limit=ctx.m * _sign(k)), None, None, None
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        theta, phi, k, moves = ctx.saved_tensors
+        grad = torch.where(moves, grad * _sign(k), 0)
+        of_angle = -grad * torch.sin(phi) if ctx.needs_input_grad[2] else None
+        return grad * ctx.m * sine_ratio(phi, theta, limit=ctx.m * _sign(k)), None, of_angle, None
 
 
 def sine_ratio(phi: torch.Tensor, theta: torch.Tensor, limit: float | torch.Tensor) -> torch.Tensor:

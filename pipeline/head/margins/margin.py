@@ -48,15 +48,26 @@ class Target:
 
 @dataclass(frozen=True)
 class Observed:
-    """The labelled samples of a whole step, over all micro-batches, ranks and replicas; at least one, detached.
+    """The samples of a batch, over all ranks and replicas, detached.
 
     Attributes:
         cosine_G: cos θ to the target class.
         embedding_norm_G: ‖x‖.
+        valid_G: 1 for a sample with a label, 0 for one without, whose other numbers mean nothing.
     """
 
     cosine_G: torch.Tensor
     embedding_norm_G: torch.Tensor
+    valid_G: torch.Tensor
+
+    def mean(self, values_G: torch.Tensor) -> torch.Tensor:
+        """The mean over the samples with a label; 0 if there is none."""
+        return (values_G * self.valid_G).sum() / self.valid_G.sum().clamp(min=1)
+
+    def deviation(self, values_G: torch.Tensor) -> torch.Tensor:
+        """The standard deviation over the samples with a label, unbiased; 0 if there are fewer than two."""
+        squares = (values_G - self.mean(values_G)).square() * self.valid_G
+        return (squares.sum() / (self.valid_G.sum() - 1).clamp(min=1)).sqrt()
 
 
 class Warp(Protocol):
@@ -77,8 +88,9 @@ class Margin(NamedSection):
     """A margin. Its fields are the keys of ``head.margin`` that it reads; its methods are pure functions.
 
     `target_logit` is all that a margin must have. A margin with state declares it in `initial_state` and says in
-    `next_state` what it is after a step. The head keeps the state, gives it to `target_logit` as the last good step
-    left it, replaces it after a good step only, and stores it with the checkpoint. It is the same on every rank.
+    `next_state` what it is after a batch. The head keeps what the last good step left, replaces it after a good step
+    only, and stores it with the checkpoint. `target_logit` gets the state after the batch at hand, as the running means
+    of the papers have it: of a micro-batch, if a step has several. It is the same on every rank.
     """
 
     @property
@@ -108,7 +120,7 @@ class Margin(NamedSection):
             target: what the batch is. Samples whose target class is on another rank, or that carry no label, are
                 there too: what they get is discarded.
             lambda_: what `lambda_at` says of the step.
-            state: as the last good step left it; not to be changed.
+            state: that of the last good step and of the batch at hand; not to be changed.
         """
 
     def margin_angle(self, theta: torch.Tensor) -> torch.Tensor:
@@ -129,7 +141,7 @@ class Margin(NamedSection):
         return {}
 
     def next_state(self, state: State, observed: Observed) -> dict[str, torch.Tensor]:
-        """The state after a good step, the same names and shapes; a step without a labelled sample leaves it."""
+        """The state after a batch, the same names and shapes; a batch without a labelled sample leaves it."""
         return dict(state)
 
 

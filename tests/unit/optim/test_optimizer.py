@@ -63,6 +63,27 @@ def test_what_the_network_names_has_no_weight_decay() -> None:
         groups_of(Undecayed({"nrom.weight", "norm.bias"}), sgd())
 
 
+def test_norms_have_a_weight_decay_of_their_own_if_the_recipe_says_so_and_the_networks_word_comes_first() -> None:
+    groups = groups_of(Undecayed({"norm.bias"}), sgd(bias_weight_decay=0.02, norm_weight_decay=0.001))
+    assert groups == [
+        (["conv.weight"], 0.01, 1.0),
+        (["conv.bias", "last.bias"], 0.02, 1.0),
+        (["norm.bias"], 0.0, 1.0),
+        (["norm.weight"], 0.001, 1.0),
+    ]
+
+
+def test_every_layer_of_torch_that_normalises_is_a_norm() -> None:
+    layers = [nn.BatchNorm2d(2), nn.SyncBatchNorm(2), nn.InstanceNorm2d(2, affine=True), nn.LayerNorm(2)]
+    net = nn.Sequential(*layers, nn.GroupNorm(1, 2), nn.RMSNorm(2), nn.PReLU(2))
+    (slopes, decay, _), *norms = groups_of(net, sgd(norm_weight_decay=0.0))
+    assert (slopes, decay) == (["6.weight"], 0.01)
+    assert [name for names, _, _ in norms for name in names] == [
+        *(f"{layer}.weight" for layer in range(6)),
+        *(f"{layer}.bias" for layer in range(5)),
+    ]
+
+
 @pytest.mark.parametrize("name", ["rows", "backbone", "head", "a.b", ""])
 def test_names_that_a_checkpoint_cannot_hold_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"slot: got '{name}', wanted a Python name other than backbone, head, rows"):

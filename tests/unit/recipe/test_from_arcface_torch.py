@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, normalize
 from cluster.stop import EXIT_REFUSED
 from pipeline.head.margins import Margin, Target
 from pipeline.head.margins.arcface import ArcFace, CosFace
+from pipeline.optim.adamw import AdamW
 from pipeline.recipe.arcface_config import Assignments, read_config
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.from_arcface_torch import UNNEEDED, convert
@@ -134,6 +135,21 @@ def test_added_means_become_a_batch_with_other_rates_and_fewer_steps(tmp_path: P
     assert (recipe.checkpoint.every, recipe.log.every) == (500, 2)
 
 
+def test_adamw_is_torchs_with_its_own_defaults_for_what_the_config_does_not_say(tmp_path: Path) -> None:
+    """That project's ``train_v2.py`` gives it rate and weight decay, no more."""
+    text = MS1MV3.replace("lr = 0.2", 'lr = 0.001\nconfig.optimizer = "adamw"').replace("= 5e-4", "= 0.1")
+    got = convert(read_config(config(tmp_path, text)), 8, tmp_path)
+    torchs = torch.optim.AdamW([torch.zeros(1)]).defaults
+    assert isinstance(got.recipe.optimizer, AdamW)
+    assert (got.recipe.optimizer.learning_rate, got.recipe.optimizer.weight_decay) == (0.001, 0.1)
+    assert (got.recipe.optimizer.beta1, got.recipe.optimizer.beta2) == torchs["betas"]
+    assert got.recipe.optimizer.eps == torchs["eps"]
+    assert not [note for note in got.notes if note.startswith("momentum")]
+    # the gradient's size makes no difference, so sums need no other rate
+    summed = convert(read_config(config(tmp_path, text + "config.gradient_acc = 4\n")), 8, tmp_path).recipe.optimizer
+    assert (summed.learning_rate, summed.weight_decay, summed.clip_norm) == (0.001, 0.1, 5 / 4)
+
+
 def test_base_beside_it_is_read_first(tmp_path: Path) -> None:
     (tmp_path / "base.py").write_text("config.seed = 7\nconfig.lr = 0.9\n")
     recipe = convert(read_config(config(tmp_path)), 8, tmp_path).recipe
@@ -186,7 +202,7 @@ KEYS: dict[str, object] = {
     "warmup_epoch": -1,
     "val_targets": ["lfw"],
 }
-REFUSED = ("interclass_filtering_threshold", "optimizer", "rec")
+REFUSED = ("interclass_filtering_threshold", "rec")
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline.head.margins.angular import psi
+from pipeline.head.margins.angular import extended_cosine, psi
 
 MULTIPLIERS = [1.0, 2.0, 3.0, 4.0, 1.5, 2.7]
 
@@ -81,3 +81,30 @@ def test_psi_gradient_at_the_poles_is_m_squared(m: float) -> None:
     psi(poles, m).sum().backward()
     assert poles.grad is not None
     torch.testing.assert_close(poles.grad, torch.full((2,), m * m))
+
+
+ANGLES = torch.tensor([-0.3, 0.0, 0.4, 0.9, 0.2, 0.5], dtype=torch.float64)
+COSINES = torch.tensor([0.3, -0.8, -0.95, 0.99, 0.6, -0.2], dtype=torch.float64)
+
+
+def test_an_angle_for_each_sample_is_as_if_each_came_alone_with_its_own() -> None:
+    together = extended_cosine(COSINES, 1.0, ANGLES)
+    alone = [extended_cosine(cosine[None], 1.0, float(angle)) for cosine, angle in zip(COSINES, ANGLES, strict=True)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("clamp", [False, True])
+def test_the_gradient_reaches_the_angle_too(clamp: bool) -> None:
+    inputs = (COSINES.clone().requires_grad_(), ANGLES.clone().requires_grad_())
+    assert torch.autograd.gradcheck(lambda c, a: extended_cosine(c, 1.0, a, clamp), inputs)
+
+
+def test_a_held_angle_stops_at_both_ends_and_has_no_gradient_there() -> None:
+    cosines = torch.tensor([0.99, -0.99, 0.5, 1.0, -1.0], dtype=torch.float64, requires_grad=True)
+    angles = torch.tensor([-0.5, 0.5, 0.5, -0.5, 0.5], dtype=torch.float64)
+    value = extended_cosine(cosines, 1.0, angles, clamp=True)
+    wanted = [1.0, -1.0, math.cos(math.acos(0.5) + 0.5), 1.0, -1.0]
+    torch.testing.assert_close(value, torch.tensor(wanted, dtype=torch.float64))
+    value.sum().backward()
+    assert cosines.grad is not None
+    assert [bool(slope) for slope in cosines.grad] == [False, False, True, False, False]

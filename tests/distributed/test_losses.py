@@ -1,0 +1,82 @@
+"""Losses that remember or draw something: a run of each resumes bit for bit, and alike on another number of ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.backbones.sphereface import SphereFaceBackbone
+from pipeline.head.margins import MARGINS
+from pipeline.optim.sgd import SGD
+from pipeline.recipe.schema import Checkpoint, Data, Head, Recipe
+from tests.distributed.ranks import run_ranks
+from tests.distributed.trainer import trainer_of
+from tests.faces import write_shards
+
+STEPS, SAVED = 6, 3
+# Norms here are about 1.5, and their deviation 0.3: running means that follow fast get there.
+LOSSES: dict[str, dict[str, Any]] = {
+    "adaface": {"name": "adaface", "scale": 8, "rate": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("set"), identities=7, images=6)
+
+
+def recipe(shards: Path, loss: str) -> Recipe:
+    return Recipe(
+        seed=3,
+        data=Data(shards=shards, global_batch=12, streams=2, decode_threads=1),
+        backbone=SphereFaceBackbone(name="sphereface4", embedding_dim=8),
+        head=Head(margin=MARGINS.parse(LOSSES[loss])),
+        optimizer=SGD(steps=STEPS, learning_rate=0.05),
+        checkpoint=Checkpoint(every=SAVED),
+    )
+
+
+def train_each(rank: int, ranks: int, shards: Path, runs: Path, resume: int | None = None) -> dict[str, Any]:
+    """A run of each loss."""
+    found = {}
+    for loss in LOSSES:
+        trainer = trainer_of(rank, ranks, recipe(shards, loss), runs / loss, resume)
+        losses = [record.loss for record in trainer.train()]
+        state = {name: value.clone() for name, value in trainer.head.state.items()}
+        found[loss] = {"losses": losses, "state": state, "rows": trainer.head.weight_SD.detach().clone()}
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """Runs on two ranks, to their end."""
+    runs = tmp_path_factory.mktemp("runs")
+    return runs, run_ranks(train_each, 2, shards, runs)
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def resumed(
+    request: pytest.FixtureRequest, shards: Path, whole: tuple[Path, list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """The same from the middle on, on as many ranks and on one more."""
+    return run_ranks(train_each, request.param, shards, whole[0], SAVED)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_run_resumes(loss: str, whole: tuple[Path, list[dict[str, Any]]], resumed: list[dict[str, Any]]) -> None:
+    want, got = ([result[loss] for result in results] for results in (whole[1], resumed))
+    for result in got:
+        assert result["losses"] == pytest.approx(want[0]["losses"][SAVED:], rel=1e-5)
+        assert all(torch.equal(value, got[0]["state"][name]) for name, value in result["state"].items()), "ranks differ"
+        for name, value in want[0]["state"].items():
+            torch.testing.assert_close(result["state"][name], value, rtol=1e-5, atol=1e-6)
+    if len(got) == len(want):
+        for first, second in zip(want, got, strict=True):
+            assert second["losses"] == first["losses"][SAVED:]
+            assert torch.equal(second["rows"], first["rows"])
+            assert all(torch.equal(second["state"][name], value) for name, value in first["state"].items())
+    first = MARGINS.parse(LOSSES[loss]).initial_state()
+    assert all(not torch.equal(want[0]["state"][name], value) for name, value in first.items()), "nothing was seen"
