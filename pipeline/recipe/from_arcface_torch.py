@@ -96,8 +96,8 @@ def convert(assigned: Assignments, ranks: int, shards: Path, *, power: float = 1
 def _for_sums(config: ArcfaceConfig) -> dict[str, float]:
     """Learning rate η, weight decay λ and clip norm for our gradient g, where theirs is k·g: k means, added up.
 
-    A norm of k·g that is clipped to c is one of g clipped to c/k. SGD: η (k g + λ w) = k η (g + λ/k w). AdamW divides by
-    the size of its gradients, and decays apart from them.
+    A norm of k·g that is clipped to c is one of g clipped to c/k. SGD: η (k g + λ w) = k η (g + λ/k w). AdamW divides
+    by the size of its gradients, and decays apart from them.
     """
     parts = config.gradient_acc
     if config.optimizer == "adamw":
