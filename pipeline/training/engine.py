@@ -75,8 +75,8 @@ class Engine:
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._slots = recipe.optimizer.slots
         groups = parameter_groups(backbone, recipe.optimizer)
-        for group in groups:
-            group["rate_factor"] *= recipe.backbone.rate_factor
+        for parameters in groups:
+            parameters["rate_factor"] *= recipe.backbone.rate_factor
         self._optimizer = recipe.optimizer.for_backbone(groups)
         self._dropped: torch.Tensor | None = None
         self._make_droppable()
