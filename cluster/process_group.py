@@ -90,7 +90,8 @@ def refuse(topology: Topology, reason: str, timeout_seconds: float = 60) -> None
 def _meet(topology: Topology, timeout_seconds: float, facts: Mapping[str, str], refusal: str = "") -> dist.Store:
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
-            raise StartError(f"{name}: not set, with {topology.num_ranks} ranks; wanted it from the launcher")
+            wanted = "an address of rank 0's host" if name == "MASTER_ADDR" else "a free port of rank 0's host"
+            raise StartError(f"{name}: not set, with {topology.num_ranks} ranks; wanted {wanted}, on every rank")
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return meet(topology, address, port, timeout_seconds, facts, refusal)
 

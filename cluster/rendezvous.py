@@ -92,7 +92,8 @@ def _store(topology: Topology, address: str, port: int, timeout_seconds: float) 
         raise RuntimeError("no answer from a store") from None
     if isinstance(found, RuntimeError):
         raise found
-    return found
+    # torchrun keeps one store for all its attempts, with what the ranks of an earlier one wrote
+    return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", found)
 
 
 def _why_no_store(topology: Topology, address: str, port: int, timeout_seconds: float, error: RuntimeError) -> str:

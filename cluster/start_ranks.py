@@ -20,20 +20,15 @@ from collections.abc import Sequence
 from types import FrameType
 
 from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, SIGNALS, exit_with
+from cluster.topology import Topology
 
 _POLL_SECONDS = 0.1
 
 
 def environment_of(rank_of_node: int, host: int, hosts: int, ranks: int, address: str, port: int) -> dict[str, str]:
     """The variables that `cluster.topology` and the rendezvous read, for one of the `ranks` of each of the `hosts`."""
-    return {
-        "RANK": str(host * ranks + rank_of_node),
-        "WORLD_SIZE": str(hosts * ranks),
-        "LOCAL_RANK": str(rank_of_node),
-        "LOCAL_SIZE": str(ranks),
-        "MASTER_ADDR": address,
-        "MASTER_PORT": str(port),
-    }
+    topology = Topology(host * ranks + rank_of_node, hosts * ranks, rank_of_node, ranks)
+    return {**topology.to_environment(), "MASTER_ADDR": address, "MASTER_PORT": str(port)}
 
 
 def most_severe(codes: Sequence[int]) -> int:

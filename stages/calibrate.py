@@ -30,7 +30,7 @@ from cluster.process_group import device_of, process_group
 from cluster.rendezvous import DisagreeError, StartError
 from cluster.stop import EXIT_LOST, EXIT_REFUSED, exit_with, faults_in_one_line
 from cluster.stopwatch import STARTUP
-from cluster.topology import Topology
+from cluster.topology import Topology, TopologyError
 from cluster.versions import versions
 from pipeline.files import named, write_file
 from pipeline.planning.of_recipe import network_of, whole_job_of
@@ -41,12 +41,13 @@ from pipeline.run.checkpoint import CheckpointError
 from pipeline.shards.manifest import ShardError
 
 
-@faults_in_one_line("calibrate", (RecipeError, ShardError, CheckpointError, OSError))
+@faults_in_one_line("calibrate", (TopologyError, RecipeError, ShardError, CheckpointError, OSError))
 def main() -> int:
     """Check what one rank can check, then meet the other ranks and measure; returns the exit code."""
     STARTUP.done("imports")
     args = _parser().parse_args()
     topology = Topology.from_environment(os.environ)
+    os.environ.update(topology.to_environment())  # DeepSpeed reads them, also those of one rank without a launcher
     for noisy in ("DeepSpeed", "torch.distributed"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
@@ -74,7 +75,6 @@ def measure(recipe: Recipe, shards: ShardSet, topology: Topology, out: Path, ste
     job = whole_job_of(recipe, manifest.identities, topology.num_ranks)
     network = network_of(recipe.backbone, size, job.bf16)
     folder = out.with_name(f"{out.name}.trained-in")
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed needs it, also for one rank without a launcher
     if first:
         with named(out):
             folder.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@
 
 One node: `deepspeed --num_gpus 8 stages/train.py ...`; on CPUs, --num_gpus is the number of ranks.
 Many nodes: `deepspeed --hostfile hosts --master_addr HOST stages/train.py ...`.
+torchrun, srun, mpirun and, for one rank, plain python start the same run: see docs/many_nodes.md.
 
 The run's folder holds recipe.yaml (as resolved), run.json (command, versions), history.jsonl (a line for each start),
 metrics.jsonl and checkpoints/.
@@ -25,6 +26,7 @@ import os
 import shlex
 import socket
 import sys
+import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -36,7 +38,7 @@ from cluster.process_group import device_of, process_group, refuse
 from cluster.rendezvous import DisagreeError, StartError
 from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED, StopRequest, code_of, exit_with, leave
 from cluster.stopwatch import STARTUP
-from cluster.topology import Topology
+from cluster.topology import Topology, TopologyError
 from cluster.watchdog import Watchdog, end
 from pipeline.files import NotWrittenError, named
 from pipeline.recipe.file import describe_recipe
@@ -65,7 +67,12 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--recipe", type=Path, help="YAML file; see stages/recipes/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key; repeatable")
-    parser.add_argument("--run", type=Path, help="folder of the run (default: runs/<recipe's name>)")
+    parser.add_argument(
+        "--run",
+        "--run-folder",  # torchrun takes --run for the beginning of an option of its own
+        type=Path,
+        help="folder of the run (default: runs/<recipe's name>); under torchrun say --run-folder",
+    )
     parser.add_argument(
         "--resume",
         choices=["auto", "never"],
@@ -95,7 +102,12 @@ def main() -> int:
     """Check everything that can be checked alone, then meet the other ranks and train."""
     STARTUP.done("imports")
     arguments = parse()
-    topology = Topology.from_environment(os.environ)
+    try:
+        topology = Topology.from_environment(os.environ)
+    except TopologyError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+    os.environ.update(topology.to_environment())  # DeepSpeed reads them, also those of one rank without a launcher
     logging.basicConfig(
         level=logging.INFO if topology.rank == 0 else logging.WARNING,
         format=f"[rank {topology.rank}] %(levelname)s %(name)s: %(message)s",
@@ -162,21 +174,26 @@ def start_mark() -> str:
 
 
 def say(topology: Topology, reason: str) -> None:
-    """Print why this ends. Ranks of one host have the same reason, hosts may differ: one rank of each host prints."""
+    """Print why this ends. Ranks of one host have the same reason, hosts may differ: one rank of each host prints.
+
+    The others wait a little: as soon as one rank has ended, launchers end those that are left.
+    """
     if topology.rank_of_node == 0:
         several = topology.num_ranks > topology.ranks_of_node
         print(f"train.py{f' on {socket.gethostname()}' if several else ''}: {reason}", file=sys.stderr)
+    else:
+        time.sleep(1)
 
 
 def train(start: Start, changed: list[str], topology: Topology) -> int:
     """Train from the newest checkpoint to the end; returns the exit code."""
     recipe = start.recipe
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it, also with one rank that needs no launcher
     stop = StopRequest()
     device = device_of(topology)
     if topology.num_ranks > 1:
         where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
-        say(topology, f"meeting: {topology.num_ranks} ranks at {where}, within {recipe.timeout_seconds:g} s")
+        if topology.rank_of_node == 0:
+            say(topology, f"meeting: {topology.num_ranks} ranks at {where}, within {recipe.timeout_seconds:g} s")
     with process_group(topology, device, recipe.timeout_seconds, start.facts()) as together:
         STARTUP.done("meeting")
         # DeepSpeed and DALI take seconds to import: ranks that do not agree are refused before.

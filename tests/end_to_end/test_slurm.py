@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from cluster.topology import Topology
 from pipeline.shards.manifest import Manifest
 from tests.end_to_end.launcher import metrics, train, write_recipe
 from tests.end_to_end.slurm import Slurm, why_not
@@ -124,6 +125,22 @@ def test_a_job_that_is_not_to_queue_again_stops_for_good(slurm: Slurm, tmp_path:
     slurm.wait_for(lambda: slurm.facts(job)["JobState"] == "FAILED")
     assert slurm.facts(job)["Restarts"] == "0" and slurm.facts(job)["ExitCode"] == "75:0"
     assert "start 0: not queued again" in (tmp_path / "job.out").read_text()
+
+
+def test_srun_says_which_rank_a_process_is_and_a_batch_script_that_it_is_alone(slurm: Slurm, tmp_path: Path) -> None:
+    program = tmp_path / "place.py"
+    program.write_text(
+        "import os\nfrom cluster.topology import Topology\nprint(Topology.from_environment(os.environ))\n"
+    )
+    script = tmp_path / "job.sh"
+    script.write_text(
+        f"#!/bin/bash\n#SBATCH --nodes=2\nexport PYTHONPATH={ROOT}\n$PYTHON {program}\nsrun --label $PYTHON {program}\n"
+    )
+    job = submit(slurm, tmp_path, script)
+    slurm.wait_for(lambda: slurm.facts(job)["JobState"] in ("COMPLETED", "FAILED"))
+    alone, *places = (tmp_path / "job.out").read_text().splitlines()
+    assert alone == str(Topology())
+    assert sorted(places) == [f"{rank}: {Topology(rank, 2, 0, 1)}" for rank in range(2)]
 
 
 def test_an_array_of_parts_makes_the_set(slurm: Slurm, tmp_path: Path) -> None:

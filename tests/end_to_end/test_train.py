@@ -34,7 +34,7 @@ from tests.end_to_end.launcher import (
     wait_for,
     write_recipe,
 )
-from tests.faces import write_shards
+from tests.faces import ROOT, write_shards
 from tests.fault_table import Row, record
 from tests.ports import free_port
 from tests.unit.run.saved import spoil
@@ -113,15 +113,20 @@ def test_killed_in_mid_epoch_and_resumed_it_gives_the_same_losses_bit_for_bit(
 
 
 def resume_under(launcher: str, ranks: int, run: Path, *arguments: str | Path) -> str:
-    """Train in a run's folder, to the end, under another launcher than deepspeed; what it printed."""
-    port = str(free_port())
+    """Train in a run's folder, to the end, under another launcher than deepspeed; what it printed.
+
+    torchrun loses its second rank, if there is one, and starts again.
+    """
+    port = free_port()
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", ranks, "--master_port", port, "--max_restarts", 1]
     command = {
-        "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", ranks, "--master_port", port, "--", TRAIN],
-        "supervise.py": [TRAIN.with_name("supervise.py"), "--ranks", ranks, "--master-port", port, "--"],
+        "torchrun": [*torchrun, Path(__file__).with_name("killed_once.py"), "--run-folder"],
+        "supervise.py": [TRAIN.with_name("supervise.py"), "--ranks", ranks, "--master-port", port, "--", "--run"],
     }[launcher]
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PATH": f"{DEEPSPEED.parent}:{os.environ['PATH']}"}
     done = subprocess.run(
-        [str(part) for part in (sys.executable, *command, "--run", run, *arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{DEEPSPEED.parent}:{os.environ['PATH']}"},
+        [str(part) for part in (sys.executable, *command, run, *arguments)],
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=PATIENCE_SECONDS,
@@ -141,6 +146,7 @@ def test_another_launcher_passes_over_what_is_damaged_and_resumes_bit_for_bit(
     spoil(RunFolder(run).checkpoint(10) / BACKBONE)
     output = resume_under(launcher, 2, run, "--recipe", write_recipe(tmp_path / "recipe.yaml", shards, STEPS))
     assert "passed over for the one before" in output and f"resumed {run} at step 5" in output
+    assert output.count(f"resumed {run} at step") == (2 if launcher == "torchrun" else 1)
     want = [(row["step"], row["loss"]) for row in metrics(uninterrupted)]
     assert [(row["step"], row["loss"]) for row in metrics(run)] == want
 
