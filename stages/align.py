@@ -9,12 +9,11 @@ import os
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from cluster.stop import exit_with, faults_in_one_line
-from pipeline.shards.alignment.photos import align_photos
+from pipeline.shards.alignment.photos import FINISHED, align_photos
 from pipeline.shards.alignment.similarity import SHIFTS
 from pipeline.shards.manifest import ShardError
+from pipeline.shards.progress import bar_of
 from pipeline.shards.sources.folder import scan_folder
 
 
@@ -36,10 +35,10 @@ def main() -> int:
         help="align part I of N (from 0), on machines that share OUT",
     )
     args = parser.parse_args()
-    tqdm.monitor_interval = 0  # no thread may run while the workers are forked
+    was_complete = (args.out / FINISHED).is_file()
     try:
         source = scan_folder(args.src)
-        with tqdm(total=len(source.labels), unit=" photos", smoothing=0.1, disable=None) as bar:
+        with bar_of(len(source.labels), " photos") as bar:
             ends = align_photos(
                 source,
                 args.out,
@@ -52,6 +51,8 @@ def main() -> int:
     except KeyboardInterrupt:
         print("align: stopped; run the same command again to resume", file=sys.stderr)
         return 130
+    if was_complete:
+        print(f"align: {args.out}: already complete, nothing done", file=sys.stderr)
     print(f"{args.out}: " + ", ".join(f"{photos:,} {what}" for what, photos in ends.most_common()))
     return 0
 

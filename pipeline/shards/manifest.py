@@ -74,31 +74,40 @@ class Manifest:
         path = folder / FILE_NAME
         if not path.is_file():
             raise ShardError(f"{path}: not found, wanted a finished shard folder (a killed run: run it again)")
-        try:
-            raw = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise ShardError(f"{path}: not JSON ({error})") from error
-        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-            got = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
-            raise ShardError(f"{path}: format: got {got!r}, wanted {FORMAT}")
-        manifest = cls._parse(path, raw)
-        in_tars = sum(tar.samples for tar in manifest.tars)
-        if in_tars != manifest.samples:
-            raise ShardError(f"{path}: samples: got {manifest.samples}, wanted {in_tars}, the sum over tars")
-        return manifest
+        return cls.parse(path.read_bytes(), path)
 
     @classmethod
-    def _parse(cls, path: Path, raw: dict[str, Any]) -> "Manifest":
+    def parse(cls, content: bytes, where: Path | str) -> "Manifest":
+        """The manifest in a file's content; `where` names the file.
+
+        Raises:
+            ShardError: it is not ours, of another format version, or contradicts itself.
+        """
+        try:
+            raw = json.loads(content)
+        except ValueError as error:
+            raise ShardError(f"{where}: not JSON ({error})") from error
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+            got = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
+            raise ShardError(f"{where}: format: got {got!r}, wanted {FORMAT}")
         try:
             tars = tuple(_record(TarEntry, tar) for tar in raw["tars"])
             manifest: Manifest = _record(cls, {**raw, "tars": tars, "made": _record(Made, raw["made"])})
         except (KeyError, TypeError, AttributeError) as error:
-            raise ShardError(f"{path}: keys: {error}, wanted those of format {FORMAT}") from error
+            raise ShardError(f"{where}: keys: {error}, wanted those of format {FORMAT}") from error
+        in_tars = sum(tar.samples for tar in manifest.tars)
+        if in_tars != manifest.samples:
+            raise ShardError(f"{where}: samples: got {manifest.samples}, wanted {in_tars}, the sum over tars")
         return manifest
 
     def save(self, folder: Path) -> None:
         """Write `folder/manifest.json` atomically; call it after everything that it names is in place."""
-        write_file(folder / FILE_NAME, json.dumps(asdict(self), indent=1).encode() + b"\n")
+        write_file(folder / FILE_NAME, self.content)
+
+    @property
+    def content(self) -> bytes:
+        """What `manifest.json` holds."""
+        return json.dumps(asdict(self), indent=1).encode() + b"\n"
 
     @cached_property
     def digest(self) -> str:

@@ -1,15 +1,21 @@
 """Object stores and other machines, by any URL that fsspec knows: s3://, gs://, sftp://, https:// ..."""
 
+import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import fsspec
 
-from pipeline.files import aside_of, sync
+from pipeline.files import NotWrittenError, aside_of, named, sync
 from pipeline.shards.manifest import ShardError
+from pipeline.shards.plan import PROGRESS
+
+FILE_SYSTEMS = {"file", "local", "sftp", "ssh"}
 
 
 def is_url(place: str | Path) -> bool:
@@ -36,24 +42,37 @@ def _opened(url: str, _process: int) -> tuple[Any, str]:
     return store, root.rstrip("/")
 
 
+@contextmanager
+def named_place(place: str, what: str = "not written") -> Iterator[None]:
+    """Turn an error of a store into a `NotWrittenError` that names the place."""
+    try:
+        yield
+    except NotWrittenError:
+        raise
+    except OSError as error:
+        raise NotWrittenError(error.errno, f"{what}: {error.strerror or error}", place) from error
+
+
 def fetch(store: Any, there: str, here: Path, check: Callable[[Path], object]) -> None:
     """Copy one file from a store, over what may be here; `here` is whole or as it was.
 
     `check` is called with the copy before it gets its name.
 
     Raises:
-        ShardError: it is not there, the store is gone, or the disk is full; and as `check` does.
+        ShardError: it is not there; and as `check` does.
+        NotWrittenError: the store is gone, or the disk is full.
     """
     aside = aside_of(here)
     try:
-        store.get_file(there, str(aside))
-        check(aside)
-        sync(aside)
-        aside.replace(here)
-    except FileNotFoundError as error:
-        raise ShardError(f"{there}: not found") from error
-    except OSError as error:
-        raise ShardError(f"{here}: not copied: {error.strerror or error}") from error
+        with named(here, "not copied"):
+            store.get_file(there, str(aside))
+            check(aside)
+            sync(aside)
+            aside.replace(here)
+    except NotWrittenError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise ShardError(f"{there}: not found") from error
+        raise
     finally:
         aside.unlink(missing_ok=True)
 
@@ -69,6 +88,7 @@ def fetch_whole(store: Any, there: str, here: Path) -> None:
 
     Raises:
         ShardError: as `fetch`, or it arrives with another size.
+        NotWrittenError: as `fetch`.
     """
     if here.is_file():
         return
@@ -76,13 +96,34 @@ def fetch_whole(store: Any, there: str, here: Path) -> None:
 
 
 def send(here: Path, store: Any, there: str) -> None:
-    """Copy one file to a store, over what may be there.
+    """Copy one file to a store, over what may be there; it is never seen half-written.
 
     Raises:
         OSError: the store refuses, or keeps another number of bytes.
     """
-    store.put_file(str(here), there)
+    folder, _, name = there.rpartition("/")
+    aside = f"{folder}/{PROGRESS}/{uuid4().hex}/{name}" if _is_file_system(store) else there
+    store.makedirs(aside.rpartition("/")[0], exist_ok=True)
+    store.put_file(str(here), aside)
     store.invalidate_cache()
-    wanted, got = here.stat().st_size, store.size(there)
+    wanted, got = here.stat().st_size, store.size(aside)
     if got != wanted:
-        raise OSError(f"{there}: got {got} bytes, wanted {wanted}")
+        raise OSError(errno.EIO, f"got {got} bytes, wanted {wanted}", there)
+    if aside != there:
+        store.mv(aside, there)
+
+
+def remove_progress(store: Any, folder: str) -> None:
+    """Remove what was on the way in a folder of a store, as far as that is possible."""
+    path = f"{folder}/{PROGRESS}"
+    for _ in range(3):  # another process may do the same now, and each then misses what the other has removed
+        with suppress(OSError):
+            store.invalidate_cache()
+            if store.exists(path):
+                store.rm(path, recursive=True)
+
+
+def _is_file_system(store: Any) -> bool:
+    """Whether a file can be seen while it is written, and renamed at no cost; an object appears whole."""
+    protocols = {store.protocol} if isinstance(store.protocol, str) else {*store.protocol}
+    return not protocols.isdisjoint(FILE_SYSTEMS)

@@ -8,13 +8,10 @@ one is complete.
 import hashlib
 import json
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from uuid import uuid4
 
 from pipeline.files import NotWrittenError
 from pipeline.shards.build import REJECTED_NAME
@@ -25,7 +22,7 @@ from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.names import IDENTITIES_NAME
 from pipeline.shards.one_tar import Written, has_record, record_files, write_tar
 from pipeline.shards.plan import PROGRESS, Plan
-from pipeline.shards.stores import fetch_whole, open_store, send
+from pipeline.shards.stores import fetch_whole, named_place, open_store, remove_progress, send
 from pipeline.shards.transfer import THREADS
 
 
@@ -41,7 +38,8 @@ def make_in_store(plan: Plan, url: str, make: Callable[..., Manifest | None]) ->
         The manifest; None while tars of other parts are missing.
 
     Raises:
-        ShardError: as `make_shards`, another set is at `url`, or the store refuses.
+        ShardError: as `make_shards`, or another set is at `url`.
+        NotWrittenError: as `make_shards`, or the store refuses.
     """
     manifest = _stored(plan, url)
     try:
@@ -55,7 +53,7 @@ def make_in_store(plan: Plan, url: str, make: Callable[..., Manifest | None]) ->
                 return _stored(plan, url)  # another part may have been last just now
             for name in (REJECTED_NAME, IDENTITIES_NAME, INDEX):
                 _send(plan.folder / name, f"{url}/{name}")
-            _send_manifest(plan.folder / MANIFEST, url)
+            _send(plan.folder / MANIFEST, f"{url}/{MANIFEST}")
     except (ShardError, NotWrittenError):
         # Another part may have been last at the same time, and have removed what this one was about to read.
         manifest = _stored(plan, url)
@@ -72,13 +70,14 @@ def _claim(plan: Plan, url: str) -> None:
     neither continues.
 
     Raises:
-        ShardError: it is another already, or the store refuses.
+        ShardError: it is another already.
+        NotWrittenError: the store refuses.
     """
     facts = json.dumps(plan.facts(), sort_keys=True).encode()
     place = f"{url}/{PROGRESS}/plan-{hashlib.sha256(facts).hexdigest()[:16]}.json"
     store, path = open_store(place)
     folder = path.rpartition("/")[0]
-    with _named(place):
+    with named_place(place):
         store.makedirs(folder, exist_ok=True)
         store.pipe_file(path, facts)
         store.invalidate_cache()
@@ -92,7 +91,7 @@ def _write(url: str, plan: Plan, tar: int) -> Written:
     """Write a tar and send it and its record, unless they are there."""
     place = f"{url}/{PROGRESS}"
     store, path = open_store(place)
-    with _named(place, "not read"):
+    with named_place(place, "not read"):
         is_sent = store.exists(f"{path}/{record_files(plan, tar)[-1].name}")
     if is_sent and not has_record(plan, tar):
         _fetch_record(plan, url, tar)
@@ -107,7 +106,7 @@ def _fetch_records(plan: Plan, url: str) -> bool:
     """Copy the records of all tars from the store, if all are there."""
     place = f"{url}/{PROGRESS}"
     store, path = open_store(place)
-    with _named(place, "not listed"):
+    with named_place(place, "not listed"):
         store.invalidate_cache()
         there = {name.rpartition("/")[2] for name in store.ls(path, detail=False)}
     if not all(record_files(plan, tar)[-1].name in there for tar in range(plan.tars)):
@@ -126,20 +125,10 @@ def _fetch_record(plan: Plan, url: str, tar: int) -> None:
 def _send(file: Path, place: str) -> None:
     """Send a file; a tar or its index leaves the disk."""
     store, path = open_store(place)
-    with _named(place):
-        store.makedirs(path.rpartition("/")[0], exist_ok=True)
+    with named_place(place):
         send(file, store, path)
         if file.suffix in {".tar", ".idx"}:
             file.unlink()
-
-
-def _send_manifest(file: Path, url: str) -> None:
-    """Send the manifest, which must never be seen half: stores that are file systems show what has come so far."""
-    aside = f"{url}/{PROGRESS}/{uuid4().hex}/{MANIFEST}"
-    _send(file, aside)
-    store, root = open_store(url)
-    with _named(f"{url}/{MANIFEST}"):
-        store.mv(open_store(aside)[1], f"{root}/{MANIFEST}")
 
 
 def _stored(plan: Plan, url: str) -> Manifest | None:
@@ -152,9 +141,8 @@ def _stored(plan: Plan, url: str) -> Manifest | None:
     store.invalidate_cache()
     if not store.exists(f"{root}/{MANIFEST}"):
         return None
-    with tempfile.TemporaryDirectory() as aside:
-        fetch_whole(store, f"{root}/{MANIFEST}", Path(aside) / MANIFEST)
-        manifest = Manifest.load(Path(aside))
+    with named_place(f"{url}/{MANIFEST}", "not read"):
+        manifest = Manifest.parse(store.cat_file(f"{root}/{MANIFEST}"), f"{url}/{MANIFEST}")
     refuse_other_plan(plan, manifest, url)
     return manifest
 
@@ -162,18 +150,4 @@ def _stored(plan: Plan, url: str) -> Manifest | None:
 def _tidy(plan: Plan, url: str) -> None:
     """Remove what was on the way, here and in the store."""
     shutil.rmtree(plan.folder, ignore_errors=True)
-    store, path = open_store(f"{url}/{PROGRESS}")
-    for _ in range(3):  # another part may do the same now, and each then misses what the other has removed
-        with suppress(OSError):
-            store.invalidate_cache()
-            if store.exists(path):
-                store.rm(path, recursive=True)
-
-
-@contextmanager
-def _named(place: str, what: str = "not written") -> Iterator[None]:
-    """Turn an error of the store into one that names the place."""
-    try:
-        yield
-    except OSError as error:
-        raise ShardError(f"{place}: {what}: {error.strerror or error}") from error
+    remove_progress(*open_store(url))

@@ -4,19 +4,19 @@ Training maps local files, so a set is copied first. The manifest is copied last
 Files that are there already are not copied again.
 """
 
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from pipeline.files import make_folder
+from pipeline.files import held, remove_asides
 from pipeline.shards.build import REJECTED_NAME
 from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.names import IDENTITIES_NAME
 from pipeline.shards.one_tar import file_sha256
-from pipeline.shards.stores import fetch, fetch_whole, open_store, send
+from pipeline.shards.stores import fetch, named_place, open_store, remove_progress, send
 
 THREADS = 8  # transfers at a time: stores answer slowly but many at once
 
@@ -30,29 +30,30 @@ def push(folder: Path, url: str, *, progress: Callable[[int], object] = lambda _
         progress: called with the number of samples of each tar.
 
     Raises:
-        ShardError: a file is not what the manifest says, tars lie in another folder, or the store refuses.
+        ShardError: a file is not what the manifest says, tars lie in another folder, or another set is at `url`.
+        NotWrittenError: the store refuses.
     """
     manifest = Manifest.load(folder)
+    _refuse_foreign(manifest, folder)
+    digests = _digests(manifest)
     store, root = open_store(url)
 
     def send_one(name: str) -> None:
-        _compare(folder / name, manifest, name)
+        _compare(folder / name, digests.get(name))
         there = f"{root}/{name}"
         if not store.exists(there) or store.size(there) != (folder / name).stat().st_size:
             send(folder / name, store, there)
 
-    try:
-        # Files of its size are taken for its own, so the set of another manifest must not be there.
-        if (
-            store.exists(f"{root}/{MANIFEST}")
-            and store.cat_file(f"{root}/{MANIFEST}") != (folder / MANIFEST).read_bytes()
-        ):
-            raise ShardError(f"{url}: holds another set; choose another folder or remove it")
-        store.makedirs(root, exist_ok=True)
-        _transfer(send_one, manifest, url, progress)
-        store.put_file(str(folder / MANIFEST), f"{root}/{MANIFEST}")
-    except OSError as error:
-        raise ShardError(f"{url}: not copied: {error.strerror or error}") from error
+    with named_place(url, "not copied"):
+        try:
+            _is_at(store, root, url, manifest)
+            _transfer(send_one, manifest, progress)
+            send(folder / MANIFEST, store, f"{root}/{MANIFEST}")
+        except FileNotFoundError:
+            # Another process may have been last at the same time, and have removed what this one had on the way.
+            if not _is_at(store, root, url, manifest):
+                raise
+        remove_progress(store, root)
     return manifest
 
 
@@ -65,41 +66,93 @@ def pull(url: str, folder: Path, *, progress: Callable[[int], object] = lambda _
         progress: called with the number of samples of each tar.
 
     Raises:
-        ShardError: there is no set at `url`, a file arrives damaged, or the disk is full.
+        ShardError: there is no set at `url`, a file arrives damaged, or another set is in `folder`.
+        NotWrittenError: the store is gone, or the disk is full or read-only.
     """
     store, root = open_store(url)
-    if not store.exists(f"{root}/{MANIFEST}"):
+    with named_place(f"{url}/{MANIFEST}", "not read"):
+        manifest = _manifest_at(store, root, url)
+    if manifest is None:
         raise ShardError(f"{url}/{MANIFEST}: not found, wanted a finished set")
-    make_folder(folder)
-    with tempfile.TemporaryDirectory(dir=folder) as aside:
-        fetch_whole(store, f"{root}/{MANIFEST}", Path(aside) / MANIFEST)
-        manifest = Manifest.load(Path(aside))
+    _refuse_foreign(manifest, url)
+    digests = _digests(manifest)
+
+    def is_here(name: str) -> bool:
+        path = folder / name
+        return path.is_file() and digests.get(name) in {None, file_sha256(path)}
 
     def receive(name: str) -> None:
-        path = folder / name
-        if _digests(manifest).get(name) not in {None, file_sha256(path)} or not path.is_file():
-            fetch(store, f"{root}/{name}", path, lambda copy: _compare(copy, manifest, name, path))
+        if name in missing and not is_here(name):
+            path = folder / name
+            fetch(store, f"{root}/{name}", path, lambda copy: _compare(copy, digests.get(name), path))
 
-    _transfer(receive, manifest, url, progress)
-    manifest.save(folder)
+    with ThreadPoolExecutor(THREADS) as pool:
+        missing = {
+            name for name, here in zip(_names(manifest), pool.map(is_here, _names(manifest)), strict=True) if not here
+        }
+    if not missing and _is_in(folder, manifest):
+        return manifest
+    with held(folder):
+        _is_in(folder, manifest)
+        _transfer(receive, manifest, progress)
+        remove_asides(folder)
+        manifest.save(folder)
     return manifest
 
 
-def _transfer(move: Callable[[str], None], manifest: Manifest, url: str, progress: Callable[[int], object]) -> None:
-    """Move every file but the manifest, several at a time."""
-    outside = [tar.name for tar in manifest.tars if "/" in tar.name]
-    if outside:
-        raise ShardError(
-            f"{url}: the set's tars lie in other folders ({outside[0]}); copy those sets, and make it there"
-        )
-    samples = {tar.name: tar.samples for tar in manifest.tars}
+def _manifest_at(store: Any, root: str, url: str) -> Manifest | None:
+    """The manifest in a folder of a store; None if there is none."""
+    try:
+        return Manifest.parse(store.cat_file(f"{root}/{MANIFEST}"), f"{url}/{MANIFEST}")
+    except FileNotFoundError:
+        return None
+
+
+def _is_at(store: Any, root: str, url: str, manifest: Manifest) -> bool:
+    """Whether the set is complete in a folder of a store. Files of its size there would be taken for its own.
+
+    Raises:
+        ShardError: another set is there.
+    """
+    there = _manifest_at(store, root, url)
+    if there not in {None, manifest}:
+        raise ShardError(f"{url}: holds another set; choose another folder or remove it")
+    return there is not None
+
+
+def _is_in(folder: Path, manifest: Manifest) -> bool:
+    """Whether the set is complete in a folder.
+
+    Raises:
+        ShardError: another set is there.
+    """
+    there = Manifest.load(folder) if (folder / MANIFEST).is_file() else None
+    if there not in {None, manifest}:
+        raise ShardError(f"{folder}: holds another set; choose another folder or remove it")
+    return there is not None
+
+
+def _refuse_foreign(manifest: Manifest, where: Path | str) -> None:
+    """Make sure that a set holds its own tars."""
+    for tar in manifest.tars:
+        if "/" in tar.name:
+            raise ShardError(f"{where}: its tars lie in other folders ({tar.name}): make tars of its own with `copy`")
+
+
+def _names(manifest: Manifest) -> list[str]:
+    """Every file of a set but the manifest."""
     names = []
-    for tar in samples:
-        names += [tar, tar.removesuffix(".tar") + ".idx"]
+    for tar in manifest.tars:
+        names += [tar.name, tar.name.removesuffix(".tar") + ".idx"]
+    return [*names, IDENTITIES_NAME, REJECTED_NAME, INDEX]
+
+
+def _transfer(move: Callable[[str], None], manifest: Manifest, progress: Callable[[int], object]) -> None:
+    """Move every file but the manifest, several at a time."""
+    samples = {tar.name: tar.samples for tar in manifest.tars}
     with ThreadPoolExecutor(THREADS) as pool:
-        for name, _ in zip(names, pool.map(move, names), strict=True):
+        for name, _ in zip(_names(manifest), pool.map(move, _names(manifest)), strict=True):
             progress(samples.get(name, 0))
-        list(pool.map(move, (IDENTITIES_NAME, REJECTED_NAME, INDEX)))
 
 
 def _digests(manifest: Manifest) -> dict[str, str]:
@@ -108,9 +161,8 @@ def _digests(manifest: Manifest) -> dict[str, str]:
     return own | {tar.name: tar.sha256 for tar in manifest.tars}
 
 
-def _compare(path: Path, manifest: Manifest, name: str, shown: Path | None = None) -> None:
-    """Compare a file with the manifest's digest of `name`; errors name `shown` if it is given."""
-    wanted = _digests(manifest).get(name)
+def _compare(path: Path, wanted: str | None, shown: Path | None = None) -> None:
+    """Compare a file with a digest, if there is one; errors name `shown` if it is given."""
     if wanted and (got := file_sha256(path)) != wanted:
         raise ShardError(f"{shown or path}: sha256: got {got or 'no file'}, wanted {wanted}")
     if not path.is_file():

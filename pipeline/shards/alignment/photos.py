@@ -20,6 +20,8 @@ from pipeline.shards.plan import PROGRESS
 from pipeline.shards.sources import Source
 from pipeline.shards.workers import each_done
 
+# Written last, into the folder of the crops: what they were made of, and how.
+FINISHED = ".aligned.json"
 BATCH = 64  # photographs after which progress is on the disk
 JPEG_QUALITY = 95
 
@@ -51,13 +53,16 @@ def align_photos(
         progress: called with the number of photographs of each batch.
 
     Returns:
-        How many photographs of the part had which result.
+        How many photographs of the part had which result; of all parts if `out` is finished already.
 
     Raises:
-        ShardError: `out` holds crops of other photographs, the disk is full, or the detector is not installed.
+        ShardError: `out` holds crops of other photographs, or the detector is not installed.
+        NotWrittenError: the disk is full or read-only.
     """
     reference_points(*size)
-    _claim(out, {"source": source.digest(), "size": list(size), "min_face": min_face})
+    facts = {"source": source.digest(), "size": list(size), "min_face": min_face}
+    if is_aligned(out, facts) or _claim(out, facts):
+        return _ends_of(source, out)
     batches = -(-len(source.labels) // BATCH)
     ends: Counter[str] = Counter()
     align = partial(_align_batch, source, out, size, min_face)
@@ -65,15 +70,37 @@ def align_photos(
         for photos in each_done(align, range(part[0], batches, part[1]), workers):
             ends.update(what.partition(":")[0] for _, what in photos)
             progress(len(photos))
-        _join(source, out, batches)
+        _join(source, out, facts, batches)
     except NotWrittenError:
         # Another process may have finished, and removed the folder with the locks.
-        if (out / PROGRESS).is_dir() or not _table(out).is_file():
+        if not is_aligned(out, facts):
             raise
     return ends
 
 
-def _join(source: Source, out: Path, batches: int) -> None:
+def is_aligned(out: Path, facts: dict[str, object]) -> bool:
+    """Whether `out` holds the finished crops with these facts.
+
+    Raises:
+        ShardError: it holds those with others.
+    """
+    if not (out / FINISHED).is_file():
+        return False
+    _refuse_other(out, json.loads((out / FINISHED).read_bytes()), facts)
+    # A run killed between its last two steps has its records still.
+    shutil.rmtree(out / PROGRESS, ignore_errors=True)
+    return True
+
+
+def _ends_of(source: Source, out: Path) -> Counter[str]:
+    """How many photographs of finished crops had which result, from the list of those that were not simple."""
+    lines = _table(out).read_bytes().decode(errors="replace").split("\n")[1:-1]
+    ends = Counter(line.partition("\t")[2].partition(":")[0] for line in lines)
+    ends.subtract(one.reason.partition(":")[0] for one in source.set_aside)
+    return +ends + Counter({ALIGNED: len(source.labels) - ends.total()})
+
+
+def _join(source: Source, out: Path, facts: dict[str, object], batches: int) -> None:
     """Write the list if all batches are done and no other part did; two parts may finish at the same time."""
     with locked(out / PROGRESS / "lock"):
         if not all(_record(out, batch).is_file() for batch in range(batches)):
@@ -85,6 +112,7 @@ def _join(source: Source, out: Path, batches: int) -> None:
         for folder in out.iterdir():
             remove_asides(folder)
         write_file(_table(out), text.encode("utf-8", "backslashreplace"))
+        write_file(out / FINISHED, json.dumps(facts).encode())
         with named(out / PROGRESS, "not removed"):
             shutil.rmtree(out / PROGRESS)
 
@@ -146,16 +174,33 @@ def _align_one(source: Source, out: Path, size: tuple[int, int], min_face: int, 
     return key, what
 
 
-def _claim(out: Path, facts: dict[str, object]) -> None:
-    """Prepare `out` for writing; it must be new, or hold unfinished crops with the same facts."""
+def _claim(out: Path, facts: dict[str, object]) -> bool:
+    """Prepare `out` for writing; it must be new, or hold unfinished crops with the same facts.
+
+    Returns:
+        Whether another process has finished it by now.
+    """
     records = out / PROGRESS
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not records.is_dir())):
         raise ShardError(f"{out}: is not empty, wanted a new folder")
-    make_folder(records)
     plan = records / "plan.json"
-    with locked(records / "lock"):  # several machines may begin at once
-        there = json.loads(plan.read_bytes()) if plan.is_file() else facts
-        names = [name for name in facts if there.get(name) != facts[name]]
-        if names:
-            raise ShardError(f"{out}: holds crops with another {', '.join(names)}; choose another folder or remove it")
-        write_file(plan, json.dumps(facts).encode())
+    try:
+        make_folder(records)
+        with locked(records / "lock"):  # several machines may begin at once
+            if is_aligned(out, facts):
+                return True
+            if plan.is_file():
+                _refuse_other(out, json.loads(plan.read_bytes()), facts)
+            write_file(plan, json.dumps(facts).encode())
+    except NotWrittenError:
+        # It may have removed the folder with the lock just now.
+        if not is_aligned(out, facts):
+            raise
+        return True
+    return False
+
+
+def _refuse_other(out: Path, there: dict[str, object], facts: dict[str, object]) -> None:
+    names = [name for name in facts if there.get(name) != facts[name]]
+    if names:
+        raise ShardError(f"{out}: holds crops with another {', '.join(names)}; choose another folder or remove it")

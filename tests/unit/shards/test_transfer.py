@@ -1,6 +1,7 @@
 """Sets to and from a store: complete or without a manifest, compared on the way, not copied twice; faces in a store."""
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.files import NotWrittenError
 from pipeline.shards.build import make_shards
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.manifest import Manifest, ShardError
@@ -17,6 +19,7 @@ from pipeline.shards.sources.detect import open_source
 from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.transfer import pull, push
 from pipeline.shards.views import select
+from pipeline.shards.workers import each_done
 
 
 @pytest.fixture
@@ -81,13 +84,13 @@ def test_what_is_there_is_not_copied_again(shards: Path, tmp_path: Path, store: 
     pull(url, tmp_path / "back")
     store.moved.clear()
     pull(url, tmp_path / "back")
-    assert store.moved == ["manifest.json"]
+    assert store.moved == []
 
 
 def test_a_stopped_push_has_no_manifest_and_goes_on(shards: Path, tmp_path: Path, store: Watched) -> None:
     url = f"memory://{tmp_path.name}/stopped"
     store.fail_at = "faces-000002.tar"
-    with pytest.raises(ShardError, match="not copied: Input/output error"):
+    with pytest.raises(NotWrittenError, match="not copied: Input/output error"):
         push(shards, url)
     with pytest.raises(ShardError, match=r"manifest\.json: not found, wanted a finished set"):
         pull(url, tmp_path / "back")
@@ -100,7 +103,7 @@ def test_a_stopped_pull_has_no_manifest_and_goes_on(shards: Path, tmp_path: Path
     url = f"memory://{tmp_path.name}/pull"
     push(shards, url)
     store.fail_at = "index.npy"
-    with pytest.raises(ShardError, match=r"index\.npy: not copied"):
+    with pytest.raises(NotWrittenError, match=r"index\.npy: not copied"):
         pull(url, tmp_path / "back")
     assert not (tmp_path / "back" / "manifest.json").exists()
     store.fail_at = ""
@@ -133,8 +136,49 @@ def test_a_set_is_not_pushed_over_another(shards: Path, tmp_path: Path) -> None:
 
 def test_a_set_without_its_tars_is_refused(shards: Path, tmp_path: Path) -> None:
     select(shards, tmp_path / "view", np.ones(9, bool), kind="subset")
-    with pytest.raises(ShardError, match="the set's tars lie in other folders"):
+    with pytest.raises(
+        ShardError, match=r"view: its tars lie in other folders \(\.\./set/faces-000000\.tar\): make tars of"
+    ):
         push(tmp_path / "view", f"file://{tmp_path}/there")
+    assert not (tmp_path / "there").exists()
+
+
+def test_a_file_that_is_sent_is_never_seen_half_written(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by a reader, nor by another process that sends the same set."""
+    there, store, seen = tmp_path / "there", type(fsspec.filesystem("file")), []
+    real = store.put_file
+
+    def slowly(self: Any, source: str, target: str, **more: Any) -> None:
+        Path(target).write_bytes(b"half")
+        seen.extend(path.read_bytes() == (shards / path.name).read_bytes() for path in there.glob("[!.]*"))
+        real(self, source, target, **more)
+
+    monkeypatch.setattr(store, "put_file", slowly)
+    push(shards, f"file://{there}")
+    assert len(seen) > 9 and all(seen)
+    assert snapshot(there) == snapshot(shards)
+
+
+@pytest.mark.parametrize("job", ["push", "pull"])
+def test_two_processes_that_copy_one_set_end_with_it(shards: Path, tmp_path: Path, job: str) -> None:
+    for attempt in range(6):
+        there = tmp_path / str(attempt)
+        assert set(each_done(partial(copy, job, shards, there), range(3), 3)) == {Manifest.load(shards).digest}
+        assert snapshot(there) == snapshot(shards)
+
+
+def copy(job: str, shards: Path, there: Path, _number: int) -> str:
+    return (push(shards, f"file://{there}") if job == "push" else pull(f"file://{shards}", there)).digest
+
+
+def test_a_set_is_not_pulled_over_another(shards: Path, tmp_path: Path) -> None:
+    make_shards(make_plan(scan_folder(tmp_path / "faces"), tmp_path / "b", seed=1, samples_per_tar=4, size=None))
+    before = snapshot(tmp_path / "b")
+    with pytest.raises(ShardError, match="b: holds another set; choose another folder or remove it"):
+        pull(f"file://{shards}", tmp_path / "b")
+    assert snapshot(tmp_path / "b") == before
 
 
 def test_an_unknown_kind_of_url_is_named(shards: Path) -> None:

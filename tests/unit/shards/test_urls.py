@@ -15,6 +15,7 @@ from typing import Any
 import fsspec
 import pytest
 
+from pipeline.files import NotWrittenError
 from pipeline.shards.build import make_shards
 from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.plan import Plan, make_plan
@@ -206,15 +207,15 @@ def test_another_machine_goes_on_without_writing_a_tar_twice(
     data: Path, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, store = f"file://{tmp_path}/there", type(fsspec.filesystem("file"))
-    real, sent = store.put_file, []
+    real, sent = store.mv, []
 
-    def put(self: Any, here: str, there: str, **more: Any) -> None:
-        real(self, here, there, **more)
+    def move(self: Any, aside: str, there: str, **more: Any) -> None:
+        real(self, aside, there, **more)
         sent.append(Path(there).name)
         if sent.count("faces-000001.json") == 1 and there.endswith("faces-000001.json"):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(store, "put_file", put)
+    monkeypatch.setattr(store, "mv", move)
     with pytest.raises(KeyboardInterrupt):
         make_in_store(plan(data, tmp_path / "one" / "way"), url, make_shards)
     with pytest.raises(ShardError, match=r"there: holds other shards \(seed: got 1, wanted 2\)"):
@@ -254,7 +255,7 @@ def test_a_store_that_refuses_a_file_has_no_manifest_and_is_gone_on_with(
         real(self, here, there, **more)
 
     monkeypatch.setattr(store, "put_file", put)
-    with pytest.raises(ShardError, match=f"{fail_at}: not written: Input/output error"):
+    with pytest.raises(NotWrittenError, match=f"{fail_at}: not written: Input/output error"):
         make_in_store(plan(data, tmp_path / "way"), url, make_shards)
     assert "manifest.json" not in stored(url)
     make_in_store(plan(data, tmp_path / "way"), url, make_shards)

@@ -173,7 +173,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def crops(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")}
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob("*/*.*")}
 
 
 @needs_detector
@@ -216,8 +216,15 @@ def test_the_crops_do_not_depend_on_workers_or_on_a_stop(
     align_photos(source, tmp_path / "one")
     assert crops(tmp_path / "one") == crops(tmp_path / "two")
     assert (tmp_path / "one.tsv").read_text() == (tmp_path / "two.tsv").read_text()
+    before = crops(tmp_path / "one")
+    assert align_photos(source, tmp_path / "one") == align_photos(source, tmp_path / "three")
+    assert crops(tmp_path / "one") == before
+    with pytest.raises(ShardError, match="holds crops with another min_face; choose another folder or remove it"):
+        align_photos(source, tmp_path / "one", min_face=3)
+    (tmp_path / "four").mkdir()
+    (tmp_path / "four" / "thesis.tex").touch()
     with pytest.raises(ShardError, match="is not empty, wanted a new folder"):
-        align_photos(source, tmp_path / "one")
+        align_photos(source, tmp_path / "four")
 
 
 @needs_detector
