@@ -181,6 +181,7 @@ def _clean(args: argparse.Namespace) -> int:
             min_images=args.min_images,
             drop_grey=args.drop_grey,
             drop_swapped=args.drop_swapped,
+            drop_near=args.drop_near,
             workers=args.workers,
             progress=bar.update,
         )
@@ -257,7 +258,7 @@ def _parser() -> argparse.ArgumentParser:
         help="equal names are one person (default: folder/name)",
     )
 
-    one = command("clean", "write a set without copies, shared images and broken files")
+    one = command("clean", "write a set without copies, shared images, and cut or broken files")
     one.add_argument("set", type=Path)
     one.add_argument("out", type=Path)
     one.add_argument(
@@ -265,6 +266,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--drop-grey", action="store_true", help="leave out grey images (else counted)")
     one.add_argument("--drop-swapped", action="store_true", help="leave out images bluer than red (else counted)")
+    one.add_argument("--drop-near", action="store_true", help="look for near copies and leave them out (imagehash)")
     one.add_argument("--workers", type=_count, default=CPUS, help="processes (one a CPU)")
 
     one = command("copy", "write the samples of a set, and no others, to tars of its own, shuffled")

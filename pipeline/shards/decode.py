@@ -3,11 +3,13 @@
 import functools
 import io
 import warnings
+from importlib import import_module
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from pipeline.shards.images import SetAsideError
+from cluster.versions import how_to_install
+from pipeline.shards.images import SetAsideError, is_heif
 
 # Modes of Pillow whose grey levels have 16 bits; it would cut them to 255, which is white, instead of scaling them.
 SIXTEEN_BITS = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
@@ -18,12 +20,14 @@ def decoded(data: bytes, *, upright: bool = False) -> Image.Image:
     """The image as RGB, or as L if it is grey, within 2 levels of what DALI decodes.
 
     Args:
-        data: of any format that Pillow reads; only JPEG and PNG get into shards.
+        data: of any format that Pillow reads, and HEIC if its reader is installed; only JPEG and PNG get into shards.
         upright: turn a photograph as its EXIF tag says. An aligned crop means its pixels as they are stored.
 
     Raises:
         SetAsideError: it does not decode, for whatever reason; too many pixels or too long a text among them.
     """
+    if is_heif(data):
+        register_heif()
     try:
         with warnings.catch_warnings():
             # Large photographs are fine; what Pillow takes for an attack is an error still.
@@ -32,6 +36,15 @@ def decoded(data: bytes, *, upright: bool = False) -> Image.Image:
                 return _plain(ImageOps.exif_transpose(opened) if upright else opened)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, AssertionError and others
         raise SetAsideError(f"does not decode: {str(error) or type(error).__name__}") from error
+
+
+@functools.cache
+def register_heif() -> None:
+    """Let Pillow read HEIC, by libheif in the package `pi-heif`."""
+    try:
+        import_module("pi_heif").register_heif_opener()
+    except ImportError as error:
+        raise SetAsideError(f"HEIC needs pi-heif: {how_to_install('heic')} ({error})") from error
 
 
 def _plain(image: Image.Image) -> Image.Image:

@@ -1,8 +1,9 @@
 """Cleaning a set without changing it: faults are found from the images, and a selection leaves those images out.
 
 Exact copies within an identity add nothing. The same image under two identities is label noise; neither label can be
-trusted, so all of its copies are left out. Grey images and images with red and blue swapped are always counted, and
-left out on request.
+trusted, so all of its copies are left out. A JPEG that was cut, and closed or saved again by some tool, decodes to grey
+below the cut. Grey images and images with red and blue swapped are always counted, and left out on request; near copies
+are looked for on request.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from pipeline.shards.decode import decoded
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest
+from pipeline.shards.near_copies import BANDS, HASH, load_imagehash, near_copies, near_hash
 from pipeline.shards.presence import check_tars
 from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.tar_folder import keys_of
@@ -27,21 +29,29 @@ from pipeline.shards.subset import with_at_least
 from pipeline.shards.views import select
 from pipeline.shards.workers import each_done
 
-# Of one image: a digest of its bytes, whether it decodes, the mean distance of its channels from grey, and how much
-# bluer than red it is, both in levels of 256.
-FACTS = np.dtype([("digest", "S16"), ("readable", "?"), ("colour", "<f4"), ("blueness", "<f4")])
+# Of one image: a digest of its bytes, whether it decodes, the mean distance of its channels from grey and how much
+# bluer than red it is, both in levels of 256, the share of its rows that are missing, and its perceptual hash.
+FACTS = np.dtype(
+    [("digest", "S16"), ("readable", "?"), ("colour", "<f4"), ("blueness", "<f4"), ("missing", "<f4"), ("near", HASH)]
+)
+NOT_HASHED = np.zeros(BANDS, np.uint32)
 
 # JPEG's rounding alone makes a channel of a grey picture differ by less than a level.
 GREY_BELOW = 1.5
 # Skin of every tone is redder than blue, by 20 levels or more in most photographs.
 SWAPPED_ABOVE = 10.0
+# Decoders give what is missing of a JPEG the level 128; saved again, it keeps that within two levels.
+MISSING_LEVEL, MISSING_WITHIN, MISSING_ABOVE = 128, 2, 0.25
 
-KEPT, UNREADABLE, TWO_PEOPLE, COPY, GREY, SWAPPED, FEW_IMAGES = range(7)
+KEPT, UNREADABLE, CUT, TWO_PEOPLE, COPY, NEAR_TWO_PEOPLE, NEAR_COPY, GREY, SWAPPED, FEW_IMAGES = range(10)
 REASONS = (
     "",
     "does not decode",
+    "cut: its lower part is grey of level 128",
     "the same image under another identity",
     "a copy within the identity",
+    "nearly the same image under another identity",
+    "nearly a copy within the identity",
     "grey",
     "bluer than red: channels swapped?",
     "identity of too few images",
@@ -64,6 +74,7 @@ def clean(
     min_images: int = 1,
     drop_grey: bool = False,
     drop_swapped: bool = False,
+    drop_near: bool = False,
     workers: int = 1,
     progress: Callable[[int], object] = lambda _samples: None,
 ) -> Cleaned:
@@ -75,24 +86,32 @@ def clean(
         min_images: identities with fewer, after all else, are left out.
         drop_grey: leave out grey images.
         drop_swapped: leave out images that are bluer than red.
+        drop_near: leave out near copies.
         workers: processes that read and decode.
         progress: called with the number of samples of each tar.
 
     Raises:
-        ShardError: nothing is left, `out` is not new, or a tar is not there or was made anew.
+        ShardError: nothing is left, what finds near copies is not installed, `out` is not new, or a tar is not there or
+            was made anew.
         NotWrittenError: a tar cannot be read, or `out` cannot be written.
     """
     manifest = Manifest.load(folder)
     check_tars(folder, manifest)
-    labels = open_index(folder, manifest)["label"].astype(np.int64)
+    if drop_near:
+        load_imagehash()
+    rows = open_index(folder, manifest)
+    labels = rows["label"].astype(np.int64)
     facts = np.empty(len(labels), FACTS)
-    for first, found in each_done(partial(_look_at_tar, folder, manifest), range(len(manifest.tars)), workers):
+    look = partial(_look_at_tar, folder, manifest, drop_near)
+    for first, found in each_done(look, range(len(manifest.tars)), workers):
         facts[first : first + len(found)] = found
         progress(len(found))
     verdicts = judge(facts, labels)
     spared = [GREY] * (not drop_grey) + [SWAPPED] * (not drop_swapped)
     only_counted = Counter(REASONS[v] for v in verdicts[np.isin(verdicts, spared)].tolist())
     verdicts[np.isin(verdicts, spared)] = KEPT
+    if drop_near:
+        _judge_near(verdicts, facts["near"], rows)
     kept = verdicts == KEPT
     few = ~with_at_least(np.where(kept, labels + 1, 0), min_images)
     verdicts[kept & few] = FEW_IMAGES
@@ -101,16 +120,23 @@ def clean(
     return Cleaned(view, Counter(one.reason for one in set_aside), only_counted)
 
 
-def look_at(image: bytes) -> tuple[bytes, bool, float, float]:
-    """The `FACTS` of one encoded image."""
+def look_at(image: bytes, near: bool) -> tuple[bytes, bool, float, float, float, NDArray[np.uint32]]:
+    """The `FACTS` of one encoded image, with its perceptual hash if near copies are looked for."""
     digest = hashlib.blake2b(image, digest_size=15).digest() + b"."  # NumPy drops null bytes at the end
     try:
-        pixels = np.asarray(decoded(image).convert("RGB"), np.float32)
+        picture = decoded(image)
     except SetAsideError:
-        return digest, False, 0.0, 0.0
+        return digest, False, 0.0, 0.0, 0.0, NOT_HASHED
+    pixels = np.asarray(picture.convert("RGB"), np.float32)
     red, _, blue = pixels.mean((0, 1)).tolist()
     colour = float(np.abs(pixels - pixels.mean(2, keepdims=True)).mean())
-    return digest, True, colour, blue - red
+    return digest, True, colour, blue - red, _missing(pixels), near_hash(picture) if near else NOT_HASHED
+
+
+def _missing(pixels: NDArray[np.float32]) -> float:
+    """The share of an image's rows, from the last one upwards, that have the level of what a cut file lacks."""
+    is_there = (np.abs(pixels - MISSING_LEVEL) > MISSING_WITHIN).any((1, 2))
+    return 1 - (int(np.flatnonzero(is_there).max(initial=-1)) + 1) / len(pixels)
 
 
 def judge(facts: NDArray[np.void], labels: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -125,11 +151,19 @@ def judge(facts: NDArray[np.void], labels: NDArray[np.int64]) -> NDArray[np.uint
     verdicts[order[1:][same_image & same_person]] = COPY
     of_two = np.unique(image[order[1:][same_image & ~same_person]])
     verdicts[np.isin(image, of_two)] = TWO_PEOPLE
+    verdicts[facts["missing"] > MISSING_ABOVE] = CUT
     verdicts[~facts["readable"]] = UNREADABLE
     return verdicts
 
 
-def _look_at_tar(folder: Path, manifest: Manifest, tar: int) -> tuple[int, NDArray[np.void]]:
+def _judge_near(verdicts: NDArray[np.uint8], hashes: NDArray[np.uint32], rows: NDArray[np.void]) -> None:
+    """Give near copies among the samples without a fault their verdicts."""
+    kept = np.flatnonzero(verdicts == KEPT)
+    of_two, copies = near_copies(hashes[kept], rows["label"][kept], rows["size"][kept])
+    verdicts[kept[of_two]], verdicts[kept[copies]] = NEAR_TWO_PEOPLE, NEAR_COPY
+
+
+def _look_at_tar(folder: Path, manifest: Manifest, near: bool, tar: int) -> tuple[int, NDArray[np.void]]:
     """First row of a tar and the facts of its samples."""
     first, stop = manifest.first_rows[tar : tar + 2].tolist()
     facts = np.empty(stop - first, FACTS)
@@ -137,7 +171,7 @@ def _look_at_tar(folder: Path, manifest: Manifest, tar: int) -> tuple[int, NDArr
     with named(path, "not read"), path.open("rb") as file:
         for place, (offset, size, _) in enumerate(open_index(folder, manifest)[first:stop].tolist()):
             file.seek(offset)
-            facts[place] = look_at(file.read(size))
+            facts[place] = look_at(file.read(size), near)
     return first, facts
 
 

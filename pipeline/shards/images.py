@@ -7,6 +7,10 @@ alike, else 1.2 µs. So sharding is as fast as `tar`.
 from functools import lru_cache
 from typing import NamedTuple
 
+# How files are named that may be images. Shards hold JPEG and PNG; the others are decoded, by `--fit` or in `align`.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif")
+NO_SUFFIX = "not named as an image (.jpg, .png, .webp, .bmp, .tif, .heic)"
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"IEND\xaeB`\x82"
 JPEG_END = b"\xff\xd9"
@@ -44,13 +48,35 @@ def read_header(data: bytes) -> ImageHeader:
         elif data.startswith(PNG_SIGNATURE):
             header = _read_png(data)
         else:
-            raise SetAsideError("not a JPEG or PNG" if data else "empty file")
+            raise SetAsideError(_other_format(data))
     except IndexError:
         raise SetAsideError("truncated: the header is cut") from None
     _, height, width = header
     if not height or not width:
         raise SetAsideError(f"image of {height}x{width} pixels")
     return header
+
+
+def is_heif(data: bytes) -> bool:
+    """Whether an image has the container of HEIC (ISO 23008-12), in which AVIF is too."""
+    return data[4:8] == b"ftyp"
+
+
+def _other_format(data: bytes) -> str:
+    """Why what is neither JPEG nor PNG does not get into shards."""
+    if not data:
+        return "empty file"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        name = "WebP"
+    elif data.startswith((b"II*\0", b"MM\0*")):
+        name = "TIFF"
+    elif data.startswith(b"BM"):
+        name = "BMP"
+    elif is_heif(data):
+        name = "HEIC"
+    else:
+        return "not a JPEG or PNG"
+    return f"{name}: wanted JPEG or PNG, or --fit, which converts it"
 
 
 def extension_of(data: bytes, height: int, width: int) -> str:

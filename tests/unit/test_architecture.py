@@ -38,6 +38,8 @@ HOMES = {
     "prometheus_client": ("cluster/telemetry.py",),
     "grafana_foundation_sdk": ("cluster/monitoring/dashboards.py",),
     "fsspec": ("pipeline/shards/stores.py",),
+    "pi_heif": ("pipeline/shards/decode.py",),
+    "imagehash": ("pipeline/shards/near_copies.py",),
     "jinja2": ("pipeline/evaluation/reports/pages.py", "pipeline/shards/page.py"),
     "matplotlib": ("pipeline/evaluation/reports/plots.py",),
     "mtcnnruntime": ("pipeline/shards/alignment/detector.py",),

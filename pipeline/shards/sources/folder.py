@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.shards.images import NO_SUFFIX, SUFFIXES
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.names import UNUSABLE, usable_name, warn_respelled
 from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.files import FileSource
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
 # Files beside images that are none. Anything else that is not read may have been one, and counts as lost.
 NO_IMAGES = (".txt", ".json", ".csv", ".tsv", ".xml", ".pts", ".mat", ".npy", ".md", ".db", ".ini", ".log", ".html")
 
@@ -71,7 +71,7 @@ def _images(root: Path, folder: str) -> tuple[list[str], list[SetAside]]:
         if file.lower().endswith(SUFFIXES):
             images.append(file)
         else:
-            others.append(SetAside(file, "not named .jpg, .jpeg or .png", lost_by(file)))
+            others.append(SetAside(file, NO_SUFFIX, lost_by(file)))
     others = [one._replace(path=f"{folder}/{one.path}") for one in others]
     if not images:
         others.append(SetAside(folder, "identity without images", 0))

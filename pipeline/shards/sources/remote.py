@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.files import locked, make_folder
-from pipeline.shards.images import SetAsideError
+from pipeline.shards.images import NO_SUFFIX, SUFFIXES, SetAsideError
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.names import UNUSABLE, usable_name, warn_respelled
 from pipeline.shards.sources import Read, SetAside
 from pipeline.shards.sources.files import FileSource
-from pipeline.shards.sources.folder import SUFFIXES
+from pipeline.shards.sources.folder import lost_by
 from pipeline.shards.sources.list_file import parse_list
 from pipeline.shards.stores import fetch_whole, open_store
 
@@ -153,8 +153,10 @@ def _identity_folders(url: str, found: list[str]) -> RemoteSource:
     paths, set_aside = [], []
     for path in found:
         identity, _, image = path.partition("/")
-        if not image or "/" in image or not image.lower().endswith(SUFFIXES):
-            set_aside.append(SetAside(path, "wanted identity/image, the image named .jpg, .jpeg or .png"))
+        if not image or "/" in image:
+            set_aside.append(SetAside(path, "wanted identity/image", lost_by(path)))
+        elif not image.lower().endswith(SUFFIXES):
+            set_aside.append(SetAside(path, NO_SUFFIX, lost_by(image)))
         elif usable_name(identity) is None:
             set_aside.append(SetAside(path, f"identity {identity!r}: {UNUSABLE}"))
         else:

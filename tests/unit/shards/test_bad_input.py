@@ -43,7 +43,7 @@ def test_bad_files_are_set_aside_counted_and_named(faces: Path, tmp_path: Path) 
         "person 6/deeper": "not a file",
         "person 6/empty.jpg": "empty file",
         "person 6/gone.jpg": "not a file",
-        "person 6/notes.txt": "not named .jpg, .jpeg or .png",
+        "person 6/notes.txt": "not named as an image (.jpg, .png, .webp, .bmp, .tif, .heic)",
         "person 6/small.jpg": f"wrong size: got 10x9, wanted {HEIGHT}x{WIDTH}",
         "person 6/text.jpg": "not a JPEG or PNG",
     }

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.shards import hygiene
 from pipeline.shards.build import make_shards
-from pipeline.shards.hygiene import FACTS, clean, judge, look_at
+from pipeline.shards.hygiene import FACTS, NOT_HASHED, clean, judge, look_at
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.plan import make_plan
@@ -20,10 +20,10 @@ from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.verify import verify
 
 
-def face(number: int, tint: tuple[int, int, int] = (60, 30, 0), grey: bool = False) -> bytes:
+def face(number: int, tint: tuple[int, int, int] = (60, 30, 0), grey: bool = False, size: int = 24) -> bytes:
     """A noisy picture, redder than blue."""
     noise = np.random.default_rng(number)
-    pixels = noise.integers(0, 150, (24, 24, 1)) + noise.integers(0, 40, (24, 24, 3)) + np.array(tint)
+    pixels = noise.integers(0, 150, (size, size, 1)) + noise.integers(0, 40, (size, size, 3)) + np.array(tint)
     picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     buffer = io.BytesIO()
     (picture.convert("L").convert("RGB") if grey else picture).save(buffer, "JPEG", quality=90)
@@ -39,11 +39,39 @@ def broken_png() -> bytes:
 
 
 def test_grey_and_swapped_pictures_are_told_from_others() -> None:
-    normal, grey, blue = look_at(face(1)), look_at(face(1, grey=True)), look_at(face(1, tint=(0, 30, 60)))
+    pictures = (face(1), face(1, grey=True), face(1, tint=(0, 30, 60)))
+    normal, grey, blue = (look_at(picture, near=False) for picture in pictures)
     assert [facts[1] for facts in (normal, grey, blue)] == [True] * 3
     assert normal[2] > hygiene.GREY_BELOW > grey[2]
     assert normal[3] < hygiene.SWAPPED_ABOVE < blue[3]
-    assert look_at(broken_png())[1] is False
+    assert look_at(broken_png(), near=False)[1] is False
+
+
+def cut(image: bytes, share: float, end: bytes = b"\xff\xd9") -> bytes:
+    """What is left of a JPEG that was cut somewhere in its pixels and closed by a tool."""
+    start = image.index(b"\xff\xda")
+    return image[: start + int((len(image) - start) * share)] + end
+
+
+def saved_again(image: bytes, kind: str = "JPEG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(image)) as opened:
+        opened.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def portrait(number: int) -> bytes:
+    return saved_again(face(number, size=96), quality=95)
+
+
+def test_what_a_cut_file_lacks_is_measured() -> None:
+    half = cut(portrait(1), 0.5)
+    for image in (half, saved_again(half, quality=90), saved_again(half, quality=30), saved_again(half, "PNG")):
+        assert 0.3 < look_at(image, near=False)[4] < 0.7
+    assert look_at(cut(portrait(1), 0.9), near=False)[4] < hygiene.MISSING_ABOVE
+    assert look_at(cut(portrait(1), 0.02), near=False)[4] > 0.8
+    for image in (portrait(1), face(1, grey=True), saved_again(cut(portrait(1), 1.0, b"")), broken_png()):
+        assert look_at(image, near=False)[4] == 0
 
 
 def slow_judge(digests: list[bytes], labels: list[int]) -> list[int]:
@@ -64,17 +92,19 @@ def slow_judge(digests: list[bytes], labels: list[int]) -> list[int]:
 @settings(deadline=None, max_examples=200)
 def test_copies_are_those_of_a_slow_loop(samples: list[tuple[bytes, int]]) -> None:
     digests, labels = [digest for digest, _ in samples], [label for _, label in samples]
-    facts = np.array([(digest, True, 99.0, -30.0) for digest in digests], FACTS)
+    facts = np.array([(digest, True, 99.0, -30.0, 0, NOT_HASHED) for digest in digests], FACTS)
     assert judge(facts, np.array(labels, np.int64)).tolist() == slow_judge(digests, labels)
 
 
 def test_the_gravest_reason_is_given() -> None:
-    facts = np.array([(b"a", False, 0, 99), (b"b", True, 0, 99), (b"b", True, 0, 99), (b"c", True, 9, 99)], FACTS)
-    assert judge(facts, np.array([0, 1, 1, 1])).tolist() == [
+    some = [(b"a", False, 0, 99, 1), (b"b", True, 0, 99, 0), (b"b", True, 0, 99, 0), (b"c", True, 9, 99, 0)]
+    facts = np.array([(*fact, NOT_HASHED) for fact in [*some, (b"b", True, 0, 99, 0.5)]], FACTS)
+    assert judge(facts, np.array([0, 1, 1, 1, 2])).tolist() == [
         hygiene.UNREADABLE,
-        hygiene.GREY,
-        hygiene.COPY,
+        hygiene.TWO_PEOPLE,
+        hygiene.TWO_PEOPLE,
         hygiene.SWAPPED,
+        hygiene.CUT,
     ]
 
 

@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.shards import decode
 from pipeline.shards.build import make_shards
-from pipeline.shards.images import SetAsideError
+from pipeline.shards.images import SetAsideError, read_header
 from pipeline.shards.plan import make_plan
 from pipeline.shards.sources.detect import open_source
 from pipeline.shards.sources.fitted import DecodedSource, FittedSource, fit
-from tests.shards import made, noise, rejected
+from tests.encodings import HEIC, ramps
+from tests.shards import contents, made, noise, rejected
+
+pytest.importorskip("pi_heif")
 
 
 @pytest.fixture
@@ -40,6 +44,62 @@ def test_an_image_is_stretched_or_cropped(way: str, mode: str) -> None:
     assert np.sum(rows > 128) == 8
     assert rows[0] < 10
     assert rows[-1] > 245
+
+
+ENCODINGS: dict[str, tuple[str, dict[str, object]]] = {
+    "WebP": ("WEBP", {"lossless": True}),
+    "BMP": ("BMP", {}),
+    "TIFF": ("TIFF", {"compression": "tiff_lzw"}),
+    "CMYK": ("JPEG", {"quality": 98, "subsampling": 0}),
+    "CMYK TIFF": ("TIFF", {}),
+}
+
+
+def other_formats() -> dict[str, bytes]:
+    """Name -> `ramps(24, 20)`, as sources hold images that shards do not."""
+    found = {"HEIC": HEIC}
+    for name, (kind, options) in ENCODINGS.items():
+        image, buffer = Image.fromarray(ramps(24, 20)), io.BytesIO()
+        (image.convert("CMYK") if "CMYK" in name else image).save(buffer, kind, **options)
+        found[name] = buffer.getvalue()
+    return found
+
+
+def test_other_formats_become_jpeg(tmp_path: Path) -> None:
+    """In identity folders; without --fit each says what it is."""
+    formats = other_formats()
+    reasons = {
+        name: f"{name.removeprefix('CMYK ')}: wanted JPEG or PNG, or --fit, which converts it" for name in formats
+    }
+    reasons["CMYK"] = "JPEG of 4 channels: wanted 1 or 3"
+    (tmp_path / "faces" / "ann").mkdir(parents=True)
+    suffixes = {"HEIC": "heic", "WebP": "webp", "BMP": "bmp", "TIFF": "tif", "CMYK": "JPG", "CMYK TIFF": "tiff"}
+    for name, data in formats.items():
+        (tmp_path / "faces" / "ann" / f"{name}.{suffixes[name]}").write_bytes(data)
+        with pytest.raises(SetAsideError) as refused:
+            read_header(data)
+        assert str(refused.value) == reasons[name]
+    source = open_source(tmp_path / "faces")
+    assert not source.set_aside
+    for size in ((24, 20), (48, 40)):
+        fitted = FittedSource(source, *size, "stretch")
+        manifest = made(make_plan(fitted, tmp_path / str(size), seed=0, samples_per_tar=9, size=size))
+        assert (manifest.samples, manifest.set_aside) == (6, 0)
+        wanted = np.asarray(Image.fromarray(ramps(24, 20)).resize(size[::-1], Image.Resampling.LANCZOS), int)
+        for key, (_, data) in contents(open_source(tmp_path / str(size))).items():
+            with Image.open(io.BytesIO(data)) as image:
+                assert (image.format, image.mode) == ("JPEG", "RGB")
+                assert np.abs(np.asarray(image, int) - wanted).mean() < 4, key
+
+
+def test_without_its_reader_heic_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(decode, "import_module", absent)
+    decode.register_heif.cache_clear()
+    with pytest.raises(SetAsideError, match=r"HEIC needs pi-heif: pip install -e '.*\[heic\]' \(pi_heif\)"):
+        decode.decoded(HEIC)
 
 
 def test_cropping_keeps_the_middle_and_the_proportions() -> None:
