@@ -256,7 +256,7 @@ def test_a_broken_image_costs_its_pairs_and_what_was_embedded_is_used_again(
     Path("faces/p1/1.jpg").write_bytes(b"no image")
     assert run_stage("evaluate.py", *OPTIONS, "--name", "torn") == 0
     printed = capsys.readouterr().err
-    assert "evaluate: 1 of 18 images left out: p1/1.jpg: wanted images 32 high and 28 wide" in printed
+    assert "evaluate: 1 of 18 images left out: p1/1.jpg cannot be decoded: wanted images 32 high and 28 wide" in printed
     result = load(Path("run/evaluations/torn/step-00000020.json"))
     assert result.summary.left_out == ("p1/1.jpg",)
     assert len(result.pairs) == 36 - 4
