@@ -35,6 +35,11 @@ class Kept:
         """Which images gave features, `[N]`."""
         return np.concatenate([np.isfinite(part[:, 0]) for part in self.parts])
 
+    @cached_property
+    def zeros(self) -> BoolArray:
+        """Which images have features of zeros only, `[N]`."""
+        return np.concatenate([~part.any(axis=1) for part in self.parts])
+
     def rows(self, positions: IntArray) -> Rows:
         """The rows at `positions`, in that order."""
         found = np.empty((len(positions), self.parts[0].shape[1]), np.float32)
@@ -101,12 +106,17 @@ def means_of_frames(kept: Kept, counts: IntArray) -> FloatArray:
 
 
 def remarks(kept: Kept, images: ImageList, source: Source) -> list[str]:
-    """What is to be said of the images, a line each: that they were fitted, and those that gave no features."""
+    """What is to be said of the images, a line each: that they were fitted, and those without features or direction."""
     crop = source.crop(images)
     found = [crop.words] if crop and crop.words else []
     bad = np.flatnonzero(~kept.good)
     if len(bad):
         found.append(f"{len(bad):,} of {len(images):,} images left out: {reasons(source, images, bad.tolist())}")
+    if kept.zeros.any():
+        name = images.names[int(np.argmax(kept.zeros))]
+        found.append(
+            f"{kept.zeros.sum():,} of {len(images):,} images are like no other, with features of zeros: {name}, …"
+        )
     return found
 
 

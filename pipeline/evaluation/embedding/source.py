@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -62,13 +63,13 @@ class ImageList:
 
 def image_files(folder: Path, paths: Sequence[str]) -> ImageList:
     """The image files `paths` below `folder`. Their digest is of paths, sizes and times of change."""
-    digest = hashlib.sha256(str(folder.resolve()).encode())
+    digest = hashlib.sha256(os.fsencode(folder.resolve()))
     for path in paths:
         try:
             facts = (folder / path).stat()
-            digest.update(f"\n{path}\t{facts.st_size}\t{facts.st_mtime_ns}".encode())
+            digest.update(os.fsencode(f"\n{path}\t{facts.st_size}\t{facts.st_mtime_ns}"))
         except OSError:
-            digest.update(f"\n{path}\tabsent".encode())
+            digest.update(os.fsencode(f"\n{path}\tabsent"))
     return ImageList(paths, partial(_read, folder, paths), digest.hexdigest())
 
 

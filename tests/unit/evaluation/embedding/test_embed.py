@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline.evaluation.embedding.embed import embed, files_of
 from pipeline.evaluation.embedding.kept import keep, means_of_frames, remarks
-from pipeline.evaluation.embedding.source import How, ImageList, Network, image_files
+from pipeline.evaluation.embedding.source import How, ImageList, Network, Table, image_files
 from pipeline.evaluation.embedding.trained import digest_of
 from pipeline.evaluation.protocols.pairs import assemble
 from pipeline.evaluation.protocols.pairs_file import Row
@@ -118,6 +118,21 @@ def test_a_broken_image_costs_itself_and_is_listed(faces: tuple[Path, list[str]]
     assert remarks(kept, images, network(tiny_backbone())) == [
         f"3 of 7 images left out: {names[4]} cannot be decoded, {names[5]} is 8 × 12, {names[6]} cannot be read: "
         "wanted images 12 high and 8 wide"
+    ]
+
+
+def test_features_without_direction_are_said(faces: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder, names = faces
+    rows = np.ones((len(names), 4), np.float32)
+    rows[[2, 5]] = 0
+    source = Table("made", "", rows, {name: i for i, name in enumerate(names)})
+    images = image_files(folder, names)
+    assert remarks(keep(tmp_path / "kept", source, images, How()), images, source) == [
+        f"2 of 7 images are like no other, with features of zeros: {names[2]}, …"
+    ]
+    source = Table("made", "", rows[:2], {name: i for i, name in enumerate(names[:2])})
+    assert remarks(keep(tmp_path / "kept", source, images, How()), images, source) == [
+        f"5 of 7 images left out: {', '.join(names[2:])}: wanted an embedding for each image in made"
     ]
 
 
