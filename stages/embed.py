@@ -15,7 +15,7 @@ from cluster.process_group import device_of
 from cluster.stop import exit_with, faults_in_one_line
 from cluster.topology import Topology, split_range
 from cluster.versions import how_to_install
-from pipeline.evaluation.embedding.source import How, image_files, shown
+from pipeline.evaluation.embedding.source import How, image_files, reasons, shown
 from pipeline.evaluation.protocols.pairs import list_images
 from stages.arguments import add_source, add_step, parser_of, sources_of
 
@@ -45,13 +45,17 @@ def _embed(args: argparse.Namespace, topology: Topology) -> int:
     args.device = device_of(topology)
     (source,) = sources_of(args, results=False)
     how = How(args.batch_size, args.threads, args.device)
-    rows = shown(source, image_files(args.images, paths), how, "" if topology.rank == 0 else None)
+    images = image_files(args.images, paths)
+    crop = source.crop(images)
+    if crop and crop.words:
+        print(f"embed: {crop.words}", file=sys.stderr)
+    rows = shown(source, images, how, "" if topology.rank == 0 else None)
     facts = {"network": source.name, "step": str(source.step), "weights_sha256": source.digest, "features": FEATURES}
     width, left_out = write_embeddings(out, paths, rows, facts)
     print(f"{out}: {len(paths) - len(left_out):,} embeddings of {width} numbers")
     if left_out:
-        named = ", ".join(left_out[:5])
-        print(f"embed: {len(left_out):,} images left out, such as {named}: wanted {source.wanted}", file=sys.stderr)
+        why = reasons(source, images, list(map(paths.index, left_out)))
+        print(f"embed: {len(left_out):,} of {len(paths):,} images left out: {why}", file=sys.stderr)
     return 0
 
 

@@ -13,7 +13,7 @@ from typing import get_args
 
 from cluster.stop import exit_with, faults_in_one_line
 from pipeline.evaluation.embedding.embed import files_of
-from pipeline.evaluation.embedding.kept import keep, means_of_frames, without_features
+from pipeline.evaluation.embedding.kept import keep, means_of_frames, remarks
 from pipeline.evaluation.embedding.source import Source, image_files
 from pipeline.evaluation.protocols.groups import read_groups
 from pipeline.evaluation.protocols.overlap import excluded_people
@@ -97,7 +97,7 @@ def _features(args: argparse.Namespace, source: Source, pairs: Pairs) -> FloatAr
     files, counts = files_of(args.images, pairs)
     images = image_files(args.images, files)
     kept = keep(RunFolder(args.run).embeddings, source, images, how_of(args), progress="")
-    if words := without_features(kept, images, source):
+    for words in remarks(kept, images, source):
         print(f"evaluate: {words}", file=sys.stderr)
     return means_of_frames(kept, counts)
 

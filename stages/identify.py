@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cluster.stop import exit_with, faults_in_one_line
-from pipeline.evaluation.embedding.kept import Kept, keep, without_features
+from pipeline.evaluation.embedding.kept import Kept, keep, remarks
 from pipeline.evaluation.embedding.source import Source, image_files
 from pipeline.evaluation.protocols.pairs import list_images
 from pipeline.evaluation.protocols.pairs_file import identity_of
@@ -91,7 +91,7 @@ def _features(args: argparse.Namespace, source: Source, folder: Path, paths: lis
     """The features of image files; those without are listed."""
     images = image_files(folder, paths)
     kept = keep(RunFolder(args.run).embeddings, source, images, how_of(args), progress=kind)
-    if words := without_features(kept, images, source):
+    for words in remarks(kept, images, source):
         print(f"identify: {kind}: {words}", file=sys.stderr)
     return kept
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cluster.stop import exit_with, faults_in_one_line
-from pipeline.evaluation.embedding.kept import keep, without_features
+from pipeline.evaluation.embedding.kept import keep, remarks
 from pipeline.evaluation.embedding.source import Source, image_files
 from pipeline.evaluation.protocols.ijb import read_media, read_subjects, read_template_pairs
 from pipeline.evaluation.protocols.pairs import require_images
@@ -91,7 +91,7 @@ def _templates(args: argparse.Namespace, source: Source) -> Templates:
     require_images(paths, args.images, str(file))
     images = image_files(args.images, paths)
     kept = keep(RunFolder(args.run).embeddings, source, images, how_of(args), progress="")
-    if words := without_features(kept, images, source):
+    for words in remarks(kept, images, source):
         print(f"ijb: {words}", file=sys.stderr)
     good = kept.good[mention]
     mention = mention[good]

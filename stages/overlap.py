@@ -82,9 +82,12 @@ def _centres(args: argparse.Namespace, source: Source, people: People, kind: str
                 return np.asarray(stored["centres"])
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         pass  # none yet, or none of ours
+    crop = source.crop(people.images)
+    if crop and crop.words:
+        print(f"overlap: {kind}: {crop.words}", file=sys.stderr)
     found, without = centres(source, people, how_of(args), progress=f"{kind} people")
     if without:
-        print(f"overlap: {without:,} {kind} images left out: wanted {source.wanted}", file=sys.stderr)
+        print(f"overlap: {without:,} {kind} images left out: wanted {source.wanted(people.images)}", file=sys.stderr)
     stream = io.BytesIO()
     np.savez(stream, key=np.array(key), centres=found)
     write_file(file, stream.getvalue())

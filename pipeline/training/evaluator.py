@@ -28,6 +28,7 @@ from pipeline.evaluation.results import Settings, save
 from pipeline.evaluation.scoring.rates import Verification
 from pipeline.evaluation.scoring.verification import FloatArray
 from pipeline.evaluation.sets import VerificationSet, accuracies_of, folder_of, judge, stored
+from pipeline.reading.crops import LOOKED_AT, Crop, Size, crop_for
 from pipeline.reading.dali import DecodedBatch, Decoder
 from pipeline.reading.images import decode_images, read_image
 from pipeline.recipe.schema import RecipeError
@@ -82,13 +83,13 @@ class Evaluator:
         self._first = rank_in(trainer.group) == 0
         manifest, recipe = trainer.shards.manifest, trainer.recipe
         self._resamples = recipe.evaluation.resamples
-        self._decoder = Decoder(
-            recipe.evaluation.batch_size,
-            manifest.image_height,
-            manifest.image_width,
-            trainer.device,
-            recipe.data.decode_threads,
-        )
+        size = manifest.image_height, manifest.image_width
+        # The same on every rank: all look at the same images.
+        self._crops = {chosen.name: self._crop(chosen, size) for chosen in sets}
+        self._decoders = {
+            name: Decoder(recipe.evaluation.batch_size, *crop.size, trainer.device, recipe.data.decode_threads)
+            for name, crop in self._crops.items()
+        }
 
     def check(self) -> None:
         """Decode every image once, before hours of training. One exchange of objects a set.
@@ -178,7 +179,7 @@ class Evaluator:
         def pixels() -> Iterator[torch.Tensor]:
             for part, batch in self._decoded(chosen, self._share(files)):
                 bad.extend(_bad(part, batch))
-                yield batch.images
+                yield self._crops[chosen.name].fit(batch.images)
 
         own = torch.cat(list(embed(self._trainer.engine.module, pixels())))
         every = gather_rows(own.to(self._trainer.device), self._group)[: len(files)]
@@ -197,20 +198,26 @@ class Evaluator:
         def read(part: slice) -> list[NDArray[np.uint8]]:
             return [_bytes(chosen.images / file) for file in files[part]]
 
-        for part, batch in decode_images(self._decoder, len(files), read):
+        for part, batch in decode_images(self._decoders[chosen.name], len(files), read):
             yield files[part], batch
+
+    def _crop(self, chosen: VerificationSet, size: Size) -> Crop:
+        """How the set's images become the run's; said if something is done to them."""
+        files, _ = self._files[chosen.name]
+        crop = crop_for([_bytes(chosen.images / file) for file in files[:LOOKED_AT]], size)
+        if self._first and crop.words:
+            logger.warning("evaluation.sets.%s: %s", chosen.name, crop.words)
+        return crop
 
     def _undecodable(self, chosen: VerificationSet, bad: list[str]) -> str:
         """The message, on every rank, about the files that some rank could not decode; empty if there are none."""
         every = sorted(set(chain(*gather_objects(bad, self._group))))
         if not every:
             return ""
-        _, height, width = self._decoder.shape
+        crop = self._crops[chosen.name]
+        file = chosen.images / every[0]
         more = f" and {len(every) - 1} more" if len(every) > 1 else ""
-        return (
-            f"evaluation.sets.{chosen.name}: {chosen.images / every[0]}{more}: cannot be decoded, "
-            f"wanted images {height} high and {width} wide"
-        )
+        return f"evaluation.sets.{chosen.name}: {file}{more}: {crop.fault(_bytes(file))}, wanted {crop.wanted}"
 
     def _settle(self, results: Mapping[str, Verification]) -> tuple[dict[str, float], Best | None, list[str]]:
         """The highest accuracies so far, the best checkpoint, which ``best.json`` then names, and what failed of that.

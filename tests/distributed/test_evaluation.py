@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import nullcontext
 from itertools import combinations
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from PIL import Image
 
 from cluster.collectives import SENT
 from cluster.stopwatch import STEP
@@ -36,6 +38,7 @@ from pipeline.recipe.schema import (
 from pipeline.run.best import Best, read_best
 from pipeline.run.checkpoint import complete_steps
 from pipeline.run.folder import RunFolder
+from pipeline.shards.alignment.similarity import SHIFTS
 from pipeline.training.evaluator import Evaluated, Evaluator
 from tests.distributed.ranks import run_ranks
 from tests.distributed.trainer import trainer_of
@@ -222,7 +225,7 @@ def test_an_image_that_goes_in_mid_run_costs_its_set_not_the_run(shards: Path, t
         for later in (second, third):
             assert later.results == {}
             assert later.faults == [
-                f"evaluation.sets.strangers: {image}: cannot be decoded, wanted images 32 high and 32 wide"
+                f"evaluation.sets.strangers: {image}: cannot be read, wanted images 32 high and 32 wide"
             ]
             assert later.best is not None
             assert later.best.step == 2
@@ -282,16 +285,41 @@ def test_a_disk_that_takes_no_results_costs_the_files_and_not_the_run(
     assert not list(tmp_path.rglob("*.part"))
 
 
-def check(rank: int, ranks: int, plan: Recipe, run: Path) -> str:
+def check(rank: int, ranks: int, torn: Recipe, sound: Recipe, run: Path) -> tuple[str, bool, Evaluated]:
+    """What is said of a torn image, whether anything was written then, and what is found on sound sets."""
+    SHIFTS.update({(32, 32): 0.0, (32, 48): 8.0})
     with pytest.raises(RecipeError) as refused:
-        Evaluator(trainer_of(rank, ranks, plan, run), sets_of(plan)).check()
-    return str(refused.value)
+        Evaluator(trainer_of(rank, ranks, torn, run), sets_of(torn)).check()
+    written = run.exists()
+    dist.barrier()
+    evaluator = Evaluator(trainer_of(rank, ranks, sound, run), sets_of(sound))
+    evaluator.check()
+    return str(refused.value), written, evaluator.evaluate()
 
 
-def test_an_image_that_cannot_be_decoded_is_refused_on_every_rank(shards: Path, tmp_path: Path) -> None:
-    plan = recipe(shards, write_strangers(tmp_path))
+def widened(faces: Path, folder: Path) -> Path:
+    """The same images with 8 columns more at each side."""
+    shutil.copytree(faces, folder)
+    for file in folder.rglob("*.jpg"):
+        pixels = np.pad(np.asarray(Image.open(file)), ((0, 0), (8, 8), (0, 0)), mode="edge")
+        Image.fromarray(pixels).save(file, "PNG")
+    return folder
+
+
+def test_a_torn_image_is_refused_on_every_rank_and_crops_of_another_size_are_fitted(
+    shards: Path, strangers: Path, tmp_path: Path
+) -> None:
+    torn = recipe(shards, write_strangers(tmp_path))
     image = tmp_path / "faces/person002/0001.jpg"
     image.write_bytes(image.read_bytes()[:300])
+    sets = {
+        name: EvaluationSet(images=images, pairs=strangers / "pairs.tsv")
+        for name, images in (("own", strangers / "faces"), ("wide", widened(strangers / "faces", tmp_path / "wide")))
+    }
+    sound = recipe(shards, strangers, evaluation=Evaluation(sets=sets, best="own", batch_size=4, resamples=10))
     wanted = f"evaluation.sets.strangers: {image}: cannot be decoded, wanted images 32 high and 32 wide"
-    assert run_ranks(check, 2, plan, tmp_path / "run") == [wanted, wanted]
-    assert not (tmp_path / "run").exists()
+    for message, written, found in run_ranks(check, 2, torn, sound, tmp_path / "run"):
+        assert (message, written, found.faults) == (wanted, False, [])
+        assert found.results["own"] == found.results["wide"]
+    own, wide = (load(result_file(tmp_path / f"run/evaluations/{name}", 0)).pairs.scores for name in sets)
+    np.testing.assert_allclose(wide, own, atol=1e-6)

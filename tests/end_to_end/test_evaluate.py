@@ -256,7 +256,7 @@ def test_a_broken_image_costs_its_pairs_and_what_was_embedded_is_used_again(
     Path("faces/p1/1.jpg").write_bytes(b"no image")
     assert run_stage("evaluate.py", *OPTIONS, "--name", "torn") == 0
     printed = capsys.readouterr().err
-    assert "evaluate: 1 of 18 images left out: p1/1.jpg: wanted images 32 high and 28 wide" in printed
+    assert "evaluate: 1 of 18 images left out: p1/1.jpg cannot be decoded: wanted images 32 high and 28 wide" in printed
     result = load(Path("run/evaluations/torn/step-00000020.json"))
     assert result.summary.left_out == ("p1/1.jpg",)
     assert len(result.pairs) == 36 - 4
@@ -264,6 +264,25 @@ def test_a_broken_image_costs_its_pairs_and_what_was_embedded_is_used_again(
     before = [file.stat().st_mtime_ns for file in kept]
     assert run_stage("evaluate.py", *OPTIONS, "--name", "torn", "--seed", "1") == 0
     assert [file.stat().st_mtime_ns for file in sorted(Path("run/embeddings").rglob("*.npy"))] == before
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_collapsed_network_is_judged(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: float
+) -> None:
+    """Its features are zeros, or the same for every face: half of the pairs are right, and nobody is found."""
+    monkeypatch.chdir(tmp_path)
+    paths = [f"p{person}/{shot}.jpg" for person in range(6) for shot in range(3)]
+    np.savez("collapsed.npz", paths=np.array(paths), embeddings=np.full((18, 4), value, np.float32))
+    source = ["results", "--embeddings", "collapsed.npz", "--resamples", "20"]
+    faces = str(scene / "faces")
+    assert run_stage("evaluate.py", *source, "--images", faces, "--pairs", str(scene / "held_out.tsv"), "--report") == 0
+    result = load(Path("results/evaluations/held_out/step-00000000.json")).summary.verification
+    assert (result.accuracy.value, result.auc.value, result.tar[0].tar.value) == (0.5, 0.5, 0)
+    assert run_stage("identify.py", *source, "--probes", faces, "--distractors", faces, "--ranks", "3") == 0
+    printed = capsys.readouterr()
+    assert "rank-1               0.00%" in printed.out
+    assert ("18 of 18 images are like no other, with features of zeros: p0/0.jpg, …" in printed.err) == (value == 0)
 
 
 @pytest.mark.parametrize(

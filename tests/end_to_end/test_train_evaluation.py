@@ -148,7 +148,7 @@ def test_a_faulty_set_is_refused_before_the_start(scene: Path, tmp_path: Path, f
     wanted = f"{images / 'person001/0001.jpg'}: cannot be decoded, wanted images 32 high and 32 wide"
     if fault == "pairs":
         change = f"evaluation.sets.strangers.pairs={tmp_path / 'none.tsv'}"
-        wanted = f"pairs: cannot read {tmp_path / 'none.tsv'}: No such file or directory"
+        wanted = f"{tmp_path / 'none.tsv'}: cannot be read: No such file or directory"
     else:
         (images / "person001/0001.jpg").write_bytes(b"no image")
     done = run_python(TRAIN, "--recipe", scene / "recipe.yaml", "--run", tmp_path / "run", "--set", change)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pipeline.evaluation.embedding.source import How, ImageList, Network, Rows, Source, Table
+from pipeline.evaluation.embedding.source import How, ImageList, Network, Rows, Source, Table, reasons
 from pipeline.evaluation.scoring.verification import BoolArray, FloatArray, IntArray
 from pipeline.files import write_file
 
@@ -34,6 +34,11 @@ class Kept:
     def good(self) -> BoolArray:
         """Which images gave features, `[N]`."""
         return np.concatenate([np.isfinite(part[:, 0]) for part in self.parts])
+
+    @cached_property
+    def zeros(self) -> BoolArray:
+        """Which images have features of zeros only, `[N]`."""
+        return np.concatenate([~part.any(axis=1) for part in self.parts])
 
     def rows(self, positions: IntArray) -> Rows:
         """The rows at `positions`, in that order."""
@@ -100,19 +105,24 @@ def means_of_frames(kept: Kept, counts: IntArray) -> FloatArray:
     return means
 
 
-def without_features(kept: Kept, images: ImageList, source: Source) -> str:
-    """One line on the images that gave no features; empty if all did."""
+def remarks(kept: Kept, images: ImageList, source: Source) -> list[str]:
+    """What is to be said of the images, a line each: that they were fitted, and those without features or direction."""
+    crop = source.crop(images)
+    found = [crop.words] if crop and crop.words else []
     bad = np.flatnonzero(~kept.good)
-    if not len(bad):
-        return ""
-    named = ", ".join(images.names[i] for i in bad[:5])
-    more = f" and {len(bad) - 5:,} more" if len(bad) > 5 else ""
-    return f"{len(bad):,} of {len(images):,} images left out: {named}{more}: wanted {source.wanted}"
+    if len(bad):
+        found.append(f"{len(bad):,} of {len(images):,} images left out: {reasons(source, images, bad.tolist())}")
+    if kept.zeros.any():
+        name = images.names[int(np.argmax(kept.zeros))]
+        found.append(
+            f"{kept.zeros.sum():,} of {len(images):,} images are like no other, with features of zeros: {name}, …"
+        )
+    return found
 
 
 def _checked(kept: Kept, images: ImageList, source: Source) -> Kept:
     if not kept.good.any():
-        raise ValueError(f"{images.names[0]} and {len(images) - 1} more: got no features, wanted {source.wanted}")
+        raise ValueError(f"got no features of {len(images):,} images: {reasons(source, images, range(len(images)))}")
     return kept
 
 

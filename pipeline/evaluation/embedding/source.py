@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +19,13 @@ from tqdm import tqdm
 
 from pipeline.evaluation.embedding.embed import embed
 from pipeline.evaluation.scoring.verification import BoolArray
+from pipeline.reading.crops import LOOKED_AT, Crop, crop_for
 from pipeline.reading.dali import Decoder
 from pipeline.reading.images import Images, decode_images, read_image
 
 Rows = NDArray[np.float32]
+
+NAMED = 5  # images of many that a message names
 
 
 @dataclass(frozen=True)
@@ -32,29 +36,40 @@ class ImageList:
         names: of the images; embeddings that were made elsewhere are found by them.
         read: positions, a slice of ``range(N)``, to encoded images; an image that cannot be read is empty.
         digest: of the list and its images; equal digests mean equal images.
+        whole: the list that this is a part of; None if it is none.
     """
 
     names: Sequence[str]
     read: Callable[[slice], Images]
     digest: str = ""
+    whole: ImageList | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
     def part(self, start: int, stop: int) -> ImageList:
         """The images from `start` to `stop`; it has no digest of its own."""
-        return ImageList(self.names[start:stop], lambda some: self.read(slice(start + some.start, start + some.stop)))
+        return ImageList(
+            self.names[start:stop],
+            lambda some: self.read(slice(start + some.start, start + some.stop)),
+            whole=self.whole or self,
+        )
+
+    def first(self, count: int) -> Images:
+        """The first `count` images of the whole list, encoded; fewer if there are not so many."""
+        whole = self.whole or self
+        return whole.read(slice(0, min(count, len(whole))))
 
 
 def image_files(folder: Path, paths: Sequence[str]) -> ImageList:
     """The image files `paths` below `folder`. Their digest is of paths, sizes and times of change."""
-    digest = hashlib.sha256(str(folder.resolve()).encode())
+    digest = hashlib.sha256(os.fsencode(folder.resolve()))
     for path in paths:
         try:
             facts = (folder / path).stat()
-            digest.update(f"\n{path}\t{facts.st_size}\t{facts.st_mtime_ns}".encode())
+            digest.update(os.fsencode(f"\n{path}\t{facts.st_size}\t{facts.st_mtime_ns}"))
         except OSError:
-            digest.update(f"\n{path}\tabsent".encode())
+            digest.update(os.fsencode(f"\n{path}\tabsent"))
     return ImageList(paths, partial(_read, folder, paths), digest.hexdigest())
 
 
@@ -89,17 +104,22 @@ class Source(ABC):
         Raises ValueError when the network is broken or does not take images of this size.
         """
 
-    @property
     @abstractmethod
-    def wanted(self) -> str:
-        """What an image must be to give features, for messages."""
+    def crop(self, images: ImageList) -> Crop | None:
+        """How images of this list become the network's; None if pixels are not looked at."""
+
+    def wanted(self, images: ImageList) -> str:
+        """What an image of the list must be to give features, for messages."""
+        crop = self.crop(images)
+        return crop.wanted if crop else f"an embedding for each image in {self.name}"
 
 
 @dataclass(frozen=True)
 class Network(Source):
     """A network: images of `size` (height, width), RGB ``(pixel - 127.5) / 128`` as decoded, to embeddings.
 
-    Its features are those of the image and of its mirror, concatenated.
+    Its features are those of the image and of its mirror, concatenated. Lists of crops of the other published size are
+    fitted (see `crops`).
     """
 
     mirrored: ClassVar[bool] = True
@@ -110,20 +130,20 @@ class Network(Source):
     module: nn.Module
     size: tuple[int, int]
 
-    @property
-    def wanted(self) -> str:
-        """The size of the images."""
-        return f"images {self.size[0]} high and {self.size[1]} wide"
+    def crop(self, images: ImageList) -> Crop:
+        """See `Source.crop`."""
+        return crop_for(images.first(LOOKED_AT), self.size)
 
     def features(self, images: ImageList, how: How) -> Iterator[Rows]:
         """See `Source.features`."""
-        decoder = Decoder(how.batch_size, *self.size, how.device, how.threads)
+        crop = self.crop(images)
+        decoder = Decoder(how.batch_size, *crop.size, how.device, how.threads)
         under_way: list[tuple[slice, BoolArray]] = []
 
         def pixels() -> Iterator[torch.Tensor]:
             for part, batch in decode_images(decoder, len(images), images.read):
                 under_way.append((part, batch.good))
-                yield batch.images
+                yield crop.fit(batch.images)
 
         for batch in embed(self.module.to(how.device), pixels()):
             part, good = under_way.pop(0)
@@ -152,10 +172,9 @@ class Table(Source):
     place: dict[str, int]
     step: int = 0
 
-    @property
-    def wanted(self) -> str:
-        """What a table must have."""
-        return f"an embedding for each image in {self.name}"
+    def crop(self, images: ImageList) -> None:  # noqa: ARG002 - of any list
+        """See `Source.crop`."""
+        return
 
     def features(self, images: ImageList, how: How) -> Iterator[Rows]:
         """See `Source.features`; an image that the table does not have gives none."""
@@ -165,6 +184,17 @@ class Table(Source):
             rows = np.asarray(self.rows[places], np.float32)
             rows[places < 0] = np.nan
             yield rows
+
+
+def reasons(source: Source, images: ImageList, positions: Sequence[int]) -> str:
+    """Why the images at `positions` gave no features: the first of them by name, and what was wanted."""
+    crop = source.crop(images)
+    named = [images.names[i] for i in positions[:NAMED]]
+    if crop is not None:
+        encoded = [images.read(slice(i, i + 1))[0] for i in positions[:NAMED]]
+        named = [f"{name} {crop.fault(image)}" for name, image in zip(named, encoded, strict=True)]
+    more = f" and {len(positions) - NAMED:,} more" if len(positions) > NAMED else ""
+    return f"{', '.join(named)}{more}: wanted {source.wanted(images)}"
 
 
 def shown(source: Source, images: ImageList, how: How, progress: str | None) -> Iterator[Rows]:

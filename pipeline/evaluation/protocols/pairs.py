@@ -148,11 +148,17 @@ def frames_of(images: Path, path: str) -> list[str]:
 
 
 def list_images(folder: Path) -> list[str]:
-    """Every JPEG and PNG below `folder`, as sorted relative paths; raises ValueError when there is none."""
+    """Every JPEG and PNG below `folder`, as sorted relative paths.
+
+    Raises ValueError if there is none, or for a name that no list or result can hold: it is not UTF-8.
+    """
     images = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
     found = sorted(path.relative_to(folder).as_posix() for path in images)
     if not found:
         raise ValueError(f"{folder}: got no images, wanted at least one of {', '.join(sorted(SUFFIXES))}")
+    odd = [path for path in found if not path.isascii() and path.encode(errors="ignore").decode() != path]
+    if odd:
+        raise ValueError(f"{folder}: got {odd[0]!a} and {len(odd) - 1} more, wanted names in UTF-8")
     return found
 
 

@@ -77,14 +77,19 @@ def _check_folders(a: str, b: str, same: str, where: str) -> None:
 def write_rows(rows: list[Row], file: Path) -> None:
     """Write a pairs file that `read_rows` reads, whole or not at all; with the people if any row names them.
 
-    Raises NotWrittenError naming the file, for a full disk.
+    Raises NotWrittenError naming the file, for a full disk, and ValueError for a name that the file cannot hold: one
+    with a tab or a line break, or one that is not UTF-8.
     """
     named = any(row.person_a or row.person_b for row in rows)
-    text = _line(*COLUMNS, *(PEOPLE if named else ()))
-    for row in rows:
-        text += _line(row.fold, row.path_a, row.path_b, str(int(row.same)), *(row.people if named else ()))
-    write_file(file, text.encode())
+    lines = [_line(*COLUMNS, *(PEOPLE if named else ()))]
+    lines += [
+        _line(row.fold, row.path_a, row.path_b, str(int(row.same)), *(row.people if named else ())) for row in rows
+    ]
+    write_file(file, b"".join(lines))
 
 
-def _line(*values: str) -> str:
-    return "\t".join(values) + "\n"
+def _line(*values: str) -> bytes:
+    for value in values:
+        if not set("\t\n\r").isdisjoint(value) or value.encode(errors="ignore").decode() != value:
+            raise ValueError(f"pairs: got the name {value!a}, wanted UTF-8 without tabs and line breaks")
+    return ("\t".join(values) + "\n").encode()

@@ -58,11 +58,12 @@ def false_alarm_barrier(found: Neighbours, mated: BoolArray, fpir: float) -> flo
 
 
 def mate_trials(features_ND: NDArray[Any], identity: IntArray) -> tuple[FloatArray, IntArray]:
-    """Every ordered pair of two images of one person: its cosine `[M]` and the row of the probe `[M]`.
+    """Every ordered pair of two images of one person: its cosine `[M]`, 0 for zeros, and the row of the probe `[M]`.
 
     Raises ValueError when no person has two images.
     """
-    unit = features_ND / np.linalg.norm(features_ND, axis=1, keepdims=True)
+    norms = np.linalg.norm(features_ND, axis=1, keepdims=True)
+    unit = features_ND / np.where(norms > 0, norms, 1)
     scores, probes = [], []
     for person in np.unique(identity):
         rows = np.flatnonzero(identity == person)

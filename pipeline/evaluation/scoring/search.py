@@ -65,8 +65,9 @@ def nearest(
 ) -> Neighbours:
     """Search the gallery, given as blocks of rows `[b, D]`, for the `k` most similar rows of every probe.
 
-    Rows need not be normalised; products are float32; rows of equal score come in no particular order. Raises
-    ValueError for a row without direction, a wrong width or an empty gallery.
+    Rows need not be normalised; products are float32; rows of equal score come in no particular order. A row of zeros,
+    as a collapsed network gives it, is like nothing: its cosines are 0. Raises ValueError for a row that is not finite,
+    a wrong width or an empty gallery.
     """
     if k < 1:
         raise ValueError(f"k: got {k}, wanted at least 1")
@@ -127,8 +128,8 @@ class _Highest:
 def _unit(rows: NDArray[Any], kind: str, first: int, device: str | torch.device) -> torch.Tensor:
     tensor = torch.tensor(np.asarray(rows, np.float32), device=device)
     norms = torch.linalg.vector_norm(tensor, dim=1, keepdim=True)
-    broken = torch.nonzero(~((norms > 0) & norms.isfinite()))
+    broken = torch.nonzero(~norms.isfinite())
     if len(broken):
         row = int(broken[0, 0])
-        raise ValueError(f"{kind}: row {first + row} has norm {norms[row].item()}, wanted finite and above 0")
-    return tensor / norms
+        raise ValueError(f"{kind}: row {first + row} has norm {norms[row].item()}, wanted a finite one")
+    return tensor / torch.where(norms > 0, norms, 1)

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import nn
 
 from pipeline.evaluation.embedding.embed import embed, files_of
-from pipeline.evaluation.embedding.kept import keep, means_of_frames, without_features
-from pipeline.evaluation.embedding.source import How, ImageList, Network, image_files
+from pipeline.evaluation.embedding.kept import keep, means_of_frames, remarks
+from pipeline.evaluation.embedding.source import How, ImageList, Network, Table, image_files
 from pipeline.evaluation.embedding.trained import digest_of
 from pipeline.evaluation.protocols.pairs import assemble
 from pipeline.evaluation.protocols.pairs_file import Row
@@ -115,14 +115,52 @@ def test_a_broken_image_costs_itself_and_is_listed(faces: tuple[Path, list[str]]
     assert np.isnan(found[4:]).all()
     images = image_files(folder, names)
     kept = keep(tmp_path / "kept", network(tiny_backbone()), images, How())
-    words = without_features(kept, images, network(tiny_backbone()))
-    assert words == f"3 of 7 images left out: {names[4]}, {names[5]}, {names[6]}: wanted images 12 high and 8 wide"
+    assert remarks(kept, images, network(tiny_backbone())) == [
+        f"3 of 7 images left out: {names[4]} cannot be decoded, {names[5]} is 8 × 12, {names[6]} cannot be read: "
+        "wanted images 12 high and 8 wide"
+    ]
+
+
+def test_features_without_direction_are_said(faces: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder, names = faces
+    rows = np.ones((len(names), 4), np.float32)
+    rows[[2, 5]] = 0
+    source = Table("made", "", rows, {name: i for i, name in enumerate(names)})
+    images = image_files(folder, names)
+    assert remarks(keep(tmp_path / "kept", source, images, How()), images, source) == [
+        f"2 of 7 images are like no other, with features of zeros: {names[2]}, …"
+    ]
+    source = Table("made", "", rows[:2], {name: i for i, name in enumerate(names[:2])})
+    assert remarks(keep(tmp_path / "kept", source, images, How()), images, source) == [
+        f"5 of 7 images left out: {', '.join(names[2:])}: wanted an embedding for each image in made"
+    ]
+
+
+def test_crops_of_the_other_published_size_are_fitted(tmp_path: Path) -> None:
+    """Whichever part of the list is embedded: the whole list decides. The pixels are those of the crop by hand."""
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 112, 112, 3), np.uint8)
+    names = [f"{i}.png" for i in range(5)]
+    for name, image in zip(names, pixels, strict=True):
+        Image.fromarray(image if name != "3.png" else image[:, 8:-8]).save(tmp_path / name)
+    source = Network("tiny", "", 0, nn.Flatten(), (112, 96))
+    images = image_files(tmp_path, names)
+    rows = np.concatenate([*source.features(images.part(0, 3), How(2)), *source.features(images.part(3, 5), How(2))])
+    by_hand = (pixels[:, :, 8:-8].transpose(0, 3, 1, 2).reshape(5, -1).astype(np.float64) - 127.5) / 128
+    good = [0, 1, 2, 4]
+    np.testing.assert_allclose(rows[good, : 3 * 112 * 96], by_hand[good], atol=1e-6)
+    assert np.isnan(rows[3]).all()
+    assert remarks(keep(tmp_path / "kept", source, images, How()), images, source) == [
+        "images of 112 × 112 for a network of 112 × 96: 8 columns are cut off each side",
+        "1 of 5 images left out: 3.png is 112 × 96: wanted images 112 high and 112 wide",
+    ]
 
 
 def test_no_image_at_all_is_refused(faces: tuple[Path, list[str]], tmp_path: Path) -> None:
     folder, names = faces
     small = Network("tiny", "", 0, nn.Flatten(), (HEIGHT, WIDTH + 1))
-    with pytest.raises(ValueError, match=r"p0/a.png and 6 more: got no features, wanted images 12 high and 9 wide"):
+    with pytest.raises(
+        ValueError, match=r"got no features of 7 images: p0/a.png is 12 × 8, .* and 2 more: wanted .* 9 wide"
+    ):
         keep(tmp_path / "kept", small, image_files(folder, names), How())
 
 

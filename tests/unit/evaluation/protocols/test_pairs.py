@@ -1,5 +1,6 @@
 """Pairs files: what is read, and the one-line message for everything that is wrong with one."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,22 @@ def test_images_are_found_at_any_depth(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty: got no images, wanted at least one of .jpeg, .jpg, .png"):
         list_images(tmp_path / "empty")
+
+
+def test_names_that_no_list_can_hold_are_refused(tmp_path: Path) -> None:
+    """In another encoding than UTF-8, which Python reads as surrogates; or with what separates fields and lines."""
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    (folder / "José 1#.jpg").write_bytes(b"")
+    assert list_images(folder) == ["José 1#.jpg"]
+    odd = os.fsdecode("José.jpg".encode("latin-1"))
+    (folder / odd).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"faces: got 'Jos\\udce9.jpg' and 0 more, wanted names in UTF-8"):
+        list_images(folder)
+    for name in (odd, "a\tb.jpg", "a\nb.jpg"):
+        with pytest.raises(ValueError, match=r"got the name '.*', wanted UTF-8 without tabs and line breaks"):
+            write_rows([Row("1", "a.jpg", name, True)], tmp_path / "p.tsv")
+    assert not (tmp_path / "p.tsv").exists()
 
 
 def test_without_people_their_images_and_pairs_are_gone(tmp_path: Path, images: Path) -> None:

@@ -178,6 +178,15 @@ def test_identify_reports_the_rates_of_every_trial_with_intervals() -> None:
     np.testing.assert_allclose((found.cmc[0].low, found.cmc[0].high), around)
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_collapsed_network_finds_nobody_and_is_not_refused(value: float) -> None:
+    """It gives zeros, or the same for every face: all scores are equal, and a tie counts against the mate."""
+    rows = np.full((5, 4), value, np.float32)
+    found = identify(rows, np.array([0, 0, 1, 1, 1]), [rows], 5, 5, (0.1,), 5)
+    assert [rate.value for rate in found.cmc] == [0] * 5
+    assert found.tar[0].tar.value == 0
+
+
 def test_identify_refuses_what_it_cannot_show() -> None:
     rows = np.eye(3, dtype=np.float32)
     with pytest.raises(ValueError, match=r"far: got 0.001 with 6 pairs of probe and distractor"):

@@ -62,10 +62,20 @@ def test_scaling_a_row_changes_nothing() -> None:
     np.testing.assert_array_equal(one.index_PK, other.index_PK)
 
 
+def test_rows_of_zeros_are_like_nothing() -> None:
+    probes, gallery = make(3, 20)
+    gallery[17] = probes[1] = 0
+    found = nearest(probes, blocks_of(gallery, 8), 20)
+    assert (found.scores_PK[1] == 0).all()
+    for probe in (0, 2):
+        assert found.scores_PK[probe, found.index_PK[probe] == 17] == 0
+        assert np.count_nonzero(found.scores_PK[probe]) == 19
+
+
 def test_bad_rows_are_named() -> None:
     probes, gallery = make(3, 20)
-    gallery[17] = 0
-    with pytest.raises(ValueError, match=r"gallery: row 17 has norm 0.0, wanted finite and above 0"):
+    gallery[17, 2] = np.inf
+    with pytest.raises(ValueError, match=r"gallery: row 17 has norm inf, wanted a finite one"):
         nearest(probes, blocks_of(gallery, 8), 1)
     with pytest.raises(ValueError, match=r"probe: row 0 has norm nan"):
         nearest(np.full((1, 6), np.nan), [gallery[:3]], 1)
