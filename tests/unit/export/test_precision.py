@@ -15,7 +15,8 @@ import torch  # noqa: E402
 from pipeline.evaluation.embedding.feeding import Given  # noqa: E402
 from pipeline.evaluation.embedding.onnx import load_onnx  # noqa: E402
 from pipeline.evaluation.embedding.source import How, image_files  # noqa: E402
-from pipeline.evaluation.protocols.published import folder_rows, write_rows  # noqa: E402
+from pipeline.evaluation.protocols.drawn import folder_rows  # noqa: E402
+from pipeline.evaluation.protocols.pairs_file import write_rows  # noqa: E402
 from pipeline.evaluation.scoring.verification import cosine_scores, kfold_accuracy  # noqa: E402
 from pipeline.evaluation.sets import VerificationSet, read_set  # noqa: E402
 from pipeline.export.description import Form  # noqa: E402
