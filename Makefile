@@ -31,7 +31,8 @@ lint: $(STAMP) ## ruff and mypy
 SLOW = \
   cluster/monitoring/test_gone_run.py cluster/monitoring/test_monitoring.py cluster/monitoring/test_notifier.py \
   cluster/test_rendezvous.py cluster/test_telemetry_tls.py evaluation/embedding/test_sources.py \
-  evaluation/reports/test_report.py export/test_onnx.py planning/test_measured.py planning/test_planning.py \
+  evaluation/reports/test_report.py export/test_package.py \
+  export/test_precision.py export/test_readers.py planning/test_measured.py planning/test_planning.py \
   recipe/test_from_arcface_torch.py training/test_advice.py
 
 quick: lint ## lint, and the unit tests without the slow files: under two minutes on two cores

@@ -15,6 +15,11 @@ from pipeline.evaluation.embedding.trained import Step, load_trained
 from pipeline.files import write_file
 from pipeline.run.folder import RunFolder
 
+FORWARDED = (
+    *("step", "onnx", "weights", "embeddings", "network", "size", "channels", "mean", "scale"),
+    *("batch_size", "threads", "device"),
+)
+
 
 def parser_of(description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
     """A parser that shows its texts as they are written, with the run's folder as first argument."""
@@ -140,6 +145,18 @@ def given_of(args: argparse.Namespace) -> Given:
 def how_of(args: argparse.Namespace) -> How:
     """How images become features."""
     return How(args.batch_size, args.threads, torch.device(args.device))
+
+
+def options_of(args: argparse.Namespace) -> list[object]:
+    """The options of `add_step`, `add_source` and `add_embedding` as given, for a stage that starts another."""
+    options: list[object] = []
+    for name in FORWARDED:
+        value = getattr(args, name)
+        if name == "size" and value is not None:
+            value = f"{value[0]}x{value[1]}"
+        if value is not None:
+            options += [f"--{name.replace('_', '-')}", *(value if isinstance(value, list) else [value])]
+    return options
 
 
 def step_of(text: str) -> Step:

@@ -209,12 +209,20 @@ def test_embeddings_of_one_rank_and_of_two_are_the_same_rows(scene: Path, monkey
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-5)
 
 
-def test_export_writes_its_three_files(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_writes_its_files(
+    scene: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("onnxruntime")
     monkeypatch.chdir(scene)
     assert run_stage("export.py", "run", "out") == 0
-    assert sorted(file.suffix for file in Path("out").iterdir()) == [".json", ".onnx", ".safetensors"]
+    written = ["MODEL_CARD.md", "backbone.json", "backbone.onnx", "backbone.safetensors"]
+    assert sorted(file.name for file in Path("out").iterdir()) == written
     assert json.loads(Path("out/backbone.json").read_text())["step"] == 20
+    assert run_stage("export.py", "run", "small", "--precision", "int8") == EXIT_REFUSED
+    assert "--precision: got no --images and --pairs, wanted both" in capsys.readouterr().err
+    measured = ["--precision", "fp16", "--images", "faces", "--pairs", "held_out.tsv", "--calibration", "faces"]
+    assert run_stage("export.py", "run", "small", *measured, "--pt2", "--raw-pixels") == 0
+    assert {"backbone.fp16.onnx", "backbone.pt2"} <= {file.name for file in Path("small").iterdir()}
 
 
 def test_a_network_of_another_origin_is_judged_beside_a_run(
@@ -321,9 +329,7 @@ def test_a_missing_extra_is_named(
 ) -> None:
     monkeypatch.chdir(scene)
     for module in [
-        name
-        for name in sys.modules
-        if name.startswith(("pipeline.export.onnx", "pipeline.evaluation.embedding.parquet"))
+        name for name in sys.modules if name.startswith(("pipeline.export.", "pipeline.evaluation.embedding.parquet"))
     ]:
         monkeypatch.delitem(sys.modules, module)
     for name in (missing, f"{missing}.torch", f"{missing}.parquet"):

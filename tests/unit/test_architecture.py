@@ -43,9 +43,13 @@ HOMES = {
     "jinja2": ("pipeline/evaluation/reports/pages.py", "pipeline/shards/page.py"),
     "matplotlib": ("pipeline/evaluation/reports/plots.py",),
     "mtcnnruntime": ("pipeline/shards/alignment/detector.py",),
-    "onnxruntime": ("pipeline/shards/alignment/detector.py", "pipeline/evaluation/embedding/onnx.py"),
+    "onnxruntime": (
+        "pipeline/shards/alignment/detector.py",
+        "pipeline/evaluation/embedding/onnx.py",
+        "pipeline/export/precision.py",
+    ),
     "torch.onnx": ("pipeline/export/onnx.py",),
-    "safetensors": ("pipeline/export/onnx.py", "pipeline/evaluation/embedding/weights.py"),
+    "safetensors": ("pipeline/export/package.py", "pipeline/evaluation/embedding/weights.py"),
     "pyarrow": ("pipeline/evaluation/embedding/parquet.py", "pipeline/shards/sources/parquet"),
     # Pixels in training are DALI's: Pillow is for what is made or looked at before and after.
     "PIL": ("pipeline/shards/", "pipeline/evaluation/reports/hardest.py", "stages/demo_faces.py"),

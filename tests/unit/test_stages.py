@@ -33,6 +33,7 @@ STAGES = {
     "report": (["run"], "write_report"),
     "shard": (["faces", "out"], "open_source"),
     "study": (["study.yaml"], "load_study"),
+    "suite": (["run", "--data", "d"], "sets_in"),
 }
 
 # Their codes are about more than one start: tests/unit/test_train.py and tests/end_to_end/test_faults_supervisor.py.

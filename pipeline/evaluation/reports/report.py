@@ -97,11 +97,12 @@ def _by_set(
     found: dict[str, dict[str, list[Result]]] = {}
     names: dict[str, dict[str, None]] = {}
     for run, folder in runs.items():
-        for file in sorted(folder_of(folder).glob("*/step-*.json"), key=lambda file: (file.name, file.parent.name)):
+        for file in sorted(folder_of(folder).glob("*/step-*.json"), key=_age):
             result = read(file)
             results = found.setdefault(result.compared, {}).setdefault(run, [])
-            if not results or results[-1].step != result.step:  # the same step under two names says it once
-                results.append(result)
+            if results and results[-1].step == result.step:  # under two names: the last one says it, once
+                results.pop()
+            results.append(result)
             names.setdefault(result.compared, {})[file.parent.name] = None
     titles = {digest: ", ".join(given) for digest, given in names.items()}
     uses = Counter(titles.values())
@@ -109,6 +110,11 @@ def _by_set(
     for digest, title in titles.items():
         by_title[title if uses[title] == 1 else f"{title} ({digest[:8]})"] = found[digest]
     return dict(sorted(by_title.items()))
+
+
+def _age(file: Path) -> tuple[str, int, str]:
+    """By rising steps; of one step, the last that was written comes last."""
+    return file.name, file.stat().st_mtime_ns, file.parent.name
 
 
 def _label(run: str, step: int, trained: bool) -> str:

@@ -107,10 +107,11 @@ def embeddings(folder: Path) -> None:
 
 
 def exported(folder: Path) -> None:
-    onnx = pytest.importorskip("pipeline.export.onnx")
+    package = pytest.importorskip("pipeline.export.package")
     torch.manual_seed(0)
     module = BACKBONES["sphereface4"](name="sphereface4", embedding_dim=8).build((32, 32)).eval()
-    onnx.export(TrainedBackbone(module, "sphereface4", 8, 1, (32, 32), "digest"), folder)
+    trained = TrainedBackbone(module, "sphereface4", 8, 1, (32, 32), "digest")
+    package.export(trained, folder, folder, package.Form())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,179 @@
+"""Every set that a network is usually judged on, in one command and one table: HTML, Markdown, LaTeX and CSV.
+
+  python stages/suite.py runs/casia --data /data/val --out suite
+  python stages/suite.py results/w600k --onnx w600k.onnx --data /data/val --beside runs/casia --out suite
+
+In DATA, what there is of: lfw, cfp_fp, agedb_30, calfw and cplfw, each a pairs file NAME.tsv with its images in NAME/,
+or InsightFace's NAME.bin; ijbb and ijbc, each a folder with meta/ and the aligned crops in images/. What is missing is
+said and left out. Each set is judged by stages/evaluate.py or stages/ijb.py, whose results go to RUN: pairs that are
+judged are not judged again, and no image is embedded twice. Networks of --beside are shown as they were judged before,
+on the same pairs.
+
+Code 1: a set could not be judged, the others are in the table; 65 and 74 as everywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from cluster.stop import exit_with, faults_in_one_line
+from pipeline.evaluation.reports.suite import FAR, Column, pairs_column, templates_column, write_suite
+from pipeline.evaluation.results import Evaluation, TemplateResult, load, load_templates, result_file
+from pipeline.run.best import read_best
+from pipeline.run.checkpoint import complete_steps
+from pipeline.run.folder import RunFolder
+from stages.arguments import add_embedding, add_source, add_step, options_of, parser_of
+
+STAGES = Path(__file__).resolve().parent
+PAIRS = {"lfw": "LFW", "cfp_fp": "CFP-FP", "agedb_30": "AgeDB-30", "calfw": "CALFW", "cplfw": "CPLFW"}
+TEMPLATES = {"ijbb": "IJB-B", "ijbc": "IJB-C"}
+
+Result = TypeVar("Result", Evaluation, TemplateResult)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A set that is there: its title, and the commands that judge a network on it."""
+
+    title: str
+    commands: list[list[object]]
+
+
+@faults_in_one_line("suite")
+def main() -> int:
+    """Judge the network on every set that is there, and tabulate; returns the exit code."""
+    args = _parser().parse_args()
+    wanted, missing = sets_in(args)
+    if missing:
+        print(f"suite: not in {args.data}: {', '.join(missing)}", file=sys.stderr)
+    failed = [judgement.title for judgement in wanted if not _carry_out(judgement)]
+    names, columns = _columns(args, [judgement.title for judgement in wanted if judgement.title not in failed])
+    if columns:
+        for file in write_suite(f"{names[0]} on {len(columns)} sets", names, columns, args.out):
+            print(file)
+    for title in failed:
+        print(f"suite: {title} was not judged, see above", file=sys.stderr)
+    return int(bool(failed))
+
+
+def sets_in(args: argparse.Namespace) -> tuple[list[Judgement], list[str]]:
+    """The sets in DATA, and the names of those that are not there; ValueError if none is."""
+    common = options_of(args)
+    if args.resamples is not None:
+        common += ["--resamples", args.resamples]
+    found, missing = [], []
+    for name, title in PAIRS.items():
+        commands = _commands_of_pairs(args, name, title, common)
+        if commands:
+            found.append(Judgement(title, commands))
+        else:
+            missing.append(f"{title} ({name}.tsv or {name}.bin)")
+    for name, title in TEMPLATES.items():
+        folder = args.data / name
+        if (folder / "meta").is_dir():
+            places = ["--set", name, "--images", folder / "images", "--meta", folder / "meta", "--far", *args.far]
+            found.append(Judgement(title, [["ijb.py", args.run, *places, *common]]))
+        else:
+            missing.append(f"{title} ({name}/meta and {name}/images)")
+    if not found:
+        raise ValueError(f"{args.data}: got none of the sets, wanted one of {', '.join(missing)}")
+    return found, missing
+
+
+def _commands_of_pairs(args: argparse.Namespace, name: str, title: str, common: list[object]) -> list[list[object]]:
+    """What judges the network on a set of pairs; nothing if it is not there."""
+    images, pairs, binary = args.data / name, args.data / f"{name}.tsv", args.data / f"{name}.bin"
+    commands: list[list[object]] = []
+    if not pairs.is_file():
+        if not binary.is_file():
+            return []
+        images, pairs = args.out / "sets" / name, args.out / "sets" / f"{name}.tsv"
+        if not pairs.is_file() or pairs.stat().st_mtime_ns < binary.stat().st_mtime_ns:
+            commands.append(["pairs.py", "bin", binary, pairs, "--images", images])
+    evaluate = ["evaluate.py", args.run, "--images", images, "--pairs", pairs, "--name", title]
+    return [*commands, [*evaluate, *common]]
+
+
+def _carry_out(judgement: Judgement) -> bool:
+    """Whether every command ended well; their lines are shown as they come."""
+    for stage, *options in judgement.commands:
+        print(f"{judgement.title}:", flush=True)
+        done = subprocess.run([sys.executable, str(STAGES / str(stage)), *map(str, options)], check=False)
+        if done.returncode:
+            return False
+    return True
+
+
+def _columns(args: argparse.Namespace, titles: Sequence[str]) -> tuple[list[str], list[Column]]:
+    """The networks' names, and a column for each set."""
+    runs = [args.run, *args.beside]
+    short = [run.resolve().name for run in runs]
+    names = [name if short.count(name) == 1 else str(run) for name, run in zip(short, runs, strict=True)]
+    folders = dict(zip(names, map(RunFolder, runs), strict=True))
+    columns = []
+    for title in titles:
+        if title in PAIRS.values():
+            places = {name: folder.evaluations for name, folder in folders.items()}
+            columns.append(pairs_column(title, _results(places, title, _step(args), load)))
+        else:
+            places = {name: folder.templates for name, folder in folders.items()}
+            kind = next(kind for kind, wanted in TEMPLATES.items() if wanted == title)
+            columns.append(templates_column(title, _results(places, kind, _step(args), load_templates)))
+    return names, columns
+
+
+def _step(args: argparse.Namespace) -> int:
+    """The checkpoint that was judged; 0 for a network of another origin."""
+    if any((args.onnx, args.weights, args.embeddings)):
+        return 0
+    if args.step == "best":
+        best = read_best(args.run)
+        assert best is not None, "it was judged"
+        return best.step
+    return complete_steps(args.run)[-1] if args.step is None else int(args.step)
+
+
+def _results(places: Mapping[str, Path], kind: str, step: int, read: Callable[[Path], Result]) -> dict[str, Result]:
+    """Of the first network its result on the set; of the others their last step on the same comparison."""
+    (first, folder), *others = places.items()
+    base = read(result_file(folder / kind, step))
+    found = {first: base}
+    for name, place in others:
+        steps = sorted(place.glob("*/step-*.json"), key=lambda file: file.name)
+        same = [result for result in map(read, steps) if result.compared == base.compared]
+        if same:
+            found[name] = same[-1]
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = parser_of(__doc__)
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="what the sets are in")
+    parser.add_argument(
+        "--out", type=Path, default=Path("suite"), metavar="FOLDER", help="of the table (default suite)"
+    )
+    parser.add_argument(
+        "--beside", type=Path, nargs="+", default=[], metavar="RUN", help="networks that were judged before"
+    )
+    parser.add_argument(
+        "--far",
+        type=float,
+        nargs="+",
+        default=[FAR, 1e-5],
+        help="of templates (default 1e-4, which is shown, and 1e-5)",
+    )
+    add_step(parser)
+    add_source(parser)
+    parser.add_argument("--resamples", type=int, help="of the intervals (default: the stages' own)")
+    add_embedding(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    exit_with(main)

@@ -1,0 +1,109 @@
+"""`stages/suite.py`: whatever sets are there, judged by the stages that judge one, in one table."""
+
+import csv
+import pickle
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cluster.stop import EXIT_REFUSED
+from pipeline.evaluation.protocols.drawn import folder_rows
+from pipeline.evaluation.protocols.pairs_file import write_rows
+from pipeline.evaluation.results import load
+from tests.faces import ROOT
+
+pytest.importorskip("onnx")
+from tests.unit.evaluation.embedding.test_sources import HEIGHT, WIDTH, write_model
+
+
+def run_stage(stage: Path, *arguments: object) -> int:
+    """The stage in this process, which is spared importing torch once more; returns its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [stage.name, *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(stage), run_name="__main__")
+    return int(ended.value.code or 0)
+
+
+def run_here(command: list[str], check: bool) -> Any:
+    """In the place of `subprocess.run`."""
+    assert not check and command[0] == sys.executable
+    return subprocess.CompletedProcess(command, run_stage(Path(command[1]), *command[2:]))
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A network, and below val/ LFW as pairs, CFP-FP as .bin and IJB-C."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("subprocess.run", run_here)
+    write_model(tmp_path / "net.onnx")
+    generator = np.random.default_rng(0)
+    faces = tmp_path / "val/lfw"
+    for person in range(6):
+        face = generator.integers(0, 256, (HEIGHT, WIDTH, 3))
+        (faces / f"p{person}").mkdir(parents=True)
+        for shot in range(3):
+            noisy = np.clip(face + generator.normal(0, 90, face.shape), 0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(faces / f"p{person}/{shot}.png")
+    write_rows(folder_rows(faces, 2, 9, 0), tmp_path / "val/lfw.tsv")
+    encoded = [(faces / f"p{i}/{shot}.png").read_bytes() for i in range(5) for shot in range(3)]
+    images, same = [], []
+    for i in range(20):
+        other = 3 * (i % 5) + (i // 5 + 1) % 3 if i % 2 else (3 * (i % 5) + 4) % 15
+        images += [encoded[3 * (i % 5) + i // 5 % 3], encoded[other]]
+        same.append(bool(i % 2))
+    (tmp_path / "val/cfp_fp.bin").write_bytes(pickle.dumps((images, same)))
+    meta = tmp_path / "val/ijbc/meta"
+    meta.mkdir(parents=True)
+    shutil.copytree(faces, tmp_path / "val/ijbc/images")
+    mentions = [f"p{p}/{s}.png {10 * p + s // 2} {s // 2}" for p in range(6) for s in range(3)]
+    (meta / "ijbc_face_tid_mid.txt").write_text("\n".join(mentions) + "\n")
+    pairs = [f"{10 * p} {10 * q + 1} {int(p == q)}" for p in range(6) for q in range(6)]
+    (meta / "ijbc_template_pair_label.txt").write_text("\n".join(pairs) + "\n")
+    return tmp_path
+
+
+NETWORK = ("--onnx", "net.onnx", "--mean", 100, 110, 120, "--scale", 0.01, "--size", f"{HEIGHT}x{WIDTH}")
+OPTIONS = ("--data", "val", "--resamples", 10, "--far", 0.1)
+SUITE = ROOT / "stages" / "suite.py"
+
+
+def test_what_is_there_is_judged_and_stands_in_one_table(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_stage(SUITE, "results/theirs", *OPTIONS, *NETWORK) == 0
+    printed = capsys.readouterr()
+    missing = "AgeDB-30 (agedb_30.tsv or agedb_30.bin), CALFW (calfw.tsv or calfw.bin), CPLFW (cplfw.tsv or cplfw.bin)"
+    assert f"suite: not in val: {missing}, IJB-B (ijbb/meta and ijbb/images)" in printed.err
+    with Path("suite/suite.csv").open(newline="") as stream:
+        rows = {row["set"]: row for row in csv.DictReader(stream)}
+    assert list(rows) == ["LFW", "CFP-FP"]  # the few templates resolve no FAR of 1e-4
+    lfw = load(scene / "results/theirs/evaluations/LFW/step-00000000.json")
+    assert float(rows["LFW"]["value"]) == lfw.summary.verification.accuracy.value
+    assert (scene / "results/theirs/ijb/ijbc/step-00000000.json").exists()
+    assert "| theirs |" in Path("suite/suite.md").read_text()
+
+    before = (scene / "results/theirs/evaluations/LFW/step-00000000.npz").stat().st_mtime_ns
+    other = ("--onnx", "net.onnx", "--mean", 0, "--scale", 1, "--beside", "results/theirs")
+    assert run_stage(SUITE, "results/raw", *OPTIONS, *other) == 0
+    assert (scene / "results/theirs/evaluations/LFW/step-00000000.npz").stat().st_mtime_ns == before
+    assert "| theirs above raw, points | " in Path("suite/suite.md").read_text()
+
+
+@pytest.mark.usefixtures("scene")
+def test_a_set_that_fails_does_not_cost_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("val/cfp_fp.bin").write_bytes(b"no set")
+    shutil.rmtree("val/ijbc")
+    assert run_stage(SUITE, "results/theirs", *OPTIONS, *NETWORK) == 1
+    assert "suite: CFP-FP was not judged, see above" in capsys.readouterr().err
+    assert "LFW" in Path("suite/suite.md").read_text() and "CFP" not in Path("suite/suite.md").read_text()
+
+
+def test_a_folder_without_sets_is_refused(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_stage(SUITE, "results/theirs", "--data", scene / "results", *NETWORK) == EXIT_REFUSED
+    assert "got none of the sets, wanted one of LFW (lfw.tsv or lfw.bin)" in capsys.readouterr().err
