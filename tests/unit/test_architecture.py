@@ -23,7 +23,7 @@ EXCEPTION = {"stages": "stages.arguments"}
 # The folders and modules of pipeline/, the lowest first: each imports only what is on a line above its own.
 LAYERS = (
     ("files", "hashing", "section"),
-    ("shards", "optim", "backbones"),
+    ("shards", "optim", "backbones", "sinks"),
     ("reading", "head"),
     ("recipe",),
     ("run", "planning"),
@@ -38,6 +38,9 @@ HOMES = {
     "prometheus_client": ("cluster/telemetry.py",),
     "grafana_foundation_sdk": ("cluster/monitoring/dashboards.py",),
     "fsspec": ("pipeline/shards/stores.py",),
+    "torch.utils.tensorboard": ("pipeline/sinks/tensorboard.py",),
+    "wandb": ("pipeline/sinks/wandb.py",),
+    "mlflow": ("pipeline/sinks/mlflow.py",),
     "jinja2": ("pipeline/evaluation/reports/pages.py", "pipeline/shards/page.py"),
     "matplotlib": ("pipeline/evaluation/reports/plots.py",),
     "mtcnnruntime": ("pipeline/shards/alignment/detector.py",),
