@@ -39,6 +39,7 @@ HOMES = {
     "grafana_foundation_sdk": ("cluster/monitoring/dashboards.py",),
     "fsspec": ("pipeline/shards/stores.py",),
     "torch.utils.tensorboard": ("pipeline/sinks/tensorboard.py",),
+    "huggingface_hub": ("pipeline/export/push.py",),
     "wandb": ("pipeline/sinks/wandb.py",),
     "mlflow": ("pipeline/sinks/mlflow.py",),
     "jinja2": ("pipeline/evaluation/reports/pages.py", "pipeline/shards/page.py"),
