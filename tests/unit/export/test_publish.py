@@ -16,6 +16,7 @@ import yaml
 pytest.importorskip("onnxscript")
 
 from pipeline.backbones.sphereface import SphereFaceBackbone
+from pipeline.evaluation.scoring.rates import Rate
 from pipeline.run.imported import write_imported
 from stages.publish import main
 from tests.records import RESULT
@@ -67,20 +68,21 @@ def test_the_card_says_how_to_feed_it_and_what_was_measured(
     assert "Not evaluated at this step." in (out / "README.md").read_text()
     (run / "evaluations" / "lfw").mkdir(parents=True)
     (run / "evaluations" / "lfw" / "step-00000000.json").write_text("{}")
-    result = SimpleNamespace(summary=SimpleNamespace(verification=RESULT))
+    accuracy = Rate(value=0.91, low=0.85, high=0.94)
+    found = RESULT.model_copy(update={"accuracy": accuracy})
+    result = SimpleNamespace(summary=SimpleNamespace(verification=found))
     monkeypatch.setattr("pipeline.export.card.load", lambda _: result)
     assert publish("--out", str(out), "--license", "mit", "--name", "Ours", "--report") == 0
     assert sorted(file.name for file in out.iterdir()) == [*FILES, "report.html"]
     card = (out / "README.md").read_text()
     _, head, text = card.split("---\n", maxsplit=2)
     assert yaml.safe_load(head)["license"] == "mit"
-    accuracy = RESULT.accuracy
     for wanted in (
         "# Ours\n",
         "sphereface4 embeds aligned faces, 16 × 16 pixels, as 6 numbers.",
         "((pixels - 127.5) / 128)",
         "trained elsewhere: theirs.pth, SHA-256 0123456789ab.",
-        f"| lfw | 4 | {100 * accuracy.value:.2f}% ({100 * accuracy.low:.2f}–{100 * accuracy.high:.2f}) | ",
+        "| lfw | 4 | 91.00% (85.00–94.00) | ",
     ):
         assert wanted in text
 
