@@ -64,7 +64,7 @@ def main() -> int:
     evaluations = [_evaluate(args, chosen, source) for source in sources_of(args)]
     _print_table(evaluations)
     if args.report:
-        print(f"report: {write_report([args.run], args.run / 'report.html')}")
+        print(f"report: {write_report([args.run], RunFolder(args.run).report)}")
     return 0
 
 

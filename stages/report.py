@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cluster.stop import exit_with, faults_in_one_line
 from pipeline.evaluation.reports.report import write_report
+from pipeline.run.folder import RunFolder
 
 
 @faults_in_one_line("report")
@@ -14,7 +15,7 @@ def main() -> int:
     parser.add_argument("run", type=Path, nargs="+", metavar="RUN", help="folder that stages/evaluate.py has evaluated")
     parser.add_argument("--out", type=Path, metavar="FILE", help="page to write (default: report.html of the last RUN)")
     args = parser.parse_args()
-    print(write_report(args.run, args.out or args.run[-1] / "report.html"))
+    print(write_report(args.run, args.out or RunFolder(args.run[-1]).report))
     return 0
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from pipeline.evaluation.reports.cells import NONE, points
 from pipeline.evaluation.results import Summary
 from pipeline.evaluation.scoring.rates import Rate
@@ -40,6 +42,12 @@ def model_card(told: Mapping[str, Any], run: Path, reached: Mapping[str, Summary
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def with_hub_head(card: str, backbone: str, licence: str) -> str:
+    """The card as the README.md of a repository of the Hugging Face Hub, which begins with metadata in YAML."""
+    head = {"license": licence, "library_name": "onnx", "tags": ["face-recognition", "spherescale", backbone]}
+    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n{card}"
+
+
 def _input(told: Mapping[str, Any]) -> str:
     given, output, alignment = told["input"], told["output"], told["alignment"]
     normalisation = given["normalisation"]
@@ -60,6 +68,8 @@ def _training(run: Path) -> str:
     lines = []
     if folder.facts.is_file():
         facts = json.loads(folder.facts.read_text(encoding="utf-8"))
+        if imported := facts.get("imported"):
+            return f"Elsewhere: weights of {Path(imported['file']).name}, SHA-256 `{imported['sha256'][:12]}`."
         shards = facts.get("shards", {})
         if {"samples", "identities"} <= shards.keys():
             lines.append(f"{shards['samples']:,} images of {shards['identities']:,} people.")

@@ -63,10 +63,11 @@ def _scored(model: bytes, folder: Path, pairs: Pairs, how: How) -> ScoredPairs:
         raise ValueError(f"{folder}: got folders of frames, wanted images: what precision costs is measured on those")
     with TemporaryDirectory() as place:
         network = _load(model, Path(place))
-        features = np.concatenate(list(network.features(image_files(folder, files), how)))
+        images = image_files(folder, files)
+        features = np.concatenate(list(network.features(images, how)))
     if not np.isfinite(features).all():
         bad = files[int(np.argmin(np.isfinite(features).all(axis=1)))]
-        raise ValueError(f"{folder / bad}: got no features, wanted {network.wanted}")
+        raise ValueError(f"{folder / bad}: got no features, wanted {network.wanted(images)}")
     return pairs.scored(cosine_scores(features, pairs.a, pairs.b))
 
 

@@ -31,7 +31,6 @@ UNNEEDED = {
     "output": "--run",
     "dali": "it always decodes",
     "num_workers": "data.decode_threads",
-    "using_wandb": "make monitor",
     "wandb_key": "a secret, not copied",
     "wandb_entity": "",
     "wandb_project": "",
@@ -87,7 +86,7 @@ def convert(assigned: Assignments, ranks: int, shards: Path, *, power: float = 1
             | _for_sums(config),
             "checkpoint": {"every": max(config.verbose // parts, 1)},
             "evaluation": {"sets": {name: _places(name, shards) for name in config.val_targets}},
-            "log": {"every": max(config.frequent // parts, 1)},
+            "log": {"every": max(config.frequent // parts, 1), "sinks": _sinks(config)},
         }
     )
     return Converted(recipe, tuple(_notes(config, recipe)))
@@ -116,6 +115,14 @@ def _margin(margin_list: tuple[float, float, float]) -> dict[str, Any]:
     if m3 > 0:
         return {"name": "cosface", "cosine": m3, "scale": SCALE}
     return {"name": "arcface", "angle": m2, "detached": True, "scale": SCALE}
+
+
+def _sinks(config: ArcfaceConfig) -> list[dict[str, str]]:
+    """W&B if the config uses it, in its project; the key stays where it is."""
+    if not config.using_wandb:
+        return []
+    keys = {"name": "wandb", "project": config.wandb_project, "entity": config.wandb_entity}
+    return [{key: value for key, value in keys.items() if value is not None}]
 
 
 def _places(name: str, shards: Path) -> dict[str, Path]:

@@ -21,6 +21,7 @@ from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.optim import OPTIMIZERS, Optimizer
 from pipeline.reading.augment import AUGMENTATIONS, Augmentation, Mirror
 from pipeline.section import Section, inside
+from pipeline.sinks import SINKS, Sink
 
 
 class RecipeError(ValueError):
@@ -183,6 +184,8 @@ class Log(Section):
     """Warn when over so many steps the target angle has not fallen and the loss has stayed near ln C."""
     profile: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Steps of which the first rank writes a profiler trace and, on a GPU, a memory snapshot to RUN/profile."""
+    sinks: tuple[Annotated[Sink, SINKS], ...] = ()
+    """Trackers to which rank 0's numbers go besides Prometheus. What fails there is a warning, and the run goes on."""
     metrics_port: int | None = Field(9400, ge=0, le=65535)
     """Port for Prometheus of a host's first rank; rank r of the host takes port + r. 0: any free port; null: none."""
     metrics_address: str = "127.0.0.1"
@@ -196,6 +199,9 @@ class Log(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Log:
+        names = [sink.name for sink in self.sinks]
+        if len(names) > len(set(names)):
+            raise ValueError(f"sinks: got {', '.join(names)}, wanted each tracker once")
         if (self.metrics_certificate is None) != (self.metrics_key is None):
             raise ValueError(
                 f"metrics_key: got {self.metrics_key} with metrics_certificate {self.metrics_certificate}, "

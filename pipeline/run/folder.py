@@ -94,6 +94,15 @@ class RunFolder:
         return self.path / "network.json"
 
     @property
+    def report(self) -> Path:
+        """The page about the run's evaluations."""
+        return self.path / "report.html"
+
+    def sink(self, name: str) -> Path:
+        """What a tracker of ``log.sinks`` keeps of the run."""
+        return self.path / "sinks" / name
+
+    @property
     def checkpoints(self) -> Path:
         """A folder for each checkpoint."""
         return self.path / "checkpoints"

@@ -23,7 +23,7 @@ EXCEPTION = {"stages": "stages.arguments"}
 # The folders and modules of pipeline/, the lowest first: each imports only what is on a line above its own.
 LAYERS = (
     ("files", "hashing", "section"),
-    ("shards", "optim", "backbones"),
+    ("shards", "optim", "backbones", "sinks"),
     ("reading", "head"),
     ("recipe",),
     ("run", "planning"),
@@ -40,6 +40,10 @@ HOMES = {
     "fsspec": ("pipeline/shards/stores.py",),
     "pi_heif": ("pipeline/shards/decode.py",),
     "imagehash": ("pipeline/shards/near_copies.py",),
+    "torch.utils.tensorboard": ("pipeline/sinks/tensorboard.py",),
+    "huggingface_hub": ("pipeline/export/push.py",),
+    "wandb": ("pipeline/sinks/wandb.py",),
+    "mlflow": ("pipeline/sinks/mlflow.py",),
     "jinja2": ("pipeline/evaluation/reports/pages.py", "pipeline/shards/page.py"),
     "matplotlib": ("pipeline/evaluation/reports/plots.py",),
     "mtcnnruntime": ("pipeline/shards/alignment/detector.py",),

@@ -17,6 +17,7 @@ LIMITS = {
     "A metric, with its panel": 3,
     "A source of shards": 2,
     "An observer of training": 2,
+    "A tracker": 1,
 }
 
 

@@ -30,6 +30,7 @@ STAGES = {
     "overlap": (["run", "faces", "out"], "sources_of"),
     "pairs": (["folder", "faces", "p.tsv"], "folder_rows"),
     "plan": (["--recipe", "r.yaml"], "load_recipe"),
+    "publish": (["run"], "load_trained"),
     "report": (["run"], "write_report"),
     "shard": (["faces", "out"], "open_source"),
     "study": (["study.yaml"], "load_study"),

@@ -9,6 +9,7 @@ from pipeline.training.observers.exporter import exporter_of
 from pipeline.training.observers.metrics_file import MetricsFile
 from pipeline.training.observers.observer import Observer
 from pipeline.training.observers.progress import Progress
+from pipeline.training.observers.tracker import Tracker
 
 if TYPE_CHECKING:
     from pipeline.training.loop import Trainer
@@ -22,5 +23,6 @@ def observers_of(trainer: Trainer, restarts: int) -> list[Observer]:
     first_rank: list[Observer] = [
         MetricsFile(RunFolder(trainer.run).metrics),
         Progress(trainer.recipe.optimizer.steps),
+        *(Tracker(sink, trainer.run, trainer.recipe) for sink in trainer.recipe.log.sinks),
     ]
     return every_rank + (first_rank if trainer.topology.rank == 0 else [])

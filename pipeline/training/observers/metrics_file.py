@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import json
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from cluster.metrics import METRICS
 from pipeline.files import with_nulls, write_file
 from pipeline.training.observers.observer import Observer
-from pipeline.training.record import Record, Window, series_of
+from pipeline.training.observers.totals import Totals
+from pipeline.training.record import Record, Window
 
 if TYPE_CHECKING:
     from pipeline.training.evaluator import Evaluated
-
-_COUNTERS = {metric.name for metric in METRICS if metric.kind == "counter"}
 
 
 class MetricsFile(Observer):
     """Writes a record's values under the names that Prometheus has for them; those of this rank.
 
-    Gauges are as they were after the step, counters the totals of this process. Means over the log's window have names
-    of their own if Prometheus does not hold them: ``step_part_seconds``, and ``step_seconds``, which there is a
-    histogram. Floats keep every digit, so that two runs can be compared bit for bit; one
-    that is not finite is null, since JSON has no NaN.
+    Gauges are as they were after the step, counters the totals of this process (`Totals`). Floats keep every digit, so
+    that two runs can be compared bit for bit; one that is not finite is null, since JSON has no NaN.
 
     A step stands in the file once: what is after the step resumed from or rolled back to is dropped. If the disk takes
     nothing, rows are lost, and half a row is removed as soon as it can be.
@@ -35,7 +30,7 @@ class MetricsFile(Observer):
 
     def __init__(self, path: Path) -> None:
         self._path, self._last, self._torn = path, 0, False
-        self._totals: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        self._totals = Totals()
 
     @property
     @override
@@ -50,23 +45,14 @@ class MetricsFile(Observer):
 
     @override
     def recorded(self, record: Record, window: Window) -> None:
-        for name, label, value in series_of(record.values):
-            if name in _COUNTERS:
-                self._totals[name][label] += value
+        self._totals.add(record)
 
     @override
     def logged(self, record: Record, window: Window) -> None:
         behind, self._last = self._last, record.step
         if record.step <= behind or self._torn:  # rolled back, or the disk took half a row
             self._drop_after(record.step - 1, evaluated=record.step - 1)
-        means = {
-            "global_samples_per_second": window.samples_per_second,
-            "step_seconds": window.step_seconds,
-            "step_part_seconds": window.parts,
-        }
-        save = {"checkpoint_save_seconds": record.saved.seconds} if record.saved else {}
-        gauges = {name: value for name, value in record.values.items() if name not in _COUNTERS}
-        self._append({"step": record.step, "time": time.time()} | gauges | means | save | self._counters())
+        self._append({"step": record.step, "time": time.time()} | self._totals.row(record, window))
 
     @override
     def evaluated(self, found: Evaluated) -> None:
@@ -83,9 +69,6 @@ class MetricsFile(Observer):
         }
         row = {"step": found.step, "time": time.time(), "evaluation": results}
         self._append(row | {"evaluation_seconds": found.seconds, "evaluation_faults": found.faults})
-
-    def _counters(self) -> dict[str, Any]:
-        return {name: by_label.get("", by_label) for name, by_label in self._totals.items()}
 
     def _drop_after(self, step: int, *, evaluated: int) -> None:
         """Drop steps after `step`, evaluations after `evaluated` and torn rows."""

@@ -164,6 +164,12 @@ def test_numbers_are_computed_from_numbers_and_earlier_keys(tmp_path: Path) -> N
     assert recipe.optimizer.warmup_steps == 0  # as their scheduler computes it
 
 
+def test_weights_and_biases_are_carried_without_their_key(tmp_path: Path) -> None:
+    more = {"using_wandb": True, "wandb_project": "faces", "wandb_entity": None, "wandb_key": "0123456789abcdef"}
+    (sink,) = convert(Assignments(read_config(config(tmp_path)).keys | more), 8, tmp_path).recipe.log.sinks
+    assert sink.model_dump() == {"name": "wandb", "project": "faces", "entity": None, "mode": "online"}
+
+
 # Every key that the 42 configs of arcface_torch and their base.py set, with a value other than MS1MV3's or base.py's.
 KEYS: dict[str, object] = {
     "margin_list": [1.0, 0.0, 0.4],

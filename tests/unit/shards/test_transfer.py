@@ -147,7 +147,8 @@ def test_a_file_that_is_sent_is_never_seen_half_written(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither by a reader, nor by another process that sends the same set."""
-    there, store, seen = tmp_path / "there", type(fsspec.filesystem("file")), []
+    seen: list[bool] = []
+    there, store = tmp_path / "there", type(fsspec.filesystem("file"))
     real = store.put_file
 
     def slowly(self: Any, source: str, target: str, **more: Any) -> None:
