@@ -67,12 +67,11 @@ def _sample_loss(
     lambda_: float,
     state: dict[str, float],
 ) -> torch.Tensor:
-    name = keys["name"]
+    name, norm = keys["name"], x.square().sum().sqrt()
     if name == "softmax":
         logits = weight_CD @ x
     else:
         unit_CD = weight_CD / weight_CD.square().sum(1, keepdim=True).sqrt()
-        norm = x.square().sum().sqrt()
         cosines = (unit_CD @ (x / norm)).clamp(-1 + 1e-15, 1 - 1e-15)
         length = norm if name in {"modified_softmax", "a_softmax"} else keys["scale"]
         target = _target(torch.arccos(cosines[label]), norm, keys, lambda_, state)
@@ -85,7 +84,16 @@ def _sample_loss(
             target = cosines[label] + (target - cosines[label]).detach()
         logits = length * torch.cat([rest[:label], target[None], rest[label + 1 :]])
     top = logits.max()
-    return top + (logits - top).exp().sum().log() - logits[label]
+    loss = top + (logits - top).exp().sum().log() - logits[label]
+    if name == "magface":
+        loss = loss + keys["penalty_weight"] * (
+            1 / _held_norm(norm, keys) + _held_norm(norm, keys) / keys["norm_high"] ** 2
+        )
+    return loss
+
+
+def _held_norm(norm: torch.Tensor, keys: dict[str, Any]) -> torch.Tensor:
+    return norm.clamp(keys["norm_low"], keys["norm_high"])
 
 
 def _target(
@@ -102,6 +110,11 @@ def _target(
         quality = min(max(keys["concentration"] * place, -1.0), 1.0)
         return torch.cos((theta - keys["margin"] * quality).clamp(0, math.pi)) - keys["margin"] * (1 + quality)
 
+    def magface() -> torch.Tensor:
+        share = (_held_norm(norm, keys) - keys["norm_low"]) / (keys["norm_high"] - keys["norm_low"])
+        margin = keys["margin_low"] + share * (keys["margin_high"] - keys["margin_low"])
+        return _extended(theta + margin, math.pi + margin.item())
+
     by_name = {
         "modified_softmax": lambda: torch.cos(theta),
         "a_softmax": a_softmax,
@@ -112,6 +125,7 @@ def _target(
         "arcface": lambda: _extended(theta + a, math.pi + a),
         "combined": lambda: _extended(m * theta + a, m * math.pi + a) - b,
         "adaface": adaface,
+        "magface": magface,
     }
     return by_name[keys["name"]]()
 

@@ -56,6 +56,8 @@ CHOICES: list[dict[str, Any]] = [
     {"name": "sphereface_r_v2", "m": 1.4, "scale": 8, "detached": True},
     {"name": "arcface", "scale": 8, "detached": True},
     {"name": "adaface", "scale": 8},
+    # norms are between 5 and 13: shorter, within and longer
+    {"name": "magface", "scale": 8, "norm_low": 7, "norm_high": 10},
 ]
 CASES = {
     **{", ".join(map(str, choice.values())): Case(MARGINS.parse(choice)) for choice in CHOICES},

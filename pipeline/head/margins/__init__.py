@@ -16,6 +16,7 @@ the norms of late. docs/losses.md says what each needs, and what it costs.
 | arcface              | s cos θ_j         | s cos(θ + a)                     | Deng et al., CVPR 2019, eq. 3          |
 | combined             | s cos θ_j         | s (cos(mθ + a) - b)              | Deng et al., CVPR 2019, eq. 4          |
 | adaface              | s cos θ_j         | s (cos(θ - mẑ) - m (1 + ẑ))      | Kim et al., CVPR 2022                  |
+| magface              | s cos θ_j         | s cos(θ + m(‖x‖)), and a penalty | Meng et al., CVPR 2021, eq. 2          |
 
 If mθ + a passes π, cos is extended as ψ is, so that every target logit falls as its angle grows. Gradients are the true
 derivatives; with ``detached`` they are those of the logit without margin ("characteristic gradient detachment",

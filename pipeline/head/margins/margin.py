@@ -123,6 +123,13 @@ class Margin(NamedSection):
             state: that of the last good step and of the batch at hand; not to be changed.
         """
 
+    def penalty(self, target: Target) -> torch.Tensor | None:
+        """What is added to the loss of each sample [G], whatever the other classes are; None: nothing.
+
+        As in `target_logit`, what samples get whose target class is on another rank is discarded.
+        """
+        return None
+
     def margin_angle(self, theta: torch.Tensor) -> torch.Tensor:
         """The angle φ(θ) whose cosine the target logit has: beyond π it lies on an extension of the cosine."""
         return theta
