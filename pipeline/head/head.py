@@ -38,7 +38,7 @@ from cluster.collectives import (
 )
 from cluster.topology import split_range
 from pipeline.head.kernels import FusedUpdate, Kernel, RowGradient, Scoring, Sink, choose
-from pipeline.head.margins import Margin, State, Target
+from pipeline.head.margins import Margin, State, Target, Warp
 from pipeline.head.margins.angular import cosine
 from pipeline.head.rows import class_of, initial_rows, sampled_rows
 from pipeline.head.state import MarginState
@@ -152,8 +152,8 @@ class ShardedHead(nn.Module):
         x_GD = gather_rows(embeddings_BD.to(self.weight_SD.dtype), self.group)
         labels_G = gather_rows(labels_B, self.group)
         valid_G, target_G, embedding_norm_G = labels_G >= 0, class_of(labels_G, self.classes), x_GD.detach().norm(dim=1)
-        state = self._state_after(x_GD, target_G, embedding_norm_G, valid_G)
-        target, here_G, logsumexp_G = self._score(x_GD, target_G, step, learning_rate)
+        state, warp = self._look(x_GD, target_G, embedding_norm_G, valid_G)
+        target, here_G, logsumexp_G = self._score(x_GD, target_G, warp, step, learning_rate)
         # Before the sum over ranks and not after: a target row's gradient then stays on the rank that owns it.
         of_targets = [self.margin.target_logit(target, lambda_, state), target.cosine_G.detach()]
         if (penalty_G := self.margin.penalty(target)) is not None:
@@ -209,15 +209,18 @@ class ShardedHead(nn.Module):
         self._state.forget()
 
     @torch.no_grad()
-    def _state_after(
+    def _look(
         self, x_GD: torch.Tensor, target_G: torch.Tensor, embedding_norm_G: torch.Tensor, valid_G: torch.Tensor
-    ) -> State:
-        """The margin's state after this batch; its target cosines come from whichever rank has the target row."""
+    ) -> tuple[State, Warp | None]:
+        """The margin's state after this batch, and what happens to the logits of the non-target classes."""
+        margin = self.margin
         if not self.state:
-            return {}
+            return {}, margin.warp_of_batch({}, None)
         here_G = target_G >= 0
         cosine_G = cosine(x_GD, self.weight_SD[target_G.clamp(min=0)]).masked_fill(~here_G, 0)
-        return self._state.look(self.margin, sum_over_ranks(cosine_G, self.group), embedding_norm_G, valid_G)
+        cosine_G = sum_over_ranks(cosine_G, self.group)  # one rank has the target row, the others add zero
+        state = self._state.look(margin, cosine_G, embedding_norm_G, valid_G)
+        return state, margin.warp_of_batch(state, cosine_G)
 
     def _among_step_rows(self, target_G: torch.Tensor, step: int) -> torch.Tensor:
         """The target classes' numbers among the rows that take part, which are chosen here."""
@@ -228,7 +231,7 @@ class ShardedHead(nn.Module):
         return torch.where(target_G >= 0, torch.searchsorted(self._rows_n, target_G), target_G)
 
     def _score(
-        self, x_GD: torch.Tensor, target_G: torch.Tensor, step: int, learning_rate: float
+        self, x_GD: torch.Tensor, target_G: torch.Tensor, warp: Warp | None, step: int, learning_rate: float
     ) -> tuple[Target, torch.Tensor, torch.Tensor]:
         """The pairs that target logits are computed from, which of them are here, and the log-sum-exp of the rest [G].
 
@@ -237,11 +240,11 @@ class ShardedHead(nn.Module):
         target_G = self._among_step_rows(target_G, step)
         margin, options = self.margin, self.options
         if self._kernel is None:  # not before: the module may have been moved since it was made
-            self._kernel = options.kernel or choose(self.weight_SD.device.type, options.dtype)
+            self._kernel = options.kernel or choose(self.weight_SD.device.type, options.dtype, margin)
         batch, embedding_dim = x_GD.shape
         automatic = self._kernel.block_of(batch=batch, embedding_dim=embedding_dim, dtype=options.dtype)
         self._block = options.block or automatic
-        scoring = Scoring(margin.normalises_rows, margin.warp, options.dtype, block=self._block)
+        scoring = Scoring(margin.normalises_rows, warp, options.dtype, block=self._block)
         logsumexp_G, target_rows_GD = self._kernel.nontarget_logsumexp(
             margin.features(x_GD), self.weight_SD, target_G, scoring, self._sink(learning_rate), self._rows_n
         )

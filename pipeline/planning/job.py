@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.topology import split_range
+from pipeline.head.margins import Margin
+from pipeline.head.margins.a_softmax import ASoftmax
 
 FP32, BF16 = 4, 2
 GIB = 2**30
@@ -50,7 +52,8 @@ class Job:
         fused_update: rows are updated block by block, so their gradient is never held.
         slots: numbers that the optimizer keeps for each number of a parameter: 1, a momentum, for SGD.
         row_slots: numbers that it keeps besides for each row of the classifier: 1 for a count of updates.
-        device: its type, which decides the head's kernel.
+        device: its type, which decides the head's kernel with the margin.
+        margin: of the classifier.
 
     Raises:
         ValueError: for an impossible combination, naming the field.
@@ -68,6 +71,7 @@ class Job:
     slots: int = 1
     row_slots: int = 0
     device: str = "cuda"
+    margin: Margin = ASoftmax()
 
     def __post_init__(self) -> None:
         for name in ("embedding_dim", "global_batch", "ranks", "accumulation"):

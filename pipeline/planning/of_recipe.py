@@ -37,6 +37,7 @@ def job_of(recipe: Recipe, num_classes: int, num_ranks: int, device: str = "cuda
         slots=recipe.optimizer.slots_per_number(),
         row_slots=recipe.optimizer.slots_per_row(),
         device=device,
+        margin=recipe.head.margin,
     )
 
 

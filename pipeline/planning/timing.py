@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from pipeline.head.margins import Margin
 from pipeline.planning.failures import Failures, best_interval_seconds, lost_work_seconds, overhead
 from pipeline.planning.job import FP32, Job, Network
 from pipeline.planning.memory import network_state_bytes, row_slot_bytes
@@ -26,14 +27,26 @@ def traffic(job: Job, network: Network) -> dict[str, int]:
     sent = {
         "all-gather of embeddings and labels": embeddings + 8 * job.micro_batch * others * job.accumulation,
         "reduce-scatter of their gradients": embeddings,
-        # a maximum and three sums a sample
-        "all-reduces of the softmax": 2 * others * 4 * FP32 * job.head_batch * job.accumulation // job.ranks,
+        "all-reduces of the loss": 2
+        * others
+        * sum(_reduced(job))
+        * FP32
+        * job.head_batch
+        * job.accumulation
+        // job.ranks,
         "all-reduce of the network's gradient": passes * others * FP32 * network.parameters // job.ranks,
     }
     if network.norm_bytes:
         statistics = 2 * others * network.norm_bytes * job.accumulation // job.ranks
         sent["all-reduces of batch norms' statistics"] = statistics
     return sent
+
+
+def _reduced(job: Job) -> list[int]:
+    """All-reduces of the loss, and the numbers a sample in each: see `pipeline.head.head`."""
+    margin = job.margin
+    sums = 4 if type(margin).penalty is not Margin.penalty else 3
+    return [1, sums, 1] if margin.initial_state() else [1, sums]
 
 
 def model_flops(job: Job, network: Network) -> dict[str, int]:
@@ -97,9 +110,10 @@ def communication_seconds(job: Job, network: Network, rates: Rates) -> float:
             "several"
         )
     others = job.ranks - 1
-    # a gather of embeddings and one of labels, a scatter; four all-reduces and those of batch norms, two passes each;
-    # and the network's
-    hops = job.accumulation * others * (3 + (4 + network.norm_reduces) * 2) + 2 * others
+    # a gather of embeddings and one of labels, a scatter; the loss's all-reduces, two of the step's and those of batch
+    # norms, two passes each; and the network's
+    reduces = len(_reduced(job)) + 2 + network.norm_reduces
+    hops = job.accumulation * others * (3 + reduces * 2) + 2 * others
     return hops * rates.hop_seconds + sum(traffic(job, network).values()) / rates.collective_bytes_per_second
 
 

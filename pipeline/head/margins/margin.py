@@ -71,14 +71,17 @@ class Observed:
 
 
 class Warp(Protocol):
-    """What happens to the logits s cos θ of the non-target classes: they become s · value(cos θ), elementwise."""
+    """What happens to the logits s cos θ of the non-target classes: they become s · value(cos θ), elementwise.
+
+    Cosines come as [classes, G]: what differs from sample to sample is a tensor [G].
+    """
 
     @property
     def scale(self) -> float:
         """s."""
 
     def value(self, cosine: torch.Tensor) -> torch.Tensor:
-        """The new cosine; may be a new tensor of the same shape only, since the kernel changes it in place."""
+        """What the cosine becomes."""
 
     def slope(self, cosine: torch.Tensor) -> torch.Tensor:
         """d value / d cosine, or what stands for it in the gradient."""
@@ -111,6 +114,15 @@ class Margin(NamedSection):
     def warp(self) -> Warp | None:
         """What happens to the logits of the non-target classes; None: nothing."""
         return None
+
+    def warp_of_batch(self, state: State, target_cosine_G: torch.Tensor | None) -> Warp | None:
+        """`warp`, for a margin with state whose warp depends on it, or on cos θ to the target classes (None without).
+
+        Args:
+            state: as in `target_logit`.
+            target_cosine_G: of all samples, wherever their target row is, without a gradient; 0 without a label.
+        """
+        return self.warp
 
     @abstractmethod
     def target_logit(self, target: Target, lambda_: float | None, state: State) -> torch.Tensor:

@@ -14,6 +14,7 @@ import torch
 from pipeline.head.kernels import TritonLoop, choose
 from pipeline.head.kernels.triton_tiles import block_in_cache
 from pipeline.head.margins import MARGINS
+from pipeline.head.margins.arcface import ArcFace
 
 ROOT = Path(__file__).parents[4]
 INTERPRETED = Path(__file__).with_name("interpreted.py")
@@ -89,7 +90,8 @@ def test_a_block_fits_the_cache_with_what_is_made_of_it(batch: int) -> None:
 
 def test_memory_does_not_grow_with_the_classes() -> None:
     def needed(rows: int, batch: int) -> int:
-        return TritonLoop().memory_bytes(rows=rows, batch=batch, embedding_dim=512, dtype=torch.bfloat16, block=None)
+        kernel, bf16 = TritonLoop(), torch.bfloat16
+        return kernel.memory_bytes(rows=rows, batch=batch, embedding_dim=512, dtype=bf16, block=None, margin=ArcFace())
 
     for batch, most in ((256, 50), (1024, 70), (4096, 140)):
         assert needed(200_000, batch) == needed(40_000_000, batch) < most * 2**20
@@ -97,7 +99,7 @@ def test_memory_does_not_grow_with_the_classes() -> None:
 
 
 def test_it_is_chosen_on_a_gpu_and_nowhere_else() -> None:
-    assert isinstance(choose("cuda", torch.bfloat16), TritonLoop)
-    assert isinstance(choose("cuda", torch.float32), TritonLoop)
-    assert not isinstance(choose("cpu", torch.float32), TritonLoop)
-    assert not isinstance(choose("cuda", torch.float64), TritonLoop)
+    assert isinstance(choose("cuda", torch.bfloat16, ArcFace()), TritonLoop)
+    assert isinstance(choose("cuda", torch.float32, ArcFace()), TritonLoop)
+    assert not isinstance(choose("cpu", torch.float32, ArcFace()), TritonLoop)
+    assert not isinstance(choose("cuda", torch.float64, ArcFace()), TritonLoop)
