@@ -52,6 +52,9 @@ def dense_state(
             spread = math.sqrt(sum((norm - mean) ** 2 for norm in norms) / (len(norms) - 1))
             deviation = rate * spread + (1 - rate) * deviation
         return {"mean": rate * mean + (1 - rate) * before["mean"], "deviation": deviation}
+    if margin.name == "curricularface":
+        cosines = [float(x @ row) / (_length(x) * _length(row)) for x, row in pairs]
+        return {"t": keys["rate"] * sum(cosines) / len(cosines) + (1 - keys["rate"]) * (state or {"t": 0.0})["t"]}
     return {}
 
 
@@ -80,6 +83,9 @@ def _sample_loss(
             rest = torch.cos(torch.arccos(cosines) / keys["m"])
             if keys["detached"]:
                 rest = cosines + (rest - cosines).detach()
+        if name == "curricularface":
+            hard = cosines > target
+            rest = torch.where(hard, cosines * (state["t"] + cosines), cosines)
         if keys.get("detached"):
             target = cosines[label] + (target - cosines[label]).detach()
         logits = length * torch.cat([rest[:label], target[None], rest[label + 1 :]])
@@ -126,6 +132,7 @@ def _target(
         "combined": lambda: _extended(m * theta + a, m * math.pi + a) - b,
         "adaface": adaface,
         "magface": magface,
+        "curricularface": lambda: _extended(theta + a, math.pi + a),
     }
     return by_name[keys["name"]]()
 

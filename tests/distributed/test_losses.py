@@ -23,6 +23,7 @@ STEPS, SAVED = 6, 3
 # Norms here are about 1.5, and their deviation 0.3: running means that follow fast get there.
 LOSSES: dict[str, dict[str, Any]] = {
     "adaface": {"name": "adaface", "scale": 8, "rate": 0.5},
+    "curricularface": {"name": "curricularface", "scale": 8, "rate": 0.5},
     "magface": {"name": "magface", "scale": 8, "norm_low": 1, "norm_high": 3},
 }
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from pipeline.head.kernels import TritonLoop, choose
 from pipeline.head.kernels.triton_tiles import block_in_cache
 from pipeline.head.margins import MARGINS
 from pipeline.head.margins.arcface import ArcFace
+from pipeline.head.margins.curricularface import CurricularFace
+from pipeline.planning import Job, head_block
 
 ROOT = Path(__file__).parents[4]
 INTERPRETED = Path(__file__).with_name("interpreted.py")
@@ -103,3 +106,11 @@ def test_it_is_chosen_on_a_gpu_and_nowhere_else() -> None:
     assert isinstance(choose("cuda", torch.float32, ArcFace()), TritonLoop)
     assert not isinstance(choose("cpu", torch.float32, ArcFace()), TritonLoop)
     assert not isinstance(choose("cuda", torch.float64, ArcFace()), TritonLoop)
+
+
+def test_a_margin_that_it_does_not_take_is_the_block_loops_and_planned_as_such() -> None:
+    taken = {name for name in MARGINS if isinstance(choose("cuda", torch.bfloat16, MARGINS.parse(name)), TritonLoop)}
+    assert {name for name in MARGINS if not name.startswith("toy_")} - taken == {"curricularface"}
+    job = Job(classes=10**6, embedding_dim=512, global_batch=512, ranks=1)
+    assert head_block(job) == 8192
+    assert head_block(replace(job, margin=CurricularFace())) == 2048
