@@ -18,6 +18,7 @@ from pathlib import Path
 from cluster.stop import exit_with, faults_in_one_line
 from pipeline import planning
 from pipeline.backbones import BACKBONES
+from pipeline.head.margins import MARGINS
 from pipeline.optim import OPTIMIZERS
 from pipeline.planning import FP32, GIB, Job, Network, Rates, report
 from pipeline.planning.of_recipe import network_of, whole_job_of
@@ -118,6 +119,7 @@ def _job(args: argparse.Namespace) -> Job:
         fused_update=args.fused_update,
         slots=optimizer.slots_per_number(),
         row_slots=optimizer.slots_per_row(),
+        margin=MARGINS[args.margin](name=args.margin),
     )
 
 
@@ -192,7 +194,7 @@ def _as_json(question: Question) -> str:
     moment, peak = planning.peak(job, network)
     run = _course(question)
     answer = {
-        "job": asdict(job),
+        "job": asdict(job) | {"margin": job.margin.model_dump(mode="json")},
         "network": asdict(network),
         # what cluster.preflight --plan reads
         "hosts": {
@@ -260,6 +262,7 @@ def _parser() -> argparse.ArgumentParser:
     shape.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16", help="of the products")
     shape.add_argument("--accumulation", type=int, default=1, metavar="K", help="micro-batches a step (default 1)")
     shape.add_argument("--optimizer", default=OPTIMIZERS.default, help=f"one of {', '.join(OPTIMIZERS)}")
+    shape.add_argument("--margin", default=MARGINS.default, help=f"one of {', '.join(MARGINS)}")
     shape.add_argument("--zero-stage", type=int, default=0, help="DeepSpeed ZeRO of the backbone: 0 to 3")
     shape.add_argument("--fused-update", action="store_true", help="rows updated block by block, no row gradient held")
     parser.add_argument("--json", action="store_true", help="print the same numbers as JSON, in bytes and seconds")

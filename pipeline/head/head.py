@@ -1,9 +1,10 @@
 """The classifier split over ranks: gather embeddings, score this rank's rows, one softmax across all of them.
 
 Collectives of a step, in order, on the head's group: all-gather embeddings [B, D] and labels [B]; all-reduce max
-[G]; all-reduce sum [3, G]. Backward: reduce-scatter embedding gradients [G, D]. Nothing of size S or C travels,
-unless the classes are replicated (below): then the rows' gradients, block by block. A margin with state wants the
-target cosines before anything is scored: an all-reduce sum [G] comes first, and an all-gather [G, 3] between replicas.
+[G]; all-reduce sum [3, G], or [4, G] if the margin has a penalty. Backward: reduce-scatter embedding gradients [G, D].
+Nothing of size S or C travels, unless the classes are replicated (below): then the rows' gradients, block by block. A
+margin with state wants the target cosines before anything is scored: an all-reduce sum [G] comes first, and an
+all-gather [G, 3] between replicas.
 
 The gradient law. The loss is the mean over the samples of the group's batch that have a label, computed alike on every
 rank of it. A row's gradient is complete on the rank that owns it and is never averaged within the group. An embedding's
@@ -19,6 +20,7 @@ State of a margin: see `pipeline.head.state`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +38,7 @@ from cluster.collectives import (
 )
 from cluster.topology import split_range
 from pipeline.head.kernels import FusedUpdate, Kernel, RowGradient, Scoring, Sink, choose
-from pipeline.head.margins import Margin, State, Target
+from pipeline.head.margins import Margin, State, Target, Warp
 from pipeline.head.margins.angular import cosine
 from pipeline.head.rows import class_of, initial_rows, sampled_rows
 from pipeline.head.state import MarginState
@@ -150,15 +152,15 @@ class ShardedHead(nn.Module):
         x_GD = gather_rows(embeddings_BD, self.group, self.weight_SD.dtype)
         labels_G = gather_rows(labels_B, self.group)
         valid_G, target_G, embedding_norm_G = labels_G >= 0, class_of(labels_G, self.classes), x_GD.detach().norm(dim=1)
-        state = self._state_after(x_GD, target_G, embedding_norm_G, valid_G)
-        target, here_G, logsumexp_G = self._score(x_GD, target_G, step, learning_rate)
+        state, warp = self._look(x_GD, target_G, embedding_norm_G, valid_G)
+        target, here_G, logsumexp_G = self._score(x_GD, target_G, warp, step, learning_rate)
         # Before the sum over ranks and not after: a target row's gradient then stays on the rank that owns it.
-        target_logit_G = self.margin.target_logit(target, lambda_, state)
-        target_logit_G, target_cosine_G, logsumexp_G = self._combine(
-            target_logit_G, target.cosine_G, here_G, logsumexp_G
-        )
+        of_targets = [self.margin.target_logit(target, lambda_, state), target.cosine_G.detach()]
+        if (penalty_G := self.margin.penalty(target)) is not None:
+            of_targets.append(penalty_G)
+        logsumexp_G, target_logit_G, target_cosine_G, *penalties = self._combine(logsumexp_G, of_targets, here_G)
         # -log softmax of the target class; logsigmoid keeps its precision if the loss is tiny or huge.
-        loss_G = -F.logsigmoid(target_logit_G - logsumexp_G)
+        loss_G = sum(penalties, -F.logsigmoid(target_logit_G - logsumexp_G))
         # Exactly 1 if all samples are valid: the loss is then its mean to the bit.
         share = len(valid_G) / valid_G.sum().clamp(min=1).to(loss_G.dtype)
         loss = loss_G.masked_fill(~valid_G, 0).mean() * share
@@ -207,15 +209,18 @@ class ShardedHead(nn.Module):
         self._state.forget()
 
     @torch.no_grad()
-    def _state_after(
+    def _look(
         self, x_GD: torch.Tensor, target_G: torch.Tensor, embedding_norm_G: torch.Tensor, valid_G: torch.Tensor
-    ) -> State:
-        """The margin's state after this batch; its target cosines come from whichever rank has the target row."""
+    ) -> tuple[State, Warp | None]:
+        """The margin's state after this batch, and what happens to the logits of the non-target classes."""
+        margin = self.margin
         if not self.state:
-            return {}
+            return {}, margin.warp_of_batch({}, None)
         here_G = target_G >= 0
         cosine_G = cosine(x_GD, self.weight_SD[target_G.clamp(min=0)]).masked_fill(~here_G, 0)
-        return self._state.look(self.margin, sum_over_ranks(cosine_G, self.group), embedding_norm_G, valid_G)
+        cosine_G = sum_over_ranks(cosine_G, self.group)  # one rank has the target row, the others add zero
+        state = self._state.look(margin, cosine_G, embedding_norm_G, valid_G)
+        return state, margin.warp_of_batch(state, cosine_G)
 
     def _among_step_rows(self, target_G: torch.Tensor, step: int) -> torch.Tensor:
         """The target classes' numbers among the rows that take part, which are chosen here."""
@@ -226,7 +231,7 @@ class ShardedHead(nn.Module):
         return torch.where(target_G >= 0, torch.searchsorted(self._rows_n, target_G), target_G)
 
     def _score(
-        self, x_GD: torch.Tensor, target_G: torch.Tensor, step: int, learning_rate: float
+        self, x_GD: torch.Tensor, target_G: torch.Tensor, warp: Warp | None, step: int, learning_rate: float
     ) -> tuple[Target, torch.Tensor, torch.Tensor]:
         """The pairs that target logits are computed from, which of them are here, and the log-sum-exp of the rest [G].
 
@@ -235,11 +240,11 @@ class ShardedHead(nn.Module):
         target_G = self._among_step_rows(target_G, step)
         margin, options = self.margin, self.options
         if self._kernel is None:  # not before: the module may have been moved since it was made
-            self._kernel = options.kernel or choose(self.weight_SD.device.type, options.dtype)
+            self._kernel = options.kernel or choose(self.weight_SD.device.type, options.dtype, margin)
         batch, embedding_dim = x_GD.shape
         automatic = self._kernel.block_of(batch=batch, embedding_dim=embedding_dim, dtype=options.dtype)
         self._block = options.block or automatic
-        scoring = Scoring(margin.normalises_rows, margin.warp, options.dtype, block=self._block)
+        scoring = Scoring(margin.normalises_rows, warp, options.dtype, block=self._block)
         logsumexp_G, target_rows_GD = self._kernel.nontarget_logsumexp(
             margin.features(x_GD), self.weight_SD, target_G, scoring, self._sink(learning_rate), self._rows_n
         )
@@ -267,18 +272,18 @@ class ShardedHead(nn.Module):
         self.optimizer.apply(rows if self._rows_n is None else self._rows_n[rows], grad, learning_rate, dropped)
 
     def _combine(
-        self, target_logit_G: torch.Tensor, target_cosine_G: torch.Tensor, here_G: torch.Tensor, local_G: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Target logit, target cosine and log-sum-exp of the non-target classes, over all ranks' rows [G] each.
+        self, local_G: torch.Tensor, of_targets: Sequence[torch.Tensor], here_G: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Log-sum-exp of the non-target classes, and what is computed of the targets, over all ranks' rows [G] each.
 
-        All-reduce max [G], then all-reduce sum [3, G]: the maximum must be known before exponentials can be summed, and
-        everything else waits to travel with them.
+        All-reduce max [G], then all-reduce sum [3 or 4, G]: the maximum must be known before exponentials can be
+        summed, and everything else waits to travel with them.
         """
         # With a single class there is no other: a floor far below any logit stands for log 0 without NaN gradients.
         floor = torch.finfo(local_G.dtype).min / 4
         local_G = local_G.clamp(min=floor)
         maximum_G = max_over_ranks(local_G, self.group)
         # One rank has a sample's target row and every other rank adds zero: the sum is its value to the bit.
-        here = [values_G.masked_fill(~here_G, 0) for values_G in (target_logit_G, target_cosine_G.detach())]
-        summed = sum_over_ranks(torch.stack([*here, (local_G - maximum_G).exp()]), self.group)
-        return summed[0], summed[1], summed[2].log() + maximum_G
+        here = [values_G.masked_fill(~here_G, 0) for values_G in of_targets]
+        total_G, *summed = sum_over_ranks(torch.stack([(local_G - maximum_G).exp(), *here]), self.group)
+        return total_G.log() + maximum_G, *summed

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.topology import split_range
+from pipeline.head.margins import Margin
+from pipeline.head.margins.a_softmax import ASoftmax
 
 FP32, BF16 = 4, 2
 GIB = 2**30
@@ -51,7 +53,8 @@ class Job:
         slots: numbers that the optimizer keeps for each number of a parameter: 1, a momentum, for SGD.
         exchange: bytes of a number of the network's gradient on its way between ranks.
         row_slots: numbers that it keeps besides for each row of the classifier: 1 for a count of updates.
-        device: its type, which decides the head's kernel.
+        device: its type, which decides the head's kernel with the margin.
+        margin: of the classifier.
 
     Raises:
         ValueError: for an impossible combination, naming the field.
@@ -70,6 +73,7 @@ class Job:
     row_slots: int = 0
     exchange: int = FP32
     device: str = "cuda"
+    margin: Margin = ASoftmax()
 
     def __post_init__(self) -> None:
         for name in ("embedding_dim", "global_batch", "ranks", "accumulation"):

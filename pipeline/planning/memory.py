@@ -142,13 +142,18 @@ def head_block_bytes(job: Job) -> int:
     """The head's memory beyond rows, their gradient and slots, as its kernel says; independent of C from a block on."""
     kernel, dtype = _kernel(job)
     return kernel.memory_bytes(
-        rows=job.rows, batch=job.head_batch, embedding_dim=job.embedding_dim, dtype=dtype, block=job.block
+        rows=job.rows,
+        batch=job.head_batch,
+        embedding_dim=job.embedding_dim,
+        dtype=dtype,
+        block=job.block,
+        margin=job.margin,
     )
 
 
 def _kernel(job: Job) -> tuple[Kernel, torch.dtype]:
     dtype = torch.bfloat16 if job.bf16 else torch.float32
-    return choose(job.device, dtype), dtype
+    return choose(job.device, dtype, job.margin), dtype
 
 
 def checkpoint_bytes(job: Job, network: Network) -> int:

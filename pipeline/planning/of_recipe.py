@@ -38,6 +38,7 @@ def job_of(recipe: Recipe, num_classes: int, num_ranks: int, device: str = "cuda
         row_slots=recipe.optimizer.slots_per_row(),
         exchange=recipe.exchange_dtype.itemsize,
         device=device,
+        margin=recipe.head.margin,
     )
 
 

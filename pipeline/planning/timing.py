@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from pipeline.head.margins import Margin
 from pipeline.planning.failures import Failures, best_interval_seconds, lost_work_seconds, overhead
 from pipeline.planning.job import BF16, FP32, Job, Network
 from pipeline.planning.memory import network_state_bytes, row_slot_bytes
@@ -30,14 +31,26 @@ def traffic(job: Job, network: Network) -> dict[str, int]:
         "all-gather of embeddings and labels": (BF16 if job.bf16 else FP32) * embeddings
         + 8 * job.micro_batch * others * job.accumulation,
         "reduce-scatter of their gradients": FP32 * embeddings,
-        # a maximum and three sums a sample
-        "all-reduces of the softmax": 2 * others * 4 * FP32 * job.head_batch * job.accumulation // job.ranks,
+        "all-reduces of the loss": 2
+        * others
+        * sum(_reduced(job))
+        * FP32
+        * job.head_batch
+        * job.accumulation
+        // job.ranks,
         NETWORK_EXCHANGE: (reduces * job.exchange + gathers * FP32) * others * network.parameters // job.ranks,
     }
     if network.norm_bytes:
         statistics = 2 * others * network.norm_bytes * job.accumulation // job.ranks
         sent["all-reduces of batch norms' statistics"] = statistics
     return sent
+
+
+def _reduced(job: Job) -> list[int]:
+    """All-reduces of the loss, and the numbers a sample in each: see `pipeline.head.head`."""
+    margin = job.margin
+    sums = 4 if type(margin).penalty is not Margin.penalty else 3
+    return [1, sums, 1] if margin.initial_state() else [1, sums]
 
 
 def model_flops(job: Job, network: Network) -> dict[str, int]:
@@ -103,8 +116,9 @@ def communication_seconds(job: Job, network: Network, rates: Rates) -> float:
         )
     sent = traffic(job, network)
     of_network = sent.pop(NETWORK_EXCHANGE)
-    # a gather of embeddings and one of labels, a scatter; four all-reduces and those of batch norms, two passes each
-    hops = job.accumulation * (job.ranks - 1) * (3 + (4 + network.norm_reduces) * 2)
+    # a gather of embeddings and one of labels, a scatter; the loss's all-reduces, two of the step's and those of batch
+    # norms, two passes each
+    hops = job.accumulation * (job.ranks - 1) * (3 + (len(_reduced(job)) + 2 + network.norm_reduces) * 2)
     others = hops * rates.hop_seconds + sum(sent.values()) / rates.collective_bytes_per_second
     return others + _ring_seconds(job, of_network, rates)
 

@@ -52,6 +52,9 @@ def dense_state(
             spread = math.sqrt(sum((norm - mean) ** 2 for norm in norms) / (len(norms) - 1))
             deviation = rate * spread + (1 - rate) * deviation
         return {"mean": rate * mean + (1 - rate) * before["mean"], "deviation": deviation}
+    if margin.name == "curricularface":
+        cosines = [float(x @ row) / (_length(x) * _length(row)) for x, row in pairs]
+        return {"t": keys["rate"] * sum(cosines) / len(cosines) + (1 - keys["rate"]) * (state or {"t": 0.0})["t"]}
     return {}
 
 
@@ -67,12 +70,11 @@ def _sample_loss(
     lambda_: float,
     state: dict[str, float],
 ) -> torch.Tensor:
-    name = keys["name"]
+    name, norm = keys["name"], x.square().sum().sqrt()
     if name == "softmax":
         logits = weight_CD @ x
     else:
         unit_CD = weight_CD / weight_CD.square().sum(1, keepdim=True).sqrt()
-        norm = x.square().sum().sqrt()
         cosines = (unit_CD @ (x / norm)).clamp(-1 + 1e-15, 1 - 1e-15)
         length = norm if name in {"modified_softmax", "a_softmax"} else keys["scale"]
         target = _target(torch.arccos(cosines[label]), norm, keys, lambda_, state)
@@ -81,11 +83,23 @@ def _sample_loss(
             rest = torch.cos(torch.arccos(cosines) / keys["m"])
             if keys["detached"]:
                 rest = cosines + (rest - cosines).detach()
+        if name == "curricularface":
+            hard = cosines > target
+            rest = torch.where(hard, cosines * (state["t"] + cosines), cosines)
         if keys.get("detached"):
             target = cosines[label] + (target - cosines[label]).detach()
         logits = length * torch.cat([rest[:label], target[None], rest[label + 1 :]])
     top = logits.max()
-    return top + (logits - top).exp().sum().log() - logits[label]
+    loss = top + (logits - top).exp().sum().log() - logits[label]
+    if name == "magface":
+        loss = loss + keys["penalty_weight"] * (
+            1 / _held_norm(norm, keys) + _held_norm(norm, keys) / keys["norm_high"] ** 2
+        )
+    return loss
+
+
+def _held_norm(norm: torch.Tensor, keys: dict[str, Any]) -> torch.Tensor:
+    return norm.clamp(keys["norm_low"], keys["norm_high"])
 
 
 def _target(
@@ -102,6 +116,11 @@ def _target(
         quality = min(max(keys["concentration"] * place, -1.0), 1.0)
         return torch.cos((theta - keys["margin"] * quality).clamp(0, math.pi)) - keys["margin"] * (1 + quality)
 
+    def magface() -> torch.Tensor:
+        share = (_held_norm(norm, keys) - keys["norm_low"]) / (keys["norm_high"] - keys["norm_low"])
+        margin = keys["margin_low"] + share * (keys["margin_high"] - keys["margin_low"])
+        return _extended(theta + margin, math.pi + margin.item())
+
     by_name = {
         "modified_softmax": lambda: torch.cos(theta),
         "a_softmax": a_softmax,
@@ -112,6 +131,8 @@ def _target(
         "arcface": lambda: _extended(theta + a, math.pi + a),
         "combined": lambda: _extended(m * theta + a, m * math.pi + a) - b,
         "adaface": adaface,
+        "magface": magface,
+        "curricularface": lambda: _extended(theta + a, math.pi + a),
     }
     return by_name[keys["name"]]()
 

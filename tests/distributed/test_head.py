@@ -56,6 +56,9 @@ CHOICES: list[dict[str, Any]] = [
     {"name": "sphereface_r_v2", "m": 1.4, "scale": 8, "detached": True},
     {"name": "arcface", "scale": 8, "detached": True},
     {"name": "adaface", "scale": 8},
+    # norms are between 5 and 13: shorter, within and longer
+    {"name": "magface", "scale": 8, "norm_low": 7, "norm_high": 10},
+    {"name": "curricularface", "scale": 8},
 ]
 CASES = {
     **{", ".join(map(str, choice.values())): Case(MARGINS.parse(choice)) for choice in CHOICES},
@@ -64,6 +67,9 @@ CASES = {
     # norms between 5 and 13 are of low, average and high quality
     "adaface later": Case(
         MARGINS.parse({"name": "adaface", "scale": 8, "rate": 0.2}), state={"mean": 9, "deviation": 1}
+    ),
+    "curricularface later": Case(
+        MARGINS.parse({"name": "curricularface", "scale": 8, "rate": 0.2, "angle": 0.1}), state={"t": 0.6}
     ),
     "one block": Case(block=100),
     "blocks of one": Case(block=1),

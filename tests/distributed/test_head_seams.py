@@ -94,7 +94,16 @@ class DenseKernel:
         """All."""
         return 2**31
 
-    def memory_bytes(self, *, rows: int, batch: int, embedding_dim: int, dtype: torch.dtype, block: int | None) -> int:  # noqa: ARG002 - see `Kernel`
+    def memory_bytes(
+        self,
+        *,
+        rows: int,
+        batch: int,
+        embedding_dim: int,
+        dtype: torch.dtype,  # noqa: ARG002 - see `Kernel`
+        block: int | None,  # noqa: ARG002
+        margin: Margin,  # noqa: ARG002
+    ) -> int:
         """Logits and softmax; the block does not matter."""
         return 4 * (2 * rows * batch + rows * embedding_dim)
 

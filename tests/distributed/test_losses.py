@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline import planning
 from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.head.margins import MARGINS
 from pipeline.optim.sgd import SGD
+from pipeline.planning import Network
+from pipeline.planning.of_recipe import job_of
 from pipeline.recipe.schema import Checkpoint, Data, Head, Recipe
 from tests.distributed.ranks import run_ranks
 from tests.distributed.trainer import trainer_of
@@ -20,6 +23,8 @@ STEPS, SAVED = 6, 3
 # Norms here are about 1.5, and their deviation 0.3: running means that follow fast get there.
 LOSSES: dict[str, dict[str, Any]] = {
     "adaface": {"name": "adaface", "scale": 8, "rate": 0.5},
+    "curricularface": {"name": "curricularface", "scale": 8, "rate": 0.5},
+    "magface": {"name": "magface", "scale": 8, "norm_low": 1, "norm_high": 3},
 }
 
 
@@ -44,9 +49,13 @@ def train_each(rank: int, ranks: int, shards: Path, runs: Path, resume: int | No
     found = {}
     for loss in LOSSES:
         trainer = trainer_of(rank, ranks, recipe(shards, loss), runs / loss, resume)
-        losses = [record.loss for record in trainer.train()]
+        records = list(trainer.train())
+        losses = [record.loss for record in records]
+        sent = records[-1].values["communication_bytes_total"]
+        assert isinstance(sent, dict)
         state = {name: value.clone() for name, value in trainer.head.state.items()}
-        found[loss] = {"losses": losses, "state": state, "rows": trainer.head.weight_SD.detach().clone()}
+        rows = trainer.head.weight_SD.detach().clone()
+        found[loss] = {"losses": losses, "state": state, "rows": rows, "sent": sent["head"]}
     return found
 
 
@@ -80,3 +89,14 @@ def test_a_run_resumes(loss: str, whole: tuple[Path, list[dict[str, Any]]], resu
             assert all(torch.equal(second["state"][name], value) for name, value in first["state"].items())
     first = MARGINS.parse(LOSSES[loss]).initial_state()
     assert all(not torch.equal(want[0]["state"][name], value) for name, value in first.items()), "nothing was seen"
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_rank_sends_what_is_planned(
+    loss: str, shards: Path, whole: tuple[Path, list[dict[str, Any]]], resumed: list[dict[str, Any]]
+) -> None:
+    for results in (whole[1], resumed):
+        ranks = len(results)
+        planned = planning.traffic(job_of(recipe(shards, loss), 7, ranks), Network(0, 0, 0))
+        agreement = 2 * (ranks - 1) / ranks * 4 * (2 + 3 * ranks)
+        assert results[0][loss]["sent"] == pytest.approx(sum(planned.values()) + agreement, abs=8)

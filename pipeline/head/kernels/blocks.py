@@ -22,11 +22,15 @@ import torch
 
 from pipeline.head.kernels.kernel import Scoring, Sink
 from pipeline.head.kernels.products import exact_product, gradient_factor, gradient_product
-from pipeline.head.margins import Warp
+from pipeline.head.margins import Margin, Warp
+from pipeline.head.margins.margin import ScaledMargin
 
 _LOG2_E = 1.4426950408889634
 _LN_2 = 0.6931471805599453
 _FP32 = 4
+
+# Numbers of a block that a warp works on at a time: what fits a core's cache, or is worth a launch.
+_SLICE_NUMBERS, _SLICE_NUMBERS_ON_DEVICES = 2**15, 2**20
 
 # Classes scored at a time. At G = D = 512 a block's logits, rows and gradient are 4 MiB each in fp32.
 BLOCK = 2048
@@ -53,20 +57,25 @@ class BlockLoop:
         """See `Kernel`."""
         return BLOCK
 
-    def memory_bytes(self, *, rows: int, batch: int, embedding_dim: int, dtype: torch.dtype, block: int | None) -> int:
+    def memory_bytes(
+        self, *, rows: int, batch: int, embedding_dim: int, dtype: torch.dtype, block: int | None, margin: Margin
+    ) -> int:
         """See `Kernel`. Independent of S once it exceeds the block; 18 MiB at G = D = 512 in fp32.
 
         The fullest of three moments of a block in the backward pass: its rows with its softmax and what is made of that
         (in fp32 a transposed copy for the product, in bf16 a rounded one); rows, softmax and the rows' gradient; rows,
-        gradient and one more product of their size. Besides, six arrays [G, D]: embeddings, features and target rows
-        with gradients.
+        gradient and one more product of their size. (Rows that are not normalised lie where they are, and need no such
+        product.) Besides, six arrays [G, D]: embeddings, features and target rows with gradients; and one more if
+        embeddings are brought to one length.
         """
         block, dim = min(block or BLOCK, rows), embedding_dim
+        copy = dim if margin.normalises_rows else 0
+        arrays = 6 + isinstance(margin, ScaledMargin)
         if dtype == torch.bfloat16:
-            fullest = max(dim + 1.5 * batch, 2.5 * dim + 0.5 * batch, 3 * dim)
+            fullest = max(copy + 1.5 * batch, copy + 1.5 * dim + 0.5 * batch, 3 * copy)
         else:
-            fullest = max(dim + 2 * batch, 2 * dim + batch, 3 * dim)
-        return int(_FP32 * (block * fullest + 6 * batch * dim))
+            fullest = max(copy + 2 * batch, copy + dim + batch, 3 * copy)
+        return int(_FP32 * (block * fullest + arrays * batch * dim))
 
 
 class _NontargetLogSumExp(torch.autograd.Function):
@@ -89,7 +98,8 @@ class _NontargetLogSumExp(torch.autograd.Function):
         for start, rows, _ in _blocks(weight_SD, scoring, rows_n):
             logits = exact_product(rows, features2_GD, scoring.dtype)
             if warp is not None:
-                logits = _warped(logits, warp)
+                for part, cosine in _slices(logits, warp):
+                    part.copy_(_warped(cosine, warp))
             logits = _without_target(logits, target_G - start, -torch.inf)
             larger_G = torch.maximum(maximum_G, logits.amax(0))
             shift_G = _finite(larger_G)
@@ -161,19 +171,26 @@ def _softmax(
     if warp is None:
         softmax = exact_product(rows, features2_GD, dtype, bias_N=-shift_G).exp2_()
     else:
-        products = exact_product(rows, features2_GD, dtype)
-        slope = warp.slope(_cosine(products, warp))
-        softmax = _warped(products, warp).sub_(shift_G).exp2_().mul_(slope)
+        softmax = exact_product(rows, features2_GD, dtype)
+        for part, cosine in _slices(softmax, warp):
+            part.copy_(_warped(cosine, warp).sub_(shift_G).exp2_().mul_(warp.slope(cosine)))
     return _without_target(softmax, target_G, 0)
 
 
-def _warped(products: torch.Tensor, warp: Warp) -> torch.Tensor:
-    """Logits times log2(e) from the plain products s cos θ times log2(e)."""
-    return warp.value(_cosine(products, warp)).mul_(warp.scale * _LOG2_E)
+def _warped(cosine: torch.Tensor, warp: Warp) -> torch.Tensor:
+    """Logits times log2(e)."""
+    return warp.value(cosine) * (warp.scale * _LOG2_E)
 
 
-def _cosine(products: torch.Tensor, warp: Warp) -> torch.Tensor:
-    return (products / (warp.scale * _LOG2_E)).clamp_(-1, 1)
+def _slices(products: torch.Tensor, warp: Warp) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """A block's plain products s cos θ times log2(e) [block, G], some classes at a time, and the cosines of these.
+
+    What a warp makes of a slice stays in the cache, and never is as large as a block.
+    """
+    block, batch = products.shape
+    numbers = _SLICE_NUMBERS if products.device.type == "cpu" else _SLICE_NUMBERS_ON_DEVICES
+    for part in products.split(max(1, min(numbers // batch, block // 8))):
+        yield part, (part / (warp.scale * _LOG2_E)).clamp_(-1, 1)
 
 
 def _without_target(values: torch.Tensor, target_G: torch.Tensor, fill: float) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from pipeline.head.margins import Warp
+from pipeline.head.margins import Margin, Warp
 from pipeline.optim.rows import RowOptimizer
 
 
@@ -138,7 +138,9 @@ class Kernel(Protocol):
     def block_of(self, *, batch: int, embedding_dim: int, dtype: torch.dtype) -> int:
         """Classes held at a time if the recipe gives no number; the arguments are those of `memory_bytes`."""
 
-    def memory_bytes(self, *, rows: int, batch: int, embedding_dim: int, dtype: torch.dtype, block: int | None) -> int:
+    def memory_bytes(
+        self, *, rows: int, batch: int, embedding_dim: int, dtype: torch.dtype, block: int | None, margin: Margin
+    ) -> int:
         """Bytes at the fullest moment of forward and backward, beyond the rows, their gradient and optimizer state.
 
         Args:
@@ -147,4 +149,5 @@ class Kernel(Protocol):
             embedding_dim: D.
             dtype: of the products' factors.
             block: classes held at a time, at most; None: `block_of`.
+            margin: what is computed.
         """

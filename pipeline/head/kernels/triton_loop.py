@@ -15,11 +15,12 @@ product is off by 2^-10 · ‖x‖.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from pipeline.head.kernels.blocks import BlockLoop
+from pipeline.head.kernels.blocks import BLOCK, BlockLoop
 from pipeline.head.kernels.kernel import RowGradient, Scoring, Sink
 from pipeline.head.kernels.triton_passes import Capture, Passes, SgdUpdate, cuda_graphs
 from pipeline.head.kernels.triton_tiles import (
@@ -30,17 +31,29 @@ from pipeline.head.kernels.triton_tiles import (
     padded_block,
     tiles_of,
 )
+from pipeline.head.margins import Margin, Warp
 from pipeline.head.margins.sphereface_r import DividedAngle
 
 _LN_2 = 0.6931471805599453
 _FP32 = 4
 
 
+def takes(margin: Margin) -> bool:
+    """Whether the programs compute this margin: its non-target logits are plain, or warped in a way that they know."""
+    fixed = type(margin).warp_of_batch is Margin.warp_of_batch
+    return fixed and _knows(margin.warp)
+
+
+def _knows(warp: Warp | None) -> bool:
+    return warp is None or isinstance(warp, DividedAngle)
+
+
 class TritonLoop:
     """The `Kernel` of Triton programs, for float32, bfloat16 and float16 factors.
 
-    Of warps they know `DividedAngle`; with another one the block loop of torch operators computes. An instance belongs
-    to one head: it keeps the buffers and graphs of that head's shapes.
+    Of warps they know `DividedAngle`; a margin that begins to have another in the course of training is computed by the
+    block loop of torch operators from then on. An instance belongs to one head: it keeps the buffers and graphs of that
+    head's shapes.
 
     Args:
         tiles: the shapes of the programs; None: those that are known to fit the type.
@@ -61,8 +74,9 @@ class TritonLoop:
         rows_n: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Kernel`. SGD's update, or the gradient's sum, is part of the backward pass if the sink allows it."""
-        if scoring.warp is not None and not isinstance(scoring.warp, DividedAngle):
-            return BlockLoop().nontarget_logsumexp(features_GD, weight_SD, target_G, scoring, sink, rows_n)
+        if not _knows(scoring.warp):
+            small = replace(scoring, block=min(scoring.block, BLOCK))
+            return BlockLoop().nontarget_logsumexp(features_GD, weight_SD, target_G, small, sink, rows_n)
         assert rows_n is None or sink is not None, "a part of the rows needs a sink"
         return _NontargetLogSumExp.apply(features_GD, weight_SD, target_G, scoring, sink, rows_n, self)
 
@@ -70,7 +84,16 @@ class TritonLoop:
         """See `Kernel`."""
         return block_in_cache(batch, embedding_dim, dtype, device_l2_bytes())
 
-    def memory_bytes(self, *, rows: int, batch: int, embedding_dim: int, dtype: torch.dtype, block: int | None) -> int:
+    def memory_bytes(
+        self,
+        *,
+        rows: int,
+        batch: int,
+        embedding_dim: int,
+        dtype: torch.dtype,
+        block: int | None,
+        margin: Margin,  # noqa: ARG002 - see `Kernel`
+    ) -> int:
         """See `Kernel`: what is made of a block, the running maxima and sums, and arrays [G, D]; whatever S is.
 
         Of those arrays there are eleven in float32 (features, target rows and the gradients of both, here and at fixed

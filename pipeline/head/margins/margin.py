@@ -71,14 +71,17 @@ class Observed:
 
 
 class Warp(Protocol):
-    """What happens to the logits s cos θ of the non-target classes: they become s · value(cos θ), elementwise."""
+    """What happens to the logits s cos θ of the non-target classes: they become s · value(cos θ), elementwise.
+
+    Cosines come as [classes, G]: what differs from sample to sample is a tensor [G].
+    """
 
     @property
     def scale(self) -> float:
         """s."""
 
     def value(self, cosine: torch.Tensor) -> torch.Tensor:
-        """The new cosine; may be a new tensor of the same shape only, since the kernel changes it in place."""
+        """What the cosine becomes."""
 
     def slope(self, cosine: torch.Tensor) -> torch.Tensor:
         """d value / d cosine, or what stands for it in the gradient."""
@@ -112,6 +115,15 @@ class Margin(NamedSection):
         """What happens to the logits of the non-target classes; None: nothing."""
         return None
 
+    def warp_of_batch(self, state: State, target_cosine_G: torch.Tensor | None) -> Warp | None:
+        """`warp`, for a margin with state whose warp depends on it, or on cos θ to the target classes (None without).
+
+        Args:
+            state: as in `target_logit`.
+            target_cosine_G: of all samples, wherever their target row is, without a gradient; 0 without a label.
+        """
+        return self.warp
+
     @abstractmethod
     def target_logit(self, target: Target, lambda_: float | None, state: State) -> torch.Tensor:
         """Logit [G] of each sample's target class.
@@ -122,6 +134,13 @@ class Margin(NamedSection):
             lambda_: what `lambda_at` says of the step.
             state: that of the last good step and of the batch at hand; not to be changed.
         """
+
+    def penalty(self, target: Target) -> torch.Tensor | None:
+        """What is added to the loss of each sample [G], whatever the other classes are; None: nothing.
+
+        As in `target_logit`, what samples get whose target class is on another rank is discarded.
+        """
+        return None
 
     def margin_angle(self, theta: torch.Tensor) -> torch.Tensor:
         """The angle φ(θ) whose cosine the target logit has: beyond π it lies on an extension of the cosine."""

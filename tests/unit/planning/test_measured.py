@@ -3,7 +3,7 @@
 import json
 import weakref
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from pipeline.backbones.size import activation_bytes
 from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.head.head import HeadOptions, ShardedHead
+from pipeline.head.margins import MARGINS, Margin
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.optim.sgd import SGD
 from pipeline.planning import RESERVED_BYTES, Job, Network, head_block_bytes, memory
@@ -26,6 +27,8 @@ from pipeline.training.engine import Engine
 from tests.distributed.ranks import run_ranks
 
 # classes, embedding, global batch, block: most beyond the rows is a block's logits, a block's rows, the embeddings
+A_SOFTMAX = ASoftmax()
+
 SIZES = [(60_001, 64, 512, 1024), (20_001, 256, 64, 2048), (3_001, 128, 512, 128)]
 
 
@@ -45,12 +48,20 @@ def highest(run: Callable[[], object]) -> int:
 
 
 def measure(
-    _: int, num_ranks: int, classes: int, dim: int, batch: int, block: int, fused: bool, bf16: bool
+    _: int,
+    num_ranks: int,
+    classes: int,
+    dim: int,
+    batch: int,
+    block: int,
+    fused: bool,
+    bf16: bool,
+    margin: Margin = A_SOFTMAX,
 ) -> dict[str, int]:
     """Bytes beyond rows and their momentum at the head's and at the update's fullest."""
     group = dist.group.WORLD if num_ranks > 1 else None
     options = HeadOptions(torch.bfloat16 if bf16 else torch.float32, block, fused)
-    head = ShardedHead(classes, dim, ASoftmax(), group, optimizer=SGD(steps=1, learning_rate=0.1), options=options)
+    head = ShardedHead(classes, dim, margin, group, optimizer=SGD(steps=1, learning_rate=0.1), options=options)
     x = torch.randn(batch // num_ranks, dim, requires_grad=True)
     labels = torch.randint(classes, (batch // num_ranks,))
 
@@ -86,6 +97,17 @@ def test_the_heads_memory_is_as_planned(
     assert 2 * rows + held + got["update"] == pytest.approx(plan["update"], rel=0.1)
     # ... and the part that is not rows, which a large classifier would hide
     assert got["head"] - held == pytest.approx(head_block_bytes(job), rel=0.15)
+
+
+@pytest.mark.parametrize("name", ["softmax", "sphereface_r_v2", "magface", "curricularface"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_heads_memory_is_as_planned_whatever_the_margin_does_to_a_block(
+    size: tuple[int, int, int, int], name: str
+) -> None:
+    margin = MARGINS.parse(name)
+    job, _ = planned(1, *size, fused=True, bf16=False)
+    got = measure(0, 1, *size, True, False, margin)["head"]
+    assert got == pytest.approx(head_block_bytes(replace(job, margin=margin)), rel=0.1)
 
 
 class Allocated(TorchDispatchMode):

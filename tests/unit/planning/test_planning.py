@@ -158,7 +158,7 @@ def test_traffic_is_that_of_rings(ranks: int) -> None:
     sent = planning.traffic(replace(JOB, ranks=ranks), NETWORK)
     per_rank = 48 // ranks
     assert sent["all-reduce of the network's gradient"] == ring_bytes(ranks, 1000)
-    assert sent["all-reduces of the softmax"] == ring_bytes(ranks, 4 * 48)
+    assert sent["all-reduces of the loss"] == ring_bytes(ranks, 4 * 48)
     assert sent["reduce-scatter of their gradients"] == ring_bytes(ranks, 48 * 8) // 2
     assert sent["all-gather of embeddings and labels"] == (ranks - 1) * per_rank * (8 * 4 + 8)
 
@@ -242,6 +242,16 @@ def test_the_command_plans_for_an_optimizer_by_its_name(plan: Plan) -> None:
     assert (job["slots"], job["row_slots"]) == (1, 0)
     code, _, err = plan(*LARGE, "--optimizer", "lion")
     assert (code, err) == (2, f"plan: optimizer: got 'lion', wanted one of {', '.join(OPTIMIZERS)}\n")
+
+
+def test_the_command_plans_for_a_margin_by_its_name(plan: Plan) -> None:
+    answers = {name: json.loads(plan(*LARGE, "--margin", name, "--json")[1]) for name in ("arcface", "magface")}
+    assert {name: answer["job"]["margin"]["name"] for name, answer in answers.items()} == {
+        name: name for name in answers
+    }
+    plain, penalised = (answer["traffic_bytes"]["all-reduces of the loss"] for answer in answers.values())
+    assert penalised == plain * 5 / 4
+    assert "margin: got 'archface', wanted one of" in plan(*LARGE, "--margin", "archface")[2]
 
 
 def test_the_command_prints_the_published_cases(plan: Plan) -> None:

@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from pipeline.head.kernels import BlockLoop, Scoring, Sink, choose
-from pipeline.head.margins import Warp
+from pipeline.head.margins import Margin, Warp
+from pipeline.head.margins.a_softmax import ASoftmax
+from pipeline.head.margins.arcface import ArcFace
+from pipeline.head.margins.softmax import Softmax
 from pipeline.head.margins.sphereface_r import DividedAngle
 
+A_SOFTMAX = ASoftmax()
 WARP = DividedAngle(1.4, 6.0, detached=False)
 TARGETS = torch.tensor([0, -1, 10, 5])
 
@@ -53,11 +57,13 @@ def test_a_sink_gets_every_block_of_autograds_gradient_in_order() -> None:
 
 
 def test_memory_does_not_grow_with_the_rows_beyond_a_block() -> None:
-    kernel = choose("cpu", torch.float32)
-
-    def needed(rows: int, dtype: torch.dtype = torch.float32) -> int:
-        return kernel.memory_bytes(rows=rows, batch=512, embedding_dim=512, dtype=dtype, block=2048)
+    def needed(rows: int, dtype: torch.dtype = torch.float32, margin: Margin = A_SOFTMAX) -> int:
+        kernel = choose("cpu", dtype, margin)
+        return kernel.memory_bytes(rows=rows, batch=512, embedding_dim=512, dtype=dtype, block=2048, margin=margin)
 
     assert needed(2048) == needed(10**9) == 18 * 2**20
     assert needed(1024) == 4 * (1024 * 3 * 512 + 6 * 512 * 512)
     assert needed(2048, torch.bfloat16) == 4 * (2048 * 3 * 512 + 6 * 512 * 512)
+    # embeddings beside what they are at one length; rows that are read where they lie
+    assert needed(2048, margin=ArcFace()) == 4 * (2048 * 3 * 512 + 7 * 512 * 512)
+    assert needed(2048, margin=Softmax()) == 4 * (2048 * 2 * 512 + 6 * 512 * 512)

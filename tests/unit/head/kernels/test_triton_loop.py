@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ import torch
 from pipeline.head.kernels import TritonLoop, choose
 from pipeline.head.kernels.triton_tiles import block_in_cache
 from pipeline.head.margins import MARGINS
+from pipeline.head.margins.arcface import ArcFace
+from pipeline.head.margins.curricularface import CurricularFace
+from pipeline.planning import Job, head_block
 
 ROOT = Path(__file__).parents[4]
 INTERPRETED = Path(__file__).with_name("interpreted.py")
@@ -89,7 +93,8 @@ def test_a_block_fits_the_cache_with_what_is_made_of_it(batch: int) -> None:
 
 def test_memory_does_not_grow_with_the_classes() -> None:
     def needed(rows: int, batch: int) -> int:
-        return TritonLoop().memory_bytes(rows=rows, batch=batch, embedding_dim=512, dtype=torch.bfloat16, block=None)
+        kernel, bf16 = TritonLoop(), torch.bfloat16
+        return kernel.memory_bytes(rows=rows, batch=batch, embedding_dim=512, dtype=bf16, block=None, margin=ArcFace())
 
     for batch, most in ((256, 50), (1024, 70), (4096, 140)):
         assert needed(200_000, batch) == needed(40_000_000, batch) < most * 2**20
@@ -97,7 +102,15 @@ def test_memory_does_not_grow_with_the_classes() -> None:
 
 
 def test_it_is_chosen_on_a_gpu_and_nowhere_else() -> None:
-    assert isinstance(choose("cuda", torch.bfloat16), TritonLoop)
-    assert isinstance(choose("cuda", torch.float32), TritonLoop)
-    assert not isinstance(choose("cpu", torch.float32), TritonLoop)
-    assert not isinstance(choose("cuda", torch.float64), TritonLoop)
+    assert isinstance(choose("cuda", torch.bfloat16, ArcFace()), TritonLoop)
+    assert isinstance(choose("cuda", torch.float32, ArcFace()), TritonLoop)
+    assert not isinstance(choose("cpu", torch.float32, ArcFace()), TritonLoop)
+    assert not isinstance(choose("cuda", torch.float64, ArcFace()), TritonLoop)
+
+
+def test_a_margin_that_it_does_not_take_is_the_block_loops_and_planned_as_such() -> None:
+    taken = {name for name in MARGINS if isinstance(choose("cuda", torch.bfloat16, MARGINS.parse(name)), TritonLoop)}
+    assert {name for name in MARGINS if not name.startswith("toy_")} - taken == {"curricularface"}
+    job = Job(classes=10**6, embedding_dim=512, global_batch=512, ranks=1)
+    assert head_block(job) == 8192
+    assert head_block(replace(job, margin=CurricularFace())) == 2048

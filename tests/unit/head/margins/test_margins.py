@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from pipeline.head.margins import MARGINS, Margin, Target
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.head.margins.arcface import ArcFace, Combined
+from pipeline.head.margins.curricularface import CurricularFace
+from pipeline.head.margins.magface import MagFace
 from pipeline.head.margins.softmax import ModifiedSoftmax
 from pipeline.head.margins.sphereface_r import SphereFaceR1
 
@@ -26,9 +28,11 @@ KEYS = {
     "arcface": {"scale", "angle", "detached"},
     "combined": {"scale", "m", "angle", "cosine", "detached"},
     "adaface": {"scale", "margin", "concentration", "rate"},
+    "curricularface": {"scale", "angle", "rate"},
+    "magface": {"scale", "norm_low", "norm_high", "margin_low", "margin_high", "penalty_weight"},
 }
 # Margins that depend on ‖x‖, some without a gradient: those that tests/distributed/test_head.py checks.
-OF_QUALITY = {"adaface"}
+OF_QUALITY = {"adaface", "magface"}
 
 
 def pairs(samples: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,6 +81,8 @@ def test_a_detached_margin_moves_the_value_and_not_the_gradient(name: str) -> No
         (SphereFaceR1(m=1.5), 1.8),
         (ArcFace(angle=0.3), 1.5),
         (Combined(m=2, angle=0.3), 2.7),
+        (MagFace(margin_low=0.2), 1.4),
+        (CurricularFace(angle=0.3), 1.5),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -93,7 +99,7 @@ def test_only_a_softmax_has_a_lambda() -> None:
 
 
 def test_few_margins_have_state() -> None:
-    assert {name for name in KEYS if MARGINS.parse(name).initial_state()} == {"adaface"}
+    assert {name for name in KEYS if MARGINS.parse(name).initial_state()} == {"adaface", "curricularface"}
 
 
 def test_no_margin_reads_what_it_is_not_given() -> None:
