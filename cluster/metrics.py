@@ -79,7 +79,7 @@ METRICS = (
         values=PERCENTILES,
     ),
     Metric("margin_lambda", "gauge", "Annealing weight lambda of A-Softmax; small means the full margin."),
-    Metric("margin_angle_beyond_pi_ratio", "gauge", "Share of samples with m times the target angle beyond pi."),
+    Metric("margin_angle_beyond_pi_ratio", "gauge", "Share of samples whose angle with margin is beyond pi."),
     Metric("gradient_norm", "gauge", "Norm of the backbone's gradient, averaged over ranks, before weight decay."),
     Metric(
         "gradient_clip_ratio", "gauge", "What clipping multiplied the latest gradient by; 1: it was within the norm."

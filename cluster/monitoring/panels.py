@@ -23,6 +23,7 @@ class Panel:
         logarithmic: for values that span decades.
         lowest_first: list the lowest series first, if low values are the ones to look at.
         if_empty: the text shown without series, for a panel that not every run fills.
+        of_margin: about a quantity that only some margins have: the page leaves it out without series.
     """
 
     title: str
@@ -33,6 +34,7 @@ class Panel:
     logarithmic: bool = False
     lowest_first: bool = False
     if_empty: str = ""
+    of_margin: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,6 @@ _STEPS = f"rate(spherescale_step_seconds_count{_JOB}[$window])"
 _NO_EVALUATION = "no evaluation yet, or the recipe names no evaluation set"
 _NO_CLIPPING = "no step yet, or the recipe has no optimizer.clip_norm"
 _NO_PEAK = "no GPU, or one whose peak is not in cluster/cards.py"
-_NO_LAMBDA = "no step yet, or the margin of this run has no lambda"
 
 
 def _gauge(name: str, legend: str, across: str = "max") -> tuple[tuple[str, str], ...]:
@@ -267,10 +268,10 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Margin angle beyond pi",
-            "Share of samples with m times the target angle beyond pi. High and flat: the margin came too early.",
+            "Share of samples whose angle with margin is beyond pi. High and flat: the margin came too early.",
             _gauge("margin_angle_beyond_pi_ratio", "share"),
             "share",
-            if_empty=_NO_LAMBDA,
+            of_margin=True,
         ),
         Panel(
             "Loss over chance",
@@ -282,7 +283,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             "Large: plain softmax. At its minimum: the full margin.",
             _gauge("margin_lambda", "lambda"),
             logarithmic=True,
-            if_empty=_NO_LAMBDA,
+            of_margin=True,
         ),
         Panel("Embedding norm", "Mean over the global batch.", _gauge("embedding_norm", "mean")),
         Panel(

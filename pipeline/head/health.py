@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+from pipeline.head.margins import Margin
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -23,12 +24,12 @@ class TargetAngles:
 
     Attributes:
         quantiles: θ in radians at `QUANTILES`.
-        beyond_pi: share of samples whose margin's angle (mθ for A-Softmax) is beyond π: their target logit is on a
-            later branch of ψ.
+        beyond_pi: share of samples whose margin's angle (mθ for A-Softmax) is beyond π: their target logit is on an
+            extension of the cosine. None for a margin whose angle is θ.
     """
 
     quantiles: tuple[float, ...]
-    beyond_pi: float
+    beyond_pi: float | None
 
     @property
     def median(self) -> float:
@@ -36,16 +37,14 @@ class TargetAngles:
         return self.quantiles[QUANTILES.index(0.5)]
 
 
-def target_angles(target_cosine: torch.Tensor, margin_angle: Callable[[torch.Tensor], torch.Tensor]) -> TargetAngles:
-    """The angles' distribution from cos θ of the samples that carry a label; NaN if there is none.
-
-    `margin_angle` is `Margin.margin_angle`.
-    """
+def target_angles(target_cosine: torch.Tensor, margin: Margin) -> TargetAngles:
+    """The angles' distribution from cos θ of the samples that carry a label; NaN if there is none."""
     if not len(target_cosine):
-        return TargetAngles((math.nan,) * len(QUANTILES), math.nan)
+        return TargetAngles((math.nan,) * len(QUANTILES), math.nan if margin.changes_angle else None)
     theta = torch.arccos(target_cosine.double().clamp(-1, 1))
     at = torch.quantile(theta, torch.tensor(QUANTILES, dtype=theta.dtype, device=theta.device))
-    return TargetAngles(tuple(at.tolist()), (margin_angle(theta) > math.pi).double().mean().item())
+    beyond = (margin.margin_angle(theta) > math.pi).double().mean().item() if margin.changes_angle else None
+    return TargetAngles(tuple(at.tolist()), beyond)
 
 
 class StallWatch:
@@ -67,11 +66,9 @@ class StallWatch:
         self._recent: deque[tuple[float, float]] = deque(maxlen=steps)  # median angle, loss
         self._floor_reached: int | None = None
 
-    def look(self, step: int, loss: float, median: float, lambda_: float | None, floor: float | None) -> str | None:
-        """A warning after `step` (from 0), or None.
-
-        `lambda_` is λ now and `floor` the value that it falls to; both None for a margin without λ.
-        """
+    def look(self, step: int, loss: float, median: float, lambda_: float | None, margin: Margin) -> str | None:
+        """A warning after `step` (from 0), or None. `lambda_` is λ now; None for a margin without one."""
+        floor = margin.lambda_floor
         if not (math.isfinite(loss) and math.isfinite(median)):
             return None
         if lambda_ is not None and floor is not None and lambda_ <= floor and self._floor_reached is None:
@@ -90,14 +87,16 @@ class StallWatch:
         self._recent.clear()
         return (
             f"the target angle has not fallen in {steps} steps (median {before:.3f} → {now:.3f} rad, loss "
-            f"{mean_loss:.3f}, chance is ln C = {self._chance:.3f}); {self._advice(lambda_, floor)}"
+            f"{mean_loss:.3f}, chance is ln C = {self._chance:.3f}); {self._advice(lambda_, margin)}"
         )
 
-    def _advice(self, lambda_: float | None, floor: float | None) -> str:
-        if lambda_ is None or floor is None:
+    def _advice(self, lambda_: float | None, margin: Margin) -> str:
+        if not margin.is_margin:
+            return "raise optimizer.learning_rate"
+        if lambda_ is None:
             return "start from a smaller margin (head.phases), or raise optimizer.learning_rate"
         fell = self._floor_reached
-        about_lambda = f"λ is {lambda_:g}" if fell is None else f"λ fell to {floor:g} at step {fell}"
+        about_lambda = f"λ is {lambda_:g}" if fell is None else f"λ fell to {margin.lambda_floor:g} at step {fell}"
         return (
             f"{about_lambda}: raise head.margin.lambda_max, start from head.margin.m 1 (head.phases), or raise "
             "optimizer.learning_rate"

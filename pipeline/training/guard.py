@@ -103,7 +103,7 @@ def fault_of(
         "fault": what,
         "step": step,
         "loss": outcome.loss,
-        "margin_lambda": lambda_,
+        **({} if lambda_ is None else {"margin_lambda": lambda_}),
         "learning_rate": learning_rate,
         "embedding_norm": outcome.embedding_norm_G.tolist(),
         "target_cosine": outcome.target_cosine_G.tolist(),

@@ -234,8 +234,8 @@ class Trainer:
             samples = [self.shards.describe(int(sample)) for sample in self.order.batch(self.step)]
             what, facts = fault_of(self.step, outcome, lambda_, rate, samples)
             self._guard.bad(self.step, what, facts, rows_moved=outcome.rows_moved)
-        angles = target_angles(outcome.target_cosine_G[outcome.valid_G], self.head.margin.margin_angle)
-        words = self._stall.look(self.step, outcome.loss, angles.median, lambda_, self.head.margin.lambda_floor)
+        angles = target_angles(outcome.target_cosine_G[outcome.valid_G], self.head.margin)
+        words = self._stall.look(self.step, outcome.loss, angles.median, lambda_, self.head.margin)
         if words and self.topology.rank == 0:
             logger.warning("step %d: %s", self.step, words)
         return angles

@@ -95,7 +95,8 @@ def measured(outcome: Outcome, angles: TargetAngles | None, chance: float) -> Va
             values["gradient_clip_ratio"] = outcome.clip_ratio
         values["loss_over_chance_ratio"] = outcome.loss / chance
     if angles is not None:
-        values["margin_angle_beyond_pi_ratio"] = angles.beyond_pi
+        if angles.beyond_pi is not None:
+            values["margin_angle_beyond_pi_ratio"] = angles.beyond_pi
         values["target_angle_radians"] = dict(zip(PERCENTILES, angles.quantiles, strict=True))
     return values
 

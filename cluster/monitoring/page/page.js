@@ -81,6 +81,7 @@ const ago = time => `${number(Math.max(0, Date.now() / 1000 - time), "seconds", 
 async function drawPanel(panel, card, view) {
   const series = await seriesOf(panel, view), plot = card.querySelector(".plot"), heat = panel.kind === "heatmap";
   card.dataset.series = series.length;
+  card.hidden = panel.of_margin && !series.length;
   card.querySelector(".legend").replaceChildren(...(heat && series.length ? heatLegend(panel, series) : lineLegend(panel, series)));
   if (!series.length) {
     plot.onmousemove = null;

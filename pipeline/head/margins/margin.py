@@ -146,6 +146,16 @@ class Margin(NamedSection):
         """The angle φ(θ) whose cosine the target logit has: beyond π it lies on an extension of the cosine."""
         return theta
 
+    @property
+    def changes_angle(self) -> bool:
+        """Whether `margin_angle` is another angle than θ, and can pass π."""
+        return type(self).margin_angle is not Margin.margin_angle
+
+    @property
+    def is_margin(self) -> bool:
+        """Whether there is anything to make smaller: not for the controls, which have no keys."""
+        return type(self).model_fields.keys() != {"name"}
+
     def lambda_at(self, step: int) -> float | None:
         """λ at `step`, counted from the phase's start; None: this margin has no λ."""
         return None

@@ -42,6 +42,11 @@ def test_an_applied_step_has_every_number() -> None:
     }
 
 
+def test_a_margin_without_an_angle_has_no_share_beyond_pi() -> None:
+    without = TargetAngles(ANGLES.quantiles, None)
+    assert set(measured(outcome(Severity.SPIKE), without, 2.0)) == {"target_angle_radians"}
+
+
 def test_a_step_that_was_not_applied_has_only_its_angles() -> None:
     assert set(measured(outcome(Severity.SPIKE), ANGLES, 2.0)) == {
         "margin_angle_beyond_pi_ratio",

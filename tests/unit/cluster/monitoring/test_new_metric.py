@@ -106,4 +106,5 @@ def test_the_live_page_has_its_panel(package: Path) -> None:
         "logarithmic": False,
         "lowest_first": False,
         "if_empty": "",
+        "of_margin": False,
     }
