@@ -24,8 +24,9 @@ def traffic(job: Job, network: Network) -> dict[str, int]:
     # every backward pass. Two passes are as many bytes as an all-reduce.
     passes = (2, 2, 1 + job.accumulation, 3 * job.accumulation)[job.zero_stage]
     embeddings = FP32 * job.micro_batch * job.embedding_dim * others * job.accumulation
+    numbers = 8 * job.micro_batch * others * job.accumulation * (2 if job.margin.draws else 1)
     sent = {
-        "all-gather of embeddings and labels": embeddings + 8 * job.micro_batch * others * job.accumulation,
+        "all-gather of embeddings and labels": embeddings + numbers,
         "reduce-scatter of their gradients": embeddings,
         "all-reduces of the loss": 2
         * others
@@ -110,10 +111,10 @@ def communication_seconds(job: Job, network: Network, rates: Rates) -> float:
             "several"
         )
     others = job.ranks - 1
-    # a gather of embeddings and one of labels, a scatter; the loss's all-reduces, two of the step's and those of batch
-    # norms, two passes each; and the network's
+    # a gather of embeddings, one of labels and, if the margin draws, one of samples' numbers; a scatter; the loss's
+    # all-reduces, two of the step's and those of batch norms, two passes each; and the network's
     reduces = len(_reduced(job)) + 2 + network.norm_reduces
-    hops = job.accumulation * others * (3 + reduces * 2) + 2 * others
+    hops = job.accumulation * others * (3 + job.margin.draws + reduces * 2) + 2 * others
     return hops * rates.hop_seconds + sum(traffic(job, network).values()) / rates.collective_bytes_per_second
 
 
