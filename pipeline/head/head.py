@@ -4,7 +4,7 @@ Collectives of a step, in order, on the head's group: all-gather embeddings [B, 
 [G]; all-reduce sum [3, G], or [4, G] if the margin has a penalty. Backward: reduce-scatter embedding gradients [G, D].
 Nothing of size S or C travels, unless the classes are replicated (below): then the rows' gradients, block by block. A
 margin with state wants the target cosines before anything is scored: an all-reduce sum [G] comes first, and an
-all-gather [G, 3] between replicas.
+all-gather [G, 3] between replicas. One that draws wants the samples' numbers: an all-gather [B].
 
 The gradient law. The loss is the mean over the samples of the group's batch that have a label, computed alike on every
 rank of it. A row's gradient is complete on the rank that owns it and is never averaged within the group. An embedding's
@@ -37,6 +37,7 @@ from cluster.collectives import (
     sum_over_ranks,
 )
 from cluster.topology import split_range
+from pipeline.head.draws import normal
 from pipeline.head.kernels import FusedUpdate, Kernel, RowGradient, Scoring, Sink, choose
 from pipeline.head.margins import Margin, State, Target, Warp
 from pipeline.head.margins.angular import cosine
@@ -44,6 +45,9 @@ from pipeline.head.rows import class_of, initial_rows, sampled_rows
 from pipeline.head.state import MarginState
 from pipeline.optim import Optimizer
 from pipeline.optim.rows import RowOptimizer
+
+# Sets what margins draw apart from what sampling draws, which hashes (seed, step, class).
+_OF_MARGINS = 1
 
 
 @dataclass(frozen=True)
@@ -140,12 +144,14 @@ class ShardedHead(nn.Module):
         *,
         step: int = 0,
         learning_rate: float = 0.0,
+        samples_B: torch.Tensor | None = None,
     ) -> HeadOutput:
         """Loss of the group's batch from this rank's embeddings [B, D] and labels [B] (-1: ignored).
 
         `lambda_` is the margin's λ at this step, if it has one; `step` decides which classes are sampled;
-        `learning_rate` is what a fused update will use in the backward pass, which then changes the rows. Collectives:
-        see the module.
+        `learning_rate` is what a fused update will use in the backward pass, which then changes the rows; `samples_B`,
+        the samples' numbers in the set, decide what a margin draws for each (None: their places in the group's batch).
+        Collectives: see the module.
         """
         # Embeddings travel, not rows: [G, D] is small beside [S, D]. After the gather each rank scores the whole batch
         # against its own rows, and has the target rows of a part of it; only then can a margin be applied.
@@ -153,7 +159,8 @@ class ShardedHead(nn.Module):
         labels_G = gather_rows(labels_B, self.group)
         valid_G, target_G, embedding_norm_G = labels_G >= 0, class_of(labels_G, self.classes), x_GD.detach().norm(dim=1)
         state, warp = self._look(x_GD, target_G, embedding_norm_G, valid_G)
-        target, here_G, logsumexp_G = self._score(x_GD, target_G, warp, step, learning_rate)
+        rows_GD, here_G, logsumexp_G = self._score(x_GD, target_G, warp, step, learning_rate)
+        target = Target(x_GD, rows_GD, self._drawn(samples_B, len(x_GD), step) if self.margin.draws else 0.0)
         # Before the sum over ranks and not after: a target row's gradient then stays on the rank that owns it.
         of_targets = [self.margin.target_logit(target, lambda_, state), target.cosine_G.detach()]
         if (penalty_G := self.margin.penalty(target)) is not None:
@@ -222,6 +229,12 @@ class ShardedHead(nn.Module):
         state = self._state.look(margin, cosine_G, embedding_norm_G, valid_G)
         return state, margin.warp_of_batch(state, cosine_G)
 
+    def _drawn(self, samples_B: torch.Tensor | None, batch: int, step: int) -> torch.Tensor:
+        """A normal number for each sample of the group's batch [G]: a hash of (seed, step, sample)."""
+        here = self.weight_SD
+        places_G = torch.arange(batch, device=here.device) if samples_B is None else gather_rows(samples_B, self.group)
+        return normal(places_G, self.seed, step, _OF_MARGINS).to(here.dtype)
+
     def _among_step_rows(self, target_G: torch.Tensor, step: int) -> torch.Tensor:
         """The target classes' numbers among the rows that take part, which are chosen here."""
         if self.options.sample_rate >= 1:
@@ -232,8 +245,8 @@ class ShardedHead(nn.Module):
 
     def _score(
         self, x_GD: torch.Tensor, target_G: torch.Tensor, warp: Warp | None, step: int, learning_rate: float
-    ) -> tuple[Target, torch.Tensor, torch.Tensor]:
-        """The pairs that target logits are computed from, which of them are here, and the log-sum-exp of the rest [G].
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Target rows [G, D], which of them are here [G], and the log-sum-exp of the non-target classes here [G].
 
         `target_G` are row numbers here, or -1. Local: no collective.
         """
@@ -251,8 +264,7 @@ class ShardedHead(nn.Module):
         here_G = target_G >= 0
         # Target rows of other ranks are zeros here, whose cosine has no gradient worth having: x replaces them, and
         # `_combine` masks what comes of that.
-        target_rows_GD = torch.where(here_G[:, None], target_rows_GD, x_GD.detach())
-        return Target(x_GD, target_rows_GD), here_G, logsumexp_G
+        return torch.where(here_G[:, None], target_rows_GD, x_GD.detach()), here_G, logsumexp_G
 
     def _sink(self, learning_rate: float) -> Sink:
         """What becomes of a block of the gradient: an update, or a part of the step's gradient."""

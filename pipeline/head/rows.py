@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from pipeline.head.draws import uniform
+
 # Rows are drawn in runs of this many classes, each from its own seed, so that a class's first row depends on
 # (seed, class) alone and not on how the classes are split.
 _INIT_RUN = 4096
@@ -39,24 +41,8 @@ def sampled_rows(target_G: torch.Tensor, classes: range, rate: float, seed: int,
     hash of (seed, step, class): the same classes whatever the number of ranks. Rising row numbers, int64.
     """
     numbers = torch.arange(classes.start, classes.stop, device=target_G.device)
-    key = _mix(torch.tensor(seed, device=target_G.device)) + step
-    draw = _mix(_mix(key) + numbers)
-    # the upper 53 bits as a number in [0, 1)
-    chosen = _shift_right(draw, 11).double() * 2.0**-53 < rate
+    chosen = uniform(numbers, seed, step) < rate
     # One place more, the last: that of -1. (To pick the others out would make the host wait for their number.)
     chosen = torch.cat([chosen, chosen.new_zeros(1)])
     chosen[target_G] = True
     return chosen[:-1].nonzero()[:, 0]
-
-
-def _mix(state: torch.Tensor) -> torch.Tensor:
-    """splitmix64 on int64 tensors, whose products wrap as uint64's do (see `pipeline.hashing`)."""
-    z = state + -0x61C8864680B583EB
-    z = (z ^ _shift_right(z, 30)) * -0x40A7B892E31B1A47
-    z = (z ^ _shift_right(z, 27)) * -0x6B2FB644ECCEEE15
-    return z ^ _shift_right(z, 31)
-
-
-def _shift_right(value: torch.Tensor, bits: int) -> torch.Tensor:
-    """A shift that brings in zeros; int64's own brings in the sign."""
-    return (value >> bits) & ((1 << (64 - bits)) - 1)

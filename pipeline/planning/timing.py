@@ -27,9 +27,9 @@ def traffic(job: Job, network: Network) -> dict[str, int]:
     reduces = (2, 1, job.accumulation, job.accumulation)[job.zero_stage]
     gathers = (0, 1, 1, 2 * job.accumulation)[job.zero_stage]
     embeddings = job.micro_batch * job.embedding_dim * others * job.accumulation
+    numbers = 8 * job.micro_batch * others * job.accumulation * (2 if job.margin.draws else 1)
     sent = {
-        "all-gather of embeddings and labels": (BF16 if job.bf16 else FP32) * embeddings
-        + 8 * job.micro_batch * others * job.accumulation,
+        "all-gather of embeddings and labels": (BF16 if job.bf16 else FP32) * embeddings + numbers,
         "reduce-scatter of their gradients": FP32 * embeddings,
         "all-reduces of the loss": 2
         * others
@@ -116,9 +116,10 @@ def communication_seconds(job: Job, network: Network, rates: Rates) -> float:
         )
     sent = traffic(job, network)
     of_network = sent.pop(NETWORK_EXCHANGE)
-    # a gather of embeddings and one of labels, a scatter; the loss's all-reduces, two of the step's and those of batch
-    # norms, two passes each
-    hops = job.accumulation * (job.ranks - 1) * (3 + (len(_reduced(job)) + 2 + network.norm_reduces) * 2)
+    # a gather of embeddings, one of labels and, if the margin draws, one of samples' numbers; a scatter; the loss's
+    # all-reduces, two of the step's and those of batch norms, two passes each
+    reduces = len(_reduced(job)) + 2 + network.norm_reduces
+    hops = job.accumulation * (job.ranks - 1) * (3 + job.margin.draws + reduces * 2)
     others = hops * rates.hop_seconds + sum(sent.values()) / rates.collective_bytes_per_second
     return others + _ring_seconds(job, of_network, rates)
 

@@ -124,13 +124,14 @@ class Stepper:
         dropped: torch.Tensor | None = None
         self._engine.keep_buffers()
         self._head.margin = self._recipe.head.margin_at(step)
-        for images, labels in zip(batch.images_BCHW.chunk(parts), batch.labels_B.chunk(parts), strict=True):
+        pieces = (batch.images_BCHW, batch.labels_B, self._numbers(batch))
+        for images, labels, samples in zip(*(piece.chunk(parts) for piece in pieces), strict=True):
             with STEP.part("forward"):
                 seed_forward(self._recipe.seed, step, rank_in(self._group), micro_batch=len(outputs))
                 embeddings_BD = self._engine.embed(images)
             with STEP.part("head"):
                 x_BD = embeddings_BD.detach().requires_grad_()
-                output = self._head(x_BD, labels, lambda_, step=step, learning_rate=learning_rate)
+                output = self._head(x_BD, labels, lambda_, step=step, learning_rate=learning_rate, samples_B=samples)
                 outputs.append(output)
                 if self._recipe.head.fused_update:  # its backward pass changes the rows
                     agreed = self._agree(batch, outputs, [], [], None, spike_above, stop_asked)
@@ -158,6 +159,13 @@ class Stepper:
             return outcome
         self._undo()
         return replace(outcome, rows_moved=self._recipe.head.fused_update)
+
+    def _numbers(self, batch: Batch) -> torch.Tensor:
+        """The samples' numbers in the set [B], where the head is."""
+        numbers = torch.from_numpy(batch.ids_B)
+        if self._device.type == "cuda":  # from pinned memory the host need not wait for the copy
+            numbers = numbers.pin_memory()
+        return numbers.to(self._device, non_blocking=True)
 
     def _undo(self) -> None:
         """Take back what the forward pass of a bad step changed."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from statistics import NormalDist
 from typing import Any
 
 import torch
 
+from pipeline.hashing import hash64
 from pipeline.head.margins import Margin
 
 
@@ -18,17 +20,24 @@ def dense_loss(
     margin: Margin,
     lambda_: float,
     state: Mapping[str, float] | None = None,
+    seed: int = 0,
 ) -> torch.Tensor:
     """Mean cross-entropy over the samples of the global batch that have a label (not -1); 0 if none has.
 
-    `state` is that of the margin before this batch, if it has some and it is not the first.
+    `state` is that of the margin before this batch, if it is not the first; `seed` decides what it draws at step 0.
     """
-    labelled = [(x, label) for x, label in zip(x_GD, labels_G.tolist(), strict=True) if label >= 0]
+    labelled = [(sample, label) for sample, label in enumerate(labels_G.tolist()) if label >= 0]
     if not labelled:
         return x_GD.sum() * 0
     keys = margin.model_dump()
     now = dense_state(x_GD, weight_CD, labels_G, margin, state)
-    return torch.stack([_sample_loss(x, weight_CD, label, keys, lambda_, now) for x, label in labelled]).mean()
+    losses = []
+    for sample, label in labelled:
+        if "elasticface" in keys["name"]:
+            draw = int(hash64(seed, 0, 1, sample)[0] >> 11) / 2**53
+            now = {"drawn": NormalDist().inv_cdf(draw)}
+        losses.append(_sample_loss(x_GD[sample], weight_CD, label, keys, lambda_, now))
+    return torch.stack(losses).mean()
 
 
 def dense_state(
@@ -121,6 +130,10 @@ def _target(
         margin = keys["margin_low"] + share * (keys["margin_high"] - keys["margin_low"])
         return _extended(theta + margin, math.pi + margin.item())
 
+    def elasticface_arc() -> torch.Tensor:
+        drawn = a + keys["deviation"] * state["drawn"]
+        return _extended(theta + drawn, math.pi + drawn)
+
     by_name = {
         "modified_softmax": lambda: torch.cos(theta),
         "a_softmax": a_softmax,
@@ -132,6 +145,8 @@ def _target(
         "combined": lambda: _extended(m * theta + a, m * math.pi + a) - b,
         "adaface": adaface,
         "magface": magface,
+        "elasticface_arc": elasticface_arc,
+        "elasticface_cos": lambda: torch.cos(theta) - b - keys["deviation"] * state["drawn"],
         "curricularface": lambda: _extended(theta + a, math.pi + a),
     }
     return by_name[keys["name"]]()

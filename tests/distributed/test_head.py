@@ -59,6 +59,8 @@ CHOICES: list[dict[str, Any]] = [
     # norms are between 5 and 13: shorter, within and longer
     {"name": "magface", "scale": 8, "norm_low": 7, "norm_high": 10},
     {"name": "curricularface", "scale": 8},
+    {"name": "elasticface_arc", "scale": 8, "deviation": 0.3},
+    {"name": "elasticface_cos", "scale": 8, "deviation": 0.3},
 ]
 CASES = {
     **{", ".join(map(str, choice.values())): Case(MARGINS.parse(choice)) for choice in CHOICES},
@@ -123,7 +125,7 @@ def test_sharded_equals_dense(name: str, on_ranks: list[dict[str, dict[str, torc
     x, labels = case.inputs()
     x.requires_grad_()
     weight = initial_rows(range(case.classes), case.dim, seed=3).double().requires_grad_()
-    loss = dense_loss(x, weight, labels, case.margin, case.lambda_, case.state)
+    loss = dense_loss(x, weight, labels, case.margin, case.lambda_, case.state, seed=3)
     loss.backward()
     assert torch.equal(torch.cat([r["rows"] for r in results]), weight.detach())
     for result in results:

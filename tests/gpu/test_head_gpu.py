@@ -66,7 +66,7 @@ def dense(choice: dict[str, Any], classes: int) -> dict[str, torch.Tensor]:
     x, labels = inputs(classes)
     x = x.double().requires_grad_()
     rows = initial_rows(range(classes), DIM, 2).double().requires_grad_()
-    loss = dense_loss(x, rows, labels, MARGINS.parse(choice), LAMBDA)
+    loss = dense_loss(x, rows, labels, MARGINS.parse(choice), LAMBDA, seed=2)
     loss.backward()
     assert x.grad is not None and rows.grad is not None
     moved = rows.detach() - RATE * (rows.grad + 0.01 * rows.detach())

@@ -2,8 +2,8 @@
 
 Every loss here is softmax cross-entropy over one logit a class; θ is the angle between the embedding x and a class's
 row. ψ_m(θ) = (-1)^k cos(mθ) - 2k on [kπ/m, (k+1)π/m] is the monotone extension of cos(mθ); ẑ is where ‖x‖ stands among
-the norms of late; N(t, c) is c, or c (t + c) if that class is nearer than the target with its margin. docs/losses.md
-says what each needs.
+the norms of late; N(t, c) is c, or c (t + c) if that class is nearer than the target with its margin; E(m, σ) is drawn
+for each sample. docs/losses.md says what each needs.
 
 | name                 | non-target logits | target logit                     | source                                 |
 | ---                  | ---               | ---                              | ---                                    |
@@ -18,6 +18,8 @@ says what each needs.
 | combined             | s cos θ_j         | s (cos(mθ + a) - b)              | Deng et al., CVPR 2019, eq. 4          |
 | adaface              | s cos θ_j         | s (cos(θ - mẑ) - m (1 + ẑ))      | Kim et al., CVPR 2022                  |
 | curricularface       | s N(t, cos θ_j)   | s cos(θ + m)                     | Huang et al., CVPR 2020                |
+| elasticface_arc      | s cos θ_j         | s cos(θ + E(m, σ))               | Boutros et al., CVPR Workshops 2022    |
+| elasticface_cos      | s cos θ_j         | s (cos θ - E(m, σ))              | the same                               |
 | magface              | s cos θ_j         | s cos(θ + m(‖x‖)), and a penalty | Meng et al., CVPR 2021, eq. 2          |
 
 If mθ + a passes π, cos is extended as ψ is, so that every target logit falls as its angle grows. Gradients are the true

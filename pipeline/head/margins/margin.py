@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias
 
 import torch
 from pydantic import Field
@@ -25,10 +25,12 @@ class Target:
     Attributes:
         x_GD: embeddings.
         rows_GD: the row of each sample's target class, raw (not normalised).
+        normal_G: a number of the standard normal distribution for each sample, if the margin `draws`.
     """
 
     x_GD: torch.Tensor
     rows_GD: torch.Tensor
+    normal_G: torch.Tensor | float = 0.0
 
     @cached_property
     def embedding_norm_G(self) -> torch.Tensor:
@@ -90,11 +92,16 @@ class Warp(Protocol):
 class Margin(NamedSection):
     """A margin. Its fields are the keys of ``head.margin`` that it reads; its methods are pure functions.
 
+    Attributes:
+        draws: whether it reads ``target.normal_G``, a hash of (seed, step, sample).
+
     `target_logit` is all that a margin must have. A margin with state declares it in `initial_state` and says in
     `next_state` what it is after a batch. The head keeps what the last good step left, replaces it after a good step
     only, and stores it with the checkpoint. `target_logit` gets the state after the batch at hand, as the running means
     of the papers have it: of a micro-batch, if a step has several. It is the same on every rank.
     """
+
+    draws: ClassVar[bool] = False
 
     @property
     def normalises_rows(self) -> bool:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pipeline.head.head import HeadOptions, ShardedHead
+from pipeline.head.margins.elasticface import ElasticFaceArc
 from pipeline.head.margins.softmax import ModifiedSoftmax
 from pipeline.optim.sgd import SGD
 
@@ -54,3 +55,17 @@ def test_without_a_label_the_loss_is_0_and_moves_nothing() -> None:
     assert loss.item() == 0
     assert x.grad is not None and head.row_gradient is not None
     assert not x.grad.any() and not head.row_gradient.any()
+
+
+def test_what_a_margin_draws_is_of_seed_step_and_sample_and_not_of_its_place() -> None:
+    x, samples = embeddings(), torch.tensor([50, 7, 3, 900, 4, 12])
+
+    def loss(order: list[int], seed: int = 5, step: int = 2) -> float:
+        head = ShardedHead(20, 4, ElasticFaceArc(scale=4, deviation=1.0), seed=seed)
+        head.weight_SD.data.copy_(torch.eye(4).repeat(5, 1))
+        return head(x[order], LABELS_B[order], step=step, samples_B=samples[order]).loss.item()
+
+    first = loss([0, 1, 2, 3, 4, 5])
+    assert loss([4, 0, 5, 3, 1, 2]) == pytest.approx(first, rel=1e-6)
+    assert abs(loss([0, 1, 2, 3, 4, 5], seed=6) - first) > 1e-3
+    assert abs(loss([0, 1, 2, 3, 4, 5], step=3) - first) > 1e-3

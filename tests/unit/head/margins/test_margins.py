@@ -13,6 +13,7 @@ from pipeline.head.margins import MARGINS, Margin, Target
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.head.margins.arcface import ArcFace, Combined
 from pipeline.head.margins.curricularface import CurricularFace
+from pipeline.head.margins.elasticface import ElasticFaceArc
 from pipeline.head.margins.magface import MagFace
 from pipeline.head.margins.softmax import ModifiedSoftmax
 from pipeline.head.margins.sphereface_r import SphereFaceR1
@@ -29,6 +30,8 @@ KEYS = {
     "combined": {"scale", "m", "angle", "cosine", "detached"},
     "adaface": {"scale", "margin", "concentration", "rate"},
     "curricularface": {"scale", "angle", "rate"},
+    "elasticface_arc": {"scale", "angle", "deviation"},
+    "elasticface_cos": {"scale", "cosine", "deviation"},
     "magface": {"scale", "norm_low", "norm_high", "margin_low", "margin_high", "penalty_weight"},
 }
 # Margins that depend on ‖x‖, some without a gradient: those that tests/distributed/test_head.py checks.
@@ -83,6 +86,7 @@ def test_a_detached_margin_moves_the_value_and_not_the_gradient(name: str) -> No
         (Combined(m=2, angle=0.3), 2.7),
         (MagFace(margin_low=0.2), 1.4),
         (CurricularFace(angle=0.3), 1.5),
+        (ElasticFaceArc(angle=0.3), 1.5),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
