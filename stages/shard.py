@@ -31,10 +31,10 @@ from pipeline.shards.plan import make_plan, samples_in
 from pipeline.shards.progress import Endpoint, bar_of, progress_of
 from pipeline.shards.sequential import make_set
 from pipeline.shards.sources import SetAside, Source
+from pipeline.shards.sources.columns import Columns
 from pipeline.shards.sources.detect import Options, open_source
 from pipeline.shards.sources.finished import open_set
 from pipeline.shards.sources.fitted import WAYS, DecodedSource, FittedSource
-from pipeline.shards.sources.parquet import Columns
 from pipeline.shards.sources.splits import Choice
 from pipeline.shards.stores import is_url
 from pipeline.shards.subset import subset

@@ -2,6 +2,7 @@
 
 import logging
 import unicodedata
+from functools import lru_cache
 from pathlib import Path
 
 from pipeline.shards.manifest import ShardError
@@ -19,6 +20,7 @@ NOT_IN_NAMES = {"Cc", "Zl", "Zp", "Cs"}
 UNUSABLE = "wanted a printable UTF-8 name; rename it"
 
 
+@lru_cache(maxsize=1024)  # lists repeat a name in consecutive lines
 def usable_name(identity: str) -> str | None:
     """An identity's name as it is kept; None if it does not fit a line of `identities.txt`.
 

@@ -7,11 +7,12 @@ from typing import NamedTuple
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.sources import Source
+from pipeline.shards.sources.columns import HUGGING_FACE, Columns
 from pipeline.shards.sources.finished import open_set
 from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.sources.insightface import open_records
 from pipeline.shards.sources.list_file import read_list
-from pipeline.shards.sources.parquet import HUGGING_FACE, Columns, open_parquet
+from pipeline.shards.sources.parquet import open_parquet
 from pipeline.shards.sources.remote import copy_large, list_remote
 from pipeline.shards.sources.splits import EVERYTHING, Choice
 from pipeline.shards.sources.tar_folder import open_tars
@@ -41,7 +42,7 @@ class Kind(NamedTuple):
 
 # The first kind that fits counts. Images that are files of their own need no line: they are the rest.
 KINDS = (
-    Kind(("train.rec",), ("train.idx", "property"), lambda path, _: open_records(path)),
+    Kind(("*.rec",), ("*.idx", "property"), lambda path, options: open_records(path, options.choice)),
     Kind(("*.tar",), ("identities.txt",), lambda path, options: open_tars(path, options.choice, options.workers)),
     Kind(
         ("*.parquet", "data/*.parquet", "*.arrow", "dataset_dict.json"),
@@ -68,7 +69,7 @@ def open_source(place: str | Path, *, copies: Path | None = None, options: Optio
         options, place = options._replace(choice=options.choice._replace(pattern=name)), folder or "."
     if is_url(place):
         path = copy_large(str(place), copies, [kind.marks + kind.others for kind in KINDS])
-        return list_remote(str(place)) if path is None else _open_local(path, options)
+        return list_remote(str(place), options.columns) if path is None else _open_local(path, options)
     return _open_local(Path(place), options)
 
 
@@ -77,7 +78,7 @@ def _open_local(path: Path, options: Options) -> Source:
         if any(_shows(path, mark) for mark in kind.marks):
             return kind.open(path, options)
     if path.is_file():
-        return read_list(path)
+        return read_list(path, options.columns)
     if not path.exists():
         wanted = ", ".join(kind.marks[0] for kind in KINDS)
         raise ShardError(f"{path}: not found, wanted identity folders, a list file, or a folder that holds {wanted}")

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.shards.fields import NO_FIELDS, Fields, of_json
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.sources import Read, SetAside, changed_at
@@ -20,38 +21,56 @@ FAULTS_OF_ONE_FILE = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, er
 
 
 @dataclass(frozen=True)
-class FileSource:
-    """Image files under `root`, in the order of the listing.
+class Texts:
+    """Many short texts end to end in one, since ten million Python strings take a gigabyte.
 
-    Their relative paths lie end to end in one string, since ten million Python strings take a gigabyte: path `i` is
-    `paths[path_ends[i - 1]:path_ends[i]]`.
+    Text `i` is `joined[ends[i - 1]:ends[i]]`.
     """
+
+    joined: str
+    ends: NDArray[np.int64]  # [texts]
+
+    def __getitem__(self, number: int) -> str:
+        end_of = self.ends.item
+        return self.joined[end_of(number - 1) if number else 0 : end_of(number)]
+
+    def some(self, numbers: NDArray[np.int64]) -> list[str]:
+        """Those of some numbers."""
+        starts = np.where(numbers > 0, self.ends[numbers - 1], 0).tolist()
+        ends = self.ends[numbers].tolist()
+        return [self.joined[start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Image files under `root`, in the order of the listing, by their relative paths; `notes` are fields as JSON."""
 
     kind: str
     root: str
     identities: Sequence[str]
     labels: NDArray[np.uint32]
     set_aside: Sequence[SetAside]
-    paths: str
-    path_ends: NDArray[np.int64]  # [samples]
+    paths: Texts
+    notes: Texts | None = None
     sequential: bool = False
 
     def digest(self) -> str:
-        """SHA-256 of identities, labels and paths."""
+        """SHA-256 of identities, labels, paths and fields."""
         digest = hashlib.sha256()
-        columns = (self.labels.tobytes(), self.path_ends.tobytes())
-        for part in ("\n".join(self.identities).encode(), *columns, os.fsencode(self.paths)):
+        columns = [self.labels.tobytes(), self.paths.ends.tobytes(), os.fsencode(self.paths.joined)]
+        if self.notes is not None:
+            columns += [self.notes.ends.tobytes(), self.notes.joined.encode()]
+        for part in ("\n".join(self.identities).encode(), *columns):
             digest.update(hashlib.sha256(part).digest())
         return digest.hexdigest()
 
     def key(self, sample: int) -> str:
         """The path as it was listed: relative to the root, or absolute."""
-        end_of = self.path_ends.item
-        return self.paths[end_of(sample - 1) if sample else 0 : end_of(sample)]
+        return self.paths[sample]
 
     def modified(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
         """[samples] when each file was last changed."""
-        return np.array([changed_at(key, self._folder) for key in self._keys(samples)])
+        return np.array([changed_at(path, self._folder) for path in self.paths.some(samples)])
 
     def read(self, sample: int) -> bytes:
         """The file's bytes; a missing or forbidden file is set aside, a vanished disk ends the run."""
@@ -62,18 +81,18 @@ class FileSource:
 
     def read_many(self, samples: NDArray[np.int64]) -> Iterator[Read]:
         """Files, each read as it is taken."""
-        for key in self._keys(samples):
+        for path, fields in zip(self.paths.some(samples), self._fields(samples), strict=True):
             try:
-                yield Read(key, _read_file(key, self._folder))
+                yield Read(path, _read_file(path, self._folder), fields)
             except OSError as error:
                 if error.errno not in FAULTS_OF_ONE_FILE:
-                    raise ShardError(f"{self.root}: {key}: {error.strerror}") from error
-                yield Read(key, SetAsideError(f"unreadable: {error.strerror}"))
+                    raise ShardError(f"{self.root}: {path}: {error.strerror}") from error
+                yield Read(path, SetAsideError(f"unreadable: {error.strerror}"))
 
-    def _keys(self, samples: NDArray[np.int64]) -> list[str]:
-        starts = np.where(samples > 0, self.path_ends[samples - 1], 0).tolist()
-        ends = self.path_ends[samples].tolist()
-        return [self.paths[start:end] for start, end in zip(starts, ends, strict=True)]
+    def _fields(self, samples: NDArray[np.int64]) -> Sequence[Fields]:
+        if self.notes is None:
+            return [NO_FIELDS] * len(samples)
+        return [of_json(text.encode()) for text in self.notes.some(samples)]
 
     @cached_property
     def _folder(self) -> int:

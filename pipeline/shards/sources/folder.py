@@ -9,7 +9,7 @@ from pipeline.shards.images import NO_SUFFIX, SUFFIXES
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.names import UNUSABLE, usable_name, warn_respelled
 from pipeline.shards.sources import SetAside
-from pipeline.shards.sources.files import FileSource
+from pipeline.shards.sources.files import FileSource, Texts
 
 # Files beside images that are none. Anything else that is not read may have been one, and counts as lost.
 NO_IMAGES = (".txt", ".json", ".csv", ".tsv", ".xml", ".pts", ".mat", ".npy", ".md", ".db", ".ini", ".log", ".html")
@@ -54,7 +54,7 @@ def scan_folder(root: Path) -> FileSource:
     warn_respelled(root, respelled)
     of_images = np.repeat(np.array(labels, np.uint32), counts)
     ends = np.cumsum(lengths, dtype=np.int64)
-    return FileSource("folder", str(root), list(label_of), of_images, set_aside, "".join(pieces), ends)
+    return FileSource("folder", str(root), list(label_of), of_images, set_aside, Texts("".join(pieces), ends))
 
 
 def lost_by(name: str) -> int:

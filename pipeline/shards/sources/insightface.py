@@ -31,6 +31,7 @@ from pipeline.shards.sources.recordio import (
     read_record,
     split_image_record,
 )
+from pipeline.shards.sources.splits import EVERYTHING, Choice, choose
 
 logger = logging.getLogger(__name__)
 
@@ -103,14 +104,13 @@ class RecordSource(OneByOne):
         return image
 
 
-def open_records(place: Path) -> RecordSource:
-    """Open `train.rec` or the folder that holds it; `train.idx` and `property` beside it are used if they are there.
+def open_records(place: Path, choice: Choice = EVERYTHING) -> RecordSource:
+    """Open a record file, or that of a folder; its index and `property` beside it are used if they are there.
 
     Raises:
-        ShardError: no `train.rec`, an index that is no list of keys and offsets, or no usable image.
+        ShardError: no file or several, an index that is no list of keys and offsets, or no usable image.
     """
-    folder = place if place.is_dir() else place.parent
-    path = folder / "train.rec"
+    path = _record_file(place, choice)
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError as error:
@@ -119,20 +119,33 @@ def open_records(place: Path) -> RecordSource:
     if size < PART_HEADER.size:
         raise ShardError(f"{path}: got {size} bytes, wanted records")
     words = np.memmap(path, "<u4", "r", shape=(size // 4,))
-    keys, offsets = _positions(folder / "train.idx", words)
+    keys, offsets = _positions(path.with_suffix(".idx"), words)
     headers = _read_headers(words, size, offsets)
     headers.problem[_listed_before(keys) | _listed_before(offsets)] = LISTED_TWICE
     _check_labels(keys, headers)
-    set_aside = [*_missing_images(keys, headers), *_problems(keys, headers)]
+    set_aside = [*_missing_images(path.name, keys, headers), *_problems(path.name, keys, headers)]
     good = headers.has_image & (headers.problem == SOUND)
     if not good.any():
         first = ": ".join(set_aside[0][:2]) if set_aside else "none"
         raise ShardError(f"{path}: got no usable image in {len(keys)} records; the first fault: {first}")
     numbers, labels = np.unique(headers.labels[good, 0].astype(np.int64), return_inverse=True)
-    _compare_property(folder / "property", len(numbers))
+    _compare_property(path.with_name("property"), len(numbers))
     return RecordSource(
         path, number_names(numbers), labels.astype(np.uint32), set_aside, keys[good], offsets[good], descriptor
     )
+
+
+def _record_file(place: Path, choice: Choice) -> Path:
+    """A record file, or that of a folder: `train.rec`, the one that is chosen, or the only one."""
+    if not place.is_dir():
+        return place
+    names = sorted(path.name for path in place.glob("*.rec"))
+    if choice == EVERYTHING and "train.rec" in names:
+        return place / "train.rec"
+    names = choose(names, choice, str(place))
+    if len(names) > 1:
+        raise ShardError(f"{place}: got {', '.join(names)}, wanted one record file: give its path")
+    return place / names[0]
 
 
 def _positions(index: Path, words: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -242,7 +255,7 @@ def _is_odd(run: NDArray[np.int64], label: NDArray[np.int64]) -> NDArray[np.bool
     return is_odd | np.isin(of_run, alone)
 
 
-def _missing_images(keys: NDArray[np.int64], headers: _Headers) -> list[SetAside]:
+def _missing_images(file: str, keys: NDArray[np.int64], headers: _Headers) -> list[SetAside]:
     """Whether record 0 describes as many samples as there are, below the keys that float32 holds exactly."""
     if not len(keys) or keys[0] or headers.problem[0] or headers.has_image[0]:
         return []
@@ -250,12 +263,12 @@ def _missing_images(keys: NDArray[np.int64], headers: _Headers) -> list[SetAside
     described, there = float(headers.labels[0, 0]) - 1, int(images.sum())
     if not there < described < EXACT_KEYS:  # fewer, if images were appended
         return []
-    return [SetAside("train.rec:0", f"describes {described:.0f} images: got {there}", int(described) - there)]
+    return [SetAside(f"{file}:0", f"describes {described:.0f} images: got {there}", int(described) - there)]
 
 
-def _problems(keys: NDArray[np.int64], headers: _Headers) -> list[SetAside]:
+def _problems(file: str, keys: NDArray[np.int64], headers: _Headers) -> list[SetAside]:
     set_aside = []
     for i in np.flatnonzero(headers.problem).tolist():
         reason = f"{REASONS[headers.problem[i]]} (label {headers.labels[i, 0]:g})"
-        set_aside.append(SetAside(f"train.rec:{keys[i]}", reason))
+        set_aside.append(SetAside(f"{file}:{keys[i]}", reason))
     return set_aside

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,19 +20,10 @@ from pipeline.shards.images import SetAsideError
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.names import UNUSABLE, usable_name, warn_respelled
 from pipeline.shards.sources import Read, SetAside, changed_at
+from pipeline.shards.sources.columns import HUGGING_FACE, Columns
 from pipeline.shards.sources.list_file import number_names
 from pipeline.shards.sources.parquet_rows import Rows, library, line_of, saved_table, schema_of
 from pipeline.shards.sources.splits import EVERYTHING, Choice, choose
-
-
-class Columns(NamedTuple):
-    """Names of the columns that are read."""
-
-    image: str = "image"
-    label: str = "label"
-
-
-HUGGING_FACE = Columns()
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from pipeline.shards.images import NO_SUFFIX, SUFFIXES, SetAsideError
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.names import UNUSABLE, usable_name, warn_respelled
 from pipeline.shards.sources import Read, SetAside
-from pipeline.shards.sources.files import FileSource
+from pipeline.shards.sources.columns import HUGGING_FACE, Columns
+from pipeline.shards.sources.files import FileSource, Texts
 from pipeline.shards.sources.folder import lost_by
 from pipeline.shards.sources.list_file import parse_list
 from pipeline.shards.stores import fetch_whole, open_store
@@ -41,15 +42,16 @@ class RemoteSource(FileSource):
         One that is missing or forbidden is set aside; a store that is gone ends the run.
         """
         store, root = open_store(self.root)
-        keys = self._keys(samples)
+        keys = self.paths.some(samples)
         paths = [f"{root}/{quote(key) if _is_web(store) else key}" for key in keys]
-        for key, data in zip(keys, store.cat_ranges(paths, None, None), strict=True):
+        pieces = store.cat_ranges(paths, None, None)
+        for key, data, fields in zip(keys, pieces, self._fields(samples), strict=True):
             if isinstance(data, (FileNotFoundError, PermissionError)):
                 yield Read(key, SetAsideError(f"unreadable: {type(data).__name__}"))
             elif isinstance(data, Exception):
                 raise ShardError(f"{self.root}/{key}: {data or type(data).__name__}") from data
             else:
-                yield Read(key, data)
+                yield Read(key, data, fields)
 
 
 def copy_large(url: str, copies: Path | None, kinds: Sequence[Sequence[str]]) -> Path | None:
@@ -126,7 +128,7 @@ def fnmatch_path(name: str, pattern: str) -> bool:
     return name.count("/") == pattern.count("/") and PurePosixPath(name).match(pattern)
 
 
-def list_remote(url: str) -> RemoteSource:
+def list_remote(url: str, columns: Columns = HUGGING_FACE) -> RemoteSource:
     """List the images of identity folders at a URL, or those of a list file there.
 
     Raises:
@@ -136,7 +138,7 @@ def list_remote(url: str) -> RemoteSource:
     try:
         if not store.isdir(root):
             with store.open(root, "r", encoding="utf-8", newline="\n") as lines:
-                return RemoteSource("list", url.rpartition("/")[0], *parse_list(lines, url))
+                return RemoteSource("list", url.rpartition("/")[0], *parse_list(lines, url, columns))
         found = [path[len(root) + 1 :] for path in store.find(root)]
     except OSError as error:
         raise ShardError(f"{url}: not listed: {error}") from error
@@ -173,4 +175,4 @@ def _identity_folders(url: str, found: list[str]) -> RemoteSource:
     labels = np.array([label_of[name] for name in names], np.uint32)[of_images]
     keys = list(map("/".join, paths))
     ends = np.cumsum(list(map(len, keys)), dtype=np.int64)
-    return RemoteSource("folder", url, identities, labels, set_aside, "".join(keys), ends)
+    return RemoteSource("folder", url, identities, labels, set_aside, Texts("".join(keys), ends))

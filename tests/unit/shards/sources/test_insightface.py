@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.plan import make_plan
-from pipeline.shards.sources.detect import open_source
+from pipeline.shards.sources.detect import Options, open_source
 from pipeline.shards.sources.recordio import part_starts, read_record
+from pipeline.shards.sources.splits import Choice
 from tests.shards import contents, made, noise
 
 MAGIC = struct.pack("<I", 0xCED7230A)
@@ -106,6 +107,31 @@ def test_a_packed_set_is_read_without_index_and_property(packed: Packed) -> None
     assert contents(source) == packed.truth
     assert source.digest() == with_index.digest()
     assert not source.set_aside
+
+
+def test_a_record_file_of_any_name_is_read_by_path_or_folder(packed: Packed, tmp_path: Path) -> None:
+    for suffix in ("rec", "idx"):
+        (tmp_path / f"train.{suffix}").rename(tmp_path / f"casia.{suffix}")
+    for place in (tmp_path, tmp_path / "casia.rec", f"file://{tmp_path}"):
+        source = open_source(place, copies=tmp_path / "copies")
+        assert contents(source) == packed.truth
+        assert not source.set_aside
+    (tmp_path / "casia.rec").write_bytes(packed.rec[: packed.offsets[9] + 40])
+    assert open_source(tmp_path / "casia.rec").set_aside[0][0] == "casia.rec:9"
+    (tmp_path / "casia.idx").unlink()
+    assert open_source(tmp_path / "casia.rec").set_aside[0][0] == "casia.rec:0"
+
+
+def test_of_several_record_files_train_or_the_one_that_is_chosen_is_read(packed: Packed, tmp_path: Path) -> None:
+    (tmp_path / "val.rec").write_bytes(write_record(image_record(1, [7], noise(7))))
+    assert contents(open_source(tmp_path)) == packed.truth
+    (other,) = contents(open_source(tmp_path, options=Options(choice=Choice(splits=("validation",))))).values()
+    assert other == ("7", noise(7))
+    assert len(open_source(tmp_path / "v*.rec").labels) == 1
+    (tmp_path / "train.rec").rename(tmp_path / "a.rec")
+    (tmp_path / "val.rec").rename(tmp_path / "b.rec")
+    with pytest.raises(ShardError, match=r"got a\.rec, b\.rec, wanted one record file: give its path"):
+        open_source(tmp_path)
 
 
 def test_the_first_of_several_labels_counts(tmp_path: Path) -> None:

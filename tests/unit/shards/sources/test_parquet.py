@@ -17,9 +17,10 @@ from pipeline.shards.one_tar import Written
 from pipeline.shards.plan import make_plan
 from pipeline.shards.sequential import make_set
 from pipeline.shards.sources import Read, Source
+from pipeline.shards.sources.columns import Columns
 from pipeline.shards.sources.detect import Options, open_source
 from pipeline.shards.sources.folder import scan_folder
-from pipeline.shards.sources.parquet import Columns, ParquetSource
+from pipeline.shards.sources.parquet import ParquetSource
 from pipeline.shards.sources.splits import Choice
 from pipeline.shards.sources.tar_folder import open_tars
 from pipeline.shards.verify import verify

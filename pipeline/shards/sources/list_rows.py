@@ -1,0 +1,115 @@
+"""The lines of lists in all their forms: path and identity, MXNet's and InsightFace's `.lst`, tables with a header."""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any, NamedTuple
+
+from pipeline.shards.fields import NO_FIELDS, Fields
+from pipeline.shards.manifest import ShardError
+from pipeline.shards.names import BLANKS
+from pipeline.shards.sources.columns import Columns, place_of
+
+DELIMITERS = ",;\t"
+
+
+class Row(NamedTuple):
+    """One image of a list: the line's number, path and identity as they stand there (one may be empty), and fields."""
+
+    line: int
+    image: str
+    identity: str
+    fields: Fields = NO_FIELDS
+
+
+def rows_of(lines: Iterable[str], name: str, columns: Columns) -> Iterator[Row]:
+    """Rows of a list, in the form that its name and its first line show; lines without any text are skipped.
+
+    Raises:
+        ShardError: a table without the columns.
+    """
+    lines = iter(lines)
+    first = next(lines, "")
+    whole = chain([first], lines)
+    header = first.split("\t")
+    if name.lower().endswith(".csv") or None not in [place_of(column, header) for column in columns]:
+        return _table(whole, name, columns)
+    return _packing_list(whole) if name.lower().endswith(".lst") else _plain(whole)
+
+
+def _plain(lines: Iterable[str]) -> Iterator[Row]:
+    """Path and identity with a tab, or else the last space, between; comments begin with `#`."""
+    for number, line in enumerate(lines, start=1):
+        text = line.rstrip("\r\n")
+        if text.strip() and not text.startswith("#"):
+            image, _, identity = text.rstrip(BLANKS).rpartition("\t" if "\t" in text else " ")
+            yield Row(number, image, identity + text[len(text.rstrip(BLANKS)) :])
+
+
+def _packing_list(lines: Iterable[str]) -> Iterator[Row]:
+    """What records are packed from, columns with tabs between.
+
+    MXNet's im2rec writes number, labels, path; InsightFace's face2rec2 reads whether it is aligned, path, label, and
+    perhaps a box and five landmarks, first their x and then their y.
+    """
+    for number, line in enumerate(lines, start=1):
+        columns = line.rstrip("\r\n").split("\t")
+        if len(columns) < 3:
+            yield from (row._replace(line=number) for row in _plain([line]))
+        elif _number(columns[-1]) is None:
+            more = [_number(label) for label in columns[2:-1]]
+            yield Row(number, columns[-1], _whole(columns[1]), {"labels": more} if more else NO_FIELDS)
+        else:
+            yield Row(number, columns[1], _whole(columns[2]), _face_fields(columns[3:]))
+
+
+def _face_fields(columns: list[str]) -> Fields:
+    """Box (left, top, right, bottom) and landmarks ([5, 2] x and y) that stand behind the label."""
+    numbers = [_number(column) for column in columns]
+    fields: dict[str, Any] = {}
+    if len(numbers) >= 4:
+        fields["box"] = numbers[:4]
+    if len(numbers) >= 14:
+        fields["landmarks"] = [list(point) for point in zip(numbers[4:9], numbers[9:14], strict=True)]
+    return fields
+
+
+def _table(lines: Iterable[str], name: str, columns: Columns) -> Iterator[Row]:
+    """A table with a header; all columns but path and identity are fields."""
+    lines = iter(lines)
+    first = next(lines, "")
+    delimiter = max(DELIMITERS, key=first.count)
+    header = [column.strip() for column in next(csv.reader([first], delimiter=delimiter), [])]
+    image, label = (place_of(column, header) for column in columns)
+    if image is None or label is None:
+        missing = f"{columns.image} and {columns.label} (--image-column, --label-column)"
+        raise ShardError(f"{name}: got columns {', '.join(header)}, wanted {missing}")
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+    for cells in reader:
+        if any(cells):
+            named = dict(zip(header, cells, strict=False))
+            path, identity = named.pop(header[image], ""), named.pop(header[label], "")
+            fields = {column: _value(cell) for column, cell in named.items() if cell}
+            yield Row(reader.line_num + 1, path, identity, fields)
+
+
+def _value(cell: str) -> Any:
+    """A cell as JSON if it is that: numbers, and lists such as landmarks; else its text."""
+    try:
+        return json.loads(cell)
+    except ValueError:
+        return cell
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _whole(text: str) -> str:
+    """A label without the decimals of a whole number: im2rec writes 3.000000."""
+    number = _number(text) if "." in text else None
+    return str(int(number)) if number is not None and number.is_integer() else text
