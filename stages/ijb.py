@@ -1,28 +1,37 @@
-"""IJB-B or IJB-C: templates verified 1:1 and searched 1:N, with InsightFace's meta files and aligned crops.
+"""IJB-B or IJB-C: templates verified 1:1 and searched 1:N, with the files that InsightFace distributes.
 
-Results go to RUN/ijb/<set>/. Image names, templates and media come from META/<set>_face_tid_mid.txt, pairs from
-META/<set>_template_pair_label.txt, and 1:N from META/<set>_1N_gallery_G1.csv, ..._G2.csv and ..._probe_mixed.csv
-if they exist.
+Results go to RUN/ijb/<set>/. META has <set>_face_tid_mid.txt (images, templates, media), <set>_template_pair_label.txt
+(1:1) and, if 1:N is wanted, <set>_1N_probe_mixed.csv beside the galleries <set>_1N_gallery_G1.csv and ..._G2.csv (S1
+and S2 of IJB-B). Loose crops are aligned by the points of META/<set>_name_5pts_score.txt, which also has the detector's
+scores.
 """
 
 import argparse
-import hashlib
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from cluster.stop import exit_with, faults_in_one_line
+from pipeline.evaluation.embedding.aligned import aligned_files
 from pipeline.evaluation.embedding.kept import keep, remarks
-from pipeline.evaluation.embedding.source import Source, image_files
-from pipeline.evaluation.protocols.ijb import read_media, read_subjects, read_template_pairs
+from pipeline.evaluation.embedding.source import ImageList, Network, Source, image_files
+from pipeline.evaluation.protocols.ijb import GALLERIES, Detections, Protocol, Subjects, read_protocol
 from pipeline.evaluation.protocols.pairs import require_images
 from pipeline.evaluation.results import Gallery, TemplateResult, save_summary
+from pipeline.evaluation.scoring.fusion import Fusion
 from pipeline.evaluation.scoring.templates import RANKS, Templates, fuse, search_templates, verify_templates
 from pipeline.evaluation.scoring.verification import require_resolvable
 from pipeline.run.folder import RunFolder
 from stages.arguments import add_bootstrap, add_embedding, add_source, add_step, how_of, parser_of, sources_of
+
+EXAMPLES = """\
+examples:
+  python stages/ijb.py runs/casia --set ijbc --images IJBC/loose_crop --align --meta IJBC/meta --fuse N1D1F2
+      as arcface_torch's eval_ijbc.py: image and mirror summed, weighted by the detector's score
+  python stages/ijb.py runs/casia --set ijbb --images aligned --meta IJBB/meta
+      crops that are aligned already; image and mirror concatenated, as in SphereFace
+"""
 
 
 @faults_in_one_line("ijb")
@@ -30,8 +39,116 @@ def main() -> int:
     """Read and check the protocol, embed, fuse, verify and search; a fault is one line (65, or 74 for the disk)."""
     args = _parser().parse_args()
     (source,) = sources_of(args)
-    result = _evaluate(args, source)
-    print(f"{save_summary(result, RunFolder(args.run).templates / args.set)}:")
+    protocol = read_protocol(args.meta, args.set)
+    _check(args, source, protocol)
+    for words in protocol.missing:
+        print(f"ijb: {words}", file=sys.stderr)
+    result = _judge(args, source, protocol)
+    name = args.set if args.fuse == Fusion() else f"{args.set} {args.fuse}"
+    print(f"{save_summary(result, RunFolder(args.run).templates / name)}:")
+    _print(result)
+    return 0
+
+
+def _check(args: argparse.Namespace, source: Source, protocol: Protocol) -> None:
+    """Raise ValueError for what cannot work, before hours of embedding."""
+    if args.fuse.mirror != 1 and not source.mirrored:
+        raise ValueError(f"fuse: got {args.fuse} with embeddings made elsewhere, wanted F1: they are taken as they are")
+    if args.align and not isinstance(source, Network):
+        raise ValueError("align: got embeddings made elsewhere, wanted a network: images are not looked at")
+    if (args.align or args.fuse.detector) and protocol.detections is None:
+        raise ValueError(f"{args.meta}: got no {args.set}_name_5pts_score.txt, wanted it for --align and D1")
+    for far in args.far:
+        require_resolvable(far, int(np.sum(~protocol.pairs[2])))
+    for name, gallery in protocol.galleries.items():
+        assert protocol.probes is not None, "there are no galleries without probes"
+        strangers = int(np.sum(~np.isin(protocol.probes.subject, gallery.subject)))
+        for fpir in args.fpir:
+            require_resolvable(fpir, strangers, "fpir", f"probes outside {name}")
+
+
+def _judge(args: argparse.Namespace, source: Source, protocol: Protocol) -> TemplateResult:
+    templates = _templates(args, source, protocol)
+    first, second, same = protocol.pairs
+    kept = templates.known(first) & templates.known(second)
+    _say_lost(len(kept) - int(kept.sum()), len(kept), "pairs")
+    same = same[kept]
+    impostors = int(np.sum(~same))
+    # One broken image must not cost a rate: one that its pairs alone resolved is left out with them.
+    fars = tuple(far for far in args.far if far * impostors >= 1 or kept.all())
+    verified = verify_templates(
+        templates, (first[kept], second[kept], same), protocol.subject_of, fars, args.resamples, args.seed
+    )
+    return TemplateResult(
+        step=source.step,
+        weights_sha256=source.digest,
+        templates=len(templates.ids),
+        genuine=int(same.sum()),
+        impostors=impostors,
+        tar=verified.tar,
+        curve=verified.curve,
+        listing_sha256=protocol.digest,
+        galleries=_galleries(args, templates, protocol),
+        network=source.name,
+        fusion=str(args.fuse),
+    )
+
+
+def _galleries(args: argparse.Namespace, templates: Templates, protocol: Protocol) -> tuple[Gallery, ...]:
+    if protocol.probes is None:
+        return ()
+    probes = _known(templates, protocol.probes, "probes")
+    galleries = {name: _known(templates, one, f"templates of {name}") for name, one in protocol.galleries.items()}
+    found = search_templates(templates, galleries, probes, tuple(args.fpir), args.resamples, args.seed)
+    return tuple(Gallery(name=name, ranks=ranks, tpir=tpir) for name, (ranks, tpir) in found.items())
+
+
+def _known(templates: Templates, listed: Subjects, kind: str) -> Subjects:
+    """Those of the listed templates that have features."""
+    kept = templates.known(listed.template)
+    _say_lost(len(kept) - int(kept.sum()), len(kept), kind)
+    return Subjects(listed.template[kept], listed.subject[kept])
+
+
+def _say_lost(lost: int, of: int, kind: str) -> None:
+    if lost:
+        print(f"ijb: {lost:,} of {of:,} {kind} left out: their templates have no image with features", file=sys.stderr)
+
+
+def _templates(args: argparse.Namespace, source: Source, protocol: Protocol) -> Templates:
+    media = protocol.media
+    names, mention = np.unique(media.names, return_inverse=True)  # an image of several templates is embedded once
+    detections = None
+    if args.align or args.fuse.detector:
+        assert protocol.detections is not None, "it was checked"
+        detections = protocol.detections.of(names)
+    images = _images(args, source, tuple(map(str, names)), detections)
+    kept = keep(RunFolder(args.run).embeddings, source, images, how_of(args), progress="")
+    for words in remarks(kept, images, source):
+        print(f"ijb: {words}", file=sys.stderr)
+    good = kept.good[mention]
+    mention = mention[good]
+    scores = detections.scores if detections else np.ones(len(names))
+    return fuse(
+        lambda some: args.fuse.features(kept.rows(mention[some]), scores[mention[some]]),
+        media.template[good],
+        media.medium[good],
+    )
+
+
+def _images(
+    args: argparse.Namespace, source: Source, paths: tuple[str, ...], detections: Detections | None
+) -> ImageList:
+    if not isinstance(source, Network):
+        return image_files(args.images, paths)
+    require_images(paths, args.images, str(args.meta))
+    if not args.align:
+        return image_files(args.images, paths)
+    assert detections is not None, "it was checked"
+    return aligned_files(args.images, paths, detections.points, source.size, args.threads)
+
+
+def _print(result: TemplateResult) -> None:
     for entry in result.tar:
         print(f"  1:1 TAR at FAR {entry.far:<8g} {entry.tar.value:.2%} ({entry.tar.low:.2%}-{entry.tar.high:.2%})")
     for gallery in result.galleries:
@@ -40,71 +157,22 @@ def main() -> int:
         for found in gallery.tpir:
             rate = found.tpir
             print(f"  {gallery.name} TPIR at FPIR {found.fpir:<6g} {rate.value:.2%} ({rate.low:.2%}-{rate.high:.2%})")
-    return 0
-
-
-def _evaluate(args: argparse.Namespace, source: Source) -> TemplateResult:
-    pairs = read_template_pairs(args.meta / f"{args.set}_template_pair_label.txt")
-    impostors = int(np.sum(~pairs[2]))
-    for far in args.far:
-        require_resolvable(far, impostors)
-    lists = {name: args.meta / f"{args.set}_1N_{name}.csv" for name in ("gallery_G1", "gallery_G2", "probe_mixed")}
-    subjects = {name: read_subjects(file) for name, file in lists.items() if file.exists()}
-    subject_of: dict[int, int] = {}
-    for ids, people in subjects.values():
-        subject_of |= zip(ids.tolist(), people.tolist(), strict=True)
-    templates = _templates(args, source)
-    verified = verify_templates(templates, pairs, subject_of, tuple(args.far), args.resamples, args.seed)
-    galleries = []
-    if "probe_mixed" in subjects:
-        for name in sorted(subjects.keys() - {"probe_mixed"}):
-            ranks, tpir = search_templates(
-                templates, subjects[name], subjects["probe_mixed"], tuple(args.fpir), args.resamples, args.seed
-            )
-            galleries.append(Gallery(name=name.removeprefix("gallery_"), ranks=ranks, tpir=tpir))
-    return TemplateResult(
-        step=source.step,
-        weights_sha256=source.digest,
-        templates=len(templates.ids),
-        genuine=len(pairs[2]) - impostors,
-        impostors=impostors,
-        tar=verified.tar,
-        curve=verified.curve,
-        listing_sha256=_listing(args, lists.values()),
-        galleries=tuple(galleries),
-        network=source.name,
-    )
-
-
-def _listing(args: argparse.Namespace, lists: Iterable[Path]) -> str:
-    """Digest of the protocol's files."""
-    files = [args.meta / f"{args.set}_template_pair_label.txt", args.meta / f"{args.set}_face_tid_mid.txt", *lists]
-    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.exists()]
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def _templates(args: argparse.Namespace, source: Source) -> Templates:
-    file = args.meta / f"{args.set}_face_tid_mid.txt"
-    media = read_media(file)
-    names, mention = np.unique(media.names, return_inverse=True)  # an image of several templates is embedded once
-    paths = tuple(map(str, names))
-    require_images(paths, args.images, str(file))
-    images = image_files(args.images, paths)
-    kept = keep(RunFolder(args.run).embeddings, source, images, how_of(args), progress="")
-    for words in remarks(kept, images, source):
-        print(f"ijb: {words}", file=sys.stderr)
-    good = kept.good[mention]
-    mention = mention[good]
-    return fuse(lambda some: kept.rows(mention[some]), media.template[good], media.medium[good])
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = parser_of(__doc__)
-    parser.add_argument("--set", choices=["ijbb", "ijbc"], default="ijbc", help="(default ijbc)")
-    parser.add_argument(
-        "--images", type=Path, required=True, metavar="FOLDER", help="aligned crops, as the meta names them"
-    )
+    parser = parser_of(__doc__, EXAMPLES)
+    parser.add_argument("--set", choices=list(GALLERIES), default="ijbc", help="(default ijbc)")
+    parser.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="crops, as the meta names them")
     parser.add_argument("--meta", type=Path, required=True, metavar="FOLDER", help="the meta files")
+    parser.add_argument("--align", action="store_true", help="the images are loose crops: align them by their points")
+    parser.add_argument(
+        "--fuse",
+        type=_fusion,
+        default=Fusion(),
+        metavar="RULE",
+        help="how images enter a template, by InsightFace's letters: N1 keeps a feature's norm, D1 weighs it by the "
+        "detector's score, F1 concatenates image and mirror, F2 sums them, F0 takes no mirror (default %(default)s)",
+    )
     add_step(parser)
     add_source(parser)
     parser.add_argument(
@@ -118,6 +186,13 @@ def _parser() -> argparse.ArgumentParser:
     add_bootstrap(parser, resamples=100)
     add_embedding(parser)
     return parser
+
+
+def _fusion(letters: str) -> Fusion:
+    try:
+        return Fusion.of(letters)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 if __name__ == "__main__":

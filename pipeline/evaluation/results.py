@@ -107,6 +107,7 @@ class TemplateResult(Record):
     Attributes:
         listing_sha256: digest of the protocol's files.
         curve: points of the 1:1 ROC, FAR and TAR, from the lowest FAR that the pairs resolve.
+        fusion: the rule by which images entered their templates, in the letters of `fusion.Fusion`.
     """
 
     step: int
@@ -119,11 +120,12 @@ class TemplateResult(Record):
     network: str = ""
     listing_sha256: str = ""
     curve: tuple[tuple[float, float], ...] = ()
+    fusion: str = "N1D0F1"
 
     @property
     def compared(self) -> str:
-        """Digest of what is compared: results of equal ones stand side by side."""
-        return self.listing_sha256
+        """Digest of what is compared, and the rule: results of equal ones stand side by side."""
+        return f"{self.listing_sha256} {self.fusion}"
 
 
 @dataclass(frozen=True)

@@ -360,31 +360,3 @@ def test_identification_among_distractors(
     assert Path("run/identifications/others/step-00000020.json").stat().st_mtime_ns > before
     assert run_stage("identify.py", *options, "--far", "0.001") == EXIT_REFUSED
     assert "far: got 0.001 with 540 pairs of probe and distractor" in capsys.readouterr().err
-
-
-def test_ijb_verifies_and_searches_templates(
-    scene: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(scene)
-    Path("meta").mkdir(exist_ok=True)
-    # Two templates a person: shots 0 and 1 (one video), and shot 2.
-    mentions = [f"p{p}/{s}.jpg {10 * p + s // 2} {s // 2}" for p in range(6) for s in range(3)]
-    Path("meta/ijbc_face_tid_mid.txt").write_text("\n".join(mentions) + "\n")
-    pairs = [f"{10 * p} {10 * q + 1} {int(p == q)}" for p in range(6) for q in range(6)]
-    Path("meta/ijbc_template_pair_label.txt").write_text("\n".join(pairs) + "\n")
-    for name, rows in (
-        ("gallery_G1", [(10 * p, p) for p in range(3)]),
-        ("gallery_G2", [(10 * p, p) for p in range(2, 5)]),
-        ("probe_mixed", [(10 * p + 1, p) for p in range(6)]),
-    ):
-        lines = ["TEMPLATE_ID,SUBJECT_ID", *(f"{template},{subject}" for template, subject in rows)]
-        Path(f"meta/ijbc_1N_{name}.csv").write_text("\n".join(lines) + "\n")
-    options = ["run", "--images", "faces", "--meta", "meta", "--resamples", "10", "--far", "0.1", "--fpir", "0.4"]
-    assert run_stage("ijb.py", *options) == 0
-    printed = capsys.readouterr().out
-    for words in ("1:1 TAR at FAR 0.1", "G1 rank-1", "G1 rank-10", "G2 TPIR at FPIR 0.4"):
-        assert words in printed
-    result = json.loads(Path("run/ijb/ijbc/step-00000020.json").read_text())
-    assert (result["templates"], result["genuine"], result["impostors"]) == (12, 6, 30)
-    assert run_stage("ijb.py", *options, "--far", "0.01") == EXIT_REFUSED
-    assert "far: got 0.01 with 30 different pairs" in capsys.readouterr().err

@@ -5,15 +5,15 @@ Whitelam et al., "IARPA Janus Benchmark-B", CVPRW 2017; Maze et al., "IARPA Janu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.scoring.bootstrap import trial_draws
-from pipeline.evaluation.scoring.identification import cmc, false_alarm_barrier, mate_ranks, mate_scores
+from pipeline.evaluation.scoring.draws import Draws
+from pipeline.evaluation.scoring.gallery import search_draws, search_rates
 from pipeline.evaluation.scoring.many_pairs import ManyPairs, tar_draws
 from pipeline.evaluation.scoring.rates import Rate, TarAtFar, TpirAtFpir, tars_at, with_intervals
 from pipeline.evaluation.scoring.search import blocks_of, nearest
@@ -31,13 +31,20 @@ class Templates:
     ids: IntArray
     features_TD: FloatArray
 
+    def known(self, ids: IntArray) -> BoolArray:
+        """Which of some templates, by id, are here."""
+        return np.asarray(self.ids[self._places(ids)] == ids)
+
     def rows(self, ids: IntArray) -> IntArray:
         """The rows of templates by id; raises ValueError naming the first id that has no images."""
-        places = np.searchsorted(self.ids, ids).clip(max=len(self.ids) - 1)
+        places = self._places(ids)
         absent = np.flatnonzero(self.ids[places] != ids)
         if len(absent):
             raise ValueError(f"template {ids[absent[0]]}: got no images (and {len(absent) - 1} more), wanted some")
         return places
+
+    def _places(self, ids: IntArray) -> IntArray:
+        return np.searchsorted(self.ids, ids).clip(max=len(self.ids) - 1)
 
 
 def fuse(rows: Callable[[IntArray], NDArray[Any]], template: IntArray, medium: IntArray) -> Templates:
@@ -47,8 +54,7 @@ def fuse(rows: Callable[[IntArray], NDArray[Any]], template: IntArray, medium: I
     memory is that of the templates, whatever the number of images.
 
     A template's feature is the sum over its media of the mean feature of each medium's images, so that a long video
-    weighs as much as one photograph. Features are not normalised before: their norm is the weight that the network
-    gives an image.
+    weighs as much as one photograph. What the feature of an image is, `Fusion` says.
     """
     order = np.lexsort((medium, template))
     ids, first, count = np.unique(template[order], return_index=True, return_counts=True)
@@ -115,34 +121,23 @@ def verify_templates(
 
 def search_templates(
     templates: Templates,
-    gallery: tuple[IntArray, IntArray],
+    galleries: Mapping[str, tuple[IntArray, IntArray]],
     probes: tuple[IntArray, IntArray],
     fpirs: tuple[float, ...],
     resamples: int,
     seed: int = 0,
-) -> tuple[tuple[Rate, ...], tuple[TpirAtFpir, ...]]:
-    """1:N: the rates of `RANKS` over mated probes, and TPIR at each FPIR over all, with intervals over subjects.
+) -> dict[str, tuple[tuple[Rate, ...], tuple[TpirAtFpir, ...]]]:
+    """1:N in each gallery: the rates of `RANKS` over mated probes, and TPIR at each FPIR over all, by gallery.
 
-    `gallery` and `probes` are template ids with their subjects. Thresholds are held while subjects are resampled.
-    Raises ValueError when the probes without a mate cannot resolve one of `fpirs`.
+    Of several galleries their mean comes last, as both protocols report it. Galleries and `probes` are template ids
+    with their subjects; intervals are over subjects. Raises ValueError as `search_draws` does.
     """
-    gallery_subject, probe_subject = gallery[1], probes[1]
-    found = nearest(
-        templates.features_TD[templates.rows(probes[0])],
-        blocks_of(templates.features_TD[templates.rows(gallery[0])]),
-        max(RANKS),
-    )
-    mated = np.isin(probe_subject, gallery_subject)
-    barriers = [false_alarm_barrier(found, mated, fpir) for fpir in fpirs]
-    ranks = mate_ranks(found, probe_subject, gallery_subject)[mated]
-    scores = mate_scores(found, probe_subject, gallery_subject)[mated]
-
-    def rates(weight: FloatArray) -> FloatArray:
-        closed = cmc(ranks, max(RANKS), weight)[np.array(RANKS) - 1]
-        hits = [np.average((ranks == 1) & (scores > barrier), weights=weight) for barrier in barriers]
-        return np.array([*closed, *hits])
-
-    draws = trial_draws(probe_subject[mated], rates, resamples, seed)
-    every = with_intervals(draws.value_K, draws.rates())
-    tpirs = zip(fpirs, every[len(RANKS) :], strict=True)
-    return tuple(every[: len(RANKS)]), tuple(TpirAtFpir(fpir=fpir, tpir=rate) for fpir, rate in tpirs)
+    rows = templates.features_TD[templates.rows(probes[0])]
+    draws = {}
+    for number, (name, (ids, subject)) in enumerate(galleries.items()):
+        found = nearest(rows, blocks_of(templates.features_TD[templates.rows(ids)]), max(RANKS))
+        # Galleries share no subject, so their draws are independent.
+        draws[name] = search_draws(found, probes[1], subject, RANKS, fpirs, resamples, seed + number)
+    if len(draws) > 1:
+        draws[f"mean of {' and '.join(draws)}"] = Draws.mean(list(draws.values()))
+    return {name: search_rates(one, fpirs) for name, one in draws.items()}

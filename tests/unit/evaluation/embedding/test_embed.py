@@ -1,5 +1,6 @@
 """Embedding: the features of the paper, from files, leaving the network as it was; and what goes wrong with files."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -181,6 +182,15 @@ def test_a_part_of_a_list_reads_its_own_images(faces: tuple[Path, list[str]]) ->
     assert list(part.names) == names[2:5]
     assert [image.tobytes() for image in part.read(slice(1, 3))] == [(folder / n).read_bytes() for n in names[3:5]]
     assert isinstance(part, ImageList)
+
+
+def test_the_digest_of_files_sees_a_change_whatever_their_names(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"Jos\xe9 #.jpg")
+    (tmp_path / odd).write_bytes(b"one")
+    before = image_files(tmp_path, [odd, "absent.jpg"]).digest
+    assert image_files(tmp_path, [odd, "absent.jpg"]).digest == before
+    (tmp_path / odd).write_bytes(b"other")
+    assert image_files(tmp_path, [odd, "absent.jpg"]).digest != before
 
 
 def test_the_digest_sees_names_values_types_and_shapes_and_nothing_else() -> None:
