@@ -38,6 +38,7 @@ import torch
 
 from cluster.lease import HeldError, Holder, leased
 from cluster.marks import marked, sweep
+from cluster.progress_line import ProgressLine
 from cluster.stop import EXIT_STOPPED, SIGNALS, exit_with, faults_in_one_line
 from cluster.watchdog import end
 from pipeline.backbones import Backbone
@@ -58,7 +59,6 @@ from pipeline.run.metrics_log import read_metrics
 STAGES = Path(__file__).resolve().parent
 CLAIMS = "study-claims"  # in a run's folder: the process that trains and evaluates it
 POLL_SECONDS = 1.0
-LOG_SECONDS = 60.0  # between progress lines if they are not rewritten in place
 
 
 @faults_in_one_line("study")
@@ -69,6 +69,7 @@ def main() -> int:
     stop = Stop()
     conductor = Conductor(load_study(args.study), args, stop)
     conductor.check()
+    conductor.judge_networks()
     conductor.run_missing()
     conductor.tabulate()
     for name, reason in conductor.failed.items():
@@ -142,14 +143,29 @@ class Conductor:
             _require_same(self._folder(run), run, manifest.digest)
         for places in self.study.sets.values():
             read_pairs(self.args.data / places.pairs, self.args.data / places.images)
-        self._progress = Progress([work_of(run.recipe, size) for run in self.runs], self._shares())
+        for name, network in self.study.networks.items():
+            if not (self.args.data / network.file).exists():
+                raise StudyError(f"networks.{name}: got {self.args.data / network.file}, wanted a file that is there")
+        self._progress = ProgressLine([work_of(run.recipe, size) for run in self.runs], self._shares())
+
+    def judge_networks(self) -> None:
+        """Evaluate the networks from elsewhere on every set; one that another process is at is left to it."""
+        for name, network in self.study.networks.items():
+            folder = self.args.out / name
+            with contextlib.suppress(HeldError), self._held(folder):
+                for what, evaluate in self._evaluations(folder):
+                    command = [*evaluate, *network.options(self.args.data)]
+                    if reason := self._run(what, command, folder, lambda: None):
+                        self._fail(name, reason)
+            if self.stop.asked:
+                return
 
     def run_missing(self) -> None:
         """Train and evaluate until every run is done or has failed, or until asked to stop."""
         while missing := [run for run in self.runs if run.name not in self.failed and not self._is_done(run)]:
             taken = 0
             for run in missing:
-                with contextlib.suppress(HeldError), self._held(run):
+                with contextlib.suppress(HeldError), self._held(self._folder(run)):
                     if not self._is_done(run):
                         taken += 1
                         sweep(self._folder(run))  # what a process that was killed here has left at work
@@ -160,9 +176,8 @@ class Conductor:
                 self._progress.show(f"other processes are at the last {len(missing)}", self._shares())
                 time.sleep(POLL_SECONDS)
 
-    def _held(self, run: Run) -> AbstractContextManager[None]:
-        """Holds a run's folder while it is open, against other processes like this one."""
-        folder = self._folder(run)
+    def _held(self, folder: Path) -> AbstractContextManager[None]:
+        """Holds a run's or network's folder while it is open, against other processes like this one."""
 
         def lose(reason: str) -> None:
             sweep(folder)
@@ -172,39 +187,59 @@ class Conductor:
 
     def _carry_out(self, run: Run) -> None:
         """Train to the end, then evaluate on every set; a failure is noted."""
-        folder, log = self._folder(run), self._folder(run) / "study.log"
         for what, command in self._commands(run):
             if what == "training" and self._trained(run):
                 continue
-            code = self.stop.run(command, log, folder, partial(self._show, run, what))
+            reason = self._run(what, command, self._folder(run), partial(self._show, run, what))
             if self.stop.asked:
                 return None
-            if code:
-                reason = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
-                return self._fail(run, f"{what} ended with code {code}: {reason} (more in {log})")
+            if reason:
+                return self._fail(run.name, reason)
         if not self._is_done(run):
-            return self._fail(run, f"its results cannot be read: {RunFolder(self._folder(run)).evaluations}")
+            return self._fail(run.name, f"its results cannot be read: {RunFolder(self._folder(run)).evaluations}")
         self.tabulate()
         self._progress.say(f"{run.name} done")
         return None
 
-    def _fail(self, run: Run, reason: str) -> None:
-        self.failed[run.name] = reason
-        self._progress.say(f"{run.name} failed: {reason}")
+    def _run(self, what: str, command: Sequence[object], folder: Path, watch: Callable[[], None]) -> str:
+        """Carry out one command in a run's or network's folder; why it failed, empty if it did not or was stopped."""
+        log = folder / "study.log"
+        code = self.stop.run(command, log, folder, watch)
+        if not code or self.stop.asked:
+            return ""
+        last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
+        return f"{what} ended with code {code}: {last} (more in {log})"
+
+    def _fail(self, name: str, reason: str) -> None:
+        self.failed[name] = reason
+        self._progress.say(f"{name} failed: {reason}")
 
     def _commands(self, run: Run) -> list[tuple[str, list[object]]]:
         """What is done for a run, in order."""
-        folder, data = self._folder(run), self.args.data
-        recipe = self.args.study.parent / self.study.recipe
-        python, step = sys.executable, run.recipe.optimizer.steps
+        folder, recipe = self._folder(run), self.args.study.parent / self.study.recipe
         changes: list[object] = []
         for change in run.changes:
             changes += ["--set", change]
-        start = [python, STAGES / "supervise.py", "--ranks", self.args.ranks, "--master-port", free_port(), "--"]
+        start = [
+            sys.executable,
+            STAGES / "supervise.py",
+            "--ranks",
+            self.args.ranks,
+            "--master-port",
+            free_port(),
+            "--",
+        ]
         commands = [("training", [*start, "--recipe", recipe, "--run", folder, *changes])]
+        for what, evaluate in self._evaluations(folder):
+            commands.append((what, [*evaluate, "--step", run.recipe.optimizer.steps]))
+        return commands
+
+    def _evaluations(self, folder: Path) -> list[tuple[str, list[object]]]:
+        """The commands that evaluate what is in a folder on each set."""
+        commands = []
         for name, places in self.study.sets.items():
-            where = ["--images", data / places.images, "--pairs", data / places.pairs]
-            evaluate = [python, STAGES / "evaluate.py", folder, *where, "--name", name, "--step", step]
+            where = ["--images", self.args.data / places.images, "--pairs", self.args.data / places.pairs]
+            evaluate = [sys.executable, STAGES / "evaluate.py", folder, *where, "--name", name]
             commands.append((f"evaluation on {name}", evaluate))
         return commands
 
@@ -214,6 +249,10 @@ class Conductor:
         for name, run in product(self.study.sets, self.runs):
             if self._is_done(run):
                 samples[name][run.arm, run.seed] = _draws(self._result(run, name), self.args.resamples)
+        for (name, places), network in product(self.study.sets.items(), self.study.networks):
+            result = result_file(RunFolder(self.args.out / network).evaluations / name, 0)
+            if _evaluated(result, _digest(self.args.data / places.pairs)):
+                samples[name][network, 0] = _draws(result, self.args.resamples)
         with locked(self.args.out / "tables.lock"):  # others may write them too
             write_tables(self.study, samples, self.args.out)
 
@@ -247,36 +286,6 @@ class Conductor:
         at = f", step {self._step(run):,} of {run.recipe.optimizer.steps:,}" if what == "training" else ""
         here = f"{len(self._done)} of {len(self.runs)} runs done; {run.name}: {what}{at}"
         self._progress.show(here, self._shares())
-
-
-class Progress:
-    """One line that is rewritten on a terminal and repeated, calmly, in a log: progress, and the expected end."""
-
-    def __init__(self, work: Sequence[float], shares: Sequence[float]) -> None:
-        self._work, self._began = work, time.monotonic()
-        self._first = self._part(shares)
-        self._rewrite, self._shown = sys.stderr.isatty(), float("-inf")
-
-    def show(self, what: str, shares: Sequence[float]) -> None:
-        """Show how far it is; the end is estimated from the work that has been done since this process began."""
-        now = time.monotonic()
-        if not self._rewrite and now < self._shown + LOG_SECONDS:
-            return
-        self._shown, part, gone = now, self._part(shares), now - self._began
-        end = ""
-        if part > self._first:
-            left = gone * (1 - part) / (part - self._first)
-            end = f", {_duration(left)} left, until {time.strftime('%a %H:%M', time.localtime(time.time() + left))}"
-        line = f"{part:4.0%}  {what}, {_duration(gone)} gone{end}"
-        print(f"\r\033[K{line}" if self._rewrite else line, end="" if self._rewrite else "\n", file=sys.stderr)
-        sys.stderr.flush()
-
-    def say(self, text: str) -> None:
-        """A line that stays."""
-        print(f"\r\033[K{text}" if self._rewrite else text, file=sys.stderr, flush=True)
-
-    def _part(self, shares: Sequence[float]) -> float:
-        return sum(w * s for w, s in zip(self._work, shares, strict=True)) / sum(self._work)
 
 
 def work_of(recipe: Recipe, image_size: tuple[int, int]) -> float:
@@ -325,11 +334,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def _parser() -> argparse.ArgumentParser:

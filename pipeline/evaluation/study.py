@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -23,6 +23,8 @@ from pipeline.run.changes import flat
 
 # Arms and sets name folders.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")]
+
+FILES = ("onnx", "weights", "embeddings")  # of networks that are not trained here
 
 # Keys of a recipe, or how they begin, that a finished run's numbers do not depend on.
 WITHOUT_EFFECT = (
@@ -60,12 +62,53 @@ class Arm(_Section):
     """Of this arm alone; null: the study's."""
 
 
+class GivenNetwork(_Section):
+    """A network that is not trained here, judged once as it is. Its file is below the data folder."""
+
+    onnx: Path | None = None
+    weights: Path | None = None
+    embeddings: Path | None = None
+    network: str | None = None
+    """The backbone of `weights`."""
+    size: Annotated[str, StringConstraints(pattern=r"^[1-9]\d*x[1-9]\d*$")] | None = None
+    """Of its input, such as 112x112."""
+    channels: Literal["RGB", "BGR"] | None = None
+    mean: tuple[float, ...] | None = None
+    scale: tuple[float, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_file(self) -> GivenNetwork:
+        given = [name for name in FILES if getattr(self, name) is not None]
+        if len(given) != 1 or (self.network is None) != (self.weights is None):
+            raise ValueError(
+                f"networks: got {given or 'no file'}, wanted one of {', '.join(FILES)}; network with weights"
+            )
+        return self
+
+    @property
+    def file(self) -> Path:
+        """The one that it is in."""
+        return next(file for file in (self.onnx, self.weights, self.embeddings) if file is not None)
+
+    def options(self, data: Path) -> list[str]:
+        """The network as ``stages/evaluate.py`` takes it."""
+        kind = next(name for name in FILES if getattr(self, name) is not None)
+        options = [f"--{kind}", str(data / self.file)]
+        for name in ("network", "size", "channels"):
+            if getattr(self, name) is not None:
+                options += [f"--{name}", getattr(self, name)]
+        for name in ("mean", "scale"):
+            if getattr(self, name) is not None:
+                options += [f"--{name}", *map(str, getattr(self, name))]
+        return options
+
+
 class Table(_Section):
     """One comparison in the layout of a paper: a column an arm, a row an evaluation set."""
 
     title: str
     columns: dict[str, str]
-    """Heading to arm; the first is what the others are compared with."""
+    """Heading to arm or network; the first is what the others are compared with."""
     source: str = ""
     """The publication of these numbers, and the data that they were measured on."""
     published: dict[str, tuple[float | None, ...]] = {}
@@ -85,6 +128,8 @@ class Study(_Section):
     set: tuple[str, ...] = ()
     """Changes of the base recipe in every arm."""
     arms: dict[Name, Arm] = Field(min_length=1)
+    networks: dict[Name, GivenNetwork] = {}
+    """Networks from elsewhere to compare with."""
     tables: tuple[Table, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -93,12 +138,14 @@ class Study(_Section):
         for place, seeds in [("seeds", self.seeds), *of_arms.items()]:
             if seeds is not None and (len(set(seeds)) != len(seeds) or not seeds):
                 raise ValueError(f"{place}: got {list(seeds)}, wanted different seeds, at least one")
+        if twice := self.arms.keys() & self.networks.keys():
+            raise ValueError(f"networks: got {min(twice)!r}, which is an arm, wanted another name")
         for table in self.tables:
             for heading, arm in table.columns.items():
-                if arm not in self.arms:
+                if arm not in self.arms and arm not in self.networks:
                     raise ValueError(
                         f"tables: column {heading!r} of {table.title!r}: got arm {arm!r}, wanted one of "
-                        f"{', '.join(self.arms)}"
+                        f"{', '.join([*self.arms, *self.networks])}"
                     )
             for name, numbers in table.published.items():
                 if name not in self.sets or len(numbers) != len(table.columns):
@@ -109,7 +156,9 @@ class Study(_Section):
         return self
 
     def seeds_of(self, arm: str) -> tuple[int, ...]:
-        """The seeds that an arm is trained with."""
+        """The seeds that an arm is trained with; 0 alone for a network, which is not."""
+        if arm in self.networks:
+            return (0,)
         own = self.arms[arm].seeds
         return self.seeds if own is None else own
 

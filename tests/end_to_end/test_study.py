@@ -11,12 +11,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cluster.marks import VARIABLE, marked, sweep
 from cluster.stop import EXIT_REFUSED, EXIT_STOPPED
 from pipeline.evaluation.protocols.drawn import folder_rows
+from pipeline.evaluation.protocols.pairs import list_images
 from pipeline.evaluation.protocols.pairs_file import COLUMNS
+from pipeline.evaluation.results import load
 from pipeline.run.checkpoint import complete_steps
 from tests.end_to_end.launcher import DEEPSPEED, metrics
 from tests.faces import ROOT, write_faces, write_shards
@@ -135,7 +138,12 @@ def test_a_study_that_is_stopped_and_killed_goes_on_to_one_table(scene: Path) ->
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(scene: Path) -> None:
     study = (scene / "study.yaml").read_text().replace("seeds: [1, 2]", "seeds: [1]")
+    study = study.replace("arms:", "networks: {theirs: {embeddings: theirs.npz}}\narms:")
+    study = study.replace("m = 4: m4}, published: {held-out: [97.88, null]", "m = 4: m4, from elsewhere: theirs")
     (scene / "study.yaml").write_text(study.replace("head.margin=softmax", "optimizer.learning_rate=1.0e+30"))
+    images = list_images(scene / "data" / "held-out")
+    rows = np.random.default_rng(0).normal(size=(len(images), 6)).astype(np.float32)
+    np.savez(scene / "data" / "theirs.npz", paths=np.array(images), embeddings=rows)
     left_behind = subprocess.Popen(
         [sys.executable, "-c", "input()"], env=marked(scene / "out" / "m4-seed1"), stdin=subprocess.PIPE
     )
@@ -146,7 +154,9 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(scene: Path) -> None:
     output = (scene / "output").read_text()
     assert "plain-seed1 failed: training ended with code 65" in output
     assert "m4-seed1 done" in output
-    assert "| seeds done | 0 of 1 | 1 of 1 |" in (scene / "out" / "study.md").read_text()
+    assert "| seeds done | 0 of 1 | 1 of 1 | 1 of 1 |" in (scene / "out" / "study.md").read_text()
+    judged = load(scene / "out/theirs/evaluations/held-out/step-00000000.json").summary.verification.accuracy
+    assert f"| {judged.value:.2%} (" in (scene / "out" / "study.md").read_text()
 
     # A study that has changed since is refused, with the run and the key; nothing is mixed.
     process = start(scene, "--set", "optimizer.steps=13")
@@ -157,7 +167,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(scene: Path) -> None:
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda scene: (scene / "data" / "held-out.tsv").unlink(), "cannot read data/held-out.tsv"),
+        (lambda scene: (scene / "data" / "held-out.tsv").unlink(), "data/held-out.tsv: cannot be read"),
         (lambda scene: (scene / "study.yaml").write_text("title: nothing\n"), "study.yaml: recipe: missing"),
         (lambda scene: (scene / "data" / "shards" / "manifest.json").unlink(), "manifest.json"),
     ],

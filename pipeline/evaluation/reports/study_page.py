@@ -120,7 +120,8 @@ def _columns(study: Study, table: Table, name: str, samples: Samples) -> tuple[C
     for (arm, seed), sample in samples.items():
         of_arm[arm][seed] = sample
     published = table.published.get(name, (None,) * len(table.columns))
-    base = of_arm[next(iter(table.columns.values()))]
+    first = next(iter(table.columns.values()))
+    base = of_arm[first]
     columns = []
     for (heading, arm), percent in zip(table.columns.items(), published, strict=True):
         mine = of_arm[arm]
@@ -129,11 +130,19 @@ def _columns(study: Study, table: Table, name: str, samples: Samples) -> tuple[C
                 heading=heading,
                 published=None if percent is None else percent / 100,
                 here=estimate(mine) if mine else None,
-                gain=difference(mine, base),
+                gain=difference(
+                    _beside_every_seed(mine, base) if arm in study.networks else mine,
+                    _beside_every_seed(base, mine) if first in study.networks else base,
+                ),
                 seeds=(len(mine), len(study.seeds_of(arm))),
             )
         )
     return tuple(columns)
+
+
+def _beside_every_seed(network: Mapping[int, Draws], runs: Mapping[int, Draws]) -> dict[int, Draws]:
+    """A network that is not trained here is the same beside every seed of an arm."""
+    return {seed: sample for seed in runs for sample in network.values()}
 
 
 def _section(comparison: Comparison) -> dict[str, Any]:

@@ -67,6 +67,22 @@ def test_a_run_is_the_base_recipe_with_the_changes_of_study_arm_seed_and_command
     assert load_recipe(tmp_path / "recipes" / "base.yaml", list(run.changes)) == expected
 
 
+def test_a_network_from_elsewhere_is_given_as_the_evaluation_takes_it(tmp_path: Path) -> None:
+    networks = {
+        "r50": {"weights": "r50.pth", "network": "iresnet50"},
+        "net": {"onnx": "n.onnx", "size": "112x96", "channels": "BGR", "mean": [1, 2, 3], "scale": [0.5]},
+    }
+    tables = [{"title": "c", "columns": {"theirs": "r50", "ours": "m4"}}]
+    file = written(tmp_path, {**tree(), "networks": networks, "tables": tables})
+    study = load_study(file)
+    assert study.seeds_of("r50") == (0,)
+    assert "r50" not in {run.arm for run in runs_of(study, file, tmp_path)}
+    options = study.networks["r50"].options(Path("data"))
+    assert options == ["--weights", "data/r50.pth", "--network", "iresnet50"]
+    options = study.networks["net"].options(Path("data"))
+    assert " ".join(options) == ("--onnx data/n.onnx --size 112x96 --channels BGR --mean 1.0 2.0 3.0 --scale 0.5")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -74,6 +90,14 @@ def test_a_run_is_the_base_recipe_with_the_changes_of_study_arm_seed_and_command
         ({"seeds": []}, "seeds"),
         ({"arms": {"a/b": {}}}, "a/b"),
         ({"arm": {}}, "arm: unknown key"),
+        ({"networks": {"r50": {}}}, "networks: got no file, wanted one of onnx, weights, embeddings"),
+        (
+            {"networks": {"r50": {"onnx": "a.onnx", "weights": "b.pth"}}},
+            r"networks: got \['onnx', 'weights'\], wanted one of onnx, weights, embeddings",
+        ),
+        ({"networks": {"r50": {"weights": "b.pth"}}}, r"got \['weights'\], .* network with weights"),
+        ({"networks": {"m4": {"onnx": "a.onnx"}}}, "networks: got 'm4', which is an arm"),
+        ({"networks": {"r50": {"onnx": "a.onnx", "size": "112"}}}, r"networks.r50.size: got '112'"),
         ({"tables": [{"title": "a", "columns": {"x": "m5"}}]}, "got arm 'm5', wanted one of softmax, m4, deep"),
         (
             {"tables": [{"title": "a", "columns": {"x": "m4"}, "published": {"LFW": [1, 2]}}]},

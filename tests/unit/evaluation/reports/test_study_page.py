@@ -53,6 +53,25 @@ def test_the_cells_are_published_ours_and_the_gain_on_common_seeds() -> None:
     assert ("above Softmax, points", ["–", "–", "–"]) in rows(ytf)  # no seed in common
 
 
+def test_a_network_from_elsewhere_is_compared_with_every_seed() -> None:
+    networks = {"theirs": {"onnx": "a.onnx"}, "others": {"onnx": "b.onnx"}}
+    columns = {"theirs": "theirs", "Softmax": "softmax", "others": "others", "m = 5": "m5"}
+    tree = {**STUDY.model_dump(), "networks": networks, "tables": [{"title": "given", "columns": columns}]}
+    spread = np.random.default_rng(0).normal(0, 0.01, (100, 1))
+    seeds = {seed: Draws.of_trials(np.array([0.7]), 0.7 + spread, 100) for seed in (1, 2)}
+    theirs = Draws.of_trials(np.array([0.8]), 0.8 + spread, 100)  # what is hard for one is hard for the other
+    samples = {("theirs", 0): theirs, ("others", 0): flat(0.9), **{("softmax", s): run for s, run in seeds.items()}}
+    (table, _) = comparisons(Study.model_validate(tree), {"LFW": samples, "YTF": {}})
+    here, _, gains, done = (cells for _, cells in rows(table))
+    assert here[0].startswith("80.00% (7")
+    assert gains[:2] == ["–", "-10.00 (-10.0 to -10.0)"]
+    assert gains[2].startswith("+10.00 (+8") and gains[3] == "–"
+    assert done == ["1 of 1", "2 of 2", "1 of 1", "0 of 1"]
+    turned = {"title": "turned", "columns": {"Softmax": "softmax", "theirs": "theirs"}}
+    (table, _) = comparisons(Study.model_validate({**tree, "tables": [turned]}), {"LFW": samples, "YTF": {}})
+    assert dict(rows(table))["above Softmax, points"] == ["–", "+10.00 (+10.0 to +10.0)"]
+
+
 def test_an_interval_of_few_seeds_stays_within_what_is_possible() -> None:
     samples = {"LFW": {("softmax", 1): flat(0.99), ("softmax", 2): flat(0.97)}, "YTF": {}}
     assert rows(comparisons(STUDY, samples)[0])[1][1][0].endswith("to 100.0%)")
