@@ -3,6 +3,11 @@
 Needs the export extra: pip install -e '.[export]'.
 """
 
+try:
+    import cluster.begin  # noqa: F401 - before all that takes long to import
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: {missing}: make install, then source .venv/bin/activate") from None
+
 from pathlib import Path
 
 from cluster.stop import exit_with, faults_in_one_line

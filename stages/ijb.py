@@ -5,6 +5,11 @@ META/<set>_template_pair_label.txt, and 1:N from META/<set>_1N_gallery_G1.csv, .
 if they exist.
 """
 
+try:
+    import cluster.begin  # noqa: F401 - before all that takes long to import
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: {missing}: make install, then source .venv/bin/activate") from None
+
 import argparse
 import hashlib
 import sys

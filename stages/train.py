@@ -18,6 +18,11 @@ the hosts that answer.
 
 from __future__ import annotations
 
+try:
+    import cluster.begin  # noqa: F401 - before all that takes long to import
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: {missing}: make install, then source .venv/bin/activate") from None
+
 import argparse
 import contextlib
 import logging
@@ -95,7 +100,11 @@ def main() -> int:
     """Check everything that can be checked alone, then meet the other ranks and train."""
     STARTUP.done("imports")
     arguments = parse()
-    topology = Topology.from_environment(os.environ)
+    try:
+        topology = Topology.from_environment(os.environ)
+    except ValueError as error:  # a launcher's variables, of which some are missing
+        print(f"train.py: {error}", file=sys.stderr)
+        return EXIT_REFUSED
     logging.basicConfig(
         level=logging.INFO if topology.rank == 0 else logging.WARNING,
         format=f"[rank {topology.rank}] %(levelname)s %(name)s: %(message)s",
