@@ -4,6 +4,11 @@ MTCNN finds the faces; the five points of the one nearest the centre are mapped 
 face, with a tiny one or with several are listed in OUT.tsv. Needs `pip install -e '.[align]'`.
 """
 
+try:
+    import cluster.begin  # noqa: F401 - before all that takes long to import
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: {missing}: make install, then source .venv/bin/activate") from None
+
 import argparse
 import os
 import sys

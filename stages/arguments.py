@@ -75,8 +75,8 @@ def add_input(group: argparse._ActionsContainer) -> None:
 
 def add_embedding(parser: argparse.ArgumentParser) -> None:
     """``--batch-size``, ``--threads`` and ``--device``: how faces become features."""
-    parser.add_argument("--batch-size", type=int, default=64, help="images embedded together (default 64)")
-    parser.add_argument("--threads", type=int, default=2, help="threads that decode images (default 2)")
+    parser.add_argument("--batch-size", type=count_of, default=64, help="images embedded together (default 64)")
+    parser.add_argument("--threads", type=count_of, default=2, help="threads that decode images (default 2)")
     parser.add_argument(
         "--device",
         type=device_of_text,
@@ -88,7 +88,10 @@ def add_embedding(parser: argparse.ArgumentParser) -> None:
 def add_bootstrap(parser: argparse.ArgumentParser, resamples: int = 1000) -> None:
     """``--resamples`` and ``--seed`` of the intervals."""
     parser.add_argument(
-        "--resamples", type=int, default=resamples, help=f"resamples of the bootstrap over people (default {resamples})"
+        "--resamples",
+        type=count_of,
+        default=resamples,
+        help=f"resamples of the bootstrap over people (default {resamples})",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
 
@@ -167,6 +170,13 @@ def step_of(text: str) -> Step:
         return "best"
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"got {text!r}, wanted a step such as 0 or 2000, 'best' or 'last'")
+    return int(text)
+
+
+def count_of(text: str) -> int:
+    """A number of things, of which there is one at least."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a whole number of at least 1")
     return int(text)
 
 

@@ -14,6 +14,11 @@ Exit code 65: recipe or shards are refused; 69: the ranks did not meet; 74: the 
 
 from __future__ import annotations
 
+try:
+    import cluster.begin  # noqa: F401 - before all that takes long to import
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: {missing}: make install, then source .venv/bin/activate") from None
+
 import argparse
 import dataclasses
 import json

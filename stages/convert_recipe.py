@@ -7,6 +7,11 @@ keys are not needed. A key that is unknown or has no counterpart is refused; all
 docs/moving.md compares the two concept by concept.
 """
 
+try:
+    import cluster.begin  # noqa: F401 - before all that takes long to import
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: {missing}: make install, then source .venv/bin/activate") from None
+
 import argparse
 from pathlib import Path
 
@@ -31,6 +36,8 @@ def main() -> int:
         "--power", type=float, default=1.0, help="of the learning rate's fall (default 1; arcface_torch before 2022: 2)"
     )
     args = parser.parse_args()
+    if args.ranks < 1:
+        parser.error(f"--ranks: got {args.ranks}, wanted at least 1")
     converted = convert(read_config(args.config), args.ranks, args.shards, power=args.power)
     write_file(args.out, _text(args, converted).encode())
     print(f"{args.out}: {converted.recipe.optimizer.steps:,} steps of {converted.recipe.data.global_batch:,} images")

@@ -4,6 +4,11 @@
 not used in training) and `OUT/test/pairs.tsv`.
 """
 
+try:
+    import cluster.begin  # noqa: F401 - before all that takes long to import
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: {missing}: make install, then source .venv/bin/activate") from None
+
 import argparse
 import importlib.util
 import io

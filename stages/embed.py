@@ -6,6 +6,11 @@
 Columns: path, identity (the image's folder), embedding. Needs the export extra: pip install -e '.[export]'.
 """
 
+try:
+    import cluster.begin  # noqa: F401 - before all that takes long to import
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: {missing}: make install, then source .venv/bin/activate") from None
+
 import argparse
 import os
 import sys
@@ -17,7 +22,7 @@ from cluster.topology import Topology, split_range
 from cluster.versions import how_to_install
 from pipeline.evaluation.embedding.source import How, image_files, reasons, shown
 from pipeline.evaluation.protocols.pairs import list_images
-from stages.arguments import add_source, add_step, parser_of, sources_of
+from stages.arguments import add_source, add_step, count_of, parser_of, sources_of
 
 FEATURES = "image and mirror concatenated, compare by cosine"
 
@@ -65,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("out", type=Path, metavar="OUT", help="Parquet file; with several ranks, a folder of parts")
     add_step(parser)
     add_source(parser)
-    parser.add_argument("--batch-size", type=int, default=64, help="images embedded together (default 64)")
-    parser.add_argument("--threads", type=int, default=2, help="threads that decode images, a rank (default 2)")
+    parser.add_argument("--batch-size", type=count_of, default=64, help="images embedded together (default 64)")
+    parser.add_argument("--threads", type=count_of, default=2, help="threads that decode images, a rank (default 2)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     return parser
 

@@ -5,6 +5,11 @@ k-fold accuracy, ROC and TAR at FAR, each with a bootstrap interval over people.
 and stay good until weights, pairs or options change.
 """
 
+try:
+    import cluster.begin  # noqa: F401 - before all that takes long to import
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: {missing}: make install, then source .venv/bin/activate") from None
+
 import argparse
 import sys
 from dataclasses import replace

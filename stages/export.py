@@ -5,6 +5,11 @@ Needs the export extra: pip install -e '.[export]'.
 
 from __future__ import annotations
 
+try:
+    import cluster.begin  # noqa: F401 - before all that takes long to import
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: {missing}: make install, then source .venv/bin/activate") from None
+
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING

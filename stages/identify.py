@@ -4,6 +4,11 @@ Every image of a person searches for each other image of that person, hidden amo
 distractors costs time and disk, never memory. Results go to RUN/identifications/NAME/, features to RUN/embeddings/.
 """
 
+try:
+    import cluster.begin  # noqa: F401 - before all that takes long to import
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: {missing}: make install, then source .venv/bin/activate") from None
+
 import argparse
 import hashlib
 import sys
@@ -25,6 +30,7 @@ from stages.arguments import (
     add_embedding,
     add_source,
     add_step,
+    count_of,
     how_of,
     name_of,
     parser_of,
@@ -122,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", type=name_of, help="of the result in the report (default: the distractors' folder)")
     add_step(parser, repeatable=True)
     add_source(parser)
-    parser.add_argument("--ranks", type=int, default=20, help="length of the CMC (default 20)")
+    parser.add_argument("--ranks", type=count_of, default=20, help="length of the CMC (default 20)")
     parser.add_argument(
         "--far", type=float, nargs="+", metavar="RATE", help="for TAR (default: the lowest power of ten resolved)"
     )

@@ -6,6 +6,11 @@ and S2 of IJB-B). Loose crops are aligned by the points of META/<set>_name_5pts_
 scores.
 """
 
+try:
+    import cluster.begin  # noqa: F401 - before all that takes long to import
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: {missing}: make install, then source .venv/bin/activate") from None
+
 import argparse
 import sys
 from pathlib import Path

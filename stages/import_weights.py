@@ -11,6 +11,11 @@ of one file or of each rank's, becomes rows by identity: --identities has the na
 
 from __future__ import annotations
 
+try:
+    import cluster.begin  # noqa: F401 - before all that takes long to import
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: {missing}: make install, then source .venv/bin/activate") from None
+
 import argparse
 import time
 from pathlib import Path

@@ -11,6 +11,11 @@ completed by every later run; overlap.html, the page that shows the faces and sa
 people decided to be test people; centres.*.npz, so that only the first run embeds.
 """
 
+try:
+    import cluster.begin  # noqa: F401 - before all that takes long to import
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: {missing}: make install, then source .venv/bin/activate") from None
+
 import argparse
 import io
 import sys
@@ -35,7 +40,7 @@ from pipeline.evaluation.reports.overlap_page import write_page
 from pipeline.files import write_file
 from pipeline.recipe.file import load_recipe
 from pipeline.run.folder import RunFolder
-from stages.arguments import add_embedding, add_source, add_step, how_of, parser_of, sources_of
+from stages.arguments import add_embedding, add_source, add_step, count_of, how_of, parser_of, sources_of
 
 
 @faults_in_one_line("overlap")
@@ -106,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         "--train", type=Path, metavar="FOLDER", help="training people: shards or identity folders (the run's shards)"
     )
     parser.add_argument("--above", type=float, default=0.4, help="similarity of a candidate pair (default 0.4)")
-    parser.add_argument("--most", type=int, default=500, help="pairs, the most similar (default 500)")
+    parser.add_argument("--most", type=count_of, default=500, help="pairs, the most similar (default 500)")
     add_step(parser)
     add_source(parser)
     add_embedding(parser)

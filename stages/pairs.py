@@ -1,5 +1,10 @@
 """A pairs file for stages/evaluate.py, from a published protocol or from your own folders."""
 
+try:
+    import cluster.begin  # noqa: F401 - before all that takes long to import
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: {missing}: make install, then source .venv/bin/activate") from None
+
 import argparse
 import re
 import sys

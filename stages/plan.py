@@ -9,6 +9,11 @@ Exit code: 0 when it fits, 1 when it does not, 2 when the options make no sense,
 
 from __future__ import annotations
 
+try:
+    import cluster.begin  # noqa: F401 - before all that takes long to import
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: {missing}: make install, then source .venv/bin/activate") from None
+
 import argparse
 import json
 import sys

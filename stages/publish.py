@@ -1,15 +1,20 @@
 """A run's network with a model card, to a folder and, if a URL is given, to the Hugging Face Hub or another store.
 
-  python stages/publish.py runs/casia20                                    # look at runs/casia20/published first
+  python stages/publish.py runs/casia20
   python stages/publish.py runs/casia20 hf://team/casia20 --license other
   python stages/publish.py runs/casia20 s3://models/casia20 --step best
 
-The folder has README.md (the card: how to feed it, what it was trained on, its rates with intervals), backbone.onnx,
-.safetensors and .json, and recipe.yaml. Needs the export extra, for the Hub also hub; who pushes is whom HF_TOKEN or
-`hf auth login` says. A new repository is private unless --public.
+Without a URL, look at RUN/published first. The folder has README.md (the card: how to feed it, what it was trained on,
+its rates with intervals), backbone.onnx, .safetensors and .json, and recipe.yaml. Needs the export extra, for the Hub
+also hub; who pushes is whom HF_TOKEN or `hf auth login` says. A new repository is private unless --public.
 """
 
 from __future__ import annotations
+
+try:
+    import cluster.begin  # noqa: F401 - before all that takes long to import
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: {missing}: make install, then source .venv/bin/activate") from None
 
 import argparse
 import shutil

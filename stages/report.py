@@ -1,5 +1,10 @@
 """The report of a run, or of several side by side, from what lies in their folders; nothing is evaluated again."""
 
+try:
+    import cluster.begin  # noqa: F401 - before all that takes long to import
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: {missing}: make install, then source .venv/bin/activate") from None
+
 import argparse
 from pathlib import Path
 

@@ -9,7 +9,13 @@ python stages/shard.py copy SET OUT         the samples of a subset, merged or c
 SRC and OUT may be URLs of any store that fsspec knows, such as s3://bucket/faces (which needs s3fs).
 """
 
+try:
+    import cluster.begin  # noqa: F401 - before all that takes long to import
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: {missing}: make install, then source .venv/bin/activate") from None
+
 import argparse
+import difflib
 import logging
 import os
 import shutil
@@ -18,7 +24,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from cluster.stop import exit_with, faults_in_one_line
+from cluster.stop import EXIT_REFUSED, exit_with, faults_in_one_line
 from pipeline.reading.mixing import mixing_by_default
 from pipeline.shards.build import read_rejected
 from pipeline.shards.hygiene import clean
@@ -53,6 +59,9 @@ def main() -> int:
     logging.basicConfig(format="shard: %(message)s")
     words = sys.argv[1:]
     # `SRC OUT` alone is the common case; a source with the name of a command is given as ./verify.
+    if meant := _meant(words):
+        print(f"shard: {words[0]}: not found, and no command; did you mean {meant}?", file=sys.stderr)
+        return EXIT_REFUSED
     args = _parser().parse_args(words if words and words[0] in {*COMMANDS, "-h", "--help"} else ["make", *words])
     was_complete = "out" in args and not is_url(args.out) and (Path(args.out) / MANIFEST).is_file()
     try:
@@ -66,6 +75,14 @@ def main() -> int:
     if was_complete:
         print(f"shard: {args.out}: already complete, nothing done", file=sys.stderr)
     return code
+
+
+def _meant(words: Sequence[str]) -> str | None:
+    """The command that the first word may be a slip of, if it is neither one nor a source that there is."""
+    first = words[0] if words else ""
+    if first.startswith("-") or first in COMMANDS or is_url(first) or Path(first).exists():
+        return None
+    return next(iter(difflib.get_close_matches(first, COMMANDS, n=1)), None)
 
 
 def _make(args: argparse.Namespace) -> int:

@@ -17,6 +17,11 @@ failed; 65: the study is refused; 74: the disk takes nothing; 0: everything is t
 
 from __future__ import annotations
 
+try:
+    import cluster.begin  # noqa: F401 - before all that takes long to import
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: {missing}: make install, then source .venv/bin/activate") from None
+
 import argparse
 import contextlib
 import hashlib

@@ -14,6 +14,11 @@ Code 1: a set could not be judged, the others are in the table; 65 and 74 as eve
 
 from __future__ import annotations
 
+try:
+    import cluster.begin  # noqa: F401 - before all that takes long to import
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: {missing}: make install, then source .venv/bin/activate") from None
+
 import argparse
 import subprocess
 import sys

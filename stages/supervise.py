@@ -18,6 +18,11 @@ written here; 1 given up after too many failures. The reason is the last line or
 
 from __future__ import annotations
 
+try:
+    import cluster.begin  # noqa: F401 - before all that takes long to import
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__file__}: {missing}: make install, then source .venv/bin/activate") from None
+
 import argparse
 import itertools
 import json

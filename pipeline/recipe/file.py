@@ -5,22 +5,21 @@ A line names the key, the value got and the value wanted.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import logging
 from collections.abc import Iterator
 from itertools import starmap
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
-from pipeline.recipe.migrate import NEW_KEYS, migrate
+from pipeline.recipe.migrate import migrate
 from pipeline.recipe.schema import Recipe, RecipeError
-from pipeline.section import Choices, NamedSection, Section, faults
+from pipeline.recipe.suggest import choices_in, section_in, suggestion
+from pipeline.section import NamedSection, Section, faults
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +77,8 @@ def _describe(section: type[Section], prefix: str) -> Iterator[str]:
         if name == "name" and issubclass(section, NamedSection):
             continue  # described with the choice
         key = prefix + name
-        choices = _choices_in(field)
-        inner = _section_in(field.annotation)
+        choices = choices_in(field)
+        inner = section_in(field.annotation)
         if choices:
             yield _describe_field(key, field)
             each = key if isinstance(field.annotation, type) else f"{key}[]"
@@ -92,21 +91,6 @@ def _describe(section: type[Section], prefix: str) -> Iterator[str]:
             alone = isinstance(field.annotation, type)
             yield f"\n{key}: {inspect.getdoc(inner)}" if alone else _describe_field(key, field)
             yield from _describe(inner, f"{key}." if alone else f"{key}[].")
-
-
-def _choices_in(field: FieldInfo) -> Choices[Any] | None:
-    """The table that a field's section, or each of a tuple of them, is chosen from; None for all other fields."""
-    metadata = list(field.metadata)
-    for item in get_args(field.annotation):
-        metadata += getattr(item, "__metadata__", ())
-    return next((extra for extra in metadata if isinstance(extra, Choices)), None)
-
-
-def _section_in(annotation: Any) -> type[Section] | None:
-    """The section that a field holds, alone or in a tuple or a mapping; None if it holds values."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    return next(filter(None, map(_section_in, get_args(annotation))), None)
 
 
 def _describe_field(key: str, field: Any) -> str:
@@ -128,11 +112,11 @@ def _apply(tree: dict[str, Any], change: str) -> None:
     for name in sections:
         field = schema.model_fields.get(name) if schema else None
         below = tree.setdefault(name, {})
-        if isinstance(below, str) and field and _choices_in(field):
+        if isinstance(below, str) and field and choices_in(field):
             below = tree[name] = {"name": below}  # a choice by its name alone gets a key
         if not isinstance(below, dict):
             raise RecipeError(f"--set: got {key!r}, but {name!r} is a value, not a section")
-        tree, schema = below, _section_in(field.annotation) if field else None
+        tree, schema = below, section_in(field.annotation) if field else None
     tree[last] = yaml.safe_load(value)
 
 
@@ -141,7 +125,7 @@ def _fault(error: Any, section: type[Section] | None = None) -> str:
     key = ".".join(map(str, error["loc"]))
     got = error["input"]
     if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_suggestion(error['loc'], section)}"
+        return f"{key}: unknown key{suggestion(error['loc'], section)}"
     if error["type"] == "missing":
         return f"{key}: missing; wanted a value in the recipe or --set {key}=…"
     if error["type"] == "value_error":
@@ -152,26 +136,3 @@ def _fault(error: Any, section: type[Section] | None = None) -> str:
         hint = " (YAML reads 1e-1 as text: write 0.1 or 1.0e-1)"
     wanted = error["msg"].removeprefix("Input should be ")
     return f"{key}: got {json.dumps(got, ensure_ascii=False)}, wanted {wanted}{hint}"
-
-
-def _suggestion(location: tuple[Any, ...], section: Any) -> str:
-    if now := NEW_KEYS.get(".".join(map(str, location))):
-        return f"; it is {now} now"
-    section = section or _section_at(location[:-1])
-    key, fields = str(location[-1]), section.model_fields
-    if issubclass(section, NamedSection):
-        owners = [name for name in section.table if key in section.table[name].model_fields]
-        if owners:
-            return f"; a key of {', '.join(owners)} only"
-    near = difflib.get_close_matches(key, fields, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; wanted one of {', '.join(fields)}"
-
-
-def _section_at(location: tuple[Any, ...]) -> Any:
-    section: Any = Recipe
-    for part in location:
-        if isinstance(section, type) and issubclass(section, Section):
-            section = section.model_fields[part].annotation
-        else:  # `part` is a place in a tuple of sections, or a name in a mapping to them
-            section = _section_in(section)
-    return section

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,28 @@ def test_every_other_command_names_the_test_that_runs_it() -> None:
                 assert test is not None, f"{page.name}: no test runs this:\n{commands}"
             if test is not None:
                 assert (ROOT / test).is_file(), f"{page.name}: no {test}"
+
+
+def commands_of(page: Path) -> Iterator[str]:
+    """Lines of a page's blocks of commands, or of the examples in a stage's docstring; without what is fed to `cat`."""
+    if page.suffix == ".py":
+        docstring = ast.get_docstring(ast.parse(page.read_text())) or ""
+        yield from re.findall(r"^  ((?:python|deepspeed|torchrun|make) .*)$", docstring, re.MULTILINE)
+        return
+    for _, commands in blocks(page):
+        yield from re.sub(r"<<'END'\n.*?\nEND\n", "\n", commands, flags=re.DOTALL).splitlines()
+
+
+def test_commands_are_the_same_in_zsh() -> None:
+    """zsh takes [ ] ? * ^ # ~ for patterns of files, which must exist, and knows no comments when it is typed to."""
+    pages = [*DOCS.glob("*.md"), *ROOT.glob("*.md"), *(ROOT / "stages").glob("*.py")]
+    lines = [(page, line) for page in pages for line in commands_of(page)]
+    assert len(lines) > 50
+    for page, line in lines:
+        bare = re.sub(r"'[^']*'|\"[^\"]*\"", "", line)
+        # A pattern of files that are there means the same: those of other trainers' ranks.
+        found = re.search(r"[\[\]?*^#~]|(?:^|\s)=", bare.replace("checkpoint_gpu_*.pt", ""))
+        assert not found, f"{page.name}: {found and found[0]!r} without quotes: {line}"
 
 
 def test_every_block_has_a_language() -> None:

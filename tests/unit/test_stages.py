@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import importlib
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -133,3 +135,51 @@ def test_a_full_disk_without_a_stand_in(tmp_path: Path, ended: Callable[..., tup
     (tmp_path / "p.tsv").mkdir()
     code, (line,) = ended("pairs", *options)
     assert (code, line) == (EXIT_REFUSED, "pairs: p.tsv: not written: Is a directory")
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "line"),
+    [
+        ("shard", ["verfy", "set"], "shard: verfy: not found, and no command; did you mean verify?"),
+        ("shard", ["megre", "a", "b"], "shard: megre: not found, and no command; did you mean merge?"),
+        ("evaluate", ["run", "--device", "gpu"], "evaluate.py: error: argument --device: got 'gpu', wanted one of cpu"),
+        (
+            "evaluate",
+            ["run", "--batch-size", "0"],
+            "evaluate.py: error: argument --batch-size: got '0', wanted a whole number of at least 1",
+        ),
+        (
+            "convert_recipe",
+            ["c.py", "r.yaml", "--shards", "s", "--ranks", "0"],
+            "convert_recipe.py: error: --ranks: got 0, wanted at least 1",
+        ),
+    ],
+)
+def test_a_slip_is_named_with_what_was_meant(
+    ended: Callable[..., object], stage: str, options: list[str], line: str
+) -> None:
+    code, lines = ended(stage, *options)  # type: ignore[misc]
+    assert code in (2, EXIT_REFUSED)
+    assert lines[-1].startswith(line)
+
+
+def test_half_of_a_launchers_variables_are_refused(
+    ended: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    line = "train.py: WORLD_SIZE: not set, but other launcher variables are; wanted all of them"
+    assert ended("train", "--recipe", "r.yaml") == (EXIT_REFUSED, [line])
+
+
+@pytest.mark.parametrize("stage", sorted(STAGES.keys() | APART))
+def test_a_python_without_the_project_is_told_what_to_do(stage: str) -> None:
+    file = ROOT / "stages" / f"{stage}.py"
+    done = subprocess.run([sys.executable, "-I", "-S", file], capture_output=True, text=True, check=False)
+    line = f"{file}: No module named 'cluster': make install, then source .venv/bin/activate\n"
+    assert (done.returncode, done.stderr) == (1, line)
+
+
+def test_ctrl_c_is_one_line_from_the_first_import_on() -> None:
+    program = "import cluster.begin, os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "-c: stopped\n")

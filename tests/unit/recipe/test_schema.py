@@ -1,5 +1,6 @@
 """Recipes: what is wrong is refused with the key, the value got and the value wanted."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.head.margins.arcface import ArcFace
 from pipeline.head.margins.softmax import Softmax
-from pipeline.recipe.file import load_recipe
+from pipeline.recipe.file import describe_recipe, load_recipe
 from pipeline.recipe.schema import RecipeError, check_against_set
+from pipeline.recipe.suggest import OTHER_NAMES
 
 ROOT = Path(__file__).parents[3]
 RECIPES = sorted((ROOT / "stages" / "recipes").glob("*.yaml"))
@@ -18,6 +20,10 @@ DEMO = next(p for p in RECIPES if p.stem == "demo")
 
 FAULTS = {
     "optimizer.learnig_rate=0.1": "optimizer.learnig_rate: unknown key; did you mean learning_rate?",
+    "optimizer.lr=0.1": "optimizer.lr: unknown key; it is optimizer.learning_rate",
+    "data.batch_size=8": "data.batch_size: unknown key; it is data.global_batch, over all ranks",
+    "learning_rate=0.1": "learning_rate: unknown key; did you mean optimizer.learning_rate?",
+    "every=3": "every: unknown key; did you mean checkpoint.every or evaluation.every or log.every?",
     "head.zzz=1": "head.zzz: unknown key; wanted one of margin, phases,",
     "optimizer.learning_rate=1e-1": 'optimizer.learning_rate: got "1e-1", wanted a valid number (YAML reads 1e-1 as',
     "optimizer.learning_rate=-1": "optimizer.learning_rate: got -1, wanted greater than 0",
@@ -235,3 +241,10 @@ def test_when_a_recipe_evaluates(tmp_path: Path) -> None:
     without = load_recipe(DEMO, ["evaluation.every=100"])
     assert not without.evaluates_after(100)
     assert without.best_set is None
+
+
+def test_other_trainers_names_lead_to_keys_that_there_are() -> None:
+    keys = set(re.findall(r"^  ([\w.]+) \(", describe_recipe(), re.MULTILINE)) | {"backbone.name", "head.margin"}
+    for meant in OTHER_NAMES.values():
+        for key in meant.removesuffix(", over all ranks").split(" or "):
+            assert key in keys
