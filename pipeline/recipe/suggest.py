@@ -39,10 +39,11 @@ def suggestion(location: tuple[Any, ...], section: type[Section] | None) -> str:
     """The end of a line about the unknown key at `location`, inside the choice `section` if it lies in one."""
     if now := NEW_KEYS.get(".".join(map(str, location))):
         return f"; it is {now} now"
-    section = section or section_at(location[:-1])
-    key, fields = str(location[-1]), section.model_fields
-    if issubclass(section, NamedSection):
-        owners = [name for name in section.table if key in section.table[name].model_fields]
+    inside: Any = section or section_at(location[:-1])
+    key, fields = str(location[-1]), inside.model_fields
+    if issubclass(inside, NamedSection):
+        table = inside.table
+        owners = [name for name in table if key in table[name].model_fields]
         if owners:
             return f"; a key of {', '.join(owners)} only"
     if other := OTHER_NAMES.get(key):

@@ -156,18 +156,21 @@ def test_a_full_disk_without_a_stand_in(tmp_path: Path, ended: Callable[..., tup
     ],
 )
 def test_a_slip_is_named_with_what_was_meant(
-    ended: Callable[..., object], stage: str, options: list[str], line: str
+    ended: Callable[..., tuple[int, list[str]]], stage: str, options: list[str], line: str
 ) -> None:
-    code, lines = ended(stage, *options)  # type: ignore[misc]
+    code, lines = ended(stage, *options)
     assert code in (2, EXIT_REFUSED)
     assert lines[-1].startswith(line)
 
 
 def test_half_of_a_launchers_variables_are_refused(
-    ended: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+    ended: Callable[..., tuple[int, list[str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "0")
-    line = "train.py: WORLD_SIZE: not set, but other launcher variables are; wanted all of them"
+    line = (
+        "train.py: WORLD_SIZE: not set, but other variables of deepspeed or torchrun are; wanted all of them, or none "
+        "for one rank"
+    )
     assert ended("train", "--recipe", "r.yaml") == (EXIT_REFUSED, [line])
 
 
