@@ -30,7 +30,7 @@ class Variables:
 
 # The first whose variables are there counts: a launcher that another has started is the nearer one.
 LAUNCHERS = (
-    Variables("deepspeed or torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", ("LOCAL_SIZE", "LOCAL_WORLD_SIZE")),
+    Variables("deepspeed or torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")),
     Variables(
         "Open MPI's mpirun",
         "OMPI_COMM_WORLD_RANK",
@@ -95,7 +95,12 @@ class Topology:
             raise TopologyError(f"the variables of {names.launcher}: {error}") from None
 
     def to_environment(self) -> dict[str, str]:
-        """The variables that `from_environment` reads, and libraries such as DeepSpeed."""
+        """The variables that `from_environment` reads, and libraries such as DeepSpeed.
+
+        One rank has none, which a launcher that it starts would pass on; but DeepSpeed insists on the last.
+        """
+        if self.num_ranks == 1:
+            return {"LOCAL_RANK": "0"}
         return {
             "RANK": str(self.rank),
             "WORLD_SIZE": str(self.num_ranks),

@@ -52,6 +52,12 @@ def test_every_launcher_gives_the_same_place(environment: dict[str, str]) -> Non
     assert Topology.from_environment(found.to_environment()) == found
 
 
+def test_one_rank_leaves_nothing_that_a_launcher_would_pass_on() -> None:
+    left = Topology().to_environment()
+    assert Topology.from_environment(left) == Topology()
+    assert Topology.from_environment(left | SRUN | {"SLURM_STEP_TASKS_PER_NODE": "4(x2)"}) == Topology(5, 8, 1, 4)
+
+
 def test_a_batch_script_is_one_rank() -> None:
     assert Topology.from_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}) == Topology()
 
