@@ -19,7 +19,8 @@ ARRAYS = ("paths", "embeddings")
 def load_table(file: Path) -> Table:
     """The embeddings of a file: Parquet with the columns `COLUMNS`, or npz with the arrays `ARRAYS`.
 
-    Paths are those of the images below the folder that is evaluated. Raises ValueError naming the file and its fault.
+    Parquet may also be a folder of part files, as several ranks of ``stages/embed.py`` write it. Paths are those of the
+    images below the folder that is evaluated. Raises ValueError naming the file and its fault.
     """
     try:
         digest = _digest(file)
@@ -38,11 +39,12 @@ def load_table(file: Path) -> Table:
     return Table(file.stem, digest, rows, place)
 
 
-def _digest(file: Path) -> str:
+def _digest(place: Path) -> str:
     digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 24):
-            digest.update(block)
+    for file in sorted(place.glob("*.parquet")) if place.is_dir() else [place]:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 24):
+                digest.update(block)
     return digest.hexdigest()
 
 

@@ -200,7 +200,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path, networks: dict[str, n
         load_weights(tmp_path / "list.pth", "iresnet18", Given())
 
 
-@pytest.mark.parametrize("suffix", ["npz", "parquet"])
+@pytest.mark.parametrize("suffix", ["npz", "parquet", "parts"])
 def test_embeddings_are_found_by_path(tmp_path: Path, faces: tuple[Path, list[str], np.ndarray], suffix: str) -> None:
     folder, names, _ = faces
     rows = np.random.default_rng(2).normal(size=(4, 6)).astype(np.float32)
@@ -208,8 +208,15 @@ def test_embeddings_are_found_by_path(tmp_path: Path, faces: tuple[Path, list[st
     file = tmp_path / f"made.{suffix}"
     if suffix == "npz":
         np.savez(file, paths=np.array(shuffled), embeddings=rows)
-    else:
+    elif suffix == "parquet":
         write_embeddings(file, shuffled, [rows], {})
+    else:  # as two ranks write them
+        write_embeddings(file / "part-00000.parquet", shuffled[:3], [rows[:3]], {})
+        write_embeddings(file / "part-00001.parquet", shuffled[3:], [rows[3:]], {})
+        before = load_table(file).digest
+        write_embeddings(file / "part-00001.parquet", shuffled[3:], [rows[3:] + 1], {})
+        assert load_table(file).digest != before
+        write_embeddings(file / "part-00001.parquet", shuffled[3:], [rows[3:]], {})
     found = features(load_table(file), folder, names)
     np.testing.assert_array_equal(found[[3, 0, 4, 1]], rows)
     assert np.isnan(found[2]).all()
