@@ -81,6 +81,8 @@ class Optimizer(NamedSection):
     """Factor at each milestone."""
     power: float | None = Field(None, gt=0)
     """Instead of milestones, fall to 0 over the steps after the warm-up: 1 along a line, 2 along a parabola."""
+    cosine: bool = False
+    """Instead of milestones, fall to 0 along half a cosine over the steps after the warm-up."""
     weight_decay: float = Field(5e-4, ge=0)
     """Weight decay of the head's rows and of the backbone's weights."""
     bias_rate_factor: float = Field(1.0, gt=0)
@@ -98,8 +100,11 @@ class Optimizer(NamedSection):
     def _possible(self) -> Optimizer:
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones: got {list(self.milestones)}, wanted rising steps")
-        if self.power is not None and self.milestones:
-            raise ValueError(f"power: got {self.power} with milestones {list(self.milestones)}, wanted one of the two")
+        falls = {"milestones": list(self.milestones), "power": self.power, "cosine": self.cosine}
+        given = [key for key, value in falls.items() if value]
+        if len(given) > 1:
+            one, other = given[:2]
+            raise ValueError(f"{other}: got {falls[other]} with {one} {falls[one]}, wanted one of the two")
         if self.clip_rows and self.clip_norm is None:
             raise ValueError("clip_rows: got true with clip_norm null, wanted a norm to clip to")
         return self
@@ -146,6 +151,7 @@ class Optimizer(NamedSection):
             milestones=self.milestones,
             decay=self.decay,
             power=self.power,
+            cosine=self.cosine,
         )
 
     @classmethod

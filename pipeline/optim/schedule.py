@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 
@@ -15,15 +16,20 @@ def learning_rate(
     milestones: Sequence[int] = (),
     decay: float = 0.1,
     power: float | None = None,
+    cosine: bool = False,
 ) -> float:
     """The rate of `step` (from 0) of `steps`: linear warm-up to `base`, then down, in steps or along a curve.
 
     Step t of a warm-up of W has base · (t + 1) / W, so that the first step already learns. After it the rate is times
     `decay` at each milestone reached: Caffe's "multistep" policy, the authors' solver with (16000, 24000). With a
-    `power` p it is base · (1 - (t - W) / (T - W))^p instead, as `arcface_torch` trains (p = 1; earlier 2).
+    `power` p it is base · (1 - (t - W) / (T - W))^p instead, as `arcface_torch` trains (p = 1; earlier 2); with
+    `cosine`, base · (1 + cos(π (t - W) / (T - W))) / 2 (Loshchilov and Hutter, ICLR 2017, eq. 5, without restarts).
     """
     if step < warmup_steps:
         return base * decay ** bisect_right(milestones, step) * (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(steps - warmup_steps, 1)
     if power is not None:
-        return base * (1 - (step - warmup_steps) / (steps - warmup_steps)) ** power
+        return base * (1 - done) ** power
+    if cosine:
+        return base * (1 + math.cos(math.pi * done)) / 2
     return base * decay ** bisect_right(milestones, step)

@@ -111,7 +111,22 @@ def test_every_optimizer_of_the_table_has_slots_of_its_own_names(name: str) -> N
 
 def test_the_rate_is_that_of_the_schedule() -> None:
     stepped, curved = sgd(warmup_steps=3, milestones=(5, 7), decay=0.2), sgd(warmup_steps=2, power=2.0)
+    waving = sgd(warmup_steps=2, cosine=True)
     for step in range(10):
         want = learning_rate(step, 0.1, steps=10, warmup_steps=3, milestones=(5, 7), decay=0.2)
         assert stepped.learning_rate_at(step) == want
         assert curved.learning_rate_at(step) == learning_rate(step, 0.1, steps=10, warmup_steps=2, power=2.0)
+        assert waving.learning_rate_at(step) == learning_rate(step, 0.1, steps=10, warmup_steps=2, cosine=True)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"power": 1.0, "milestones": (3,)}, r"power: got 1.0 with milestones \[3\], wanted one of the two"),
+        ({"cosine": True, "power": 2.0}, "cosine: got True with power 2.0, wanted one of the two"),
+        ({"cosine": True, "milestones": (3,)}, r"cosine: got True with milestones \[3\], wanted one of the two"),
+    ],
+)
+def test_a_rate_falls_in_one_way(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sgd(**keys)

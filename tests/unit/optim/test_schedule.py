@@ -1,6 +1,7 @@
 """The learning rate against loops that count milestones and that go down a little a step."""
 
 import pytest
+import torch
 
 from pipeline.optim.schedule import learning_rate
 
@@ -25,6 +26,19 @@ def test_caffes_multistep_of_the_authors_solver() -> None:
     steps = (0, 15999, 16000, 23999, 24000, 27999)
     rates = [learning_rate(step, 0.1, steps=28000, milestones=(16000, 24000)) for step in steps]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+@pytest.mark.parametrize("warmup", [0, 7])
+def test_falls_along_half_a_cosine_as_torchs_scheduler_does(warmup: int) -> None:
+    p = torch.nn.Parameter(torch.zeros(1))
+    sgd = torch.optim.SGD([p], lr=0.1)
+    torchs = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, T_max=40 - warmup)
+    rates = [learning_rate(step, 0.1, steps=40, warmup_steps=warmup, cosine=True) for step in range(40)]
+    for rate in rates[warmup:]:
+        assert rate == pytest.approx(torchs.get_last_lr()[0], rel=1e-9)
+        sgd.step()
+        torchs.step()
+    assert rates[:warmup] == pytest.approx([0.1 * (step + 1) / warmup for step in range(warmup)])
 
 
 @pytest.mark.parametrize("warmup", [0, 7])
