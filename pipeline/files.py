@@ -98,6 +98,21 @@ def write_file(path: Path, content: bytes, *, synced: bool = True) -> None:
         write_all(file, content)
 
 
+def append(path: Path, lines: str) -> None:
+    """Append whole lines to a file, which is made if need be, and put them on the disk.
+
+    Raises:
+        NotWrittenError: the disk is full or read-only, or the path cannot be written.
+    """
+    with named(path), path.open("ab+") as file:
+        # A kill may have torn the last line: these begin on their own.
+        size = file.seek(0, os.SEEK_END)
+        torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
+        file.write(b"\n" * torn + lines.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_all(file: BinaryIO, content: bytes | memoryview) -> None:
     """Write every byte: an unbuffered `write` may take fewer if the disk is nearly full."""
     view = memoryview(content)
@@ -127,7 +142,7 @@ def held(folder: Path) -> Iterator[None]:
         NotWrittenError: the disk is full or read-only, or the folder cannot be made.
     """
     lock = folder / LOCK
-    with named(lock, "not locked"):
+    with named(folder):
         file = _take(folder, lock)
     with file:
         try:
@@ -140,12 +155,17 @@ def held(folder: Path) -> Iterator[None]:
 
 def _take(folder: Path, lock: Path) -> BinaryIO:
     while True:
-        make_folder(folder)
-        with suppress(FileNotFoundError):  # the holder before has removed the folder, or the lock
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
             file = _open_locked(lock)
             if os.fstat(file.fileno()).st_ino == lock.stat().st_ino:
                 return file
             file.close()
+        except (FileNotFoundError, FileExistsError):
+            # The holder before has removed the folder just now, or the lock; else a file is where a folder should be.
+            nearest = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+            if not nearest.is_dir():
+                raise
 
 
 def _open_locked(path: Path) -> BinaryIO:
