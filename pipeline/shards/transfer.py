@@ -46,9 +46,10 @@ def push(folder: Path, url: str, *, progress: Callable[[int], object] = lambda _
 
     with named_place(url, "not copied"):
         try:
-            _is_at(store, root, url, manifest)
+            is_complete = _is_at(store, root, url, manifest)
             _transfer(send_one, manifest, progress)
-            send(folder / MANIFEST, store, f"{root}/{MANIFEST}")
+            if not is_complete:
+                send(folder / MANIFEST, store, f"{root}/{MANIFEST}")
         except FileNotFoundError:
             # Another process may have been last at the same time, and have removed what this one had on the way.
             if not _is_at(store, root, url, manifest):
