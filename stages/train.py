@@ -183,6 +183,8 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it, also with one rank that needs no launcher
     stop = StopRequest()
     device = device_of(topology)
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # it would warn, on every rank, that it found no other
     if topology.num_ranks > 1:
         where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         say(topology, f"meeting: {topology.num_ranks} ranks at {where}, within {recipe.timeout_seconds:g} s")

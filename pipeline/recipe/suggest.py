@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
@@ -35,11 +35,11 @@ OTHER_NAMES = {
 }
 
 
-def suggestion(location: tuple[Any, ...], section: type[Section] | None) -> str:
-    """The end of a line about the unknown key at `location`, inside the choice `section` if it lies in one."""
+def suggestion(location: tuple[Any, ...], choice: type[Section] | None) -> str:
+    """The end of a line about the unknown key at `location`, inside the section `choice` if it lies in one."""
     if now := NEW_KEYS.get(".".join(map(str, location))):
         return f"; it is {now} now"
-    section = section or section_at(location[:-1])
+    section: Any = section_at(location[:-1]) if choice is None else choice
     key, fields = str(location[-1]), section.model_fields
     if issubclass(section, NamedSection):
         owners = [name for name in section.table if key in section.table[name].model_fields]
@@ -85,6 +85,6 @@ def _paths(section: type[Section], prefix: str) -> Iterator[str]:
     for name, field in section.model_fields.items():
         yield prefix + name
         table, inner = choices_in(field), section_in(field.annotation)
-        sections = table.by_section() if table else [inner] if inner else []
+        sections: Iterable[type[Section]] = table.by_section() if table else [inner] if inner else []
         for below in sections:
             yield from _paths(below, f"{prefix}{name}.")

@@ -155,9 +155,9 @@ def test_a_full_disk_without_a_stand_in(tmp_path: Path, ended: Callable[..., tup
     ],
 )
 def test_a_slip_is_named_with_what_was_meant(
-    ended: Callable[..., object], stage: str, options: list[str], line: str
+    ended: Callable[..., tuple[int, list[str]]], stage: str, options: list[str], line: str
 ) -> None:
-    code, lines = ended(stage, *options)  # type: ignore[misc]
+    code, lines = ended(stage, *options)
     assert code in (2, EXIT_REFUSED)
     assert lines[-1].startswith(line)
 
