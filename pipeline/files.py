@@ -127,7 +127,7 @@ def held(folder: Path) -> Iterator[None]:
         NotWrittenError: the disk is full or read-only, or the folder cannot be made.
     """
     lock = folder / LOCK
-    with named(lock, "not locked"):
+    with named(folder):
         file = _take(folder, lock)
     with file:
         try:
@@ -140,12 +140,17 @@ def held(folder: Path) -> Iterator[None]:
 
 def _take(folder: Path, lock: Path) -> BinaryIO:
     while True:
-        make_folder(folder)
-        with suppress(FileNotFoundError):  # the holder before has removed the folder, or the lock
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
             file = _open_locked(lock)
             if os.fstat(file.fileno()).st_ino == lock.stat().st_ino:
                 return file
             file.close()
+        except (FileNotFoundError, FileExistsError):
+            # The holder before has removed the folder just now, or the lock; else a file is where a folder should be.
+            nearest = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+            if not nearest.is_dir():
+                raise
 
 
 def _open_locked(path: Path) -> BinaryIO:
