@@ -1,10 +1,11 @@
 """The classifier split over ranks: gather embeddings, score this rank's rows, one softmax across all of them.
 
 Collectives of a step, in order, on the head's group: all-gather embeddings [B, D] and labels [B]; all-reduce max
-[G]; all-reduce sum [3, G], or [4, G] if the margin has a penalty. Backward: reduce-scatter embedding gradients [G, D].
-Nothing of size S or C travels, unless the classes are replicated (below): then the rows' gradients, block by block. A
-margin with state wants the target cosines before anything is scored: an all-reduce sum [G] comes first, and an
-all-gather [G, 3] between replicas. One that draws wants the samples' numbers: an all-gather [B].
+[G] (not of binary classifications); all-reduce sum [3, G], or [4, G] if the margin has a penalty. Backward:
+reduce-scatter embedding gradients [G, D]. Nothing of size S or C travels, unless the classes are replicated (below):
+then the rows' gradients, block by block. A margin that observes wants the target cosines before anything is scored: an
+all-reduce sum [G] comes first, and an all-gather [G, 3] between replicas. One that draws wants the samples' numbers: an
+all-gather [B]. One that learns a bias reduces its gradient at the end.
 
 The gradient law. The loss is the mean over the samples of the group's batch that have a label, computed alike on every
 rank of it. A row's gradient is complete on the rank that owns it and is never averaged within the group. An embedding's
@@ -20,27 +21,28 @@ State of a margin: see `pipeline.head.state`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from cluster.collectives import (
     Group,
     average_over_ranks_,
     gather_rows,
-    max_over_ranks,
     num_ranks,
     rank_in,
     sum_over_ranks,
 )
 from cluster.topology import split_range
+from pipeline.head.bias import LearnedBias
+from pipeline.head.combine import binary_losses, softmax_losses
 from pipeline.head.draws import normal
 from pipeline.head.kernels import FusedUpdate, Kernel, RowGradient, Scoring, Sink, choose
+from pipeline.head.kernels.softplus import nontarget_softplus
 from pipeline.head.margins import Margin, State, Target, Warp
 from pipeline.head.margins.angular import cosine
+from pipeline.head.margins.binary import BinaryMargin
 from pipeline.head.rows import class_of, initial_rows, sampled_rows
 from pipeline.head.state import MarginState
 from pipeline.optim import Optimizer
@@ -126,7 +128,11 @@ class ShardedHead(nn.Module):
             raise ValueError(f"num_classes: got {num_classes}, wanted at least one for each of {ranks} ranks")
         self.num_classes, self.margin, self.group, self.replicas = num_classes, margin, group, replicas
         self.seed, self.options = seed, options
-        self._state = MarginState(margin.initial_state(), replicas).to(device)
+        bias = None
+        if isinstance(margin, BinaryMargin):
+            initial = margin.initial_bias(num_classes * options.sample_rate)
+            bias = LearnedBias(initial, optimizer, group, replicas)
+        self._state = MarginState(margin.initial_state(), replicas, bias).to(device)
         self.classes = split_range(num_classes, ranks, rank_in(group))
         self.weight_SD = nn.Parameter(initial_rows(self.classes, embedding_dim, seed).to(device))
         self.optimizer = None if optimizer is None else RowOptimizer(self.weight_SD, optimizer, options.unit_rows)
@@ -159,15 +165,17 @@ class ShardedHead(nn.Module):
         labels_G = gather_rows(labels_B, self.group)
         valid_G, target_G, embedding_norm_G = labels_G >= 0, class_of(labels_G, self.classes), x_GD.detach().norm(dim=1)
         state, warp = self._look(x_GD, target_G, embedding_norm_G, valid_G)
-        rows_GD, here_G, logsumexp_G = self._score(x_GD, target_G, warp, step, learning_rate)
+        rows_GD, here_G, others_G = self._score(x_GD, target_G, warp, state, step, learning_rate)
         target = Target(x_GD, rows_GD, self._drawn(samples_B, len(x_GD), step) if self.margin.draws else 0.0)
         # Before the sum over ranks and not after: a target row's gradient then stays on the rank that owns it.
         of_targets = [self.margin.target_logit(target, lambda_, state), target.cosine_G.detach()]
         if (penalty_G := self.margin.penalty(target)) is not None:
             of_targets.append(penalty_G)
-        logsumexp_G, target_logit_G, target_cosine_G, *penalties = self._combine(logsumexp_G, of_targets, here_G)
-        # -log softmax of the target class; logsigmoid keeps its precision if the loss is tiny or huge.
-        loss_G = sum(penalties, -F.logsigmoid(target_logit_G - logsumexp_G))
+        if isinstance(self.margin, BinaryMargin):
+            losses = binary_losses(others_G, of_targets, here_G, self.group, self.margin.weights)
+        else:
+            losses = softmax_losses(others_G, of_targets, here_G, self.group)
+        loss_G, target_cosine_G = losses
         # Exactly 1 if all samples are valid: the loss is then its mean to the bit.
         share = len(valid_G) / valid_G.sum().clamp(min=1).to(loss_G.dtype)
         loss = loss_G.masked_fill(~valid_G, 0).mean() * share
@@ -180,7 +188,7 @@ class ShardedHead(nn.Module):
 
     @property
     def state(self) -> dict[str, torch.Tensor]:
-        """The margin's state by name, live; empty for most margins."""
+        """The margin's state by name, live, a learned bias included; empty for most margins."""
         return self._state.tensors
 
     @property
@@ -200,7 +208,7 @@ class ShardedHead(nn.Module):
         If `dropped`, a float32 scalar on the rows' device, is 1, neither is changed (`Optimizer.update_rows_unless`).
         If the classes are replicated: all-reduces of the gradient, a block at a time.
         """
-        self._state.advance(self.margin, dropped)
+        self._state.advance(self.margin, learning_rate, dropped)
         if self.options.fused_update:
             return
         assert self._gradient.holds, "update without a backward pass"
@@ -215,19 +223,20 @@ class ShardedHead(nn.Module):
         self._gradient.holds = False
         self._state.forget()
 
-    @torch.no_grad()
     def _look(
         self, x_GD: torch.Tensor, target_G: torch.Tensor, embedding_norm_G: torch.Tensor, valid_G: torch.Tensor
     ) -> tuple[State, Warp | None]:
         """The margin's state after this batch, and what happens to the logits of the non-target classes."""
-        margin = self.margin
-        if not self.state:
-            return {}, margin.warp_of_batch({}, None)
+        cosine_G = self._target_cosines(x_GD, target_G) if self._state.observes else None
+        state = self._state.look(self.margin, cosine_G, embedding_norm_G, valid_G)
+        return state, self.margin.warp_of_batch(state, cosine_G)
+
+    @torch.no_grad()
+    def _target_cosines(self, x_GD: torch.Tensor, target_G: torch.Tensor) -> torch.Tensor:
+        """cos θ to the target classes [G], wherever their rows are; 0 without a label. One all-reduce."""
         here_G = target_G >= 0
         cosine_G = cosine(x_GD, self.weight_SD[target_G.clamp(min=0)]).masked_fill(~here_G, 0)
-        cosine_G = sum_over_ranks(cosine_G, self.group)  # one rank has the target row, the others add zero
-        state = self._state.look(margin, cosine_G, embedding_norm_G, valid_G)
-        return state, margin.warp_of_batch(state, cosine_G)
+        return sum_over_ranks(cosine_G, self.group)  # one rank has the target row, the others add zero
 
     def _drawn(self, samples_B: torch.Tensor | None, batch: int, step: int) -> torch.Tensor:
         """A normal number for each sample of the group's batch [G]: a hash of (seed, step, sample)."""
@@ -244,9 +253,17 @@ class ShardedHead(nn.Module):
         return torch.where(target_G >= 0, torch.searchsorted(self._rows_n, target_G), target_G)
 
     def _score(
-        self, x_GD: torch.Tensor, target_G: torch.Tensor, warp: Warp | None, step: int, learning_rate: float
+        self,
+        x_GD: torch.Tensor,
+        target_G: torch.Tensor,
+        warp: Warp | None,
+        state: State,
+        step: int,
+        learning_rate: float,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Target rows [G, D], which of them are here [G], and the log-sum-exp of the non-target classes here [G].
+        """Target rows [G, D], which of them are here [G], and what the non-target classes here amount to [G].
+
+        That is their log-sum-exp or, of binary classifications, the sum of their losses.
 
         `target_G` are row numbers here, or -1. Local: no collective.
         """
@@ -258,13 +275,19 @@ class ShardedHead(nn.Module):
         automatic = self._kernel.block_of(batch=batch, embedding_dim=embedding_dim, dtype=options.dtype)
         self._block = options.block or automatic
         scoring = Scoring(margin.normalises_rows, warp, options.dtype, block=self._block)
-        logsumexp_G, target_rows_GD = self._kernel.nontarget_logsumexp(
-            margin.features(x_GD), self.weight_SD, target_G, scoring, self._sink(learning_rate), self._rows_n
-        )
+        features_GD, sink = margin.features(x_GD), self._sink(learning_rate)
+        if isinstance(margin, BinaryMargin):
+            others_G, target_rows_GD = nontarget_softplus(
+                features_GD, self.weight_SD, target_G, state["bias"], scoring, sink, self._rows_n
+            )
+        else:
+            others_G, target_rows_GD = self._kernel.nontarget_logsumexp(
+                features_GD, self.weight_SD, target_G, scoring, sink, self._rows_n
+            )
         here_G = target_G >= 0
         # Target rows of other ranks are zeros here, whose cosine has no gradient worth having: x replaces them, and
-        # `_combine` masks what comes of that.
-        return torch.where(here_G[:, None], target_rows_GD, x_GD.detach()), here_G, logsumexp_G
+        # what comes of that is masked.
+        return torch.where(here_G[:, None], target_rows_GD, x_GD.detach()), here_G, others_G
 
     def _sink(self, learning_rate: float) -> Sink:
         """What becomes of a block of the gradient: an update, or a part of the step's gradient."""
@@ -282,20 +305,3 @@ class ShardedHead(nn.Module):
         average_over_ranks_(grad, self.replicas)
         rows = slice(start, start + grad.shape[0])
         self.optimizer.apply(rows if self._rows_n is None else self._rows_n[rows], grad, learning_rate, dropped)
-
-    def _combine(
-        self, local_G: torch.Tensor, of_targets: Sequence[torch.Tensor], here_G: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        """Log-sum-exp of the non-target classes, and what is computed of the targets, over all ranks' rows [G] each.
-
-        All-reduce max [G], then all-reduce sum [3 or 4, G]: the maximum must be known before exponentials can be
-        summed, and everything else waits to travel with them.
-        """
-        # With a single class there is no other: a floor far below any logit stands for log 0 without NaN gradients.
-        floor = torch.finfo(local_G.dtype).min / 4
-        local_G = local_G.clamp(min=floor)
-        maximum_G = max_over_ranks(local_G, self.group)
-        # One rank has a sample's target row and every other rank adds zero: the sum is its value to the bit.
-        here = [values_G.masked_fill(~here_G, 0) for values_G in of_targets]
-        total_G, *summed = sum_over_ranks(torch.stack([(local_G - maximum_G).exp(), *here]), self.group)
-        return total_G.log() + maximum_G, *summed

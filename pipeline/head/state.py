@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from cluster.collectives import Group, gather_rows
+from pipeline.head.bias import LearnedBias
 from pipeline.head.margins import Margin, Observed, State
 
 
@@ -18,11 +19,12 @@ class MarginState(nn.Module):
     Args:
         initial: before the first step, by name.
         replicas: the ranks that hold the same rows, but see other samples; None if there are none.
+        bias: what the margin learns besides; None: nothing.
     """
 
-    def __init__(self, initial: State, replicas: Group = None) -> None:
+    def __init__(self, initial: State, replicas: Group = None, bias: LearnedBias | None = None) -> None:
         super().__init__()
-        self._replicas = replicas
+        self._replicas, self._bias = replicas, bias
         for name, value in initial.items():
             self.register_buffer(name, value.clone())
         # Of each micro-batch of this step: target cosine, embedding norm, valid.
@@ -31,32 +33,54 @@ class MarginState(nn.Module):
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
         """By name, live; empty for most margins."""
-        return dict(self.named_buffers())
+        return self._observed | ({} if self._bias is None else self._bias.tensors)
+
+    @property
+    def observes(self) -> bool:
+        """Whether it depends on what is seen: then `look` wants the target cosines."""
+        return bool(self._observed)
+
+    @property
+    def _observed(self) -> dict[str, torch.Tensor]:
+        return dict(self.named_buffers(recurse=False))
 
     def look(
-        self, margin: Margin, cosine_G: torch.Tensor, embedding_norm_G: torch.Tensor, valid_G: torch.Tensor
+        self,
+        margin: Margin,
+        cosine_G: torch.Tensor | None,
+        embedding_norm_G: torch.Tensor,
+        valid_G: torch.Tensor,
     ) -> State:
-        """Take a micro-batch in, and say what the state is after it and the last good step. One all-gather [G, 3]."""
+        """Take a micro-batch in, and say what the state is after it and the last good step; the bias with a gradient.
+
+        If it observes: one all-gather [G, 3] between replicas.
+        """
+        state: dict[str, torch.Tensor] = {} if self._bias is None else {"bias": self._bias.leaf()}
+        if cosine_G is None:
+            return state
         columns = torch.stack([cosine_G, embedding_norm_G, valid_G.to(cosine_G.dtype)], dim=1)
         self._seen.append(gather_rows(columns, self._replicas))
-        return self._after(margin, self._seen[-1])
+        return state | self._after(margin, self._seen[-1])
 
     @torch.no_grad()
-    def advance(self, margin: Margin, dropped: torch.Tensor | None) -> None:
-        """Replace the state by what it is after this step; not if `dropped`, a scalar, is 1. In place."""
-        if not self._seen:
-            return
-        state = self._after(margin, torch.cat(self._seen))
-        for name, value in self.tensors.items():  # the checkpoint holds these very tensors
-            value.copy_(state[name] if dropped is None else torch.where(dropped > 0, value, state[name]))
+    def advance(self, margin: Margin, learning_rate: float, dropped: torch.Tensor | None) -> None:
+        """Replace the state by what it is after this step, in place; not if `dropped`, a scalar, is 1."""
+        if self._bias is not None:
+            self._bias.update(learning_rate, dropped)
+        if self._seen:
+            state = self._after(margin, torch.cat(self._seen))
+            for name, value in self._observed.items():  # the checkpoint holds these very tensors
+                value.copy_(state[name] if dropped is None else torch.where(dropped > 0, value, state[name]))
         self.forget()
 
     def forget(self) -> None:
         """Drop what was seen in this step."""
         self._seen.clear()
+        if self._bias is not None:
+            self._bias.forget()
 
-    def _after(self, margin: Margin, columns: torch.Tensor) -> State:
-        before = self.tensors
+    def _after(self, margin: Margin, columns: torch.Tensor) -> dict[str, torch.Tensor]:
+        before = self._observed
         cosine_G, embedding_norm_G, valid_G = columns.to(next(iter(before.values())).dtype).unbind(1)
         after = margin.next_state(before, Observed(cosine_G, embedding_norm_G, valid_G))
         labelled = valid_G.any()  # a mean over no samples would be 0, and stay in the state

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.head.margins import Margin
+from pipeline.head.margins.binary import BinaryMargin
 from pipeline.planning.failures import Failures, best_interval_seconds, lost_work_seconds, overhead
 from pipeline.planning.job import BF16, FP32, Job, Network
 from pipeline.planning.memory import network_state_bytes, row_slot_bytes
@@ -50,7 +51,8 @@ def _reduced(job: Job) -> list[int]:
     """All-reduces of the loss, and the numbers a sample in each: see `pipeline.head.head`."""
     margin = job.margin
     sums = 4 if type(margin).penalty is not Margin.penalty else 3
-    return [1, sums, 1] if margin.initial_state() else [1, sums]
+    maximum = [] if isinstance(margin, BinaryMargin) else [1]
+    return [*maximum, sums, 1] if margin.initial_state() else [*maximum, sums]
 
 
 def model_flops(job: Job, network: Network) -> dict[str, int]:

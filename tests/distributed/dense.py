@@ -80,6 +80,11 @@ def _sample_loss(
     state: dict[str, float],
 ) -> torch.Tensor:
     name, norm = keys["name"], x.square().sum().sqrt()
+    if name in {"sphereface2", "uniface"}:
+        others = torch.arange(len(weight_CD)) != label
+        # the head keeps it in float32
+        bias = torch.tensor(state.get("bias", initial_bias(keys, len(weight_CD)))).to(x.dtype)
+        return binary_loss((weight_CD @ x) / (weight_CD.norm(dim=1) * norm), ~others, bias, keys)
     if name == "softmax":
         logits = weight_CD @ x
     else:
@@ -105,6 +110,37 @@ def _sample_loss(
             1 / _held_norm(norm, keys) + _held_norm(norm, keys) / keys["norm_high"] ** 2
         )
     return loss
+
+
+def binary_loss(
+    cosines_C: torch.Tensor, is_target_C: torch.Tensor, bias: torch.Tensor, keys: dict[str, Any]
+) -> torch.Tensor:
+    """SphereFace2's and UniFace's loss of a sample."""
+    similarity_C, r, m = cosines_C, keys["scale"], keys["margin"]
+    if keys["name"] == "uniface":
+        z_C = r * torch.where(is_target_C, cosines_C - m, cosines_C) + bias
+        positive, negative = 1.0, keys["balance"]
+    else:
+        similarity_C = 2 * ((cosines_C + 1) / 2) ** keys["exponent"] - 1
+        if keys["detached"]:
+            similarity_C = cosines_C + (similarity_C - cosines_C).detach()
+        z_C = r * torch.where(is_target_C, similarity_C - m, similarity_C + m) + bias
+        positive, negative = (keys["loss_weight"] / r * w for w in (keys["balance"], 1 - keys["balance"]))
+    losses_C = torch.where(is_target_C, positive * (1 + (-z_C).exp()).log(), negative * (1 + z_C.exp()).log())
+    return losses_C.sum()
+
+
+def initial_bias(keys: dict[str, Any], classes: int) -> float:
+    """ln 1/(10 C); or, by bisection, where the gradients of the positives and the negatives cancel at cosines of 0."""
+    if keys["name"] == "uniface":
+        return -math.log(10 * classes)
+    low, high, of_target = -1000.0, 1000.0, torch.arange(classes) == 0
+    for _ in range(200):
+        bias = torch.tensor((low + high) / 2, dtype=torch.float64, requires_grad=True)
+        binary_loss(torch.zeros(classes, dtype=torch.float64), of_target, bias, keys).backward()
+        assert bias.grad is not None
+        low, high = (low, bias.item()) if bias.grad > 0 else (bias.item(), high)
+    return low
 
 
 def _held_norm(norm: torch.Tensor, keys: dict[str, Any]) -> torch.Tensor:

@@ -59,6 +59,9 @@ CHOICES: list[dict[str, Any]] = [
     # norms are between 5 and 13: shorter, within and longer
     {"name": "magface", "scale": 8, "norm_low": 7, "norm_high": 10},
     {"name": "curricularface", "scale": 8},
+    {"name": "sphereface2", "scale": 8},
+    {"name": "sphereface2", "scale": 8, "detached": False, "exponent": 2.5, "loss_weight": 1},
+    {"name": "uniface", "scale": 8, "balance": 0.5},
     {"name": "elasticface_arc", "scale": 8, "deviation": 0.3},
     {"name": "elasticface_cos", "scale": 8, "deviation": 0.3},
 ]

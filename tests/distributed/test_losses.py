@@ -24,6 +24,8 @@ STEPS, SAVED = 6, 3
 LOSSES: dict[str, dict[str, Any]] = {
     "adaface": {"name": "adaface", "scale": 8, "rate": 0.5},
     "curricularface": {"name": "curricularface", "scale": 8, "rate": 0.5},
+    "sphereface2": {"name": "sphereface2", "scale": 8},
+    "uniface": {"name": "uniface", "scale": 8},
     "elasticface": {"name": "elasticface_arc", "scale": 8, "deviation": 0.5},
     "magface": {"name": "magface", "scale": 8, "norm_low": 1, "norm_high": 3},
 }

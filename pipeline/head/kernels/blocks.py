@@ -14,23 +14,21 @@ into the features once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from pipeline.head.kernels.block_passes import blocks, cosines, gradients, slices, target_rows, without_target
 from pipeline.head.kernels.kernel import Scoring, Sink
-from pipeline.head.kernels.products import exact_product, gradient_factor, gradient_product
+from pipeline.head.kernels.products import exact_product
 from pipeline.head.margins import Margin, Warp
+from pipeline.head.margins.binary import BinaryMargin
 from pipeline.head.margins.margin import ScaledMargin
 
 _LOG2_E = 1.4426950408889634
 _LN_2 = 0.6931471805599453
 _FP32 = 4
-
-# Numbers of a block that a warp works on at a time: what fits a core's cache, or is worth a launch.
-_SLICE_NUMBERS, _SLICE_NUMBERS_ON_DEVICES = 2**15, 2**20
 
 # Classes scored at a time. At G = D = 512 a block's logits, rows and gradient are 4 MiB each in fp32.
 BLOCK = 2048
@@ -65,12 +63,12 @@ class BlockLoop:
         The fullest of three moments of a block in the backward pass: its rows with its softmax and what is made of that
         (in fp32 a transposed copy for the product, in bf16 a rounded one); rows, softmax and the rows' gradient; rows,
         gradient and one more product of their size. (Rows that are not normalised lie where they are, and need no such
-        product.) Besides, six arrays [G, D]: embeddings, features and target rows with gradients; and one more if
-        embeddings are brought to one length.
+        product.) Besides, six arrays [G, D]: embeddings, features and target rows with gradients; and one more for a
+        softmax of embeddings that are brought to one length, since features are in other units then.
         """
         block, dim = min(block or BLOCK, rows), embedding_dim
         copy = dim if margin.normalises_rows else 0
-        arrays = 6 + isinstance(margin, ScaledMargin)
+        arrays = 6 + (isinstance(margin, ScaledMargin) and not isinstance(margin, BinaryMargin))
         if dtype == torch.bfloat16:
             fullest = max(copy + 1.5 * batch, copy + 1.5 * dim + 0.5 * batch, 3 * copy)
         else:
@@ -95,12 +93,12 @@ class _NontargetLogSumExp(torch.autograd.Function):
         features2_GD = features_GD * _LOG2_E
         maximum_G = features_GD.new_full((features_GD.shape[0],), -torch.inf)
         total_G = torch.zeros_like(maximum_G)
-        for start, rows, _ in _blocks(weight_SD, scoring, rows_n):
+        for start, rows, _ in blocks(weight_SD, scoring, rows_n):
             logits = exact_product(rows, features2_GD, scoring.dtype)
             if warp is not None:
-                for part, cosine in _slices(logits, warp):
-                    part.copy_(_warped(cosine, warp))
-            logits = _without_target(logits, target_G - start, -torch.inf)
+                for _, part in slices(logits):
+                    part.copy_(_warped(cosines(part, warp.scale * _LOG2_E), warp))
+            logits = without_target(logits, target_G - start, -torch.inf)
             larger_G = torch.maximum(maximum_G, logits.amax(0))
             shift_G = _finite(larger_G)
             total_G = total_G * (maximum_G - shift_G).exp2_() + logits.sub_(shift_G).exp2_().sum(0)
@@ -109,102 +107,38 @@ class _NontargetLogSumExp(torch.autograd.Function):
         logsumexp2_G = total_G.log2() + _finite(maximum_G)
         ctx.save_for_backward(features_GD, weight_SD, target_G, logsumexp2_G)
         ctx.scoring, ctx.sink, ctx.rows_n = scoring, sink, rows_n
-        number_G = target_G.clamp(min=0)
-        target_rows_GD = weight_SD[number_G if rows_n is None else rows_n[number_G]]
-        return logsumexp2_G * _LN_2, target_rows_GD.masked_fill((target_G < 0)[:, None], 0)
+        return logsumexp2_G * _LN_2, target_rows(weight_SD, target_G, rows_n)
 
     @staticmethod
     def backward(ctx: Any, grad_G: torch.Tensor, grad_target_rows_GD: torch.Tensor) -> tuple[Any, ...]:
         features_GD, weight_SD, target_G, logsumexp2_G = ctx.saved_tensors
-        scoring, sink = ctx.scoring, ctx.sink
-        dtype: torch.dtype = scoring.dtype
-        features2_GD = features_GD * _LOG2_E
-        scaled_GD = gradient_factor(features_GD * grad_G[:, None], dtype)
-        grad_features_GD = torch.zeros_like(features_GD)
-        grad_weight_SD = torch.empty_like(weight_SD) if sink is None else None
-        shift_G = _finite(logsumexp2_G)
-        for start, rows, norms in _blocks(weight_SD, scoring, ctx.rows_n):
-            softmax = _softmax(features2_GD, rows, target_G - start, shift_G, scoring)
-            softmax = gradient_factor(softmax, dtype)
-            grad_features_GD += gradient_product(softmax.t(), gradient_factor(rows, dtype))
-            grad_rows = gradient_product(softmax, scaled_GD)
-            del softmax
-            place = grad_rows if grad_weight_SD is None else grad_weight_SD[start : start + len(rows)]
-            if norms is None:
-                place.copy_(grad_rows)
-            else:
-                # d(w/‖w‖)/dw: the part along w does nothing
-                grad_rows.addcmul_((grad_rows * rows).sum(1, keepdim=True), rows, value=-1)
-                torch.div(grad_rows, norms, out=place)
-            if grad_weight_SD is None:
-                _add_target(grad_rows, grad_target_rows_GD, target_G - start)
-                sink.take(start, grad_rows)
-            del grad_rows, place, rows
-        if grad_weight_SD is not None:
-            _add_target(grad_weight_SD, grad_target_rows_GD, target_G)
-        return grad_features_GD.mul_(grad_G[:, None]), grad_weight_SD, None, None, None, None
+        scoring: Scoring = ctx.scoring
+        features2_GD, shift_G = features_GD * _LOG2_E, _finite(logsumexp2_G)
+
+        def softmax(rows: torch.Tensor, start: int) -> torch.Tensor:
+            return without_target(_softmax(rows, features2_GD, shift_G, scoring), target_G - start, 0)
+
+        of_both = gradients(
+            features_GD, weight_SD, target_G, scoring, ctx.sink, ctx.rows_n, grad_G, grad_target_rows_GD, softmax
+        )
+        return (*of_both, None, None, None, None)
 
 
-def _blocks(
-    weight_SD: torch.Tensor, scoring: Scoring, rows_n: torch.Tensor | None
-) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
-    """First row, the rows as they are multiplied, and their lengths (None if they are not normalised)."""
-    for start in range(0, len(weight_SD if rows_n is None else rows_n), scoring.block):
-        part = slice(start, start + scoring.block)
-        rows = weight_SD[part if rows_n is None else rows_n[part]]
-        if not scoring.normalise_rows:
-            yield start, rows, None
-            continue
-        norms = rows.norm(dim=1, keepdim=True).clamp_(min=1e-12)
-        yield start, rows / norms, norms
-
-
-def _softmax(
-    features2_GD: torch.Tensor,
-    rows: torch.Tensor,
-    target_G: torch.Tensor,
-    shift_G: torch.Tensor,
-    scoring: Scoring,
-) -> torch.Tensor:
-    """d logsumexp / d(row · features) [block, G]: the softmax over the non-target classes, times the warp's slope."""
+def _softmax(rows: torch.Tensor, features2_GD: torch.Tensor, shift_G: torch.Tensor, scoring: Scoring) -> torch.Tensor:
+    """exp(logit - log-sum-exp), times the warp's slope [block, G]; what stands at the target class means nothing."""
     dtype, warp = scoring.dtype, scoring.warp
     if warp is None:
-        softmax = exact_product(rows, features2_GD, dtype, bias_N=-shift_G).exp2_()
-    else:
-        softmax = exact_product(rows, features2_GD, dtype)
-        for part, cosine in _slices(softmax, warp):
-            part.copy_(_warped(cosine, warp).sub_(shift_G).exp2_().mul_(warp.slope(cosine)))
-    return _without_target(softmax, target_G, 0)
+        return exact_product(rows, features2_GD, dtype, bias_N=-shift_G).exp2_()
+    products = exact_product(rows, features2_GD, dtype)
+    for _, part in slices(products):
+        cosine = cosines(part, warp.scale * _LOG2_E)
+        part.copy_(_warped(cosine, warp).sub_(shift_G).exp2_().mul_(warp.slope(cosine)))
+    return products
 
 
 def _warped(cosine: torch.Tensor, warp: Warp) -> torch.Tensor:
     """Logits times log2(e)."""
     return warp.value(cosine) * (warp.scale * _LOG2_E)
-
-
-def _slices(products: torch.Tensor, warp: Warp) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """A block's plain products s cos θ times log2(e) [block, G], some classes at a time, and the cosines of these.
-
-    What a warp makes of a slice stays in the cache, and never is as large as a block.
-    """
-    block, batch = products.shape
-    numbers = _SLICE_NUMBERS if products.device.type == "cpu" else _SLICE_NUMBERS_ON_DEVICES
-    for part in products.split(max(1, min(numbers // batch, block // 8))):
-        yield part, (part / (warp.scale * _LOG2_E)).clamp_(-1, 1)
-
-
-def _without_target(values: torch.Tensor, target_G: torch.Tensor, fill: float) -> torch.Tensor:
-    """`values` [block, G], in place, with `fill` at each sample's target class if that lies in the block."""
-    inside = (target_G >= 0) & (target_G < values.shape[0])
-    row = target_G.clamp(0, values.shape[0] - 1)[None]
-    return values.scatter_(0, row, values.gather(0, row).masked_fill_(inside, fill))
-
-
-def _add_target(grad_rows: torch.Tensor, grad_target_rows_GD: torch.Tensor, target_G: torch.Tensor) -> None:
-    """Add the target rows' gradients that fall into this block; the rest add zeros to its first or last row."""
-    inside = (target_G >= 0) & (target_G < grad_rows.shape[0])
-    place = target_G.clamp(0, grad_rows.shape[0] - 1)
-    grad_rows.index_add_(0, place, grad_target_rows_GD.masked_fill(~inside[:, None], 0))
 
 
 def _finite(values_G: torch.Tensor) -> torch.Tensor:

@@ -32,6 +32,7 @@ from pipeline.head.kernels.triton_tiles import (
     tiles_of,
 )
 from pipeline.head.margins import Margin, Warp
+from pipeline.head.margins.binary import BinaryMargin
 from pipeline.head.margins.sphereface_r import DividedAngle
 
 _LN_2 = 0.6931471805599453
@@ -41,7 +42,7 @@ _FP32 = 4
 def takes(margin: Margin) -> bool:
     """Whether the programs compute this margin: its non-target logits are plain, or warped in a way that they know."""
     fixed = type(margin).warp_of_batch is Margin.warp_of_batch
-    return fixed and _knows(margin.warp)
+    return fixed and _knows(margin.warp) and not isinstance(margin, BinaryMargin)
 
 
 def _knows(warp: Warp | None) -> bool:

@@ -1,9 +1,10 @@
 """Margins, a family a file: how the logit of the target class differs from those of the non-target classes.
 
-Every loss here is softmax cross-entropy over one logit a class; θ is the angle between the embedding x and a class's
-row. ψ_m(θ) = (-1)^k cos(mθ) - 2k on [kπ/m, (k+1)π/m] is the monotone extension of cos(mθ); ẑ is where ‖x‖ stands among
-the norms of late; N(t, c) is c, or c (t + c) if that class is nearer than the target with its margin; E(m, σ) is drawn
-for each sample. docs/losses.md says what each needs.
+Every loss but the last two is softmax cross-entropy over one logit a class; θ is the angle between the embedding x and
+a class's row. ψ_m(θ) = (-1)^k cos(mθ) - 2k on [kπ/m, (k+1)π/m] is the monotone extension of cos(mθ); ẑ is where ‖x‖
+stands among the norms of late; N(t, c) is c, or c (t + c) if that class is nearer than the target with its margin;
+E(m, σ) is drawn for each sample. The last two classify each class by itself, with a bias b that is learned.
+docs/losses.md says what each needs.
 
 | name                 | non-target logits | target logit                     | source                                 |
 | ---                  | ---               | ---                              | ---                                    |
@@ -21,6 +22,8 @@ for each sample. docs/losses.md says what each needs.
 | elasticface_arc      | s cos θ_j         | s cos(θ + E(m, σ))               | Boutros et al., CVPR Workshops 2022    |
 | elasticface_cos      | s cos θ_j         | s (cos θ - E(m, σ))              | the same                               |
 | magface              | s cos θ_j         | s cos(θ + m(‖x‖)), and a penalty | Meng et al., CVPR 2021, eq. 2          |
+| sphereface2          | s (g_j + m) + b   | s (g(cos θ) - m) + b             | Wen et al., ICLR 2022                  |
+| uniface              | s cos θ_j + b     | s (cos θ - m) + b                | Zhou et al., ICCV 2023                 |
 
 If mθ + a passes π, cos is extended as ψ is, so that every target logit falls as its angle grows. Gradients are the true
 derivatives; with ``detached`` they are those of the logit without margin ("characteristic gradient detachment",

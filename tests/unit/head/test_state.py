@@ -31,10 +31,10 @@ def test_a_step_is_seen_whole_and_a_micro_batch_by_itself() -> None:
     second = state.look(MARGIN, COSINES.nan_to_num(), 3 * NORMS, VALID)
     assert (float(first["norm"]), float(second["norm"])) == (2.0, 5.0), "each after the last step"
     assert float(state.tensors["norm"]) == 1
-    state.advance(MARGIN, torch.tensor(0.0))
+    state.advance(MARGIN, 0.1, torch.tensor(0.0))
     assert float(state.tensors["norm"]) == 3.5, "after (1 + mean of 4, 2, 12, 6) / 2"
     assert all(state.tensors[name] is value for name, value in held.items()), "a checkpoint holds these tensors"
-    state.advance(MARGIN, None)
+    state.advance(MARGIN, 0.1, None)
     assert float(state.tensors["norm"]) == 3.5, "nothing new was seen"
 
 
@@ -45,5 +45,5 @@ def test_a_step_that_changes_nothing(why: str) -> None:
     state.look(MARGIN, COSINES.nan_to_num(), norms, VALID & (why != "without a label"))
     if why == "forgotten":
         state.forget()
-    state.advance(MARGIN, torch.tensor(float(why == "dropped")))
+    state.advance(MARGIN, 0.1, torch.tensor(float(why == "dropped")))
     assert {name: float(value) for name, value in state.tensors.items()} == {"norm": 1.0, "cosine": 0.0}

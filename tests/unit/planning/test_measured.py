@@ -99,7 +99,7 @@ def test_the_heads_memory_is_as_planned(
     assert got["head"] - held == pytest.approx(head_block_bytes(job), rel=0.15)
 
 
-@pytest.mark.parametrize("name", ["softmax", "sphereface_r_v2", "magface", "curricularface"])
+@pytest.mark.parametrize("name", ["softmax", "sphereface_r_v2", "magface", "curricularface", "sphereface2", "uniface"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_the_heads_memory_is_as_planned_whatever_the_margin_does_to_a_block(
     size: tuple[int, int, int, int], name: str

@@ -9,9 +9,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipeline.head.margins import MARGINS, Margin, Target
+from pipeline.head.margins import MARGINS, Margin, State, Target
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.head.margins.arcface import ArcFace, Combined
+from pipeline.head.margins.binary import BinaryMargin
 from pipeline.head.margins.curricularface import CurricularFace
 from pipeline.head.margins.elasticface import ElasticFaceArc
 from pipeline.head.margins.magface import MagFace
@@ -32,6 +33,8 @@ KEYS = {
     "curricularface": {"scale", "angle", "rate"},
     "elasticface_arc": {"scale", "angle", "deviation"},
     "elasticface_cos": {"scale", "cosine", "deviation"},
+    "sphereface2": {"scale", "margin", "exponent", "balance", "loss_weight", "detached"},
+    "uniface": {"scale", "margin", "balance"},
     "magface": {"scale", "norm_low", "norm_high", "margin_low", "margin_high", "penalty_weight"},
 }
 # Margins that depend on ‖x‖, some without a gradient: those that tests/distributed/test_head.py checks.
@@ -44,6 +47,12 @@ def pairs(samples: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
     return x.requires_grad_(), rows.requires_grad_()
 
 
+def state_of(margin: Margin) -> State:
+    """Before the first step, a learned bias included."""
+    bias = {"bias": torch.tensor(margin.initial_bias(10))} if isinstance(margin, BinaryMargin) else {}
+    return margin.initial_state() | bias
+
+
 def test_the_table_is_whole_and_a_margin_has_only_the_keys_that_it_reads() -> None:
     assert {name: MARGINS[name].model_fields.keys() - {"name"} for name in KEYS} == KEYS
     assert set(KEYS) == {name for name in MARGINS if not name.startswith("toy_")}
@@ -54,24 +63,24 @@ def test_the_table_is_whole_and_a_margin_has_only_the_keys_that_it_reads() -> No
 @pytest.mark.parametrize("name", sorted(KEYS.keys() - OF_QUALITY))
 @pytest.mark.parametrize("m", [1.0, 2.5, 3.0])
 def test_gradients_of_target_logits(name: str, m: float) -> None:
-    margin = MARGINS.parse({"name": name} | ({"m": m} if "m" in KEYS[name] else {}))
+    keys = {"m": m, "detached": False}
+    margin = MARGINS.parse({"name": name} | {key: value for key, value in keys.items() if key in KEYS[name]})
 
     def logits(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        return margin.target_logit(Target(x, rows), 5.0, margin.initial_state())
+        return margin.target_logit(Target(x, rows), 5.0, state_of(margin))
 
     assert torch.autograd.gradcheck(logits, pairs())
 
 
 @pytest.mark.parametrize("name", [name for name in KEYS if "detached" in KEYS[name] and name != "sphereface_r_v2"])
 def test_a_detached_margin_moves_the_value_and_not_the_gradient(name: str) -> None:
-    margin = MARGINS.parse(name)
-    detached = MARGINS.parse({"name": name, "detached": True})
+    margin, detached = (MARGINS.parse({"name": name, "detached": detached}) for detached in (False, True))
     x, rows = pairs()
-    want = margin.target_logit(Target(x, rows), 0.0, {})
-    got = detached.target_logit(Target(x, rows), 0.0, {})
+    want = margin.target_logit(Target(x, rows), 0.0, state_of(margin))
+    got = detached.target_logit(Target(x, rows), 0.0, state_of(margin))
     torch.testing.assert_close(got, want)
     (grad,) = torch.autograd.grad(got.sum(), rows)
-    length = Target(x, rows).embedding_norm_G.detach() if "scale" not in KEYS[name] else 64.0
+    length = Target(x, rows).embedding_norm_G.detach() if "scale" not in KEYS[name] else margin.model_dump()["scale"]
     (of_cosine,) = torch.autograd.grad((length * Target(x, rows).cosine_G).sum(), rows)
     torch.testing.assert_close(grad, of_cosine)
 
@@ -111,8 +120,8 @@ def test_no_margin_reads_what_it_is_not_given() -> None:
     x, rows = pairs()
     for name in KEYS.keys() - OF_QUALITY:
         margin, keys = MARGINS.parse(name), KEYS[name]
-        once = margin.target_logit(Target(x, rows), 5.0, margin.initial_state())
-        twice = margin.target_logit(Target(2 * x, 3 * rows), 5.0, margin.initial_state())
+        once = margin.target_logit(Target(x, rows), 5.0, state_of(margin))
+        twice = margin.target_logit(Target(2 * x, 3 * rows), 5.0, state_of(margin))
         factor = 6 if name == "softmax" else 1 if "scale" in keys else 2
         torch.testing.assert_close(twice, factor * once)
 
