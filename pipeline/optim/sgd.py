@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.optim.optimizer import OPTIMIZERS, Optimizer, Slot
 
@@ -23,15 +23,27 @@ class SGD(Optimizer):
     name: str = "sgd"
     """Which optimizer this is."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """μ; no dampening, not Nesterov."""
+    """μ; no dampening."""
+    nesterov: bool = False
+    """Step by the gradient and the momentum after it, as torch's SGD with nesterov does."""
+
+    @model_validator(mode="after")
+    def _has_momentum(self) -> SGD:
+        if self.nesterov and not self.momentum:
+            raise ValueError(f"nesterov: got true with momentum {self.momentum}, wanted a momentum")
+        return self
 
     def update_rows(
         self, weight_nD: torch.Tensor, slots: Mapping[str, torch.Tensor], grad_nD: torch.Tensor, learning_rate: float
     ) -> None:
-        """v ← μ v + (g + λ w); w ← w - η v, with the momentum v, the weight decay λ and the learning rate η."""
+        """v ← μ v + (g + λ w); w ← w - η v, with the momentum v, the weight decay λ and the learning rate η.
+
+        With Nesterov's momentum w ← w - η (g + λ w + μ v), by the new v.
+        """
         grad_nD.add_(weight_nD, alpha=self.weight_decay)
         momentum_nD = slots["momentum"].mul_(self.momentum).add_(grad_nD)
-        weight_nD.sub_(momentum_nD, alpha=learning_rate)
+        step_nD = grad_nD.add_(momentum_nD, alpha=self.momentum) if self.nesterov else momentum_nD
+        weight_nD.sub_(step_nD, alpha=learning_rate)
 
     def update_rows_unless(
         self,
@@ -53,7 +65,7 @@ class SGD(Optimizer):
             momentum=self.momentum,
             lr=learning_rate,
             dampening=0.0,
-            nesterov=False,
+            nesterov=self.nesterov,
             maximize=False,
             is_first_step=False,  # torch's own begins by copying the gradient: the same as from zero
             found_inf=dropped,
@@ -63,4 +75,6 @@ class SGD(Optimizer):
         """`torch.optim.SGD`, on a GPU as one kernel for many parameters."""
         parameters = chain.from_iterable(group["params"] for group in groups)
         fused = all(p.device.type in self.fused_on for p in parameters)
-        return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum, fused=fused or None)
+        return torch.optim.SGD(
+            groups, lr=self.learning_rate, momentum=self.momentum, nesterov=self.nesterov, fused=fused or None
+        )

@@ -41,7 +41,7 @@ class SgdUpdate:
     def of(cls, update: FusedUpdate) -> SgdUpdate | None:
         """The numbers of an update by SGD; None if it is by another optimizer, or does more than SGD."""
         sgd = update.optimizer.optimizer
-        if type(sgd) is not SGD or update.optimizer.unit:
+        if type(sgd) is not SGD or sgd.nesterov or update.optimizer.unit:
             return None
         return cls(update.optimizer.slots["momentum"], sgd.momentum, sgd.weight_decay, update.learning_rate)
 

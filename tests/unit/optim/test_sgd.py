@@ -6,16 +6,19 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.head.kernels import FusedUpdate
+from pipeline.head.kernels.triton_passes import SgdUpdate
 from pipeline.optim.rows import RowOptimizer
 from pipeline.optim.sgd import SGD
 
 
-def test_updates_of_parts_are_torchs_sgd() -> None:
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_updates_of_parts_are_torchs_sgd(nesterov: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(7, 3, generator=generator)
     ours, theirs = weight.clone(), torch.nn.Parameter(weight.clone())
-    optimizer = RowOptimizer(ours, SGD(steps=1, learning_rate=1.0, weight_decay=0.01))
-    sgd = torch.optim.SGD([theirs], lr=0.1, momentum=0.9, weight_decay=0.01)
+    optimizer = RowOptimizer(ours, SGD(steps=1, learning_rate=1.0, weight_decay=0.01, nesterov=nesterov))
+    sgd = torch.optim.SGD([theirs], lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=nesterov)
     for _ in range(4):
         grad = torch.randn(7, 3, generator=generator)
         theirs.grad = grad.clone()
@@ -56,11 +59,11 @@ def test_the_update_is_the_equation_and_touches_no_other_row(rows: slice | torch
     assert all(map(torch.equal, updated(slice(1, 4), torch.float32), updated(torch.tensor([1, 2, 3]), torch.float32)))
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
 def test_the_fused_update_is_the_same_and_reads_on_the_device_whether_the_step_is_dropped(
-    monkeypatch: pytest.MonkeyPatch, momentum: float
+    monkeypatch: pytest.MonkeyPatch, momentum: float, nesterov: bool
 ) -> None:
-    sgd = SGD(steps=1, learning_rate=1.0, momentum=momentum, weight_decay=0.02)
+    sgd = SGD(steps=1, learning_rate=1.0, momentum=momentum, weight_decay=0.02, nesterov=nesterov)
     generator = torch.Generator().manual_seed(2)
     weight, grads = torch.randn(6, 3, generator=generator), torch.randn(3, 6, 3, generator=generator)
     plain = [weight.clone(), torch.zeros(6, 3)]
@@ -93,3 +96,14 @@ def test_an_update_that_cannot_be_fused_is_left_out_by_the_host() -> None:
     assert torch.equal(weight, torch.ones(2, 2)) and not momentum.any()
     sgd.update_rows_unless(torch.zeros(()), weight, {"momentum": momentum}, grad.fill_(1), 0.1)
     assert (weight < 1).all()
+
+
+def test_nesterov_needs_a_momentum() -> None:
+    with pytest.raises(ValueError, match=r"nesterov: got true with momentum 0.0, wanted a momentum"):
+        SGD(steps=1, learning_rate=1.0, momentum=0, nesterov=True)
+
+
+def test_the_triton_programs_are_not_given_nesterovs_momentum() -> None:
+    for nesterov in (False, True):
+        rows = RowOptimizer(torch.ones(2, 2), SGD(steps=1, learning_rate=1.0, nesterov=nesterov))
+        assert (SgdUpdate.of(FusedUpdate(rows, 0.1)) is None) == nesterov
