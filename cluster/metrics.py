@@ -69,7 +69,11 @@ METRICS = (
     Metric("position_samples", "gauge", "Position in the training order: samples of all steps, resumes included."),
     Metric("epoch", "gauge", "Passes over the data since the run began, with the fraction of the current one."),
     Metric("loss", "gauge", "Mean loss of the latest global batch."),
-    Metric("loss_over_chance_ratio", "gauge", "Latest loss over ln C, the loss of guessing among C classes."),
+    Metric(
+        "loss_over_chance_ratio",
+        "gauge",
+        "Latest loss over that of guessing, which is ln C for a softmax over C classes.",
+    ),
     Metric("target_cosine", "gauge", "Mean cosine between embedding and target class, latest global batch."),
     Metric(
         "target_angle_radians",

@@ -275,8 +275,8 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Loss over chance",
-            "The loss over ln C, the loss of guessing. 1: no better than guessing.",
-            _gauge("loss_over_chance_ratio", "loss / ln C"),
+            "The loss over that of guessing, ln C for a softmax. 1: no better than guessing.",
+            _gauge("loss_over_chance_ratio", "loss / chance"),
         ),
         Panel(
             "Margin lambda",

@@ -51,18 +51,18 @@ class StallWatch:
     """Warns when training runs but target angles do not fall: the same on every rank, at most once in `steps` steps.
 
     A stall is: over `steps` steps the median target angle fell by less than 0.02 radians while the loss stayed above
-    0.9 of ln C. The angles of a run that has converged do not fall either, but its loss is small.
+    0.9 of what guessing costs. The angles of a run that has converged do not fall either, but its loss is small.
 
     Args:
-        num_classes: C.
+        chance: the loss of guessing: ln C for a softmax.
         steps: how long the angles may stay.
     """
 
     _MOVED = 0.02
     _OF_CHANCE = 0.9
 
-    def __init__(self, num_classes: int, steps: int) -> None:
-        self._chance = math.log(num_classes)
+    def __init__(self, chance: float, steps: int) -> None:
+        self._chance = chance
         self._recent: deque[tuple[float, float]] = deque(maxlen=steps)  # median angle, loss
         self._floor_reached: int | None = None
 
@@ -87,7 +87,7 @@ class StallWatch:
         self._recent.clear()
         return (
             f"the target angle has not fallen in {steps} steps (median {before:.3f} → {now:.3f} rad, loss "
-            f"{mean_loss:.3f}, chance is ln C = {self._chance:.3f}); {self._advice(lambda_, margin)}"
+            f"{mean_loss:.3f}, chance is {self._chance:.3f}); {self._advice(lambda_, margin)}"
         )
 
     def _advice(self, lambda_: float | None, margin: Margin) -> str:

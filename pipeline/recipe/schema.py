@@ -181,7 +181,7 @@ class Log(Section):
     every: int = Field(10, ge=1)
     """Steps between progress lines and rows of metrics.jsonl."""
     stall_steps: int = Field(1000, ge=4)
-    """Warn when over so many steps the target angle has not fallen and the loss has stayed near ln C."""
+    """Warn when over so many steps the target angle has not fallen and the loss is no better than guessing."""
     profile: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Steps of which the first rank writes a profiler trace and, on a GPU, a memory snapshot to RUN/profile."""
     sinks: tuple[Annotated[Sink, SINKS], ...] = ()

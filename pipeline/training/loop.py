@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -81,8 +80,8 @@ class Trainer:
         self._guard = Guard(recipe.faults, run if topology.rank == 0 else None)
         self._limit = UndecodableLimit(recipe.data.max_undecodable, shards.describe, group)
         self._tracer = Tracer(recipe.log.profile if topology.rank == 0 else (), run, device)
-        self._chance = math.log(max(2, manifest.identities))
-        self._stall = StallWatch(max(2, manifest.identities), recipe.log.stall_steps)
+        self._chance = recipe.head.margin.loss_of_guessing(max(2, manifest.identities))
+        self._stall = StallWatch(self._chance, recipe.log.stall_steps)
         assert recipe.data.streams is not None, "a number was put there"
         self.order = Order(
             shards.samples_per_tar, recipe.seed, recipe.data.global_batch, recipe.data.streams, recipe.data.window

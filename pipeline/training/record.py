@@ -83,7 +83,7 @@ def measured(outcome: Outcome, angles: TargetAngles | None, chance: float) -> Va
     Args:
         outcome: of the step.
         angles: the distribution of the target angles; None if the step was left out.
-        chance: ln C, the loss of guessing.
+        chance: the loss of guessing, ln C for a softmax.
     """
     values: dict[str, float | Mapping[str, float]] = {}
     if outcome.severity == Severity.GOOD:

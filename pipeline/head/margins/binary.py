@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from pipeline.head.margins.margin import ScaledMargin
+import torch
+from torch.nn import functional as F
+
+from pipeline.head.margins.margin import ScaledMargin, Target
 
 
 class BinaryMargin(ScaledMargin):
@@ -18,6 +21,15 @@ class BinaryMargin(ScaledMargin):
     @abstractmethod
     def weights(self) -> tuple[float, float]:
         """w₊ and w₋."""
+
+    def loss_of_guessing(self, classes: int) -> float:
+        """The loss of cosines of 0, with the bias as it is at first."""
+        bias = torch.tensor(self.initial_bias(classes))
+        apart = Target(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
+        target = self.target_logit(apart, None, {"bias": bias})
+        other = bias if self.warp is None else self.warp.scale * self.warp.value(torch.zeros(1)) + bias
+        of_target, of_other = self.weights
+        return float(of_target * F.softplus(-target) + of_other * (classes - 1) * F.softplus(other))
 
     @abstractmethod
     def initial_bias(self, classes: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -162,6 +163,10 @@ class Margin(NamedSection):
     def is_margin(self) -> bool:
         """Whether there is anything to make smaller: not for the controls, which have no keys."""
         return type(self).model_fields.keys() != {"name"}
+
+    def loss_of_guessing(self, classes: int) -> float:
+        """The loss if all classes of so many are as near: ln C for a softmax, whatever the margin would add."""
+        return math.log(classes)
 
     def lambda_at(self, step: int) -> float | None:
         """λ at `step`, counted from the phase's start; None: this margin has no λ."""

@@ -35,7 +35,7 @@ def test_a_margin_that_leaves_the_angle_as_it_is_has_none_beyond_pi(margin: Marg
 
 
 def words(series: list[tuple[float, float]], steps: int = 20, floor_at: int = 5, classes: int = 1000) -> list[str]:
-    watch = StallWatch(classes, steps)
+    watch = StallWatch(math.log(classes), steps)
     said = [
         watch.look(step, loss, angle, 5.0 if step >= floor_at else 100.0, ASoftmax(lambda_min=5.0))
         for step, (angle, loss) in enumerate(series)
@@ -47,7 +47,7 @@ def test_a_stalled_series_is_reported_with_its_numbers() -> None:
     said = words([(1.57, 7.2)] * 20)
     assert len(said) == 1
     assert said[0].startswith("the target angle has not fallen in 20 steps (median 1.570 → 1.570 rad, loss 7.200")
-    assert "ln C = 6.908" in said[0]
+    assert "chance is 6.908" in said[0]
     assert "λ fell to 5 at step 5: raise head.margin.lambda_max, start from head.margin.m 1" in said[0]
 
 
@@ -68,7 +68,7 @@ def test_before_lambda_has_fallen_its_value_is_reported() -> None:
     ],
 )
 def test_advice_is_about_what_the_margin_has(margin: Margin, advice: str) -> None:
-    watch = StallWatch(1000, 4)
+    watch = StallWatch(math.log(1000), 4)
     warnings = [watch.look(step, 7.2, 1.57, None, margin) for step in range(4)]
     assert warnings[:3] == [None] * 3
     assert warnings[3] is not None and warnings[3].endswith(advice)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from pipeline.head.head import ShardedHead
 from pipeline.head.margins.sphereface2 import SphereFace2, adjusted
 from pipeline.head.margins.uniface import UniFace
 
@@ -40,3 +41,11 @@ def test_the_adjustment_keeps_the_ends_and_lowers_all_between() -> None:
 def test_the_papers_equation_is_the_weights_at_one() -> None:
     assert SphereFace2(loss_weight=1).weights == pytest.approx((0.7 / 40, 0.3 / 40))
     assert UniFace(balance=0.2).weights == (1, 0.2)
+
+
+def test_guessing_costs_what_a_batch_at_right_angles_does() -> None:
+    for margin in (SphereFace2(), UniFace(balance=0.3)):
+        head = ShardedHead(6, 8, margin)
+        head.weight_SD.data.copy_(torch.eye(8)[:6])
+        x = torch.eye(8)[6:7]  # at a right angle to all
+        assert head(x, torch.tensor([2])).loss.item() == pytest.approx(margin.loss_of_guessing(6), rel=1e-6)
