@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.head.margins import Margin
+import torch
+
+from pipeline.head.margins import Target
 from pipeline.head.margins.binary import BinaryMargin
 from pipeline.planning.failures import Failures, best_interval_seconds, lost_work_seconds, overhead
 from pipeline.planning.job import BF16, FP32, Job, Network
@@ -50,7 +52,8 @@ def traffic(job: Job, network: Network) -> dict[str, int]:
 def _reduced(job: Job) -> list[int]:
     """All-reduces of the loss, and the numbers a sample in each: see `pipeline.head.head`."""
     margin = job.margin
-    sums = 4 if type(margin).penalty is not Margin.penalty else 3
+    one = torch.ones(1, 1)
+    sums = 3 if margin.penalty(Target(one, one)) is None else 4
     maximum = [] if isinstance(margin, BinaryMargin) else [1]
     return [*maximum, sums, 1] if margin.initial_state() else [*maximum, sums]
 

@@ -90,7 +90,8 @@ def _sample_loss(
     else:
         unit_CD = weight_CD / weight_CD.square().sum(1, keepdim=True).sqrt()
         cosines = (unit_CD @ (x / norm)).clamp(-1 + 1e-15, 1 - 1e-15)
-        length = norm if name in {"modified_softmax", "a_softmax"} else keys["scale"]
+        keeps = name in {"modified_softmax", "a_softmax"} or keys.get("feature_norm", "hard") != "hard"
+        length = norm if keeps else keys["scale"]
         target = _target(torch.arccos(cosines[label]), norm, keys, lambda_, state)
         rest = cosines
         if name == "sphereface_r_v2":
@@ -105,6 +106,8 @@ def _sample_loss(
         logits = length * torch.cat([rest[:label], target[None], rest[label + 1 :]])
     top = logits.max()
     loss = top + (logits - top).exp().sum().log() - logits[label]
+    if keys.get("feature_norm") == "soft":
+        loss = loss + keys["softness"] * (norm - keys["scale"]).abs()
     if name == "magface":
         loss = loss + keys["penalty_weight"] * (
             1 / _held_norm(norm, keys) + _held_norm(norm, keys) / keys["norm_high"] ** 2

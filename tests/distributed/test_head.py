@@ -54,6 +54,9 @@ CHOICES: list[dict[str, Any]] = [
     {"name": "a_softmax", "m": 1.4, "detached": True},
     {"name": "sphereface_r_v1", "m": 1.4, "scale": 8, "detached": True},
     {"name": "sphereface_r_v2", "m": 1.4, "scale": 8, "detached": True},
+    # norms are between 5 and 13: shorter and longer
+    {"name": "sphereface_r_v1", "m": 1.4, "scale": 8, "feature_norm": "soft", "softness": 0.2},
+    {"name": "sphereface_r_v1", "m": 1.4, "feature_norm": "none", "detached": True},
     {"name": "arcface", "scale": 8, "detached": True},
     {"name": "adaface", "scale": 8},
     # norms are between 5 and 13: shorter, within and longer

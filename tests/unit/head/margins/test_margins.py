@@ -24,7 +24,7 @@ KEYS = {
     "modified_softmax": set(),
     "a_softmax": {"m", "detached", "gradient", "lambda_max", "lambda_min", "lambda_gamma", "lambda_power"},
     "a_softmax_normalised": {"scale", "m", "detached", "lambda_max", "lambda_min", "lambda_gamma", "lambda_power"},
-    "sphereface_r_v1": {"scale", "m", "detached"},
+    "sphereface_r_v1": {"scale", "m", "detached", "feature_norm", "softness"},
     "sphereface_r_v2": {"scale", "m", "detached"},
     "cosface": {"scale", "cosine"},
     "arcface": {"scale", "angle", "detached"},
