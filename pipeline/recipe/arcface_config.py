@@ -41,12 +41,6 @@ def _margins(value: tuple[float, float, float]) -> tuple[float, float, float]:
     raise PydanticCustomError("margins", "(1.0, angle, 0.0) or (…, …, cosine) with a cosine above 0")
 
 
-def _unfiltered(value: float) -> float:
-    if value > 0:
-        raise PydanticCustomError("filter", "0: no class is filtered by its similarity here")
-    return value
-
-
 def _files(value: str) -> str:
     if value == "synthetic":
         raise PydanticCustomError("files", "a folder of faces: there are no synthetic shards")
@@ -62,7 +56,8 @@ class ArcfaceConfig(Section):
     embedding_size: int = Field(512, ge=1)
     sample_rate: float = Field(1.0, gt=0, le=1)
     """Share of a rank's classes that take part in a step; there, those of the batch count as part of it."""
-    interclass_filtering_threshold: Annotated[float, AfterValidator(_unfiltered)] = 0.0
+    interclass_filtering_threshold: float = Field(0.0, ge=0, lt=1)
+    """A non-target class with a larger cosine is left alone; 0: none is."""
     fp16: bool = False
     batch_size: int = Field(ge=1)
     """Images of one GPU in one call."""

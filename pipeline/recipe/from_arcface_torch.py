@@ -76,7 +76,7 @@ def convert(assigned: Assignments, ranks: int, shards: Path, *, power: float = 1
                 "streams": _divisor(config.batch_size, 16),
             },
             "backbone": {"name": NETWORKS[config.network], "embedding_dim": config.embedding_size},
-            "head": {"sample_rate": config.sample_rate, "margin": _margin(config.margin_list)},
+            "head": {"sample_rate": config.sample_rate, "margin": _margin(config)},
             "optimizer": {
                 "name": config.optimizer,
                 "steps": calls * config.num_epoch // parts,
@@ -109,12 +109,16 @@ def _for_sums(config: ArcfaceConfig) -> dict[str, float]:
     }
 
 
-def _margin(margin_list: tuple[float, float, float]) -> dict[str, Any]:
-    """Our margin for ``CombinedMarginLoss(64, *margin_list)``, whose ArcFace computes the margin under ``no_grad``."""
-    _, m2, m3 = margin_list
+def _margin(config: ArcfaceConfig) -> dict[str, Any]:
+    """Our margin for ``CombinedMarginLoss(64, *margin_list, interclass_filtering_threshold)``.
+
+    Its ArcFace computes the margin under ``no_grad``.
+    """
+    _, m2, m3 = config.margin_list
+    common = {"scale": SCALE, "filter": config.interclass_filtering_threshold or None}
     if m3 > 0:
-        return {"name": "cosface", "cosine": m3, "scale": SCALE}
-    return {"name": "arcface", "angle": m2, "detached": True, "scale": SCALE}
+        return {"name": "cosface", "cosine": m3, **common}
+    return {"name": "arcface", "angle": m2, "detached": True, **common}
 
 
 def _sinks(config: ArcfaceConfig) -> list[dict[str, str]]:

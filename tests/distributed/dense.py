@@ -101,6 +101,8 @@ def _sample_loss(
         if name == "curricularface":
             hard = cosines > target
             rest = torch.where(hard, cosines * (state["t"] + cosines), cosines)
+        if keys.get("filter"):
+            rest = torch.where(cosines > keys["filter"], torch.zeros_like(cosines), cosines)
         if keys.get("detached"):
             target = cosines[label] + (target - cosines[label]).detach()
         logits = length * torch.cat([rest[:label], target[None], rest[label + 1 :]])

@@ -58,6 +58,8 @@ CHOICES: list[dict[str, Any]] = [
     {"name": "sphereface_r_v1", "m": 1.4, "scale": 8, "feature_norm": "soft", "softness": 0.2},
     {"name": "sphereface_r_v1", "m": 1.4, "feature_norm": "none", "detached": True},
     {"name": "arcface", "scale": 8, "detached": True},
+    {"name": "arcface", "scale": 8, "filter": 0.3},
+    {"name": "cosface", "scale": 8, "filter": 0.3},
     {"name": "adaface", "scale": 8},
     # norms are between 5 and 13: shorter, within and longer
     {"name": "magface", "scale": 8, "norm_low": 7, "norm_high": 10},

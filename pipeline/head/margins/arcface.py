@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from pydantic import Field
 
@@ -9,8 +11,37 @@ from pipeline.head.margins.angular import detach_margin, extended_cosine
 from pipeline.head.margins.margin import MARGINS, ScaledMargin, State, Target
 
 
+class Filtering(ScaledMargin):
+    """A margin that may leave non-target classes alone which are too near to be others: label noise."""
+
+    filter: float | None = Field(None, gt=0, lt=1)
+    """A non-target class with a larger cosine is taken for the same person under another label: its logit becomes 0 and
+    has no gradient (arcface_torch's interclass_filtering_threshold, 0.4 in its configs); null: none is."""
+
+    @property
+    def warp(self) -> Filtered | None:
+        """0 for the classes that the filter leaves alone."""
+        return None if self.filter is None else Filtered(self.scale, self.filter)
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """The logits s c of classes with c > threshold become 0."""
+
+    scale: float
+    threshold: float
+
+    def value(self, cosine: torch.Tensor) -> torch.Tensor:
+        """c, or 0."""
+        return cosine.masked_fill(cosine > self.threshold, 0)
+
+    def slope(self, cosine: torch.Tensor) -> torch.Tensor:
+        """1, or 0."""
+        return (cosine <= self.threshold).to(cosine.dtype)
+
+
 @MARGINS.add("cosface")
-class CosFace(ScaledMargin):
+class CosFace(Filtering):
     """s (cos θ - b): Wang et al., CVPR 2018, eq. 4."""
 
     name: str = "cosface"
@@ -23,7 +54,7 @@ class CosFace(ScaledMargin):
 
 
 @MARGINS.add("arcface")
-class ArcFace(ScaledMargin):
+class ArcFace(Filtering):
     """s cos(θ + a): Deng et al., CVPR 2019, eq. 3."""
 
     name: str = "arcface"
@@ -43,7 +74,7 @@ class ArcFace(ScaledMargin):
 
 
 @MARGINS.add("combined")
-class Combined(ScaledMargin):
+class Combined(Filtering):
     """s (cos(mθ + a) - b): Deng et al., CVPR 2019, eq. 4."""
 
     name: str = "combined"

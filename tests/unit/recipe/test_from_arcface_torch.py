@@ -74,6 +74,7 @@ def test_schedule_batch_and_margin_are_those_of_the_config(tmp_path: Path) -> No
     [
         ("(1.0, 0.0, 0.4)", CosFace(cosine=0.4, scale=64.0)),
         ("(1.2, 0.3, 0.2)", CosFace(cosine=0.2, scale=64.0)),  # with m3, m1 and m2 are not read
+        ("(1.0, 0.5, 0.0)\nconfig.interclass_filtering_threshold = 0.4", ArcFace(detached=True, filter=0.4)),
         ("[1, 0, 0]", ArcFace(angle=0.0, scale=64.0, detached=True)),
     ],
 )
@@ -208,7 +209,7 @@ KEYS: dict[str, object] = {
     "warmup_epoch": -1,
     "val_targets": ["lfw"],
 }
-REFUSED = ("interclass_filtering_threshold", "rec")
+REFUSED = ("rec",)
 
 
 @pytest.mark.parametrize("key", KEYS)

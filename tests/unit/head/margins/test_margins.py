@@ -26,9 +26,9 @@ KEYS = {
     "a_softmax_normalised": {"scale", "m", "detached", "lambda_max", "lambda_min", "lambda_gamma", "lambda_power"},
     "sphereface_r_v1": {"scale", "m", "detached", "feature_norm", "softness"},
     "sphereface_r_v2": {"scale", "m", "detached"},
-    "cosface": {"scale", "cosine"},
-    "arcface": {"scale", "angle", "detached"},
-    "combined": {"scale", "m", "angle", "cosine", "detached"},
+    "cosface": {"scale", "filter", "cosine"},
+    "arcface": {"scale", "filter", "angle", "detached"},
+    "combined": {"scale", "filter", "m", "angle", "cosine", "detached"},
     "adaface": {"scale", "margin", "concentration", "rate"},
     "curricularface": {"scale", "angle", "rate"},
     "elasticface_arc": {"scale", "angle", "deviation"},
@@ -154,3 +154,13 @@ def test_the_warp_of_sphereface_r_v2_is_the_cosine_of_a_part_of_the_angle() -> N
     (slope,) = torch.autograd.grad(value.sum(), cosines)
     torch.testing.assert_close(warp.slope(cosines.detach()), slope)
     assert float(warp.slope(torch.ones(1, dtype=torch.float64))) == pytest.approx(1 / 1.5**2)
+
+
+@pytest.mark.parametrize("name", ["cosface", "arcface", "combined"])
+def test_a_filter_leaves_alone_what_is_nearer_than_it(name: str) -> None:
+    assert MARGINS.parse(name).warp is None
+    warp = MARGINS.parse({"name": name, "filter": 0.4}).warp
+    assert warp is not None and warp.scale == 64
+    cosines = torch.tensor([-0.9, 0.4, 0.41, 1.0], dtype=torch.float64)
+    assert warp.value(cosines).tolist() == [-0.9, 0.4, 0, 0]
+    assert warp.slope(cosines).tolist() == [1, 1, 0, 0]
