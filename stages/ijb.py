@@ -80,7 +80,7 @@ def _judge(args: argparse.Namespace, source: Source, protocol: Protocol) -> Temp
     same = same[kept]
     impostors = int(np.sum(~same))
     # One broken image must not cost a rate: one that its pairs alone resolved is left out with them.
-    fars = tuple(far for far in args.far if far * impostors >= 1 or kept.all())
+    fars = tuple(far for far in args.far if far * impostors >= 1) or tuple(args.far)
     verified = verify_templates(
         templates, (first[kept], second[kept], same), protocol.subject_of, fars, args.resamples, args.seed
     )

@@ -67,13 +67,17 @@ class Summary(Record):
 
 
 class Identification(Record):
-    """What identification among distractors reports (MegaFace), with intervals over the probes' identities.
+    """What identification reports, with intervals over the probes' identities: each mate hidden among distractors
+    (MegaFace), or a gallery that is searched.
 
     Attributes:
         cmc: the share of trials whose mate has rank 1, at most 2, ...
-        tar: true accept rates of the mates at FARs over every probe and distractor.
+        tar: true accept rates of the mates at FARs over every probe and distractor; none of a gallery.
         trials, identities, distractors: how many of each the result rests on.
-        listing_sha256: digest of the lists of probe and distractor files.
+        listing_sha256: digest of the lists of images and their people.
+        gallery: images of known people that were searched; 0 if there was no gallery.
+        strangers: searches for people outside the gallery.
+        tpir: true positive identification rates at FPIRs over the strangers' searches.
     """
 
     step: int
@@ -86,6 +90,9 @@ class Identification(Record):
     distractors: int
     confidence: float
     network: str = ""
+    gallery: int = 0
+    strangers: int = 0
+    tpir: tuple[TpirAtFpir, ...] = ()
 
     @property
     def compared(self) -> str:

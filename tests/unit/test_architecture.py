@@ -55,6 +55,7 @@ HOMES = {
     "torch.onnx": ("pipeline/export/onnx.py",),
     "safetensors": ("pipeline/export/package.py", "pipeline/evaluation/embedding/weights.py"),
     "pyarrow": ("pipeline/evaluation/embedding/parquet.py", "pipeline/shards/sources/parquet"),
+    "scipy": ("pipeline/evaluation/protocols/face_lists.py",),
     # Pixels in training are DALI's: Pillow is for what is made or looked at before and after.
     "PIL": ("pipeline/shards/", "pipeline/evaluation/reports/hardest.py", "stages/demo_faces.py"),
     "torch.distributed": ("cluster/", "pipeline/run/checkpoint.py"),

@@ -26,7 +26,7 @@ STAGES = {
     "embed": (["run", "faces", "e.parquet"], "list_images"),
     "evaluate": (["run", "--images", "faces", "--pairs", "p.tsv"], "read_set"),
     "export": (["run", "out"], "load_trained"),
-    "identify": (["run", "--probes", "p", "--distractors", "d"], "list_images"),
+    "identify": (["run", "--probes", "p", "--distractors", "d"], "read_faces"),
     "ijb": (["run", "--images", "faces", "--meta", "m"], "sources_of"),
     "import_weights": (["b.pth", "out", "--network", "iresnet50"], "read_published"),
     "overlap": (["run", "faces", "out"], "sources_of"),

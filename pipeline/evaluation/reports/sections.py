@@ -20,6 +20,7 @@ from pipeline.evaluation.reports.tables import (
     result_rows,
     tar_rows,
     threshold_rows,
+    tpir_rows,
 )
 from pipeline.evaluation.results import Evaluation, Identification, TemplateResult
 from pipeline.evaluation.scoring.angles import ClassAngles
@@ -153,7 +154,8 @@ def worst_people(angles: ClassAngles | None) -> list[tuple[str, ...]]:
 
 
 def identification_section(name: str, models: Mapping[str, Identification]) -> dict[str, Any]:
-    """What the template shows of a search among distractors, models side by side."""
+    """What the template shows of a search among distractors, or of a gallery, models side by side."""
+    tars = [result.tar for result in models.values()]
     cmcs = [result.cmc for result in models.values()]
     by_rank = list(zip_longest(*cmcs))  # None for a model whose search was not as deep
     rows = [rate_row(f"rank {depth}", by_rank[depth - 1]) for depth in sorted({1, *map(len, cmcs)})]
@@ -162,8 +164,8 @@ def identification_section(name: str, models: Mapping[str, Identification]) -> d
         "models": tuple(models),
         "result": list(models.values())[-1],
         "reached": [(label, result.cmc[0]) for label, result in models.items()],
-        "rows": rows + tar_rows([result.tar for result in models.values()]),
-        "thresholds": far_threshold_rows([result.tar for result in models.values()]),
+        "rows": rows + tar_rows(tars) + tpir_rows([result.tpir for result in models.values()]),
+        "thresholds": far_threshold_rows(tars),
         "plots": [plots.cmc_plot({label: _with_bounds(result.cmc) for label, result in models.items()})],
     }
 

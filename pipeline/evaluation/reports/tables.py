@@ -11,7 +11,7 @@ from pipeline.evaluation.reports.cells import NONE, points
 from pipeline.evaluation.results import Evaluation, Gallery, TemplateResult
 from pipeline.evaluation.scoring.estimates import paired_differences
 from pipeline.evaluation.scoring.insightface_rules import InsightFaceResult
-from pipeline.evaluation.scoring.rates import Rate, TarAtFar, Verification
+from pipeline.evaluation.scoring.rates import Rate, TarAtFar, TpirAtFpir, Verification
 from pipeline.evaluation.scoring.templates import RANKS
 from pipeline.evaluation.scoring.verification import equal_error_rate, roc
 
@@ -141,9 +141,15 @@ def gallery_rows(shown: Gallery, found: Sequence[Gallery | None]) -> list[Row]:
     for i, rank in enumerate(RANKS):
         ranks = [gallery.ranks[i] if gallery else None for gallery in found]
         rows.append(rate_row(f"{shown.name}, rank {rank}", ranks))
-    for entry in shown.tpir:
-        tpirs = [_tpir(gallery, entry.fpir) for gallery in found]
-        rows.append(rate_row(f"{shown.name}, TPIR at FPIR {entry.fpir:g}", tpirs))
+    return rows + tpir_rows([gallery.tpir if gallery else () for gallery in found], f"{shown.name}, ")
+
+
+def tpir_rows(models: Sequence[tuple[TpirAtFpir, ...]], of: str = "") -> list[Row]:
+    """A line for each FPIR that any model has, falling; `of` begins its name."""
+    rows = []
+    for fpir in sorted({entry.fpir for entry in chain.from_iterable(models)}, reverse=True):
+        rates = [next((entry.tpir for entry in tpirs if entry.fpir == fpir), None) for tpirs in models]
+        rows.append(rate_row(f"{of}TPIR at FPIR {fpir:g}", rates))
     return rows
 
 
@@ -194,7 +200,3 @@ def _tar(tars: Iterable[TarAtFar], far: float) -> Rate | None:
 def gallery_of(result: TemplateResult, name: str) -> Gallery | None:
     """The result's gallery of this name."""
     return next((gallery for gallery in result.galleries if gallery.name == name), None)
-
-
-def _tpir(gallery: Gallery | None, fpir: float) -> Rate | None:
-    return next((entry.tpir for entry in gallery.tpir if entry.fpir == fpir), None) if gallery else None

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.evaluation.scoring.bootstrap import trial_draws
 from pipeline.evaluation.scoring.draws import Draws
 from pipeline.evaluation.scoring.identification import cmc, false_alarm_barrier, mate_ranks, mate_scores
 from pipeline.evaluation.scoring.rates import Rate, TpirAtFpir, with_intervals
-from pipeline.evaluation.scoring.search import Neighbours
+from pipeline.evaluation.scoring.search import Neighbours, nearest
 from pipeline.evaluation.scoring.verification import FloatArray, IntArray
+
+NOBODY = -1  # the identity of a distractor: nobody's who is searched for
+
+
+def search_gallery(
+    probes_PD: NDArray[Any],
+    probe_identity: IntArray,
+    gallery: Iterable[NDArray[Any]],
+    gallery_identity: IntArray,
+    ranks: int,
+    fpirs: Sequence[float],
+    resamples: int,
+    seed: int = 0,
+    device: Any = "cpu",
+) -> tuple[tuple[Rate, ...], tuple[TpirAtFpir, ...]]:
+    """Search a gallery, given as blocks of rows, for each probe: the CMC up to `ranks`, and TPIR at each of `fpirs`.
+
+    `gallery_identity` is of every row; distractors are `NOBODY`. Raises ValueError as `search_draws` does.
+    """
+    found = nearest(probes_PD, gallery, ranks, device=device)
+    draws = search_draws(found, probe_identity, gallery_identity, range(1, ranks + 1), fpirs, resamples, seed)
+    return search_rates(draws, fpirs)
 
 
 def search_draws(

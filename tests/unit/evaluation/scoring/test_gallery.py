@@ -1,0 +1,41 @@
+"""A gallery with distractors, searched for people in it and outside: rates equal a loop in float64."""
+
+import numpy as np
+import pytest
+
+from pipeline.evaluation.scoring.gallery import NOBODY, search_gallery
+from pipeline.evaluation.scoring.search import blocks_of
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_closed_and_open_set_rates_equal_a_loop(seed: int) -> None:
+    """Ten people in the gallery with two images each, 40 distractors, and searches for these and five others."""
+    generator = np.random.default_rng(seed)
+    centres = generator.normal(size=(15, 16))
+    person, owner = np.repeat(np.arange(15), 4), np.concatenate([np.repeat(np.arange(10), 2), np.full(40, NOBODY)])
+    probes = (centres[person] + generator.normal(size=(60, 16))).astype(np.float32)
+    gallery = generator.normal(size=(60, 16)).astype(np.float32)
+    gallery[:20] += centres[owner[:20]].astype(np.float32)
+    fpirs = (0.25, 0.05)
+    closed, opened = search_gallery(probes, person, blocks_of(gallery, 7), owner, 4, fpirs, resamples=20)
+
+    table = np.array([[p @ g / (p @ p * (g @ g)) ** 0.5 for g in gallery.astype(np.float64)] for p in probes])
+    mated = person < 10
+    mate = np.array([max(row[owner == who], default=-9) for row, who in zip(table, person, strict=True)])
+    rank = np.array([1 + np.sum(row[owner != who] >= m) for row, who, m in zip(table, person, mate, strict=True)])
+    assert [rate.value for rate in closed] == [np.mean(rank[mated] <= r) for r in (1, 2, 3, 4)]
+    alarms = np.sort(table[~mated].max(axis=1))[::-1]
+    for entry, allowed in zip(opened, (5, 1), strict=True):
+        assert entry.tpir.value == np.mean((rank[mated] == 1) & (mate[mated] > alarms[allowed] + 1e-7))
+        assert entry.tpir.low <= entry.tpir.value <= entry.tpir.high
+    assert 0 < opened[1].tpir.value < opened[0].tpir.value < closed[0].value < 1
+
+
+def test_a_closed_set_has_no_open_rates_and_a_gallery_of_others_no_rates() -> None:
+    rows = np.eye(3, dtype=np.float32)
+    closed, opened = search_gallery(rows, np.arange(3), [rows], np.arange(3), 2, (), 5)
+    assert ([rate.value for rate in closed], opened) == ([1, 1], ())
+    with pytest.raises(ValueError, match="got no probe whose identity is in the gallery"):
+        search_gallery(rows, np.arange(3), [rows], np.arange(3, 6), 2, (), 5)
+    with pytest.raises(ValueError, match=r"fpir: got 0.5 with 1 searches for people outside the gallery"):
+        search_gallery(rows, np.arange(3), [rows], np.array([0, 1, 4]), 2, (0.5,), 5)
