@@ -98,6 +98,21 @@ def write_file(path: Path, content: bytes, *, synced: bool = True) -> None:
         write_all(file, content)
 
 
+def append(path: Path, lines: str) -> None:
+    """Append whole lines to a file, which is made if need be, and put them on the disk.
+
+    Raises:
+        NotWrittenError: the disk is full or read-only, or the path cannot be written.
+    """
+    with named(path), path.open("ab+") as file:
+        # A kill may have torn the last line: these begin on their own.
+        size = file.seek(0, os.SEEK_END)
+        torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
+        file.write(b"\n" * torn + lines.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_all(file: BinaryIO, content: bytes | memoryview) -> None:
     """Write every byte: an unbuffered `write` may take fewer if the disk is nearly full."""
     view = memoryview(content)

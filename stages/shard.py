@@ -199,6 +199,7 @@ def _clean(args: argparse.Namespace) -> int:
             drop_grey=args.drop_grey,
             drop_swapped=args.drop_swapped,
             drop_near=args.drop_near,
+            undecodable=args.undecodable,
             workers=args.workers,
             progress=bar.update,
         )
@@ -284,6 +285,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--drop-grey", action="store_true", help="leave out grey images (else counted)")
     one.add_argument("--drop-swapped", action="store_true", help="leave out images bluer than red (else counted)")
     one.add_argument("--drop-near", action="store_true", help="look for near copies and leave them out (imagehash)")
+    one.add_argument(
+        "--undecodable", type=Path, metavar="FILE", help="leave out what training could not decode: RUN/undecodable.tsv"
+    )
     one.add_argument("--workers", type=_count, default=CPUS, help="processes (one a CPU)")
 
     one = command("copy", "write the samples of a set, and no others, to tars of its own, shuffled")

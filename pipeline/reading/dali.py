@@ -86,7 +86,8 @@ class Decoder:
     def decode(self, batches: Iterable[EncodedBatch]) -> Iterator[DecodedBatch]:
         """Yield one `DecodedBatch` for each batch, in order, decoding ahead by `PREFETCH_DEPTH`.
 
-        An image that DALI refuses, or whose size differs, costs only itself: its position is reported in ``bad``. One
+        An image that DALI refuses, or whose size differs, costs only itself: its position is reported in ``bad``, with
+        those of the batch's ``left_out``, which cost nothing. One
         whose header is odd is decoded alone, by a second graph, which is built when it is first needed; the batch has
         a black image in its place. DALI refuses a batch as a whole: the images of such a batch are all decoded alone,
         while the batches in flight stay in flight.
@@ -139,9 +140,10 @@ class Decoder:
                     if serial == 0:
                         raise
                     raise _BrokenGraphError from None
-                decoded = self._alone(in_flight.popleft().batch, salvage)
+                batch = in_flight.popleft().batch
+                decoded = self._alone(batch, salvage)
                 yield decoded
-                if not decoded.bad:
+                if decoded.bad == batch.left_out:
                     raise _BrokenGraphError from None
                 continue
             if _serial_of(got) != serial:
@@ -149,15 +151,16 @@ class Decoder:
             sent = in_flight.popleft()
             if self.wrong_sizes(sizes):
                 yield self._alone(sent.batch, salvage)
-            elif sent.doubtful:
+            elif sent.doubtful or sent.batch.left_out:
                 yield salvage.decode(sent.batch, sent.doubtful, self.to_torch(pixels).clone())
             else:
                 yield DecodedBatch(self.to_torch(pixels), bad=())
 
     def _alone(self, batch: EncodedBatch, salvage: Salvage) -> DecodedBatch:
-        """All images of a batch, decoded one after another."""
+        """All images of a batch but those left out, decoded one after another."""
         pixels = torch.zeros(len(batch.images), *self.shape, device=self.device)
-        return salvage.decode(batch, range(len(batch.images)), pixels)
+        positions = [position for position in range(len(batch.images)) if position not in batch.left_out]
+        return salvage.decode(batch, positions, pixels)
 
     def graph(self, source: Any, augment: Sequence[Augmentation], prefetch: int) -> Any:
         """A DALI pipeline that gives pixels, sizes and serial number of each batch that `source` gives."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,6 @@ from pipeline.reading.dali import Decoder, EncodedBatch
 from pipeline.reading.handover import Handover
 from pipeline.reading.order import Order
 from pipeline.reading.tars import ShardSet
-
-logger = logging.getLogger(__name__)
 
 # The label of a sample that could not be decoded: the head leaves it out of the loss.
 IGNORED = -1
@@ -34,6 +31,7 @@ class Batch:
         labels_B: int64 on the same device; `IGNORED` if the image could not be decoded.
         ids_B: sample ids.
         undecodable: the ids of those that could not be decoded, on the host.
+        found: those of them that the reader was not told to leave out.
     """
 
     step: int
@@ -41,6 +39,7 @@ class Batch:
     labels_B: torch.Tensor
     ids_B: np.ndarray[tuple[int], np.dtype[np.int64]]
     undecodable: tuple[int, ...] = ()
+    found: tuple[int, ...] = ()
 
 
 class Reader:
@@ -57,6 +56,7 @@ class Reader:
         accumulation: micro-batches of a batch; num_ranks · accumulation divides the global batch.
         first_step: position of the first batch.
         depth: batches held ready.
+        undecodable: ids of samples that are known to be so, and not decoded.
     """
 
     def __init__(
@@ -70,8 +70,10 @@ class Reader:
         accumulation: int = 1,
         first_step: int = 0,
         depth: int = 3,
+        undecodable: Collection[int] = (),
     ) -> None:
         self.decode_failures = 0
+        self._known = set(undecodable)
         self._shards, self._order, self._decoder = shards, order, decoder
         self._place = rank, num_ranks, accumulation
         self._handover = Handover(decoder.device)
@@ -103,6 +105,10 @@ class Reader:
             batch, made = item
             self._handover.take(made, batch.images_BCHW, batch.labels_B)
             return batch
+
+    def leave_out(self, undecodable: Collection[int]) -> None:
+        """Decode these samples no more, from the next batch on that is not under way yet."""
+        self._known.update(undecodable)
 
     @property
     def ready(self) -> int:
@@ -136,24 +142,24 @@ class Reader:
         return None
 
     def _batches(self, first_step: int) -> Iterator[Batch]:
-        under_way: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
+        under_way: list[tuple[np.ndarray[tuple[int], np.dtype[np.int64]], tuple[int, ...]]] = []
 
         def encoded() -> Iterator[EncodedBatch]:
             step = first_step
             while not self._stopping.is_set():
                 ids = self._order.rank_batch(step, *self._place)
-                under_way.append(ids)
+                left_out = tuple(position for position, sample in enumerate(ids.tolist()) if sample in self._known)
+                under_way.append((ids, left_out))
                 parameters = parameters_of(self._decoder.augment, self._order.seed, self._order.epoch_of(step), ids)
-                yield EncodedBatch(self._shards.read(ids), parameters)
+                yield EncodedBatch(self._shards.read(ids), parameters, left_out)
                 step += 1
 
         for step, decoded in enumerate(self._decoder.decode(encoded()), start=first_step):
-            ids = under_way.pop(0)
+            ids, left_out = under_way.pop(0)
             labels = self._shards.labels(ids)
             labels[~decoded.good] = IGNORED
             undecodable = tuple(int(ids[position]) for position in decoded.bad)
-            for sample in undecodable:
-                self.decode_failures += 1
-                logger.warning("cannot decode %s: left out of step %d", self._shards.describe(sample), step)
+            found = tuple(int(ids[position]) for position in decoded.bad if position not in left_out)
+            self.decode_failures += len(undecodable)
             labels_B = torch.from_numpy(labels).to(decoded.images.device)
-            yield Batch(step, decoded.images, labels_B, ids, undecodable)
+            yield Batch(step, decoded.images, labels_B, ids, undecodable, found)

@@ -26,10 +26,14 @@ class UndecodableError(Exception):
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """Encoded images (``uint8`` vectors) and, for each of the decoder's augmentations, a row of parameters an image."""
+    """Encoded images (``uint8`` vectors) and, for each of the decoder's augmentations, a row of parameters an image.
+
+    Those at the positions of ``left_out`` are known to be undecodable: they are not decoded.
+    """
 
     images: list[NDArray[Any]]
     parameters: tuple[Parameters, ...] = ()
+    left_out: tuple[int, ...] = ()
 
     def take(self, positions: Sequence[int]) -> EncodedBatch:
         """The images at these positions."""
@@ -41,7 +45,7 @@ class EncodedBatch:
 
 @dataclass(frozen=True)
 class DecodedBatch:
-    """Pixels ``[B, 3, H, W]`` float32, and the positions that could not be decoded (zeros there)."""
+    """Pixels ``[B, 3, H, W]`` float32, and the positions that could not be decoded, ascending (zeros there)."""
 
     images: torch.Tensor
     bad: tuple[int, ...]
@@ -78,24 +82,28 @@ class Salvage:
 
     def doubtful(self, batch: EncodedBatch) -> list[int]:
         """Positions of the images whose header is not that of a whole image of the right size (1 µs an image)."""
-        return [position for position, image in enumerate(batch.images) if not self._looks_whole(image)]
+        odd = [position for position, image in enumerate(batch.images) if not self._looks_whole(image)]
+        return [position for position in odd if position not in batch.left_out]
 
     def without(self, batch: EncodedBatch, positions: Sequence[int]) -> EncodedBatch:
-        """The batch with a black image in the place of those at these positions."""
-        if not positions:
+        """The batch with a black image in the place of those at these positions, and of those that are left out."""
+        if not positions and not batch.left_out:
             return batch
         images = list(batch.images)
-        for position in positions:
+        for position in (*positions, *batch.left_out):
             images[position] = encoded_black(self._shape)
-        return EncodedBatch(images, batch.parameters)
+        return EncodedBatch(images, batch.parameters, batch.left_out)
 
     def decode(self, batch: EncodedBatch, positions: Sequence[int], pixels: torch.Tensor) -> DecodedBatch:
-        """Decode the images at these positions, each alone, into ``pixels`` ``[B, 3, H, W]``; zeros if it is bad.
+        """Decode the images at these positions, each alone, into ``pixels`` ``[B, 3, H, W]``.
+
+        Zeros for an image that is bad, or that the batch leaves out.
 
         Raises:
             ValueError: when an augmentation fails on an image that can be decoded.
         """
-        bad = []
+        bad = list(batch.left_out)
+        pixels[bad] = 0
         for position in positions:
             one = batch.take([position])
             try:
@@ -105,7 +113,7 @@ class Salvage:
                     raise self._failure(error) from error
                 pixels[position] = 0
                 bad.append(position)
-        return DecodedBatch(pixels, tuple(bad))
+        return DecodedBatch(pixels, tuple(sorted(bad)))
 
     def _looks_whole(self, image: NDArray[Any]) -> bool:
         try:

@@ -44,6 +44,11 @@ class RunFolder:
         return self.path / "history.jsonl"
 
     @property
+    def undecodable(self) -> Path:
+        """The samples that could not be decoded, a line each; see `pipeline.shards.undecodable`."""
+        return self.path / "undecodable.tsv"
+
+    @property
     def left(self) -> Path:
         """What the run had of steps that it has gone back from, a folder for each time."""
         return self.path / "left"

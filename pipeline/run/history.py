@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import socket
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 
 from cluster.versions import code_digest, versions
-from pipeline.files import named
+from pipeline.files import append
 from pipeline.recipe.schema import Recipe
 from pipeline.run.folder import RunFolder
 from pipeline.run.record import device_name
@@ -70,14 +69,7 @@ def note_start(run: Path, recipe: Recipe, manifest: Manifest, begun: Begun) -> N
         "code": code_digest(),
         "versions": versions(),
     }
-    file = RunFolder(run).history
-    with named(file), file.open("ab+") as stream:
-        # A kill may have torn the last line: this one begins on its own.
-        size = stream.seek(0, os.SEEK_END)
-        torn = size > 0 and os.pread(stream.fileno(), 1, size - 1) != b"\n"
-        stream.write(b"\n" * torn + json.dumps(line, ensure_ascii=False).encode() + b"\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    append(RunFolder(run).history, json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def read_history(run: Path) -> list[dict[str, Any]]:

@@ -20,12 +20,13 @@ from pipeline.files import named
 from pipeline.shards.decode import decoded
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.index import open_index
-from pipeline.shards.manifest import Manifest
+from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.near_copies import BANDS, HASH, load_imagehash, near_copies, near_hash
 from pipeline.shards.presence import check_tars
 from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.tar_folder import keys_of
 from pipeline.shards.subset import with_at_least
+from pipeline.shards.undecodable import read_undecodable
 from pipeline.shards.views import select
 from pipeline.shards.workers import each_done
 
@@ -75,6 +76,7 @@ def clean(
     drop_grey: bool = False,
     drop_swapped: bool = False,
     drop_near: bool = False,
+    undecodable: Path | None = None,
     workers: int = 1,
     progress: Callable[[int], object] = lambda _samples: None,
 ) -> Cleaned:
@@ -87,18 +89,20 @@ def clean(
         drop_grey: leave out grey images.
         drop_swapped: leave out images that are bluer than red.
         drop_near: leave out near copies.
+        undecodable: a list of samples of this set that training could not decode.
         workers: processes that read and decode.
         progress: called with the number of samples of each tar.
 
     Raises:
-        ShardError: nothing is left, what finds near copies is not installed, `out` is not new, or a tar is not there or
-            was made anew.
+        ShardError: nothing is left, what finds near copies is not installed, `out` is not new, a tar is not there or
+            was made anew, or the list names no sample of this set.
         NotWrittenError: a tar cannot be read, or `out` cannot be written.
     """
     manifest = Manifest.load(folder)
     check_tars(folder, manifest)
     if drop_near:
         load_imagehash()
+    listed = _listed(undecodable, folder, manifest) if undecodable else []
     rows = open_index(folder, manifest)
     labels = rows["label"].astype(np.int64)
     facts = np.empty(len(labels), FACTS)
@@ -106,6 +110,7 @@ def clean(
     for first, found in each_done(look, range(len(manifest.tars)), workers):
         facts[first : first + len(found)] = found
         progress(len(found))
+    facts["readable"][listed] = False
     verdicts = judge(facts, labels)
     spared = [GREY] * (not drop_grey) + [SWAPPED] * (not drop_swapped)
     only_counted = Counter(REASONS[v] for v in verdicts[np.isin(verdicts, spared)].tolist())
@@ -118,6 +123,13 @@ def clean(
     set_aside = list(_name(folder, manifest, verdicts))
     view = select(folder, out, verdicts == KEPT, kind="clean", set_aside=set_aside)
     return Cleaned(view, Counter(one.reason for one in set_aside), only_counted)
+
+
+def _listed(undecodable: Path, folder: Path, manifest: Manifest) -> list[int]:
+    listed = read_undecodable(undecodable, manifest)
+    if not listed:
+        raise ShardError(f"{undecodable}: names no sample of {folder}, wanted some of the set {manifest.digest[:12]}")
+    return listed
 
 
 def look_at(image: bytes, near: bool) -> tuple[bytes, bool, float, float, float, NDArray[np.uint32]]:

@@ -17,6 +17,7 @@ class Agreed(NamedTuple):
         stopping: whether any rank is asked to stop: 0 or 1.
         backbone_square, rows_square: of the norms of the whole gradients.
         undecodable: samples of all ranks that could not be decoded.
+        found: those of them that were not known to be so.
     """
 
     severity: torch.Tensor
@@ -24,18 +25,19 @@ class Agreed(NamedTuple):
     backbone_square: torch.Tensor
     rows_square: torch.Tensor
     undecodable: torch.Tensor
+    found: torch.Tensor
 
 
 def agree(flags: torch.Tensor, parts: torch.Tensor, group: Group) -> Agreed:
-    """One all-reduce (max) of 2 + 3N numbers.
+    """One all-reduce (max) of 2 + 4N numbers.
 
     Args:
         flags: severity and stopping of this rank [2].
-        parts: this rank's part of each sum, in the order of `Agreed` [3]; none is negative.
+        parts: this rank's part of each sum, in the order of `Agreed` [4]; none is negative.
         group: all ranks.
     """
     # A maximum gives a sum too if every rank has a place of its own: and it is the same for any order of the ranks.
-    places_3N = parts.new_zeros(len(parts), num_ranks(group))
-    places_3N[:, rank_in(group)] = parts
-    found = max_over_ranks(torch.cat([flags, places_3N.flatten()]), group).double()
-    return Agreed(*found[:2], *found[2:].view_as(places_3N).sum(1))
+    places_4N = parts.new_zeros(len(parts), num_ranks(group))
+    places_4N[:, rank_in(group)] = parts
+    found = max_over_ranks(torch.cat([flags, places_4N.flatten()]), group).double()
+    return Agreed(*found[:2], *found[2:].view_as(places_4N).sum(1))

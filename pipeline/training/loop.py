@@ -27,6 +27,7 @@ from pipeline.reading.reader import Reader
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Recipe, check_against_set
 from pipeline.run.changes import with_streams
+from pipeline.run.folder import RunFolder
 from pipeline.run.whole import newest_whole
 from pipeline.training.engine import Engine
 from pipeline.training.guard import Guard, fault_of
@@ -35,7 +36,7 @@ from pipeline.training.record import Record, Values, measured, memory_by_part, s
 from pipeline.training.saves import Saves
 from pipeline.training.step import Outcome, Severity, Stepper
 from pipeline.training.tracing import Tracer
-from pipeline.training.undecodable import UndecodableLimit
+from pipeline.training.undecodable import Remembered, UndecodableLimit
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,9 @@ class Trainer:
             batch_norm.synchronise(backbone, group)
         if recipe.backbone.activation_checkpointing:
             recompute(recipe.backbone.blocks(backbone))
-        # From here on there are collectives, so every rank must come by in this order. The engine has to know how many
+        # From here on there are collectives, so every rank must come by in this order.
+        self._remembered = Remembered(RunFolder(run).undecodable, shards, group)
+        # The engine has to know how many
         # ranks share the head, since it sums their gradients.
         sharing, replicas = grid(topology.num_ranks, recipe.head.ranks or topology.num_ranks)
         self.engine = Engine(backbone, recipe, group, num_ranks(sharing))
@@ -188,6 +191,9 @@ class Trainer:
                 spike_above=self._guard.threshold,
                 stop_asked=stop_asked,
             )
+            if outcome.found:
+                self._remembered.add(batch.found, self.step)
+                reader.leave_out(self._remembered.samples)
             self._limit.add(batch.undecodable, outcome.undecodable, self.recipe.data.global_batch)
         # While `step` is still the position of the batch: a fault is described, and left out, by that.
         angles = self._look_after(outcome, lambda_, rate)
@@ -292,6 +298,7 @@ class Trainer:
             accumulation=data.accumulation,
             first_step=self.step,
             depth=data.prefetch,
+            undecodable=self._remembered.samples,
         )
 
     def _decoder(self, batch_size: int, augment: Sequence[Augmentation] = ()) -> Decoder:

@@ -61,6 +61,7 @@ class Outcome:
         clip_ratio: what clipping multiplied the gradient by; None if the recipe clips nothing.
         rows_moved: a fused update changed the rows before the backbone's gradient, which comes later, was found bad.
         undecodable: samples of the global batch that could not be decoded; 0 if the step was left out.
+        found: those of them that were not known to be so.
     """
 
     severity: Severity
@@ -73,6 +74,7 @@ class Outcome:
     clip_ratio: float | None = None
     rows_moved: bool = False
     undecodable: int = 0
+    found: int = 0
 
 
 class Stepper:
@@ -197,8 +199,8 @@ class Stepper:
         """See `Agreed`; the lists are gradients, as far as there are any yet. One all-reduce."""
         loss = torch.stack([output.loss.detach() for output in outputs]).mean()
         numbers = [loss, *(output.embedding_norm_G.sum() for output in outputs)]
-        parts = loss.new_zeros(3)
-        parts[2] = len(batch.undecodable)
+        parts = loss.new_zeros(4)
+        parts[2], parts[3] = len(batch.undecodable), len(batch.found)
         if backbone:
             # one pass over the gradients: a norm is finite if and only if all its numbers are (and their squares fit)
             gradients = [*backbone, *embeddings] if rows is None else [*backbone, *embeddings, rows]
@@ -240,4 +242,5 @@ class Stepper:
             found.backbone_square.sqrt().item(),
             ratio,
             undecodable=int(found.undecodable),
+            found=int(found.found),
         )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import statistics
+from collections.abc import Collection
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from pipeline import planning
 from pipeline.backbones.sphereface import SphereFaceBackbone
@@ -28,6 +31,8 @@ from pipeline.reading.reader import Reader
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Checkpoint, Data, Faults, Head, Log, Phase, Recipe
 from pipeline.run.whole import load_backbone
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.undecodable import read_undecodable
 from pipeline.training.guard import NonFiniteError
 from pipeline.training.record import Record
 from tests.distributed.dense import dense_loss
@@ -259,20 +264,66 @@ def train_each_on(rank: int, ranks: int, plans: list[Recipe], run: Path) -> list
     return [train_on(rank, ranks, plan, run / str(number)) for number, plan in enumerate(plans)]
 
 
+class Said(logging.Handler):
+    """What is logged about undecodable samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+        logging.getLogger("pipeline.training.undecodable").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+def train_each_on_and_again(rank: int, ranks: int, plans: list[Recipe], run: Path) -> dict[str, Any]:
+    """Also a run of the first plan that has the first one's list of undecodable samples."""
+    said, told, leave_out = Said(), list[list[int]](), Reader.leave_out
+
+    def noted(self: Reader, undecodable: Collection[int]) -> None:
+        told.append(sorted(undecodable))
+        leave_out(self, undecodable)
+
+    setattr(Reader, "leave_out", noted)  # noqa: B010
+    results = train_each_on(rank, ranks, plans, run)
+    if rank == 0:
+        (run / "again").mkdir()
+        shutil.copy(run / "0" / "undecodable.tsv", run / "again")
+    dist.barrier()
+    again = train_on(rank, ranks, plans[0], run / "again")
+    return {"results": results, "again": again, "said": said.messages, "told": told}
+
+
 def test_the_loss_is_the_mean_over_the_samples_that_can_be_decoded(tmp_path: Path) -> None:
-    broken = write_shards(tmp_path / "set", identities=7, images=6)
+    broken, victims = write_shards(tmp_path / "set", identities=7, images=6), [3, 20, 21]
     plan = recipe(broken)
-    plan = recipe(broken, optimizer=plan.optimizer.model_copy(update={"steps": 4}))
+    plan = recipe(broken, optimizer=plan.optimizer.model_copy(update={"steps": 7}))
     plans = [plan.model_copy(update={"zero_stage": stage}) for stage in range(4)]
     with (broken / "faces-000000.tar").open("r+b") as file:
-        for row in np.load(broken / "index.npy")[[3, 20, 21]]:
+        for row in np.load(broken / "index.npy")[victims]:
             file.seek(int(row["offset"]))
             file.write(bytes(int(row["size"])))
     wanted = dense_run(plan)
-    for result in chain.from_iterable(run_ranks(train_each_on, 2, plans, tmp_path / "run")):
+    ranks = run_ranks(train_each_on_and_again, 2, plans, tmp_path / "run")
+    for result in chain.from_iterable(rank["results"] for rank in ranks):
         assert result["losses"] == pytest.approx(wanted["losses"], rel=2e-5)
         for name, want in wanted["backbone"].items():
             torch.testing.assert_close(result["backbone"][name].double(), want, rtol=1e-3, atol=2e-6)
+    # Each was met on either rank and in two epochs, reported once, and is known to the next start.
+    manifest = Manifest.load(broken)
+    assert [read_undecodable(tmp_path / f"run/{number}/undecodable.tsv", manifest) for number in range(4)] == [
+        victims
+    ] * 4
+    first, second = (rank["said"] for rank in ranks)
+    assert sorted(message.partition(" (")[0] for message in first[:-1]) == sorted(
+        f"cannot decode sample {victim}" for victim in victims * 4
+    )
+    assert first[-1].endswith("again/undecodable.tsv: leaving out 3 samples that could not be decoded before")
+    assert second == []
+    for rank in ranks:
+        assert rank["told"][-1] == victims
+        assert rank["again"]["losses"] == rank["results"][0]["losses"]
+        assert torch.equal(rank["again"]["rows"], rank["results"][0]["rows"])
 
 
 def test_bf16_follows_the_dense_run(shards: Path, dense: dict[str, Any], tmp_path: Path) -> None:

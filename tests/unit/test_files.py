@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import NotWrittenError, held, locked, named, sync, write_file, written_whole
+from pipeline.files import NotWrittenError, append, held, locked, named, sync, write_file, written_whole
 from pipeline.shards.workers import each_done
 
 
@@ -62,9 +63,21 @@ def test_a_folder_that_was_held_is_as_before(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*")) == [tmp_path / "deep", tmp_path / "deep" / "file"]
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path, link: bool) -> None:
+    if link:
+        (tmp_path / "file").symlink_to("nowhere")
+    else:
+        (tmp_path / "file").touch()
+    with pytest.raises(NotWrittenError, match="file: not written: File exists"):
+        held(tmp_path / "file").__enter__()
+    with pytest.raises(NotWrittenError, match=r"file/deep: not written: (Not a directory|File exists)"):
+        held(tmp_path / "file" / "deep").__enter__()
+
+
 def count_up(folder: Path, _job: int) -> int:
     """Add one to a number in a file outside the folder, which is empty whenever nobody holds it."""
-    for _ in range(40):
+    for _ in range(100):
         with held(folder):
             number = int(folder.with_name("number").read_text())
             folder.with_name("number").write_text(str(number + 1))
@@ -74,8 +87,19 @@ def count_up(folder: Path, _job: int) -> int:
 def test_one_process_at_a_time_holds_a_folder(tmp_path: Path) -> None:
     (tmp_path / "number").write_text("0")
     assert sum(each_done(partial(count_up, tmp_path / "folder"), range(4), 4)) == 0
-    assert (tmp_path / "number").read_text() == "160"
+    assert (tmp_path / "number").read_text() == "400"
     assert [path.name for path in tmp_path.iterdir()] == ["number"]
+
+
+def test_lines_are_appended_whole_after_a_torn_one(tmp_path: Path) -> None:
+    append(tmp_path / "log", "one\n")
+    append(tmp_path / "log", "two\nthree\n")
+    assert (tmp_path / "log").read_text() == "one\ntwo\nthree\n"
+    os.truncate(tmp_path / "log", 10)
+    append(tmp_path / "log", "four\n")
+    assert (tmp_path / "log").read_text() == "one\ntwo\nth\nfour\n"
+    with pytest.raises(NotWrittenError, match="nowhere/log: not written: No such file"):
+        append(tmp_path / "nowhere" / "log", "")
 
 
 def test_the_innermost_name_stays(tmp_path: Path) -> None:

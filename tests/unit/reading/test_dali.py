@@ -210,6 +210,63 @@ def test_bad_images_keep_their_batch_and_a_broken_graph_is_replaced(fragile: str
     assert decoder.built <= graphs
 
 
+def refused_jpeg() -> NDArray[np.uint8]:
+    """A JPEG that DALI refuses, and with it the batch, though its header is that of a whole image."""
+    data = bytearray(smooth_jpeg(3))
+    data[data.index(b"\xff\xc0") + 11] = 0  # the sampling factors of the first component
+    return np.frombuffer(bytes(data), np.uint8)
+
+
+@pytest.mark.parametrize("bad", [*BAD.values(), refused_jpeg()], ids=[*BAD, "refused"])
+def test_an_image_that_is_left_out_costs_no_graph_and_nothing_else(bad: NDArray[np.uint8]) -> None:
+    images = [smooth_jpeg(0), bad, smooth_jpeg(2), smooth_jpeg(3)]
+    flips = np.array([1, 1, 0, 0], np.int32)
+    (want,) = augmenting(Mirror(name="mirror")).decode([EncodedBatch(images, (flips,))])
+    assert want.bad == (1,)
+    decoder = Graphs(4, H, W, torch.device("cpu"), 1, MIRROR)
+    for got in decoder.decode([EncodedBatch(images, (flips,), left_out=(1,))] * 3):
+        assert got.bad == (1,)
+        assert torch.equal(got.images, want.images)
+    assert decoder.built == 1
+
+
+def test_a_bad_image_beside_one_that_is_left_out_is_found() -> None:
+    images = [refused_jpeg(), BAD["garbage"], smooth_jpeg(2), refused_jpeg()]
+    decoder = Graphs(4, H, W, torch.device("cpu"), 1)
+    (got,) = decoder.decode([EncodedBatch(images, left_out=(3,))])
+    assert (got.bad, decoder.built) == ((0, 1, 3), 2)
+    (alone,) = decoder.decode([batch(smooth_jpeg(2))])
+    assert torch.equal(got.images[2], alone.images[0])
+
+
+class Sick(Decoder):
+    """Its first graph takes batches and fails with every one; counts the images that are decoded alone."""
+
+    built, alone = 0, 0
+
+    def graph(self, source: Any, augment: Sequence[Augmentation], prefetch: int) -> Any:
+        graph, self.built = super().graph(source, augment, prefetch), self.built + 1
+        real, is_first = graph.run, self.built == 1
+
+        def run() -> Any:
+            self.alone += prefetch == 1
+            outputs = real()
+            if is_first:
+                raise RuntimeError("sick")
+            return outputs
+
+        graph.run = run
+        return graph
+
+
+def test_a_graph_that_fails_for_nothing_but_what_is_left_out_is_broken() -> None:
+    """What was not decoded is no reason for it to fail: else all that follows would be decoded alone."""
+    decoder = Sick(4, H, W, torch.device("cpu"), 1)
+    batches = [EncodedBatch([smooth_jpeg(1), refused_jpeg()], left_out=(1,))] * 9
+    assert [got.bad for got in decoder.decode(batches)] == [(1,)] * 9
+    assert decoder.alone == 1
+
+
 def test_a_graph_that_cannot_run_at_all_is_an_error() -> None:
     class Dead(Decoder):
         def graph(self, source: Any, augment: Sequence[Augmentation], prefetch: int) -> Any:

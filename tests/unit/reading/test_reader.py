@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import shutil
 import threading
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def decoder() -> Decoder:
     return Decoder(12, 32, 32, torch.device("cpu"), threads=1, augment=AUGMENT)
 
 
-def take(shards: ShardSet, count: int, **options: int) -> list[Batch]:
+def take(shards: ShardSet, count: int, **options: Any) -> list[Batch]:
     order = Order(shards.samples_per_tar, seed=1, global_batch=12, streams=2)
     reader = Reader(shards, order, decoder(), **options)
     try:
@@ -95,24 +95,36 @@ def overwrite(folder: Path, sample: int, content: bytes) -> None:
         file.write(content[: int(row["size"])].ljust(int(row["size"]), b"\0"))
 
 
-def test_a_corrupt_image_costs_one_sample_counted_and_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_corrupt_image_costs_one_sample_counted_and_found_until_it_is_left_out(folder: Path) -> None:
     shards = ShardSet(folder)
     clean = take(shards, 2)
     victim = int(clean[0].ids_B[5])
     overwrite(folder, victim, b"")
     order = Order(shards.samples_per_tar, seed=1, global_batch=12, streams=2)
     reader = Reader(shards, order, decoder())
-    with caplog.at_level(logging.WARNING):
-        got = [next(reader) for _ in range(2)]
+    got = [next(reader) for _ in range(2)]
+    reader.leave_out([victim])
+    later = [next(reader) for _ in range(12)]
     reader.close()
     assert got[0].labels_B[5] == IGNORED
     keep = torch.arange(12) != 5
     assert torch.equal(got[0].labels_B[keep], clean[0].labels_B[keep])
     assert torch.equal(got[0].images_BCHW[keep], clean[0].images_BCHW[keep])
     assert torch.equal(got[1].images_BCHW, clean[1].images_BCHW)
-    assert reader.decode_failures >= 1
-    assert f"cannot decode sample {victim} ({victim:012d}.jpg, faces-000000.tar" in caplog.text
-    assert "left out of step 0" in caplog.text
+    assert (got[0].undecodable, got[0].found, got[1].undecodable) == ((victim,), (victim,), ())
+    met = [batch for batch in later if victim in batch.ids_B]
+    assert len(met) > 2, "it must be met in later epochs"
+    assert [batch.undecodable for batch in met] == [(victim,)] * len(met)
+    assert met[-1].found == ()
+    # known from the beginning: the same batches, and nothing to find
+    knowing = Reader(shards, order, decoder(), undecodable=[victim])
+    for batch in (*got, *later):
+        again = next(knowing)
+        assert torch.equal(again.images_BCHW, batch.images_BCHW)
+        assert torch.equal(again.labels_B, batch.labels_B)
+        assert (again.undecodable, again.found) == (batch.undecodable, ())
+    knowing.close()
+    assert knowing.decode_failures >= 1 + len(met)
 
 
 def test_closing_while_batches_wait_ends_the_thread(original: Path) -> None:

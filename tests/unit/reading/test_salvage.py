@@ -64,6 +64,19 @@ def test_doubtful_images_are_decoded_each_alone_into_their_places() -> None:
     assert decoded.images[:, 0, 0, 0].tolist() == [7, 1, 7, 0, 7]
 
 
+def test_what_is_left_out_is_neither_doubted_nor_decoded() -> None:
+    plain, augmented = Decoding(), Decoding({1})
+    keeper, batch = salvage(plain, augmented), EncodedBatch(images(5, broken={1, 3, 4}), left_out=(0, 3))
+    assert keeper.doubtful(batch) == [1, 4]
+    given = keeper.without(batch, [1, 4])
+    black = [position for position, image in enumerate(given.images) if image is not batch.images[position]]
+    assert (black, given.left_out) == ([0, 1, 3, 4], (0, 3))
+    decoded = keeper.decode(batch, [1, 4], torch.full((5, 3, H, W), 7.0))
+    assert decoded.bad == (0, 1, 3)
+    assert augmented.batches == [[1], [4]]
+    assert decoded.images[:, 0, 0, 0].tolist() == [0, 0, 7, 0, 4]
+
+
 def test_an_augmentation_that_fails_on_a_good_image_is_refused() -> None:
     with pytest.raises(ValueError, match=r"data.augment: \[mirror\] failed on an image that can be decoded: cannot"):
         salvage(Decoding(), Decoding({1})).decode(EncodedBatch(images(4)), [0, 1], torch.zeros(4, 3, H, W))
