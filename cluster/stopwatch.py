@@ -93,6 +93,10 @@ class Startup:
     """Seconds from the start of this process to its first step, by part: the cost of a restart."""
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was counted: count from the start of this process."""
         self.parts: dict[str, float] = {}
         self._last = _process_started()
 
@@ -116,5 +120,6 @@ def _process_started() -> float:
 # One process trains one model: its collectives and its loop share this stopwatch.
 STEP = Stopwatch()
 
-# The start of this process, so far.
+# The start of this process, so far. A fork is the start of another.
 STARTUP = Startup()
+os.register_at_fork(after_in_child=STARTUP.begin)
