@@ -38,7 +38,7 @@ from pathlib import Path
 from cluster.algorithms import choose_algorithms, keep_compiled
 from cluster.collectives import Group, barrier, gather_objects, rank_in
 from cluster.lease import HeldError, Holder, leased
-from cluster.marks import START_VARIABLE
+from cluster.marks import ATTEMPT_VARIABLE, START_VARIABLE
 from cluster.process_group import device_of, process_group, refuse
 from cluster.rendezvous import DisagreeError, StartError
 from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED, StopRequest, code_of, exit_with, leave
@@ -139,7 +139,7 @@ def main() -> int:
             reason = f"{error}; wanted one trainer in a folder: stop it, or choose another folder with --run"
             say(topology, reason)
             refuse(topology, reason)
-            leave(EXIT_LOST if error.holder and error.holder.mark == start_mark() != "" else EXIT_REFUSED)
+            leave(EXIT_REFUSED)
         except NotWrittenError as error:
             say(topology, str(error))
             refuse(topology, str(error))
@@ -162,15 +162,11 @@ def main() -> int:
 
 
 def claim_of(start: Start, topology: Topology) -> AbstractContextManager[None]:
-    """Holds the run's folder while it is open, on the first rank.
-
-    An earlier start of the same supervisor, which may have lost sight of a host, has half the time that ranks wait for
-    each other to end there.
-    """
+    """Holds the run's folder while it is open, on the first rank."""
     if topology.rank != 0:
         return contextlib.nullcontext()
-    me = Holder(command_of(topology), start_mark())
-    return leased(RunFolder(start.run).claims, me, end, wait_seconds=start.recipe.timeout_seconds / 2)
+    me = Holder(command_of(topology), start_mark(), int(os.environ.get(ATTEMPT_VARIABLE, "0")))
+    return leased(RunFolder(start.run).claims, me, end)
 
 
 def start_mark() -> str:
