@@ -23,7 +23,6 @@ from pipeline.evaluation.embedding.source import Source, image_files
 from pipeline.evaluation.protocols.groups import read_groups
 from pipeline.evaluation.protocols.overlap import excluded_people
 from pipeline.evaluation.protocols.pairs import Pairs
-from pipeline.evaluation.reports.report import write_report
 from pipeline.evaluation.results import Evaluation, Rules, save
 from pipeline.evaluation.scoring.insightface_rules import InsightFaceResult
 from pipeline.evaluation.scoring.verification import FloatArray
@@ -69,6 +68,8 @@ def main() -> int:
     evaluations = [_evaluate(args, chosen, source) for source in sources_of(args)]
     _print_table(evaluations)
     if args.report:
+        from pipeline.evaluation.reports.report import write_report  # which brings Matplotlib, more than a second
+
         print(f"report: {write_report([args.run], RunFolder(args.run).report)}")
     return 0
 

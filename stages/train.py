@@ -209,7 +209,7 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
 
         if recipe.backbone.compile:
             keep_compiled()
-        choose_algorithms(recipe.deterministic)  # which imports torch's compiler
+        choose_algorithms(recipe.deterministic, recipe.backbone.compile)
         STARTUP.done("more imports")
         trainer = Trainer(recipe, start.shards, start.run, topology, together.group, device)
         STARTUP.done("building")
