@@ -114,7 +114,7 @@ def _print_table(evaluations: list[Evaluation]) -> None:
         result = evaluation.summary.verification
         accuracy = f"{result.accuracy.value:.2%} ({result.accuracy.low:.2%}-{result.accuracy.high:.2%})"
         tars = "  ".join(f"{entry.tar.value:<12.2%}" for entry in result.tar)
-        print(f"{evaluation.summary.step:>8}  {accuracy:<26}  {result.auc.value:<7.4f}  {tars}")
+        print(f"{evaluation.summary.step:>8}  {accuracy:<26}  {result.auc.value:<7.2%}  {tars}")
     for evaluation in evaluations:
         if evaluation.summary.insightface:
             _print_rules(evaluation.summary.insightface, f"step {evaluation.summary.step}, InsightFace's rules")

@@ -60,8 +60,8 @@ def _results(model: Evaluation) -> dict[str, Figure]:
     subtracted = f"{centred.accuracy:.2%} ± {centred.deviation:.2%}"
     return {
         "accuracy": _figure(result.accuracy),
-        "deviation over folds": Figure(f"± {result.deviation:.2%}"),
-        "accuracy, mean of the other folds subtracted": Figure(subtracted, centred.accuracy),
+        "its standard deviation over folds": Figure(f"± {result.deviation:.2%}"),
+        "accuracy by SphereFace's script (centred features)": Figure(subtracted, centred.accuracy),
         "AUC": _figure(result.auc),
         "equal error rate": Figure(f"{error:.2%}", -error),
         BY_INSIGHTFACE: _by_insightface(model.summary.insightface),
