@@ -18,13 +18,16 @@ from pathlib import Path
 import numpy as np
 
 from cluster.stop import exit_with, faults_in_one_line
+from pipeline.evaluation.drawn import by_name, digest_of
 from pipeline.evaluation.embedding.aligned import aligned_files
 from pipeline.evaluation.embedding.kept import keep, remarks
 from pipeline.evaluation.embedding.source import ImageList, Network, Source, image_files
 from pipeline.evaluation.protocols.ijb import GALLERIES, Detections, Protocol, Subjects, read_protocol
 from pipeline.evaluation.protocols.pairs import require_images
 from pipeline.evaluation.results import Gallery, TemplateResult, save_summary
+from pipeline.evaluation.scoring.draws import Draws
 from pipeline.evaluation.scoring.fusion import Fusion
+from pipeline.evaluation.scoring.gallery import search_rates
 from pipeline.evaluation.scoring.templates import RANKS, Templates, fuse, search_templates, verify_templates
 from pipeline.evaluation.scoring.verification import require_resolvable
 from pipeline.run.folder import RunFolder
@@ -84,6 +87,11 @@ def _judge(args: argparse.Namespace, source: Source, protocol: Protocol) -> Temp
     verified = verify_templates(
         templates, (first[kept], second[kept], same), protocol.subject_of, fars, args.resamples, args.seed
     )
+    found = _search(args, templates, protocol)
+    draws = by_name([f"TAR at FAR {far:g}" for far in fars], verified.draws)
+    for name, searched in found.items():
+        names = [*(f"rank {rank}" for rank in RANKS), *(f"TPIR at FPIR {fpir:g}" for fpir in args.fpir)]
+        draws |= by_name([f"{name}, {statistic}" for statistic in names], searched)
     return TemplateResult(
         step=source.step,
         weights_sha256=source.digest,
@@ -93,19 +101,26 @@ def _judge(args: argparse.Namespace, source: Source, protocol: Protocol) -> Temp
         tar=verified.tar,
         curve=verified.curve,
         listing_sha256=protocol.digest,
-        galleries=_galleries(args, templates, protocol),
+        galleries=tuple(_gallery(name, one, tuple(args.fpir)) for name, one in found.items()),
         network=source.name,
         fusion=str(args.fuse),
+        drawn=digest_of([protocol.digest, args.seed, args.resamples], templates.ids),
+        draws=draws,
     )
 
 
-def _galleries(args: argparse.Namespace, templates: Templates, protocol: Protocol) -> tuple[Gallery, ...]:
+def _search(args: argparse.Namespace, templates: Templates, protocol: Protocol) -> dict[str, Draws]:
+    """1:N in each gallery, and their mean; nothing without probes."""
     if protocol.probes is None:
-        return ()
+        return {}
     probes = _known(templates, protocol.probes, "probes")
     galleries = {name: _known(templates, one, f"templates of {name}") for name, one in protocol.galleries.items()}
-    found = search_templates(templates, galleries, probes, tuple(args.fpir), args.resamples, args.seed)
-    return tuple(Gallery(name=name, ranks=ranks, tpir=tpir) for name, (ranks, tpir) in found.items())
+    return search_templates(templates, galleries, probes, tuple(args.fpir), args.resamples, args.seed)
+
+
+def _gallery(name: str, searched: Draws, fpirs: tuple[float, ...]) -> Gallery:
+    ranks, tpir = search_rates(searched, fpirs)
+    return Gallery(name=name, ranks=ranks, tpir=tpir)
 
 
 def _known(templates: Templates, listed: Subjects, kind: str) -> Subjects:

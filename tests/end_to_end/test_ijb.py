@@ -146,6 +146,9 @@ def test_aligned_crops_and_embeddings_made_elsewhere_give_the_same_and_the_repor
     assert own["galleries"] == made["galleries"]
     assert run_stage("report.py", "own", "made", "--out", "both.html") == 0
     page = Path("both.html").read_text()
+    for rate in ("TAR at FAR 0.1", "S1, rank 1", "mean of S1 and S2, TPIR at FPIR 0.4"):
+        row = page.partition(f"{rate} above own, points")[2].partition("</tr>")[0]
+        assert "+0.00 (+0.0 to +0.0)" in row  # they are one network
     for words in ("ROC of templates", "mean of S1 and S2, rank 1", "S2, TPIR at FPIR 0.4", "fused by the rule N1D1F1"):
         assert words in page
     capsys.readouterr()
