@@ -37,6 +37,7 @@ from stages.arguments import (
     add_source,
     add_step,
     count_of,
+    embed_share,
     how_of,
     name_of,
     parser_of,
@@ -84,6 +85,10 @@ def main() -> int:
     args = _parser().parse_args()
     searched = _read(args)
     for source in sources_of(args):
+        if how_of(args).rank:
+            lists = (searched.probes, searched.gallery, searched.distractors)
+            embed_share(args, source, [image_files(faces.folder, faces.paths) for faces in lists if len(faces)])
+            continue
         _print(_result(args, source, searched))
     return 0
 

@@ -22,7 +22,7 @@ from pipeline.evaluation.drawn import by_name, digest_of
 from pipeline.evaluation.embedding.aligned import aligned_files
 from pipeline.evaluation.embedding.kept import keep, remarks
 from pipeline.evaluation.embedding.source import ImageList, Network, Source, image_files
-from pipeline.evaluation.protocols.ijb import GALLERIES, Detections, Protocol, Subjects, read_protocol
+from pipeline.evaluation.protocols.ijb import GALLERIES, Protocol, Subjects, read_protocol
 from pipeline.evaluation.protocols.pairs import require_images
 from pipeline.evaluation.results import Gallery, TemplateResult, save_summary
 from pipeline.evaluation.scoring.draws import Draws
@@ -31,7 +31,16 @@ from pipeline.evaluation.scoring.gallery import search_rates
 from pipeline.evaluation.scoring.templates import RANKS, Templates, fuse, search_templates, verify_templates
 from pipeline.evaluation.scoring.verification import require_resolvable
 from pipeline.run.folder import RunFolder
-from stages.arguments import add_bootstrap, add_embedding, add_source, add_step, how_of, parser_of, sources_of
+from stages.arguments import (
+    add_bootstrap,
+    add_embedding,
+    add_source,
+    add_step,
+    embed_share,
+    how_of,
+    parser_of,
+    sources_of,
+)
 
 EXAMPLES = """\
 examples:
@@ -49,6 +58,9 @@ def main() -> int:
     (source,) = sources_of(args)
     protocol = read_protocol(args.meta, args.set)
     _check(args, source, protocol)
+    if how_of(args).rank:
+        embed_share(args, source, [_images(args, source, protocol)])
+        return 0
     for words in protocol.missing:
         print(f"ijb: {words}", file=sys.stderr)
     result = _judge(args, source, protocol)
@@ -138,17 +150,16 @@ def _say_lost(lost: int, of: int, kind: str) -> None:
 def _templates(args: argparse.Namespace, source: Source, protocol: Protocol) -> Templates:
     media = protocol.media
     names, mention = np.unique(media.names, return_inverse=True)  # an image of several templates is embedded once
-    detections = None
-    if args.align or args.fuse.detector:
-        assert protocol.detections is not None, "it was checked"
-        detections = protocol.detections.of(names)
-    images = _images(args, source, tuple(map(str, names)), detections)
+    images = _images(args, source, protocol)
     kept = keep(RunFolder(args.run).embeddings, source, images, how_of(args), progress="")
     for words in remarks(kept, images, source):
         print(f"ijb: {words}", file=sys.stderr)
     good = kept.good[mention]
     mention = mention[good]
-    scores = detections.scores if detections else np.ones(len(names))
+    scores = np.ones(len(names))
+    if args.fuse.detector:
+        assert protocol.detections is not None, "it was checked"
+        scores = protocol.detections.of(names).scores
     return fuse(
         lambda some: args.fuse.features(kept.rows(mention[some]), scores[mention[some]]),
         media.template[good],
@@ -156,16 +167,18 @@ def _templates(args: argparse.Namespace, source: Source, protocol: Protocol) -> 
     )
 
 
-def _images(
-    args: argparse.Namespace, source: Source, paths: tuple[str, ...], detections: Detections | None
-) -> ImageList:
+def _images(args: argparse.Namespace, source: Source, protocol: Protocol) -> ImageList:
+    """Every image of the protocol, once, by rising names."""
+    names = np.unique(protocol.media.names)
+    paths = tuple(map(str, names))
     if not isinstance(source, Network):
         return image_files(args.images, paths)
     require_images(paths, args.images, str(args.meta))
     if not args.align:
         return image_files(args.images, paths)
-    assert detections is not None, "it was checked"
-    return aligned_files(args.images, paths, detections.points, source.size, args.threads)
+    assert protocol.detections is not None, "it was checked"
+    points = protocol.detections.of(names).points
+    return aligned_files(args.images, paths, points, source.size, args.threads)
 
 
 def _print(result: TemplateResult) -> None:
