@@ -63,7 +63,8 @@ def main() -> int:
     judged = [judgement for judgement in wanted if _carry_out(judgement)]
     names, columns = _columns(args, judged)
     if columns:
-        for file in write_suite(f"{names[0]} on {len(columns)} sets", names, columns, args.out):
+        sets = "1 set" if len(columns) == 1 else f"{len(columns)} sets"
+        for file in write_suite(f"{names[0]} on {sets}", names, columns, args.out):
             print(file)
     for judgement in wanted:
         if judgement not in judged:
