@@ -90,7 +90,7 @@ class Supervised:
         parts = {
             "ranks ended": failed_at - told_at,
             "next start": started_at - failed_at,
-            **{part: float(seconds) for part, seconds in re.findall(r"([a-z ]+) ([0-9.]+) s", after)},
+            **{part: float(seconds) for part, seconds in re.findall(r"([a-z][a-z ]*) ([0-9.]+) s", after)},
         }
         # what is told only after the restart is no part of it
         came = parts if told_at < failed_at else {}
