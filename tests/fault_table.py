@@ -27,7 +27,7 @@ Written by `python -m tests.fault_table` from what the tests recorded in `runs/f
 RESTARTS = """
 ## A restart by part
 
-From the fault to the first step after it, with `--end-seconds` 3 and `--wait-seconds` 0.5. The ranks that are left end,
+From the fault to the first step after it, with `--end-seconds` 2 and `--wait-seconds` 0.5. The ranks that are left end,
 by their watchdog or killed; the supervisor waits and looks which hosts answer; then rank 0's own parts: imports are
 done by the host's agent beforehand, and only the script is read.
 
