@@ -204,6 +204,7 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
         from pipeline.training.loop import Trainer
         from pipeline.training.observed import train_observed
         from pipeline.training.observers import observers_of
+        from pipeline.training.observers.goodput import read_account
 
         if recipe.backbone.compile:
             keep_compiled()
@@ -224,7 +225,8 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
         evaluator = Evaluator(trainer, start.sets)
         evaluator.check()
         STARTUP.done("loading")
-        restarts = gather_objects(restarts_of(start.run), together.group)[0]
+        past = restarts_of(start.run), read_account(RunFolder(start.run).goodput, STARTUP.began)
+        restarts, account = gather_objects(past, together.group)[0]
         if topology.rank == 0:
             command = command_of(topology)
             begun = Begun(
@@ -237,7 +239,8 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
                 logger.warning("%s; training continues", error)
         stop.defer()
         watchdog = Watchdog(together.store, topology, recipe.faults.step_seconds)
-        train_observed(trainer, evaluator, observers_of(trainer, restarts), watchdog, lambda: bool(stop.asked))
+        observers = observers_of(trainer, restarts, account)
+        train_observed(trainer, evaluator, observers, watchdog, lambda: bool(stop.asked))
     if trainer.step == recipe.optimizer.steps:
         return 0
     logger.warning("stopped by %s after %s; the same command resumes it", stop.asked, place(start.run, trainer.step))

@@ -59,6 +59,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def goodput(self) -> Path:
+        """Where the run's wall time went, JSON; see `cluster.goodput`."""
+        return self.path / "goodput.json"
+
+    @property
     def best(self) -> Path:
         """Which checkpoint verifies best, JSON."""
         return self.path / "best.json"

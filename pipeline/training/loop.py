@@ -78,6 +78,8 @@ class Trainer:
         self.recipe, self.shards, self.run, self.topology = recipe, shards, run, topology
         self.group, self.device = group, device
         self.step, self._resumed, self._undecodable = 0, False, 0
+        # of the step before, this rank's: own work, and communication
+        self._own_seconds = self._communication_seconds = 0.0
         self._guard = Guard(recipe.faults, run if topology.rank == 0 else None)
         self._limit = UndecodableLimit(recipe.data.max_undecodable, shards.describe, group)
         self._tracer = Tracer(recipe.log.profile if topology.rank == 0 else (), run, device)
@@ -190,6 +192,7 @@ class Trainer:
                 learning_rate=rate,
                 spike_above=self._guard.threshold,
                 stop_asked=stop_asked,
+                own_seconds=self._own_seconds,
             )
             if outcome.found:
                 self._remembered.add(batch.found, self.step)
@@ -213,9 +216,11 @@ class Trainer:
             seconds=seconds,
             parts=parts,
             measured=values,
+            waited_seconds=self._waited(outcome.slowest_seconds),
             skipped=None if outcome.severity == Severity.GOOD else outcome.severity.name.lower(),
             stopping=outcome.stopping,
         )
+        self._own_seconds, self._communication_seconds = record.own_seconds, parts.get("communication", 0.0)
         # Rows that moved without their backbone are no state to save. Nor is what a roll-back is about to leave: it
         # would become the newest checkpoint, to which the run goes back. If the run stops here instead, it is saved:
         # nothing of the bad step was applied.
@@ -224,6 +229,10 @@ class Trainer:
         last = outcome.stopping or self.step == self.recipe.optimizer.steps
         stall, saved = self.saves.save_if_due(self.step, last=last, good=outcome.severity == Severity.GOOD)
         return replace(record, stall_seconds=stall, saved=saved)
+
+    def _waited(self, slowest_seconds: float) -> float:
+        """Of the step before: for the slowest rank, as it is known only now."""
+        return min(max(0.0, slowest_seconds - self._own_seconds), self._communication_seconds)
 
     def _look_after(self, outcome: Outcome, lambda_: float | None, rate: float) -> TargetAngles | None:
         """Let the guard judge the outcome, and log a stall; the target angles, None if the step was left out.
