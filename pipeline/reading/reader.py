@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.reading.augment import parameters_of
+from pipeline.reading.augmentation import parameters_of
 from pipeline.reading.dali import Decoder, EncodedBatch
 from pipeline.reading.handover import Handover
 from pipeline.reading.order import Order
@@ -150,7 +150,8 @@ class Reader:
                 ids = self._order.rank_batch(step, *self._place)
                 left_out = tuple(position for position, sample in enumerate(ids.tolist()) if sample in self._known)
                 under_way.append((ids, left_out))
-                parameters = parameters_of(self._decoder.augment, self._order.seed, self._order.epoch_of(step), ids)
+                epoch, size = self._order.epoch_of(step), self._decoder.shape[1:]
+                parameters = parameters_of(self._decoder.augment, self._order.seed, epoch, ids, size)
                 yield EncodedBatch(self._shards.read(ids), parameters, left_out)
                 step += 1
 

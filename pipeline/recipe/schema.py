@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import yaml
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline.backbones import BACKBONES, Backbone
 from pipeline.backbones.batch_norm import batch_norms
@@ -19,7 +19,9 @@ from pipeline.backbones.frozen import freeze
 from pipeline.head.margins import MARGINS, Margin
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.optim import OPTIMIZERS, Optimizer
-from pipeline.reading.augment import AUGMENTATIONS, Augmentation, Mirror
+from pipeline.reading.augment import Mirror
+from pipeline.reading.augmentation import AUGMENTATIONS, Augmentation
+from pipeline.reading.mixes import with_mixes
 from pipeline.section import Section, inside
 from pipeline.sinks import SINKS, Sink
 
@@ -49,8 +51,11 @@ class Data(Section):
     from."""
     window: int = Field(4, ge=1)
     """Tars shuffled together."""
-    augment: tuple[Annotated[Augmentation, AUGMENTATIONS], ...] = (Mirror(name="mirror"),)
-    """Changes to the training images, in this order, drawn by a hash of (seed, epoch, sample); []: none."""
+    augment: Annotated[tuple[Annotated[Augmentation, AUGMENTATIONS], ...], BeforeValidator(with_mixes)] = (
+        Mirror(name="mirror"),
+    )
+    """Changes to the training images, in this order, drawn by a hash of (seed, epoch, sample); []: none. The words
+    adaface and arcface_torch stand for the mixes of these trainers."""
     decode_threads: int = Field(2, ge=1)
     """Host threads that decode, of each rank."""
     prefetch: int = Field(3, ge=1)

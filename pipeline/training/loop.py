@@ -20,7 +20,7 @@ from pipeline.backbones.recompute import recompute
 from pipeline.head.head import HeadOptions, ShardedHead
 from pipeline.head.health import StallWatch, TargetAngles, target_angles
 from pipeline.planning.of_recipe import floors_of
-from pipeline.reading.augment import Augmentation
+from pipeline.reading.augmentation import Augmentation
 from pipeline.reading.dali import Decoder
 from pipeline.reading.order import Order
 from pipeline.reading.reader import Reader
