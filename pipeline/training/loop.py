@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from pipeline.backbones.recompute import recompute
 from pipeline.head.head import HeadOptions, ShardedHead
 from pipeline.head.health import StallWatch, TargetAngles, target_angles
 from pipeline.planning.of_recipe import floors_of
+from pipeline.planning.utilisation import Floors
 from pipeline.reading.augmentation import Augmentation
 from pipeline.reading.dali import Decoder
 from pipeline.reading.order import Order
@@ -118,10 +120,10 @@ class Trainer:
             if topology.rank == 0:
                 logger.info("%s compiled in %.1f s", recipe.backbone.name, seconds)
         # What shares of the possible are taken of; None on a CPU, and on a GPU that is not in the table.
-        self._floors = None
+        self._floors: Callable[[float], Floors | None] = lambda _: None
         if device.type == "cuda":
             name = torch.cuda.get_device_name(device)
-            self._floors = floors_of(recipe, manifest.identities, topology.num_ranks, size, name)
+            self._floors = cache(partial(floors_of, recipe, manifest.identities, topology.num_ranks, size, name))
         self.stepper = Stepper(self.engine, self.head, recipe, group, replicas, device)
         self.saves = Saves(run, recipe, manifest, self.engine, self.head, group, replicas)
 
@@ -201,8 +203,9 @@ class Trainer:
         # Before a save, so that its time and traffic do not count as the step's.
         values = self._measured(outcome, angles, reader)
         seconds, parts = time.perf_counter() - started, STEP.take()
-        if self._floors is not None and outcome.severity != Severity.LEFT_OUT:
-            values = {**values, **shares_of(self._floors, seconds, parts)}
+        floors = self._floors(self.recipe.head.sample_rate_at(batch.step))
+        if floors is not None and outcome.severity != Severity.LEFT_OUT:
+            values = {**values, **shares_of(floors, seconds, parts)}
         record = Record(
             step=self.step,
             epoch=self.step / self.order.steps_per_epoch,
@@ -287,12 +290,12 @@ class Trainer:
         """This rank's share of the batches from the current step on; to be closed."""
         data = self.recipe.data
         share = data.global_batch // self.topology.num_ranks
-        decoder = self._decoder(share, data.augment)
+        decoders = [(start, self._decoder(share, augment)) for start, augment in data.augmentations]
         self._undecodable = 0  # a reader counts its own
         return Reader(
             self.shards,
             self.order,
-            decoder,
+            decoders,
             rank=self.topology.rank,
             num_ranks=self.topology.num_ranks,
             accumulation=data.accumulation,
@@ -312,6 +315,6 @@ def _head_options(recipe: Recipe) -> HeadOptions:
         dtype=torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32,
         block=recipe.head.block,
         fused_update=recipe.head.fused_update,
-        sample_rate=recipe.head.sample_rate,
+        sample_rate=recipe.head.sample_rate_at(0),
         unit_rows=recipe.head.unit_rows,
     )

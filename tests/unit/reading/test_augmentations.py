@@ -227,6 +227,7 @@ def test_its_share_is_the_probability(name: str) -> None:
     assert abs(chosen.mean() - 0.2) < 4 * np.sqrt(0.2 * 0.8 / len(many))
 
 
+Phases = tuple[tuple[int, tuple[Augmentation, ...]], ...]
 ALL = tuple(make(name, probability=0.5) for name in NAMES)
 
 
@@ -235,10 +236,13 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return ShardSet(write_shards(tmp_path_factory.mktemp("set"), identities=5, images=6))
 
 
-def read(shards: ShardSet, steps: int, rank: int = 0, num_ranks: int = 1, first_step: int = 0) -> list[torch.Tensor]:
+def read(
+    shards: ShardSet, steps: int, rank: int = 0, num_ranks: int = 1, first_step: int = 0, phases: Phases = ((0, ALL),)
+) -> list[torch.Tensor]:
     order = Order(shards.samples_per_tar, seed=1, global_batch=12, streams=2)
-    decoder = Decoder(12 // num_ranks, 32, 32, torch.device("cpu"), 1, ALL)
-    reader = Reader(shards, order, decoder, rank=rank, num_ranks=num_ranks, first_step=first_step)
+    cpu = torch.device("cpu")
+    decoders = [(start, Decoder(12 // num_ranks, 32, 32, cpu, 1, augment)) for start, augment in phases]
+    reader = Reader(shards, order, decoders, rank=rank, num_ranks=num_ranks, first_step=first_step)
     try:
         return [next(reader).images_BCHW for _ in range(steps)]
     finally:
@@ -255,6 +259,15 @@ def test_all_of_them_are_the_same_on_any_number_of_ranks_and_after_a_resume(shar
     for first in (1, 3):
         for later, images in zip(whole[first:], read(shards, 4 - first, first_step=first), strict=True):
             assert torch.equal(images, later)
+
+
+def test_other_augmentations_take_over_at_their_step(shards: ShardSet) -> None:
+    phases: Phases = ((0, ()), (2, ALL), (4, (make("mirror"),)))
+    alone = [read(shards, 6, phases=((0, augment),)) for _, augment in phases]
+    want = [alone[0][0], alone[0][1], alone[1][2], alone[1][3], alone[2][4], alone[2][5]]
+    for first in (0, 1, 2, 3, 5):
+        for got, images in zip(read(shards, 6 - first, first_step=first, phases=phases), want[first:], strict=True):
+            assert torch.equal(got, images)
 
 
 def test_a_sheet_shows_samples_as_they_are_and_as_in_the_first_epochs(shards: ShardSet) -> None:
