@@ -213,6 +213,7 @@ def _clean(args: argparse.Namespace) -> int:
             drop_swapped=args.drop_swapped,
             drop_near=args.drop_near,
             undecodable=args.undecodable,
+            suspects=args.suspects,
             workers=args.workers,
             progress=bar.update,
         )
@@ -301,6 +302,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--drop-near", action="store_true", help="look for near copies and leave them out (imagehash)")
     one.add_argument(
         "--undecodable", type=Path, metavar="FILE", help="leave out what training could not decode: RUN/undecodable.tsv"
+    )
+    one.add_argument(
+        "--suspects", type=Path, metavar="FILE", help="leave out what training made doubtful: RUN/suspects.tsv"
     )
     one.add_argument("--workers", type=_count, default=CPUS, help="processes (one a CPU)")
 

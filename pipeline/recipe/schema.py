@@ -219,6 +219,9 @@ class Log(Section):
     """Steps between progress lines and rows of metrics.jsonl."""
     stall_steps: int = Field(1000, ge=4)
     """Warn when over so many steps the target angle has not fallen and the loss is no better than guessing."""
+    suspect_degrees: float | None = Field(None, gt=0, lt=180)
+    """Keep every sample's target angle, 2 bytes a sample and epoch on the first rank's disk, and list after each epoch
+    in RUN/suspects.tsv those with a larger mean over three epochs (75 is usual); null: neither."""
     profile: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Steps of which the first rank writes a profiler trace and, on a GPU, a memory snapshot to RUN/profile."""
     sinks: tuple[Annotated[Sink, SINKS], ...] = ()
@@ -333,6 +336,11 @@ class Recipe(Section):
                     f"optimizer.clip_rows: got true with head.{key} {got}, wanted false: the norm must be known before "
                     "any row is updated, and after its gradient is averaged over replicas"
                 )
+        if self.log.suspect_degrees is not None and self.head.ranks is not None:
+            raise ValueError(
+                f"log.suspect_degrees: got {self.log.suspect_degrees} with head.ranks {self.head.ranks}, wanted null: "
+                "a group of ranks does not see the others' samples"
+            )
         if self.backbone.compile and self.zero_stage == 3:
             raise ValueError("backbone.compile: got true with zero_stage 3, wanted 0, 1 or 2")
         if (self.evaluation.every or 0) % self.checkpoint.every:

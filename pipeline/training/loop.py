@@ -37,6 +37,7 @@ from pipeline.training.inherit import Inherited, inherit
 from pipeline.training.record import Record, Values, measured, memory_by_part, shares_of
 from pipeline.training.saves import Saves
 from pipeline.training.step import Outcome, Severity, Stepper
+from pipeline.training.suspects import Suspects
 from pipeline.training.tracing import Tracer
 from pipeline.training.undecodable import Remembered, UndecodableLimit
 
@@ -89,6 +90,8 @@ class Trainer:
         self.order = Order(
             shards.samples_per_tar, recipe.seed, recipe.data.global_batch, recipe.data.streams, recipe.data.window
         )
+        degrees = recipe.log.suspect_degrees if topology.rank == 0 else None
+        self._suspects = None if degrees is None else Suspects(run, shards, self.order, degrees)
         # Right before the backbone, whose initial weights are all that is drawn from torch's own generator: every rank
         # draws the same, and DeepSpeed, which would send rank 0's, changes nothing.
         torch.manual_seed(recipe.seed)
@@ -199,6 +202,8 @@ class Trainer:
             self._limit.add(batch.undecodable, outcome.undecodable, self.recipe.data.global_batch)
         # While `step` is still the position of the batch: a fault is described, and left out, by that.
         angles = self._look_after(outcome, lambda_, rate)
+        if self._suspects is not None:
+            self._suspects.put(self.step, outcome)
         self.step += 1
         # Before a save, so that its time and traffic do not count as the step's.
         values = self._measured(outcome, angles, reader)

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -15,7 +16,7 @@ from pipeline.head.margins.arcface import ArcFace
 from pipeline.optim.optimizer import RatePhase
 from pipeline.optim.sgd import SGD
 from pipeline.reading.augment import Blur, Crop, Mirror
-from pipeline.recipe.schema import AugmentPhase, Checkpoint, Data, Head, Phase, Recipe
+from pipeline.recipe.schema import AugmentPhase, Checkpoint, Data, Head, Log, Phase, Recipe
 from pipeline.run.folder import RunFolder
 from tests.distributed.ranks import run_ranks
 from tests.distributed.trainer import trainer_of
@@ -47,6 +48,7 @@ def recipe(shards: Path, head: Head, *, phased: bool, fused: bool = False) -> Re
             phases=(RatePhase(start=SWITCH, learning_rate=0.01, warmup_steps=2),) if phased else (),
         ),
         checkpoint=Checkpoint(every=1, keep=STEPS),
+        log=Log(suspect_degrees=75),
     )
 
 
@@ -65,6 +67,8 @@ def train(rank: int, ranks: int, plan: Recipe, run: Path, resume: int | None = N
         "losses": losses,
         "rates": rates,
         "state": {name: value.clone() for name, value in state.items()},
+        "cosines": {file.name: np.fromfile(file, "<f2") for file in RunFolder(run).cosines.iterdir()},
+        "suspects": RunFolder(run).suspects.read_text(),
     }
 
 
@@ -77,6 +81,11 @@ def killed(rank: int, ranks: int, plan: Recipe, folder: Path) -> dict[int | None
             shutil.copytree(folder / "whole", again)
             for later in range(step + 1, STEPS + 1):
                 shutil.rmtree(RunFolder(again).checkpoint(later))
+            for file in RunFolder(again).cosines.iterdir():
+                cosines = np.fromfile(file, "<f2")
+                first = int(file.stem.split("-")[1]) * len(cosines)
+                cosines[max(0, 12 * step - first) :] = 0  # which the resumed run must write again
+                cosines.tofile(file)
         dist.barrier()
         results[step] = train(rank, ranks, plan, again, step)
     return results
@@ -97,6 +106,9 @@ def test_a_run_that_is_killed_around_the_switch_ends_as_the_whole_one(
         assert whole["rates"][SWITCH : SWITCH + 2] == [0.005, 0.01]
         for step, again in results.items():
             assert again["losses"] == whole["losses"][step:]
+            assert again["suspects"] == whole["suspects"]
+            for name, cosines in whole["cosines"].items():
+                np.testing.assert_array_equal(again["cosines"][name], cosines)
             assert all(torch.equal(value, again["state"][name]) for name, value in whole["state"].items())
 
 
@@ -105,6 +117,8 @@ def test_the_switch_is_the_same_on_any_number_of_ranks(shards: Path, tmp_path: P
     one, *others = [run_ranks(train, ranks, plan, tmp_path / str(ranks))[0] for ranks in (1, 2, 3)]
     for other in others:
         assert one["losses"] == pytest.approx(other["losses"], rel=1e-5)
+        for name, cosines in one["cosines"].items():
+            np.testing.assert_allclose(cosines, other["cosines"][name], atol=2e-3)
 
 
 def all_of(rank: int, ranks: int, plans: dict[str, Recipe], folder: Path) -> dict[str, list[float]]:
