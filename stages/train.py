@@ -195,6 +195,8 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
     recipe = start.recipe
     stop = StopRequest()
     device = device_of(topology)
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # it would warn, on every rank, that it found no other
     if topology.num_ranks > 1:
         where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         if topology.rank_of_node == 0:
@@ -209,7 +211,7 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
 
         if recipe.backbone.compile:
             keep_compiled()
-        choose_algorithms(recipe.deterministic)  # which imports torch's compiler
+        choose_algorithms(recipe.deterministic, recipe.backbone.compile)
         STARTUP.done("more imports")
         trainer = Trainer(recipe, start.shards, start.run, topology, together.group, device)
         STARTUP.done("building")

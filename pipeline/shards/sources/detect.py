@@ -1,12 +1,16 @@
 """Which kind of source a path or a URL is: the table of all kinds."""
 
+import os
 from collections.abc import Callable
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from pipeline.shards.images import SUFFIXES
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.sources import Source
+from pipeline.shards.sources.archive import ZIP, open_person_tars, open_zips
 from pipeline.shards.sources.columns import HUGGING_FACE, Columns
 from pipeline.shards.sources.finished import open_set
 from pipeline.shards.sources.folder import scan_folder
@@ -14,9 +18,13 @@ from pipeline.shards.sources.insightface import open_records
 from pipeline.shards.sources.list_file import read_list
 from pipeline.shards.sources.parquet import open_parquet
 from pipeline.shards.sources.remote import copy_large, list_remote
-from pipeline.shards.sources.splits import EVERYTHING, Choice
-from pipeline.shards.sources.tar_folder import open_tars
+from pipeline.shards.sources.splits import EVERYTHING, Choice, matches, split_pattern
+from pipeline.shards.sources.tar_files import TARS, find_tars
+from pipeline.shards.sources.tar_folder import list_tars
+from pipeline.shards.sources.tar_layout import FOLDER, TAR, layout_of
 from pipeline.shards.stores import is_url
+
+LOOKED_INTO = 8  # folders, to see whether they hold tars
 
 
 class Options(NamedTuple):
@@ -25,6 +33,7 @@ class Options(NamedTuple):
     columns: Columns = HUGGING_FACE
     choice: Choice = EVERYTHING
     workers: int = 1
+    copies: Path | None = None  # a folder for what cannot be read where it is
 
 
 class Kind(NamedTuple):
@@ -40,10 +49,20 @@ class Kind(NamedTuple):
     open: Callable[[Path, Options], Source]
 
 
+def _open_tars(path: Path, options: Options) -> Source:
+    """Tars of samples, or of identity folders: their first members show which."""
+    tars = find_tars(path, options.choice.pattern, options.copies)
+    layout = layout_of(tars, options.columns)
+    if layout.label in {FOLDER, TAR}:
+        return open_person_tars(tars, options.choice, by_folder=layout.label == FOLDER)
+    return list_tars(tars.chosen(options.choice), layout, options.workers)
+
+
 # The first kind that fits counts. Images that are files of their own need no line: they are the rest.
 KINDS = (
     Kind(("*.rec",), ("*.idx", "property"), lambda path, options: open_records(path, options.choice)),
-    Kind(("*.tar",), ("identities.txt",), lambda path, options: open_tars(path, options.choice, options.workers)),
+    Kind(TARS, ("identities.txt",), _open_tars),
+    Kind((ZIP,), (), lambda path, options: open_zips(path, options.choice)),
     Kind(
         ("*.parquet", "data/*.parquet", "*.arrow", "dataset_dict.json"),
         ("train/*.arrow", "validation/*.arrow", "test/*.arrow"),
@@ -56,26 +75,29 @@ def open_source(place: str | Path, *, copies: Path | None = None, options: Optio
     """Open and list a source: one of `KINDS`, identity folders or a list file, on this machine or at a URL.
 
     Args:
-        place: path or URL; of large files also a pattern of names, `folder/train-*.parquet`.
-        copies: folder for copies of a URL's large files, as large as the source; the caller removes it.
+        place: path or URL, also with wildcards or braces: `folder/train-*.parquet`, `folder/{000..009}.tar`.
+        copies: folder for copies of a URL's large files and of what is compressed; the caller removes it.
         options: about the source.
 
     Raises:
         ShardError: it is none of these, or holds no usable image.
     """
     options = options or Options()
-    folder, _, name = str(place).rpartition("/")
-    if "*" in name and not Path(place).exists():
-        options, place = options._replace(choice=options.choice._replace(pattern=name)), folder or "."
+    if not Path(place).exists():
+        root, pattern = split_pattern(str(place))
+        options, place = options._replace(choice=options.choice._replace(pattern=pattern)), root
+    options = options._replace(copies=copies and copies / ".unpacked")
     if is_url(place):
-        path = copy_large(str(place), copies, [kind.marks + kind.others for kind in KINDS])
-        return list_remote(str(place), options.columns) if path is None else _open_local(path, options)
+        path = copy_large(str(place), copies, [kind[:2] for kind in KINDS], options.choice.pattern)
+        if path is None:
+            return list_remote(str(place), options.columns, options.choice.pattern)
+        return _open_local(path, options)
     return _open_local(Path(place), options)
 
 
 def _open_local(path: Path, options: Options) -> Source:
     for kind in KINDS:
-        if any(_shows(path, mark) for mark in kind.marks):
+        if any(_shows(path, mark, options.choice.pattern) for mark in kind.marks):
             return kind.open(path, options)
     if path.is_file():
         return read_list(path, options.columns)
@@ -84,11 +106,23 @@ def _open_local(path: Path, options: Options) -> Source:
         raise ShardError(f"{path}: not found, wanted identity folders, a list file, or a folder that holds {wanted}")
     if (path / MANIFEST).is_file():  # over the tars of other sets: it holds none
         return open_set(path, options.workers)
-    return scan_folder(path)
+    if _has_folders_of_tars(path):
+        return _open_tars(path, options)
+    return scan_folder(path, options.choice.pattern)
 
 
-def _shows(path: Path, mark: str) -> bool:
-    """Whether a path is a file, or a folder that holds a file, of this pattern."""
+def _shows(path: Path, mark: str, pattern: str) -> bool:
+    """Whether a path is a file, or a folder that holds a file, of this mark; in a folder of the pattern, too."""
     if path.is_file():
         return PurePosixPath(path.name).match(mark)
-    return path.is_dir() and next(path.glob(mark), None) is not None
+    there = (file.relative_to(path).as_posix() for file in path.glob(mark))
+    return path.is_dir() and any(matches(name, pattern) or "*" not in mark for name in there)
+
+
+def _has_folders_of_tars(path: Path) -> bool:
+    """Whether the first folders in a folder hold tars and no images."""
+    with os.scandir(path) as entries:
+        folders = list(islice((entry.path for entry in entries if entry.is_dir()), LOOKED_INTO))
+    names = list(chain.from_iterable(map(os.listdir, folders)))
+    are_tars = [any(PurePosixPath(name).match(ending) for ending in TARS) for name in names]
+    return any(are_tars) and not any(name.lower().endswith(SUFFIXES) for name in names)

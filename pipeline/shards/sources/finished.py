@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.presence import check_tars
-from pipeline.shards.sources.tar_folder import PLACE, TarSource, texts_of
+from pipeline.shards.sources.tar_folder import TarSource, texts_of
+from pipeline.shards.sources.tar_listing import PLACE
 from pipeline.shards.views import read_identities
 from pipeline.shards.workers import each_done
 

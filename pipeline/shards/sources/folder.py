@@ -10,16 +10,17 @@ from pipeline.shards.manifest import ShardError
 from pipeline.shards.names import UNUSABLE, usable_name, warn_respelled
 from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.files import FileSource, Texts
+from pipeline.shards.sources.splits import matching
 
 # Files beside images that are none. Anything else that is not read may have been one, and counts as lost.
 NO_IMAGES = (".txt", ".json", ".csv", ".tsv", ".xml", ".pts", ".mat", ".npy", ".md", ".db", ".ini", ".log", ".html")
 
 
-def scan_folder(root: Path) -> FileSource:
+def scan_folder(root: Path, pattern: str = "*") -> FileSource:
     """List the images of identity folders, both sorted by name; hidden names are skipped.
 
     An identity folder without images is set aside whole and gets no label. Folders whose names differ in spelling only
-    are one person's.
+    are one person's. With a pattern, those that it means are listed.
 
     Raises:
         ShardError: no such folder, no identity folders, or no image in any.
@@ -27,6 +28,8 @@ def scan_folder(root: Path) -> FileSource:
     if not root.is_dir():
         raise ShardError(f"{root}: got no folder, wanted a folder of identity folders")
     folders, set_aside = _entries(root, want_folders=True)
+    if pattern != "*":
+        folders = matching(folders, pattern, str(root))
     if not folders:
         raise ShardError(f"{root}: got no identity folders, wanted one folder of images a person")
     label_of: dict[str, int] = {}

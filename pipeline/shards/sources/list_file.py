@@ -84,7 +84,7 @@ def parse_list(lines: Iterable[str], name: str, columns: Columns = HUGGING_FACE)
         first = f"; {set_aside[0].path}: {set_aside[0].reason}" if set_aside else ""
         raise ShardError(f"{name}: got no images, wanted lines of path, tab, identity{first}")
     warn_respelled(name, respelled)
-    identities, rank = _sorted_identities(list(numbers_of))
+    identities, rank = sorted_identities(list(numbers_of))
     noted = _texts(notes, note_lengths) if notes else None
     return Listing(identities, rank[np.asarray(identity_of)], set_aside, _texts(paths, lengths), noted)
 
@@ -109,7 +109,7 @@ def number_names(numbers: NDArray[np.int64]) -> list[str]:
     return [f"{number:0{width}d}" for number in numbers.tolist()]
 
 
-def _sorted_identities(names: list[str]) -> tuple[list[str], NDArray[np.uint32]]:
+def sorted_identities(names: list[str]) -> tuple[list[str], NDArray[np.uint32]]:
     """Names in label order as they are spelled, and [names] the label of each of `names`."""
     numbers = [int(name) for name in names if name.isascii() and name.isdecimal()]
     # If "7" and "07" are two people, the order is that of the letters.

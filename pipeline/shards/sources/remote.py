@@ -25,7 +25,10 @@ from pipeline.shards.sources.columns import HUGGING_FACE, Columns
 from pipeline.shards.sources.files import FileSource, Texts
 from pipeline.shards.sources.folder import lost_by
 from pipeline.shards.sources.list_file import parse_list
+from pipeline.shards.sources.splits import matches
 from pipeline.shards.stores import fetch_whole, open_store
+
+Patterns = tuple[tuple[str, ...], tuple[str, ...]]  # of names that show a kind of source, and of others that it needs
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class RemoteSource(FileSource):
                 yield Read(key, data, fields)
 
 
-def copy_large(url: str, copies: Path | None, kinds: Sequence[Sequence[str]]) -> Path | None:
+def copy_large(url: str, copies: Path | None, kinds: Sequence[Patterns], pattern: str = "*") -> Path | None:
     """Copy the large files at a URL, and return their folder here (or the file); None if there are none.
 
     Files that are in `copies` already are not copied again. Several machines may ask at once.
@@ -63,17 +66,18 @@ def copy_large(url: str, copies: Path | None, kinds: Sequence[Sequence[str]]) ->
         url: of a folder or of one file.
         copies: folder for the copies.
         kinds: patterns of file names by kind of source; all files of the first kind that the URL holds are copied.
+        pattern: of those wanted among them.
 
     Raises:
         ShardError: the URL cannot be listed, a file arrives cut, or the disk has not the room.
     """
     store, root = open_store(url)
     folder, _, name = root.rpartition("/")
-    if names := _large([name], kinds):
+    if names := _large([name], kinds, "*"):
         root = folder
     else:
         try:
-            names = _large(_listed(store, root, kinds), kinds)
+            names = _large(_listed(store, root, kinds), kinds, pattern)
         except OSError as error:
             raise ShardError(f"{url}: not listed: {error}") from error
     if not names:
@@ -97,10 +101,11 @@ def _require_room(folder: Path, wanted: int) -> None:
         raise ShardError(f"{folder}: got {free / 1e9:,.1f} GB free, wanted {wanted / 1e9:,.1f} GB for the copy")
 
 
-def _listed(store: Any, root: str, kinds: Sequence[Sequence[str]]) -> list[str]:
+def _listed(store: Any, root: str, kinds: Sequence[Patterns]) -> list[str]:
     """Names in a folder, and in those folders inside it that a pattern names."""
     names = _names_in(store, root)
-    inside = {pattern.partition("/")[0] for pattern in chain.from_iterable(kinds) if "/" in pattern}
+    patterns = chain.from_iterable(chain(*kinds))
+    inside = {pattern.partition("/")[0] for pattern in patterns if "/" in pattern}
     for folder in sorted(inside.intersection(names)):
         names += [f"{folder}/{name}" for name in _names_in(store, f"{root}/{folder}")]
     return names
@@ -110,12 +115,12 @@ def _names_in(store: Any, folder: str) -> list[str]:
     return [path.rstrip("/").rpartition("/")[2] for path in store.ls(folder, detail=False)]
 
 
-def _large(names: list[str], kinds: Sequence[Sequence[str]]) -> list[str]:
+def _large(names: list[str], kinds: Sequence[Patterns], pattern: str) -> list[str]:
     """Those of a folder's files that are to be copied: of the first kind of which there are any."""
-    for patterns in kinds:
-        found = sorted(name for name in names if _matches_any(name, patterns))
-        if any(fnmatch_path(name, patterns[0]) or "/" in name for name in found):
-            return found
+    for marks, others in kinds:
+        found = [name for name in names if _matches_any(name, marks) and matches(name, pattern)]
+        if found:
+            return sorted([*found, *(name for name in names if _matches_any(name, others))])
     return []
 
 
@@ -128,8 +133,8 @@ def fnmatch_path(name: str, pattern: str) -> bool:
     return name.count("/") == pattern.count("/") and PurePosixPath(name).match(pattern)
 
 
-def list_remote(url: str, columns: Columns = HUGGING_FACE) -> RemoteSource:
-    """List the images of identity folders at a URL, or those of a list file there.
+def list_remote(url: str, columns: Columns = HUGGING_FACE, pattern: str = "*") -> RemoteSource:
+    """List the images of identity folders of this pattern at a URL, or those of a list file there.
 
     Raises:
         ShardError: the URL is of no known kind, cannot be listed, or has no images in identity folders.
@@ -142,7 +147,8 @@ def list_remote(url: str, columns: Columns = HUGGING_FACE) -> RemoteSource:
         found = [path[len(root) + 1 :] for path in store.find(root)]
     except OSError as error:
         raise ShardError(f"{url}: not listed: {error}") from error
-    return _identity_folders(url, sorted(map(unquote, found) if _is_web(store) else found))
+    found = sorted(map(unquote, found) if _is_web(store) else found)
+    return _identity_folders(url, [path for path in found if matches(path.partition("/")[0], pattern)])
 
 
 def _is_web(store: Any) -> bool:

@@ -1,36 +1,33 @@
 """A folder of WebDataset tars, to be sharded again: other sizes, another order, or from another tool.
 
-A sample is the members of one stem: an image (`.jpg`, `.jpeg` or `.png`), its label (`.cls`, a number) and perhaps
-`.json` with a `key`. Names of identities come from `identities.txt` if it is there.
+A sample is the members of one stem: an image, its label and perhaps `.json` with a `key`; `tar_layout` says which is
+which. Labels are numbers, whose names come from `identities.txt` if it is there, or names.
 """
 
 import hashlib
-import mmap
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.files import named
-from pipeline.shards.fields import of_json
+from pipeline.shards.fields import Fields, of_json
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.loss import summary
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.names import IDENTITIES_NAME, UNUSABLE, usable_name, warn_respelled
 from pipeline.shards.sources import Read, SetAside, changed_at
-from pipeline.shards.sources.list_file import number_names
-from pipeline.shards.sources.splits import EVERYTHING, Choice, choose
-from pipeline.shards.sources.tar_headers import SAMPLE, name_at, plain_samples
-from pipeline.shards.sources.tar_walk import NO_LABEL, DamagedError, Member, samples_of, split_name, walk
+from pipeline.shards.sources.list_file import number_names, sorted_identities
+from pipeline.shards.sources.splits import EVERYTHING, Choice
+from pipeline.shards.sources.tar_files import TarFiles, find_tars
+from pipeline.shards.sources.tar_headers import stem_before
+from pipeline.shards.sources.tar_listing import TarListing, list_tar, samples_in
+from pipeline.shards.sources.tar_walk import WEBDATASET, Layout
 from pipeline.shards.workers import each_done
-
-# Offsets and sizes of the payloads of a sample, in bytes; 0 if there is no JSON.
-PLACE = np.dtype([("tar", "<u4"), ("image", "<u8"), ("image_size", "<u4"), ("json", "<u8"), ("json_size", "<u4")])
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,8 @@ class TarSource:
     places: NDArray[np.void]
     kind: str = "tars"
     sequential: bool = False
+    unpacked: Mapping[str, Path] = field(default_factory=dict)  # where those lie that were compressed
+    label_field: str = ""  # of the JSON, if it holds the label, which is no field of the sample then
 
     def digest(self) -> str:
         """SHA-256 of identities, labels, tars and places."""
@@ -54,12 +53,12 @@ class TarSource:
         return digest.hexdigest()
 
     def key(self, sample: int) -> str:
-        """The `key` of the sample's JSON, or the tar and the place in it."""
+        """The `key` of the sample's JSON, or the tar and the sample's name in it."""
         return self._read(sample).key
 
     def modified(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
         """[samples] when the tar of each was last changed."""
-        return np.array([changed_at(self.folder / tar) for tar in self.tars])[self.places["tar"][samples]]
+        return np.array([changed_at(f"{self.folder}/{tar}") for tar in self.tars])[self.places["tar"][samples]]
 
     def read(self, sample: int) -> bytes:
         """The encoded image."""
@@ -72,95 +71,108 @@ class TarSource:
         """Samples, each from its tar opened once."""
         return map(self._read, samples.tolist())
 
+    def _path(self, tar: str) -> str:
+        return str(self.unpacked[tar]) if tar in self.unpacked else f"{self.folder}/{tar}"
+
     def _read(self, sample: int) -> Read:
         tar, image, image_size, text, text_size = self.places[sample].tolist()
-        path = f"{self.folder}/{self.tars[tar]}"
+        path = self._path(self.tars[tar])
         try:
             # Opened each time: a set has more tars than a process may have open files.
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 data = os.pread(descriptor, image_size, image)
                 fields = of_json(os.pread(descriptor, text_size, text))
+                key = _key(self.tars[tar], descriptor, image, fields)
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise ShardError(f"{path}: {error.strerror}") from error
-        key = str(fields.get("key") or f"{self.tars[tar]}:{image}")
+        if self.label_field:
+            fields = {name: value for name, value in fields.items() if name != self.label_field}
         return Read(key, data if len(data) == image_size else SetAsideError("truncated: the tar ends in it"), fields)
 
 
+def _key(tar: str, descriptor: int, image: int, fields: Fields) -> str:
+    """How a sample of an open tar is named: by its JSON, or by the tar and its name there."""
+    return str(fields.get("key") or f"{tar}:{stem_before(descriptor, image) or image}")
+
+
 def open_tars(place: Path, choice: Choice = EVERYTHING, workers: int = 1) -> TarSource:
-    """List the samples of one tar, or of all tars of a folder, by their headers in `workers` processes.
+    """List the samples of plain tars with `.jpg` or `.png` and `.cls`, as sets have them; as `list_tars`.
 
     Raises:
-        ShardError: no tar, no labelled image in any, or a label outside `identities.txt`.
+        ShardError: no tar, and as `list_tars`.
     """
-    folder = place if place.is_dir() else place.parent
-    tars = sorted(path.name for path in folder.glob("*.tar")) if place.is_dir() else [place.name]
-    tars = choose(tars, choice, str(place))
-    listings = sorted(each_done(partial(_list_tar, folder, tars), range(len(tars)), workers), key=lambda one: one.tar)
+    return list_tars(find_tars(place, choice.pattern).chosen(choice), WEBDATASET, workers)
+
+
+def list_tars(tars: TarFiles, layout: Layout, workers: int = 1) -> TarSource:
+    """List the samples of tars by their headers, in `workers` processes.
+
+    Raises:
+        ShardError: no labelled image in any, or a label outside `identities.txt`.
+        NotWrittenError: a tar cannot be read.
+    """
+    each = each_done(partial(list_tar, tars, layout), range(len(tars.names)), workers)
+    listings = sorted(each, key=lambda one: one.tar)
     labels = np.concatenate([np.empty(0, np.int64), *(listing.labels for listing in listings)])
-    set_aside = list(_set_aside(folder, tars, listings))
+    set_aside = list(_set_aside(tars, listings))
     if not len(labels):
-        wanted = "wanted .jpg or .png with .cls"
-        raise ShardError(f"{place}: got {len(tars)} tars without labelled images, {wanted}; {summary(set_aside)}")
+        found = f"{tars.folder}: got {len(tars.names)} tars without labelled images"
+        raise ShardError(f"{found}, wanted .jpg or .png with .{layout.label}; {summary(set_aside)}")
     places = np.concatenate([listing.places for listing in listings])
-    numbers, dense = np.unique(labels, return_inverse=True)
-    names = _names(folder, numbers)
+    if layout.is_number:
+        identities, labels, kept = _numbered(tars.folder, labels, set_aside)
+        places = places[kept]
+    else:
+        identities, labels = _named(listings)
+    return TarSource(
+        tars.folder,
+        tars.names,
+        identities,
+        labels,
+        set_aside,
+        places,
+        unpacked=tars.unpacked,
+        label_field=layout.field,
+    )
+
+
+def _numbered(
+    folder: Path, numbers: NDArray[np.int64], set_aside: list[SetAside]
+) -> tuple[list[str], NDArray[np.uint32], NDArray[np.bool_]]:
+    """Identities and labels of samples with these numbers, and which samples have a name that can be used."""
+    distinct, dense = np.unique(numbers, return_inverse=True)
+    names = _names(folder, distinct)
     usable = np.array([name is not None for name in names])
-    for number, samples in zip(numbers[~usable].tolist(), np.bincount(dense)[~usable].tolist(), strict=True):
+    for number, samples in zip(distinct[~usable].tolist(), np.bincount(dense)[~usable].tolist(), strict=True):
         set_aside.append(SetAside(f"{IDENTITIES_NAME}:{number + 1}", UNUSABLE, samples))
     kept = usable[dense]
     rank = np.cumsum(usable, dtype=np.uint32) - 1
-    identities = [name for name in names if name is not None]
-    return TarSource(folder, tars, identities, rank[dense[kept]], set_aside, places[kept])
+    return [name for name in names if name is not None], rank[dense[kept]], kept
 
 
-class _Listing(NamedTuple):
-    """Samples of one tar: numbers in `.cls` and places, both [samples]; and what is wrong with it."""
+def _named(listings: Sequence[TarListing]) -> tuple[list[str], NDArray[np.uint32]]:
+    """Identities and labels of samples whose labels are numbers of their own tar's names."""
+    number_of: dict[str, int] = {}
+    numbers = []
+    for listing in listings:
+        own = np.array([number_of.setdefault(name, len(number_of)) for name in listing.names], np.int64)
+        numbers.append(own[listing.labels])
+    identities, rank = sorted_identities(list(number_of))
+    return identities, rank[np.concatenate(numbers)]
 
-    tar: int
-    labels: NDArray[np.int64]
-    places: NDArray[np.void]
-    set_aside: list[SetAside]
-    damage: str
-    read: int  # bytes up to the damage, or all
 
-
-def _set_aside(folder: Path, tars: Sequence[str], listings: Sequence[_Listing]) -> Iterator[SetAside]:
+def _set_aside(tars: TarFiles, listings: Sequence[TarListing]) -> Iterator[SetAside]:
     """All that was set aside; a damaged tar counts as many samples as fill what could not be read of it."""
     samples = sum(len(listing.labels) for listing in listings)
     mean = sum(listing.read for listing in listings) / max(1, samples)
     for listing in listings:
         yield from listing.set_aside
         if listing.damage:
-            unread = (folder / tars[listing.tar]).stat().st_size - listing.read
-            yield SetAside(tars[listing.tar], listing.damage, max(1, round(unread / max(1, mean))))
-
-
-def _list_tar(folder: Path, tars: Sequence[str], number: int) -> _Listing:
-    path = folder / tars[number]
-    with named(path, "not read"):
-        samples, stems, damage = _samples(path)
-        read = damage.at if damage else path.stat().st_size
-    good = (samples["label"] >= 0) & (samples["image_size"] > 0)
-    faults = zip(stems, samples[~good], strict=True)
-    set_aside = [_fault(f"{path.name}:{stem}", sample) for stem, sample in faults]
-    samples = samples[good]
-    places = np.empty(len(samples), PLACE)
-    places["tar"] = number
-    for field in ("image", "image_size", "json", "json_size"):
-        places[field] = samples[field]
-    return _Listing(number, samples["label"].copy(), places, set_aside, str(damage or ""), read)
-
-
-def _fault(name: str, sample: np.void) -> SetAside:
-    """Why a group of members is no sample."""
-    if sample["label"] == NO_LABEL and not sample["image_size"]:
-        return SetAside(name, "neither image nor label: wanted .jpg or .png, and .cls", 0)
-    if not sample["image_size"]:
-        return SetAside(name, "no whole image: wanted .jpg or .png")
-    return SetAside(name, "no label: wanted .cls" if sample["label"] == NO_LABEL else "label: wanted a number in .cls")
+            unread = tars.path(listing.tar).stat().st_size - listing.read
+            yield SetAside(tars.names[listing.tar], listing.damage, max(1, round(unread / max(1, mean))))
 
 
 def texts_of(tar: Path, images: Sequence[int]) -> list[tuple[int, int]]:
@@ -170,13 +182,13 @@ def texts_of(tar: Path, images: Sequence[int]) -> list[tuple[int, int]]:
         NotWrittenError: the tar cannot be read.
     """
     with named(tar, "not read"):
-        samples, _, _ = _samples(tar)
+        samples = samples_in(tar, WEBDATASET).samples
     text_of = {image: (text, size) for image, text, size in samples[["image", "json", "json_size"]].tolist()}
     return [text_of.get(image, (0, 0)) for image in images]
 
 
 def keys_of(tar: Path, images: Sequence[int]) -> list[str]:
-    """Keys of the samples whose images lie at these offsets of a tar: from their JSON, or else their place.
+    """Keys of the samples whose images lie at these offsets of a tar: from their JSON, or else their names there.
 
     Raises:
         NotWrittenError: the tar cannot be read.
@@ -184,28 +196,9 @@ def keys_of(tar: Path, images: Sequence[int]) -> list[str]:
     keys = []
     with named(tar, "not read"), tar.open("rb") as file:
         for image, (text, size) in zip(images, texts_of(tar, images), strict=True):
-            keys.append(str(of_json(os.pread(file.fileno(), size, text)).get("key") or f"{tar.name}:{image}"))
+            fields = of_json(os.pread(file.fileno(), size, text))
+            keys.append(_key(tar.name, file.fileno(), image, fields))
     return keys
-
-
-def _samples(path: Path) -> tuple[NDArray[np.void], list[str], DamagedError | None]:
-    """[groups] of `SAMPLE`, the stems of those that are no whole samples, and damage that ended the reading."""
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size:  # nothing cannot be mapped
-            tar = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            if (samples := plain_samples(tar)) is not None:
-                bad = (samples["label"] < 0) | (samples["image_size"] == 0)
-                stems = [split_name(name_at(tar, header))[0] for header in samples["header"][bad].tolist()]
-                return samples, stems, None
-        members: list[Member] = []
-        damage: DamagedError | None = None
-        try:
-            members.extend(walk(file))
-        except DamagedError as error:
-            damage = error
-        walked = list(samples_of(file, members))
-    stems = [sample.stem for sample in walked if sample.label < 0 or not sample.image_size]
-    return np.array([(0, *sample[1:]) for sample in walked], SAMPLE), stems, damage
 
 
 def _names(folder: Path, numbers: NDArray[np.int64]) -> list[str | None]:

@@ -6,20 +6,27 @@ file or damage is left to `tarfile`, which would give the same answer for a plai
 """
 
 import mmap
+import os
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.shards.sources.tar_walk import APPLE, DIGITS, LONGEST_LABEL, NO_LABEL, NOT_A_NUMBER, SPACE
+from pipeline.shards.sources.tar_walk import (
+    APPLE,
+    DIGITS,
+    LONGEST_LABEL,
+    NO_LABEL,
+    NOT_A_NUMBER,
+    SPACE,
+    WEBDATASET,
+    Layout,
+    split_name,
+)
 from pipeline.shards.tars import BLOCK, RECORD
 
-# Of several images in a sample, the first of these kinds counts.
-EXTENSIONS = np.array([b"jpg", b"jpeg", b"png", b"cls", b"json"])
-JPG, JPEG, PNG, LABEL, TEXT = range(len(EXTENSIONS))
-
-# Offsets and sizes of the payloads of a sample, in bytes; 0 if there is none. The label is as in `TarSample`. `header`
+# Offsets and sizes of the payloads of a sample, in bytes; 0 if there is none. All is as in `TarSample`, and `header`
 # is that of the first member, which has the sample's name.
-FIELDS = ("header", "label", "image", "image_size", "json", "json_size")
+FIELDS = ("header", "label", "image", "image_size", "json", "json_size", "text", "text_size")
 SAMPLE = np.dtype([(field, "<i8") for field in FIELDS])
 
 AT_ONCE = 1 << 15  # headers looked at together: 16 MB
@@ -29,7 +36,7 @@ NAME, SIZE, CHECKSUM, KIND, PREFIX = slice(0, 100), slice(124, 135), slice(148, 
 REGULAR, DIRECTORY, EXTENDED = ord("0"), ord("5"), ord("x")
 
 
-def plain_samples(tar: mmap.mmap) -> NDArray[np.void] | None:
+def plain_samples(tar: mmap.mmap, layout: Layout = WEBDATASET) -> NDArray[np.void] | None:
     """[samples] of `SAMPLE`, one for each run of members of one stem; None if `tarfile` must read this tar."""
     if (found := _hop(tar)) is None:
         return None
@@ -46,20 +53,26 @@ def plain_samples(tar: mmap.mmap) -> NDArray[np.void] | None:
         blocks = _blocks(data, headers[some])
         if not _are_sound(blocks) or (names := _names(blocks)) is None:
             return None
-        stems, kinds[some] = _split(names)
+        stems, kinds[some] = _split(names, layout)
         begins[some][1:] = (stems[1:] != stems[:-1]).any(1)
         all_stems[some] = np.ascontiguousarray(stems).view(f"S{stems.shape[1]}").ravel()
-    if _repeats(kinds, np.cumsum(begins) - 1, all_stems[begins]):
+    if _repeats(kinds, np.cumsum(begins) - 1, all_stems[begins], layout):
         return None
-    return _grouped(data, headers, sizes, kinds, begins)
+    return _grouped(data, headers, sizes, kinds, begins, layout)
 
 
-def _repeats(kinds: NDArray[np.int64], run: NDArray[np.int64], stems: NDArray[np.bytes_]) -> bool:
+def _extensions(layout: Layout) -> list[str]:
+    """Those of a sample's members; the place of one is the number of its kind."""
+    return list(dict.fromkeys([*layout.images, layout.label, layout.json]))
+
+
+def _repeats(kinds: NDArray[np.int64], run: NDArray[np.int64], stems: NDArray[np.bytes_], layout: Layout) -> bool:
     """Whether a run has a kind twice, or two runs without image or label have one stem: not for this module to join."""
-    counts = np.zeros((len(stems), len(EXTENSIONS)), np.int64)
+    extensions = _extensions(layout)
+    counts = np.zeros((len(stems), len(extensions)), np.int32)
     known = kinds >= 0
     np.add.at(counts, (run[known], kinds[known]), 1)
-    is_whole = counts[:, [JPG, JPEG, PNG]].any(1) & counts[:, LABEL].astype(bool)
+    is_whole = counts[:, : len(layout.images)].any(1) & (counts[:, extensions.index(layout.label)] > 0)
     others = stems[~is_whole]
     return bool((counts > 1).any()) or len(np.unique(others)) < len(others)
 
@@ -67,6 +80,15 @@ def _repeats(kinds: NDArray[np.int64], run: NDArray[np.int64], stems: NDArray[np
 def name_at(tar: mmap.mmap, header: int) -> str:
     """The name of the member whose header is there."""
     return tar[header : header + BLOCK][NAME].split(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def stem_before(descriptor: int, payload: int) -> str:
+    """The stem of the member of an open tar whose payload begins there; empty if its name is not all in its header."""
+    header = os.pread(descriptor, BLOCK, payload - BLOCK)
+    name = header[NAME].split(b"\0")[0]
+    if len(name) == NAME.stop or any(header[PREFIX]):
+        return ""
+    return split_name(name.decode("utf-8", "replace"))[0]
 
 
 def _blocks(data: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -128,8 +150,8 @@ def _has_apple(names: NDArray[np.uint8]) -> bool:
     return any(b"/" + word.encode() in rows for word in APPLE)
 
 
-def _split(names: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Stems, padded with zeros, and numbers in `EXTENSIONS` (-1: none of them) of names.
+def _split(names: NDArray[np.uint8], layout: Layout) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Stems, padded with zeros, and kinds (-1: none that is known) of names.
 
     A name is cut at the first dot of its last part, as WebDataset cuts it.
     """
@@ -138,11 +160,12 @@ def _split(names: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int6
     is_dot = (names == ord(".")) & (places > last_slash[:, None])
     dot = np.where(is_dot, places, np.int8(names.shape[1])).min(1)
     stems = np.where(places < dot[:, None], names, np.uint8(0))
-    width = EXTENSIONS.itemsize + 1  # with a byte more than the longest, so that a longer one is none of them
+    extensions = np.array([extension.encode() for extension in _extensions(layout)])
+    width = extensions.itemsize + 1  # with a byte more than the longest, so that a longer one is none of them
     padded = np.pad(names, ((0, 0), (0, width + 1)))
     letters = np.take_along_axis(padded, dot[:, None] + np.arange(1, width + 1), 1)
     letters[(letters >= ord("A")) & (letters <= ord("Z"))] += ord("a") - ord("A")
-    is_kind = letters.view(f"S{width}") == EXTENSIONS
+    is_kind = letters.view(f"S{width}") == extensions
     return stems, np.where(is_kind.any(1), is_kind.argmax(1), -1)
 
 
@@ -152,27 +175,29 @@ def _grouped(
     sizes: NDArray[np.int64],
     kinds: NDArray[np.int64],
     begins: NDArray[np.bool_],
+    layout: Layout,
 ) -> NDArray[np.void]:
     """[samples] of `SAMPLE` from columns over members."""
     sample_of = np.cumsum(begins) - 1
     samples = np.zeros(int(begins.sum()), SAMPLE)
     samples["header"] = headers[begins]
 
-    def places_of(kind: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def places_of(extension: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """[samples] place and size of the payload of this kind; of two, the last."""
         place, size = np.zeros((2, len(samples)), np.int64)
-        members = np.flatnonzero(kinds == kind)
+        members = np.flatnonzero(kinds == _extensions(layout).index(extension))
         place[sample_of[members]], size[sample_of[members]] = headers[members] + BLOCK, sizes[members]
         return place, size
 
-    for kind in (PNG, JPEG, JPG):
-        place, size = places_of(kind)
+    for extension in reversed(layout.images):
+        place, size = places_of(extension)
         samples["image"][place > 0], samples["image_size"][place > 0] = place[place > 0], size[place > 0]
-    samples["json"], samples["json_size"] = places_of(TEXT)
+    samples["json"], samples["json_size"] = places_of(layout.json)
     is_cut = samples["image"] + samples["image_size"] > len(data)
     samples["image_size"][is_cut] = 0
     samples["image"][samples["image_size"] == 0] = 0
-    place, size = places_of(LABEL)
+    place, size = places_of(layout.label)
+    samples["text"], samples["text_size"] = place, size
     samples["label"] = np.where(place > 0, _numbers(data, place, size), NO_LABEL)
     return samples
 

@@ -5,17 +5,17 @@ It is thirty times slower than `tar_headers`, and reads the tars that are not pl
 
 import os
 import tarfile
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
-from pipeline.shards.images import SetAsideError
+from pipeline.shards.images import SUFFIXES, SetAsideError
 from pipeline.shards.tars import BLOCK
 
-IMAGES = ("jpg", "jpeg", "png")
-KNOWN = {*IMAGES, "cls", "json"}
+KINDS = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)  # of images
 DIGITS = 18  # so many of a label fit 64 bits
 SPACE = b" \t\r\n"  # may stand behind a label
 LONGEST_LABEL = DIGITS + 2
+LONGEST_TEXT = 1 << 20  # of a member that holds a name, in bytes
 NO_LABEL, NOT_A_NUMBER = -1, -2
 
 # Files beside each file that macOS packs (AppleDouble), and their folder in archives.
@@ -36,10 +36,35 @@ class Member(NamedTuple):
 NOTHING = Member("", "", 0, 0)
 
 
+class Layout(NamedTuple):
+    """What the members of a sample are called: extensions in lower case; of several images the first of these counts.
+
+    `field` is that of the JSON that is the label, if the JSON holds it. `is_number` says that labels are numbers, as
+    WebDataset means `.cls`; else they are names.
+    """
+
+    images: tuple[str, ...] = KINDS
+    label: str = "cls"
+    json: str = "json"
+    field: str = ""
+    is_number: bool = True
+
+    def is_whole(self, extensions: Collection[str]) -> bool:
+        """Whether members of these extensions are a sample."""
+        return self.label in extensions and any(image in extensions for image in self.images)
+
+    def is_known(self, extension: str) -> bool:
+        """Whether a member is part of a sample."""
+        return extension in (self.label, self.json) or extension in self.images
+
+
+WEBDATASET = Layout()
+
+
 class TarSample(NamedTuple):
     """One sample of a tar; places and sizes in bytes, 0 if there is none.
 
-    The label is `NO_LABEL` without `.cls` and `NOT_A_NUMBER` if that holds anything else.
+    The label is `NO_LABEL` if no member holds one and `NOT_A_NUMBER` if that holds anything else; `text` is its place.
     """
 
     stem: str
@@ -48,6 +73,8 @@ class TarSample(NamedTuple):
     image_size: int
     json: int
     json_size: int
+    text: int
+    text_size: int
 
 
 class DamagedError(SetAsideError):
@@ -58,35 +85,35 @@ class DamagedError(SetAsideError):
         self.at = at
 
 
-def samples_of(file: BinaryIO, members: Iterable[Member]) -> Iterator[TarSample]:
+def samples_of(file: BinaryIO, members: Iterable[Member], layout: Layout = WEBDATASET) -> Iterator[TarSample]:
     """Group members of an open tar to samples.
 
     A sample is a run of members of one stem with each kind of file once, so that tars put end to end may repeat names.
     Runs that have an image or a label only are joined if they have one stem: some tools write all images first.
     """
-    groups = list(_runs(members))
+    groups = list(_runs(members, layout))
     open_group: dict[str, dict[str, Member]] = {}
     for place, (stem, parts) in enumerate(groups):
-        if _is_whole(parts):
+        if layout.is_whole(parts):
             continue
         there = open_group.setdefault(stem, parts)
-        if there is not parts and not (there.keys() & parts.keys() & KNOWN):
+        if there is not parts and not any(map(layout.is_known, there.keys() & parts.keys())):
             there.update(parts)
             groups[place] = stem, {}
-            if _is_whole(there):
+            if layout.is_whole(there):
                 del open_group[stem]
     size = os.fstat(file.fileno()).st_size
     for stem, parts in groups:
         if parts:
-            yield _sample(file, size, stem, parts)
+            yield _sample(file, size, stem, parts, layout)
 
 
-def _runs(members: Iterable[Member]) -> Iterator[tuple[str, dict[str, Member]]]:
+def _runs(members: Iterable[Member], layout: Layout) -> Iterator[tuple[str, dict[str, Member]]]:
     """Stem and members by extension of each run."""
     stem, parts = "", dict[str, Member]()
     for member in members:
         extension = member.extension.lower()
-        if parts and (member.stem != stem or extension in parts.keys() & KNOWN):
+        if parts and (member.stem != stem or (extension in parts and layout.is_known(extension))):
             yield stem, parts
             parts = {}
         stem = member.stem
@@ -95,17 +122,14 @@ def _runs(members: Iterable[Member]) -> Iterator[tuple[str, dict[str, Member]]]:
         yield stem, parts
 
 
-def _is_whole(parts: dict[str, Member]) -> bool:
-    return "cls" in parts and any(kind in parts for kind in IMAGES)
-
-
-def _sample(file: BinaryIO, size: int, stem: str, parts: dict[str, Member]) -> TarSample:
-    image = next((parts[extension] for extension in IMAGES if extension in parts), NOTHING)
+def _sample(file: BinaryIO, size: int, stem: str, parts: dict[str, Member], layout: Layout) -> TarSample:
+    image = next((parts[extension] for extension in layout.images if extension in parts), NOTHING)
     if image.offset + image.size > size:  # cut
         image = NOTHING
-    text = parts.get("json", NOTHING)
-    label = _number(file, parts["cls"]) if "cls" in parts else NO_LABEL
-    return TarSample(stem, label, image.offset if image.size else 0, image.size, text.offset, text.size)
+    note, text = parts.get(layout.json, NOTHING), parts.get(layout.label, NOTHING)
+    label = _number(file, text) if layout.label in parts else NO_LABEL
+    place = image.offset if image.size else 0
+    return TarSample(stem, label, place, image.size, note.offset, note.size, text.offset, text.size)
 
 
 def walk(file: BinaryIO) -> Iterator[Member]:
@@ -114,10 +138,9 @@ def walk(file: BinaryIO) -> Iterator[Member]:
     Raises:
         DamagedError: the tar is damaged, cut or compressed; what came before is good.
     """
-    start, size = file.read(6), os.fstat(file.fileno()).st_size
-    for magic, name in COMPRESSED.items():
-        if start.startswith(magic):
-            raise DamagedError(f"compressed with {name}: wanted a plain tar; decompress it first", 0)
+    if compression := compression_of(file):
+        raise DamagedError(f"compressed with {compression}: wanted a plain tar; decompress it first", 0)
+    size = os.fstat(file.fileno()).st_size
     at = 0
     while at < size:
         at = yield from _walk_one(file, at)
@@ -129,6 +152,12 @@ def walk(file: BinaryIO) -> Iterator[Member]:
         at = rest
     if not size:
         raise DamagedError("damaged: empty file", 0)
+
+
+def compression_of(file: BinaryIO) -> str:
+    """What an open file is compressed with; empty if it is not."""
+    start = os.pread(file.fileno(), max(map(len, COMPRESSED)), 0)
+    return next((name for magic, name in COMPRESSED.items() if start.startswith(magic)), "")
 
 
 def _walk_one(file: BinaryIO, at: int) -> Generator[Member, None, int]:

@@ -131,7 +131,7 @@ def test_a_label_cut_in_two_is_no_label(tmp_path: Path) -> None:
 
 
 def test_tars_without_faces_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.tar").write_bytes(tar_of([("a.txt", b"")]))
+    (tmp_path / "a.tar").write_bytes(tar_of([("a.xml", b"")]))
     with pytest.raises(ShardError, match=r"got 1 tars without labelled images, wanted \.jpg or \.png with \.cls"):
         open_source(tmp_path)
 

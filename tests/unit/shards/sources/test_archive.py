@@ -1,0 +1,90 @@
+"""Zips of identity folders, whole and damaged."""
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pipeline.shards.images import SetAsideError
+from pipeline.shards.manifest import ShardError
+from pipeline.shards.plan import make_plan
+from pipeline.shards.sources.detect import open_source
+from pipeline.shards.verify import verify
+from tests.shards import contents, made, noise, write_people
+
+PEOPLE = ["佐藤 健", "ann", "ann"]
+
+
+def write_zip(path: Path, method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.mkdir("faces")
+        for number, person in enumerate(PEOPLE):
+            archive.writestr(f"faces/{person}/{number}.jpg", noise(number))
+        archive.writestr("faces/README.md", b"hello")
+        archive.writestr("__MACOSX/faces/ann/._1.jpg", b"x")
+    return path
+
+
+TRUTH = {f"faces/{person}/{number}.jpg": (person, noise(number)) for number, person in enumerate(PEOPLE)}
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("place", ["faces.zip", ".", "file://", "*.zip"])
+def test_a_zip_of_identity_folders_is_a_source(tmp_path: Path, method: int, place: str) -> None:
+    write_zip(tmp_path / "faces.zip", method)
+    where = f"file://{tmp_path}" if place == "file://" else tmp_path / place
+    source = open_source(where, copies=tmp_path / "copies")
+    assert contents(source) == TRUTH
+    assert list(source.identities) == ["ann", "佐藤 健"]
+    assert [one[0::2] for one in source.set_aside] == [("faces/README.md", 0)]
+
+
+def test_the_set_of_a_zip_is_that_of_its_folders(tmp_path: Path) -> None:
+    people = write_people(tmp_path / "people")
+    with zipfile.ZipFile(tmp_path / "people.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(people.rglob("*.*")):
+            archive.write(path, path.relative_to(people))
+    sets = []
+    for place in (people, tmp_path / "people.zip"):
+        out = tmp_path / f"{place.name} set"
+        manifest = made(make_plan(open_source(place), out, seed=1, samples_per_tar=6, size=None), workers=2)
+        assert verify(out, decode_every=1) == []
+        sets.append([(tar.name, tar.sha256) for tar in manifest.tars])
+    assert sets[0] == sets[1]
+
+
+def test_a_damaged_image_is_set_aside(tmp_path: Path) -> None:
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        data = bytearray(write_zip(tmp_path / "faces.zip", method).read_bytes())
+        data[data.index(b"faces/ann/1.jpg") + 80] ^= 0xFF
+        (tmp_path / "faces.zip").write_bytes(data)
+        source = open_source(tmp_path / "faces.zip")
+        with pytest.raises(SetAsideError, match="damaged in the archive: "):
+            source.read(1)
+        assert [source.read(number) for number in (0, 2)] == [noise(0), noise(2)]
+
+
+def test_what_cannot_be_read_of_a_zip_has_its_reason(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "faces.zip")
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("faces/ann/3.jpg", noise(3))
+    data = bytearray(path.read_bytes())
+    listed = data.index("faces/佐藤 健/0.jpg".encode(), data.index(b"PK\1\2"))
+    data[listed - 46 + 8] |= 1  # the flags of a file in the zip's list
+    path.write_bytes(data)
+    source = open_source(path)
+    assert {path: reason for path, reason, _ in source.set_aside if path.endswith("jpg")} == {
+        "faces/佐藤 健/0.jpg": "encrypted",
+        "faces/ann/3.jpg": "compressed with method 12: wanted stored or deflated",
+    }
+    assert len(source.labels) == 2
+    path.write_bytes(data[:-30])
+    with pytest.raises(ShardError, match=r"faces\.zip: not a whole zip: File is not a zip file"):
+        open_source(path)
+
+
+def test_an_archive_without_identity_folders_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("1.jpg", noise(1))
+    with pytest.raises(ShardError, match=r"got no image in a\.zip, wanted identity/image; 1 not in an identity folder"):
+        open_source(tmp_path / "a.zip")
