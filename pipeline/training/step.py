@@ -123,13 +123,13 @@ class Stepper:
             stop_asked: whether this rank is asked to stop.
             own_seconds: this rank's own work in the step before, for `Outcome.slowest_seconds`.
         """
-        parts = self._recipe.data.accumulation
+        parts, recipe = self._recipe.data.accumulation, self._recipe.head
         outputs: list[HeadOutput] = []
         gradients: list[torch.Tensor] = []
         agreed: Agreed | None = None
         dropped: torch.Tensor | None = None
         self._engine.keep_buffers()
-        self._head.margin = self._recipe.head.margin_at(step)
+        self._head.margin, self._head.sample_rate = recipe.margin_at(step), recipe.sample_rate_at(step)
         pieces = (batch.images_BCHW, batch.labels_B, self._numbers(batch))
         for images, labels, samples in zip(*(piece.chunk(parts) for piece in pieces), strict=True):
             with STEP.part("forward"):
