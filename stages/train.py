@@ -34,6 +34,7 @@ import sys
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.algorithms import choose_algorithms, keep_compiled
 from cluster.collectives import Group, barrier, gather_objects, rank_in
@@ -58,6 +59,9 @@ from pipeline.shards.manifest import ShardError
 from pipeline.training.guard import NonFiniteError
 from pipeline.training.saves import UnsavedError
 from pipeline.training.start import Start, check_start, read_start
+
+if TYPE_CHECKING:
+    from pipeline.training.loop import Trainer
 
 logger = logging.getLogger("train")
 
@@ -214,14 +218,7 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
         STARTUP.done("building")
         newest, left = step_to_resume(start, together.group)
         STARTUP.done("checking")
-        if newest is not None:
-            changed = [*changed, *trainer.resume(newest)]
-            logger.info("resumed %s at step %d", start.run, trainer.step)
-            for change in changed:
-                logger.warning("changed since: %s", change)
-        elif recipe.init.run is not None:
-            inherited = trainer.inherit(recipe.init.run, recipe.init.step, recipe.init.new_rows)
-            logger.info("start from %s: %s", recipe.init.run, inherited)
+        changed = load(trainer, start, newest, changed)
         evaluator = Evaluator(trainer, start.sets)
         evaluator.check()
         STARTUP.done("loading")
@@ -245,6 +242,23 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
         return 0
     logger.warning("stopped by %s after %s; the same command resumes it", stop.asked, place(start.run, trainer.step))
     return EXIT_STOPPED
+
+
+def load(trainer: Trainer, start: Start, newest: int | None, changed: list[str]) -> list[str]:
+    """Resume from the checkpoint of the step, or begin as the recipe says; what has changed since, `changed` included.
+
+    All ranks together.
+    """
+    recipe = start.recipe
+    if newest is not None:
+        changed = [*changed, *trainer.resume(newest)]
+        logger.info("resumed %s at step %d", start.run, trainer.step)
+        for change in changed:
+            logger.warning("changed since: %s", change)
+    elif recipe.init.run is not None:
+        inherited = trainer.inherit(recipe.init.run, recipe.init.step, recipe.init.new_rows)
+        logger.info("start from %s: %s", recipe.init.run, inherited)
+    return changed
 
 
 def step_to_resume(start: Start, group: Group) -> tuple[int | None, list[int]]:

@@ -330,11 +330,11 @@ class Recipe(Section):
                     f"head.{key}: got {got} with data.accumulation {self.data.accumulation}, "
                     "wanted accumulation 1: it works on the gradient of one backward pass"
                 )
-        for key, got in (("fused_update", self.head.fused_update), ("ranks", self.head.ranks)):
-            if self.optimizer.clip_rows and got:
+        for key, value in (("fused_update", self.head.fused_update), ("ranks", self.head.ranks)):
+            if self.optimizer.clip_rows and value:
                 raise ValueError(
-                    f"optimizer.clip_rows: got true with head.{key} {got}, wanted false: the norm must be known before "
-                    "any row is updated, and after its gradient is averaged over replicas"
+                    f"optimizer.clip_rows: got true with head.{key} {value}, wanted false: the norm must be known "
+                    "before any row is updated, and after its gradient is averaged over replicas"
                 )
         if self.log.suspect_degrees is not None and self.head.ranks is not None:
             raise ValueError(

@@ -38,7 +38,7 @@ def test_means_are_those_of_the_last_epochs(tmp_path: Path, epoch: int) -> None:
             for sample, cosine in zip(ORDER.batch(step).tolist(), cosine_G.tolist(), strict=True):
                 seen[sample] += [] if np.isnan(cosine) else [cosine]
     want = [np.mean(seen[sample]) if seen[sample] else np.nan for sample in range(26)]
-    np.testing.assert_allclose(kept.means(epoch), want, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(kept.means(epoch), np.array(want), rtol=1e-6, atol=1e-6)
     assert len(list((tmp_path / "cosines").iterdir())) == min(epoch + 1, EPOCHS)
     assert sum(file.stat().st_size for file in (tmp_path / "cosines").iterdir()) == 2 * 24 * min(epoch + 1, EPOCHS)
 
