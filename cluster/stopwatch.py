@@ -98,13 +98,18 @@ class Startup:
     def begin(self) -> None:
         """Forget what was counted: count from the start of this process."""
         self.parts: dict[str, float] = {}
-        self._last = _process_started()
+        self._began = self._last = _process_started()
 
     def done(self, part: str) -> None:
         """Count the time since the last call, or since the process started, as `part`."""
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         self.parts[part] = now - self._last
         self._last = now
+
+    @property
+    def began(self) -> float:
+        """When this process was started, in seconds since the epoch."""
+        return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - self._began)
 
     def __str__(self) -> str:
         parts = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in self.parts.items())
