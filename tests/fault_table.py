@@ -27,10 +27,11 @@ Written by `python -m tests.fault_table` from what the tests recorded in `runs/f
 RESTARTS = """
 ## A restart by part
 
-From the fault to the first step after it, with `--end-seconds` 2 and `--wait-seconds` 0.5. The ranks that are left end,
-by their watchdog or killed; the supervisor waits and takes the hosts that are there; then rank 0's own parts. Imports
-are done by the host's agent beforehand. After the loss of rank 0's host the meeting has 2.5 s in which an earlier
-holder of the run's folder would notice that it was taken over.
+From the fault to the first step after it, on two cores that other work loaded to 5 to 8, with `--wait-seconds` 0.5. The
+ranks that are left end, by their watchdog, or are killed after `--end-seconds` (3 here; the default is 2); the
+supervisor waits and takes the hosts that are there; then rank 0's own parts. Imports are done by the host's agent
+beforehand. After the loss of rank 0's host the meeting has 2.5 s in which an earlier holder of the run's folder would
+notice that it was taken over.
 
 | fault | seconds by part |
 | --- | --- |
