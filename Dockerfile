@@ -3,7 +3,8 @@
 #   docker build -t spherescale .                                    for GPUs (torch brings CUDA with it)
 #   docker build -t spherescale:cpu --build-arg TORCH=cpu .          for CPUs, without CUDA's gigabytes
 #
-# The driver is the host's, through the NVIDIA container toolkit.
+# The driver is the host's, through the NVIDIA container toolkit. Nothing in it runs as root: user 1000, or any other
+# (`docker run --user "$(id -u):$(id -g)"`), which must be able to write to the run's folder.
 FROM python:3.11-slim-bookworm
 ARG TORCH=gpu
 RUN apt-get update \
@@ -19,5 +20,9 @@ RUN if [ "$TORCH" = cpu ]; then \
         "$(grep '^torch==' constraints.txt)"; \
     fi \
     && pip install --no-cache-dir -c constraints.txt -e '.[export]'
-ENV PYTHONUNBUFFERED=1
+# A home that any user may write to: Triton's and PyTorch's compiled kernels are kept there. And a name, for users whom
+# /etc/passwd does not know.
+RUN useradd --uid 1000 --home-dir /home/spherescale --create-home spherescale && chmod 1777 /home/spherescale
+ENV PYTHONUNBUFFERED=1 HOME=/home/spherescale USER=spherescale
+USER 1000:1000
 CMD ["python", "stages/train.py", "--help"]

@@ -12,7 +12,8 @@ _shown = sys.excepthook
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         # Python itself then ends the process by SIGINT, which is what a shell asks for.
-        print(f"{Path(sys.argv[0]).stem}: stopped", file=sys.stderr)
+        file = Path(sys.argv[0])
+        print(f"{file.parent.name if file.stem == '__main__' else file.stem}: stopped", file=sys.stderr)
     else:
         _shown(kind, error, trace)
 

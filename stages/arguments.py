@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
+from cluster.process_group import device_of
+from cluster.topology import Topology
 from pipeline.evaluation.embedding.feeding import CHANNELS, Given
-from pipeline.evaluation.embedding.source import How, Source
+from pipeline.evaluation.embedding.kept import keep_share
+from pipeline.evaluation.embedding.source import How, ImageList, Source
 from pipeline.evaluation.embedding.trained import Step, load_trained
 from pipeline.files import write_file
 from pipeline.run.folder import RunFolder
@@ -81,8 +85,9 @@ def add_embedding(parser: argparse.ArgumentParser) -> None:
         "--device",
         type=device_of_text,
         default="cuda" if torch.cuda.is_available() else "cpu",
-        help="device to embed on: cpu, cuda, cuda:1 (default here: %(default)s)",
+        help="device to embed on: cpu, cuda, cuda:1 (default here: %(default)s; of several ranks each takes its own)",
     )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
 
 
 def add_bootstrap(parser: argparse.ArgumentParser, resamples: int = 1000) -> None:
@@ -121,7 +126,7 @@ def other_source(args: argparse.Namespace) -> Source | None:
     if args.onnx is not None:
         from pipeline.evaluation.embedding.onnx import load_onnx  # here, since the extra may be missing
 
-        return load_onnx(args.onnx, given, torch.device(args.device))
+        return load_onnx(args.onnx, given, how_of(args).device)
     if args.weights is not None:
         from pipeline.evaluation.embedding.weights import load_weights
 
@@ -146,8 +151,16 @@ def given_of(args: argparse.Namespace) -> Given:
 
 
 def how_of(args: argparse.Namespace) -> How:
-    """How images become features."""
-    return How(args.batch_size, args.threads, torch.device(args.device))
+    """How images become features: of several ranks, started by a launcher, each embeds on a device of its own."""
+    topology = Topology.from_environment(os.environ)
+    device = device_of(topology) if topology.num_ranks > 1 else torch.device(args.device)
+    return How(args.batch_size, args.threads, device, topology.rank, topology.num_ranks)
+
+
+def embed_share(args: argparse.Namespace, source: Source, lists: Iterable[ImageList]) -> None:
+    """What a rank other than the first does: its share of the features, for the first to judge."""
+    for images in lists:
+        keep_share(RunFolder(args.run).embeddings, source, images, how_of(args))
 
 
 def options_of(args: argparse.Namespace) -> list[object]:

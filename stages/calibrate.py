@@ -92,7 +92,7 @@ def measure(recipe: Recipe, shards: ShardSet, topology: Topology, out: Path, ste
 
             if recipe.backbone.compile:
                 keep_compiled()
-            choose_algorithms(recipe.deterministic)
+            choose_algorithms(recipe.deterministic, recipe.backbone.compile)
             # as many steps as wanted, and no save or report in between
             endless = recipe.optimizer.model_copy(update={"steps": 10**9})
             longer = recipe.model_copy(update={"optimizer": endless})

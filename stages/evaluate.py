@@ -19,14 +19,13 @@ from typing import get_args
 from cluster.stop import exit_with, faults_in_one_line
 from pipeline.evaluation.embedding.embed import files_of
 from pipeline.evaluation.embedding.kept import keep, means_of_frames, remarks
-from pipeline.evaluation.embedding.source import Source, image_files
+from pipeline.evaluation.embedding.source import ImageList, Source, image_files
 from pipeline.evaluation.protocols.groups import read_groups
 from pipeline.evaluation.protocols.overlap import excluded_people
 from pipeline.evaluation.protocols.pairs import Pairs
-from pipeline.evaluation.reports.report import write_report
 from pipeline.evaluation.results import Evaluation, Rules, save
 from pipeline.evaluation.scoring.insightface_rules import InsightFaceResult
-from pipeline.evaluation.scoring.verification import FloatArray
+from pipeline.evaluation.scoring.verification import FloatArray, IntArray
 from pipeline.evaluation.sets import VerificationSet, folder_of, judge, leave_out, read_set, stored
 from pipeline.run.folder import RunFolder
 from stages.arguments import (
@@ -34,6 +33,7 @@ from stages.arguments import (
     add_embedding,
     add_source,
     add_step,
+    embed_share,
     how_of,
     name_of,
     parser_of,
@@ -64,11 +64,17 @@ def main() -> int:
     """Read and check everything, then embed, judge and report; a fault is one line (65, or 74 for the disk)."""
     args = _parser().parse_args()
     chosen = _chosen(args)
+    if how_of(args).rank:
+        for source in sources_of(args):
+            embed_share(args, source, [_images(args, chosen.pairs)[0]])
+        return 0
     for words in chosen.pairs.oddities():
         print(f"evaluate: {words}", file=sys.stderr)
     evaluations = [_evaluate(args, chosen, source) for source in sources_of(args)]
     _print_table(evaluations)
     if args.report:
+        from pipeline.evaluation.reports.report import write_report  # which brings Matplotlib, more than a second
+
         print(f"report: {write_report([args.run], RunFolder(args.run).report)}")
     return 0
 
@@ -99,12 +105,17 @@ def _evaluate(args: argparse.Namespace, chosen: VerificationSet, source: Source)
 
 def _features(args: argparse.Namespace, source: Source, pairs: Pairs) -> FloatArray:
     """Features of the pairs' images, a row of NaN for one without; those are listed."""
-    files, counts = files_of(args.images, pairs)
-    images = image_files(args.images, files)
+    images, counts = _images(args, pairs)
     kept = keep(RunFolder(args.run).embeddings, source, images, how_of(args), progress="")
     for words in remarks(kept, images, source):
         print(f"evaluate: {words}", file=sys.stderr)
     return means_of_frames(kept, counts)
+
+
+def _images(args: argparse.Namespace, pairs: Pairs) -> tuple[ImageList, IntArray]:
+    """The pairs' images, frame by frame, and how many frames each path stands for."""
+    files, counts = files_of(args.images, pairs)
+    return image_files(args.images, files), counts
 
 
 def _print_table(evaluations: list[Evaluation]) -> None:
@@ -114,7 +125,7 @@ def _print_table(evaluations: list[Evaluation]) -> None:
         result = evaluation.summary.verification
         accuracy = f"{result.accuracy.value:.2%} ({result.accuracy.low:.2%}-{result.accuracy.high:.2%})"
         tars = "  ".join(f"{entry.tar.value:<12.2%}" for entry in result.tar)
-        print(f"{evaluation.summary.step:>8}  {accuracy:<26}  {result.auc.value:<7.4f}  {tars}")
+        print(f"{evaluation.summary.step:>8}  {accuracy:<26}  {result.auc.value:<7.2%}  {tars}")
     for evaluation in evaluations:
         if evaluation.summary.insightface:
             _print_rules(evaluation.summary.insightface, f"step {evaluation.summary.step}, InsightFace's rules")

@@ -21,12 +21,14 @@ from pathlib import Path
 import numpy as np
 
 from cluster.stop import exit_with, faults_in_one_line
+from pipeline.evaluation.drawn import by_name, digest_of
 from pipeline.evaluation.embedding.kept import Kept, keep, remarks
 from pipeline.evaluation.embedding.source import Source, image_files
 from pipeline.evaluation.protocols.face_lists import Faces, in_both, is_noise, read_faces, read_noise
 from pipeline.evaluation.results import Identification, load_identification, result_file, save_summary
 from pipeline.evaluation.scoring.distractors import identify
-from pipeline.evaluation.scoring.gallery import NOBODY, search_gallery
+from pipeline.evaluation.scoring.draws import Draws
+from pipeline.evaluation.scoring.gallery import NOBODY, search_gallery, search_rates
 from pipeline.evaluation.scoring.verification import IntArray, require_resolvable, resolvable_fars
 from pipeline.run.folder import RunFolder
 from stages.arguments import (
@@ -35,6 +37,7 @@ from stages.arguments import (
     add_source,
     add_step,
     count_of,
+    embed_share,
     how_of,
     name_of,
     parser_of,
@@ -82,6 +85,10 @@ def main() -> int:
     args = _parser().parse_args()
     searched = _read(args)
     for source in sources_of(args):
+        if how_of(args).rank:
+            lists = (searched.probes, searched.gallery, searched.distractors)
+            embed_share(args, source, [image_files(faces.folder, faces.paths) for faces in lists if len(faces)])
+            continue
         _print(_result(args, source, searched))
     return 0
 
@@ -188,6 +195,8 @@ def _among_distractors(args: argparse.Namespace, source: Source, searched: Searc
         distractors=count,
         confidence=CONFIDENCE,
         network=source.name,
+        drawn=digest_of([searched.digest, args.seed, args.resamples], known.good),
+        draws=_some([f"TAR at FAR {far:g}" for far in searched.rates], args.ranks, found.draws),
     )
 
 
@@ -202,7 +211,7 @@ def _in_gallery(args: argparse.Namespace, source: Source, searched: Searched) ->
     mated = np.isin(person, owner)
     # One broken image must not cost a rate: one that its search alone resolved is left out with it.
     fpirs = [fpir for fpir in searched.rates if fpir * np.sum(~mated) >= 1]
-    cmc, tpir = search_gallery(
+    found = search_gallery(
         probes.rows(np.flatnonzero(probes.good)),
         person,
         chain(members.blocks(), others.blocks() if others else ()),
@@ -213,6 +222,7 @@ def _in_gallery(args: argparse.Namespace, source: Source, searched: Searched) ->
         args.seed,
         how_of(args).device,
     )
+    cmc, tpir = search_rates(found, fpirs)
     return Identification(
         step=source.step,
         weights_sha256=source.digest,
@@ -227,7 +237,15 @@ def _in_gallery(args: argparse.Namespace, source: Source, searched: Searched) ->
         gallery=len(owner),
         strangers=int(np.sum(~mated)),
         tpir=tpir,
+        drawn=digest_of([searched.digest, args.seed, args.resamples], probes.good, members.good),
+        draws=_some([f"TPIR at FPIR {fpir:g}" for fpir in fpirs], args.ranks, found),
     )
+
+
+def _some(names: list[str], ranks: int, draws: Draws) -> dict[str, Draws]:
+    """What two networks are compared by: the first and the last of the ranks, and the rates of these names behind."""
+    places = [0, ranks - 1, *range(ranks, ranks + len(names))]
+    return by_name(["rank 1", f"rank {ranks}", *names], draws.take(places))
 
 
 def _features(args: argparse.Namespace, source: Source, faces: Faces, kind: str) -> Kept:

@@ -18,17 +18,29 @@ from pathlib import Path
 import numpy as np
 
 from cluster.stop import exit_with, faults_in_one_line
+from pipeline.evaluation.drawn import by_name, digest_of
 from pipeline.evaluation.embedding.aligned import aligned_files
 from pipeline.evaluation.embedding.kept import keep, remarks
 from pipeline.evaluation.embedding.source import ImageList, Network, Source, image_files
-from pipeline.evaluation.protocols.ijb import GALLERIES, Detections, Protocol, Subjects, read_protocol
+from pipeline.evaluation.protocols.ijb import GALLERIES, Protocol, Subjects, read_protocol
 from pipeline.evaluation.protocols.pairs import require_images
 from pipeline.evaluation.results import Gallery, TemplateResult, save_summary
+from pipeline.evaluation.scoring.draws import Draws
 from pipeline.evaluation.scoring.fusion import Fusion
+from pipeline.evaluation.scoring.gallery import search_rates
 from pipeline.evaluation.scoring.templates import RANKS, Templates, fuse, search_templates, verify_templates
 from pipeline.evaluation.scoring.verification import require_resolvable
 from pipeline.run.folder import RunFolder
-from stages.arguments import add_bootstrap, add_embedding, add_source, add_step, how_of, parser_of, sources_of
+from stages.arguments import (
+    add_bootstrap,
+    add_embedding,
+    add_source,
+    add_step,
+    embed_share,
+    how_of,
+    parser_of,
+    sources_of,
+)
 
 EXAMPLES = """\
 examples:
@@ -46,6 +58,9 @@ def main() -> int:
     (source,) = sources_of(args)
     protocol = read_protocol(args.meta, args.set)
     _check(args, source, protocol)
+    if how_of(args).rank:
+        embed_share(args, source, [_images(args, source, protocol)])
+        return 0
     for words in protocol.missing:
         print(f"ijb: {words}", file=sys.stderr)
     result = _judge(args, source, protocol)
@@ -84,6 +99,11 @@ def _judge(args: argparse.Namespace, source: Source, protocol: Protocol) -> Temp
     verified = verify_templates(
         templates, (first[kept], second[kept], same), protocol.subject_of, fars, args.resamples, args.seed
     )
+    found = _search(args, templates, protocol)
+    draws = by_name([f"TAR at FAR {far:g}" for far in fars], verified.draws)
+    for name, searched in found.items():
+        names = [*(f"rank {rank}" for rank in RANKS), *(f"TPIR at FPIR {fpir:g}" for fpir in args.fpir)]
+        draws |= by_name([f"{name}, {statistic}" for statistic in names], searched)
     return TemplateResult(
         step=source.step,
         weights_sha256=source.digest,
@@ -93,19 +113,26 @@ def _judge(args: argparse.Namespace, source: Source, protocol: Protocol) -> Temp
         tar=verified.tar,
         curve=verified.curve,
         listing_sha256=protocol.digest,
-        galleries=_galleries(args, templates, protocol),
+        galleries=tuple(_gallery(name, one, tuple(args.fpir)) for name, one in found.items()),
         network=source.name,
         fusion=str(args.fuse),
+        drawn=digest_of([protocol.digest, args.seed, args.resamples], templates.ids),
+        draws=draws,
     )
 
 
-def _galleries(args: argparse.Namespace, templates: Templates, protocol: Protocol) -> tuple[Gallery, ...]:
+def _search(args: argparse.Namespace, templates: Templates, protocol: Protocol) -> dict[str, Draws]:
+    """1:N in each gallery, and their mean; nothing without probes."""
     if protocol.probes is None:
-        return ()
+        return {}
     probes = _known(templates, protocol.probes, "probes")
     galleries = {name: _known(templates, one, f"templates of {name}") for name, one in protocol.galleries.items()}
-    found = search_templates(templates, galleries, probes, tuple(args.fpir), args.resamples, args.seed)
-    return tuple(Gallery(name=name, ranks=ranks, tpir=tpir) for name, (ranks, tpir) in found.items())
+    return search_templates(templates, galleries, probes, tuple(args.fpir), args.resamples, args.seed)
+
+
+def _gallery(name: str, searched: Draws, fpirs: tuple[float, ...]) -> Gallery:
+    ranks, tpir = search_rates(searched, fpirs)
+    return Gallery(name=name, ranks=ranks, tpir=tpir)
 
 
 def _known(templates: Templates, listed: Subjects, kind: str) -> Subjects:
@@ -123,17 +150,16 @@ def _say_lost(lost: int, of: int, kind: str) -> None:
 def _templates(args: argparse.Namespace, source: Source, protocol: Protocol) -> Templates:
     media = protocol.media
     names, mention = np.unique(media.names, return_inverse=True)  # an image of several templates is embedded once
-    detections = None
-    if args.align or args.fuse.detector:
-        assert protocol.detections is not None, "it was checked"
-        detections = protocol.detections.of(names)
-    images = _images(args, source, tuple(map(str, names)), detections)
+    images = _images(args, source, protocol)
     kept = keep(RunFolder(args.run).embeddings, source, images, how_of(args), progress="")
     for words in remarks(kept, images, source):
         print(f"ijb: {words}", file=sys.stderr)
     good = kept.good[mention]
     mention = mention[good]
-    scores = detections.scores if detections else np.ones(len(names))
+    scores = np.ones(len(names))
+    if args.fuse.detector:
+        assert protocol.detections is not None, "it was checked"
+        scores = protocol.detections.of(names).scores
     return fuse(
         lambda some: args.fuse.features(kept.rows(mention[some]), scores[mention[some]]),
         media.template[good],
@@ -141,16 +167,18 @@ def _templates(args: argparse.Namespace, source: Source, protocol: Protocol) -> 
     )
 
 
-def _images(
-    args: argparse.Namespace, source: Source, paths: tuple[str, ...], detections: Detections | None
-) -> ImageList:
+def _images(args: argparse.Namespace, source: Source, protocol: Protocol) -> ImageList:
+    """Every image of the protocol, once, by rising names."""
+    names = np.unique(protocol.media.names)
+    paths = tuple(map(str, names))
     if not isinstance(source, Network):
         return image_files(args.images, paths)
     require_images(paths, args.images, str(args.meta))
     if not args.align:
         return image_files(args.images, paths)
-    assert detections is not None, "it was checked"
-    return aligned_files(args.images, paths, detections.points, source.size, args.threads)
+    assert protocol.detections is not None, "it was checked"
+    points = protocol.detections.of(names).points
+    return aligned_files(args.images, paths, points, source.size, args.threads)
 
 
 def _print(result: TemplateResult) -> None:

@@ -4,10 +4,11 @@
   python stages/suite.py results/w600k --onnx w600k.onnx --data /data/val --beside runs/casia --out suite
 
 In DATA, what there is of: lfw, cfp_fp, agedb_30, calfw and cplfw, each a pairs file NAME.tsv with its images in NAME/,
-or InsightFace's NAME.bin; ijbb and ijbc, each a folder with meta/ and the aligned crops in images/. What is missing is
-said and left out. Each set is judged by stages/evaluate.py or stages/ijb.py, whose results go to RUN: pairs that are
-judged are not judged again, and no image is embedded twice. Networks of --beside are shown as they were judged before,
-on the same pairs.
+or InsightFace's NAME.bin; ijbb and ijbc, each a folder with meta/ and either loose_crop/, which is aligned and fused as
+arcface_torch does it (N1D1F2), or the aligned crops in images/. What is missing is said and left out.
+
+Each set is judged by stages/evaluate.py or stages/ijb.py, whose results go to RUN: pairs that are judged are not judged
+again, and no image is embedded twice. Networks of --beside are shown as they were judged before, on the same pairs.
 
 Code 1: a set could not be judged, the others are in the table; 65 and 74 as everywhere.
 """
@@ -38,15 +39,17 @@ from stages.arguments import add_embedding, add_source, add_step, options_of, pa
 STAGES = Path(__file__).resolve().parent
 PAIRS = {"lfw": "LFW", "cfp_fp": "CFP-FP", "agedb_30": "AgeDB-30", "calfw": "CALFW", "cplfw": "CPLFW"}
 TEMPLATES = {"ijbb": "IJB-B", "ijbc": "IJB-C"}
+LOOSE_FUSION = "N1D1F2"  # of loose crops, as stages/ijb.py names it
 
 Result = TypeVar("Result", Evaluation, TemplateResult)
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A set that is there: its title, and the commands that judge a network on it."""
+    """A set that is there: its title, the folder of its results, and the commands that judge a network on it."""
 
     title: str
+    results: str
     commands: list[list[object]]
 
 
@@ -57,14 +60,16 @@ def main() -> int:
     wanted, missing = sets_in(args)
     if missing:
         print(f"suite: not in {args.data}: {', '.join(missing)}", file=sys.stderr)
-    failed = [judgement.title for judgement in wanted if not _carry_out(judgement)]
-    names, columns = _columns(args, [judgement.title for judgement in wanted if judgement.title not in failed])
+    judged = [judgement for judgement in wanted if _carry_out(judgement)]
+    names, columns = _columns(args, judged)
     if columns:
-        for file in write_suite(f"{names[0]} on {len(columns)} sets", names, columns, args.out):
+        sets = "1 set" if len(columns) == 1 else f"{len(columns)} sets"
+        for file in write_suite(f"{names[0]} on {sets}", names, columns, args.out):
             print(file)
-    for title in failed:
-        print(f"suite: {title} was not judged, see above", file=sys.stderr)
-    return int(bool(failed))
+    for judgement in wanted:
+        if judgement not in judged:
+            print(f"suite: {judgement.title} was not judged, see above", file=sys.stderr)
+    return int(len(judged) < len(wanted))
 
 
 def sets_in(args: argparse.Namespace) -> tuple[list[Judgement], list[str]]:
@@ -76,16 +81,19 @@ def sets_in(args: argparse.Namespace) -> tuple[list[Judgement], list[str]]:
     for name, title in PAIRS.items():
         commands = _commands_of_pairs(args, name, title, common)
         if commands:
-            found.append(Judgement(title, commands))
+            found.append(Judgement(title, title, commands))
         else:
             missing.append(f"{title} ({name}.tsv or {name}.bin)")
     for name, title in TEMPLATES.items():
         folder = args.data / name
         if (folder / "meta").is_dir():
-            places = ["--set", name, "--images", folder / "images", "--meta", folder / "meta", "--far", *args.far]
-            found.append(Judgement(title, [["ijb.py", args.run, *places, *common]]))
+            loose = (folder / "loose_crop").is_dir()
+            images = ["loose_crop", "--align", "--fuse", LOOSE_FUSION] if loose else ["images"]
+            places = ["--images", folder / images[0], *images[1:], "--meta", folder / "meta"]
+            judge = ["ijb.py", args.run, "--set", name, *places, "--far", *args.far, *common]
+            found.append(Judgement(title, f"{name} {LOOSE_FUSION}" if loose else name, [judge]))
         else:
-            missing.append(f"{title} ({name}/meta and {name}/images)")
+            missing.append(f"{title} ({name}/meta)")
     if not found:
         raise ValueError(f"{args.data}: got none of the sets, wanted one of {', '.join(missing)}")
     return found, missing
@@ -115,20 +123,20 @@ def _carry_out(judgement: Judgement) -> bool:
     return True
 
 
-def _columns(args: argparse.Namespace, titles: Sequence[str]) -> tuple[list[str], list[Column]]:
+def _columns(args: argparse.Namespace, judged: Sequence[Judgement]) -> tuple[list[str], list[Column]]:
     """The networks' names, and a column for each set."""
     runs = [args.run, *args.beside]
     short = [run.resolve().name for run in runs]
     names = [name if short.count(name) == 1 else str(run) for name, run in zip(short, runs, strict=True)]
     folders = dict(zip(names, map(RunFolder, runs), strict=True))
     columns = []
-    for title in titles:
+    for judgement in judged:
+        title, kind = judgement.title, judgement.results
         if title in PAIRS.values():
             places = {name: folder.evaluations for name, folder in folders.items()}
-            columns.append(pairs_column(title, _results(places, title, _step(args), load)))
+            columns.append(pairs_column(title, _results(places, kind, _step(args), load)))
         else:
             places = {name: folder.templates for name, folder in folders.items()}
-            kind = next(kind for kind, wanted in TEMPLATES.items() if wanted == title)
             columns.append(templates_column(title, _results(places, kind, _step(args), load_templates)))
     return names, columns
 

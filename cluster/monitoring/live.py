@@ -33,6 +33,8 @@ from cluster.monitoring.runbooks import read_runbooks
 from cluster.stop import exit_with
 
 HERE = Path(__file__).parent
+START_SECONDS = 600  # of a Prometheus that reads again what it has not yet put in order: minutes after months
+END_SECONDS = 60
 QUERY = re.compile(r"/api/v1/(query|query_range|alerts)(\?.*)?")
 
 
@@ -85,7 +87,7 @@ def prometheus(run: Path, port: int) -> Iterator[str]:
     `port` 0 takes any free port, and so does one that is in use.
 
     Raises:
-        MonitorError: if it is not installed or does not start, with the last line of its log.
+        MonitorError: if it is not installed or does not start in time, with the last line of its log.
     """
     program = shutil.which("prometheus")
     if program is None:
@@ -101,17 +103,23 @@ def prometheus(run: Path, port: int) -> Iterator[str]:
         yield _wait_until_ready(process, log)
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:  # what it has stored survives that, as it would a power cut
+            process.kill()
+            process.wait()
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
-    while process.poll() is None:
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
         listening = re.search(r"address=127\.0\.0\.1:([1-9]\d*)", log.read_text())
         if listening and _answers(f"http://127.0.0.1:{listening[1]}/-/ready"):
             return f"http://127.0.0.1:{listening[1]}"
         time.sleep(0.1)
     lines = log.read_text().strip().splitlines()
-    raise MonitorError(f"Prometheus did not start: {lines[-1] if lines else 'no message'} (whole log: {log})")
+    how = "did not start" if process.poll() is not None else f"did not answer within {START_SECONDS} s"
+    raise MonitorError(f"Prometheus {how}: {lines[-1] if lines else 'no message'} (whole log: {log})")
 
 
 def _answers(url: str) -> bool:

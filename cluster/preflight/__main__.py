@@ -23,6 +23,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import cluster.begin  # noqa: F401 - Ctrl-C is one line
 from cluster.hosts import read_hostfile
 from cluster.preflight import checks, probe
 from cluster.preflight.checks import GIB, Check, Planned

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.backbones.recompute import recompute
 
@@ -29,6 +28,8 @@ def feature_map(image_size: tuple[int, int]) -> tuple[int, int]:
 
 def count_macs(backbone: nn.Module, image_size: tuple[int, int]) -> int:
     """Multiply-adds of one image's forward pass in convolutions and matrix products; the backbone is untouched."""
+    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415 - it brings Triton, a third of a second
+
     # On the meta device shapes flow and nothing is computed; a copy, because `to` moves a module in place.
     shadow = copy.deepcopy(backbone).to("meta").eval()
     counter = FlopCounterMode(display=False)

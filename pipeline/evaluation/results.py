@@ -10,12 +10,13 @@ import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.evaluation.drawn import Drawn, draws_to_bytes, read_draws
 from pipeline.evaluation.scoring.angles import ClassAngles
 from pipeline.evaluation.scoring.groups import GroupErrors
 from pipeline.evaluation.scoring.insightface_rules import InsightFaceResult
@@ -66,7 +67,7 @@ class Summary(Record):
     rejects: tuple[RejectCurve, ...] = ()
 
 
-class Identification(Record):
+class Identification(Drawn):
     """What identification reports, with intervals over the probes' identities: each mate hidden among distractors
     (MegaFace), or a gallery that is searched.
 
@@ -108,7 +109,7 @@ class Gallery(Record):
     tpir: tuple[TpirAtFpir, ...]
 
 
-class TemplateResult(Record):
+class TemplateResult(Drawn):
     """What IJB reports, with intervals over subjects.
 
     Attributes:
@@ -133,6 +134,9 @@ class TemplateResult(Record):
     def compared(self) -> str:
         """Digest of what is compared, and the rule: results of equal ones stand side by side."""
         return f"{self.listing_sha256} {self.fusion}"
+
+
+Kept = TypeVar("Kept", Identification, TemplateResult)
 
 
 @dataclass(frozen=True)
@@ -167,9 +171,13 @@ class Evaluation:
 
 
 def save_summary(result: Identification | TemplateResult, folder: Path) -> Path:
-    """Write the result of ``result.step`` below `folder`, complete or not at all."""
+    """Write the result of ``result.step`` and its draws below `folder`, the summary last: if it exists, both are."""
     folder.mkdir(parents=True, exist_ok=True)
     file = result_file(folder, result.step)
+    file.unlink(missing_ok=True)  # an older summary must not stand beside newer draws
+    file.with_suffix(".npz").unlink(missing_ok=True)
+    if result.draws:
+        write_file(file.with_suffix(".npz"), draws_to_bytes(result.draws))
     write_file(file, (result.model_dump_json(indent=2) + "\n").encode())
     return file
 
@@ -177,7 +185,7 @@ def save_summary(result: Identification | TemplateResult, folder: Path) -> Path:
 def load_identification(file: Path) -> Identification:
     """Read what `save_summary` wrote; raises ValueError naming a file that it cannot use."""
     try:
-        return Identification.model_validate_json(file.read_bytes())
+        return _with_draws(Identification.model_validate_json(file.read_bytes()), file)
     except (OSError, ValueError) as error:
         raise ValueError(f"{file}: not a complete identification: {str(error).splitlines()[0]}") from error
 
@@ -185,9 +193,13 @@ def load_identification(file: Path) -> Identification:
 def load_templates(file: Path) -> TemplateResult:
     """Read what `save_summary` wrote of templates; raises ValueError naming a file that it cannot use."""
     try:
-        return TemplateResult.model_validate_json(file.read_bytes())
+        return _with_draws(TemplateResult.model_validate_json(file.read_bytes()), file)
     except (OSError, ValueError) as error:
         raise ValueError(f"{file}: not a complete result of templates: {str(error).splitlines()[0]}") from error
+
+
+def _with_draws(result: Kept, file: Path) -> Kept:
+    return result.model_copy(update={"draws": read_draws(file.with_suffix(".npz"))})
 
 
 def result_file(folder: Path, step: int) -> Path:

@@ -15,8 +15,10 @@ their gradient. Facts that cost time to find:
 
 from __future__ import annotations
 
+import inspect
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import chain, product
 from typing import Any, ClassVar
 
@@ -285,7 +287,7 @@ class Engine:
 
     def _make_droppable(self) -> None:
         """Let the optimizer sit a step out: DeepSpeed then clears and counts as ever, whatever its ZeRO stage."""
-        step = self._optimizer.step
+        step = partial(_plain_step(self._optimizer), self._optimizer)
         # How torch's own GradScaler asks: such an optimizer leaves everything as it is if its `found_inf` is 1.
         asks_device = getattr(self._optimizer, "_step_supports_amp_scaling", False)
 
@@ -294,9 +296,19 @@ class Engine:
                 self._optimizer.found_inf = self._dropped  # type: ignore[attr-defined]
             elif self._dropped is not None and self._dropped.item():
                 return None
-            return step(closure)
+            with torch.no_grad():
+                return step(closure)
 
         self._optimizer.step = step_unless_dropped  # type: ignore[method-assign]
+
+
+def _plain_step(optimizer: torch.optim.Optimizer) -> Callable[..., Any]:
+    """`step` of the optimizer's class without what torch wraps around it, which imports torch's compiler: for seconds.
+
+    The wrappers also call hooks, of which there are none, and switch gradients off.
+    """
+    torchs = torch.optim.Optimizer.__module__
+    return inspect.unwrap(type(optimizer).step, stop=lambda step: step.__globals__["__name__"] != torchs)
 
 
 def _compile(backbone: nn.Module) -> None:

@@ -126,6 +126,13 @@ def clip_factors(keys: Optimizer, grads: tuple[torch.Tensor, ...]) -> list[float
     return [factor] * len(clipped) + [1.0] * (len(grads) - len(clipped))
 
 
+def assert_near(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    """Each tensor within 0.2% by its norm: an activation so near to 0 that rounding turns its sign moves one number."""
+    for name, want in wanted.items():
+        apart = (got[name].double() - want).norm() / want.norm()
+        assert apart < 2e-3, f"{name}: {apart:.1e}"
+
+
 @pytest.fixture(scope="module")
 def dense(shards: Path) -> dict[str, Any]:
     return dense_run(recipe(shards))
@@ -152,7 +159,7 @@ def planned_bytes(plan: Recipe, ranks: int, backbone: dict[str, torch.Tensor]) -
     job = job_of(plan.model_copy(update={"head": Head()}), 7, ranks)
     sent = planning.traffic(job, Network(sum(p.numel() for p in backbone.values()), 0, 0))
     whole = sent.pop("all-reduce of the network's gradient")
-    agreement = 2 * (ranks - 1) / ranks * 4 * (2 + 3 * ranks)
+    agreement = 2 * (ranks - 1) / ranks * 4 * (3 + 4 * ranks)
     return sum(sent.values()) + agreement, whole
 
 
@@ -180,8 +187,7 @@ def test_a_run_equals_the_dense_float64_run(
     for result in results:
         assert result["losses"] == pytest.approx(dense["losses"], rel=2e-5)
         assert result["gradient_norms"] == pytest.approx(dense["gradient_norms"], rel=1e-3)
-        for name, want in dense["backbone"].items():
-            torch.testing.assert_close(result["backbone"][name].double(), want, rtol=1e-3, atol=2e-6)
+        assert_near(result["backbone"], dense["backbone"])
     if plan.head.ranks:  # every rank holds all rows
         assert all(torch.equal(r["rows"], results[0]["rows"]) for r in results)
         results = results[:1]
@@ -239,8 +245,7 @@ def test_a_clipped_run_equals_the_dense_float64_run(
             factors = [min(1, most / norm) for norm in wanted["gradient_norms"]]
             assert result["clip_ratios"] == pytest.approx(factors, rel=1e-3)
             assert max(factors) == 1, "all were clipped"
-        for name, want in wanted["backbone"].items():
-            torch.testing.assert_close(result["backbone"][name].double(), want, rtol=1e-3, atol=2e-6)
+        assert_near(result["backbone"], wanted["backbone"])
     rows = torch.cat([result["rows"] for result in results]).double()
     torch.testing.assert_close(rows, wanted["rows"], rtol=1e-4, atol=2e-6)
 
@@ -307,8 +312,7 @@ def test_the_loss_is_the_mean_over_the_samples_that_can_be_decoded(tmp_path: Pat
     ranks = run_ranks(train_each_on_and_again, 2, plans, tmp_path / "run")
     for result in chain.from_iterable(rank["results"] for rank in ranks):
         assert result["losses"] == pytest.approx(wanted["losses"], rel=2e-5)
-        for name, want in wanted["backbone"].items():
-            torch.testing.assert_close(result["backbone"][name].double(), want, rtol=1e-3, atol=2e-6)
+        assert_near(result["backbone"], wanted["backbone"])
     # Each was met on either rank and in two epochs, reported once, and is known to the next start.
     manifest = Manifest.load(broken)
     assert [read_undecodable(tmp_path / f"run/{number}/undecodable.tsv", manifest) for number in range(4)] == [

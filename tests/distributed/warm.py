@@ -2,7 +2,12 @@
 
 # ruff: noqa: F401
 
+import gc
+
+import deepspeed.module_inject.auto_ep_layer
 import deepspeed.ops
+import deepspeed.runtime.superoffload.superoffload_stage3
+import deepspeed.runtime.zero.stage_1_and_2  # and with it torch's Inductor: 2.5 s of every rank under ZeRO
 
 import pipeline.training.evaluator
 import pipeline.training.loop
@@ -11,3 +16,4 @@ import pipeline.training.observers
 import stages.train
 
 _ = deepspeed.ops.__compatible_ops__  # which asks a compiler, a third of a second
+gc.freeze()  # or a rank's every full collection would visit, and so copy, the pages of all of these modules

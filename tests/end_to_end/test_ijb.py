@@ -144,8 +144,21 @@ def test_aligned_crops_and_embeddings_made_elsewhere_give_the_same_and_the_repor
     own, made = (json.loads(Path(f"{run}/ijb/ijbb/step-00000000.json").read_text()) for run in ("own", "made"))
     assert own["tar"][0]["tar"] == made["tar"][0]["tar"]
     assert own["galleries"] == made["galleries"]
+    for rank in ("1", "0"):  # of two, a launcher's; the second only embeds
+        place = {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2"}
+        with monkeypatch.context() as patch:
+            patch.setattr("pipeline.evaluation.embedding.kept.PART", 16)
+            for name, value in place.items():
+                patch.setenv(name, value)
+            assert run_stage("ijb.py", "ranks", "--onnx", "net.onnx", *judged, f"--local_rank={rank}") == 0
+        assert len(list(Path("ranks/embeddings").rglob("*.npy"))) == (3 if rank == "0" else 1)
+        assert Path("ranks/ijb").exists() == (rank == "0")
+    assert json.loads(Path("ranks/ijb/ijbb/step-00000000.json").read_text()) == own
     assert run_stage("report.py", "own", "made", "--out", "both.html") == 0
     page = Path("both.html").read_text()
+    for rate in ("TAR at FAR 0.1", "S1, rank 1", "mean of S1 and S2, TPIR at FPIR 0.4"):
+        row = page.partition(f"{rate} above own, points")[2].partition("</tr>")[0]
+        assert "+0.00 (+0.0 to +0.0)" in row  # they are one network
     for words in ("ROC of templates", "mean of S1 and S2, rank 1", "S2, TPIR at FPIR 0.4", "fused by the rule N1D1F1"):
         assert words in page
     capsys.readouterr()

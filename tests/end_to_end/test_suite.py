@@ -1,5 +1,6 @@
 """`stages/suite.py`: whatever sets are there, judged by the stages that judge one, in one table."""
 
+import argparse
 import csv
 import pickle
 import runpy
@@ -17,6 +18,8 @@ from cluster.stop import EXIT_REFUSED
 from pipeline.evaluation.protocols.drawn import folder_rows
 from pipeline.evaluation.protocols.pairs_file import write_rows
 from pipeline.evaluation.results import load
+from stages.arguments import FORWARDED
+from stages.suite import sets_in
 from tests.faces import ROOT
 
 pytest.importorskip("onnx")
@@ -79,7 +82,7 @@ def test_what_is_there_is_judged_and_stands_in_one_table(scene: Path, capsys: py
     assert run_stage(SUITE, "results/theirs", *OPTIONS, *NETWORK) == 0
     printed = capsys.readouterr()
     missing = "AgeDB-30 (agedb_30.tsv or agedb_30.bin), CALFW (calfw.tsv or calfw.bin), CPLFW (cplfw.tsv or cplfw.bin)"
-    assert f"suite: not in val: {missing}, IJB-B (ijbb/meta and ijbb/images)" in printed.err
+    assert f"suite: not in val: {missing}, IJB-B (ijbb/meta)" in printed.err
     with Path("suite/suite.csv").open(newline="") as stream:
         rows = {row["set"]: row for row in csv.DictReader(stream)}
     assert list(rows) == ["LFW", "CFP-FP"]  # the few templates resolve no FAR of 1e-4
@@ -102,6 +105,22 @@ def test_a_set_that_fails_does_not_cost_the_others(capsys: pytest.CaptureFixture
     assert run_stage(SUITE, "results/theirs", *OPTIONS, *NETWORK) == 1
     assert "suite: CFP-FP was not judged, see above" in capsys.readouterr().err
     assert "LFW" in Path("suite/suite.md").read_text() and "CFP" not in Path("suite/suite.md").read_text()
+
+
+def test_loose_crops_are_aligned_and_fused_as_arcface_torch_does_it(tmp_path: Path) -> None:
+    for folder in ("ijbb/meta", "ijbb/loose_crop", "ijbc/meta", "ijbc/images"):
+        (tmp_path / folder).mkdir(parents=True)
+    names = (*FORWARDED, "resamples")
+    args = argparse.Namespace(run=Path("run"), data=tmp_path, out=Path("out"), far=[1e-4], **dict.fromkeys(names))
+    found, missing = sets_in(args)
+    assert len(missing) == 5
+    loose, aligned = found
+    assert (loose.results, aligned.results) == ("ijbb N1D1F2", "ijbc")  # the folders that stages/ijb.py writes to
+    words = " ".join(map(str, loose.commands[0]))
+    assert (
+        f"--images {tmp_path}/ijbb/loose_crop --align --fuse N1D1F2 --meta {tmp_path}/ijbb/meta --far 0.0001" in words
+    )
+    assert "--align" not in aligned.commands[0]
 
 
 def test_a_folder_without_sets_is_refused(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -106,3 +107,12 @@ def test_the_innermost_name_stays(tmp_path: Path) -> None:
     outer, inner = named(tmp_path), named(tmp_path / "inner", "not removed")
     with pytest.raises(NotWrittenError, match="inner: not removed: why"), outer, inner:
         raise OSError(5, "why")
+
+
+def test_a_file_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        write_file(tmp_path / "exported", b"weights")
+    finally:
+        os.umask(before)
+    assert stat.filemode((tmp_path / "exported").stat().st_mode) == "-rw-r--r--"

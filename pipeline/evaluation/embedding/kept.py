@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from cluster.topology import split_range
 from pipeline.evaluation.embedding.source import How, ImageList, Network, Rows, Source, Table, reasons
 from pipeline.evaluation.scoring.verification import BoolArray, FloatArray, IntArray
 from pipeline.files import write_file
@@ -59,28 +60,25 @@ class Kept:
 def keep(folder: Path, source: Source, images: ImageList, how: How, progress: str | None = None) -> Kept:
     """The features of `images`, kept in a folder below `folder` that source and images decide.
 
-    Parts that are there are not computed again. `progress` names the bar; None: no bar. Raises ValueError if no image
+    Parts that are there are not computed again. Of several ranks this one makes its own share first, then what others
+    have not made yet: from the end, where they are last, so that hardly a part is made twice, and one that was lost is
+    not waited for. `progress` names the bar; None: no bar. Raises ValueError if no image
     gives features, NotWrittenError for a full disk, and as `Source.features` does.
     """
     if isinstance(source, Table):  # in memory already
         return _checked(Kept(list(source.features(images, replace(how, batch_size=PART)))), images, source)
     home = folder / _key(source, images)
-    home.mkdir(parents=True, exist_ok=True)
-    parts = []
-    with tqdm(
-        total=len(images), unit=" images", desc=progress, smoothing=0.1, disable=None if progress is not None else True
-    ) as bar:
-        for start in range(0, len(images), PART):
-            some = images.part(start, min(start + PART, len(images)))
-            file = home / f"part-{start // PART:05d}.npy"
-            if _load(file, len(some)) is None:
-                _write(file, source, some, how, bar)
-            else:
-                bar.update(len(some))
-            found = _load(file, len(some))
-            assert found is not None, "it was just written"
-            parts.append(found)
-    return _checked(Kept(parts), images, source)
+    mine = _share(images, how)
+    others = [number for number in range(_parts(images)) if number not in mine]
+    _make(home, source, images, how, [*mine, *reversed(others)], progress)
+    parts = [_load(_file(home, number), len(_part(images, number))) for number in range(_parts(images))]
+    return _checked(Kept([part for part in parts if part is not None]), images, source)
+
+
+def keep_share(folder: Path, source: Source, images: ImageList, how: How) -> None:
+    """Make this rank's share of what `keep` returns to rank 0; raises what `keep` raises but for lists without any."""
+    if not isinstance(source, Table):
+        _make(folder / _key(source, images), source, images, how, _share(images, how), None)
 
 
 def means_of_frames(kept: Kept, counts: IntArray) -> FloatArray:
@@ -118,6 +116,38 @@ def remarks(kept: Kept, images: ImageList, source: Source) -> list[str]:
             f"{kept.zeros.sum():,} of {len(images):,} images are like no other, with features of zeros: {name}, …"
         )
     return found
+
+
+def _make(
+    home: Path, source: Source, images: ImageList, how: How, numbers: Iterable[int], progress: str | None
+) -> None:
+    """Make the parts of these numbers that are not there, in this order."""
+    home.mkdir(parents=True, exist_ok=True)
+    with tqdm(
+        total=len(images), unit=" images", desc=progress, smoothing=0.1, disable=None if progress is not None else True
+    ) as bar:
+        for number in numbers:
+            some, file = _part(images, number), _file(home, number)
+            if _load(file, len(some)) is None:
+                _write(file, source, some, how, bar)
+            else:
+                bar.update(len(some))
+
+
+def _parts(images: ImageList) -> int:
+    return -(-len(images) // PART)
+
+
+def _share(images: ImageList, how: How) -> range:
+    return split_range(_parts(images), how.num_ranks, how.rank)
+
+
+def _part(images: ImageList, number: int) -> ImageList:
+    return images.part(number * PART, min((number + 1) * PART, len(images)))
+
+
+def _file(home: Path, number: int) -> Path:
+    return home / f"part-{number:05d}.npy"
 
 
 def _checked(kept: Kept, images: ImageList, source: Source) -> Kept:

@@ -75,11 +75,16 @@ def image_files(folder: Path, paths: Sequence[str]) -> ImageList:
 
 @dataclass(frozen=True)
 class How:
-    """How images become features: `batch_size` at a time, decoded by `threads`, on `device`."""
+    """How images become features: `batch_size` at a time, decoded by `threads`, on `device`.
+
+    Of `num_ranks` processes that embed the same lists, and speak by the files that they keep alone, this is `rank`.
+    """
 
     batch_size: int = 64
     threads: int = 2
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    rank: int = 0
+    num_ranks: int = 1
 
 
 class Source(ABC):

@@ -232,8 +232,8 @@ def study_plot(here: Mapping[str, Sequence[float] | None], published: Mapping[st
         if values is not None:
             mean, low, high, *seeds = values
             drawn[0].plot([place, place], [low, high], color=SAME)
-            drawn[0].plot(place, mean, "o", color=SAME)
-            drawn[0].plot([place + 0.18] * len(seeds), seeds, "o", color=DIFFERENT, markersize=3)
+            drawn[0].plot(place, mean, "o", color=SAME, clip_on=False)
+            drawn[0].plot([place + 0.18] * len(seeds), seeds, "o", color=DIFFERENT, markersize=3, clip_on=False)
     for axes, names in zip(drawn, (here, published), strict=False):
         axes.set_xticks(range(len(names)), names)
         axes.set_xlim(-0.5, len(names) - 0.5)
@@ -241,8 +241,10 @@ def study_plot(here: Mapping[str, Sequence[float] | None], published: Mapping[st
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     if panels == 2:
         points = [(place, value) for place, value in enumerate(published.values()) if value is not None]
-        drawn[1].plot(*zip(*points, strict=True), "D", color=MUTED)
+        drawn[1].plot(*zip(*points, strict=True), "D", color=MUTED, clip_on=False)
         drawn[1].set_title("published", loc="left", fontsize=10, color=INK)
+    for axes in drawn:  # there is no accuracy above 100%
+        axes.set_ylim(top=min(axes.get_ylim()[1], 1.0))
     return _svg(figure, drawn[0], "here: mean, 95% interval, each seed")
 
 

@@ -12,6 +12,7 @@ from pipeline.evaluation.reports import plots
 from pipeline.evaluation.reports.hardest import hardest_tiles
 from pipeline.evaluation.reports.tables import (
     difference_rows,
+    drawn_rows,
     far_threshold_rows,
     gallery_of,
     gallery_rows,
@@ -164,7 +165,7 @@ def identification_section(name: str, models: Mapping[str, Identification]) -> d
         "models": tuple(models),
         "result": list(models.values())[-1],
         "reached": [(label, result.cmc[0]) for label, result in models.items()],
-        "rows": rows + tar_rows(tars) + tpir_rows([result.tpir for result in models.values()]),
+        "rows": rows + tar_rows(tars) + tpir_rows([result.tpir for result in models.values()]) + drawn_rows(models),
         "thresholds": far_threshold_rows(tars),
         "plots": [plots.cmc_plot({label: _with_bounds(result.cmc) for label, result in models.items()})],
     }
@@ -176,6 +177,7 @@ def template_section(name: str, models: Mapping[str, TemplateResult]) -> dict[st
     rows = tar_rows([result.tar for result in every])
     for gallery in every[-1].galleries:
         rows += gallery_rows(gallery, [gallery_of(result, gallery.name) for result in every])
+    rows += drawn_rows(models)
     curves = {label: np.array(result.curve).T for label, result in models.items() if result.curve}
     return {
         "name": name,

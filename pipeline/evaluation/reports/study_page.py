@@ -79,7 +79,7 @@ def write_tables(study: Study, samples: Mapping[str, Samples], out: Path) -> Non
 
 def markdown(study: Study, found: Sequence[Comparison]) -> str:
     """The tables for a README or an issue."""
-    lines = [f"# {study.title}", ""]
+    lines = [f"# {study.title}", "", lead(found), ""]
     for comparison in found:
         lines += [f"## {comparison.title}", ""]
         lines += ["| | " + " | ".join(comparison.headings) + " |"]
@@ -93,7 +93,19 @@ def markdown(study: Study, found: Sequence[Comparison]) -> str:
 
 def page(study: Study, found: Sequence[Comparison]) -> str:
     """The tables and their plots as an HTML page that needs nothing beside it."""
-    return render("study.html", title=study.title, note=NOTE, sections=list(map(_section, found)))
+    return render("study.html", title=study.title, lead=lead(found), note=NOTE, sections=list(map(_section, found)))
+
+
+def lead(found: Sequence[Comparison]) -> str:
+    """The sentence to begin with: which arm is best in the first table that has a result, and by how much."""
+    for comparison in found:
+        done = [(column.here.mean, column) for column in comparison.columns if column.here is not None]
+        if done:
+            mean, best = max(done, key=lambda pair: pair[0])
+            base = comparison.columns[0]
+            above = f", {points(best.gain)} points above {base.heading}" if best is not base and best.gain else ""
+            return f"On {comparison.set_name}, {best.heading} is right in {mean:.2%} of pairs{above}."
+    return "No run is done yet."
 
 
 def rows(comparison: Comparison) -> list[tuple[str, list[str]]]:

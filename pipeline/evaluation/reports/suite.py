@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline.evaluation.reports.cells import NONE, points
 from pipeline.evaluation.reports.pages import render
 from pipeline.evaluation.results import Evaluation, TemplateResult
-from pipeline.evaluation.scoring.estimates import Estimate, paired_differences
+from pipeline.evaluation.scoring.estimates import Estimate, estimates, paired_differences
 from pipeline.evaluation.scoring.rates import Rate
 from pipeline.files import write_file
 
@@ -63,12 +63,14 @@ def pairs_column(name: str, found: Mapping[str, Evaluation]) -> Column:
 
 
 def templates_column(name: str, found: Mapping[str, TemplateResult]) -> Column:
-    """TAR at `FAR` on a set of templates; a network that was judged at other FARs has no entry."""
-    entries = {}
+    """TAR at `FAR` on a set of templates, compared with the first network; one judged at other FARs has no entry."""
+    entries: dict[str, Entry] = {}
+    first = next(iter(found.values()))
     for network, result in found.items():
+        gain = result.above(first).get(f"TAR at FAR {FAR:g}") if result is not first else None
         for entry in result.tar:
             if entry.far == FAR:
-                entries[network] = Entry(entry.tar)
+                entries[network] = Entry(entry.tar, estimates(gain)[0] if gain else None)
     return Column(name, f"TAR at FAR {FAR:g}", entries)
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
+from pipeline.evaluation.drawn import Drawn
 from pipeline.evaluation.reports.cells import NONE, points
 from pipeline.evaluation.results import Evaluation, Gallery, TemplateResult
-from pipeline.evaluation.scoring.estimates import paired_differences
+from pipeline.evaluation.scoring.estimates import estimates, paired_differences
 from pipeline.evaluation.scoring.insightface_rules import InsightFaceResult
 from pipeline.evaluation.scoring.rates import Rate, TarAtFar, TpirAtFpir, Verification
 from pipeline.evaluation.scoring.templates import RANKS
@@ -60,8 +61,8 @@ def _results(model: Evaluation) -> dict[str, Figure]:
     subtracted = f"{centred.accuracy:.2%} ± {centred.deviation:.2%}"
     return {
         "accuracy": _figure(result.accuracy),
-        "deviation over folds": Figure(f"± {result.deviation:.2%}"),
-        "accuracy, mean of the other folds subtracted": Figure(subtracted, centred.accuracy),
+        "its standard deviation over folds": Figure(f"± {result.deviation:.2%}"),
+        "accuracy by SphereFace's script (centred features)": Figure(subtracted, centred.accuracy),
         "AUC": _figure(result.auc),
         "equal error rate": Figure(f"{error:.2%}", -error),
         BY_INSIGHTFACE: _by_insightface(model.summary.insightface),
@@ -86,6 +87,18 @@ def difference_rows(models: Mapping[str, Evaluation]) -> list[Row]:
     for i, name in enumerate(["accuracy", *map(_at_far, fars)]):
         figures = [Figure(points(gain[i])) for gain in gains]
         rows.append(_row(f"{name} above {first}, points", [Figure(NONE), *figures]))
+    return rows
+
+
+def drawn_rows(models: Mapping[str, Drawn]) -> list[Row]:
+    """How much each model is above the first in what their draws were kept of, in points; none without such draws."""
+    (first, base), *others = models.items()
+    gains = [{name: estimates(gain)[0] for name, gain in model.above(base).items()} for _, model in others]
+    rows = []
+    for name in base.draws:
+        if any(name in gain for gain in gains):
+            figures = [Figure(points(gain.get(name))) for gain in gains]
+            rows.append(_row(f"{name} above {first}, points", [Figure(NONE), *figures]))
     return rows
 
 

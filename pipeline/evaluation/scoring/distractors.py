@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.scoring.bootstrap import trial_draws
+from pipeline.evaluation.scoring.draws import Draws
 from pipeline.evaluation.scoring.identification import cmc, distractor_barrier, distractor_ranks, mate_trials
 from pipeline.evaluation.scoring.rates import Rate, TarAtFar, tars_at, with_intervals
 from pipeline.evaluation.scoring.search import nearest
@@ -22,11 +23,12 @@ from pipeline.evaluation.scoring.verification import FloatArray, IntArray, requi
 
 @dataclass(frozen=True)
 class Found:
-    """Rates among the distractors; `cmc[r]` is the share of trials of rank at most r + 1."""
+    """Rates among the distractors; `cmc[r]` is the share of trials of rank at most r + 1. `draws` are of both."""
 
     cmc: tuple[Rate, ...]
     tar: tuple[TarAtFar, ...]
     trials: int
+    draws: Draws
 
 
 def identify(
@@ -61,4 +63,4 @@ def identify(
     every = with_intervals(draws.value_K, draws.rates())
     # What is accepted lies above the barrier, which is a float32 score.
     thresholds = [np.nextafter(np.float32(barrier), np.float32(np.inf)) for barrier in barriers]
-    return Found(tuple(every[:ranks]), tars_at(fars, every[ranks:], thresholds), len(scores))
+    return Found(tuple(every[:ranks]), tars_at(fars, every[ranks:], thresholds), len(scores), draws)

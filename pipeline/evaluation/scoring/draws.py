@@ -53,6 +53,10 @@ class Draws:
         """The mean of the same statistics of several runs, under the same draws."""
         return cls(*(np.mean([getattr(draws, field.name) for draws in several], axis=0) for field in fields(cls)))
 
+    def take(self, places: Sequence[int]) -> Draws:
+        """Some of the statistics, by their places."""
+        return Draws(*(getattr(self, field.name)[..., list(places)] for field in fields(self)))
+
     def above(self, base: Draws) -> Draws:
         """How much these statistics are above another run's, under the same draws."""
         return Draws(

@@ -98,5 +98,10 @@ def paired_differences(
         return np.array([kfold_accuracy(drawn).mean, *attained_tars(roc(drawn), fars)])
 
     gain = identity_draws(mine, rates, resamples, seed).above(identity_draws(base, rates, resamples, seed))
+    return estimates(gain, confidence)
+
+
+def estimates(gain: Draws, confidence: float = 0.95) -> list[Estimate]:
+    """The difference of each statistic, given by `Draws.above`, with its interval."""
     measured = np.concatenate([gain.value_K[:, None], gain.differences(confidence)], axis=1).tolist()
     return [Estimate((value,), low, high) for value, low, high in measured]

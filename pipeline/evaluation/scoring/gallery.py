@@ -28,14 +28,13 @@ def search_gallery(
     resamples: int,
     seed: int = 0,
     device: Any = "cpu",
-) -> tuple[tuple[Rate, ...], tuple[TpirAtFpir, ...]]:
-    """Search a gallery, given as blocks of rows, for each probe: the CMC up to `ranks`, and TPIR at each of `fpirs`.
+) -> Draws:
+    """Search a gallery, given as blocks of rows, for each probe: the CMC up to `ranks`, then TPIR at each of `fpirs`.
 
     `gallery_identity` is of every row; distractors are `NOBODY`. Raises ValueError as `search_draws` does.
     """
     found = nearest(probes_PD, gallery, ranks, device=device)
-    draws = search_draws(found, probe_identity, gallery_identity, range(1, ranks + 1), fpirs, resamples, seed)
-    return search_rates(draws, fpirs)
+    return search_draws(found, probe_identity, gallery_identity, range(1, ranks + 1), fpirs, resamples, seed)
 
 
 def search_draws(

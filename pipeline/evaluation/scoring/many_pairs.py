@@ -26,7 +26,8 @@ class ManyPairs:
     """
 
     def __init__(self, scores: FloatArray, same: BoolArray, people_a: NDArray[Any], people_b: NDArray[Any]) -> None:
-        order = np.argsort(-scores, kind="stable")
+        order = np.argsort(-scores, kind="stable").astype(np.int32)
+        self._place = order  # of each, as it was given
         self._falling = -scores[order]  # ascending, so that it can be searched
         self._same = same[order]
         self._a = people_a[order].astype(np.int32)
@@ -64,11 +65,12 @@ class ManyPairs:
         return weight
 
     def pairs_drawn(self, generator: np.random.Generator) -> NDArray[np.int32]:
-        """How often each pair counts in a draw of the pairs of two people, one by one."""
-        several = self._a != self._b
-        weight = np.ones(len(several), np.int32)
-        weight[several] = draw_pairs(int(several.sum()), generator)
-        return weight
+        """How often each pair counts in a draw of the pairs of two people, one by one, the same whatever the scores."""
+        given = np.empty(len(self._place), bool)
+        given[self._place] = self._a != self._b
+        weight = np.ones(len(given), np.int32)
+        weight[given] = draw_pairs(int(given.sum()), generator)
+        return weight[self._place]
 
     def effective_people_twice(self) -> float:
         """The independent people of the pairs that show one person."""

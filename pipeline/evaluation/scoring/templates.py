@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.scoring.draws import Draws
-from pipeline.evaluation.scoring.gallery import search_draws, search_rates
+from pipeline.evaluation.scoring.gallery import search_draws
 from pipeline.evaluation.scoring.many_pairs import ManyPairs, tar_draws
-from pipeline.evaluation.scoring.rates import Rate, TarAtFar, TpirAtFpir, tars_at, with_intervals
+from pipeline.evaluation.scoring.rates import TarAtFar, tars_at, with_intervals
 from pipeline.evaluation.scoring.search import blocks_of, nearest
 from pipeline.evaluation.scoring.verification import BoolArray, FloatArray, IntArray, cosine_scores, require_resolvable
 
@@ -84,6 +84,7 @@ class OneToOne:
 
     tar: tuple[TarAtFar, ...]
     curve: tuple[tuple[float, float], ...]
+    draws: Draws
 
 
 def verify_templates(
@@ -113,10 +114,10 @@ def verify_templates(
     values = scored.rates(grid)
     if values is None:
         raise ValueError(f"templates: got {np.sum(same)} same and {impostors} different pairs, wanted some of each")
-    intervals = tar_draws(scored, np.array(fars), resamples, seed).rates()
-    tars = with_intervals(values[: len(fars)], intervals)
+    draws = tar_draws(scored, np.array(fars), resamples, seed)
+    tars = with_intervals(values[: len(fars)], draws.rates())
     curve = zip(grid[len(fars) :].tolist(), values[len(fars) :].tolist(), strict=True)
-    return OneToOne(tars_at(fars, tars, scored.thresholds(np.array(fars))), tuple(curve))
+    return OneToOne(tars_at(fars, tars, scored.thresholds(np.array(fars))), tuple(curve), draws)
 
 
 def search_templates(
@@ -126,8 +127,8 @@ def search_templates(
     fpirs: tuple[float, ...],
     resamples: int,
     seed: int = 0,
-) -> dict[str, tuple[tuple[Rate, ...], tuple[TpirAtFpir, ...]]]:
-    """1:N in each gallery: the rates of `RANKS` over mated probes, and TPIR at each FPIR over all, by gallery.
+) -> dict[str, Draws]:
+    """1:N in each gallery: the rates of `RANKS` over mated probes, then TPIR at each FPIR over all, by gallery.
 
     Of several galleries their mean comes last, as both protocols report it. Galleries and `probes` are template ids
     with their subjects; intervals are over subjects. Raises ValueError as `search_draws` does.
@@ -140,4 +141,4 @@ def search_templates(
         draws[name] = search_draws(found, probes[1], subject, RANKS, fpirs, resamples, seed + number)
     if len(draws) > 1:
         draws[f"mean of {' and '.join(draws)}"] = Draws.mean(list(draws.values()))
-    return {name: search_rates(one, fpirs) for name, one in draws.items()}
+    return draws

@@ -25,8 +25,9 @@ def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     setattr(torch.utils.deterministic, FILL, filled)
 
 
-def test_repeatable_kernels_are_asked_for_without_trials_and_without_filling_memory() -> None:
-    choose_algorithms(True)
+@pytest.mark.parametrize("compiles", [False, True])
+def test_repeatable_kernels_are_asked_for_without_trials_and_without_filling_memory(compiles: bool) -> None:
+    choose_algorithms(True, compiles)
     assert torch.are_deterministic_algorithms_enabled()
     assert torch.is_deterministic_algorithms_warn_only_enabled()
     assert not torch.backends.cudnn.benchmark, "its choice differs between starts"
@@ -37,7 +38,7 @@ def test_repeatable_kernels_are_asked_for_without_trials_and_without_filling_mem
 
 
 def test_the_fastest_are_found_by_trials() -> None:
-    choose_algorithms(False)
+    choose_algorithms(False, False)
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.backends.cudnn.benchmark
 

@@ -134,6 +134,21 @@ def test_a_prometheus_that_does_not_start_is_quoted(tmp_path: Path, monkeypatch:
         pass
 
 
+def test_a_prometheus_that_neither_answers_nor_ends_is_given_up_and_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "prometheus"
+    program.write_text("#!/bin/sh\ntrap '' TERM\necho reading again >&2\nwhile :; do sleep 0.1; done\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(live, "START_SECONDS", 3)
+    monkeypatch.setattr(live, "END_SECONDS", 1)
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(live.MonitorError, match="did not answer within 3 s: reading again"), live.prometheus(run, 0):
+        pass
+
+
 def test_compose_mounts_existing_files_and_grafana_finds_them() -> None:
     compose = yaml.safe_load((MONITORING / "compose.yaml").read_text())
     services = compose["services"]

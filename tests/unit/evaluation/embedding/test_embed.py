@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from pipeline.evaluation.embedding.embed import embed, files_of
-from pipeline.evaluation.embedding.kept import keep, means_of_frames, remarks
+from pipeline.evaluation.embedding.kept import keep, keep_share, means_of_frames, remarks
 from pipeline.evaluation.embedding.source import How, ImageList, Network, Table, image_files
 from pipeline.evaluation.embedding.trained import digest_of
 from pipeline.evaluation.protocols.pairs import assemble
@@ -120,6 +120,23 @@ def test_a_broken_image_costs_itself_and_is_listed(faces: tuple[Path, list[str]]
         f"3 of 7 images left out: {names[4]} cannot be decoded, {names[5]} is 8 × 12, {names[6]} cannot be read: "
         "wanted images 12 high and 8 wide"
     ]
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_ranks_share_the_parts_and_one_that_is_lost_is_not_waited_for(
+    faces: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    """Three ranks, of which `lost` (0: none) makes nothing: seven images in four parts."""
+    folder, names = faces
+    monkeypatch.setattr("pipeline.evaluation.embedding.kept.PART", 2)
+    images, home = image_files(folder, names), folder / "kept"
+    for rank in sorted({1, 2} - {lost}):
+        keep_share(home, network(tiny_backbone()), images, How(3, rank=rank, num_ranks=3))
+    made = {file: file.stat().st_mtime_ns for file in home.rglob("*.npy")}
+    assert {file.name for file in made} == {f"part-0000{rank + 1}.npy" for rank in {1, 2} - {lost}}
+    kept = keep(home, network(tiny_backbone()), images, How(3, rank=0, num_ranks=3))
+    np.testing.assert_allclose(kept.rows(np.arange(7)), embed_files(tiny_backbone(), folder, names), atol=1e-6)
+    assert len(kept) == 7 and {file: file.stat().st_mtime_ns for file in made} == made
 
 
 def test_features_without_direction_are_said(faces: tuple[Path, list[str]], tmp_path: Path) -> None:

@@ -192,6 +192,19 @@ def test_every_reference_of_a_plot_finds_its_own_plot(page: str) -> None:
     assert referenced <= set(outline.ids)
 
 
+def test_several_comparisons_have_a_list_of_contents(page: str, tmp_path: Path) -> None:
+    assert "<nav" not in page  # one has none
+    run = make_run(tmp_path)
+    other = make_evaluation(tmp_path / "faces", 90, 1.0)
+    settings = other.summary.settings.model_copy(update={"pairs_sha256": "22"})
+    save(replace(other, summary=other.summary.model_copy(update={"settings": settings})), run / "evaluations" / "other")
+    outline, text = parse(report_of(run).read_text())
+    assert "Verification on held_out Verification on other Training" in text
+    links = [address[1:] for address in outline.addresses if re.fullmatch(r"#(verification-\d|training)", address)]
+    assert links == ["verification-1", "verification-2", "training"]
+    assert set(links) <= set(outline.ids)
+
+
 def test_what_a_run_wrote_cannot_become_markup(page: str) -> None:
     assert "&lt;b&gt;" in page
     assert "a='<b>'" not in page
@@ -251,7 +264,7 @@ def test_what_is_compared_decides_and_not_its_name(tmp_path: Path) -> None:
         other / "evaluations/held_out",
     )
     _, text = parse(write_report([one, other], tmp_path / "both.html").read_text())
-    assert text.count("Verification on held_out") == 2
+    assert text.count("Verification on held_out") == 4  # two headings, and the contents
     assert "Verification on held_out, renamed quick slow" in text
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.evaluation.reports.study_page import comparisons, markdown, page, rows, write_tables
+from pipeline.evaluation.reports.study_page import comparisons, lead, markdown, page, rows, write_tables
 from pipeline.evaluation.scoring.draws import Draws
 from pipeline.evaluation.study import Study
 
@@ -70,6 +70,25 @@ def test_a_network_from_elsewhere_is_compared_with_every_seed() -> None:
     turned = {"title": "turned", "columns": {"Softmax": "softmax", "theirs": "theirs"}}
     (table, _) = comparisons(Study.model_validate({**tree, "tables": [turned]}), {"LFW": samples, "YTF": {}})
     assert dict(rows(table))["above Softmax, points"] == ["–", "+10.00 (+10.0 to +10.0)"]
+
+
+def test_it_leads_with_what_is_best_and_by_how_much() -> None:
+    found = comparisons(STUDY, SAMPLES)
+    sentence = "On LFW, m = 4 is right in 75.00% of pairs, +5.00 (+5.0 to +5.0) points above Softmax."
+    assert lead(found) == sentence
+    assert markdown(STUDY, found).splitlines()[2] == sentence
+    assert f'<p class="lead">{sentence}</p>' in page(STUDY, found)
+    assert lead(found[1:]) == "On YTF, m = 4 is right in 90.00% of pairs."  # nothing to compare with
+    best_first = comparisons(STUDY, {"LFW": {("softmax", 1): flat(0.8), ("m4", 1): flat(0.7)}, "YTF": {}})
+    assert lead(best_first) == "On LFW, Softmax is right in 80.00% of pairs."
+    assert lead(comparisons(STUDY, {"LFW": {}, "YTF": {}})) == "No run is done yet."
+
+
+def test_the_chart_ends_at_100_percent() -> None:
+    samples = {"LFW": {("softmax", 1): flat(0.99), ("softmax", 2): flat(1.0)}, "YTF": {}}
+    text = page(STUDY, comparisons(STUDY, samples))
+    marks = [float(mark) for mark in re.findall(r">([\d.]+)%</text>", text)]
+    assert max(marks) == 100
 
 
 def test_an_interval_of_few_seeds_stays_within_what_is_possible() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluation.scoring.gallery import NOBODY, search_gallery
+from pipeline.evaluation.scoring.gallery import NOBODY, search_gallery, search_rates
 from pipeline.evaluation.scoring.search import blocks_of
 
 
@@ -17,7 +17,8 @@ def test_closed_and_open_set_rates_equal_a_loop(seed: int) -> None:
     gallery = generator.normal(size=(60, 16)).astype(np.float32)
     gallery[:20] += centres[owner[:20]].astype(np.float32)
     fpirs = (0.25, 0.05)
-    closed, opened = search_gallery(probes, person, blocks_of(gallery, 7), owner, 4, fpirs, resamples=20)
+    draws = search_gallery(probes, person, blocks_of(gallery, 7), owner, 4, fpirs, resamples=20)
+    closed, opened = search_rates(draws, fpirs)
 
     table = np.array([[p @ g / (p @ p * (g @ g)) ** 0.5 for g in gallery.astype(np.float64)] for p in probes])
     mated = person < 10
@@ -33,7 +34,7 @@ def test_closed_and_open_set_rates_equal_a_loop(seed: int) -> None:
 
 def test_a_closed_set_has_no_open_rates_and_a_gallery_of_others_no_rates() -> None:
     rows = np.eye(3, dtype=np.float32)
-    closed, opened = search_gallery(rows, np.arange(3), [rows], np.arange(3), 2, (), 5)
+    closed, opened = search_rates(search_gallery(rows, np.arange(3), [rows], np.arange(3), 2, (), 5), ())
     assert ([rate.value for rate in closed], opened) == ([1, 1], ())
     with pytest.raises(ValueError, match="got no probe whose identity is in the gallery"):
         search_gallery(rows, np.arange(3), [rows], np.arange(3, 6), 2, (), 5)

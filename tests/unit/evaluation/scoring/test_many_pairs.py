@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from pipeline.evaluation.scoring.bootstrap import pair_weights, roc_band
+from pipeline.evaluation.scoring.estimates import estimates, paired_differences
 from pipeline.evaluation.scoring.many_pairs import ManyPairs, tar_draws
 from pipeline.evaluation.scoring.verification import (
     ScoredPairs,
@@ -66,12 +68,23 @@ def test_a_draw_without_one_kind_has_no_rates(monkeypatch: pytest.MonkeyPatch) -
 
 def test_draws_are_those_of_the_bootstrap() -> None:
     pairs = make(9, 400, 5, 2)
-    falling = pairs.select(np.argsort(-pairs.scores, kind="stable"))
     many = ManyPairs(pairs.scores, pairs.same, pairs.identity_a, pairs.identity_b)
     fars = np.array([0.02, 0.3])
     found = tar_draws(many, fars, 30, 7)
-    np.testing.assert_array_equal(found.rates(), roc_band(falling, fars, 30, 7))
+    np.testing.assert_array_equal(found.rates(), roc_band(pairs, fars, 30, 7))
     assert found.pairs_AK.std(axis=0).min() > 0
+
+
+def test_two_networks_are_compared_under_the_same_draws() -> None:
+    """Of people and of pairs one by one, though each network sorts the pairs by scores of its own."""
+    base, fars = make(9, 400, 5, 2), (0.02, 0.3)
+    base = replace(base, fold=np.arange(400) % 2)
+    mine = replace(base, scores=base.scores + np.random.default_rng(1).normal(0, 0.5, 400))
+    found = [
+        tar_draws(ManyPairs(pairs.scores, pairs.same, pairs.identity_a, pairs.identity_b), np.array(fars), 30, 7)
+        for pairs in (mine, base)
+    ]
+    assert estimates(found[0].above(found[1])) == paired_differences(mine, base, fars, 30, 7)[1:]
 
 
 @pytest.mark.parametrize("decimals", [0, 9])
