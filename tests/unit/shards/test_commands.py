@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from cluster.stop import EXIT_REFUSED, EXIT_UNSAVED
@@ -96,7 +97,7 @@ class Done(NamedTuple):
     renames: int
 
 
-def find_a_face(image: np.ndarray) -> list[Face]:
+def find_a_face(image: NDArray[np.uint8]) -> list[Face]:
     """A face in the middle of any photograph; real ones are detected in tests of alignment."""
     del image
     return [Face(np.array([20.0, 20.0, 116.0, 132.0]), reference_points(112, 96) + 20)]
