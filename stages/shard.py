@@ -24,6 +24,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cluster.stop import EXIT_REFUSED, exit_with, faults_in_one_line
 from pipeline.reading.mixing import mixing_by_default
 from pipeline.shards.build import read_rejected
@@ -160,9 +163,19 @@ def _verify(args: argparse.Namespace) -> int:
 def _inspect(args: argparse.Namespace) -> int:
     page = args.page or Path(f"{args.set.resolve().name}.html")
     mixing = str(mixing_by_default(args.set))
-    write_page(args.set, page, mixing)
+    write_page(args.set, page, mixing, _augmented(args.set, args.augmented) if args.augmented else None)
     print(f"{page}: written; {mixing}")
     return 0
+
+
+def _augmented(folder: Path, recipe_file: Path) -> NDArray[np.uint8]:
+    """What training with a recipe sees of a set."""
+    from pipeline.reading.sheet import augmented_sheet
+    from pipeline.reading.tars import ShardSet
+    from pipeline.recipe.file import load_recipe
+
+    recipe = load_recipe(recipe_file, [f"data.shards={folder}"])
+    return augmented_sheet(ShardSet(folder), recipe.data.augment, recipe.seed)
 
 
 def _push(args: argparse.Namespace) -> int:
@@ -200,6 +213,7 @@ def _clean(args: argparse.Namespace) -> int:
             drop_swapped=args.drop_swapped,
             drop_near=args.drop_near,
             undecodable=args.undecodable,
+            suspects=args.suspects,
             workers=args.workers,
             progress=bar.update,
         )
@@ -256,6 +270,7 @@ def _parser() -> argparse.ArgumentParser:
     one = command("inspect", "write an HTML page about a set")
     one.add_argument("set", type=Path)
     one.add_argument("page", type=Path, nargs="?", help="the file to write (the set's name with .html, here)")
+    one.add_argument("--augmented", type=Path, metavar="RECIPE", help="show what training with this recipe sees")
 
     one = command("subset", "write a set of some people or fewer images over the same tars")
     one.add_argument("set", type=Path)
@@ -287,6 +302,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--drop-near", action="store_true", help="look for near copies and leave them out (imagehash)")
     one.add_argument(
         "--undecodable", type=Path, metavar="FILE", help="leave out what training could not decode: RUN/undecodable.tsv"
+    )
+    one.add_argument(
+        "--suspects", type=Path, metavar="FILE", help="leave out what training made doubtful: RUN/suspects.tsv"
     )
     one.add_argument("--workers", type=_count, default=CPUS, help="processes (one a CPU)")
 

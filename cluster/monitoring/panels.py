@@ -59,7 +59,6 @@ class Tile:
 _JOB = '{job="$job"}'
 _PARTS = f"spherescale_step_part_seconds_total{_JOB}"
 _OWN = 'spherescale_step_part_seconds_total{job="$job", part!="communication"}'
-_WORK = f"sum by (rank, host) (rate({_OWN}[$window]))"
 _BY_PART = f"sum by (rank, host, part) (rate({_OWN}[$window]))"
 _STEPS = f"rate(spherescale_step_seconds_count{_JOB}[$window])"
 _NO_EVALUATION = "no evaluation in this time: none was due, or the recipe names no evaluation set"
@@ -103,7 +102,8 @@ TILES = (
         present=True,
     ),
     Tile("Ranks that answer", f"sum(up{_JOB})", present=True),
-    Tile("Slowest / median rank", f"max(job:spherescale_straggler:ratio{_JOB})", present=True),
+    Tile("Slowest rank / others", f"max(job:spherescale_straggler:ratio{_JOB})", present=True),
+    Tile("Goodput", f"avg(spherescale_goodput_ratio{_JOB})", "share"),
     Tile(
         "Last checkpoint",
         f"min(spherescale_checkpoint_age_seconds{_JOB}) and max(spherescale_checkpoint_timestamp_seconds{_JOB}) > 0",
@@ -133,6 +133,19 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             "Mean over ranks. Communication includes waiting for slower ranks.",
             ((f"sum by (part) (rate({_PARTS}[$window])) / scalar(sum({_STEPS}))", "{{part}}"),),
             "seconds",
+            "stack",
+        ),
+        Panel(
+            "Goodput",
+            "Share of the wall time since the run began, restarts included, that went into steps that count.",
+            _gauge("goodput_ratio", "goodput", "avg"),
+            "share",
+        ),
+        Panel(
+            "Lost time by cause",
+            "Share of the time, mean over ranks. lost_work: steps that are done again. Above a fifth: see GoodputLow.",
+            ((f"avg by (cause) (rate(spherescale_lost_seconds_total{_JOB}[10m]))", "{{cause}}"),),
+            "share",
             "stack",
         ),
         Panel(
@@ -174,9 +187,15 @@ PANELS: dict[str, tuple[Panel, ...]] = {
     ),
     "ranks": (
         Panel(
-            "Own work by rank, over the median",
-            "Without waiting for other ranks. All rows near 1: even. A row that stands out is a straggler.",
-            _by_rank(f"{_WORK} / on () group_left () quantile(0.5, {_WORK})"),
+            "Own work by rank, over the others",
+            "Without waiting. All rows near 1: even. A row that stands out is a straggler.",
+            _by_rank(f"rank:spherescale_own_work:over_others{_JOB}"),
+            kind="heatmap",
+        ),
+        Panel(
+            "Own work by rank, over its best",
+            "Over the best minute of the last hour. All rows above 1: everything slows down.",
+            _by_rank(f"rank:spherescale_own_work:over_best{_JOB}"),
             kind="heatmap",
         ),
         Panel(
@@ -192,9 +211,9 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             if_empty="no rank spends 2 % more of its time on any part than the median rank",
         ),
         Panel(
-            "Slowest over median rank",
-            "1: even. Above 1.2: see Straggler.",
-            ((f"max(job:spherescale_straggler:ratio{_JOB})", "slowest / median"),),
+            "Slowest rank over the others",
+            "1: even. Above 1.1: see Straggler.",
+            ((f"max(job:spherescale_straggler:ratio{_JOB})", "slowest / others"),),
         ),
         Panel(
             "Communication by rank",

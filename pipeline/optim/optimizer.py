@@ -8,6 +8,7 @@ declares. The checkpoint stores slots by name, the planner counts them, and noth
 from __future__ import annotations
 
 from abc import abstractmethod
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from pipeline.optim.schedule import learning_rate
-from pipeline.section import Choices, NamedSection
+from pipeline.section import Choices, NamedSection, Section, check_rising
 
 # Names of other tensors in the files of a checkpoint.
 _RESERVED = ("backbone", "head", "rows")
@@ -63,6 +64,17 @@ class Slot:
         return torch.zeros((), device=parameter.device)
 
 
+class RatePhase(Section):
+    """A part of training with a schedule of its own: the rate rises and falls again, from `start` to the next phase."""
+
+    start: int = Field(ge=1)
+    """First step of the phase."""
+    learning_rate: float = Field(gt=0)
+    """The base rate of the phase."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps of the phase over which the rate rises."""
+
+
 class Optimizer(NamedSection):
     """How the backbone and the rows of the head learn: the keys that every optimizer has."""
 
@@ -83,6 +95,8 @@ class Optimizer(NamedSection):
     """Instead of milestones, fall to 0 over the steps after the warm-up: 1 along a line, 2 along a parabola."""
     cosine: bool = False
     """Instead of milestones, fall to 0 along half a cosine over the steps after the warm-up."""
+    phases: tuple[RatePhase, ...] = ()
+    """Parts of training that begin the schedule anew, by rising start."""
     weight_decay: float = Field(5e-4, ge=0)
     """Weight decay of the head's rows and of the backbone's weights."""
     bias_rate_factor: float = Field(1.0, gt=0)
@@ -100,6 +114,7 @@ class Optimizer(NamedSection):
     def _possible(self) -> Optimizer:
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones: got {list(self.milestones)}, wanted rising steps")
+        check_rising(self.phases)
         falls = {"milestones": list(self.milestones), "power": self.power, "cosine": self.cosine}
         given = [key for key, value in falls.items() if value]
         if len(given) > 1:
@@ -142,13 +157,17 @@ class Optimizer(NamedSection):
         """
 
     def learning_rate_at(self, step: int) -> float:
-        """The rate of `step`, from 0."""
+        """The rate of `step`, from 0. In a phase steps count from its start to that of the next."""
+        starts = [0, *(phase.start for phase in self.phases), self.steps]
+        number = bisect_right(starts[1:-1], step)
+        start, end = starts[number], starts[number + 1]
+        of = self if number == 0 else self.phases[number - 1]
         return learning_rate(
-            step,
-            self.learning_rate,
-            steps=self.steps,
-            warmup_steps=self.warmup_steps,
-            milestones=self.milestones,
+            step - start,
+            of.learning_rate,
+            steps=end - start,
+            warmup_steps=of.warmup_steps,
+            milestones=[milestone - start for milestone in self.milestones if start < milestone],
             decay=self.decay,
             power=self.power,
             cosine=self.cosine,

@@ -256,6 +256,7 @@ def test_every_panel_has_data_from_two_ranks(prometheus: str, tmp_path: Path, bu
             telemetry.add("samples_total", 64)
             # the second rank is slower
             telemetry.add("step_part_seconds_total", 0.3 + 0.1 * (telemetry is ranks[1]), "forward")
+            telemetry.add("lost_seconds_total", 0.1, "data_wait")
             telemetry.checkpoint_saved(0.1)
         for query_text in sorted(empty):
             got = query(prometheus, query_text.replace("$job", "a/b").replace("$window", "5s"))
