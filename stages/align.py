@@ -44,6 +44,11 @@ def main() -> int:
         refuse_inside(args.out, args.src)
         source = open_named(args, copies)
         with bar_of(len(source.labels), " photos") as bar:
+
+            def look(photos: int) -> None:
+                looked_at.append(photos)
+                bar.update(photos)
+
             ends = align_photos(
                 source,
                 args.out,
@@ -51,7 +56,7 @@ def main() -> int:
                 min_face=args.min_face,
                 workers=args.workers,
                 part=args.part,
-                progress=lambda photos: (bar.update(photos), looked_at.append(photos)),
+                progress=look,
             )
     except KeyboardInterrupt:
         print("align: stopped; run the same command again to resume", file=sys.stderr)
