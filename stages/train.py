@@ -235,7 +235,8 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
             except NotWrittenError as error:  # a run that resumes has them; a new one ends at its first save
                 logger.warning("%s; training continues", error)
         stop.defer()
-        watchdog = Watchdog(together.store, topology, recipe.faults.step_seconds)
+        stacks = RunFolder(start.run).stacks
+        watchdog = Watchdog(together.store, topology, recipe.faults.step_seconds, stacks=stacks)
         observers = observers_of(trainer, restarts, account)
         train_observed(trainer, evaluator, observers, watchdog, lambda: bool(stop.asked))
     if trainer.step == recipe.optimizer.steps:
