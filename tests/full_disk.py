@@ -52,7 +52,7 @@ class SmallDisk:
 def small_disk(path: Path, size: str) -> Iterator[SmallDisk]:
     """Mount one at a folder, which is made; a test that may not mount is skipped."""
     path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", path]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(path)]
     mounted = subprocess.run(mount, capture_output=True, check=False)
     if mounted.returncode:
         pytest.skip(f"may not mount: {mounted.stderr.decode().strip()}")

@@ -279,7 +279,8 @@ def test_nothing_of_a_config_is_run(tmp_path: Path) -> None:
 
 def test_the_stage_writes_a_recipe_that_loads_with_its_notes(tmp_path: Path) -> None:
     out = tmp_path / "webface.yaml"
-    stage, options = ROOT / "stages" / "convert_recipe.py", [out, "--ranks", "16", "--shards", tmp_path / "shards"]
+    stage = ROOT / "stages" / "convert_recipe.py"
+    options = [str(out), "--ranks", "16", "--shards", str(tmp_path / "shards")]
     done = run_warm(stage, config(tmp_path, WEBFACE), *options)
     assert done.returncode == 0, done.stderr
     recipe = load_recipe(out)

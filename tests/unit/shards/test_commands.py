@@ -64,8 +64,7 @@ class Command:
 
 
 OF_FACES = Command("", {"in/faces": EXIT_REFUSED}, {"in/faces/person 6/3.JPG": TOO_MANY_REJECTED})
-OF_SET = {"gone": files_of("set"), "cut": files_of("set")}
-OF_PART = {"gone": files_of("part"), "cut": files_of("part")}
+OF_SET, OF_PART = files_of("set"), files_of("part")
 FOUND = {name: EXIT_REFUSED if "manifest" in name else FAULTS_FOUND for name in files_of("set")}
 
 COMMANDS = {
@@ -77,14 +76,14 @@ COMMANDS = {
         says_complete=False,
     ),
     "verify": Command("shard verify in/set --decode-every 1", FOUND, FOUND, says_complete=False, writes=False),
-    "inspect": Command("shard inspect in/set out/set.html", **OF_SET, says_complete=False),
-    "subset": Command("shard subset in/set out/set --people 3", **OF_SET),
-    "merge": Command("shard merge in/part in/rest out/set --same-people", **OF_PART),
-    "clean": Command("shard clean in/set out/set", **OF_SET),
-    "copy": Command("shard copy in/part out/set --samples-per-tar 5", **OF_PART),
-    "copy to a URL": Command("shard copy in/part file://{root}/out/set", **OF_PART, says_complete=False),
-    "push": Command("shard push in/set file://{root}/out/set", **OF_SET, says_complete=False),
-    "pull": Command("shard pull file://{root}/in/set out/set", **OF_SET),
+    "inspect": Command("shard inspect in/set out/set.html", OF_SET, OF_SET, says_complete=False),
+    "subset": Command("shard subset in/set out/set --people 3", OF_SET, OF_SET),
+    "merge": Command("shard merge in/part in/rest out/set --same-people", OF_PART, OF_PART),
+    "clean": Command("shard clean in/set out/set", OF_SET, OF_SET),
+    "copy": Command("shard copy in/part out/set --samples-per-tar 5", OF_PART, OF_PART),
+    "copy to a URL": Command("shard copy in/part file://{root}/out/set", OF_PART, OF_PART, says_complete=False),
+    "push": Command("shard push in/set file://{root}/out/set", OF_SET, OF_SET, says_complete=False),
+    "pull": Command("shard pull file://{root}/in/set out/set", OF_SET, OF_SET),
     "align": Command("align in/photos out/crops", {"in/photos": EXIT_REFUSED}),
 }
 
