@@ -1,8 +1,8 @@
 """What every rank was at when a run hung, in the run's folder: its stacks, and the last collectives it entered.
 
-A rank whose interpreter runs writes its own. One that holds the interpreter's lock, in some library, cannot: a timer
-below Python then writes its stacks. One that is frozen does nothing at all: another rank of its host reads its memory,
-with py-spy, which needs the right to trace processes (root, or the same user where the kernel's Yama allows it).
+A rank whose interpreter runs writes its own. One that is frozen, or holds the interpreter's lock in some library,
+cannot: another rank of its host reads its memory, with py-spy, which needs the right to trace processes (root, or the
+same user where the kernel's Yama allows it). If there is no other, a timer below Python still writes to standard error.
 
 The collectives are those of torch's flight recorder, a pickle for ``torchfrtrace``: tested with gloo, not with NCCL.
 """
@@ -35,7 +35,7 @@ def record_collectives() -> None:
 
 
 class BlackBox:
-    """Files of one rank in a folder; a file that nothing was written into is removed at the end.
+    """Files of one rank in a folder, which are made when there is something to write: a disk is not kept busy by them.
 
     Whatever the disk refuses is left out: what is written is about a run that ends anyway.
 
@@ -46,24 +46,18 @@ class BlackBox:
 
     def __init__(self, folder: Path, rank: int) -> None:
         self._folder, self._rank = folder, rank
-        self._file: TextIO | None = None
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = self._stacks_of(rank).open("a")  # open from now on: a timer below Python can open nothing
 
     def arm(self, seconds: float) -> None:
-        """Write the stacks in so many seconds, unless this or `close` is called before, whatever Python does then."""
-        if self._file is not None:
-            faulthandler.dump_traceback_later(seconds, file=self._file)
+        """Print the stacks in so many seconds, unless this or `close` is called before, whatever Python does then."""
+        faulthandler.dump_traceback_later(seconds)
 
     def write(self, why: str) -> None:
         """Write this rank's stacks, headed by time and reason, and its collectives. For a process that ends."""
         faulthandler.dump_traceback_later(_PATIENCE_SECONDS, exit=True)
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {why}\n")
-                self._file.flush()
-                faulthandler.dump_traceback(self._file, all_threads=True)
+        with contextlib.suppress(OSError), self._stacks_of(self._rank) as file:
+            file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {why}\n")
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)
         if dump := _recorder():
             with contextlib.suppress(OSError, RuntimeError):
                 (self._folder / f"rank-{self._rank}.collectives").write_bytes(dump())
@@ -75,22 +69,16 @@ class BlackBox:
             return
         # Not stopped for it: it may be where it cannot be stopped.
         command = [program, "dump", "--nonblocking", "--pid", str(process)]
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired), self._stacks_of(rank).open("a") as file:
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired), self._stacks_of(rank) as file:
             subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, timeout=_PATIENCE_SECONDS, check=False)
 
     def close(self) -> None:
-        """Disarm, and remove what is empty."""
-        if self._file is None:
-            return
+        """Disarm."""
         faulthandler.cancel_dump_traceback_later()
-        self._file.close()
-        with contextlib.suppress(OSError):
-            if not self._stacks_of(self._rank).stat().st_size:
-                self._stacks_of(self._rank).unlink()
-            self._folder.rmdir()  # unless there is something in it
 
-    def _stacks_of(self, rank: int) -> Path:
-        return self._folder / f"rank-{rank}.txt"
+    def _stacks_of(self, rank: int) -> TextIO:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return (self._folder / f"rank-{rank}.txt").open("a")
 
 
 def spy() -> str | None:

@@ -130,9 +130,10 @@ box.close()
 """
 
 
-def test_a_rank_that_holds_the_interpreters_lock_leaves_its_stack(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-c", LOCKED, tmp_path], check=True, timeout=60)
-    assert "in in_a_library" in (tmp_path / "rank-3.txt").read_text()
+def test_a_rank_that_holds_the_interpreters_lock_prints_its_stack(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LOCKED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert "in in_a_library" in done.stderr
 
 
 FREEZES = """
@@ -186,5 +187,4 @@ def test_the_last_collectives_are_left(tmp_path: Path) -> None:
 def test_a_run_that_does_not_hang_leaves_nothing(store: dist.Store, tmp_path: Path) -> None:
     with Watchdog(store, Topology(), 1000, BEAT_SECONDS, SILENT_SECONDS, tmp_path / "stacks"):
         time.sleep(0.5)
-        assert (tmp_path / "stacks" / "rank-0.txt").exists()
     assert not (tmp_path / "stacks").exists()
