@@ -228,6 +228,7 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
         evaluator = Evaluator(trainer, start.sets)
         evaluator.check()
         STARTUP.done("loading")
+        logger.info("%s", recipe.optimizer.rate_in_words(recipe.data.global_batch))
         restarts = gather_objects(restarts_of(start.run), together.group)[0]
         if topology.rank == 0:
             command = command_of(topology)

@@ -73,6 +73,9 @@ class Optimizer(NamedSection):
     """Steps to train."""
     learning_rate: float = Field(gt=0)
     """The base rate, after the warm-up and before the first milestone."""
+    rate_batch: int | None = Field(None, ge=1)
+    """The global batch that learning_rate is for: with another the rate is in proportion (Goyal et al., 2017). null:
+    the rate is as it stands, whatever the batch."""
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the rate rises linearly from near 0."""
     milestones: tuple[int, ...] = ()
@@ -141,11 +144,22 @@ class Optimizer(NamedSection):
         A fused one of torch reads on the device whether a step is dropped; for another the host waits to know.
         """
 
-    def learning_rate_at(self, step: int) -> float:
-        """The rate of `step`, from 0."""
+    def rate_for(self, global_batch: int) -> float:
+        """The base rate with this batch."""
+        return self.learning_rate if self.rate_batch is None else self.learning_rate * global_batch / self.rate_batch
+
+    def rate_in_words(self, global_batch: int) -> str:
+        """The base rate with this batch, and where it comes from."""
+        scaled = f"learning rate {self.rate_for(global_batch):g} for a batch of {global_batch:,}"
+        if self.rate_batch in (None, global_batch):
+            return scaled
+        return f"{scaled}, in proportion to {self.learning_rate:g} for {self.rate_batch:,} (optimizer.rate_batch)"
+
+    def learning_rate_at(self, step: int, global_batch: int) -> float:
+        """The rate of `step`, from 0, with this batch."""
         return learning_rate(
             step,
-            self.learning_rate,
+            self.rate_for(global_batch),
             steps=self.steps,
             warmup_steps=self.warmup_steps,
             milestones=self.milestones,
