@@ -36,16 +36,23 @@ def read_hostfile(path: Path) -> dict[str, int]:
     return hosts
 
 
-def answers(hosts: Iterable[str], command: str, timeout_seconds: float, by_ssh: bool = True) -> dict[str, str]:
-    """The output of a shell command on each host on which it succeeds within the time; it runs on all at once.
+def variables_of_hosts() -> list[str]:
+    """``NAME=VALUE`` for every host, from the files that `deepspeed` reads: of this folder, after the user's."""
+    found = []
+    for folder in (Path.home(), Path.cwd()):
+        file = folder / os.environ.get("DS_ENV_FILE", ".deepspeed_env")
+        if file.is_file():
+            found += [line for line in file.read_text().splitlines() if "=" in line]
+    return found
 
-    Without `by_ssh` it runs on this machine, whatever the host is called.
-    """
+
+def answers(hosts: Iterable[str], command: str, timeout_seconds: float) -> dict[str, str]:
+    """The output of a shell command on each host on which it succeeds within the time; it runs on all at once."""
     ssh = ["ssh", *shlex.split(f"{KEEP_ALIVE} {os.environ.get(SSH_ARGUMENTS, '')}")]
     processes = {}
     for host in hosts:
         processes[host] = subprocess.Popen(
-            [*ssh, host, command] if by_ssh else ["sh", "-c", command],
+            [*ssh, host, command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -1,168 +1,185 @@
-"""Starts a run through `deepspeed`, on this machine or over ssh, signals its processes, and limits its restarts.
+"""Starts the ranks of a run through an agent on each host, passes signals on to them, and ends what is left of a start.
 
-DeepSpeed's launcher passes on no signal that ranks could obey: on one machine it dies and leaves them running, over ssh
-it ends them within 30 seconds, saved or not. So every process of a start carries a mark in its environment, by which it
-is found on its host and sent the signal directly. One rank that receives it is enough: the ranks stop together.
+DeepSpeed's launcher passes on no signal that ranks could obey, and waits 30 seconds for a rank that does not end. The
+agents stay from start to start, with the imports done (`cluster.host_agent`). A host that is lost is connected to again
+in the background, and takes part in the next start.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from cluster.hosts import HERE, KEEP_ALIVE, SSH_ARGUMENTS, answers
-from cluster.marks import START_VARIABLE, signal_marked
+from cluster.connection import Connection
+from cluster.hosts import HERE, KEEP_ALIVE, SSH_ARGUMENTS
+from cluster.marks import AGENT_VARIABLE, START_VARIABLE
+from cluster.start import Start
 from cluster.stop import stop_signals
 
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.1
+_GREETING_SECONDS = 1.0
+_RETRY_SECONDS = 1.0
+# Variables of this process that every host gets, as the `deepspeed` command passes them on.
+_PASSED_ON = ("NCCL", "PYTHON", "MLFLOW", "UCX", "MV2")
 
 
 class Launcher:
-    """Starts a script under `deepspeed`, and handles the signals sent to this process. In the main thread only.
+    """Starts a script on many hosts, again and again, and handles the signals sent to this process. In the main thread.
 
     The first signal asks the ranks to stop: they finish their step, save and end. The second kills everything at once.
+    A context: when it is left nothing that was started is running, on the hosts that can be reached.
 
     Args:
         script, arguments: what every rank runs.
+        modules: that agents import before.
         exports: ``NAME=VALUE``, set on every host.
-        by_ssh: through ssh and pdsh, even to a single host; otherwise on this machine.
-        patience_seconds: how long a host may take to answer.
+        hosts: where agents are wanted; `cluster.hosts.HERE` alone needs no ssh.
+        patience_seconds: how long a host may take to answer; one that is silent for as long is lost.
+        end_seconds: how long ranks may go on after one has failed; then they are killed.
+        report: takes a line for the user.
     """
 
     def __init__(
-        self, script: Path, arguments: list[str], exports: list[str], *, by_ssh: bool, patience_seconds: float
+        self,
+        script: Path,
+        arguments: Sequence[str],
+        modules: Iterable[str],
+        exports: Sequence[str],
+        hosts: Iterable[str],
+        patience_seconds: float,
+        end_seconds: float,
+        report: Callable[[str], object],
     ) -> None:
-        self._script, self._arguments, self._exports = script, arguments, exports
-        self._by_ssh, self._patience = by_ssh, patience_seconds
-        self._mark = f"{START_VARIABLE}={uuid.uuid4().hex}"
-        self._signals = 0
+        self._agent = [sys.executable, "-m", "cluster.host_agent", "--import", ",".join(modules), str(script)]
+        self._agent += arguments
+        self._mark, self._exports = uuid.uuid4().hex, list(exports)
+        self._patience, self._end_seconds, self._report = patience_seconds, end_seconds, report
+        self._hosts: dict[str, Connection | None] = dict.fromkeys(hosts)
+        self._awaited: set[str] = set()
+        self._said: dict[str, str] = {}
+        self._greeted_at = 0.0
+        self._signals = self._attempt = 0
         for number in stop_signals():
             signal.signal(number, self._count_signal)
+
+    def __enter__(self) -> Launcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        connections = [connection for connection in self._hosts.values() if connection is not None]
+        for connection in connections:
+            connection.hang_up()  # all at once
+        for connection in connections:
+            connection.close(self._patience if connection.is_there else 0)
 
     @property
     def stopping(self) -> bool:
         """Whether this process was asked to stop."""
         return self._signals > 0
 
-    def answering(self, hosts: Iterable[str]) -> set[str]:
-        """Those of `hosts` on which a command can be run."""
-        return set(answers(hosts, "true", self._patience, self._by_ssh))
+    def answering(self) -> set[str]:
+        """The hosts on which ranks can be started. Waits for those that were just lost, or never yet tried."""
+        while True:
+            self._keep_connected()
+            if self.stopping or not self._awaited:
+                return {host for host, connection in self._hosts.items() if connection and connection.is_there}
+            time.sleep(_POLL_SECONDS)
+
+    def why_absent(self, host: str) -> str:
+        """What the last attempt to reach a host said; empty if nothing."""
+        return self._said.get(host, "")
 
     def sleep(self, seconds: float) -> None:
         """Wait, or until this process is asked to stop."""
         until = time.monotonic() + seconds
         while not self.stopping and time.monotonic() < until:
-            time.sleep(0.1)
+            self._keep_connected()
+            time.sleep(_POLL_SECONDS)
 
     def run(self, ranks: Mapping[str, int], port: int) -> int | None:
         """Run once, to the end, with this many ranks on each host; the exit code, or None if already asked to stop.
 
-        0 does not prove success: deepspeed also returns it for a pdsh that was killed.
+        It is the most severe of those codes with which ranks ended by themselves (`cluster.start_ranks.most_severe`);
+        ranks of a host that is lost count as lost.
         """
         if self.stopping:
             return None
-        self._kill(ranks)  # a host that was cut off may still run its ranks of an earlier start
-        with tempfile.TemporaryDirectory() as folder:
-            command, environment = self._command(ranks, port, Path(folder))
-            # In a session of its own: Ctrl-C reaches this process alone, which signals the ranks, once.
-            process = subprocess.Popen(command, env=environment, start_new_session=True)
-            signalled: set[str] = set()
-            while True:
-                try:
-                    return process.wait(timeout=_POLL_SECONDS)
-                except subprocess.TimeoutExpired:
-                    pass
-                if self._signals > 1:
-                    self._kill(ranks)
-                    os.killpg(process.pid, signal.SIGKILL)
-                elif self._signals:
-                    # Repeated until there are ranks: they may be about to start. Receiving it twice does no harm.
-                    signalled |= self._send("USR1", ranks.keys() - signalled, ranks_only=True)
+        start = Start({host: self._connected(host) for host in ranks}, ranks)
+        self._attempt += 1
+        start.begin(next(iter(ranks)), port, self._attempt)
+        asked, kill_at, leave_at = 0, float("inf"), float("inf")
+        while start.left and time.monotonic() < leave_at:
+            self._keep_connected()
+            if self._signals > asked:
+                asked = self._signals
+                start.signal("SIGUSR1")
+                if asked > 1:
+                    kill_at = min(kill_at, time.monotonic())
+            if kill_at == float("inf") and (failed := start.failed):
+                self._report(failed)
+                kill_at = time.monotonic() + self._end_seconds
+            if time.monotonic() >= kill_at and leave_at == float("inf"):
+                start.kill()
+                leave_at = time.monotonic() + self._patience
+            time.sleep(_POLL_SECONDS)
+        if kill_at == float("inf") and start.failed:
+            self._report(start.failed)  # all at once
+        start.cut_off()
+        time.sleep(_POLL_SECONDS)  # last words come by another way than codes
+        return start.code
 
-    def _kill(self, hosts: Iterable[str]) -> None:
-        """Kill every process on these hosts that this launcher ever started."""
-        self._send("KILL", hosts)
+    def _connected(self, host: str) -> Connection:
+        connection = self._hosts[host]
+        assert connection is not None, f"{host}: got no connection, wanted one of `answering`"
+        return connection
 
-    def _send(self, name: str, hosts: Iterable[str], *, ranks_only: bool = False) -> set[str]:
-        """Send a signal to the marked processes; the hosts that had any."""
-        command = signal_marked(name, self._mark, ranks_only=ranks_only)
-        printed = answers(hosts, command, self._patience, self._by_ssh)
-        return {host for host, pids in printed.items() if pids.strip()}
+    def _keep_connected(self) -> None:
+        """Connect to hosts that are not there, again and again, and greet the others."""
+        now = time.monotonic()
+        greets = now - self._greeted_at > _GREETING_SECONDS
+        if greets:
+            self._greeted_at = now
+        for host, connection in self._hosts.items():
+            if connection is None:
+                self._awaited.add(host)
+                self._connect(host)
+                continue
+            age = now - connection.begun_at
+            if connection.is_there:
+                self._awaited.discard(host)
+                if greets:
+                    connection.greet()
+            elif connection.is_lost or age > self._patience:
+                if connection.has_answered:
+                    self._awaited.add(host)  # it may be back at once
+                else:
+                    self._awaited.discard(host)
+                    self._said[host] = connection.said or self._said.get(host, "")
+                if age > _RETRY_SECONDS:
+                    connection.close()
+                    self._connect(host)
 
-    def _command(self, ranks: Mapping[str, int], port: int, folder: Path) -> tuple[list[str], dict[str, str]]:
-        command = [str(Path(sys.executable).with_name("deepspeed")), "--master_port", str(port)]
-        environment = dict(os.environ)
-        exports = [self._mark, *self._exports]
-        if self._by_ssh:
-            hostfile, variables = folder / "hosts", folder / "environment"
-            hostfile.write_text("".join(f"{host} slots={count}\n" for host, count in ranks.items()))
-            variables.write_text("\n".join(exports) + "\n")
-            command += ["--hostfile", str(hostfile), "--master_addr", next(iter(ranks))]
-            command += ["--force_multi", "--no_ssh_check"]  # the only host left may not be this one
-            environment["DS_ENV_FILE"] = str(variables)
-            environment[SSH_ARGUMENTS] = f"{KEEP_ALIVE} {environment.get(SSH_ARGUMENTS, '')}"
-        else:
-            command += ["--num_gpus", str(ranks[HERE])]
-            environment |= dict(export.split("=", 1) for export in exports)
-        return [*command, str(self._script), *self._arguments], environment
+    def _connect(self, host: str) -> None:
+        own = [f"{START_VARIABLE}={self._mark}", f"{AGENT_VARIABLE}={self._mark} {host}", *self._exports]
+        if host == HERE:
+            environment = os.environ | dict(one.split("=", 1) for one in own)
+            self._hosts[host] = Connection(self._agent, environment, prefix=None)
+            return
+        probe = max(1, int(self._patience / 4))  # three without an answer, and the host is lost
+        options = f"-o ConnectTimeout={max(1, int(self._patience))} -o ServerAliveInterval={probe}"
+        ssh = ["ssh", *shlex.split(f"{options} {KEEP_ALIVE} {os.environ.get(SSH_ARGUMENTS, '')}"), host]
+        passed_on = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(_PASSED_ON)]
+        agent = shlex.join(["env", *passed_on, *own, *self._agent])
+        # a folder that is not there is for the ranks to refuse
+        command = [*ssh, f"cd {shlex.quote(str(Path.cwd()))}; exec {agent}"]
+        self._hosts[host] = Connection(command, os.environ, prefix=f"{host}: ")
 
     def _count_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self._signals += 1
-
-
-class GiveUpError(RuntimeError):
-    """Another start would fail as well; the message gives the reason."""
-
-
-@dataclass
-class Restarts:
-    """Counts failures, and computes the wait before the next start.
-
-    Attributes:
-        limit: restarts in all.
-        same_step: give up after this many failures in a row at the same step.
-        first_wait_seconds, longest_wait_seconds: the wait doubles, from one to the other, while no step is gained.
-    """
-
-    limit: int = 50
-    same_step: int = 3
-    first_wait_seconds: float = 5.0
-    longest_wait_seconds: float = 300.0
-
-    def __post_init__(self) -> None:
-        self._count, self._in_a_row, self._last_step, self._furthest = 0, 0, -1, -1
-        self._without_gain = 0
-
-    def failed_at(self, step: int) -> float:
-        """Seconds to wait before starting again, after a failure when `step` steps had been done.
-
-        Raises:
-            GiveUpError: if the limits are reached.
-        """
-        self._count += 1
-        self._in_a_row = self._in_a_row + 1 if step == self._last_step else 1
-        self._without_gain = 0 if step > self._furthest else self._without_gain + 1
-        self._last_step, self._furthest = step, max(step, self._furthest)
-        if self._in_a_row >= self.same_step:
-            raise GiveUpError(f"{self._in_a_row} failures in a row at step {step}: starting again does not help")
-        if self._count > self.limit:
-            raise GiveUpError(f"{self._count} failures, {self.limit} restarts allowed")
-        return self._wait()
-
-    def unsaved(self) -> float:
-        """Seconds to wait after a start that could write nothing: no failure, as room may come at any time."""
-        self._without_gain += 1
-        return self._wait()
-
-    def _wait(self) -> float:
-        doublings = min(self._without_gain, 60)  # a disk may stay full for weeks
-        return min(self.longest_wait_seconds, self.first_wait_seconds * 2.0**doublings)

@@ -5,7 +5,8 @@ every `BEAT_SECONDS`. A process on the same machine is known to be dead by its n
 for dead if its file keeps its time for `SILENT_SECONDS` on the clock of the process that looks: clocks of two hosts are
 never compared, and no lock of the file system is needed. A process that takes a folder over makes the next number: of
 two that find the same holder dead one succeeds, and removes the dead one's file, by which a holder that only slept
-learns that it has lost the folder.
+learns that it has lost the folder. A start of a supervisor takes over from its earlier ones, dead or not, and gives
+them a few beats to learn it: the supervisor has ended them, or has lost sight of their host.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-BEAT_SECONDS = 2.0
+BEAT_SECONDS = 1.0
 SILENT_SECONDS = 20.0
 
 
@@ -50,6 +51,7 @@ class Holder:
     Attributes:
         command: that started it.
         mark: the same for all starts of one supervisor; empty without one.
+        attempt: number of the start among those.
         host, pid: where it runs.
         machine: identifies what its pid belongs to: a boot, and a namespace of pids.
         started: when the process began, in the kernel's ticks: a pid may be used again.
@@ -58,6 +60,7 @@ class Holder:
 
     command: str
     mark: str = ""
+    attempt: int = 0
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
     machine: str = field(default_factory=_machine)
@@ -69,15 +72,10 @@ class Holder:
 
 
 class HeldError(RuntimeError):
-    """Another process holds the folder; the message names it.
-
-    Attributes:
-        holder: the other, None if its file cannot be read.
-    """
+    """Another process holds the folder; the message names it, if its file can be read."""
 
     def __init__(self, folder: Path, holder: Holder | None) -> None:
         super().__init__(f"{folder.parent}: held by {holder or 'a process that could not write its name'}")
-        self.holder = holder
 
 
 @contextmanager
@@ -86,7 +84,6 @@ def leased(
     me: Holder,
     lost: Callable[[str], object],
     *,
-    wait_seconds: float = 0.0,
     beat_seconds: float = BEAT_SECONDS,
     silent_seconds: float = SILENT_SECONDS,
 ) -> Iterator[None]:
@@ -97,7 +94,6 @@ def leased(
         me: this process.
         lost: called in a thread, with the reason in a line, when another process has taken the folder over, since this
             one was silent for too long: it must no longer write.
-        wait_seconds: how long to wait for a holder with the same mark: an earlier start of the same supervisor ends.
         beat_seconds, silent_seconds: as the module says; the same for all that want the folder.
 
     Raises:
@@ -105,7 +101,7 @@ def leased(
         OSError: nothing can be written there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    mine = _take(folder, me, wait_seconds, beat_seconds, silent_seconds)
+    mine, unsure = _take(folder, me, beat_seconds, silent_seconds)
     done = threading.Event()
 
     def beat() -> None:
@@ -124,6 +120,8 @@ def leased(
     thread = threading.Thread(target=beat, name="lease", daemon=True)
     thread.start()
     try:
+        if unsure:
+            done.wait(2.5 * beat_seconds)
         yield
     finally:
         done.set()
@@ -132,32 +130,30 @@ def leased(
             mine.unlink()
 
 
-def _take(folder: Path, me: Holder, wait_seconds: float, beat_seconds: float, silent_seconds: float) -> Path:
-    until = time.monotonic() + wait_seconds
+def _take(folder: Path, me: Holder, beat_seconds: float, silent_seconds: float) -> tuple[Path, bool]:
+    """This process's claim; and whether an earlier one of the same mark may live."""
     while True:
-        dead = []
+        over, unsure = [], False
         for path in _claims(folder):
             holder = _read(path)
-            if _is_dead(path, holder, me, beat_seconds, silent_seconds):
-                dead.append(path)
-            elif holder and me.mark and holder.mark == me.mark and time.monotonic() < until:
-                break
-            else:
+            if holder and me.mark and holder.mark == me.mark and holder.attempt < me.attempt:
+                unsure |= holder.machine != me.machine or _started(holder.pid) == holder.started
+            elif not _is_dead(path, holder, me, beat_seconds, silent_seconds):
                 raise HeldError(folder, _read(path) or holder)  # it may have been about to write its name
-        else:
-            numbers = [int(path.stem) for path in dead]
-            mine = folder / f"{max(numbers, default=0) + 1:08d}.json"
-            try:
-                _write(mine, me)
-            except FileExistsError:
-                continue
-            # What came meanwhile was made by one that had seen an older folder, or a newer: it is judged as well.
-            if set(_claims(folder)) <= {mine, *dead}:
-                for path in dead:
-                    with contextlib.suppress(OSError):  # of another user: judged again by the next
-                        path.unlink()
-                return mine
-            mine.unlink()
+            over.append(path)
+        numbers = [int(path.stem) for path in over]
+        mine = folder / f"{max(numbers, default=0) + 1:08d}.json"
+        try:
+            _write(mine, me)
+        except FileExistsError:
+            continue
+        # What came meanwhile was made by one that had seen an older folder, or a newer: it is judged as well.
+        if set(_claims(folder)) <= {mine, *over}:
+            for path in over:
+                with contextlib.suppress(OSError):  # of another user: judged again by the next
+                    path.unlink()
+            return mine, unsure
+        mine.unlink()
         time.sleep(min(0.2, beat_seconds))
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import shlex
-import subprocess
+import signal
 import time
 from pathlib import Path
 
 VARIABLE = "SPHERESCALE_WORKS_IN"  # its value is the folder
 START_VARIABLE = "SPHERESCALE_START"  # its value is the same for all starts of one launcher, and for no other
+AGENT_VARIABLE = "SPHERESCALE_AGENT"  # its value is the same for all agents of one launcher on one host
+ATTEMPT_VARIABLE = "SPHERESCALE_ATTEMPT"  # its value is the number of the start among those
 
 
 def marked(folder: Path) -> dict[str, str]:
@@ -19,24 +20,34 @@ def marked(folder: Path) -> dict[str, str]:
 
 def sweep(folder: Path) -> int:
     """Kill every process that still works in `folder`, and wait until all are gone; how many there were."""
-    kill = ["sh", "-c", signal_marked("KILL", f"{VARIABLE}={folder.resolve()}")]
-    found: set[str] = set()
-    while alive := subprocess.run(kill, stdout=subprocess.PIPE, text=True, check=True).stdout.split():
-        found |= set(alive)
+    return kill_marked(f"{VARIABLE}={folder.resolve()}")
+
+
+def kill_marked(mark: str) -> int:
+    """Kill every other process of this host that was started with this mark, wait for them; how many there were.
+
+    Args:
+        mark: ``NAME=VALUE``, a variable of their environment, which their subprocesses inherit.
+    """
+    found: set[int] = set()
+    while alive := _with(mark):
+        found |= alive
+        for process in alive:
+            try:
+                os.kill(process, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
         time.sleep(0.05)
     return len(found)
 
 
-def signal_marked(name: str, mark: str, *, ranks_only: bool = False) -> str:
-    """A shell command that sends the signal `name` to every process with this mark, and prints their numbers.
-
-    A command, not a call: the processes may be on another host.
-
-    Args:
-        name: as ``kill -s`` wants it.
-        mark: ``NAME=VALUE``, a variable of their environment, which their subprocesses inherit.
-        ranks_only: leave out launchers: processes without a ``RANK``.
-    """
-    found = f"grep -lszxF -e {shlex.quote(mark)} /proc/[0-9]*/environ"
-    ranks = " | xargs -r grep -lsz ^RANK=" if ranks_only else ""
-    return f"{found}{ranks} | cut -d/ -f3 | while read pid; do kill -s {name} $pid && echo $pid; done; true"
+def _with(mark: str) -> set[int]:
+    found = set()
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            variables = environment.read_bytes().split(b"\0")
+        except OSError:  # it has ended, or is another user's
+            continue
+        if mark.encode() in variables:
+            found.add(int(environment.parent.name))
+    return found - {os.getpid()}

@@ -15,6 +15,7 @@ PREFIX = "spherescale_"
 PERCENTILES = ("p05", "p25", "p50", "p75", "p95")
 PARTS = ("data_wait", "forward", "backward", "head", "communication", "update")
 REASONS = ("not_finite", "spike", "left_out")
+CAUSES = ("start", "restart", "lost_work", "save_stall", "evaluation", "data_wait", "straggler")
 
 _UNITS = ("seconds", "bytes")
 _NOT_BASE_UNITS = ("ms", "milliseconds", "microseconds", "minutes", "hours", "kb", "mb", "gb", "mib", "gib", "percent")
@@ -111,6 +112,16 @@ METRICS = (
     Metric("checkpoint_save_seconds", "histogram", "Time to save.", "seconds", buckets=_SAVE_BUCKETS),
     Metric("checkpoint_stall_seconds_total", "counter", "Time that training was paused for saves.", "seconds"),
     Metric("checkpoint_failures_total", "counter", "Failed saves; earlier checkpoints are kept."),
+    Metric("own_work_seconds", "gauge", "Own work of a step, without waiting for others: mean of 8 s.", "seconds"),
+    Metric("goodput_ratio", "gauge", "Share of the wall time since the run began that went into steps that count."),
+    Metric(
+        "lost_seconds_total",
+        "counter",
+        "Wall time that went into no step that counts, by cause; from the end of the start before.",
+        "seconds",
+        "cause",
+        CAUSES,
+    ),
     Metric("restarts_total", "counter", "Restarts of the run before this process."),
     Metric("resident_memory_bytes", "computed", "Resident memory of this process.", "bytes"),
     Metric("run_disk_free_bytes", "computed", "Free disk space at the run's folder, as this host sees it.", "bytes"),

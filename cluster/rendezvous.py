@@ -152,6 +152,8 @@ def host_of(rank: int, topology: Topology) -> str:
     names = os.environ.get("SPHERESCALE_HOSTS", "").split(",")
     if by_rank := hosts_by_rank():
         return by_rank[rank]
+    if len(names) == topology.num_ranks:  # as the supervisor gives them
+        return names[rank]
     return names[node] if node < len(names) and names[node] else f"host {node + 1}"
 
 

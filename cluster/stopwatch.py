@@ -93,14 +93,23 @@ class Startup:
     """Seconds from the start of this process to its first step, by part: the cost of a restart."""
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was counted: count from the start of this process."""
         self.parts: dict[str, float] = {}
-        self._last = _process_started()
+        self._began = self._last = _process_started()
 
     def done(self, part: str) -> None:
         """Count the time since the last call, or since the process started, as `part`."""
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         self.parts[part] = now - self._last
         self._last = now
+
+    @property
+    def began(self) -> float:
+        """When this process was started, in seconds since the epoch."""
+        return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - self._began)
 
     def __str__(self) -> str:
         parts = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in self.parts.items())
@@ -116,5 +125,6 @@ def _process_started() -> float:
 # One process trains one model: its collectives and its loop share this stopwatch.
 STEP = Stopwatch()
 
-# The start of this process, so far.
+# The start of this process, so far. A fork is the start of another.
 STARTUP = Startup()
+os.register_at_fork(after_in_child=STARTUP.begin)

@@ -20,7 +20,7 @@ A package that holds one choice a file fills its table with ``import_modules(__n
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pkgutil import iter_modules
@@ -140,6 +140,13 @@ class Choices(Generic[S]):
                 lambda section, info: section.model_dump(mode=info.mode), info_arg=True
             ),
         )
+
+
+def check_rising(phases: Sequence[Any]) -> None:
+    """Within a validator: the phases of a section, each with a ``start``, must come one after another."""
+    starts = [phase.start for phase in phases]
+    if starts != sorted(set(starts)):
+        raise ValueError(f"phases: got starts {starts}, wanted rising steps")
 
 
 @contextmanager

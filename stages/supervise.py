@@ -27,11 +27,11 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Collection
 from pathlib import Path
 
-from cluster.hosts import HERE, assign, read_hostfile
-from cluster.launcher import GiveUpError, Launcher, Restarts
+from cluster.hosts import HERE, assign, read_hostfile, variables_of_hosts
+from cluster.launcher import Launcher
+from cluster.restarts import GiveUpError, Restarts
 from cluster.stop import EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED, code_of, exit_with, one_line
 from pipeline.recipe.schema import RecipeError
 from pipeline.run.checkpoint import has_reached
@@ -40,6 +40,22 @@ from pipeline.shards.manifest import ShardError
 from pipeline.training.start import Start, read_start
 
 TRAIN = Path(__file__).with_name("train.py")
+
+# What train.py imports, and what it imports later: an agent on every host keeps them ready for the next start.
+IMPORTS = (
+    "cluster.process_group",
+    "cluster.watchdog",
+    "pipeline.recipe.file",
+    "pipeline.run.history",
+    "pipeline.run.record",
+    "pipeline.run.set_aside",
+    "pipeline.training.start",
+    "pipeline.training.evaluator",
+    "pipeline.training.loop",
+    "pipeline.training.observed",
+    "pipeline.training.observers",
+)
+COMPILER = "torch._dynamo"  # takes seconds; only if the network is compiled
 
 # What train.py exits with for arguments that no restart would mend: refused, or unknown to argparse.
 FINAL = (EXIT_REFUSED, 2)
@@ -54,12 +70,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--min-ranks", type=int, default=1, help="wait for hosts rather than start with fewer")
     parser.add_argument("--master-port", type=int, default=29500, help="the next port is taken at each start")
     parser.add_argument(
-        "--probe-seconds", type=float, default=15, help="a host that takes longer to answer is left out"
+        "--probe-seconds", type=float, default=15, help="a host that is silent for longer is lost, and left out"
     )
     parser.add_argument("--max-restarts", type=int, default=50, help="give up after as many")
     parser.add_argument("--same-step", type=int, default=3, help="give up after as many failures in a row at one step")
     parser.add_argument(
-        "--wait-seconds", type=float, default=5, help="before the first restart; doubles without progress"
+        "--end-seconds", type=float, default=2, help="ranks that go on for longer after one has failed are killed"
+    )
+    parser.add_argument(
+        "--wait-seconds", type=float, default=1, help="before the first restart; doubles without progress"
     )
     parser.add_argument(
         "--export", action="append", default=[], metavar="NAME=VALUE", help="set on every host; repeatable"
@@ -75,14 +94,10 @@ def main() -> int:
     try:
         start = start_of(passed_on)
         hosts = read_hostfile(args.hostfile) if args.hostfile else {HERE: args.ranks}
-        launcher = Launcher(
-            TRAIN,
-            passed_on,
-            args.export,
-            by_ssh=args.hostfile is not None,
-            patience_seconds=args.probe_seconds,
-        )
-        return supervise(launcher, hosts, start, args)
+        exports = [*(variables_of_hosts() if args.hostfile else ()), *args.export]
+        imports = [*IMPORTS, COMPILER] if start.recipe.backbone.compile else IMPORTS
+        with Launcher(TRAIN, passed_on, imports, exports, hosts, args.probe_seconds, args.end_seconds, say) as launcher:
+            return supervise(launcher, hosts, start, args)
     except GiveUpError as error:
         say(f"given up: {error}")
         return 1
@@ -99,7 +114,7 @@ def supervise(launcher: Launcher, hosts: dict[str, int], start: Start, args: arg
     """
     restarts = Restarts(args.max_restarts, args.same_step, args.wait_seconds)
     for attempt in itertools.count():
-        ranks = ranks_of(launcher.answering(hosts), hosts, start, args.min_ranks)
+        ranks = ranks_of(launcher, hosts, start, args.min_ranks)
         if ranks:
             places = ", ".join(f"{host} ({count})" for host, count in ranks.items())
             say(f"start {attempt + 1} on {places}")
@@ -132,8 +147,8 @@ def run_once(launcher: Launcher, ranks: dict[str, int], port: int) -> int | None
         return EXIT_UNSAVED
 
 
-def ranks_of(there: Collection[str], hosts: dict[str, int], start: Start, min_ranks: int) -> dict[str, int]:
-    """Ranks for each host that is there: the most that the recipe can be split over; empty if none fits."""
+def ranks_of(launcher: Launcher, hosts: dict[str, int], start: Start, min_ranks: int) -> dict[str, int]:
+    """Ranks for each host that answers: the most that the recipe can be split over; empty if none fits."""
 
     def fits(ranks: int) -> bool:
         try:
@@ -142,8 +157,10 @@ def ranks_of(there: Collection[str], hosts: dict[str, int], start: Start, min_ra
             return False
         return ranks >= min_ranks
 
-    for host in hosts.keys() - set(there):
-        say(f"{host} does not answer: left out")
+    there = launcher.answering()
+    for host in hosts.keys() - there:
+        said = launcher.why_absent(host)
+        say(f"{host} does not answer: left out{f' ({said})' if said else ''}")
     ranks = assign({host: slots for host, slots in hosts.items() if host in there}, fits)
     if not ranks:
         say(f"no start: {len(there)} of {len(hosts)} hosts answer, and no number of their ranks fits the recipe")

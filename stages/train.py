@@ -34,11 +34,12 @@ import sys
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.algorithms import choose_algorithms, keep_compiled
 from cluster.collectives import Group, barrier, gather_objects, rank_in
 from cluster.lease import HeldError, Holder, leased
-from cluster.marks import START_VARIABLE
+from cluster.marks import ATTEMPT_VARIABLE, START_VARIABLE
 from cluster.process_group import device_of, process_group, refuse
 from cluster.rendezvous import DisagreeError, StartError
 from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED, StopRequest, code_of, exit_with, leave
@@ -58,6 +59,9 @@ from pipeline.shards.manifest import ShardError
 from pipeline.training.guard import NonFiniteError
 from pipeline.training.saves import UnsavedError
 from pipeline.training.start import Start, check_start, read_start
+
+if TYPE_CHECKING:
+    from pipeline.training.loop import Trainer
 
 logger = logging.getLogger("train")
 
@@ -139,7 +143,7 @@ def main() -> int:
             reason = f"{error}; wanted one trainer in a folder: stop it, or choose another folder with --run"
             say(topology, reason)
             refuse(topology, reason)
-            leave(EXIT_LOST if error.holder and error.holder.mark == start_mark() != "" else EXIT_REFUSED)
+            leave(EXIT_REFUSED)
         except NotWrittenError as error:
             say(topology, str(error))
             refuse(topology, str(error))
@@ -162,15 +166,11 @@ def main() -> int:
 
 
 def claim_of(start: Start, topology: Topology) -> AbstractContextManager[None]:
-    """Holds the run's folder while it is open, on the first rank.
-
-    An earlier start of the same supervisor, which may have lost sight of a host, has half the time that ranks wait for
-    each other to end there.
-    """
+    """Holds the run's folder while it is open, on the first rank."""
     if topology.rank != 0:
         return contextlib.nullcontext()
-    me = Holder(command_of(topology), start_mark())
-    return leased(RunFolder(start.run).claims, me, end, wait_seconds=start.recipe.timeout_seconds / 2)
+    me = Holder(command_of(topology), start_mark(), int(os.environ.get(ATTEMPT_VARIABLE, "0")))
+    return leased(RunFolder(start.run).claims, me, end)
 
 
 def start_mark() -> str:
@@ -208,6 +208,7 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
         from pipeline.training.loop import Trainer
         from pipeline.training.observed import train_observed
         from pipeline.training.observers import observers_of
+        from pipeline.training.observers.goodput import read_account
 
         if recipe.backbone.compile:
             keep_compiled()
@@ -217,19 +218,13 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
         STARTUP.done("building")
         newest, left = step_to_resume(start, together.group)
         STARTUP.done("checking")
-        if newest is not None:
-            changed = [*changed, *trainer.resume(newest)]
-            logger.info("resumed %s at step %d", start.run, trainer.step)
-            for change in changed:
-                logger.warning("changed since: %s", change)
-        elif recipe.init.run is not None:
-            inherited = trainer.inherit(recipe.init.run, recipe.init.step, recipe.init.new_rows)
-            logger.info("start from %s: %s", recipe.init.run, inherited)
+        changed = load(trainer, start, newest, changed)
         evaluator = Evaluator(trainer, start.sets)
         evaluator.check()
         STARTUP.done("loading")
         logger.info("%s", recipe.optimizer.rate_in_words(recipe.data.global_batch))
-        restarts = gather_objects(restarts_of(start.run), together.group)[0]
+        past = restarts_of(start.run), read_account(RunFolder(start.run).goodput, STARTUP.began)
+        restarts, account = gather_objects(past, together.group)[0]
         if topology.rank == 0:
             command = command_of(topology)
             begun = Begun(
@@ -241,12 +236,31 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
             except NotWrittenError as error:  # a run that resumes has them; a new one ends at its first save
                 logger.warning("%s; training continues", error)
         stop.defer()
-        watchdog = Watchdog(together.store, topology, recipe.faults.step_seconds)
-        train_observed(trainer, evaluator, observers_of(trainer, restarts), watchdog, lambda: bool(stop.asked))
+        stacks = RunFolder(start.run).stacks
+        watchdog = Watchdog(together.store, topology, recipe.faults.step_seconds, stacks=stacks)
+        observers = observers_of(trainer, restarts, account)
+        train_observed(trainer, evaluator, observers, watchdog, lambda: bool(stop.asked))
     if trainer.step == recipe.optimizer.steps:
         return 0
     logger.warning("stopped by %s after %s; the same command resumes it", stop.asked, place(start.run, trainer.step))
     return EXIT_STOPPED
+
+
+def load(trainer: Trainer, start: Start, newest: int | None, changed: list[str]) -> list[str]:
+    """Resume from the checkpoint of the step, or begin as the recipe says; what has changed since, `changed` included.
+
+    All ranks together.
+    """
+    recipe = start.recipe
+    if newest is not None:
+        changed = [*changed, *trainer.resume(newest)]
+        logger.info("resumed %s at step %d", start.run, trainer.step)
+        for change in changed:
+            logger.warning("changed since: %s", change)
+    elif recipe.init.run is not None:
+        inherited = trainer.inherit(recipe.init.run, recipe.init.step, recipe.init.new_rows)
+        logger.info("start from %s: %s", recipe.init.run, inherited)
+    return changed
 
 
 def step_to_resume(start: Start, group: Group) -> tuple[int | None, list[int]]:

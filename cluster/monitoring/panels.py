@@ -44,22 +44,25 @@ class Tile:
     Args:
         title, query, unit: as in `Panel`; the query has one result.
         present: only a run that answers has it. Others are shown with their age after the run is gone.
+        total: what the value is a part of, as a query with one result: "86 of 400".
+        ago: the value is the age of an event at the time of the query: "114 s ago", also after the run is gone.
     """
 
     title: str
     query: str
     unit: Literal["seconds", "bytes", "share", ""] = ""
     present: bool = False
+    total: str = ""
+    ago: bool = False
 
 
 _JOB = '{job="$job"}'
 _PARTS = f"spherescale_step_part_seconds_total{_JOB}"
 _OWN = 'spherescale_step_part_seconds_total{job="$job", part!="communication"}'
-_WORK = f"sum by (rank, host) (rate({_OWN}[$window]))"
 _BY_PART = f"sum by (rank, host, part) (rate({_OWN}[$window]))"
 _STEPS = f"rate(spherescale_step_seconds_count{_JOB}[$window])"
-_NO_EVALUATION = "no evaluation yet, or the recipe names no evaluation set"
-_NO_CLIPPING = "no step yet, or the recipe has no optimizer.clip_norm"
+_NO_EVALUATION = "no evaluation in this time: none was due, or the recipe names no evaluation set"
+_NO_CLIPPING = "no step in this time, or the recipe has no optimizer.clip_norm"
 _NO_PEAK = "no GPU, or one whose peak is not in cluster/cards.py"
 
 
@@ -87,7 +90,7 @@ def _pace(series: str) -> str:
 
 
 TILES = (
-    Tile("Step", f"max(spherescale_step{_JOB})"),
+    Tile("Step", f"max(spherescale_step{_JOB})", total=f"max(spherescale_planned_steps{_JOB})"),
     Tile("Samples trained on", f"max(spherescale_position_samples{_JOB})"),
     Tile("Loss", f"max(spherescale_loss{_JOB})"),
     Tile("Samples per second", f"sum({_pace('spherescale_samples_total')})", present=True),
@@ -99,8 +102,14 @@ TILES = (
         present=True,
     ),
     Tile("Ranks that answer", f"sum(up{_JOB})", present=True),
-    Tile("Slowest / median rank", f"max(job:spherescale_straggler:ratio{_JOB})", present=True),
-    Tile("Age of the last checkpoint", f"min(spherescale_checkpoint_age_seconds{_JOB})", "seconds", present=True),
+    Tile("Slowest rank / others", f"max(job:spherescale_straggler:ratio{_JOB})", present=True),
+    Tile("Goodput", f"avg(spherescale_goodput_ratio{_JOB})", "share"),
+    Tile(
+        "Last checkpoint",
+        f"min(spherescale_checkpoint_age_seconds{_JOB}) and max(spherescale_checkpoint_timestamp_seconds{_JOB}) > 0",
+        "seconds",
+        ago=True,
+    ),
 )
 
 TITLES = {"run": "Run", "ranks": "Ranks", "data": "Data", "head": "Head and loss", "checkpoints": "Checkpoints"}
@@ -124,6 +133,19 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             "Mean over ranks. Communication includes waiting for slower ranks.",
             ((f"sum by (part) (rate({_PARTS}[$window])) / scalar(sum({_STEPS}))", "{{part}}"),),
             "seconds",
+            "stack",
+        ),
+        Panel(
+            "Goodput",
+            "Share of the wall time since the run began, restarts included, that went into steps that count.",
+            _gauge("goodput_ratio", "goodput", "avg"),
+            "share",
+        ),
+        Panel(
+            "Lost time by cause",
+            "Share of the time, mean over ranks. lost_work: steps that are done again. Above a fifth: see GoodputLow.",
+            ((f"avg by (cause) (rate(spherescale_lost_seconds_total{_JOB}[10m]))", "{{cause}}"),),
+            "share",
             "stack",
         ),
         Panel(
@@ -165,9 +187,15 @@ PANELS: dict[str, tuple[Panel, ...]] = {
     ),
     "ranks": (
         Panel(
-            "Own work by rank, over the median",
-            "Without waiting for other ranks. All rows near 1: even. A row that stands out is a straggler.",
-            _by_rank(f"{_WORK} / on () group_left () quantile(0.5, {_WORK})"),
+            "Own work by rank, over the others",
+            "Without waiting. All rows near 1: even. A row that stands out is a straggler.",
+            _by_rank(f"rank:spherescale_own_work:over_others{_JOB}"),
+            kind="heatmap",
+        ),
+        Panel(
+            "Own work by rank, over its best",
+            "Over the best minute of the last hour. All rows above 1: everything slows down.",
+            _by_rank(f"rank:spherescale_own_work:over_best{_JOB}"),
             kind="heatmap",
         ),
         Panel(
@@ -183,9 +211,9 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             if_empty="no rank spends 2 % more of its time on any part than the median rank",
         ),
         Panel(
-            "Slowest over median rank",
-            "1: even. Above 1.2: see Straggler.",
-            ((f"max(job:spherescale_straggler:ratio{_JOB})", "slowest / median"),),
+            "Slowest rank over the others",
+            "1: even. Above 1.1: see Straggler.",
+            ((f"max(job:spherescale_straggler:ratio{_JOB})", "slowest / others"),),
         ),
         Panel(
             "Communication by rank",

@@ -128,6 +128,7 @@ class ShardedHead(nn.Module):
             raise ValueError(f"num_classes: got {num_classes}, wanted at least one for each of {ranks} ranks")
         self.num_classes, self.margin, self.group, self.replicas = num_classes, margin, group, replicas
         self.seed, self.options = seed, options
+        self.sample_rate = options.sample_rate  # like the margin it may change between steps
         bias = None
         if isinstance(margin, BinaryMargin):
             initial = margin.initial_bias(num_classes * options.sample_rate)
@@ -246,10 +247,12 @@ class ShardedHead(nn.Module):
 
     def _among_step_rows(self, target_G: torch.Tensor, step: int) -> torch.Tensor:
         """The target classes' numbers among the rows that take part, which are chosen here."""
-        if self.options.sample_rate >= 1:
+        if self.sample_rate >= 1:
+            self._rows_n = None
+            self._gradient.use(None)
             return target_G
-        self._rows_n = sampled_rows(target_G, self.classes, self.options.sample_rate, self.seed, step)
-        self._gradient.rows = len(self._rows_n)
+        self._rows_n = sampled_rows(target_G, self.classes, self.sample_rate, self.seed, step)
+        self._gradient.use(len(self._rows_n))
         return torch.where(target_G >= 0, torch.searchsorted(self._rows_n, target_G), target_G)
 
     def _score(

@@ -8,6 +8,7 @@ declares. The checkpoint stores slots by name, the planner counts them, and noth
 from __future__ import annotations
 
 from abc import abstractmethod
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from pipeline.optim.schedule import learning_rate
-from pipeline.section import Choices, NamedSection
+from pipeline.section import Choices, NamedSection, Section, check_rising
 
 # Names of other tensors in the files of a checkpoint.
 _RESERVED = ("backbone", "head", "rows")
@@ -63,6 +64,17 @@ class Slot:
         return torch.zeros((), device=parameter.device)
 
 
+class RatePhase(Section):
+    """A part of training with a schedule of its own: the rate rises and falls again, from `start` to the next phase."""
+
+    start: int = Field(ge=1)
+    """First step of the phase."""
+    learning_rate: float = Field(gt=0)
+    """The base rate of the phase."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps of the phase over which the rate rises."""
+
+
 class Optimizer(NamedSection):
     """How the backbone and the rows of the head learn: the keys that every optimizer has."""
 
@@ -86,6 +98,8 @@ class Optimizer(NamedSection):
     """Instead of milestones, fall to 0 over the steps after the warm-up: 1 along a line, 2 along a parabola."""
     cosine: bool = False
     """Instead of milestones, fall to 0 along half a cosine over the steps after the warm-up."""
+    phases: tuple[RatePhase, ...] = ()
+    """Parts of training that begin the schedule anew, by rising start."""
     weight_decay: float = Field(5e-4, ge=0)
     """Weight decay of the head's rows and of the backbone's weights."""
     bias_rate_factor: float = Field(1.0, gt=0)
@@ -103,6 +117,7 @@ class Optimizer(NamedSection):
     def _possible(self) -> Optimizer:
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones: got {list(self.milestones)}, wanted rising steps")
+        check_rising(self.phases)
         falls = {"milestones": list(self.milestones), "power": self.power, "cosine": self.cosine}
         given = [key for key, value in falls.items() if value]
         if len(given) > 1:
@@ -144,9 +159,10 @@ class Optimizer(NamedSection):
         A fused one of torch reads on the device whether a step is dropped; for another the host waits to know.
         """
 
-    def rate_for(self, global_batch: int) -> float:
-        """The base rate with this batch."""
-        return self.learning_rate if self.rate_batch is None else self.learning_rate * global_batch / self.rate_batch
+    def rate_for(self, global_batch: int, base: float | None = None) -> float:
+        """The base rate, or that of a phase, with this batch."""
+        base = self.learning_rate if base is None else base
+        return base if self.rate_batch is None else base * global_batch / self.rate_batch
 
     def rate_in_words(self, global_batch: int) -> str:
         """The base rate with this batch, and where it comes from."""
@@ -156,13 +172,17 @@ class Optimizer(NamedSection):
         return f"{scaled}, in proportion to {self.learning_rate:g} for {self.rate_batch:,} (optimizer.rate_batch)"
 
     def learning_rate_at(self, step: int, global_batch: int) -> float:
-        """The rate of `step`, from 0, with this batch."""
+        """The rate of `step`, from 0, with this batch. In a phase steps count from its start to that of the next."""
+        starts = [0, *(phase.start for phase in self.phases), self.steps]
+        number = bisect_right(starts[1:-1], step)
+        start, end = starts[number], starts[number + 1]
+        of = self if number == 0 else self.phases[number - 1]
         return learning_rate(
-            step,
-            self.rate_for(global_batch),
-            steps=self.steps,
-            warmup_steps=self.warmup_steps,
-            milestones=self.milestones,
+            step - start,
+            self.rate_for(global_batch, of.learning_rate),
+            steps=end - start,
+            warmup_steps=of.warmup_steps,
+            milestones=[milestone - start for milestone in self.milestones if start < milestone],
             decay=self.decay,
             power=self.power,
             cosine=self.cosine,

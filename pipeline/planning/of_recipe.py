@@ -57,17 +57,17 @@ def whole_job_of(recipe: Recipe, num_classes: int, num_ranks: int) -> Job:
 
 
 def floors_of(
-    recipe: Recipe, num_classes: int, num_ranks: int, image_size: tuple[int, int], card_name: str
+    recipe: Recipe, num_classes: int, num_ranks: int, image_size: tuple[int, int], card_name: str, sample_rate: float
 ) -> Floors | None:
     """The least seconds of a step of the recipe on a card, by the driver's name for it; None if its peak is not known.
 
-    Of sampled classes (`head.sample_rate`) as many as take part on average count.
+    Of sampled classes (`sample_rate` of the step) as many as take part on average count.
     """
     card = CARDS.get(card_name)
     if card is None:
         return None
     job = job_of(recipe, num_classes, num_ranks)
-    active = replace(job, classes=max(job.ranks, round(num_classes * recipe.head.sample_rate)))
+    active = replace(job, classes=max(job.ranks, round(num_classes * sample_rate)))
     return floors(active, network_of(recipe.backbone, image_size, job.bf16), card)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
-from pipeline.reading.augment import Augmentation
+from pipeline.reading.augmentation import Augmentation
 from pipeline.reading.salvage import DecodedBatch, EncodedBatch, Salvage, UndecodableError, encoded_black
 
 __all__ = ["HARDWARE_SHARE", "DecodedBatch", "Decoder", "EncodedBatch"]
@@ -33,9 +33,9 @@ PREFETCH_DEPTH = 2  # batches that DALI itself keeps in flight; more only costs 
 HARDWARE_SHARE = 0.65
 
 
-@pipeline_def  # type: ignore[untyped-decorator]
+@pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]
 def _decode_graph(source: Any, on_gpu: bool, hardware_share: float, augment: Sequence[Augmentation]) -> Any:
-    serial, encoded, *parameters = fn.external_source(source=source, num_outputs=2 + len(augment), batch=True)
+    serial, encoded, *fed = fn.external_source(source=source, num_outputs=2 + _inputs_of(augment), batch=True)
     # Before augmenting: an operator that crops or pads would hide an image of another size.
     size = fn.peek_image_shape(encoded, adjust_orientation=False)
     # An aligned crop means its stored pixels: an orientation tag is a leftover of the photograph.
@@ -48,8 +48,15 @@ def _decode_graph(source: Any, on_gpu: bool, hardware_share: float, augment: Seq
         use_fast_idct=False,
         hw_decoder_load=hardware_share,
     )
-    for augmentation, rows in zip(augment, parameters, strict=True):
-        pixels = augmentation.apply(fn, pixels, rows)
+    for augmentation in augment:
+        rows = fed.pop(0)
+        if augmentation.parts_batch:
+            chosen = fed.pop(0)
+            # A condition on a node: DALI parts the batch by it, and joins it again.
+            if chosen:
+                pixels = augmentation.apply(fn, pixels, rows)
+        else:
+            pixels = augmentation.apply(fn, pixels, rows)
     normalised = fn.crop_mirror_normalize(pixels, mean=127.5, std=128.0, dtype=types.FLOAT, output_layout="CHW")
     return normalised, size, serial
 
@@ -113,9 +120,10 @@ class Decoder:
     ) -> Iterator[tuple[Any, ...]]:
         """What a graph is given of each batch, a serial number first; `in_flight` gets what is taken from `batches`."""
         for serial, batch in enumerate(batches):
-            if len(batch.parameters) != len(self.augment):
+            if len(batch.parameters) != _inputs_of(self.augment):
                 raise ValueError(
-                    f"decoder: got parameters of {len(batch.parameters)} augmentations, wanted {len(self.augment)}"
+                    f"decoder: got {len(batch.parameters)} arrays of parameters, wanted {_inputs_of(self.augment)}: "
+                    "what parameters_of gives for its augmentations"
                 )
             doubtful = salvage.doubtful(batch)
             in_flight.append(_Sent(batch, doubtful))
@@ -257,6 +265,11 @@ class _OneByOne:
         except RuntimeError:
             return False
         return True
+
+
+def _inputs_of(augment: Sequence[Augmentation]) -> int:
+    """Arrays that are fed for augmentations: parameters and, of some, whom they change, as `parameters_of` has them."""
+    return sum(2 if augmentation.parts_batch else 1 for augmentation in augment)
 
 
 def _fed(serial: int, batch: EncodedBatch) -> tuple[Any, ...]:

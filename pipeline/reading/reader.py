@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline.reading.augment import parameters_of
+from pipeline.reading.augmentation import parameters_of
 from pipeline.reading.dali import Decoder, EncodedBatch
 from pipeline.reading.handover import Handover
 from pipeline.reading.order import Order
@@ -51,7 +52,8 @@ class Reader:
 
     Args:
         shards, order: what to read, and in which order.
-        decoder: decodes and augments; the augmentations' parameters are a hash of (seed, epoch, sample).
+        decoder: decodes and augments; the augmentations' parameters are a hash of (seed, epoch, sample). Or the first
+            step of each of several, from 0 on, which follow one another.
         rank, num_ranks: this rank's place.
         accumulation: micro-batches of a batch; num_ranks · accumulation divides the global batch.
         first_step: position of the first batch.
@@ -63,7 +65,7 @@ class Reader:
         self,
         shards: ShardSet,
         order: Order,
-        decoder: Decoder,
+        decoder: Decoder | Sequence[tuple[int, Decoder]],
         *,
         rank: int = 0,
         num_ranks: int = 1,
@@ -74,9 +76,10 @@ class Reader:
     ) -> None:
         self.decode_failures = 0
         self._known = set(undecodable)
-        self._shards, self._order, self._decoder = shards, order, decoder
+        self._shards, self._order = shards, order
+        self._decoders = [(0, decoder)] if isinstance(decoder, Decoder) else list(decoder)
         self._place = rank, num_ranks, accumulation
-        self._handover = Handover(decoder.device)
+        self._handover = Handover(self._decoders[0][1].device)
         # A batch with the event that says that it is made, or what ended the thread.
         self._ready: queue.Queue[tuple[Batch, Any] | BaseException] = queue.Queue(maxsize=depth)
         self._stopping = threading.Event()
@@ -142,19 +145,27 @@ class Reader:
         return None
 
     def _batches(self, first_step: int) -> Iterator[Batch]:
+        ends = [*(start for start, _ in self._decoders[1:]), math.inf]
+        for (start, decoder), end in zip(self._decoders, ends, strict=True):
+            if first_step < end:
+                yield from self._decoded(decoder, max(start, first_step), end)
+
+    def _decoded(self, decoder: Decoder, first_step: int, end: float) -> Iterator[Batch]:
+        """The batches of the steps before `end`."""
         under_way: list[tuple[np.ndarray[tuple[int], np.dtype[np.int64]], tuple[int, ...]]] = []
 
         def encoded() -> Iterator[EncodedBatch]:
             step = first_step
-            while not self._stopping.is_set():
+            while step < end and not self._stopping.is_set():
                 ids = self._order.rank_batch(step, *self._place)
                 left_out = tuple(position for position, sample in enumerate(ids.tolist()) if sample in self._known)
                 under_way.append((ids, left_out))
-                parameters = parameters_of(self._decoder.augment, self._order.seed, self._order.epoch_of(step), ids)
+                epoch, size = self._order.epoch_of(step), decoder.shape[1:]
+                parameters = parameters_of(decoder.augment, self._order.seed, epoch, ids, size)
                 yield EncodedBatch(self._shards.read(ids), parameters, left_out)
                 step += 1
 
-        for step, decoded in enumerate(self._decoder.decode(encoded()), start=first_step):
+        for step, decoded in enumerate(decoder.decode(encoded()), start=first_step):
             ids, left_out = under_way.pop(0)
             labels = self._shards.labels(ids)
             labels[~decoded.good] = IGNORED

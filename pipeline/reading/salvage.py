@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.reading.augment import Augmentation, Parameters
+from pipeline.reading.augmentation import Augmentation, Parameters
 from pipeline.shards.decode import black_image
 from pipeline.shards.images import SetAsideError, extension_of
 
@@ -26,7 +26,7 @@ class UndecodableError(Exception):
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """Encoded images (``uint8`` vectors) and, for each of the decoder's augmentations, a row of parameters an image.
+    """Encoded images (``uint8`` vectors), and what `parameters_of` gives: rows of images.
 
     Those at the positions of ``left_out`` are known to be undecodable: they are not decoded.
     """

@@ -96,6 +96,7 @@ def convert(assigned: Assignments, ranks: int, shards: Path, *, power: float = 1
                 "global_batch": config.batch_size * ranks * parts,
                 "accumulation": parts,
                 "streams": _divisor(config.batch_size, 16),
+                "augment": ["arcface_torch", "mirror"] if config.dali and config.dali_aug else ["mirror"],
             },
             "backbone": {**NETWORKS[config.network], "embedding_dim": config.embedding_size},
             "head": {"sample_rate": config.sample_rate, "margin": _margin(config)},
@@ -202,7 +203,10 @@ def _differences(config: ArcfaceConfig) -> Iterator[str]:
         yield "sample_rate: rows that take no part in a step rest here; there momentum and weight decay move them on"
     yield "pixels: (x − 127.5) / 128 here, (x − 127.5) / 127.5 there"
     if config.dali and config.dali_aug:
-        yield "dali_aug: low resolution (10%), blur (20%), hue (20%) and grey (10%) are left out; mirroring is not"
+        yield (
+            "dali_aug: low resolution, hue, saturation and grey as there; the blur has any σ of 0.69 to 1.03, there "
+            "one of the two"
+        )
     if config.fp16:
         yield (
             "fp16: bfloat16 here, without a loss scale, also for the products of the last layer and of the head, which "

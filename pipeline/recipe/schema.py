@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import yaml
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline.backbones import BACKBONES, Backbone
 from pipeline.backbones.batch_norm import batch_norms
@@ -19,8 +19,10 @@ from pipeline.backbones.frozen import freeze
 from pipeline.head.margins import MARGINS, Margin
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.optim import OPTIMIZERS, Optimizer
-from pipeline.reading.augment import AUGMENTATIONS, Augmentation, Mirror
-from pipeline.section import Section, inside
+from pipeline.reading.augment import Mirror
+from pipeline.reading.augmentation import AUGMENTATIONS, Augmentation
+from pipeline.reading.mixes import with_mixes
+from pipeline.section import Section, check_rising, inside
 from pipeline.sinks import SINKS, Sink
 
 
@@ -30,6 +32,18 @@ class RecipeError(ValueError):
 
 # A run may be resumed and evaluated from another working directory: the paths in its recipe must not depend on it.
 AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
+
+
+Augmentations = Annotated[tuple[Annotated[Augmentation, AUGMENTATIONS], ...], BeforeValidator(with_mixes)]
+
+
+class AugmentPhase(Section):
+    """A part of training with other augmentations."""
+
+    start: int = Field(ge=1)
+    """First step of the phase."""
+    augment: Augmentations
+    """All changes to the training images from there on, as in data.augment."""
 
 
 class Data(Section):
@@ -49,8 +63,11 @@ class Data(Section):
     from."""
     window: int = Field(4, ge=1)
     """Tars shuffled together."""
-    augment: tuple[Annotated[Augmentation, AUGMENTATIONS], ...] = (Mirror(name="mirror"),)
-    """Changes to the training images, in this order, drawn by a hash of (seed, epoch, sample); []: none."""
+    augment: Augmentations = (Mirror(name="mirror"),)
+    """Changes to the training images, in this order, drawn by a hash of (seed, epoch, sample); []: none. The words
+    adaface and arcface_torch stand for the mixes of these trainers."""
+    phases: tuple[AugmentPhase, ...] = ()
+    """Other augmentations in the course of training, by rising start: hard ones late, or none."""
     decode_threads: int = Field(2, ge=1)
     """Host threads that decode, of each rank."""
     prefetch: int = Field(3, ge=1)
@@ -59,17 +76,29 @@ class Data(Section):
     """Largest share of samples that cannot be decoded, of all that the process has read, or of 1,000 if it has read
     fewer: beyond it the run ends. 0: none may be."""
 
+    @model_validator(mode="after")
+    def _possible(self) -> Data:
+        check_rising(self.phases)
+        return self
+
+    @property
+    def augmentations(self) -> tuple[tuple[int, tuple[Augmentation, ...]], ...]:
+        """The first step of each list of augmentations, and the list."""
+        return ((0, self.augment), *((phase.start, phase.augment) for phase in self.phases))
+
 
 class Phase(Section):
     """A part of training with other values of the margin's keys, given beside `start`; λ counts its steps from there.
 
-    A key that a phase does not give is as in ``head.margin``. The name cannot change.
+    A key that a phase does not give is as in ``head.margin``, and sample_rate as in ``head``. The name cannot change.
     """
 
     model_config = ConfigDict(extra="allow")
 
     start: int = Field(ge=0)
     """First step of the phase."""
+    sample_rate: float | None = Field(None, gt=0, le=1)
+    """Share of the non-target classes in this phase: sampled first, exact last; null: as head.sample_rate."""
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -98,9 +127,7 @@ class Head(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Head:
-        starts = [phase.start for phase in self.phases]
-        if starts != sorted(set(starts)):
-            raise ValueError(f"phases: got starts {starts}, wanted rising steps")
+        check_rising(self.phases)
         for number, phase in enumerate(self.phases):
             with inside("phases", number):
                 self._margin_of(phase)
@@ -109,9 +136,9 @@ class Head(Section):
         if self.unit_rows and not (self.margin.normalises_rows or self.margin.needs_unit_rows):
             name = self.margin.name
             raise ValueError(f"unit_rows: got true with margin {name}, wanted false: its rows have their own lengths")
-        if self.sample_rate < 1 and self.ranks is not None:
+        if self.least_sample_rate < 1 and self.ranks is not None:
             raise ValueError(
-                f"sample_rate: got {self.sample_rate} with ranks {self.ranks}, wanted 1 (replicas would differ)"
+                f"sample_rate: got {self.least_sample_rate} with ranks {self.ranks}, wanted 1 (replicas would differ)"
             )
         return self
 
@@ -119,6 +146,16 @@ class Head(Section):
         """The margin at `step`."""
         phase = self._phase(step)
         return self.margin if phase is None else self._margin_of(phase)
+
+    def sample_rate_at(self, step: int) -> float:
+        """The share of the non-target classes that take part in `step`."""
+        phase = self._phase(step)
+        return self.sample_rate if phase is None or phase.sample_rate is None else phase.sample_rate
+
+    @property
+    def least_sample_rate(self) -> float:
+        """The smallest share of all phases."""
+        return min(self.sample_rate_at(start) for start in (0, *(phase.start for phase in self.phases)))
 
     def lambda_at(self, step: int) -> float | None:
         """λ at `step`; None: the margin has none."""
@@ -182,6 +219,9 @@ class Log(Section):
     """Steps between progress lines and rows of metrics.jsonl."""
     stall_steps: int = Field(1000, ge=4)
     """Warn when over so many steps the target angle has not fallen and the loss is no better than guessing."""
+    suspect_degrees: float | None = Field(None, gt=0, lt=180)
+    """Keep every sample's target angle, 2 bytes a sample and epoch on the first rank's disk, and list after each epoch
+    in RUN/suspects.tsv those with a larger mean over three epochs (75 is usual); null: neither."""
     profile: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Steps of which the first rank writes a profiler trace and, on a GPU, a memory snapshot to RUN/profile."""
     sinks: tuple[Annotated[Sink, SINKS], ...] = ()
@@ -283,18 +323,24 @@ class Recipe(Section):
             raise ValueError(
                 f"data.streams: got {self.data.streams}, wanted a divisor of data.global_batch {self.data.global_batch}"
             )
-        for key, asked in (("fused_update", self.head.fused_update), ("sample_rate", self.head.sample_rate < 1)):
+        for key, asked in (("fused_update", self.head.fused_update), ("sample_rate", self.head.least_sample_rate < 1)):
             if asked and self.data.accumulation > 1:
+                got = self.head.least_sample_rate if key == "sample_rate" else True
                 raise ValueError(
-                    f"head.{key}: got {getattr(self.head, key)} with data.accumulation {self.data.accumulation}, "
+                    f"head.{key}: got {got} with data.accumulation {self.data.accumulation}, "
                     "wanted accumulation 1: it works on the gradient of one backward pass"
                 )
-        for key, got in (("fused_update", self.head.fused_update), ("ranks", self.head.ranks)):
-            if self.optimizer.clip_rows and got:
+        for key, value in (("fused_update", self.head.fused_update), ("ranks", self.head.ranks)):
+            if self.optimizer.clip_rows and value:
                 raise ValueError(
-                    f"optimizer.clip_rows: got true with head.{key} {got}, wanted false: the norm must be known before "
-                    "any row is updated, and after its gradient is averaged over replicas"
+                    f"optimizer.clip_rows: got true with head.{key} {value}, wanted false: the norm must be known "
+                    "before any row is updated, and after its gradient is averaged over replicas"
                 )
+        if self.log.suspect_degrees is not None and self.head.ranks is not None:
+            raise ValueError(
+                f"log.suspect_degrees: got {self.log.suspect_degrees} with head.ranks {self.head.ranks}, wanted null: "
+                "a group of ranks does not see the others' samples"
+            )
         if self.backbone.compile and self.zero_stage == 3:
             raise ValueError("backbone.compile: got true with zero_stage 3, wanted 0, 1 or 2")
         if (self.evaluation.every or 0) % self.checkpoint.every:

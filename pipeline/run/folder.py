@@ -49,6 +49,16 @@ class RunFolder:
         return self.path / "undecodable.tsv"
 
     @property
+    def suspects(self) -> Path:
+        """The samples whose label is doubtful, a line each; see `pipeline.run.angles`."""
+        return self.path / "suspects.tsv"
+
+    @property
+    def cosines(self) -> Path:
+        """The target cosines of the newest epochs, a file each."""
+        return self.path / "cosines"
+
+    @property
     def left(self) -> Path:
         """What the run had of steps that it has gone back from, a folder for each time."""
         return self.path / "left"
@@ -57,6 +67,16 @@ class RunFolder:
     def metrics(self) -> Path:
         """The log of training, a JSON object a line."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def goodput(self) -> Path:
+        """Where the run's wall time went, JSON; see `cluster.goodput`."""
+        return self.path / "goodput.json"
+
+    @property
+    def stacks(self) -> Path:
+        """What every rank was at when the run hung, a file for each."""
+        return self.path / "stacks"
 
     @property
     def best(self) -> Path:

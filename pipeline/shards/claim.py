@@ -69,13 +69,17 @@ def _claim(plan: Plan) -> Manifest | None:
     """Say in the folder which plan is being written there, unless another process has finished it by now."""
     folder, progress = plan.folder, plan.folder / PROGRESS
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not progress.is_dir())):
+        if manifest := _finished(plan):  # another process may have finished it, and removed its records, just now
+            return manifest
         raise ShardError(f"{folder}: is not empty and holds no shards, wanted a new or an empty folder")
     make_folder(progress)
     with locked(progress / "lock"):  # several machines may begin at once
         if manifest := _finished(plan):
             return manifest
         if (progress / "plan.json").is_file():
-            refuse_other(folder, json.loads((progress / "plan.json").read_bytes()), plan.facts())
+            there = json.loads((progress / "plan.json").read_bytes())
+            more = "" if there.get("source_sha256") == plan.made.source_sha256 else _went(plan.source, folder)
+            refuse_other(folder, there, plan.facts(), more)
         else:
             write_file(progress / "plan.json", json.dumps(plan.facts(), indent=1).encode())
     return None
@@ -104,6 +108,15 @@ def changes(source: Source, there: Source) -> Changes:
         came += max(0, extra - lost)
         went += max(0, lost - extra)
     return Changes(came, went, changed)
+
+
+def _went(source: Source, folder: Path) -> str:
+    """How many samples of an unfinished set its source lost; what came cannot be known from some of the tars."""
+    if not any(folder.glob("*.tar")):
+        return ""
+    there, known = open_tars(folder), {source.key(sample) for sample in range(len(source.labels))}
+    went = sum(there.key(sample) not in known for sample in range(len(there.labels)))
+    return f"of the {len(there.labels):,} samples that are in tars already, {went:,} went"
 
 
 def _identities_by_key(source: Source) -> dict[str, Counter[str]]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.files import named
 from pipeline.shards.decode import decoded
 from pipeline.shards.images import SetAsideError
-from pipeline.shards.index import open_index
+from pipeline.shards.index import open_index, sound_index
 from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.near_copies import BANDS, HASH, load_imagehash, near_copies, near_hash
 from pipeline.shards.presence import check_tars
@@ -44,7 +44,7 @@ SWAPPED_ABOVE = 10.0
 # Decoders give what is missing of a JPEG the level 128; saved again, it keeps that within two levels.
 MISSING_LEVEL, MISSING_WITHIN, MISSING_ABOVE = 128, 2, 0.25
 
-KEPT, UNREADABLE, CUT, TWO_PEOPLE, COPY, NEAR_TWO_PEOPLE, NEAR_COPY, GREY, SWAPPED, FEW_IMAGES = range(10)
+KEPT, UNREADABLE, CUT, TWO_PEOPLE, COPY, NEAR_TWO_PEOPLE, NEAR_COPY, GREY, SWAPPED, FEW_IMAGES, SUSPECT = range(11)
 REASONS = (
     "",
     "does not decode",
@@ -56,6 +56,7 @@ REASONS = (
     "grey",
     "bluer than red: channels swapped?",
     "identity of too few images",
+    "far from its identity in training",
 )
 
 
@@ -77,6 +78,7 @@ def clean(
     drop_swapped: bool = False,
     drop_near: bool = False,
     undecodable: Path | None = None,
+    suspects: Path | None = None,
     workers: int = 1,
     progress: Callable[[int], object] = lambda _samples: None,
 ) -> Cleaned:
@@ -90,6 +92,7 @@ def clean(
         drop_swapped: leave out images that are bluer than red.
         drop_near: leave out near copies.
         undecodable: a list of samples of this set that training could not decode.
+        suspects: a list in the same form of samples whose label training made doubtful.
         workers: processes that read and decode.
         progress: called with the number of samples of each tar.
 
@@ -103,7 +106,8 @@ def clean(
     if drop_near:
         load_imagehash()
     listed = _listed(undecodable, folder, manifest) if undecodable else []
-    rows = open_index(folder, manifest)
+    doubtful = _listed(suspects, folder, manifest) if suspects else []
+    rows = sound_index(folder, manifest)
     labels = rows["label"].astype(np.int64)
     facts = np.empty(len(labels), FACTS)
     look = partial(_look_at_tar, folder, manifest, drop_near)
@@ -117,6 +121,7 @@ def clean(
     verdicts[np.isin(verdicts, spared)] = KEPT
     if drop_near:
         _judge_near(verdicts, facts["near"], rows)
+    verdicts[doubtful] = np.where(verdicts[doubtful] == KEPT, SUSPECT, verdicts[doubtful])
     kept = verdicts == KEPT
     few = ~with_at_least(np.where(kept, labels + 1, 0), min_images)
     verdicts[kept & few] = FEW_IMAGES
@@ -125,10 +130,10 @@ def clean(
     return Cleaned(view, Counter(one.reason for one in set_aside), only_counted)
 
 
-def _listed(undecodable: Path, folder: Path, manifest: Manifest) -> list[int]:
-    listed = read_undecodable(undecodable, manifest)
+def _listed(file: Path, folder: Path, manifest: Manifest) -> list[int]:
+    listed = read_undecodable(file, manifest)
     if not listed:
-        raise ShardError(f"{undecodable}: names no sample of {folder}, wanted some of the set {manifest.digest[:12]}")
+        raise ShardError(f"{file}: names no sample of {folder}, wanted some of the set {manifest.digest[:12]}")
     return listed
 
 

@@ -1,6 +1,7 @@
 """One self-contained HTML page about a set of shards: images per identity, a sheet of faces, what was set aside."""
 
 import base64
+import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -9,10 +10,11 @@ from pathlib import Path
 import jinja2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from pipeline.files import named, write_file
+from pipeline.files import held, named, remove_asides, write_file
 from pipeline.shards.build import read_rejected
-from pipeline.shards.index import open_index
+from pipeline.shards.index import sound_index
 from pipeline.shards.loss import kind_of
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.presence import check_tars
@@ -23,8 +25,13 @@ FACES = 96  # on the contact sheet
 REASONS = 40  # rows of the table of reasons
 
 
-def write_page(folder: Path, out: Path, mixing: str) -> None:
-    """Write the page about the set in `folder`, and a line on how training mixes it, to the file `out`.
+def write_page(folder: Path, out: Path, mixing: str, augmented: NDArray[np.uint8] | None = None) -> None:
+    """Write the page about the set in `folder` to the file `out`.
+
+    Args:
+        folder, out: where.
+        mixing: a line on how training mixes it.
+        augmented: a picture [H, W, 3] of what training sees, a row a sample; None: the page has none.
 
     Raises:
         ShardError: there is no sound set in `folder`.
@@ -32,7 +39,7 @@ def write_page(folder: Path, out: Path, mixing: str) -> None:
     """
     manifest = Manifest.load(folder)
     check_tars(folder, manifest)
-    names, rows = read_identities(folder, manifest), open_index(folder, manifest)
+    names, rows = read_identities(folder, manifest), sound_index(folder, manifest)
     counts = np.bincount(rows["label"], minlength=len(names))
     environment = jinja2.Environment(loader=jinja2.PackageLoader("pipeline.shards"), autoescape=True)
     page = environment.get_template("set.html").render(
@@ -42,10 +49,13 @@ def write_page(folder: Path, out: Path, mixing: str) -> None:
         histogram=histogram(counts),
         sheet=list(_sheet(folder, manifest, rows, names)),
         reasons=reasons(read_rejected(folder)),
+        augmented=None if augmented is None else _png(augmented),
         mixing=mixing,
         made=[*asdict(manifest.made).items(), ("digest of the manifest", manifest.digest)],
     )
-    write_file(out, page.encode())
+    with held(out.parent):
+        remove_asides(out.parent, out.name)
+        write_file(out, page.encode())
 
 
 def _facts(manifest: Manifest, rows: NDArray[np.void]) -> list[tuple[str, str]]:
@@ -86,6 +96,13 @@ def _sheet(folder: Path, manifest: Manifest, rows: NDArray[np.void], names: list
             file.seek(offset)
             # Browsers detect the format from the bytes, whatever type is given.
             yield f"data:image/jpeg;base64,{base64.b64encode(file.read(size)).decode()}", names[label]
+
+
+def _png(pixels: NDArray[np.uint8]) -> str:
+    """The data URI of a picture [H, W, 3]."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def reasons(rejected: Iterable[SetAside]) -> list[tuple[int, str, str]]:

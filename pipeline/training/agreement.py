@@ -15,6 +15,7 @@ class Agreed(NamedTuple):
     Attributes:
         severity: the worst rank's.
         stopping: whether any rank is asked to stop: 0 or 1.
+        slowest_seconds: of the slowest rank's own work in the step before.
         backbone_square, rows_square: of the norms of the whole gradients.
         undecodable: samples of all ranks that could not be decoded.
         found: those of them that were not known to be so.
@@ -22,6 +23,7 @@ class Agreed(NamedTuple):
 
     severity: torch.Tensor
     stopping: torch.Tensor
+    slowest_seconds: torch.Tensor
     backbone_square: torch.Tensor
     rows_square: torch.Tensor
     undecodable: torch.Tensor
@@ -29,10 +31,10 @@ class Agreed(NamedTuple):
 
 
 def agree(flags: torch.Tensor, parts: torch.Tensor, group: Group) -> Agreed:
-    """One all-reduce (max) of 2 + 4N numbers.
+    """One all-reduce (max) of 3 + 4N numbers.
 
     Args:
-        flags: severity and stopping of this rank [2].
+        flags: severity, stopping and seconds of own work of this rank [3].
         parts: this rank's part of each sum, in the order of `Agreed` [4]; none is negative.
         group: all ranks.
     """
@@ -40,4 +42,4 @@ def agree(flags: torch.Tensor, parts: torch.Tensor, group: Group) -> Agreed:
     places_4N = parts.new_zeros(len(parts), num_ranks(group))
     places_4N[:, rank_in(group)] = parts
     found = max_over_ranks(torch.cat([flags, places_4N.flatten()]), group).double()
-    return Agreed(*found[:2], *found[2:].view_as(places_4N).sum(1))
+    return Agreed(*found[:3], *found[3:].view_as(places_4N).sum(1))

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -20,7 +21,8 @@ from pipeline.backbones.recompute import recompute
 from pipeline.head.head import HeadOptions, ShardedHead
 from pipeline.head.health import StallWatch, TargetAngles, target_angles
 from pipeline.planning.of_recipe import floors_of
-from pipeline.reading.augment import Augmentation
+from pipeline.planning.utilisation import Floors
+from pipeline.reading.augmentation import Augmentation
 from pipeline.reading.dali import Decoder
 from pipeline.reading.order import Order
 from pipeline.reading.reader import Reader
@@ -35,6 +37,7 @@ from pipeline.training.inherit import Inherited, inherit
 from pipeline.training.record import Record, Values, measured, memory_by_part, shares_of
 from pipeline.training.saves import Saves
 from pipeline.training.step import Outcome, Severity, Stepper
+from pipeline.training.suspects import Suspects
 from pipeline.training.tracing import Tracer
 from pipeline.training.undecodable import Remembered, UndecodableLimit
 
@@ -78,6 +81,8 @@ class Trainer:
         self.recipe, self.shards, self.run, self.topology = recipe, shards, run, topology
         self.group, self.device = group, device
         self.step, self._resumed, self._undecodable = 0, False, 0
+        # of the step before, this rank's: own work, and communication
+        self._own_seconds = self._communication_seconds = 0.0
         self._guard = Guard(recipe.faults, run if topology.rank == 0 else None)
         self._limit = UndecodableLimit(recipe.data.max_undecodable, shards.describe, group)
         self._tracer = Tracer(recipe.log.profile if topology.rank == 0 else (), run, device)
@@ -87,6 +92,8 @@ class Trainer:
         self.order = Order(
             shards.samples_per_tar, recipe.seed, recipe.data.global_batch, recipe.data.streams, recipe.data.window
         )
+        degrees = recipe.log.suspect_degrees if topology.rank == 0 else None
+        self._suspects = None if degrees is None else Suspects(run, shards, self.order, degrees)
         # Right before the backbone, whose initial weights are all that is drawn from torch's own generator: every rank
         # draws the same, and DeepSpeed, which would send rank 0's, changes nothing.
         torch.manual_seed(recipe.seed)
@@ -118,10 +125,10 @@ class Trainer:
             if topology.rank == 0:
                 logger.info("%s compiled in %.1f s", recipe.backbone.name, seconds)
         # What shares of the possible are taken of; None on a CPU, and on a GPU that is not in the table.
-        self._floors = None
+        self._floors: Callable[[float], Floors | None] = lambda _: None
         if device.type == "cuda":
             name = torch.cuda.get_device_name(device)
-            self._floors = floors_of(recipe, manifest.identities, topology.num_ranks, size, name)
+            self._floors = cache(partial(floors_of, recipe, manifest.identities, topology.num_ranks, size, name))
         self.stepper = Stepper(self.engine, self.head, recipe, group, replicas, device)
         self.saves = Saves(run, recipe, manifest, self.engine, self.head, group, replicas)
 
@@ -190,6 +197,7 @@ class Trainer:
                 learning_rate=rate,
                 spike_above=self._guard.threshold,
                 stop_asked=stop_asked,
+                own_seconds=self._own_seconds,
             )
             if outcome.found:
                 self._remembered.add(batch.found, self.step)
@@ -197,12 +205,15 @@ class Trainer:
             self._limit.add(batch.undecodable, outcome.undecodable, self.recipe.data.global_batch)
         # While `step` is still the position of the batch: a fault is described, and left out, by that.
         angles = self._look_after(outcome, lambda_, rate)
+        if self._suspects is not None:
+            self._suspects.put(self.step, outcome)
         self.step += 1
         # Before a save, so that its time and traffic do not count as the step's.
         values = self._measured(outcome, angles, reader)
         seconds, parts = time.perf_counter() - started, STEP.take()
-        if self._floors is not None and outcome.severity != Severity.LEFT_OUT:
-            values = {**values, **shares_of(self._floors, seconds, parts)}
+        floors = self._floors(self.recipe.head.sample_rate_at(batch.step))
+        if floors is not None and outcome.severity != Severity.LEFT_OUT:
+            values = {**values, **shares_of(floors, seconds, parts)}
         record = Record(
             step=self.step,
             epoch=self.step / self.order.steps_per_epoch,
@@ -213,9 +224,11 @@ class Trainer:
             seconds=seconds,
             parts=parts,
             measured=values,
+            waited_seconds=self._waited(outcome.slowest_seconds),
             skipped=None if outcome.severity == Severity.GOOD else outcome.severity.name.lower(),
             stopping=outcome.stopping,
         )
+        self._own_seconds, self._communication_seconds = record.own_seconds, parts.get("communication", 0.0)
         # Rows that moved without their backbone are no state to save. Nor is what a roll-back is about to leave: it
         # would become the newest checkpoint, to which the run goes back. If the run stops here instead, it is saved:
         # nothing of the bad step was applied.
@@ -224,6 +237,10 @@ class Trainer:
         last = outcome.stopping or self.step == self.recipe.optimizer.steps
         stall, saved = self.saves.save_if_due(self.step, last=last, good=outcome.severity == Severity.GOOD)
         return replace(record, stall_seconds=stall, saved=saved)
+
+    def _waited(self, slowest_seconds: float) -> float:
+        """Of the step before: for the slowest rank, as it is known only now."""
+        return min(max(0.0, slowest_seconds - self._own_seconds), self._communication_seconds)
 
     def _look_after(self, outcome: Outcome, lambda_: float | None, rate: float) -> TargetAngles | None:
         """Let the guard judge the outcome, and log a stall; the target angles, None if the step was left out.
@@ -287,12 +304,12 @@ class Trainer:
         """This rank's share of the batches from the current step on; to be closed."""
         data = self.recipe.data
         share = data.global_batch // self.topology.num_ranks
-        decoder = self._decoder(share, data.augment)
+        decoders = [(start, self._decoder(share, augment)) for start, augment in data.augmentations]
         self._undecodable = 0  # a reader counts its own
         return Reader(
             self.shards,
             self.order,
-            decoder,
+            decoders,
             rank=self.topology.rank,
             num_ranks=self.topology.num_ranks,
             accumulation=data.accumulation,
@@ -312,6 +329,6 @@ def _head_options(recipe: Recipe) -> HeadOptions:
         dtype=torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32,
         block=recipe.head.block,
         fused_update=recipe.head.fused_update,
-        sample_rate=recipe.head.sample_rate,
+        sample_rate=recipe.head.sample_rate_at(0),
         unit_rows=recipe.head.unit_rows,
     )

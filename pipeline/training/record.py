@@ -31,6 +31,7 @@ class Record:
         seconds: wall time of the step on this rank.
         parts: the same by part; what is left over is bookkeeping.
         measured: the step's other numbers, as in `values`.
+        waited_seconds: of the step before, for slower ranks; a part of its communication.
         stall_seconds: how long the loop stood still to copy the state out for a checkpoint; None without one.
         saved: how a save ended, if one did during this step.
         skipped: why nothing of the step was applied, a `Severity`'s name in lower case; None if it was applied.
@@ -46,10 +47,16 @@ class Record:
     seconds: float
     parts: Mapping[str, float]
     measured: Values
+    waited_seconds: float = 0.0
     stall_seconds: float | None = None
     saved: Saved | None = None
     skipped: str | None = None
     stopping: bool = False
+
+    @property
+    def own_seconds(self) -> float:
+        """This rank's own work: all parts but communication, which is waiting for others as well."""
+        return sum(seconds for part, seconds in self.parts.items() if part != "communication")
 
     @property
     def values(self) -> Values:

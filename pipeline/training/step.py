@@ -63,6 +63,7 @@ class Outcome:
         rows_moved: a fused update changed the rows before the backbone's gradient, which comes later, was found bad.
         undecodable: samples of the global batch that could not be decoded; 0 if the step was left out.
         found: those of them that were not known to be so.
+        slowest_seconds: of the slowest rank's own work in the step before; 0 if this step was left out.
     """
 
     severity: Severity
@@ -76,6 +77,7 @@ class Outcome:
     rows_moved: bool = False
     undecodable: int = 0
     found: int = 0
+    slowest_seconds: float = 0.0
 
 
 class Stepper:
@@ -109,6 +111,7 @@ class Stepper:
         learning_rate: float,
         spike_above: float,
         stop_asked: Callable[[], bool],
+        own_seconds: float = 0.0,
     ) -> Outcome:
         """Forward and backward; gradients agreed to be good by every rank before anything is changed.
 
@@ -119,14 +122,15 @@ class Stepper:
             learning_rate: the base rate of the step.
             spike_above: the loss beyond which the step is bad.
             stop_asked: whether this rank is asked to stop.
+            own_seconds: this rank's own work in the step before, for `Outcome.slowest_seconds`.
         """
-        parts = self._recipe.data.accumulation
+        parts, recipe = self._recipe.data.accumulation, self._recipe.head
         outputs: list[HeadOutput] = []
         gradients: list[torch.Tensor] = []
         agreed: Agreed | None = None
         dropped: torch.Tensor | None = None
         self._engine.keep_buffers()
-        self._head.margin = self._recipe.head.margin_at(step)
+        self._head.margin, self._head.sample_rate = recipe.margin_at(step), recipe.sample_rate_at(step)
         pieces = (batch.images_BCHW, batch.labels_B, self._numbers(batch))
         numbers = batch.ids_B.reshape(parts, -1)
         for images, labels, samples in zip(*(piece.chunk(parts) for piece in pieces), strict=True):
@@ -139,7 +143,7 @@ class Stepper:
                 output = self._head(x_BD, labels, lambda_, step=step, learning_rate=learning_rate, samples_B=samples)
                 outputs.append(output)
                 if self._recipe.head.fused_update:  # its backward pass changes the rows
-                    agreed = self._agree(batch, outputs, [], [], None, spike_above, stop_asked)
+                    agreed = self._agree(batch, outputs, [], [], None, spike_above, stop_asked, own_seconds)
                     if agreed.severity.item() != Severity.GOOD:
                         self._undo()
                         return replace(self._read(agreed, outputs), gradient_norm=torch.nan, clip_ratio=None)
@@ -151,7 +155,7 @@ class Stepper:
                 self._engine.backward(embeddings_BD, x_BD.grad)
             if len(outputs) == parts:
                 rows, backbone = self._head.row_gradient, self._engine.gradients()
-                agreed = self._agree(batch, outputs, gradients, backbone, rows, spike_above, stop_asked)
+                agreed = self._agree(batch, outputs, gradients, backbone, rows, spike_above, stop_asked, own_seconds)
                 dropped = (agreed.severity != Severity.GOOD).float()
                 self._clip(agreed, backbone, rows)
             with STEP.part("update"):
@@ -198,6 +202,7 @@ class Stepper:
         rows: torch.Tensor | None,
         spike_above: float,
         stop_asked: Callable[[], bool],
+        own_seconds: float,
     ) -> Agreed:
         """See `Agreed`; the lists are gradients, as far as there are any yet. One all-reduce."""
         loss = torch.stack([output.loss.detach() for output in outputs]).mean()
@@ -216,7 +221,8 @@ class Stepper:
         finite = torch.isfinite(torch.stack(numbers)).all()
         spike = (loss > spike_above).float() * Severity.SPIKE
         severity = torch.where(finite, spike, torch.full_like(spike, Severity.NOT_FINITE))
-        flags = torch.stack([severity, torch.full_like(severity, float(stop_asked()))])
+        told = (float(stop_asked()), own_seconds)
+        flags = torch.stack([severity, *(torch.full_like(severity, number) for number in told)])
         return agree(flags, parts, self._group)
 
     def _read(self, agreed: Agreed, outputs: list[HeadOutput]) -> Outcome:
@@ -246,4 +252,5 @@ class Stepper:
             ratio,
             undecodable=int(found.undecodable),
             found=int(found.found),
+            slowest_seconds=found.slowest_seconds.item(),
         )

@@ -20,7 +20,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from pipeline.reading.augment import Mirror
+from pipeline.reading.augmentation import Augmentation
 from pipeline.reading.dali import HARDWARE_SHARE, Decoder
+from pipeline.reading.mixes import MIXES
 from pipeline.reading.order import Order
 from pipeline.reading.reader import Reader
 from pipeline.reading.tars import ShardSet
@@ -39,12 +41,20 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return ShardSet(make_shards_of(tmp_path_factory.mktemp("reading"), PEOPLE, EACH))
 
 
+MIRROR = (Mirror(name="mirror"),)
+
+
 def ours(
-    shards: ShardSet, device: torch.device, batch: int, threads: int, hardware_share: float = HARDWARE_SHARE
+    shards: ShardSet,
+    device: torch.device,
+    batch: int,
+    threads: int,
+    hardware_share: float = HARDWARE_SHARE,
+    augment: tuple[Augmentation, ...] = MIRROR,
 ) -> Iterator[torch.Tensor]:
     order = Order(shards.samples_per_tar, seed=0, global_batch=batch, streams=4)
     size = (shards.manifest.image_height, shards.manifest.image_width)
-    decoder = Decoder(batch, *size, device, threads, (Mirror(name="mirror"),), hardware_share)
+    decoder = Decoder(batch, *size, device, threads, augment, hardware_share)
     reader = Reader(shards, order, decoder)
     try:
         for one in reader:
@@ -99,6 +109,7 @@ def data_loader(shards: ShardSet, batch: int, workers: int) -> Iterator[torch.Te
 def test_reading(shards: ShardSet) -> None:
     opened = {
         "spherescale": ours(shards, DEVICE, BATCH, 2),
+        **{f"spherescale, {mix}": ours(shards, DEVICE, BATCH, 2, augment=MIRROR + MIXES[mix]) for mix in MIXES},
         "fn.readers.webdataset": dali_reader(shards, DEVICE, BATCH, 2),
         "DataLoader": data_loader(shards, BATCH, 2),
     }
@@ -113,7 +124,8 @@ def test_reading(shards: ShardSet) -> None:
     # One contestant at a time would be fairest, but each prefetches in the background: the warm-up round fills the
     # queues, whose few batches are small against the sixty that are timed.
     seconds = median_seconds({name: read(source) for name, source in opened.items()}, ROUNDS)
-    opened["spherescale"].close()  # type: ignore[attr-defined]
+    for name in ("spherescale", *(f"spherescale, {mix}" for mix in MIXES)):
+        opened[name].close()  # type: ignore[attr-defined]
     rate = {name: BATCHES * BATCH / s for name, s in seconds.items()}
     write(
         "reading",

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from typing_extensions import override
 
+from cluster.goodput import Account
 from cluster.watchdog import Watchdog
 from pipeline.backbones.iresnet import IResNetBackbone
 from pipeline.backbones.sphereface import SphereFaceBackbone
@@ -306,7 +307,7 @@ def train_with_toys(rank: int, ranks: int, plan: Recipe, run: Path, resume: int 
     if resume is not None:
         trainer.resume(resume)
     broken, toy = Toy(full_disk=True), Toy(full_disk=False)
-    observe(trainer, [broken, toy, *observers_of(trainer, 0)])
+    observe(trainer, [broken, toy, *observers_of(trainer, 0, Account.opened(0.0))])
     return {"toys": [(t.started_at, t.losses, t.finished) for t in (broken, toy)], "step": trainer.step}
 
 

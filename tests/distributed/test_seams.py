@@ -14,7 +14,8 @@ from torch import nn
 from pipeline.backbones import BACKBONES, Backbone
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.optim.sgd import SGD
-from pipeline.reading.augment import AUGMENTATIONS, Augmentation, Mirror, Parameters, Uniform
+from pipeline.reading.augment import Mirror
+from pipeline.reading.augmentation import AUGMENTATIONS, Augmentation, Parameters, Size, Uniform
 from pipeline.recipe.schema import Checkpoint, Data, Head, Recipe
 from tests.distributed.ranks import run_ranks
 from tests.distributed.trainer import trainer_of
@@ -54,7 +55,7 @@ class DroppingBackbone(Backbone):
 class Contrast(Augmentation):
     """More or less contrast."""
 
-    def parameters(self, uniform: Uniform) -> Parameters:
+    def parameters(self, uniform: Uniform, size: Size) -> Parameters:  # noqa: ARG002
         """The factor, [B]."""
         return 0.2 + 0.8 * uniform(1)[:, 0]
 

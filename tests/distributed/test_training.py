@@ -159,7 +159,7 @@ def planned_bytes(plan: Recipe, ranks: int, backbone: dict[str, torch.Tensor]) -
     job = job_of(plan.model_copy(update={"head": Head()}), 7, ranks)
     sent = planning.traffic(job, Network(sum(p.numel() for p in backbone.values()), 0, 0))
     whole = sent.pop("all-reduce of the network's gradient")
-    agreement = 2 * (ranks - 1) / ranks * 4 * (2 + 4 * ranks)
+    agreement = 2 * (ranks - 1) / ranks * 4 * (3 + 4 * ranks)
     return sum(sent.values()) + agreement, whole
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,16 +56,8 @@ class Supervised:
 
     def ranks(self) -> list[int]:
         """Process ids of this machine's ranks, in rank order."""
-        found = {}
-        for process in Path("/proc").iterdir():
-            try:
-                words = (process / "cmdline").read_bytes().decode().split("\0")
-            except (OSError, UnicodeDecodeError):
-                continue
-            local = [word for word in words if word.startswith("--local_rank=")]
-            if local and str(self.run) in words and "launch" not in " ".join(words):
-                found[int(local[0].partition("=")[2])] = int(process.name)
-        return [found[rank] for rank in sorted(found)]
+        (agent,) = children(self.process.pid)
+        return sorted((pid for pid in children(agent) if is_rank(pid)), key=name_of)
 
     def wait_for(self, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -75,13 +68,33 @@ class Supervised:
     def suffer(self, fault: str, done: str, harm: Callable[[], object], told: str, outcome: str) -> None:
         """Do `harm`, wait until the output has `told`, then for the next step, and record the row."""
         before, written, at = self.step, len(self.output), time.time()
+        seen = {told: 0.0, "supervise.py: failed with code": 0.0, "supervise.py: start ": 0.0}
+
+        def has_come(words: str) -> bool:
+            since = self.output[written:]
+            for each, seen_at in seen.items():
+                if not seen_at and each in since:
+                    seen[each] = time.time()
+            return bool(seen[words])
+
         harm()
-        self.wait_for(lambda: told in self.output[written:])
-        told_at = time.time()
-        self.wait_for(lambda: self._steps_since(told_at))
-        first = self._steps_since(told_at)[0]
+        self.wait_for(lambda: has_come(told))
+        told_at = seen[told]
+        self.wait_for(lambda: has_come("supervise.py: start "))
+        _, failed_at, started_at = seen.values()
+        self.wait_for(lambda: self._steps_since(max(told_at, started_at)))
+        first = self._steps_since(max(told_at, started_at))[0]
         lost = max(0, before - int(first["step"]) + 1)
-        record(Row(fault, done, lost, told_at - at, first["time"] - at, outcome))
+        self.wait_for(lambda: "first step done after " in self.output[written:])
+        after = re.findall(r"first step done after [0-9.]+ s: (.*)\n", self.output[written:])[-1]
+        parts = {
+            "ranks ended": failed_at - told_at,
+            "next start": started_at - failed_at,
+            **{part: float(seconds) for part, seconds in re.findall(r"([a-z][a-z ]*) ([0-9.]+) s", after)},
+        }
+        # what is told only after the restart is no part of it
+        came = parts if told_at < failed_at else {}
+        record(Row(fault, done, lost, told_at - at, first["time"] - at, outcome, came))
 
     def _steps_since(self, moment: float) -> list[dict[str, Any]]:
         return [row for row in metrics(self.run) if row["time"] > moment]
@@ -100,3 +113,19 @@ class Supervised:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
                 self.process.send_signal(number)
         self.process.wait(timeout=PATIENCE_SECONDS)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def is_rank(pid: int) -> bool:
+    """Whether a process is a rank that an agent has started."""
+    return name_of(pid).startswith("rank ")

@@ -11,7 +11,7 @@ import pytest
 
 from tests.end_to_end.hosts import Hosts, why_not
 from tests.end_to_end.launcher import metrics, train, write_recipe
-from tests.end_to_end.supervised import Supervised
+from tests.end_to_end.supervised import Supervised, is_rank
 from tests.faces import write_shards
 
 REASON = why_not()
@@ -66,7 +66,7 @@ def test_a_killed_host_is_left_out_and_taken_back(
         hosts.boot(2)  # the start that goes on without it does not mind
         supervised.wait_for(lambda: supervised.step >= 17)
         for pid in hosts.pids(1):  # a rank dies, and with it the start on two hosts
-            if "--local_rank" in Path(f"/proc/{pid}/cmdline").read_text():
+            if is_rank(pid):
                 os.kill(pid, signal.SIGKILL)
         assert supervised.end() == 0, supervised.output
     finally:

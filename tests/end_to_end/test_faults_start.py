@@ -19,7 +19,7 @@ from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED
 from pipeline.run.checkpoint import complete_steps
 from tests.end_to_end.hosts import Hosts, why_not
 from tests.end_to_end.launcher import DEEPSPEED, TRAIN, metrics, write_recipe
-from tests.end_to_end.supervised import Supervised
+from tests.end_to_end.supervised import Supervised, is_rank
 from tests.faces import ROOT, write_shards
 from tests.fault_table import Row, record
 from tests.ports import free_port
@@ -233,7 +233,7 @@ def test_a_second_signal_to_a_supervisor_ends_every_host_at_once(hosts: Hosts, s
 
 
 def ranks(hosts: Hosts, number: int) -> list[int]:
-    return [pid for pid in hosts.pids(number) if "--local_rank" in command_of(pid)]
+    return [pid for pid in hosts.pids(number) if is_rank(pid)]
 
 
 def training(hosts: Hosts) -> list[int]:

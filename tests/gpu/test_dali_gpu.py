@@ -7,7 +7,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.reading.augment import Augmentation, Mirror, Parameters, Uniform, parameters_of
+from pipeline.reading import augment as named
+from pipeline.reading.augment import Mirror
+from pipeline.reading.augmentation import AUGMENTATIONS, Augmentation, Parameters, Size, Uniform, parameters_of
 from pipeline.reading.dali import HARDWARE_SHARE, Decoder, EncodedBatch
 from tests.encodings import encodings, pillow
 from tests.unit.reading.test_dali import BAD, Graphs, H, W, smooth_jpeg
@@ -18,7 +20,7 @@ LEVEL = 1 / 128  # of 255
 class Moved(Augmentation):
     """Every kind of parameter: of several numbers, and of one; whole, and not."""
 
-    def parameters(self, uniform: Uniform) -> Parameters:
+    def parameters(self, uniform: Uniform, size: Size) -> Parameters:  # noqa: ARG002
         return np.floor(uniform(2) * 9).astype(np.int64) - 4
 
     def apply(self, fn: Any, pixels: Any, parameters: Any) -> Any:
@@ -26,7 +28,7 @@ class Moved(Augmentation):
 
 
 class Brightness(Augmentation):
-    def parameters(self, uniform: Uniform) -> Parameters:
+    def parameters(self, uniform: Uniform, size: Size) -> Parameters:  # noqa: ARG002
         return 0.5 + uniform(1)[:, 0]
 
     def apply(self, fn: Any, pixels: Any, parameters: Any) -> Any:
@@ -40,7 +42,7 @@ def decode(
     device: torch.device, images: list[NDArray[np.uint8]], augment: tuple[Augmentation, ...] = AUGMENT[:1]
 ) -> tuple[torch.Tensor, tuple[int, ...]]:
     decoder = Decoder(len(images), H, W, device, 2, augment)
-    parameters = parameters_of(augment, 0, 0, np.arange(len(images)))
+    parameters = parameters_of(augment, 0, 0, np.arange(len(images)), (H, W))
     (batch,) = decoder.decode([EncodedBatch(images, parameters)])
     return batch.images.cpu(), batch.bad
 
@@ -79,6 +81,16 @@ def test_augmentations_are_the_same_on_both(device: torch.device) -> None:
     # two levels, times the largest factor, and one more rounding
     assert (on_cpu - got).abs().max() <= 4 * LEVEL
     assert (on_cpu - got).abs().mean() <= 1 * LEVEL
+
+
+@pytest.mark.parametrize("name", [name for name in AUGMENTATIONS if AUGMENTATIONS[name].__module__ == named.__name__])
+def test_each_augmentation_is_the_same_on_both(device: torch.device, name: str) -> None:
+    images = [smooth_jpeg(seed) for seed in range(32)]
+    augment = (AUGMENTATIONS.parse({"name": name, "probability": 0.5}),)
+    on_cpu, got = (decode(where, images, augment)[0] for where in (torch.device("cpu"), device))
+    # as above; a JPEG's quantisation may fall to either side of a step
+    assert (on_cpu - got).abs().mean() <= 1 * LEVEL
+    assert name in ("jpeg", "low_resolution") or (on_cpu - got).abs().max() <= 4 * LEVEL
 
 
 @pytest.mark.parametrize("kind", ["garbage", "wrong size", "empty"])

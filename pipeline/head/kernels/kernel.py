@@ -64,6 +64,14 @@ class RowGradient:
         """Bytes of its memory."""
         return sum(tensor.nbytes for tensor in (self._weight_SD.grad, self._part) if tensor is not None)
 
+    def use(self, rows: int | None) -> None:
+        """As many rows take part from here on, or all (None); the memory of the other way is given back."""
+        if rows is None:
+            self._part = None
+        else:
+            self._weight_SD.grad = None
+        self.rows = rows
+
     def memory(self) -> torch.Tensor:
         """Where it lies [rows, D]: the same from step to step, since gigabytes of fresh memory cost page faults."""
         weight_SD, rows = self._weight_SD, self.rows

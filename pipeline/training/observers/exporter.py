@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
 from cluster.metrics import METRICS, evaluation_metrics
+from cluster.pace import Pace
 from cluster.telemetry import Telemetry, Tls
 from cluster.topology import Topology
 from pipeline.planning import head_bytes
@@ -46,6 +48,7 @@ class Exporter(Observer):
         device: str = "cpu",
     ) -> None:
         self._telemetry, self._recipe, self._run, self._topology = telemetry, recipe, run, topology
+        self._pace = Pace()
         telemetry.set("ranks", topology.num_ranks)
         telemetry.set("planned_steps", recipe.optimizer.steps)
         telemetry.set("checkpoint_interval_steps", recipe.checkpoint.every)
@@ -69,6 +72,7 @@ class Exporter(Observer):
         t = self._telemetry
         for name, label, value in series_of(record.values):
             t.update(name, value, label)
+        t.set("own_work_seconds", self._pace.add(time.monotonic(), record.own_seconds))
 
     @override
     def saved(self, saved: Saved) -> None:
@@ -92,22 +96,25 @@ class Exporter(Observer):
         self._telemetry.close(finished)
 
 
-def exporter_of(trainer: Trainer, restarts: int) -> Exporter:
-    """The exporter of this trainer's rank; nothing is served before it hears of the start."""
-    recipe, run, topology = trainer.recipe, trainer.run, trainer.topology
-    telemetry = Telemetry(
-        rank=topology.rank,
+def telemetry_of(trainer: Trainer) -> Telemetry:
+    """The metrics of this trainer's rank; nothing is served yet."""
+    return Telemetry(
+        rank=trainer.topology.rank,
         host=socket.gethostname(),
-        job=run.name,
+        job=trainer.run.name,
         cuda_device=trainer.device.index,
-        folder=run,
-        metrics=METRICS + evaluation_metrics(list(recipe.evaluation.sets)),
+        folder=trainer.run,
+        metrics=METRICS + evaluation_metrics(list(trainer.recipe.evaluation.sets)),
     )
+
+
+def exporter_of(trainer: Trainer, telemetry: Telemetry, restarts: int) -> Exporter:
+    """The exporter of this trainer's rank; nothing is served before it hears of the start."""
     return Exporter(
         telemetry,
-        recipe,
-        run,
-        topology,
+        trainer.recipe,
+        trainer.run,
+        trainer.topology,
         trainer.head.num_classes,
         restarts=restarts,
         device=trainer.device.type,

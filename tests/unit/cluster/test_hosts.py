@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.hosts import assign, read_hostfile
+from cluster.hosts import assign, read_hostfile, variables_of_hosts
 
 
 def test_a_hostfile_is_read_in_order(tmp_path: Path) -> None:
@@ -36,3 +36,16 @@ def test_ranks_are_as_many_as_divide_the_batch() -> None:
     assert assign({"a": 4, "b": 3}, lambda ranks: 12 % ranks == 0) == {"a": 4, "b": 2}
     assert assign(hosts, lambda ranks: ranks > 12) == {}
     assert assign({}, lambda _: True) == {}
+
+
+def test_variables_for_all_hosts_are_those_of_deepspeeds_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, home = tmp_path / "here", tmp_path / "home"
+    for folder, text in ((here, "A=1\nB=two words\n"), (home, "A=0\n\nC=3\n")):
+        folder.mkdir()
+        (folder / ".deepspeed_env").write_text(text)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("DS_ENV_FILE", raising=False)
+    monkeypatch.chdir(here)
+    assert dict(line.split("=", 1) for line in variables_of_hosts()) == {"A": "1", "B": "two words", "C": "3"}
+    monkeypatch.chdir(tmp_path)
+    assert variables_of_hosts() == ["A=0", "C=3"]

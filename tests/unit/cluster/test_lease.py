@@ -37,8 +37,8 @@ def no_loss(reason: str) -> None:
     raise AssertionError(reason)
 
 
-def take(folder: Path, me: Holder = ME, wait_seconds: float = 0.0) -> None:
-    with leased(folder, me, no_loss, wait_seconds=wait_seconds, **QUICK):
+def take(folder: Path, me: Holder = ME) -> None:
+    with leased(folder, me, no_loss, **QUICK):
         pass
 
 
@@ -144,19 +144,22 @@ def test_a_claim_that_only_vanished_is_made_again(tmp_path: Path) -> None:
             take(tmp_path)
 
 
-def test_a_start_waits_for_an_earlier_one_of_its_supervisor_and_for_no_other(tmp_path: Path) -> None:
-    me = replace(ME, mark="one")
+def test_a_start_takes_over_from_an_earlier_one_of_its_supervisor_and_from_no_other(tmp_path: Path) -> None:
+    me = replace(ME, mark="one", attempt=2)
+    far = replace(me, host="far", machine="another")
     file = elsewhere(tmp_path)
-    file.write_text(json.dumps(asdict(replace(me, host="far", machine="another"))))
-    with beating(file):
-        with pytest.raises(HeldError):
-            take(tmp_path, replace(me, mark="two"), wait_seconds=60)
-        with pytest.raises(HeldError):
-            take(tmp_path, me, wait_seconds=0.3)
-        ending = threading.Timer(0.3, file.rename, [tmp_path / "ended"])
-        ending.start()
-        take(tmp_path, me, wait_seconds=60)
-        ending.join()
+    file.write_text(json.dumps(asdict(far)))
+    for other in (replace(me, mark="two", attempt=3), me):
+        with beating(file), pytest.raises(HeldError):
+            take(tmp_path, other)
+    lost: list[float] = []
+    file.unlink()
+    with leased(tmp_path, me, lambda _: lost.append(time.monotonic()), **QUICK):
+        file.write_text(json.dumps(asdict(far)))  # not known to be dead
+        with leased(tmp_path, replace(me, attempt=3), no_loss, **QUICK):
+            began = time.monotonic()
+            assert claims(tmp_path) == ["00000002.json"]
+        assert len(lost) == 1 and lost[0] < began, "the earlier one had learnt it before the later one began"
 
 
 def test_of_many_that_find_the_same_one_dead_one_takes_over(tmp_path: Path) -> None:

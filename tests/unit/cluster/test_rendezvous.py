@@ -49,6 +49,8 @@ def test_a_rank_that_does_not_join_is_named_on_all_that_did(monkeypatch: pytest.
     errors = gather([0, 1, 3], 4)
     for text in errors:
         assert text.startswith("did not join within 5 s: rank 2 (beta); is that host up")
+    monkeypatch.setenv("SPHERESCALE_HOSTS", "alpha,beta,beta")  # of every rank: hosts need not have as many
+    assert "rank 2 (beta)" in gather([0, 1], 3)[1]
     monkeypatch.delenv("SPHERESCALE_HOSTS")
     assert "rank 2 (host 2)" in gather([0, 1], 3)[1]
 

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from pipeline.optim.optimizer import RatePhase
 from pipeline.optim.schedule import learning_rate
+from pipeline.optim.sgd import SGD
 
 
 def counted(step: int, base: float, warmup: int, milestones: list[int], decay: float) -> float:
@@ -52,3 +54,18 @@ def test_falls_along_a_curve_to_zero_at_the_end(warmup: int, power: float) -> No
         assert got == pytest.approx(rate, rel=1e-12)
     if warmup:
         assert learning_rate(0, 0.1, steps=40, warmup_steps=warmup, power=power) == pytest.approx(0.1 / warmup)
+
+
+def test_a_phase_begins_the_schedule_anew() -> None:
+    phases = (RatePhase(start=10, learning_rate=0.5, warmup_steps=2), RatePhase(start=16, learning_rate=0.2))
+    phased = SGD(steps=30, learning_rate=0.1, warmup_steps=3, power=1, phases=phases)
+    parts = [
+        SGD(steps=10, learning_rate=0.1, warmup_steps=3, power=1),
+        SGD(steps=6, learning_rate=0.5, warmup_steps=2, power=1),
+        SGD(steps=14, learning_rate=0.2, power=1),
+    ]
+    want = [part.learning_rate_at(step, 1) for part in parts for step in range(part.steps)]
+    assert [phased.learning_rate_at(step, 1) for step in range(30)] == want
+    dropping = SGD(steps=30, learning_rate=0.1, milestones=(5, 12), phases=(RatePhase(start=10, learning_rate=1.0),))
+    rates = [dropping.learning_rate_at(step, 1) for step in (4, 5, 10, 11, 12)]
+    assert rates == pytest.approx([0.1, 0.01, 1, 1, 0.1])

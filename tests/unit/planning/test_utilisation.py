@@ -14,7 +14,7 @@ from pipeline.planning import Job, Network, flops
 from pipeline.planning.of_recipe import floors_of
 from pipeline.planning.timing import model_flops
 from pipeline.planning.utilisation import floors, head_pass_bytes
-from pipeline.recipe.schema import Data, Head, Recipe
+from pipeline.recipe.schema import Data, Recipe
 
 CARD = Card(bf16=1000.0, tf32=500.0, fp32=100.0, bytes_per_second=1e9)
 JOB = Job(classes=30, embedding_dim=4, global_batch=12, ranks=3, block=2048)
@@ -52,13 +52,12 @@ def test_floors_of_a_recipe_are_known_on_cards_of_the_table() -> None:
         optimizer=SGD(steps=1, learning_rate=0.1),
         precision="bfloat16",
     )
-    sampled = plan.model_copy(update={"head": Head(sample_rate=0.25)})
     h100 = "NVIDIA H100 80GB HBM3"
-    whole, part = floors_of(plan, 1000, 2, (32, 32), h100), floors_of(sampled, 1000, 2, (32, 32), h100)
+    whole, part = (floors_of(plan, 1000, 2, (32, 32), h100, rate) for rate in (1.0, 0.25))
     assert whole is not None and part is not None
     assert whole.head == pytest.approx(4 * part.head)
-    assert floors_of(plan, 1000, 2, (32, 32), "NVIDIA H100 80GB HBM3 MIG 1g.10gb") is None
-    assert floors_of(plan, 1000, 2, (32, 32), "a card from outside") is None
+    assert floors_of(plan, 1000, 2, (32, 32), "NVIDIA H100 80GB HBM3 MIG 1g.10gb", 1.0) is None
+    assert floors_of(plan, 1000, 2, (32, 32), "a card from outside", 1.0) is None
 
 
 def test_peaks_are_those_of_dense_products() -> None:

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline.reading.augment import AUGMENTATIONS, Augmentation, Mirror, Parameters, Uniform, parameters_of
+from pipeline.reading.augment import Mirror
+from pipeline.reading.augmentation import AUGMENTATIONS, Augmentation, Parameters, Size, Uniform, parameters_of
 from pipeline.reading.dali import Decoder, EncodedBatch
 from pipeline.reading.order import Order
 from pipeline.reading.reader import Batch, Reader
@@ -21,6 +22,7 @@ from pipeline.recipe.schema import RecipeError
 from tests.faces import write_shards
 
 SIDE = 32
+SIZE = (SIDE, SIDE)
 
 
 @AUGMENTATIONS.add("toy_shift")
@@ -30,7 +32,7 @@ class Shift(Augmentation):
     most: int = Field(4, ge=1)
     """The most pixels, each way."""
 
-    def parameters(self, uniform: Uniform) -> Parameters:
+    def parameters(self, uniform: Uniform, size: Size) -> Parameters:
         """How far down and right the window moves, [B, 2] pixels."""
         return np.floor(uniform(2) * (2 * self.most + 1)).astype(np.int64) - self.most
 
@@ -43,7 +45,7 @@ class Shift(Augmentation):
 class Brightness(Augmentation):
     """Brighter or darker."""
 
-    def parameters(self, uniform: Uniform) -> Parameters:
+    def parameters(self, uniform: Uniform, size: Size) -> Parameters:
         """The factor, [B]."""
         return 0.5 + uniform(1)[:, 0]
 
@@ -94,7 +96,7 @@ def plain_pixels(shards: ShardSet, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
 def test_pixels_equal_a_reference_in_numpy(shards: ShardSet) -> None:
     drawn = []
     for batch in read(shards, 6):
-        parameters = parameters_of(AUGMENT, 1, order_of(shards).epoch_of(batch.step), batch.ids_B)
+        parameters = parameters_of(AUGMENT, 1, order_of(shards).epoch_of(batch.step), batch.ids_B, SIZE)
         rows = list(zip(*(rows.tolist() for rows in parameters), strict=True))
         drawn += rows
         for got, pixels, (shift, flip, factor) in zip(
@@ -128,7 +130,7 @@ IDS = np.arange(20_000)
 
 
 def flips_of(seed: int, epoch: int, ids: NDArray[np.int64], probability: float = 0.5) -> NDArray[np.int32]:
-    (flips,) = parameters_of([Mirror(name="mirror", probability=probability)], seed, epoch, ids)
+    (flips,) = parameters_of([Mirror(name="mirror", probability=probability)], seed, epoch, ids, SIZE)
     return flips
 
 
@@ -159,14 +161,14 @@ def test_the_share_that_is_flipped_is_the_probability(probability: float) -> Non
 
 
 def test_an_augmentation_that_is_added_leaves_the_others_as_they_were() -> None:
-    (alone,) = parameters_of([Mirror(name="mirror")], 1, 2, IDS)
-    _, beside, _ = parameters_of(AUGMENT, 1, 2, IDS)
+    (alone,) = parameters_of([Mirror(name="mirror")], 1, 2, IDS, SIZE)
+    _, beside, _ = parameters_of(AUGMENT, 1, 2, IDS, SIZE)
     np.testing.assert_array_equal(beside, alone)
 
 
 def test_each_draws_numbers_of_its_own() -> None:
     shift = Shift(name="toy_shift", most=50)
-    first, second = parameters_of([shift, shift], 1, 2, IDS)
+    first, second = parameters_of([shift, shift], 1, 2, IDS, SIZE)
     columns = np.column_stack([first, second, flips_of(1, 2, IDS)]).astype(np.float64)
     correlations = np.corrcoef(columns.T) - np.eye(columns.shape[1])
     assert np.abs(correlations).max() < 4 / np.sqrt(len(IDS))
@@ -175,16 +177,16 @@ def test_each_draws_numbers_of_its_own() -> None:
 
 
 def test_parameters_have_the_types_that_operators_take() -> None:
-    assert [rows.dtype for rows in parameters_of(AUGMENT, 0, 0, IDS[:3])] == [np.int32, np.int32, np.float32]
+    assert [rows.dtype for rows in parameters_of(AUGMENT, 0, 0, IDS[:3], SIZE)] == [np.int32, np.int32, np.float32]
 
 
 def test_parameters_without_a_row_for_each_sample_are_refused() -> None:
     class Careless(Shift):
-        def parameters(self, uniform: Uniform) -> Parameters:
+        def parameters(self, uniform: Uniform, size: Size) -> Parameters:
             return uniform(2)[0]
 
     with pytest.raises(ValueError, match=r"data.augment: toy_shift: got parameters of shape \(2,\), wanted \(3,\) or"):
-        parameters_of([Careless(name="toy_shift")], 0, 0, IDS[:3])
+        parameters_of([Careless(name="toy_shift")], 0, 0, IDS[:3], SIZE)
 
 
 def augment_of(tmp_path: Path, data: str) -> tuple[Augmentation, ...]:

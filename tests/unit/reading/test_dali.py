@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.reading.augment import Augmentation, Mirror, Parameters, Uniform
+from pipeline.reading.augment import Mirror
+from pipeline.reading.augmentation import Augmentation, Parameters, Size, Uniform
 from pipeline.reading.dali import Decoder, EncodedBatch
 from tests.encodings import encodings, pillow
 
@@ -71,7 +72,7 @@ def test_a_bad_image_leaves_the_parameters_of_the_others_in_place(decoder: Decod
 
 
 class Broken(Augmentation):
-    def parameters(self, uniform: Uniform) -> Parameters:
+    def parameters(self, uniform: Uniform, size: Size) -> Parameters:  # noqa: ARG002
         return uniform(1)[:, 0]
 
 
@@ -112,7 +113,7 @@ def test_an_image_of_another_size_is_undecodable_though_an_augmentation_would_hi
 
 
 def test_a_batch_without_parameters_is_refused() -> None:
-    with pytest.raises(ValueError, match="got parameters of 0 augmentations, wanted 1"):
+    with pytest.raises(ValueError, match="got 0 arrays of parameters, wanted 1"):
         list(augmenting(Mirror(name="mirror")).decode([batch(smooth_jpeg(0))]))
 
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from pipeline.reading import reader as reader_module
-from pipeline.reading.augment import Mirror, parameters_of
+from pipeline.reading.augment import Mirror
+from pipeline.reading.augmentation import parameters_of
 from pipeline.reading.dali import Decoder, EncodedBatch
 from pipeline.reading.order import Order
 from pipeline.reading.reader import IGNORED, Batch, Reader
@@ -56,7 +57,7 @@ def test_batches_are_the_orders_with_labels_and_flips(original: Path) -> None:
         assert batch.step == step
         np.testing.assert_array_equal(batch.ids_B, order.batch(step))
         np.testing.assert_array_equal(batch.labels_B.numpy(), shards.labels(order.batch(step)))
-        (flips,) = parameters_of(AUGMENT, 1, order.epoch_of(step), batch.ids_B)
+        (flips,) = parameters_of(AUGMENT, 1, order.epoch_of(step), batch.ids_B, (32, 32))
         unflipped = torch.where(
             torch.tensor(flips == 1)[:, None, None, None], batch.images_BCHW.flip(-1), batch.images_BCHW
         )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -24,6 +22,7 @@ from pipeline.recipe.file import load_recipe
 from pipeline.recipe.from_arcface_torch import NETWORKS, UNNEEDED, convert
 from pipeline.recipe.schema import RecipeError
 from tests.faces import ROOT
+from tests.warm_stage import run_warm
 
 # The keys of that project's ms1mv3_r50.py and wf42m_pfc02_16gpus_r100.py.
 MS1MV3 = """
@@ -317,9 +316,9 @@ def test_nothing_of_a_config_is_run(tmp_path: Path) -> None:
 
 def test_the_stage_writes_a_recipe_that_loads_with_its_notes(tmp_path: Path) -> None:
     out = tmp_path / "webface.yaml"
-    command = [sys.executable, ROOT / "stages" / "convert_recipe.py", config(tmp_path, WEBFACE), out]
-    command += ["--ranks", "16", "--shards", tmp_path / "shards"]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
+    stage, options = ROOT / "stages" / "convert_recipe.py", [out, "--ranks", "16", "--shards", tmp_path / "shards"]
+    done = run_warm(stage, config(tmp_path, WEBFACE), *options)
+    assert done.returncode == 0, done.stderr
     recipe = load_recipe(out)
     assert (recipe.head.margin, recipe.head.sample_rate, recipe.data.global_batch) == (CosFace(cosine=0.4), 0.2, 2048)
     assert recipe.evaluation.sets["agedb_30"].pairs == tmp_path / "agedb_30.tsv"
@@ -329,8 +328,7 @@ def test_the_stage_writes_a_recipe_that_loads_with_its_notes(tmp_path: Path) -> 
         assert f"python stages/shard.py /train_tmp/ms1m-retinaface-t1 {tmp_path / 'shards'}" in text
         assert f"stages/pairs.py bin /train_tmp/ms1m-retinaface-t1/agedb_30.bin {tmp_path / 'agedb_30.tsv'}" in text
     out.unlink()
-    command[2] = tmp_path / "absent.py"
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    done = run_warm(stage, tmp_path / "absent.py", *options)
     assert (done.returncode, done.stderr.count("\n")) == (EXIT_REFUSED, 1)
     assert done.stderr.startswith("convert_recipe: ")
     assert not out.exists()

@@ -31,6 +31,8 @@ SETS = {
     "vggface2_sphereface_r.yaml": (8_631, 4),
 }
 
+UNPLANNED = ("demo.yaml", "fine_tune.yaml", "lfw.yaml", "many_identities.yaml", "webface42m_exact_last.yaml")
+
 # What arcface_torch's configs assign, of the recipes that were converted from one.
 COMMON = {"embedding_size": 512, "fp16": True, "rec": "/data", "val_targets": []}
 MS1MV3 = {
@@ -107,4 +109,4 @@ def test_it_is_what_the_config_converts_to(name: str) -> None:
 
 
 def test_every_recipe_of_a_known_set_is_planned() -> None:
-    assert set(RECIPES) - SETS.keys() == {"demo.yaml", "fine_tune.yaml", "lfw.yaml", "many_identities.yaml"}
+    assert set(RECIPES) - SETS.keys() == set(UNPLANNED)

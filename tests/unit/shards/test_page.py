@@ -68,3 +68,8 @@ def test_the_page_shows_the_set(tmp_path: Path) -> None:
     ):
         assert text in page
     assert "<p>8 streams &amp; more</p>" in page
+    assert "What training sees" not in page
+    write_page(tmp_path / "set", tmp_path / "page.html", "", np.full((4, 6, 3), 7, np.uint8))
+    with_sheet = (tmp_path / "page.html").read_text()
+    assert "What training sees" in with_sheet
+    assert with_sheet.count("data:image/png;base64,") == 1

@@ -81,6 +81,17 @@ def test_a_finished_set_of_a_source_that_changed_is_refused_with_counts(faces: P
         make_shards(plan_of(faces, out))
 
 
+def test_an_unfinished_set_of_a_source_that_changed_is_refused_with_counts(faces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    interrupt(plan_of(faces, out), after=2)
+    there = open_tars(out)
+    (faces / there.key(0)).unlink()
+    (faces / "person 5" / "new.jpg").write_bytes(noise(99))
+    went = f"of the {len(there.labels)} samples that are in tars already, 1 went; choose another folder"
+    with pytest.raises(ShardError, match=rf"wanted \w+\): {went}"):
+        make_shards(plan_of(faces, out))
+
+
 def test_bytes_that_changed_inside_a_large_file_are_noticed(faces: Path, tmp_path: Path) -> None:
     manifest = made(plan_of(faces, tmp_path / "tars"))
     again = make_plan(open_tars(tmp_path / "tars"), tmp_path / "out", seed=1, samples_per_tar=9, size=None)

@@ -193,8 +193,8 @@ def test_every_metric_is_read_by_a_panel_or_an_alert() -> None:
         + [tile.query for tile in TILES]
         + [rule["expr"] for rule in RULES]
     )
-    # The panels have the peak instead of the memory now, and the age instead of the time of the last save.
-    unread = {"gpu_allocated_bytes", "checkpoint_timestamp_seconds"}
+    # The panels have the peak instead of the memory now.
+    unread = {"gpu_allocated_bytes"}
     table = TABLE + SHARDING_METRICS
     assert {m.name for m in table if not re.search(rf"{PREFIX}{m.name}\b|{PREFIX}{m.name}_", read)} == unread
 
@@ -256,6 +256,7 @@ def test_every_panel_has_data_from_two_ranks(prometheus: str, tmp_path: Path, bu
             telemetry.add("samples_total", 64)
             # the second rank is slower
             telemetry.add("step_part_seconds_total", 0.3 + 0.1 * (telemetry is ranks[1]), "forward")
+            telemetry.add("lost_seconds_total", 0.1, "data_wait")
             telemetry.checkpoint_saved(0.1)
         for query_text in sorted(empty):
             got = query(prometheus, query_text.replace("$job", "a/b").replace("$window", "5s"))
