@@ -222,6 +222,7 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
         evaluator = Evaluator(trainer, start.sets)
         evaluator.check()
         STARTUP.done("loading")
+        logger.info("%s", recipe.optimizer.rate_in_words(recipe.data.global_batch))
         past = restarts_of(start.run), read_account(RunFolder(start.run).goodput, STARTUP.began)
         restarts, account = gather_objects(past, together.group)[0]
         if topology.rank == 0:
