@@ -71,18 +71,24 @@ def make_shards(
         # Another process may have finished the set, and removed the folder with the locks.
         if not (plan.folder / MANIFEST).is_file():
             raise
-        return Manifest.load(plan.folder)
+        return _finished_by_another(plan)
 
 
 def _join(plan: Plan, part: tuple[int, int]) -> Manifest | None:
     """Finish the set if all tars are there and no other part has; two parts may finish at the same time."""
     with locked(plan.folder / PROGRESS / "lock"):
         if (plan.folder / MANIFEST).is_file():
-            return Manifest.load(plan.folder)
+            return _finished_by_another(plan)
         if all(has_record(plan, tar) for tar in range(plan.tars)):
             return _finish(plan)
         _sync(plan, range(part[0], plan.tars, part[1]))
         return None
+
+
+def _finished_by_another(plan: Plan) -> Manifest:
+    """The manifest that another process has written, which may have been killed before its records were removed."""
+    shutil.rmtree(plan.folder / PROGRESS, ignore_errors=True)
+    return Manifest.load(plan.folder)
 
 
 def _sync(plan: Plan, tars: Iterable[int], *others: Path) -> None:
