@@ -13,7 +13,7 @@ import torch
 from cluster.collective_rates import ring_rates
 from cluster.collectives import barrier, gather_objects
 from cluster.stopwatch import STARTUP, STEP
-from pipeline.head.head import ShardedHead
+from pipeline.head import ShardedHead
 from pipeline.planning.job import FP32, Job, Network
 from pipeline.planning.memory import head_block, network_state_bytes
 from pipeline.planning.rates import Rates

@@ -18,7 +18,7 @@ import torch
 from cluster.collectives import Group, any_rank, average_over_ranks_, num_ranks, rank_in
 from cluster.stopwatch import STEP
 from pipeline.backbones.backbone import seed_forward
-from pipeline.head.head import HeadOutput, ShardedHead
+from pipeline.head import HeadOutput, ShardedHead
 from pipeline.recipe.schema import Recipe
 from pipeline.training import clipping
 from pipeline.training.agreement import Agreed, agree
