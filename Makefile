@@ -88,9 +88,10 @@ study: $(STAMP) ## STUDY=file DATA=folder [OUT=folder] [RANKS=1]: arms × seeds 
 	@test -f "$(STUDY)" && test -d "$(DATA)" || { echo "usage: make study STUDY=stages/studies/casia.yaml DATA=folder [OUT=folder] [RANKS=1] (DATA holds what the study names: shards, images, pairs)"; exit 2; }
 	$(BIN)/python stages/study.py "$(STUDY)" --data "$(DATA)" $(if $(OUT),--out "$(OUT)") --ranks $(or $(RANKS),1) $(ARGS)
 
+# `exec`: make passes TERM on to the shell, which would end alone.
 monitor: ## RUN=folder: a run's panels and alerts as a live page, out of a Prometheus of its own
 	@test -d "$(RUN)" || { echo "usage: make monitor RUN=folder-of-a-run"; exit 2; }
-	$(PYTHON) -m cluster.monitoring.live "$(RUN)" $(ARGS)
+	exec $(PYTHON) -m cluster.monitoring.live "$(RUN)" $(ARGS)
 
 tree: ## print every module with the first line of its docstring
 	@git ls-files 'pipeline/*.py' 'cluster/*.py' 'stages/*.py' | $(PYTHON) -c 'import ast, sys; [print(f"{f:<52}{(ast.get_docstring(ast.parse(open(f).read())) or str()).splitlines()[0]}") for f in sys.stdin.read().split()]'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,21 @@ import torch.distributed as dist
 _REPEATS = 5
 # Large enough that its bytes take the time, and not the steps of the ring.
 _RING_BYTES = 2**24
+
+
+@dataclass(frozen=True)
+class RingRates:
+    """Of a ring of ranks.
+
+    Attributes:
+        bytes_per_second: that a rank sends in a large all-reduce.
+        hop_seconds: of one step of the ring in a small one.
+        bytes_per_work_second: sent in a second of this process's processor time; None on a GPU.
+    """
+
+    bytes_per_second: float
+    hop_seconds: float
+    bytes_per_work_second: float | None
 
 
 def fastest(work: Callable[[], object], device: torch.device) -> float:
@@ -26,13 +42,15 @@ def fastest(work: Callable[[], object], device: torch.device) -> float:
     return min(times[1:])
 
 
-def ring_rates(device: torch.device) -> tuple[float, float]:
-    """Bytes a second that a rank sends in a large all-reduce, and the seconds of one step of its ring in a small one.
-
-    All ranks take part, more than one.
-    """
-    steps = 2 * (dist.get_world_size() - 1)
+def ring_rates(device: torch.device, group: dist.ProcessGroup | None = None) -> RingRates:
+    """Of the ranks of a group, more than one; None: of all. All ranks of the run take part, each in a group."""
+    ranks = dist.get_world_size(group)
+    steps = 2 * (ranks - 1)
     small, large = torch.zeros(64, device=device), torch.zeros(_RING_BYTES // 4, device=device)
-    latency = fastest(lambda: dist.all_reduce(small), device)
-    whole = fastest(lambda: dist.all_reduce(large), device)
-    return steps * large.nbytes / dist.get_world_size() / max(whole - latency, 1e-9), latency / steps
+    sent = steps * large.nbytes / ranks
+    latency = fastest(lambda: dist.all_reduce(small, group=group), device)
+    worked = time.process_time()
+    whole = fastest(lambda: dist.all_reduce(large, group=group), device)
+    work = (time.process_time() - worked) / (_REPEATS + 1)
+    per_work = None if device.type == "cuda" else sent / max(work, 1e-9)
+    return RingRates(sent / max(whole - latency, 1e-9), latency / steps, per_work)

@@ -169,7 +169,7 @@ def main() -> int:
     agent = Agent(list(filter(None, args.modules.split(","))))
     rank = agent.serve()
     if rank is None:
-        return 0
+        leave(0)  # what was imported has nothing to clean up here
     os.environ.update(rank.variables)
     if rank.is_cold:
         os.execv(sys.executable, [sys.executable, *args.script])

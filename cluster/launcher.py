@@ -129,6 +129,8 @@ class Launcher:
                 start.kill()
                 leave_at = time.monotonic() + self._patience
             time.sleep(_POLL_SECONDS)
+        if kill_at == float("inf") and start.failed:
+            self._report(start.failed)  # all at once
         start.cut_off()
         time.sleep(_POLL_SECONDS)  # last words come by another way than codes
         return start.code

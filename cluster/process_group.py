@@ -14,6 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from cluster.black_box import record_collectives
 from cluster.rendezvous import StartError, meet
 from cluster.topology import Topology
 
@@ -58,6 +59,7 @@ def process_group(
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    record_collectives()
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_seconds)
     store = dist.HashStore() if topology.num_ranks == 1 else _meet(topology, timeout_seconds, facts)

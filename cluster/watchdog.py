@@ -3,7 +3,7 @@
 Every rank's watchdog writes a heartbeat into the run's store each second: how far its main thread is. If the main
 thread makes no progress within the limit, as in a collective that another rank never enters, the watchdog prints which
 ranks are silent (host lost, process frozen) or behind, then this rank's stacks, and ends the process. The launcher then
-ends the others.
+ends the others. The stacks of every rank stay in the run's folder (`cluster.black_box`).
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ import contextlib
 import faulthandler
 import json
 import logging
+import os
 import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
 import torch.distributed as dist
 
+from cluster.black_box import BlackBox
 from cluster.rendezvous import host_at
 from cluster.stop import EXIT_LOST, leave
 from cluster.stopwatch import STEP
@@ -52,6 +55,7 @@ class Watchdog:
         limit_seconds: the longest that one step, with its collectives, may take.
         beat_seconds: between two heartbeats.
         silent_seconds: a rank without a heartbeat for this long is silent.
+        stacks: folder that the stacks of a hung run are written to, see `cluster.black_box`; None: nowhere.
     """
 
     def __init__(
@@ -61,7 +65,9 @@ class Watchdog:
         limit_seconds: float,
         beat_seconds: float = BEAT_SECONDS,
         silent_seconds: float = SILENT_SECONDS,
+        stacks: Path | None = None,
     ) -> None:
+        self._box = BlackBox(stacks, topology.rank) if stacks else None
         # The loop and other threads use the store as well: a connection of its own never waits for theirs.
         self._store = store.clone() if hasattr(store, "clone") else store
         self._topology, self._limit = topology, limit_seconds
@@ -90,6 +96,9 @@ class Watchdog:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._finished.set()
+        self._threads[1].join()  # which would arm it again
+        if self._box:
+            self._box.close()
 
     def tick(self, step: int) -> None:
         """Note that the main thread has done `step` steps: the limit counts from here again."""
@@ -129,6 +138,25 @@ class Watchdog:
                     behind.append(f"behind: {name} is in step {place['step']}, {place['part']}")
         return "silent: " + ", ".join(silent) if silent else ", ".join(behind)
 
+    def _silent_here(self) -> dict[int, int]:
+        """The silent ranks of this host and their process ids; none if a lower rank of this host tells of them.
+
+        Those of half the time that makes one silent: of ranks that froze together the first is noticed first.
+        """
+        now, here = time.monotonic(), socket.gethostname()
+        beside = {rank: peer for rank, peer in self._peers.items() if self._hosts[rank] == here and peer.heartbeat}
+        silent = {rank for rank, peer in beside.items() if now - peer.seen_at > self._silent_seconds / 2}
+        if any(rank < self._topology.rank for rank in beside.keys() - silent):
+            return {}
+        return {rank: json.loads(beside[rank].heartbeat)["process"] for rank in sorted(silent)}
+
+    def _write_stacks(self, why: str) -> None:
+        """Leave the stacks of this rank, and of the silent ones of its host, in the run's folder."""
+        if self._box:
+            for rank, process in self._silent_here().items():
+                self._box.write_other(rank, process)
+            self._box.write(why)
+
     def explain(self, what: str) -> str:
         """`what` happened here, and which ranks are missing: waits until a lost rank has been silent long enough."""
         waited_until = time.monotonic() + self._silent_seconds + 2 * self._beat_seconds
@@ -147,6 +175,7 @@ class Watchdog:
                 "step": self._step + 1,
                 "part": STEP.current or "between parts",
                 "marks": STEP.marks,
+                "process": os.getpid(),
             }
             with contextlib.suppress(RuntimeError):  # the store is gone: `missing` reports that it does not answer
                 self._store.set(f"beat/{self._topology.rank}", json.dumps(place))
@@ -159,11 +188,15 @@ class Watchdog:
     def _judge(self) -> None:
         warnings = 1
         while not self._finished.wait(0.2):
+            if self._box:
+                self._box.arm(self._limit + self._silent_seconds)  # fires if this thread cannot run for so long
             still = time.monotonic() - self._moved_at
             if still <= self._limit:
                 warnings = 1
             elif not self._at_work_on or self.missing().startswith("silent"):
-                end(f"{self.explain(f'no progress for {self._limit:g} s')}. Stacks:", stacks=True)
+                why = self.explain(f"no progress for {self._limit:g} s")
+                self._write_stacks(why)
+                end(f"{why}. Stacks:", stacks=True)
             elif still > warnings * self._limit:
                 warnings += 1
                 if self._topology.rank == 0:

@@ -63,7 +63,7 @@ class Choices(Generic[S]):
         self._sections: dict[str, type[S]] = {}
 
     def add(self, *names: str) -> Callable[[type[T]], type[T]]:
-        """Decorate a section with the names that take it; one class may serve several.
+        """Decorate a section with the names that take it; one class may serve several. "timm/*" is every "timm/…".
 
         Raises:
             ValueError: for a name that is there already.
@@ -83,7 +83,12 @@ class Choices(Generic[S]):
         return iter(self._sections)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._sections
+        return isinstance(name, str) and self._entry(name) in self._sections
+
+    def _entry(self, name: str) -> str:
+        """What a name stands under: itself, or its family."""
+        family, _, member = name.partition("/")
+        return f"{family}/*" if member else name
 
     def __getitem__(self, name: str) -> type[S]:
         """The section of `name`.
@@ -91,9 +96,9 @@ class Choices(Generic[S]):
         Raises:
             ValueError: for a name that is not there, naming those that are.
         """
-        if name not in self._sections:
+        if name not in self:
             raise ValueError(f"{self.kind}: got {name!r}, wanted one of {', '.join(self)}")
-        return self._sections[name]
+        return self._sections[self._entry(name)]
 
     def by_section(self) -> dict[type[S], list[str]]:
         """The names that each section serves."""

@@ -1,7 +1,8 @@
 """Before stage 1: photographs of people to aligned crops. `python stages/align.py SRC OUT`.
 
-MTCNN finds the faces; the five points of the one nearest the centre are mapped to SphereFace's. Photographs without a
-face, with a tiny one or with several are listed in OUT.tsv. Needs `pip install -e '.[align]'`.
+MTCNN finds the faces; the five points of the one nearest the centre are mapped to SphereFace's. OUT.csv lists the crops
+with their landmarks, OUT.tsv the photographs without a face, with a tiny one or with several. If OUT is finished, those
+that are new are added. Needs `pip install -e '.[align]'`.
 """
 
 try:
@@ -11,6 +12,7 @@ except ModuleNotFoundError as missing:
 
 import argparse
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from pipeline.shards.alignment.photos import FINISHED, align_photos
 from pipeline.shards.alignment.similarity import SHIFTS
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.progress import bar_of
-from pipeline.shards.sources.folder import scan_folder
+from stages.shard_arguments import add_part, add_source, open_named, refuse_inside
 
 
 @faults_in_one_line("align", (ShardError, OSError))
@@ -27,23 +29,26 @@ def main() -> int:
     """Parse, list, align; a fault is one line (65, or 74 for the disk)."""
     sizes = {f"{height}x{width}": (height, width) for height, width in SHIFTS}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("src", type=Path, help="folder of identity folders of photographs")
-    parser.add_argument("out", type=Path, help="folder for the crops; an unfinished one is resumed")
+    parser.add_argument("src", help="photographs: identity folders, a list, tars, Parquet, an archive, or a URL")
+    parser.add_argument("out", type=Path, help="folder for the crops; one that is there is resumed, or added to")
     parser.add_argument("--size", choices=sizes, default="112x96", help="height x width of a crop (112x96)")
     parser.add_argument("--min-face", type=int, default=32, help="shorter side of the smallest face, in pixels (32)")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (one a CPU)")
-    parser.add_argument(
-        "--part",
-        type=_part,
-        metavar="I/N",
-        default=(0, 1),
-        help="align part I of N (from 0), on machines that share OUT",
-    )
+    add_part(parser, "align part I of N (from 0), on machines that share OUT")
+    add_source(parser)
     args = parser.parse_args()
     was_complete = (args.out / FINISHED).is_file()
+    copies = args.out.with_name(f"{args.out.name}.copies")
+    looked_at: list[int] = []
     try:
-        source = scan_folder(args.src)
+        refuse_inside(args.out, args.src)
+        source = open_named(args, copies)
         with bar_of(len(source.labels), " photos") as bar:
+
+            def look(photos: int) -> None:
+                looked_at.append(photos)
+                bar.update(photos)
+
             ends = align_photos(
                 source,
                 args.out,
@@ -51,22 +56,17 @@ def main() -> int:
                 min_face=args.min_face,
                 workers=args.workers,
                 part=args.part,
-                progress=bar.update,
+                progress=look,
             )
     except KeyboardInterrupt:
         print("align: stopped; run the same command again to resume", file=sys.stderr)
         return 130
-    if was_complete:
+    if (args.out / FINISHED).is_file():
+        shutil.rmtree(copies, ignore_errors=True)
+    if was_complete and not looked_at:
         print(f"align: {args.out}: already complete, nothing done", file=sys.stderr)
     print(f"{args.out}: " + ", ".join(f"{photos:,} {what}" for what, photos in ends.most_common()))
     return 0
-
-
-def _part(text: str) -> tuple[int, int]:
-    number, _, parts = text.partition("/")
-    if not (number.isdecimal() and parts.isdecimal() and int(number) < int(parts)):
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted I/N with I from 0 to N - 1")
-    return int(number), int(parts)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ except ModuleNotFoundError as missing:
 import argparse
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cluster.stop import exit_with, faults_in_one_line
@@ -63,7 +63,6 @@ class Question:
     job: Job
     network: Network
     gpu_bytes: int
-    ranks_of_a_host: int
     host_hours: float
     recipe: Recipe | None
     rates: Rates | None
@@ -76,7 +75,7 @@ def main() -> int:
     if args.published_cases:
         print("\n".join(_published_cases()))
         return 0
-    rates = planning.read_rates(args.rates) if args.rates else None
+    rates = _with_network(planning.read_rates(args.rates), args) if args.rates else None
     try:
         question = _question(args, rates)
         answer = _as_json(question) if args.json else "\n".join(_report(question))
@@ -89,6 +88,13 @@ def main() -> int:
     return 0 if planning.peak(question.job, question.network)[1] <= question.gpu_bytes else 1
 
 
+def _with_network(rates: Rates, args: argparse.Namespace) -> Rates:
+    """The rates with what the options say of the network between hosts."""
+    if args.host_gbit is None:
+        return rates
+    return replace(rates, host_bytes_per_second=args.host_gbit * 1e9 / 8, host_hop_seconds=args.host_ms / 1e3)
+
+
 def _question(args: argparse.Namespace, rates: Rates | None) -> Question:
     recipe = load_recipe(args.recipe, args.set) if args.recipe else None
     if recipe is None:
@@ -96,13 +102,13 @@ def _question(args: argparse.Namespace, rates: Rates | None) -> Question:
         backbone = BACKBONES[args.backbone](name=args.backbone, embedding_dim=args.embedding_dim)
     else:
         job, size = _job_of_recipe(recipe, args)
+        job = replace(job, ranks_per_host=args.ranks_per_host)
         backbone = recipe.backbone
     return Question(
         backbone.name,
         job,
         network_of(backbone, size, job.bf16),
         int(args.gpu_memory_gib * GIB),
-        args.ranks_per_host,
         args.host_hours,
         recipe,
         rates,
@@ -118,6 +124,7 @@ def _job(args: argparse.Namespace) -> Job:
         embedding_dim=args.embedding_dim,
         global_batch=args.global_batch,
         ranks=args.ranks,
+        ranks_per_host=args.ranks_per_host,
         accumulation=args.accumulation,
         zero_stage=args.zero_stage,
         bf16=args.precision == "bfloat16",
@@ -158,21 +165,17 @@ def _report(question: Question) -> list[str]:
                 steps=question.recipe.optimizer.steps,
                 save_every=question.recipe.checkpoint.every,
                 step_seconds=step_seconds(job, network, rates),
-                hosts=_hosts(question),
+                hosts=job.hosts,
                 host_hours=question.host_hours,
             ),
         ]
     return lines
 
 
-def _hosts(question: Question) -> int:
-    return -(-question.job.ranks // question.ranks_of_a_host)
-
-
 def _doublings(question: Question) -> list[int]:
     """The ranks asked about, half as many, a quarter, … and up to eight times as many; one if the rates are of one."""
     ranks, rates = question.job.ranks, question.rates
-    if rates is None or rates.collective_bytes_per_second is None:
+    if rates is None or rates.link(question.job.hosts) is None:
         return [ranks]
     return sorted({max(1, ranks >> k) for k in range(4)} | {ranks << k for k in range(4)})
 
@@ -188,7 +191,6 @@ def _course(question: Question) -> Course | None:
         rates,
         steps=recipe.optimizer.steps,
         save_every=recipe.checkpoint.every,
-        hosts=_hosts(question),
         host_hours=question.host_hours,
         noticed_seconds=recipe.faults.step_seconds,
     )
@@ -220,7 +222,7 @@ def _as_json(question: Question) -> str:
         "changes": list(map(asdict, planning.changes(job, network, gpu_bytes))),
         "step_seconds": step_parts(job, network, rates) if rates else None,
         "scaling": scaling(job, network, rates, _doublings(question)) if rates else None,
-        "run": asdict(run) if run else None,
+        "run": asdict(run) | {"goodput": run.goodput} if run else None,
     }
     return json.dumps(answer, indent=1)
 
@@ -255,6 +257,8 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--gpu-memory-gib", type=float, default=80.0, metavar="GIB", help="default %(default)s")
     where.add_argument("--rates", type=Path, metavar="FILE", help="what stages/calibrate.py measured: adds the times")
     where.add_argument("--ranks-per-host", type=int, default=8, metavar="N", help="default %(default)s")
+    where.add_argument("--host-gbit", type=float, metavar="G", help="Gb/s between hosts, if the rates are of one host")
+    where.add_argument("--host-ms", type=float, default=0.05, help="latency between hosts (assumed: %(default)s)")
     where.add_argument(
         "--host-hours", type=float, default=5000, help="mean time between failures of a host (assumed: %(default)s)"
     )

@@ -40,17 +40,15 @@ from pipeline.shards.plan import make_plan, samples_in
 from pipeline.shards.progress import Endpoint, bar_of, progress_of
 from pipeline.shards.sequential import make_set
 from pipeline.shards.sources import SetAside, Source
-from pipeline.shards.sources.columns import Columns
-from pipeline.shards.sources.detect import Options, open_source
 from pipeline.shards.sources.finished import open_set
 from pipeline.shards.sources.fitted import WAYS, DecodedSource, FittedSource
-from pipeline.shards.sources.splits import Choice
 from pipeline.shards.stores import is_url
 from pipeline.shards.subset import subset
 from pipeline.shards.to_store import make_in_store
 from pipeline.shards.transfer import pull, push
 from pipeline.shards.verify import verify
 from pipeline.shards.views import merge
+from stages.shard_arguments import add_part, add_source, open_named, refuse_inside
 
 CPUS = len(os.sched_getaffinity(0))
 TOO_MANY_REJECTED = 3  # exit code
@@ -90,9 +88,7 @@ def _meant(words: Sequence[str]) -> str | None:
 
 def _make(args: argparse.Namespace) -> int:
     copies = _folder(args).with_name(f"{_folder(args).name}.copies")
-    choice = Choice(splits=tuple(args.split or ()))
-    options = Options(Columns(args.image_column, args.label_column), choice, args.workers)
-    source: Source = open_source(args.src, copies=copies, options=options)
+    source = open_named(args, copies)
     if args.fit:
         if not args.size:
             raise ShardError(f"--fit {args.fit}: wanted --size HxW, the size to fit images to")
@@ -115,8 +111,7 @@ def _copy(args: argparse.Namespace) -> int:
 def _folder(args: argparse.Namespace) -> Path:
     """Where tars are written: a set for a store is here first, tar by tar."""
     folder = Path(f"{PurePosixPath(args.out).name}.sending") if is_url(args.out) else Path(args.out)
-    if not is_url(args.src) and folder.resolve().is_relative_to(Path(args.src).resolve()):
-        raise ShardError(f"{folder}: lies inside {args.src}, wanted a folder outside it")
+    refuse_inside(folder, args.src)
     return folder
 
 
@@ -325,15 +320,13 @@ def _parser() -> argparse.ArgumentParser:
 def _add_make(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "src",
-        help="aligned faces: a folder (identity folders, tars, Parquet, or with train.rec), a list file, or a URL",
+        help="aligned faces: a folder (of identity folders, tars, Parquet, or a .rec), an archive, a list, or a URL",
     )
     _add_writing(parser, max_rejected=0.01)
     parser.add_argument("--size", type=_size, metavar="HxW", help="wanted image size (the first image's)")
     parser.add_argument("--fit", choices=WAYS, help="fit images of other sizes to --size (else they are set aside)")
     parser.add_argument("--decode", action="store_true", help="decode every image, and set aside what does not decode")
-    parser.add_argument("--split", action="append", help="of a source with several, such as train; repeat for more")
-    parser.add_argument("--image-column", default="image", help="of Parquet (image)")
-    parser.add_argument("--label-column", default="label", help="of Parquet (label)")
+    add_source(parser)
 
 
 def _add_writing(parser: argparse.ArgumentParser, max_rejected: float) -> None:
@@ -352,23 +345,13 @@ def _add_writing(parser: argparse.ArgumentParser, max_rejected: float) -> None:
         help=f"the set is not finished, and the exit code is 3, if more samples are set aside ({max_rejected:.0%}%)",
     )
     parser.add_argument("--workers", type=_count, default=CPUS, help="processes (one a CPU)")
-    parser.add_argument(
-        "--part",
-        type=_part,
-        metavar="I/N",
-        default=(0, 1),
-        help="write part I of N (from 0), on machines that share OUT, a folder or a URL: "
+    add_part(
+        parser,
+        "write part I of N (from 0), on machines that share OUT, a folder or a URL: "
         "srun bash -c 'python stages/shard.py SRC OUT --part $SLURM_PROCID/$SLURM_NTASKS'",
     )
     parser.add_argument("--metrics-port", type=int, help="serve progress to Prometheus there (0: any free port)")
     parser.add_argument("--metrics-address", default="127.0.0.1", help="address to serve on (127.0.0.1)")
-
-
-def _part(text: str) -> tuple[int, int]:
-    number, _, parts = text.partition("/")
-    if not (number.isdecimal() and parts.isdecimal() and int(number) < int(parts)):
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted I/N with I from 0 to N - 1")
-    return int(number), int(parts)
 
 
 def _size(text: str) -> tuple[int, int]:

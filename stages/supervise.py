@@ -75,7 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-restarts", type=int, default=50, help="give up after as many")
     parser.add_argument("--same-step", type=int, default=3, help="give up after as many failures in a row at one step")
     parser.add_argument(
-        "--end-seconds", type=float, default=3, help="ranks that go on for longer after one has failed are killed"
+        "--end-seconds", type=float, default=2, help="ranks that go on for longer after one has failed are killed"
     )
     parser.add_argument(
         "--wait-seconds", type=float, default=1, help="before the first restart; doubles without progress"

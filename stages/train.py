@@ -222,6 +222,7 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
         evaluator = Evaluator(trainer, start.sets)
         evaluator.check()
         STARTUP.done("loading")
+        logger.info("%s", recipe.optimizer.rate_in_words(recipe.data.global_batch))
         past = restarts_of(start.run), read_account(RunFolder(start.run).goodput, STARTUP.began)
         restarts, account = gather_objects(past, together.group)[0]
         if topology.rank == 0:
@@ -235,7 +236,8 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
             except NotWrittenError as error:  # a run that resumes has them; a new one ends at its first save
                 logger.warning("%s; training continues", error)
         stop.defer()
-        watchdog = Watchdog(together.store, topology, recipe.faults.step_seconds)
+        stacks = RunFolder(start.run).stacks
+        watchdog = Watchdog(together.store, topology, recipe.faults.step_seconds, stacks=stacks)
         observers = observers_of(trainer, restarts, account)
         train_observed(trainer, evaluator, observers, watchdog, lambda: bool(stop.asked))
     if trainer.step == recipe.optimizer.steps:

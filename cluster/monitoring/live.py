@@ -245,7 +245,8 @@ def _parser() -> argparse.ArgumentParser:
         "--port", type=int, default=9099, help="the page's port (default %(default)s; 0 or in use: any free one)"
     )
     parser.add_argument("--address", default="127.0.0.1", help="the page's address (default %(default)s)")
-    parser.add_argument("--prometheus-port", type=int, default=9090, metavar="PORT", help="(default %(default)s)")
+    # Not 9090: Debian's package starts a Prometheus of its own there.
+    parser.add_argument("--prometheus-port", type=int, default=0, metavar="PORT", help="(default 0: any free one)")
     parser.add_argument("--webhook", metavar="URL", help="post alerts there, as Prometheus' Alertmanager does")
     parser.add_argument(
         "--ca", type=Path, metavar="FILE", help="authority that signed the endpoints' certificates (PEM)"

@@ -44,12 +44,16 @@ class Tile:
     Args:
         title, query, unit: as in `Panel`; the query has one result.
         present: only a run that answers has it. Others are shown with their age after the run is gone.
+        total: what the value is a part of, as a query with one result: "86 of 400".
+        ago: the value is the age of an event at the time of the query: "114 s ago", also after the run is gone.
     """
 
     title: str
     query: str
     unit: Literal["seconds", "bytes", "share", ""] = ""
     present: bool = False
+    total: str = ""
+    ago: bool = False
 
 
 _JOB = '{job="$job"}'
@@ -57,8 +61,8 @@ _PARTS = f"spherescale_step_part_seconds_total{_JOB}"
 _OWN = 'spherescale_step_part_seconds_total{job="$job", part!="communication"}'
 _BY_PART = f"sum by (rank, host, part) (rate({_OWN}[$window]))"
 _STEPS = f"rate(spherescale_step_seconds_count{_JOB}[$window])"
-_NO_EVALUATION = "no evaluation yet, or the recipe names no evaluation set"
-_NO_CLIPPING = "no step yet, or the recipe has no optimizer.clip_norm"
+_NO_EVALUATION = "no evaluation in this time: none was due, or the recipe names no evaluation set"
+_NO_CLIPPING = "no step in this time, or the recipe has no optimizer.clip_norm"
 _NO_PEAK = "no GPU, or one whose peak is not in cluster/cards.py"
 
 
@@ -86,7 +90,7 @@ def _pace(series: str) -> str:
 
 
 TILES = (
-    Tile("Step", f"max(spherescale_step{_JOB})"),
+    Tile("Step", f"max(spherescale_step{_JOB})", total=f"max(spherescale_planned_steps{_JOB})"),
     Tile("Samples trained on", f"max(spherescale_position_samples{_JOB})"),
     Tile("Loss", f"max(spherescale_loss{_JOB})"),
     Tile("Samples per second", f"sum({_pace('spherescale_samples_total')})", present=True),
@@ -100,7 +104,12 @@ TILES = (
     Tile("Ranks that answer", f"sum(up{_JOB})", present=True),
     Tile("Slowest rank / others", f"max(job:spherescale_straggler:ratio{_JOB})", present=True),
     Tile("Goodput", f"avg(spherescale_goodput_ratio{_JOB})", "share"),
-    Tile("Age of the last checkpoint", f"min(spherescale_checkpoint_age_seconds{_JOB})", "seconds", present=True),
+    Tile(
+        "Last checkpoint",
+        f"min(spherescale_checkpoint_age_seconds{_JOB}) and max(spherescale_checkpoint_timestamp_seconds{_JOB}) > 0",
+        "seconds",
+        ago=True,
+    ),
 )
 
 TITLES = {"run": "Run", "ranks": "Ranks", "data": "Data", "head": "Head and loss", "checkpoints": "Checkpoints"}

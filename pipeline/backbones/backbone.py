@@ -60,7 +60,8 @@ class Backbone(NamedSection, ABC):
         """The network: images [B, 3, H, W] of `image_size` (H, W), scaled to about [-1, 1], to embeddings [B, D].
 
         Initial weights come from torch's global generator: call ``torch.manual_seed`` first. In training the network
-        may draw from it too (dropout, stochastic depth): see `seed_forward`. A method ``no_weight_decay() -> set[str]``
+        may draw from it too (dropout): see `seed_forward`; what is to be the same on any number of ranks draws by
+        `pipeline.backbones.draws`. A method ``no_weight_decay() -> set[str]``
         of the network, if it has one, names those of its parameters that take no weight decay.
 
         Raises:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from pipeline.backbones.recompute import recompute
 
@@ -49,16 +51,43 @@ def activation_bytes(
     `blocks` are those of a network that are computed again in the backward pass: they keep their input alone, and the
     largest of them all of its own while the backward pass is in it.
 
-    Computed from shapes alone, hence independent of the device. With `dtype` bfloat16 every layer is taken to
-    run in it, as under CUDA autocast (convolutions, PReLU, fc by its lists, batch norm by its input).
+    Computed from shapes alone, hence independent of the device. With `dtype` bfloat16 layers are taken to run as under
+    CUDA autocast: in it (convolutions, PReLU, fc by its lists, batch norm by its input), but for layer norms.
     """
     shadow = copy.deepcopy(backbone).to("meta", dtype).train()
+    if dtype == torch.bfloat16:
+        _as_under_autocast(shadow)
     # The slope between two batches leaves out what does not grow with them: weights, batch-norm statistics.
     recomputed = blocks(shadow)
     at_work = [_saved_in_blocks(shadow, recomputed, image_size, batch, dtype) for batch in (2, 4)]
     largest = max(((four - two) // 2 for two, four in zip(*at_work, strict=True)), default=0)
     recompute(recomputed)
     return largest + (_saved_bytes(shadow, image_size, 4, dtype) - _saved_bytes(shadow, image_size, 2, dtype)) // 2
+
+
+def _as_under_autocast(shadow: nn.Module) -> None:
+    """Layer norms and a network's own parameters, so also what is added to them, in float32; casts before layers."""
+    for module in shadow.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.float().register_forward_pre_hook(lambda _, args: (args[0].float(),))
+        elif isinstance(module, nn.Linear | nn.Conv2d):
+            module.register_forward_pre_hook(lambda _, args: (args[0].bfloat16(),))
+        elif not type(module).__module__.startswith("torch.nn."):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.float()
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as a GPU computes it in bfloat16, whose scores are not held; on the meta device torch holds them."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        plain = func is F.scaled_dot_product_attention and len(args) == 3 and kwargs.get("attn_mask") is None
+        if plain and args[0].dtype == torch.bfloat16:
+            return torch.ops.aten._scaled_dot_product_flash_attention(*args)[0]
+        return func(*args, **kwargs)
 
 
 def _saved_in_blocks(
@@ -81,7 +110,8 @@ def _saved_in_blocks(
             hooks.callback(block.register_forward_pre_hook(enter).remove)
             hooks.callback(block.register_forward_hook(leave).remove)
         if blocks:
-            shadow(torch.empty(batch, 3, *image_size, device="meta", dtype=dtype))
+            with _FusedAttention():
+                shadow(torch.empty(batch, 3, *image_size, device="meta", dtype=dtype))
     return found
 
 
@@ -108,6 +138,6 @@ class _Kept:
 
 def _saved_bytes(shadow: nn.Module, image_size: tuple[int, int], batch: int, dtype: torch.dtype) -> int:
     keep = _Kept()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _FusedAttention():
         shadow(torch.empty(batch, 3, *image_size, device="meta", dtype=dtype))
     return keep.bytes

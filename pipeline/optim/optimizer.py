@@ -85,6 +85,9 @@ class Optimizer(NamedSection):
     """Steps to train."""
     learning_rate: float = Field(gt=0)
     """The base rate, after the warm-up and before the first milestone."""
+    rate_batch: int | None = Field(None, ge=1)
+    """The global batch that learning_rate is for: with another the rate is in proportion (Goyal et al., 2017). null:
+    the rate is as it stands, whatever the batch."""
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the rate rises linearly from near 0."""
     milestones: tuple[int, ...] = ()
@@ -156,15 +159,27 @@ class Optimizer(NamedSection):
         A fused one of torch reads on the device whether a step is dropped; for another the host waits to know.
         """
 
-    def learning_rate_at(self, step: int) -> float:
-        """The rate of `step`, from 0. In a phase steps count from its start to that of the next."""
+    def rate_for(self, global_batch: int, base: float | None = None) -> float:
+        """The base rate, or that of a phase, with this batch."""
+        base = self.learning_rate if base is None else base
+        return base if self.rate_batch is None else base * global_batch / self.rate_batch
+
+    def rate_in_words(self, global_batch: int) -> str:
+        """The base rate with this batch, and where it comes from."""
+        scaled = f"learning rate {self.rate_for(global_batch):g} for a batch of {global_batch:,}"
+        if self.rate_batch in (None, global_batch):
+            return scaled
+        return f"{scaled}, in proportion to {self.learning_rate:g} for {self.rate_batch:,} (optimizer.rate_batch)"
+
+    def learning_rate_at(self, step: int, global_batch: int) -> float:
+        """The rate of `step`, from 0, with this batch. In a phase steps count from its start to that of the next."""
         starts = [0, *(phase.start for phase in self.phases), self.steps]
         number = bisect_right(starts[1:-1], step)
         start, end = starts[number], starts[number + 1]
         of = self if number == 0 else self.phases[number - 1]
         return learning_rate(
             step - start,
-            of.learning_rate,
+            self.rate_for(global_batch, of.learning_rate),
             steps=end - start,
             warmup_steps=of.warmup_steps,
             milestones=[milestone - start for milestone in self.milestones if start < milestone],

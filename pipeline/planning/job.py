@@ -53,6 +53,7 @@ class Job:
         slots: numbers that the optimizer keeps for each number of a parameter: 1, a momentum, for SGD.
         exchange: bytes of a number of the network's gradient on its way between ranks.
         row_slots: numbers that it keeps besides for each row of the classifier: 1 for a count of updates.
+        ranks_per_host: on each host; the last may have fewer.
         device: its type, which decides the head's kernel with the margin.
         margin: of the classifier.
 
@@ -72,11 +73,12 @@ class Job:
     slots: int = 1
     row_slots: int = 0
     exchange: int = FP32
+    ranks_per_host: int = 8
     device: str = "cuda"
     margin: Margin = ASoftmax()
 
     def __post_init__(self) -> None:
-        for name in ("embedding_dim", "global_batch", "ranks", "accumulation"):
+        for name in ("embedding_dim", "global_batch", "ranks", "accumulation", "ranks_per_host"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, wanted at least 1")
         if self.block is not None and self.block < 1:
@@ -102,6 +104,11 @@ class Job:
     def rows(self) -> int:
         """S, the most classes that one rank holds."""
         return len(split_range(self.classes, self.ranks, 0))
+
+    @property
+    def hosts(self) -> int:
+        """Hosts that take part."""
+        return -(-self.ranks // self.ranks_per_host)
 
     @property
     def rank_batch(self) -> int:

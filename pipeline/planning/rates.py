@@ -8,6 +8,27 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+_MAY_BE_NONE = (
+    "collective_bytes_per_second",
+    "hop_seconds",
+    "host_bytes_per_second",
+    "host_hop_seconds",
+    "exchange_bytes_per_work_second",
+)
+
+
+@dataclass(frozen=True)
+class Link:
+    """What a ring of ranks sends over its slowest connection.
+
+    Attributes:
+        bytes_per_second: that each rank sends.
+        hop_seconds: latency of one step.
+    """
+
+    bytes_per_second: float
+    hop_seconds: float
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -21,8 +42,12 @@ class Rates:
         update_bytes_per_second: fp32 parameters and rows, each counted once, that a step updates.
         decode_images_per_second: read, decoded and normalised, with nothing else at work.
         other_seconds: of a step, the same whatever its size: agreeing, bookkeeping, waiting for the slowest rank.
-        collective_bytes_per_second, hop_seconds: what a rank sends in a large collective, and the latency of one step
-            of a ring; None if one rank was measured.
+        collective_bytes_per_second, hop_seconds: what a rank sends in a large collective of a host's ranks, and the
+            latency of one step of their ring; None if each host had one rank.
+        host_bytes_per_second, host_hop_seconds: the same of a ring through several hosts, which is as fast as its
+            slowest link; None if one host was measured.
+        exchange_bytes_per_work_second: sent in a second of a processor's work, which computing cannot have; None for
+            GPUs, which exchange beside it.
         copy_bytes_per_second: out of the live tensors, which holds training up.
         write_bytes_per_second: to the run's folder, in the background, all ranks together.
         start_seconds: from the start of a process to its first step done.
@@ -38,6 +63,9 @@ class Rates:
     other_seconds: float
     collective_bytes_per_second: float | None
     hop_seconds: float | None
+    host_bytes_per_second: float | None
+    host_hop_seconds: float | None
+    exchange_bytes_per_work_second: float | None
     copy_bytes_per_second: float
     write_bytes_per_second: float
     start_seconds: float
@@ -47,11 +75,23 @@ class Rates:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             may_be_zero = field.name.endswith("_seconds") and field.name != "start_seconds"
-            if value is None and field.name in ("collective_bytes_per_second", "hop_seconds"):
+            if value is None and field.name in _MAY_BE_NONE:
                 continue
             number = isinstance(value, (int, float)) and math.isfinite(value)
             if not number or value < 0 or (value == 0 and not may_be_zero):
                 raise ValueError(f"{field.name}: got {value}, wanted a number above 0{' or 0' if may_be_zero else ''}")
+
+    def link(self, hosts: int) -> Link | None:
+        """Of the ranks on so many hosts; if only the other kind was measured, that; None if one rank was.
+
+        Collectives are rings in the order of the ranks: each host sends to the next as one rank sends to another.
+        """
+        within = self.collective_bytes_per_second, self.hop_seconds
+        between = self.host_bytes_per_second, self.host_hop_seconds
+        for speed, hop in (within, between) if hosts == 1 else (between, within):
+            if speed is not None and hop is not None:
+                return Link(speed, hop)
+        return None
 
 
 def read_rates(file: Path) -> Rates:

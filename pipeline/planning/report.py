@@ -38,9 +38,21 @@ def timing(job: Job, network: Network, rates: Rates, more_ranks: Sequence[int]) 
         f"{'ranks':>7}{'images a second':>18}{'efficiency':>13}",
         *starmap(_scaling_line, scaling(job, network, rates, more_ranks)),
         "Assumed: a rank computes as fast as when it was measured; a backbone takes the time of its multiply-adds;",
-        "collectives are rings, one after another; decoding overlaps; a host's ranks share one way to the next host",
-        "as they did when they were measured.",
+        "collectives are rings, one after another, as fast as their slowest link; decoding overlaps.",
+        *_links(job, rates),
     ]
+
+
+def _links(job: Job, rates: Rates) -> list[str]:
+    """How fast the rings are taken to be, and of which of them nothing was measured."""
+    link = rates.link(job.hosts)
+    if job.ranks == 1 or link is None:
+        return []
+    where = "between hosts" if job.hosts > 1 else "within a host"
+    unknown = rates.host_bytes_per_second if job.hosts > 1 else rates.collective_bytes_per_second
+    note = "" if unknown is not None else " (not measured: that of the other kind is taken; see --host-gbit)"
+    speed = 8 * link.bytes_per_second / 1e9
+    return [f"a ring {where}: {speed:.3g} Gb/s a rank, {1e3 * link.hop_seconds:.3g} ms a step{note}"]
 
 
 def whole_run(run: Course, *, steps: int, save_every: int, step_seconds: float, hosts: int, host_hours: float) -> str:
@@ -55,6 +67,7 @@ def whole_run(run: Course, *, steps: int, save_every: int, step_seconds: float, 
             f"{hosts} hosts, one lost each {host_hours / hosts:,.0f} h (assumed: {host_hours:,.0f} h for a host): "
             f"{run.failures:.2f} to be expected",
             f"each costs {run.lost_work_seconds:,.0f} s of training and {run.restart_seconds:,.0f} s to the next step",
+            f"goodput {run.goodput:.1%}: the share of the time that goes into steps that count",
             f"saves cost least every {run.best_interval_steps:,} steps (Daly 2006, equation 37)",
         ]
     )

@@ -1,8 +1,9 @@
 """What a rank sends and computes in a step, how long that takes, and a whole run, by the rates of a calibration run.
 
 What is assumed: a rank computes as fast as it did when it was measured, whatever the number of ranks, of classes and of
-images; backbones take the time of their multiply-adds; collectives are rings; without ZeRO the network's runs under the
-backward pass of the last micro-batch, and nothing overlaps with the others; decoding overlaps with all of it.
+images; backbones take the time of their multiply-adds; collectives are rings, as fast as their slowest link: of one
+host's ranks or between hosts; without ZeRO the network's runs under the backward pass of the last micro-batch, and
+nothing overlaps with the others; decoding overlaps with all of it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pipeline.head.margins.binary import BinaryMargin
 from pipeline.planning.failures import Failures, best_interval_seconds, lost_work_seconds, overhead
 from pipeline.planning.job import BF16, FP32, Job, Network
 from pipeline.planning.memory import network_state_bytes, row_slot_bytes
-from pipeline.planning.rates import Rates
+from pipeline.planning.rates import Link, Rates
 
 NETWORK_EXCHANGE = "all-reduce of the network's gradient"
 
@@ -92,8 +93,7 @@ def step_parts(job: Job, network: Network, rates: Rates) -> dict[str, float]:
         "network, forward and backward": of_network,
         "classifier": job.accumulation * rates.head_call_seconds + work["classifier"] / rates.head_flops_per_second,
         "update": FP32 * (own + rows) / rates.update_bytes_per_second,
-        "communication": communication_seconds(job, network, rates)
-        - _hidden_seconds(job, network, rates, of_network / job.accumulation),
+        "communication": communication_seconds(job, network, rates, of_network / job.accumulation),
         "agreeing, bookkeeping": rates.other_seconds,
     }
     decoding = job.rank_batch / rates.decode_images_per_second
@@ -106,41 +106,59 @@ def step_seconds(job: Job, network: Network, rates: Rates) -> float:
     return sum(step_parts(job, network, rates).values())
 
 
-def communication_seconds(job: Job, network: Network, rates: Rates) -> float:
+def communication_seconds(job: Job, network: Network, rates: Rates, pass_seconds: float = 0.0) -> float:
     """Of a step's collectives, one after another: latency of every step of their rings, and the bytes.
+
+    Args:
+        pass_seconds: forward and backward pass of a micro-batch, under whose backward the network's exchange hides.
 
     Raises:
         ValueError: for several ranks, with rates of one.
     """
     if job.ranks == 1:
         return 0.0
-    if rates.collective_bytes_per_second is None or rates.hop_seconds is None:
-        raise ValueError(
-            f"rates of 1 rank: they do not say how fast ranks exchange, and the plan is for {job.ranks}; calibrate on "
-            "several"
-        )
+    link = _link(job, rates)
     sent = traffic(job, network)
-    of_network = sent.pop(NETWORK_EXCHANGE)
+    sent.pop(NETWORK_EXCHANGE)
     # a gather of embeddings, one of labels and, if the margin draws, one of samples' numbers; a scatter; the loss's
     # all-reduces, two of the step's and those of batch norms, two passes each
     reduces = len(_reduced(job)) + 2 + network.norm_reduces
     hops = job.accumulation * (job.ranks - 1) * (3 + job.margin.draws + reduces * 2)
-    others = hops * rates.hop_seconds + sum(sent.values()) / rates.collective_bytes_per_second
-    return others + _ring_seconds(job, of_network, rates)
+    others = hops * link.hop_seconds + sum(sent.values()) / link.bytes_per_second
+    return others + exchange_seconds(job, network, rates, pass_seconds)
 
 
-def _ring_seconds(job: Job, sent: int, rates: Rates) -> float:
-    """Of an all-reduce in which a rank sends so many bytes."""
-    assert rates.collective_bytes_per_second is not None
-    assert rates.hop_seconds is not None
-    return 2 * (job.ranks - 1) * rates.hop_seconds + sent / rates.collective_bytes_per_second
+def exchange_seconds(job: Job, network: Network, rates: Rates, pass_seconds: float) -> float:
+    """By how much the exchange of the network's gradient lengthens a step.
 
+    Without ZeRO it hides under the last backward pass, two thirds of forward and backward; what is longer is waited
+    for. Where processors exchange, the work of it takes as long again from computing.
 
-def _hidden_seconds(job: Job, network: Network, rates: Rates, pass_seconds: float) -> float:
-    """Of the exchange of the network's gradient, what a backward pass hides: two thirds of forward and backward."""
-    if job.ranks == 1 or job.zero_stage:
+    Args:
+        pass_seconds: forward and backward pass of a micro-batch.
+
+    Raises:
+        ValueError: for several ranks, with rates of one.
+    """
+    if job.ranks == 1:
         return 0.0
-    return min(_ring_seconds(job, traffic(job, network)[NETWORK_EXCHANGE], rates), pass_seconds * 2 / 3)
+    link, sent = _link(job, rates), traffic(job, network)[NETWORK_EXCHANGE]
+    ring = 2 * (job.ranks - 1) * link.hop_seconds + sent / link.bytes_per_second
+    if job.zero_stage:
+        return ring
+    per_work = rates.exchange_bytes_per_work_second
+    work = 0.0 if per_work is None else sent / per_work
+    return max(work, ring - pass_seconds * 2 / 3)
+
+
+def _link(job: Job, rates: Rates) -> Link:
+    link = rates.link(job.hosts)
+    if link is None:
+        raise ValueError(
+            f"rates of 1 rank: they do not say how fast ranks exchange, and the plan is for {job.ranks}; calibrate on "
+            "several"
+        )
+    return link
 
 
 def scaling(job: Job, network: Network, rates: Rates, ranks: Sequence[int]) -> list[tuple[int, float, float]]:
@@ -184,6 +202,11 @@ class Course:
     total_seconds: float
     best_interval_steps: int
 
+    @property
+    def goodput(self) -> float:
+        """The share of the time that goes into steps that count."""
+        return self.training_seconds / self.total_seconds
+
 
 def course(
     job: Job,
@@ -192,15 +215,13 @@ def course(
     *,
     steps: int,
     save_every: int,
-    hosts: int,
     host_hours: float,
     noticed_seconds: float,
 ) -> Course:
     """How a run of `steps` goes that saves after every `save_every` of them.
 
     Args:
-        hosts: that take part; one lost ends all ranks.
-        host_hours: mean time between failures of one.
+        host_hours: mean time between failures of a host; one lost ends all ranks.
         noticed_seconds: from a failure until all ranks have ended.
     """
     step = step_seconds(job, network, rates)
@@ -209,7 +230,7 @@ def course(
     stall = (rows + backbone) / rates.copy_bytes_per_second  # rank 0 copies the backbone as well
     write = (rows * job.ranks + backbone) / rates.write_bytes_per_second
     restart = noticed_seconds + rates.start_seconds
-    failing = Failures(host_hours * 3600 / hosts, restart, stall, write)
+    failing = Failures(host_hours * 3600 / job.hosts, restart, stall, write)
     training = steps * step
     total = training * (1 + overhead(save_every * step, failing))
     return Course(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.reading.order import Order
-from pipeline.shards.index import open_index
+from pipeline.shards.index import sound_index
 from pipeline.shards.manifest import Manifest, TarEntry
 
 LEAST, MOST = 8, 64  # streams; each is a place on the disk that is read in turn with the others
@@ -71,7 +71,7 @@ def mixing_by_default(folder: Path) -> Mixing:
         ShardError: there is no sound set in `folder`.
     """
     manifest = Manifest.load(folder)
-    labels = open_index(folder, manifest)["label"]
+    labels = sound_index(folder, manifest)["label"]
     batch = min(BATCH, manifest.samples)
     streams = streams_that_mix(manifest, batch, Order.window)
     return mixing_of(manifest, labels, Order(tuple(tar.samples for tar in manifest.tars), 0, batch, streams))

@@ -52,7 +52,22 @@ class ArcfaceConfig(Section):
 
     margin_list: Annotated[tuple[float, float, float], AfterValidator(_margins)]
     """m1, m2, m3. With m3 above 0 the loss is CosFace, and m1 and m2 are not read; else ArcFace with the angle m2."""
-    network: Literal["r18", "r34", "r50", "r100", "r200"]
+    network: Literal[
+        "r18",
+        "r34",
+        "r50",
+        "r100",
+        "r200",
+        "mbf",
+        "mbf_large",
+        "vit_t",
+        "vit_t_dp005_mask0",
+        "vit_s",
+        "vit_s_dp005_mask_0",
+        "vit_b",
+        "vit_b_dp005_mask_005",
+        "vit_l_dp005_mask_005",
+    ]
     embedding_size: int = Field(512, ge=1)
     sample_rate: float = Field(1.0, gt=0, le=1)
     """Share of a rank's classes that take part in a step; there, those of the batch count as part of it."""

@@ -16,7 +16,29 @@ from pipeline.recipe.arcface_config import ArcfaceConfig, Assignments
 from pipeline.recipe.file import recipe_of
 from pipeline.recipe.schema import Recipe
 
-NETWORKS = {f"r{layers}": f"iresnet{layers}" for layers in (18, 34, 50, 100, 200)}
+# Of the patches, if a network masks any: its forward pass does not hand on the ratio that its name and table give.
+MASKED = 0.1
+
+
+def _vit(size: str, drop_path: float, mask_ratio: float) -> dict[str, Any]:
+    """The two larger ones are computed again in the backward pass."""
+    again = {"activation_checkpointing": True} if size in "bl" else {}
+    return {"name": f"vit_{size}", "drop_path": drop_path, "mask_ratio": mask_ratio, **again}
+
+
+# Their networks, as keys of our backbone.
+NETWORKS: dict[str, dict[str, Any]] = {
+    **{f"r{layers}": {"name": f"iresnet{layers}"} for layers in (18, 34, 50, 100, 200)},
+    "mbf": {"name": "mobilefacenet"},
+    "mbf_large": {"name": "mobilefacenet_large"},
+    "vit_t": _vit("t", 0.1, MASKED),
+    "vit_t_dp005_mask0": _vit("t", 0.05, 0),
+    "vit_s": _vit("s", 0.1, MASKED),
+    "vit_s_dp005_mask_0": _vit("s", 0.05, 0),
+    "vit_b": _vit("b", 0.1, MASKED),
+    "vit_b_dp005_mask_005": _vit("b", 0.05, MASKED),
+    "vit_l_dp005_mask_005": _vit("l", 0.05, MASKED),
+}
 
 # What that trainer has, whatever its config says: its scale, its SGD, and the norm to which it clips the backbone's
 # gradient.
@@ -76,7 +98,7 @@ def convert(assigned: Assignments, ranks: int, shards: Path, *, power: float = 1
                 "streams": _divisor(config.batch_size, 16),
                 "augment": ["arcface_torch", "mirror"] if config.dali and config.dali_aug else ["mirror"],
             },
-            "backbone": {"name": NETWORKS[config.network], "embedding_dim": config.embedding_size},
+            "backbone": {**NETWORKS[config.network], "embedding_dim": config.embedding_size},
             "head": {"sample_rate": config.sample_rate, "margin": _margin(config)},
             "optimizer": {
                 "name": config.optimizer,
@@ -169,6 +191,10 @@ def _differences(config: ArcfaceConfig) -> Iterator[str]:
         yield "margin_list: beyond θ + margin = π the target logit keeps falling here; there it rises again"
     elif (m1, m2) != (1, 0):
         yield f"margin_list: {m1:g} and {m2:g} are not read there beside {m3:g}: CosFace"
+    if config.network.startswith("vit"):
+        yield "network: positions and mask token have no weight decay here; there they decay as all else does"
+    if config.network.endswith("mask_005"):
+        yield f"network: masks {MASKED:.0%} of the patches there too, whatever its name says"
     length = 0.01 * config.embedding_size**0.5
     times = f"{length**-2:.0f} times as far"
     yield f"rows: of length 1 at the start here, {length:.2g} there, where a first step turns them {times}"

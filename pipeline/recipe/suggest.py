@@ -51,7 +51,8 @@ def suggestion(location: tuple[Any, ...], section: type[Section] | None) -> str:
     if near := difflib.get_close_matches(key, fields, n=1):
         return f"; did you mean {near[0]}?"
     if elsewhere := [path for path in sorted(set(_paths(Recipe, ""))) if path.rpartition(".")[2] == key]:
-        return f"; did you mean {' or '.join(elsewhere[:3])}?"
+        depth = min(path.count(".") for path in elsewhere)  # what is meant is hardly a phase's
+        return f"; did you mean {' or '.join([path for path in elsewhere if path.count('.') == depth][:3])}?"
     return f"; wanted one of {', '.join(fields)}"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from pipeline.reading.mixing import streams_that_mix
+from pipeline.recipe.file import recipe_of
 from pipeline.recipe.migrate import migrate
 from pipeline.recipe.schema import Recipe, RecipeError
 from pipeline.run.checkpoint import META, CheckpointError, Meta, complete_steps, read_meta
@@ -57,9 +58,13 @@ def _streams_of(run: Path) -> int | None:
 def changes(run: Path, recipe: Recipe) -> list[str]:
     """The keys that differ from the recipe saved in the run's folder, as ``key: old → new``.
 
-    A key that the saved recipe does not have, because an older version wrote it, is no change.
+    A key that the saved recipe does not have, because an older version wrote it, is no change; neither is one inside a
+    list, such as a phase's, if its value is today's default.
     """
-    saved, now = _saved_keys(run), flat(recipe.model_dump(mode="json"))
+    tree = _saved_tree(run)
+    saved, now = flat(tree), flat(recipe.model_dump(mode="json"))
+    with suppress(RecipeError):  # of a version that this one cannot read
+        saved |= {key: value for key, value in flat(recipe_of(tree).model_dump(mode="json")).items() if key in saved}
     return [f"{key}: {saved[key]} → {now[key]}" for key in now if key in saved and saved[key] != now[key]]
 
 
@@ -102,8 +107,11 @@ def changes_since(run: Path, saved: Meta, now: Meta, recipe: Recipe) -> list[str
 
 
 def _saved_keys(run: Path) -> dict[str, Any]:
+    return flat(_saved_tree(run))
+
+
+def _saved_tree(run: Path) -> dict[str, Any]:
     try:
-        tree, _ = migrate(yaml.safe_load(RunFolder(run).recipe.read_text()))
-        return flat(tree)
+        return migrate(yaml.safe_load(RunFolder(run).recipe.read_text()))[0]
     except (OSError, yaml.YAMLError, AttributeError):
         return {}  # lost or damaged: the checkpoint still says whether it fits

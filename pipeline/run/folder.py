@@ -74,6 +74,11 @@ class RunFolder:
         return self.path / "goodput.json"
 
     @property
+    def stacks(self) -> Path:
+        """What every rank was at when the run hung, a file for each."""
+        return self.path / "stacks"
+
+    @property
     def best(self) -> Path:
         """Which checkpoint verifies best, JSON."""
         return self.path / "best.json"

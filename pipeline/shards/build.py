@@ -17,7 +17,7 @@ from pipeline.files import NotWrittenError, locked, named, remove_asides, sync, 
 from pipeline.shards.claim import claim_folder
 from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.index import write_index
-from pipeline.shards.loss import TooManyRejectedError, check_loss, summary
+from pipeline.shards.loss import ESCAPES, TooManyRejectedError, check_loss, summary
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest, TarEntry
 from pipeline.shards.names import IDENTITIES_NAME
@@ -28,9 +28,6 @@ from pipeline.shards.workers import each_done
 
 REJECTED_NAME = "rejected.tsv"
 LEFT_EMPTY = "identity left empty"
-
-# Characters that would break a line or a column of rejected.tsv.
-_ESCAPES = {ord(character): repr(character)[1:-1] for character in "\t\r\n"}
 
 
 def make_shards(
@@ -152,6 +149,6 @@ def read_rejected(folder: Path) -> list[SetAside]:
 
 def rejected_table(set_aside: Sequence[SetAside]) -> bytes:
     """`rejected.tsv`: path and reason, sorted, one file a line whatever its name holds."""
-    lines = (f"{one.path.translate(_ESCAPES)}\t{one.reason}\n" for one in sorted(set_aside))
+    lines = (f"{one.path.translate(ESCAPES)}\t{one.reason}\n" for one in sorted(set_aside))
     # A path that is not UTF-8 shows the bytes that are not as \udc80 and so on.
     return "".join(["path\treason\n", *lines]).encode("utf-8", "backslashreplace")

@@ -9,34 +9,25 @@ again; for a finished set the changed files are compared with the bytes in its t
 
 import json
 import shutil
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.files import NotWrittenError, locked, make_folder, write_file
 from pipeline.shards.images import SetAsideError
+from pipeline.shards.listing import Changes, changes, hashes_in, names_in, read_hashes, write_hashes
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.plan import PROGRESS, Plan
 from pipeline.shards.sources import Source
 from pipeline.shards.sources.tar_folder import open_tars
 
+LISTING = "listing.u64"  # in the folder of progress
+
 AT_ONCE = 1 << 12  # samples that are compared together
-
-
-class Changes(NamedTuple):
-    """How many samples a source has more, less and otherwise than a set that was made of it."""
-
-    came: int
-    went: int
-    changed: int
-
-    def __str__(self) -> str:
-        return f"{self.came:,} samples came, {self.went:,} went, {self.changed:,} changed"
 
 
 def claim_folder(plan: Plan) -> Manifest | None:
@@ -69,14 +60,18 @@ def _claim(plan: Plan) -> Manifest | None:
     """Say in the folder which plan is being written there, unless another process has finished it by now."""
     folder, progress = plan.folder, plan.folder / PROGRESS
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not progress.is_dir())):
+        if manifest := _finished(plan):  # another process may have finished it, and removed its records, just now
+            return manifest
         raise ShardError(f"{folder}: is not empty and holds no shards, wanted a new or an empty folder")
     make_folder(progress)
     with locked(progress / "lock"):  # several machines may begin at once
         if manifest := _finished(plan):
             return manifest
         if (progress / "plan.json").is_file():
-            refuse_other(folder, json.loads((progress / "plan.json").read_bytes()), plan.facts())
+            there = json.loads((progress / "plan.json").read_bytes())
+            refuse_other(folder, there, plan.facts(), _changes_since(progress / LISTING, plan, there))
         else:
+            write_hashes(progress / LISTING, plan.source)
             write_file(progress / "plan.json", json.dumps(plan.facts(), indent=1).encode())
     return None
 
@@ -84,7 +79,8 @@ def _claim(plan: Plan) -> Manifest | None:
 def _refuse_changes(plan: Plan, manifest: Manifest) -> None:
     """Make sure that a finished set here is the plan's, and that its source still has the same bytes."""
     if manifest.made.source_sha256 != plan.made.source_sha256 and manifest.made.source == plan.made.source:
-        refuse_other_plan(plan, manifest, plan.folder, str(changes(plan.source, open_tars(plan.folder))))
+        found = changes(names_in(plan.source), names_in(open_tars(plan.folder)))
+        refuse_other_plan(plan, manifest, plan.folder, str(found))
     refuse_other_plan(plan, manifest, plan.folder)
     modified = plan.source.modified(np.arange(len(plan.source.labels)))
     newer = np.flatnonzero(modified > (plan.folder / MANIFEST).stat().st_mtime)
@@ -93,24 +89,14 @@ def _refuse_changes(plan: Plan, manifest: Manifest) -> None:
         raise ShardError(f"{plan.folder}: holds other shards: {found}; choose another folder or remove it")
 
 
-def changes(source: Source, there: Source) -> Changes:
-    """Compare a source with the tars that were made of it, by key and identity; a key may have several samples."""
-    new, old = _identities_by_key(source), _identities_by_key(there)
-    came = went = changed = 0
-    for key in new.keys() | old.keys():
-        more, less = new.get(key, Counter()), old.get(key, Counter())
-        extra, lost = (more - less).total(), (less - more).total()
-        changed += min(extra, lost)
-        came += max(0, extra - lost)
-        went += max(0, lost - extra)
-    return Changes(came, went, changed)
-
-
-def _identities_by_key(source: Source) -> dict[str, Counter[str]]:
-    found: dict[str, Counter[str]] = {}
-    for sample, label in enumerate(source.labels.tolist()):
-        found.setdefault(source.key(sample), Counter())[source.identities[label]] += 1
-    return found
+def _changes_since(listing: Path, plan: Plan, there: dict[str, object]) -> str:
+    """How the source of an unfinished set has changed, in words; empty if it has not."""
+    if there.get("source_sha256") == plan.made.source_sha256 or there.get("source") != plan.made.source:
+        return ""
+    try:
+        return str(changes(hashes_in(plan.source), read_hashes(listing)))
+    except FileNotFoundError:  # begun by an older version
+        return ""
 
 
 def count_changed(source: Source, samples: NDArray[np.int64], there: Source) -> int:

@@ -6,7 +6,7 @@ import warnings
 from importlib import import_module
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cluster.versions import how_to_install
 from pipeline.shards.images import SetAsideError, is_heif
@@ -34,8 +34,11 @@ def decoded(data: bytes, *, upright: bool = False) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as opened:
                 return _plain(ImageOps.exif_transpose(opened) if upright else opened)
+    except UnidentifiedImageError as error:  # its message has an address in memory, which no two runs share
+        raise SetAsideError("does not decode: of no format that is known here") from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, AssertionError and others
-        raise SetAsideError(f"does not decode: {str(error) or type(error).__name__}") from error
+        reason = " ".join(str(error).split())  # libheif's has a line break
+        raise SetAsideError(f"does not decode: {reason or type(error).__name__}") from error
 
 
 @functools.cache

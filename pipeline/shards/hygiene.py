@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.files import named
 from pipeline.shards.decode import decoded
 from pipeline.shards.images import SetAsideError
-from pipeline.shards.index import open_index
+from pipeline.shards.index import open_index, sound_index
 from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.near_copies import BANDS, HASH, load_imagehash, near_copies, near_hash
 from pipeline.shards.presence import check_tars
@@ -107,7 +107,7 @@ def clean(
         load_imagehash()
     listed = _listed(undecodable, folder, manifest) if undecodable else []
     doubtful = _listed(suspects, folder, manifest) if suspects else []
-    rows = open_index(folder, manifest)
+    rows = sound_index(folder, manifest)
     labels = rows["label"].astype(np.int64)
     facts = np.empty(len(labels), FACTS)
     look = partial(_look_at_tar, folder, manifest, drop_near)

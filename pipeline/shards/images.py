@@ -120,7 +120,7 @@ def _find_frame(data: bytes) -> tuple[ImageHeader, int]:
         # A marker may be preceded by any number of 0xFF fill bytes.
         at += 1 if marker == 0xFF else 2 + (data[at + 2] << 8 | data[at + 3])
     if data[at + 9] not in {1, 3}:
-        raise SetAsideError(f"JPEG of {data[at + 9]} channels: wanted 1 or 3")
+        raise SetAsideError(f"JPEG of {data[at + 9]} channels: wanted 1 or 3, or --fit, which converts it")
     return ImageHeader("jpg", data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]), at
 
 

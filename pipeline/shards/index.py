@@ -30,14 +30,34 @@ def open_index(folder: Path, manifest: Manifest) -> NDArray[np.void]:
     """
     path = folder / FILE_NAME
     try:
-        rows: NDArray[np.void] = np.load(path, mmap_mode="r", allow_pickle=False)
+        rows: NDArray[np.void] = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
         raise ShardError(f"{path}: not found, wanted the index of {manifest.samples} samples") from error
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # NumPy reads the header as Python's source, and raises what that raises
         raise ShardError(f"{path}: not an index ({error})") from error
     if rows.dtype != SAMPLE or rows.shape != (manifest.samples,):
         wanted = f"({manifest.samples},) of {SAMPLE}"
         raise ShardError(f"{path}: got {rows.shape} of {rows.dtype}, wanted {wanted} as in manifest.json")
+    return rows
+
+
+def sound_index(folder: Path, manifest: Manifest) -> NDArray[np.void]:
+    """As `open_index`, with a look at every row, for what reads a whole set.
+
+    Raises:
+        ShardError: as `open_index`, or a row is of bytes outside its tar or of no identity; names the first.
+    """
+    rows = open_index(folder, manifest)
+    for tar, first, stop in zip(manifest.tars, manifest.first_rows[:-1], manifest.first_rows[1:], strict=True):
+        own = rows[first:stop]
+        is_outside = (own["offset"] > tar.bytes) | (own["size"] > tar.bytes - np.minimum(own["offset"], tar.bytes))
+        if (bad := np.flatnonzero(is_outside | (own["label"] >= manifest.identities))).size:
+            offset, size, label = own[bad[0]].tolist()
+            got = f"row {first + bad[0]}: got {size} bytes at {offset} of {tar.name}, label {label}"
+            wanted = f"wanted them in its {tar.bytes} bytes, label less than {manifest.identities}"
+            raise ShardError(f"{folder / FILE_NAME}: {got}, {wanted}; verify lists all faults")
     return rows
 
 

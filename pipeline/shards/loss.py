@@ -9,6 +9,9 @@ from pipeline.shards.sources import SetAside
 
 SHOWN = 3  # reasons in a line
 
+# Characters that would break a line, or a column of a table.
+ESCAPES = {ord(character): repr(character)[1:-1] for character in "\t\r\n"}
+
 
 class TooManyRejectedError(ShardError):
     """More samples were set aside than the user allows. The set is not finished; a larger limit finishes it."""
@@ -40,7 +43,8 @@ def summary(set_aside: Iterable[SetAside]) -> str:
     for path, reason, samples in set_aside:
         kind = kind_of(reason)
         tally[kind] += max(1, samples)
-        example.setdefault(kind, f"{path}: {reason}" if kind != reason else path)
+        name = path.translate(ESCAPES)
+        example.setdefault(kind, f"{name}: {reason}" if kind != reason else name)
     parts = [f"{count:,} {kind} ({example[kind]})" for kind, count in tally.most_common(SHOWN)]
     more = len(tally) - len(parts)
     return "; ".join(parts) + (f"; and {more} other reasons" if more else "")

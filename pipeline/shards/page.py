@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.files import named, write_file
+from pipeline.files import held, named, remove_asides, write_file
 from pipeline.shards.build import read_rejected
-from pipeline.shards.index import open_index
+from pipeline.shards.index import sound_index
 from pipeline.shards.loss import kind_of
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.presence import check_tars
@@ -39,7 +39,7 @@ def write_page(folder: Path, out: Path, mixing: str, augmented: NDArray[np.uint8
     """
     manifest = Manifest.load(folder)
     check_tars(folder, manifest)
-    names, rows = read_identities(folder, manifest), open_index(folder, manifest)
+    names, rows = read_identities(folder, manifest), sound_index(folder, manifest)
     counts = np.bincount(rows["label"], minlength=len(names))
     environment = jinja2.Environment(loader=jinja2.PackageLoader("pipeline.shards"), autoescape=True)
     page = environment.get_template("set.html").render(
@@ -53,7 +53,9 @@ def write_page(folder: Path, out: Path, mixing: str, augmented: NDArray[np.uint8
         mixing=mixing,
         made=[*asdict(manifest.made).items(), ("digest of the manifest", manifest.digest)],
     )
-    write_file(out, page.encode())
+    with held(out.parent):
+        remove_asides(out.parent, out.name)
+        write_file(out, page.encode())
 
 
 def _facts(manifest: Manifest, rows: NDArray[np.void]) -> list[tuple[str, str]]:

@@ -15,6 +15,8 @@ from pipeline.shards.manifest import FORMAT, Made, ShardError
 from pipeline.shards.sources import Source
 from pipeline.shards.tars import BLOCK
 
+AT_ONCE = 1 << 20  # samples whose hashes are made together: a plan of 42 million is a gigabyte as it is
+
 # Work in progress: the plan, and a record of each finished tar. It is removed after the manifest is written.
 PROGRESS = ".progress"
 
@@ -113,9 +115,12 @@ def permutation(samples: int, seed: int) -> NDArray[np.int64]:
     Positions are sorted by a hash of (seed, position). The hash is a bijection of 64 bits, so no two tie. NumPy's own
     `permutation` may change between versions (NEP 19), and with it the bytes of every tar.
     """
+    hashes = np.empty(samples, np.uint64)
     with np.errstate(over="ignore"):  # the hash is arithmetic modulo 2**64
         start = mix64(np.array([seed % 2**64], dtype=np.uint64))
-        hashes = mix64(start + np.arange(samples, dtype=np.uint64) * INCREMENT)
+        for first in range(0, samples, AT_ONCE):
+            some = np.arange(first, min(first + AT_ONCE, samples), dtype=np.uint64)
+            hashes[first : first + AT_ONCE] = mix64(start + some * INCREMENT)
     return np.argsort(hashes).astype(np.int64, copy=False)
 
 

@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from pipeline.shards.manifest import ShardError
 from pipeline.shards.plan import PROGRESS
 
 FILE_SYSTEMS = {"file", "local", "sftp", "ssh"}
+# What stores call the time of an object's last change; of a file, `created` is when its name or mode last changed.
+TIMES = ("mtime", "created", "LastModified", "last_modified", "updated")
 
 
 def is_url(place: str | Path) -> bool:
@@ -51,6 +54,22 @@ def named_place(place: str, what: str = "not written") -> Iterator[None]:
         raise
     except OSError as error:
         raise NotWrittenError(error.errno, f"{what}: {error.strerror or error}", place) from error
+
+
+def changed_in(info: dict[str, Any]) -> float:
+    """When an object was last changed, in seconds since 1970, by what its store says of it; 0 if it does not say."""
+    return max(_seconds(info.get(name)) for name in TIMES)
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value.replace("Z", "+00:00"))
+        except ValueError:
+            return 0.0
+    if isinstance(value, datetime):
+        return value.timestamp()
+    return float(value) if isinstance(value, (int, float)) else 0.0
 
 
 def fetch(store: Any, there: str, here: Path, check: Callable[[Path], object]) -> None:

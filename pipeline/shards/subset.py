@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.shards.index import open_index
+from pipeline.shards.index import sound_index
 from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.names import read_names
 from pipeline.shards.plan import permutation
@@ -47,7 +47,7 @@ def subset(
         ShardError: `keep` names an identity that the set does not have, nothing is left, or `out` is not new.
     """
     manifest = Manifest.load(folder)
-    labels = open_index(folder, manifest)["label"]
+    labels = sound_index(folder, manifest)["label"]
     names = read_identities(folder, manifest)
     chosen = np.ones(len(labels), bool)
     if keep:

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from pipeline.files import NotWrittenError
 from pipeline.shards.build import REJECTED_NAME
 from pipeline.shards.claim import refuse_other, refuse_other_plan
 from pipeline.shards.index import FILE_NAME as INDEX
@@ -54,7 +53,7 @@ def make_in_store(plan: Plan, url: str, make: Callable[..., Manifest | None]) ->
             for name in (REJECTED_NAME, IDENTITIES_NAME, INDEX):
                 _send(plan.folder / name, f"{url}/{name}")
             _send(plan.folder / MANIFEST, f"{url}/{MANIFEST}")
-    except (ShardError, NotWrittenError):
+    except (ShardError, OSError):
         # Another part may have been last at the same time, and have removed what this one was about to read.
         manifest = _stored(plan, url)
         if manifest is None:

@@ -19,7 +19,7 @@ from pipeline.files import ASIDE, LOCK, held, remove_asides, write_file
 from pipeline.shards.build import REJECTED_NAME, identities_file, rejected_table
 from pipeline.shards.claim import refuse_other
 from pipeline.shards.index import FILE_NAME as INDEX
-from pipeline.shards.index import open_index, write_index
+from pipeline.shards.index import open_index, sound_index, write_index
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Made, Manifest, ShardError, TarEntry
 from pipeline.shards.names import IDENTITIES_NAME
@@ -60,7 +60,7 @@ def select(
     names = read_identities(folder, manifest)
     if not keep.any():
         raise ShardError(f"{folder}: nothing is left of {len(keep)} samples")
-    rows = open_index(folder, manifest)[keep]
+    rows = sound_index(folder, manifest)[keep]
     kept, rows["label"] = np.unique(rows["label"], return_inverse=True)
     counts = np.add.reduceat(keep, manifest.first_rows[:-1], dtype=np.int64).tolist()
     entries = zip(_entries(folder, manifest, out), counts, strict=True)
@@ -99,7 +99,7 @@ def merge(folders: Sequence[Path], out: Path, *, same_people: bool) -> Manifest:
     tars = []
     for folder, manifest, own in zip(folders, manifests, names, strict=True):
         labels = np.array([label_of[name] for name in own], np.uint32)
-        rows = np.array(open_index(folder, manifest))
+        rows = np.array(sound_index(folder, manifest))
         rows["label"] = labels[rows["label"]]
         pieces.append(rows)
         tars += _entries(folder, manifest, out)

@@ -10,8 +10,9 @@ from itertools import islice
 
 import torch
 
-from cluster.collective_rates import ring_rates
+from cluster.collective_rates import RingRates, ring_rates
 from cluster.collectives import barrier, gather_objects
+from cluster.process_group import grid
 from cluster.stopwatch import STARTUP, STEP
 from pipeline.head import ShardedHead
 from pipeline.planning.job import FP32, Job, Network
@@ -48,7 +49,8 @@ def calibrate(trainer: Trainer, job: Job, network: Network, steps: int, say: Cal
     say("the head alone, on few and on many classes")
     head_rate, head_call = _head_rates(trainer, job)
     say("exchanges between ranks")
-    exchange, hop = ring_rates(trainer.device) if job.ranks > 1 else (None, None)
+    within, between = _ring_rates(trainer)
+    slowest = between or within
     say("saving")
     copy_rate, write_rate = _save_rates(trainer, job, network)
 
@@ -64,8 +66,11 @@ def calibrate(trainer: Trainer, job: Job, network: Network, steps: int, say: Cal
         update_bytes_per_second=FP32 * (own + rows) / update,
         decode_images_per_second=decode,
         other_seconds=0.0,
-        collective_bytes_per_second=exchange,
-        hop_seconds=hop,
+        collective_bytes_per_second=within.bytes_per_second if within else None,
+        hop_seconds=within.hop_seconds if within else None,
+        host_bytes_per_second=between.bytes_per_second if between else None,
+        host_hop_seconds=between.hop_seconds if between else None,
+        exchange_bytes_per_work_second=slowest.bytes_per_work_second if slowest else None,
         copy_bytes_per_second=copy_rate,
         write_bytes_per_second=write_rate,
         start_seconds=start_seconds,
@@ -86,6 +91,18 @@ def _slowest(of_ranks: list[Rates]) -> Rates:
         return max(values) if name.endswith("_seconds") else min(values)
 
     return Rates(**{name: worst(name) for name in every[0]})  # type: ignore[arg-type]
+
+
+def _ring_rates(trainer: Trainer) -> tuple[RingRates | None, RingRates | None]:
+    """Of the ranks of a host, if it has several, and of all ranks, if there are several hosts."""
+    topology = trainer.topology
+    if topology.ranks_of_node == topology.num_ranks:
+        return (ring_rates(trainer.device) if topology.num_ranks > 1 else None), None
+    if topology.num_ranks % topology.ranks_of_node:  # hosts that differ: only the whole is measured
+        return None, ring_rates(trainer.device)
+    beside, _ = grid(topology.num_ranks, topology.ranks_of_node)
+    within = ring_rates(trainer.device, beside) if topology.ranks_of_node > 1 else None
+    return within, ring_rates(trainer.device)
 
 
 def _decode_rate(trainer: Trainer, batches: int) -> float:

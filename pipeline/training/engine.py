@@ -21,6 +21,7 @@ from itertools import chain, product
 from typing import Any, ClassVar
 
 import deepspeed
+import numpy as np
 import torch
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils import (
@@ -36,6 +37,7 @@ from torch import nn
 from cluster.collectives import Group, num_ranks
 from cluster.exchange import GradientExchange
 from cluster.stopwatch import STEP
+from pipeline.backbones import draws
 from pipeline.optim import Slot
 from pipeline.optim.optimizer import parameter_groups
 from pipeline.recipe.schema import Recipe
@@ -123,6 +125,7 @@ class Engine:
         started = time.perf_counter()
         device = next(self.module.parameters()).device
         images = torch.zeros(self._engine.train_micro_batch_size_per_gpu(), 3, *image_size, device=device)
+        draws.draw(self.module, 0, 0, np.arange(len(images)), device)  # as in a step, or the first would compile again
         self.keep_buffers()
         with torch.autocast(device.type, torch.bfloat16, enabled=self._autocast):  # as DeepSpeed calls the module
             embeddings_BD = self.module(images.contiguous(memory_format=self._memory_format))

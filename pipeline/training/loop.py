@@ -184,7 +184,7 @@ class Trainer:
         with STEP.part("data_wait"):
             batch = next(reader)
         lambda_ = self.recipe.head.lambda_at(self.step)
-        rate = self.recipe.optimizer.learning_rate_at(self.step)
+        rate = self.recipe.optimizer.learning_rate_at(self.step, self.recipe.data.global_batch)
         if self.step in self._guard.left_out:
             outcome = self.stepper.leave_out(stop_asked)
         else:

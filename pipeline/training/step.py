@@ -17,6 +17,7 @@ import torch
 
 from cluster.collectives import Group, any_rank, average_over_ranks_, num_ranks, rank_in
 from cluster.stopwatch import STEP
+from pipeline.backbones import draws
 from pipeline.backbones.backbone import seed_forward
 from pipeline.head import HeadOutput, ShardedHead
 from pipeline.recipe.schema import Recipe
@@ -131,8 +132,10 @@ class Stepper:
         self._engine.keep_buffers()
         self._head.margin, self._head.sample_rate = recipe.margin_at(step), recipe.sample_rate_at(step)
         pieces = (batch.images_BCHW, batch.labels_B, self._numbers(batch))
+        numbers = batch.ids_B.reshape(parts, -1)
         for images, labels, samples in zip(*(piece.chunk(parts) for piece in pieces), strict=True):
             with STEP.part("forward"):
+                draws.draw(self._engine.module, self._recipe.seed, step, numbers[len(outputs)], self._device)
                 seed_forward(self._recipe.seed, step, rank_in(self._group), micro_batch=len(outputs))
                 embeddings_BD = self._engine.embed(images)
             with STEP.part("head"):

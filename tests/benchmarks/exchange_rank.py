@@ -1,6 +1,7 @@
 """One rank of `test_exchange.py`, on its own host: steps of the backbone with each way to exchange, taking turns.
 
-`python -m tests.benchmarks.exchange_rank ADDRESS RANK RANKS`; rank 0 prints seconds by way as JSON.
+`python -m tests.benchmarks.exchange_rank ADDRESS RANK RANKS`; rank 0 prints, as JSON, seconds by way, the rates of the
+ring, and what the planner makes of these and of the time of computing alone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -20,14 +22,19 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
+from cluster.collective_rates import RingRates, ring_rates
 from cluster.exchange import GradientExchange, in_buckets
 from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.optim.sgd import SGD
+from pipeline.planning import FP32, Job, Rates
+from pipeline.planning.job import BF16
+from pipeline.planning.of_recipe import network_of
+from pipeline.planning.timing import exchange_seconds
 from pipeline.recipe.schema import Data, Recipe
 from pipeline.training import engine as engine_file
 from pipeline.training.engine import Engine
 
-IMAGES, ROUNDS, RATE = 8, 9, 0.01
+IMAGES, ROUNDS, RATE = 8, 3, 0.01
 SIZE = (112, 96)
 BACKBONE = SphereFaceBackbone(name="sphereface20", embedding_dim=512)
 
@@ -106,6 +113,38 @@ def sending(exchange: str) -> Step:
     return send
 
 
+def planned(ranks: int, ring: RingRates, computing: float) -> dict[str, float]:
+    """Seconds of a step with our exchange, as the planner has them."""
+    network = network_of(BACKBONE, SIZE, bf16=False)
+    work = 6 * network.macs * IMAGES
+    rates = Rates(
+        ranks=ranks,
+        network_flops_per_second=work / computing,
+        network_call_seconds=0,
+        head_flops_per_second=1,
+        head_call_seconds=0,
+        update_bytes_per_second=1,
+        decode_images_per_second=1,
+        other_seconds=0,
+        collective_bytes_per_second=None,
+        hop_seconds=None,
+        host_bytes_per_second=ring.bytes_per_second,
+        host_hop_seconds=ring.hop_seconds,
+        exchange_bytes_per_work_second=ring.bytes_per_work_second,
+        copy_bytes_per_second=1,
+        write_bytes_per_second=1,
+        start_seconds=1,
+    )
+    found = {}
+    for way, size in (("ours, under it", FP32), ("ours, under it, bfloat16", BF16)):
+        job = Job(1000, 512, IMAGES * ranks, ranks, bf16=False, exchange=size, ranks_per_host=1)
+        found[way] = computing + exchange_seconds(job, network, rates, computing)
+    job = Job(1000, 512, IMAGES * ranks, ranks, bf16=False, ranks_per_host=1)
+    # ours, sent after the backward pass: nothing is hidden
+    found["ours, after the backward pass"] = computing + exchange_seconds(job, network, rates, 0.0)
+    return found
+
+
 def main() -> None:
     """Measure, and print on rank 0."""
     address, rank, ranks = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -122,6 +161,7 @@ def main() -> None:
         "ours, under it": ours(GradientExchange, "float32", ranks),
         "ours, under it, bfloat16": ours(GradientExchange, "bfloat16", ranks),
     }
+    ring = ring_rates(torch.device("cpu"))
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(ROUNDS + 1):
         for way, run in ways.items():
@@ -132,7 +172,9 @@ def main() -> None:
             if turn:
                 seconds[way].append(time.perf_counter() - started)
     if rank == 0:
-        print(json.dumps({way: statistics.median(times) for way, times in seconds.items()}))
+        medians = {way: statistics.median(times) for way, times in seconds.items()}
+        plan = planned(ranks, ring, medians["computing alone"])
+        print(json.dumps({"seconds": medians, "ring": asdict(ring), "planned": plan}))
     dist.destroy_process_group()
 
 

@@ -1,9 +1,12 @@
 """Collectives and their gradients against plain sums over the ranks' inputs."""
 
+from dataclasses import astuple
+
 import pytest
 import torch
 import torch.distributed as dist
 
+from cluster.collective_rates import ring_rates
 from cluster.collectives import any_rank, gather_objects, gather_rows, max_over_ranks, sum_over_ranks
 from tests.distributed.ranks import run_ranks
 
@@ -35,6 +38,7 @@ def on_a_rank(rank: int, num_ranks: int) -> dict[str, torch.Tensor]:
         "maximum": max_over_ranks(x, group),
         "any": torch.tensor([any_rank(rank == 1, group, x.device), any_rank(False, group, x.device)]),
         "objects": torch.tensor(gather_objects(rank * 10, group)),
+        "ring": torch.tensor(astuple(ring_rates(x.device, group)) if num_ranks > 1 else [1.0]),
     }
 
 
@@ -48,6 +52,7 @@ def test_forward_and_backward(num_ranks: int) -> None:
         assert torch.equal(got["sum_grad"], torch.full((2, 3), 3.0, dtype=torch.float64))
         assert torch.equal(got["maximum"], torch.stack(every).amax(0))
         assert got["any"].tolist() == [num_ranks > 1, False]
+        assert bool((got["ring"] > 0).all() and got["ring"].isfinite().all())
         assert got["objects"].tolist() == [r * 10 for r in range(num_ranks)]
 
 

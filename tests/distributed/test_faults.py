@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,12 @@ def recipe(shards: Path, **changes: Any) -> Recipe:
 
 
 def spoil(trainer: Trainer, how: str) -> None:
-    """Make batch `BAD` go wrong on this rank, each time that it is met."""
+    """Make batch `BAD` go wrong on this rank, each time that it is met, and every step slow."""
     embed, backward = trainer.engine.embed, trainer.engine.backward
 
     def bad_embed(images: torch.Tensor) -> torch.Tensor:
         now = how if trainer.step == BAD else ""
+        time.sleep(0.05)
         return embed(images * math.nan if now == "embedding" else images) * (-1000 if now == "spike" else 1)
 
     def bad_backward(embeddings: torch.Tensor, grad: torch.Tensor) -> None:
@@ -100,6 +102,7 @@ def train_spoilt(rank: int, ranks: int, plan: Recipe, run: Path, how: str, stop_
         "skipped": [r.step - 1 for r in records if r.skipped],
         "losses": {r.step: r.loss for r in records if not r.skipped},
         "unchanged": unchanged,
+        "waited": sum(r.waited_seconds for r in records),
         "end": snapshot(trainer),
     }
 
@@ -129,7 +132,8 @@ def test_a_bad_step_is_left_out_on_all_ranks_bit_for_bit(
 
 
 def test_the_bad_batch_is_dumped_by_its_samples(shards: Path, tmp_path: Path) -> None:
-    run_ranks(train_spoilt, 2, recipe(shards), tmp_path, "embedding")
+    waiting, _ = run_ranks(train_spoilt, 2, recipe(shards), tmp_path, "embedding")
+    assert waiting["waited"] > 0.1, "of eight steps in which the other rank sleeps for 0.05 s"
     (dump,) = (tmp_path / "faults").iterdir()
     facts = json.loads(dump.read_text())
     assert dump.name == f"step-{BAD:08d}.json"

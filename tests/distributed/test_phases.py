@@ -84,7 +84,7 @@ def killed(rank: int, ranks: int, plan: Recipe, folder: Path) -> dict[int | None
             for file in RunFolder(again).cosines.iterdir():
                 cosines = np.fromfile(file, "<f2")
                 first = int(file.stem.split("-")[1]) * len(cosines)
-                cosines[max(0, 12 * step - first) :] = 0  # which the resumed run must write again
+                cosines[max(0, 12 * step - first) :] *= 0  # which the resumed run must write again
                 cosines.tofile(file)
         dist.barrier()
         results[step] = train(rank, ranks, plan, again, step)

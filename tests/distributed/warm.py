@@ -7,7 +7,7 @@ import gc
 import deepspeed.module_inject.auto_ep_layer
 import deepspeed.ops
 import deepspeed.runtime.superoffload.superoffload_stage3
-import deepspeed.runtime.zero.stage_1_and_2  # and with it torch's Inductor: 2.5 s of every rank under ZeRO
+import deepspeed.runtime.zero.muon.muon_optimizer  # and with it torch's Inductor: 2.5 s of every rank under ZeRO
 
 import pipeline.training.evaluator
 import pipeline.training.loop

@@ -13,6 +13,7 @@ from typing import Any
 
 from tests.faces import ROOT
 from tests.ports import free_port
+from tests.warm_stage import run_warm
 
 TRAIN = ROOT / "stages" / "train.py"
 DEEPSPEED = Path(sys.executable).with_name("deepspeed")
@@ -61,6 +62,13 @@ def train(folder: Path, ranks: int, *arguments: str | Path, environment: Mapping
     output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, output
     return output
+
+
+def train_alone(folder: Path, *arguments: str | Path) -> str:
+    """As `train`, on one rank without a launcher and in a warm process: a run to compare with."""
+    done = run_warm(TRAIN, *arguments, folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def run_python(script: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -56,8 +56,8 @@ class Supervised:
 
     def ranks(self) -> list[int]:
         """Process ids of this machine's ranks, in rank order."""
-        (agent,) = children(self.process.pid)
-        return sorted((pid for pid in children(agent) if is_rank(pid)), key=name_of)
+        found = [pid for agent in children(self.process.pid) for pid in children(agent) if is_rank(pid)]
+        return sorted(found, key=name_of)
 
     def wait_for(self, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -65,8 +65,8 @@ class Supervised:
             assert self.process.poll() is None and time.monotonic() < deadline, self.output
             time.sleep(0.05)
 
-    def suffer(self, fault: str, done: str, harm: Callable[[], object], told: str, outcome: str) -> None:
-        """Do `harm`, wait until the output has `told`, then for the next step, and record the row."""
+    def suffer(self, fault: str, done: str, harm: Callable[[], object], told: str, outcome: str) -> float:
+        """Do `harm`, wait until the output has `told`, then for the next step, and record the row; seconds until it."""
         before, written, at = self.step, len(self.output), time.time()
         seen = {told: 0.0, "supervise.py: failed with code": 0.0, "supervise.py: start ": 0.0}
 
@@ -95,6 +95,7 @@ class Supervised:
         # what is told only after the restart is no part of it
         came = parts if told_at < failed_at else {}
         record(Row(fault, done, lost, told_at - at, first["time"] - at, outcome, came))
+        return float(first["time"] - at)
 
     def _steps_since(self, moment: float) -> list[dict[str, Any]]:
         return [row for row in metrics(self.run) if row["time"] > moment]

@@ -15,6 +15,7 @@ import pytest
 from tests.end_to_end.launcher import DEEPSPEED
 from tests.faces import ROOT
 from tests.ports import free_port
+from tests.warm_stage import warm_python
 
 DOCS = ROOT / "docs"
 # Each may use what those before it made.
@@ -29,8 +30,11 @@ def blocks(page: Path) -> list[tuple[str | None, str]]:
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """The project as a reader has it, with a virtual environment, and a launcher that takes a free port."""
+def checkout(tmp_path: Path) -> Iterator[Path]:
+    """The project as a reader has it, with a virtual environment, and a launcher that takes a free port.
+
+    Its python imports torch once for all; the ranks, which the launcher starts, import for themselves.
+    """
     for name in ("pipeline", "cluster", "stages", "docs", "Makefile", "pyproject.toml"):
         (tmp_path / name).symlink_to(ROOT / name)
     tools = tmp_path / ".venv" / "bin"
@@ -39,7 +43,8 @@ def checkout(tmp_path: Path) -> Path:
     launcher = tools / "deepspeed"
     launcher.write_text(f'#!/bin/sh\nexec {DEEPSPEED} --master_port {free_port()} "$@"\n')
     launcher.chmod(0o755)
-    return tmp_path
+    with warm_python(tools / "python"):
+        yield tmp_path
 
 
 def test_the_walk_through_the_docs(checkout: Path) -> None:

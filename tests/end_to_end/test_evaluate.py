@@ -17,6 +17,7 @@ from cluster.versions import how_to_install
 from pipeline.evaluation.embedding.trained import load_trained
 from pipeline.evaluation.results import load, load_identification
 from pipeline.evaluation.scoring.verification import roc, tar_at_far
+from tests.end_to_end.launcher import train_alone
 
 STAGES = Path(__file__).parents[2] / "stages"
 SIZE = (32, 28)
@@ -48,7 +49,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "held_out.tsv").write_text("\n".join(lines) + "\n")
     (folder / "recipe.yaml").write_text(RECIPE)
     run_python(folder, "shard.py", "faces", "shards")
-    run_python(folder, "train.py", "--recipe", "recipe.yaml", "--run", "run")
+    train_alone(folder, "--recipe", "recipe.yaml", "--run", "run")
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.black_box import spy
 from cluster.stop import EXIT_STOPPED
 from pipeline.run.checkpoint import complete_steps
 from pipeline.run.folder import RunFolder
@@ -72,15 +74,17 @@ def test_one_fault_after_another(small_disk: Path, tmp_path: Path) -> None:
     recipe, run = write_recipe(tmp_path / "recipe.yaml", shards, 100_000), small_disk / "run"
     supervised = Supervised(tmp_path, ["--ranks", "2"], recipe, run)
     try:
+        supervised.wait_for(supervised.ranks)
+        began = time.time()
         supervised.wait_for(lambda: supervised.step >= 12)
-        supervised.suffer(
+        waited = supervised.suffer(
             "Rank killed",
             "SIGKILL to rank 1 of 2",
             lambda: kill(supervised.ranks()[1]),
             "was killed by SIGKILL",
             "supervisor ends the other rank and starts again, resumed",
         )
-        supervised.suffer(
+        waited += supervised.suffer(
             "Newest checkpoint damaged",
             "SIGKILL to all ranks, then one bit of the backbone's file flipped",
             lambda: kill_and_damage(supervised),
@@ -103,13 +107,17 @@ def test_one_fault_after_another(small_disk: Path, tmp_path: Path) -> None:
             "not written: rank",
             lambda: remount(small_disk, "rw"),
         )
-        supervised.suffer(
+        waited += supervised.suffer(
             "Rank frozen",
             "SIGSTOP to rank 1 of 2 (faults.step_seconds 8)",
             lambda: os.kill(supervised.ranks()[1], signal.SIGSTOP),
             "silent: rank 1 on",
             "watchdog prints stacks and the silent rank, ends its own; supervisor kills the frozen one; resumed",
         )
+        stacks = RunFolder(run).stacks
+        assert "silent: rank 1 on" in (stacks / "rank-0.txt").read_text()
+        if spy() is not None:
+            assert "MainThread" in (stacks / "rank-1.txt").read_text()
         at, before = time.time(), supervised.step
         os.kill(supervised.ranks()[0], signal.SIGTERM)
         assert supervised.end() == EXIT_STOPPED, supervised.output
@@ -118,6 +126,16 @@ def test_one_fault_after_another(small_disk: Path, tmp_path: Path) -> None:
     assert complete_steps(run)[-1] == metrics(run)[-1]["step"] >= before
     outcome = "step finished and saved, exit code 75, no restart"
     record(Row("Preemption", "SIGTERM to one of 2 ranks", 0, time.time() - at, None, outcome))
+    check_account(run, metrics(run)[-1]["time"] - began, waited)
+
+
+def check_account(run: Path, wall: float, waited: float) -> None:
+    """Every second of the run, from its first process to its last step, has gone somewhere; faults are no training."""
+    account = json.loads(RunFolder(run).goodput.read_text())
+    lost = account["lost"]
+    assert account["trained"] + sum(lost.values()) == pytest.approx(wall, rel=0.01)
+    assert lost["restart"] + lost["lost_work"] > 0.8 * waited
+    assert min(account["trained"], lost["start"], lost["save_stall"], lost["data_wait"], lost["straggler"]) > 0
 
 
 def wait_for_another_save(supervised: Supervised) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.hosts import Hosts, why_not
-from tests.end_to_end.launcher import metrics, train, write_recipe
+from tests.end_to_end.launcher import metrics, train_alone, write_recipe
 from tests.end_to_end.supervised import Supervised, is_rank
 from tests.faces import write_shards
 
@@ -28,7 +28,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def uninterrupted(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     folder = tmp_path_factory.mktemp("whole")
-    train(folder, 1, "--recipe", write_recipe(folder / "recipe.yaml", shards, STEPS), "--run", "run")
+    train_alone(folder, "--recipe", write_recipe(folder / "recipe.yaml", shards, STEPS), "--run", "run")
     return [row["loss"] for row in metrics(folder / "run")]
 
 

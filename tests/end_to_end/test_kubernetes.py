@@ -18,7 +18,7 @@ import yaml
 
 from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED
 from pipeline.recipe.file import load_recipe
-from tests.end_to_end.launcher import metrics, train, write_recipe
+from tests.end_to_end.launcher import metrics, train_alone, write_recipe
 from tests.faces import ROOT, write_faces, write_shards
 from tests.ports import free_port
 
@@ -185,7 +185,7 @@ def test_an_evicted_pod_stops_the_run_saved_and_the_run_resumes(tmp_path: Path) 
         assert [pod.wait(PATIENCE_SECONDS) for pod in started] == [0, 0], output()
     rows = metrics(run)
     assert [row["step"] for row in rows] == list(range(1, last + 1)), "a step is missing, or was done twice"
-    train(tmp_path, 1, "--recipe", recipe, "--run", "whole")
+    train_alone(tmp_path, "--recipe", recipe, "--run", "whole")
     assert [row["loss"] for row in rows] == pytest.approx(
         [row["loss"] for row in metrics(tmp_path / "whole")], rel=1e-5, abs=1e-5
     )

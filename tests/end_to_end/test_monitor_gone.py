@@ -45,6 +45,8 @@ def write_history(run: Path, begin: float, end: float, moving_until: float, plan
         f"spherescale_step{{{LABELS}}}": steps,
         f"spherescale_loss{{{LABELS}}}": [4.25] * len(times),
         f"spherescale_step_seconds_count{{{LABELS}}}": steps,
+        f"spherescale_checkpoint_timestamp_seconds{{{LABELS}}}": [begin for _ in times],
+        f"spherescale_checkpoint_age_seconds{{{LABELS}}}": [t - begin for t in times],
         f"spherescale_samples_total{{{LABELS}}}": [64 * step for step in steps],
         'job:spherescale_steps:rate1m{job="faces"}': moves,
         'job:spherescale_steps_left:min{job="faces"}': [planned - step for step in steps],
@@ -87,11 +89,12 @@ def test_a_run_that_is_gone_has_its_last_values_with_their_age(tmp_path: Path) -
     write_history(tmp_path, end - 3000, end, end, planned=10_000)
     with live.prometheus(tmp_path, 0) as base, live.serving("127.0.0.1", 0, base) as url:
         page = Page.drawn(url, tmp_path)
-    assert page.tiles["Step"] == ("6,000", "3 h ago")
+    assert page.tiles["Step"] == ("6,000 of 10,000", "3 h ago")
     assert page.tiles["Loss"] == ("4.25", "3 h ago")
     assert {page.tiles[title] for title in PRESENT} == {("–", "")}
-    assert page.condition.startswith("gone: No rank answers: the last scrape was 3 h ago.")
-    assert "last seen with 4,000 steps left" in page.condition
+    assert page.tiles["Last checkpoint"] == ("3.8 h ago", "")  # it was saved 50 minutes before the end
+    ended = time.strftime("%H:%M", time.localtime(end))
+    assert page.condition == f"gone: Ended {ended}, step 6,000 of 10,000."  # its ranks deleted their targets
     assert page.state.startswith("lost: last scrape: ")
 
 
@@ -101,8 +104,9 @@ def test_a_run_that_ended_after_its_last_step_is_not_green_either(tmp_path: Path
     write_history(tmp_path, end - 3000, end, end, planned=6000)
     with live.prometheus(tmp_path, 0) as base, live.serving("127.0.0.1", 0, base) as url:
         page = Page.drawn(url, tmp_path)
-    assert page.tiles["Step"] == ("6,000", "20 d ago")
-    assert page.condition == "gone: No rank answers: the last scrape was 20 d ago. All of its steps were done."
+    assert page.tiles["Step"] == ("6,000 of 6,000", "20 d ago")
+    day = time.strftime("%-d %b", time.localtime(end))
+    assert re.fullmatch(rf"gone: Ended {day}, \d\d:\d\d, step 6,000 of 6,000\.", page.condition)
 
 
 def test_a_run_that_hangs_has_no_speed_and_no_time_left(tmp_path: Path) -> None:
@@ -112,7 +116,7 @@ def test_a_run_that_hangs_has_no_speed_and_no_time_left(tmp_path: Path) -> None:
     write_history(tmp_path, moved - 3000, time.time() + 900, moved, planned=10_000)
     with live.prometheus(tmp_path, 0) as base, live.serving("127.0.0.1", 0, base) as url:
         page = Page.drawn(url, tmp_path)
-    assert page.tiles["Step"] == ("6,000", page.tiles["Loss"][1])
+    assert page.tiles["Step"] == ("6,000 of 10,000", page.tiles["Loss"][1])
     assert re.fullmatch(r"3\d min ago", page.tiles["Loss"][1])
     assert page.tiles["Samples per second"] == ("0", "")
     assert page.tiles["Time left"] == ("–", "")
@@ -148,5 +152,6 @@ def test_a_rank_that_is_killed_takes_the_green_away(tmp_path: Path) -> None:
         page = Page.drawn(url, tmp_path)
     assert page.tiles["Loss"][0] == "4.25" and page.tiles["Loss"][1].endswith(" s ago")
     assert page.tiles["Ranks that answer"] == ("–", "")
-    assert re.match(r"gone: No rank answers: the last scrape was [\d.]+ (s|min) ago\.", page.condition)
-    assert page.condition.endswith("It was last seen with 70 steps left.")
+    assert re.fullmatch(
+        r"gone: No rank answers: the last scrape was [\d.]+ (s|min) ago, step 30 of 100\.", page.condition
+    )

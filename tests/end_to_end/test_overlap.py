@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from itertools import combinations
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from pipeline.evaluation.protocols.overlap import read_decisions
 from pipeline.evaluation.results import Evaluation, load
 from tests.end_to_end.browser import CHROMIUM
 from tests.faces import ROOT, write_faces
+from tests.warm_stage import run_warm
 
 RECIPE = """
 data: {shards: shards, global_batch: 8, decode_threads: 1}
@@ -26,8 +26,7 @@ PLANTED = {("person001", "one"), ("person004", "four")}
 
 
 def stage(folder: Path, name: str, *arguments: str) -> str:
-    command = [sys.executable, str(ROOT / "stages" / name), *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    done = run_warm(ROOT / "stages" / name, *arguments, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.stop import EXIT_REFUSED, EXIT_UNSAVED
 from pipeline.shards.manifest import Manifest
+from tests.full_disk import SmallDisk, small_disk
 from tests.ports import free_port
 
 STAGE = Path(__file__).parents[2] / "stages" / "shard.py"
@@ -217,22 +218,17 @@ def test_ctrl_c_leaves_no_half_file_and_says_how_to_resume(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 3 MB; 600 samples take 13."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", disk], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"may not mount: {mounted.stderr.decode().strip()}")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """Of 3 MB; 600 samples take 13."""
+    with small_disk(tmp_path / "disk", "3m") as disk:
+        yield disk
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_full_disk_keeps_the_finished_tars(
-    faces: Path, whole: dict[str, bytes], small_disk: Path, workers: str
+    faces: Path, whole: dict[str, bytes], disk: SmallDisk, workers: str
 ) -> None:
-    out = small_disk / "out"
+    out = disk.path / "out"
     done = shard(faces, out, "--workers", workers)
     assert done.returncode == EXIT_UNSAVED
     assert done.stderr.count("\n") == 1
@@ -242,7 +238,7 @@ def test_a_full_disk_keeps_the_finished_tars(
     assert tars
     assert tars.items() <= whole.items()
     # With room again the same command resumes.
-    subprocess.run(["mount", "-o", "remount,size=40m", small_disk], check=True)
+    disk.remount("size=40m")
     assert shard(faces, out, "--workers", workers).returncode == 0
     assert snapshot(out) == whole
 

@@ -12,7 +12,7 @@ import pytest
 
 from cluster.topology import Topology
 from pipeline.shards.manifest import Manifest
-from tests.end_to_end.launcher import metrics, train, write_recipe
+from tests.end_to_end.launcher import metrics, train_alone, write_recipe
 from tests.end_to_end.slurm import Slurm, why_not
 from tests.faces import ROOT, write_faces, write_shards
 
@@ -76,7 +76,7 @@ def test_a_run_near_its_limit_and_then_preempted_has_the_losses_of_an_unharmed_o
     }
     rows = metrics(run)
     assert [row["step"] for row in rows] == list(range(1, last + 1)), "a step is missing, or was done twice"
-    train(tmp_path, 1, "--recipe", recipe, "--run", "whole")
+    train_alone(tmp_path, "--recipe", recipe, "--run", "whole")
     assert [row["loss"] for row in rows] == pytest.approx(
         [row["loss"] for row in metrics(tmp_path / "whole")], rel=1e-5, abs=1e-5
     )

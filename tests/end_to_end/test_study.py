@@ -23,6 +23,7 @@ from pipeline.evaluation.results import load
 from pipeline.run.checkpoint import complete_steps
 from tests.end_to_end.launcher import DEEPSPEED, metrics
 from tests.faces import ROOT, write_faces, write_shards
+from tests.warm_stage import run_warm
 
 PATIENCE_SECONDS = 300  # of a loaded machine; nothing waits so long that goes well
 STEPS = 150
@@ -63,12 +64,22 @@ def scene(tmp_path: Path) -> Path:
     return tmp_path
 
 
+STAGE = ROOT / "stages" / "study.py"
+OPTIONS = ["study.yaml", "--data", "data", "--out", "out", "--resamples", "20"]
+
+
+def refusal(scene: Path, *arguments: str) -> str:
+    """What the stage prints, which must be a refusal."""
+    done = run_warm(STAGE, *OPTIONS, *arguments, folder=scene)
+    assert done.returncode == EXIT_REFUSED, done.stderr
+    return done.stdout + done.stderr
+
+
 def start(scene: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, ROOT / "stages" / "study.py", "study.yaml", "--data", "data", "--out", "out"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{DEEPSPEED.parent}:{os.environ['PATH']}"}
     with (scene / "output").open("ab") as output:
         return subprocess.Popen(
-            [*map(str, command), "--resamples", "20", *arguments],
+            [sys.executable, str(STAGE), *OPTIONS, *arguments],
             cwd=scene,
             env=environment,
             stdout=output,
@@ -159,9 +170,9 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(scene: Path) -> None:
     assert f"| {judged.value:.2%} (" in (scene / "out" / "study.md").read_text()
 
     # A study that has changed since is refused, with the run and the key; nothing is mixed.
-    process = start(scene, "--set", "optimizer.steps=13")
-    assert process.wait(PATIENCE_SECONDS) == EXIT_REFUSED
-    assert "plain-seed1: began with optimizer.steps: 12 → 13: wanted the same" in (scene / "output").read_text()
+    assert "plain-seed1: began with optimizer.steps: 12 → 13: wanted the same" in refusal(
+        scene, "--set", "optimizer.steps=13"
+    )
 
 
 @pytest.mark.parametrize(
@@ -177,8 +188,7 @@ def test_what_would_fail_after_hours_is_refused_at_once(
     scene: Path, break_it: Callable[[Path], object], message: str
 ) -> None:
     break_it(scene)
-    assert start(scene).wait(PATIENCE_SECONDS) == EXIT_REFUSED
-    output = (scene / "output").read_text()
+    output = refusal(scene)
     assert message in output
     assert "Traceback" not in output
     assert not (scene / "out").exists()

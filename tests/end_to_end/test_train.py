@@ -38,6 +38,7 @@ from tests.faces import ROOT, write_shards
 from tests.fault_table import Row, record
 from tests.ports import free_port
 from tests.unit.run.saved import spoil
+from tests.warm_stage import run_warm
 
 STEPS = 14
 
@@ -164,7 +165,9 @@ def test_another_launcher_takes_the_same_step_on_other_ranks(shards: Path, unint
 def test_a_finished_run_is_not_trained_again(shards: Path, uninterrupted: Path) -> None:
     recipe = write_recipe(uninterrupted.parent / "recipe.yaml", shards, STEPS)
     before = (uninterrupted / "metrics.jsonl").stat().st_mtime_ns
-    assert "is finished: 14 steps; nothing to do" in train(uninterrupted.parent, 2, "--recipe", recipe, "--run", "run")
+    done = run_warm(TRAIN, "--recipe", recipe, "--run", "run", folder=uninterrupted.parent)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "is finished: 14 steps; nothing to do" in done.stderr
     assert (uninterrupted / "metrics.jsonl").stat().st_mtime_ns == before
 
 
@@ -175,10 +178,9 @@ def test_a_folder_has_one_trainer_also_if_its_launcher_is_gone(shards: Path, sta
     (rank,) = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and is_rank(p, str(tmp_path))]
     os.kill(rank, signal.SIGSTOP)  # it would see that its launcher is gone, save and end
     first.kill()
-    second = start(tmp_path, 1, "--recipe", recipe, "--run", "run")
-    output, _ = second.communicate(timeout=PATIENCE_SECONDS)
-    assert second.returncode == EXIT_REFUSED, output
-    (line,) = [line for line in output.splitlines() if "held by" in line]
+    second = run_warm(TRAIN, "--recipe", recipe, "--run", "run", folder=tmp_path)
+    assert second.returncode == EXIT_REFUSED, second.stderr
+    (line,) = [line for line in second.stderr.splitlines() if "held by" in line]
     assert line.startswith(f"train.py: run: held by pid {rank} on ") and "wanted one trainer in a folder" in line
     os.kill(rank, signal.SIGCONT)
     first.communicate(timeout=PATIENCE_SECONDS)
@@ -194,12 +196,13 @@ def test_a_folder_has_one_trainer_also_if_its_launcher_is_gone(shards: Path, sta
         ("the command alone", signal.SIGTERM, -signal.SIGTERM),
     ],
 )
-def test_a_signal_stops_all_ranks_after_a_saved_step(
+def test_every_rank_is_scraped_until_a_signal_stops_all_after_a_saved_step(
     shards: Path, start: Start, tmp_path: Path, who: str, number: signal.Signals, code: int
 ) -> None:
-    recipe = write_recipe(tmp_path / "recipe.yaml", shards, 100_000)
+    recipe = write_recipe(tmp_path / "recipe.yaml", shards, 100_000, port=0)
     process = start(tmp_path, 2, "--recipe", recipe, "--run", "run", "--set", "checkpoint.every=1000")
-    wait_for(lambda: len(metrics(tmp_path / "run")) >= 3, process)
+    wait_for(lambda: len(metrics(tmp_path / "run")) >= 6, process)
+    assert_every_rank_is_scraped(tmp_path / "run")
     ranks = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and is_rank(p, str(tmp_path))]
     assert len(ranks) == 2
     at = time.monotonic()
@@ -240,11 +243,8 @@ def scrape(target: Path) -> dict[str, float]:
     }
 
 
-def test_every_rank_is_scraped_while_it_trains(shards: Path, start: Start, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path / "recipe.yaml", shards, 100_000, port=0)
-    process = start(tmp_path, 2, "--recipe", recipe, "--run", "run")
-    wait_for(lambda: len(metrics(tmp_path / "run")) >= 6, process)
-    targets = sorted((tmp_path / "run" / "targets").glob("*.json"))
+def assert_every_rank_is_scraped(run: Path) -> None:
+    targets = sorted((run / "targets").glob("*.json"))
     assert [t.stem for t in targets] == ["run-0", "run-1"]
     for values in map(scrape, targets):
         assert values["spherescale_step"] >= 5
@@ -273,9 +273,9 @@ def test_a_taken_port_is_told_and_the_run_goes_on_without_torchs_compiler(shards
     assert complete_steps(tmp_path / "run")[-1] == 2
 
 
-def fail(*arguments: str | Path) -> str:
+def fail(*arguments: str | Path, run: Callable[..., subprocess.CompletedProcess[str]] = run_warm) -> str:
     """A start of one rank that must be refused: its own exit code, one line a fault, no traceback."""
-    done = run_python(TRAIN, *arguments)
+    done = run(TRAIN, *arguments)
     assert done.returncode == EXIT_REFUSED, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("train.py: ")
@@ -286,7 +286,7 @@ def test_faulty_starts_are_refused_in_one_line(shards: Path, uninterrupted: Path
     recipe = write_recipe(tmp_path / "recipe.yaml", shards, STEPS)
     run = tmp_path / "run"
     assert "optimizer.stepz: unknown key; did you mean steps?" in fail(
-        "--recipe", recipe, "--run", run, "--set", "optimizer.stepz=3"
+        "--recipe", recipe, "--run", run, "--set", "optimizer.stepz=3", run=run_python
     )
     assert "data.global_batch: got 1000, wanted at most the 42 samples" in fail(
         "--recipe", recipe, "--run", run, "--set", "data.global_batch=1000"

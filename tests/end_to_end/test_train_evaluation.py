@@ -16,9 +16,10 @@ import pytest
 from cluster.stop import EXIT_REFUSED
 from pipeline.evaluation.results import load
 from pipeline.run.checkpoint import complete_steps
-from tests.end_to_end.launcher import TRAIN, metrics, run_python, start_training, train, wait_for
+from tests.end_to_end.launcher import TRAIN, metrics, start_training, train, train_alone, wait_for
 from tests.end_to_end.supervised import Supervised
 from tests.faces import ROOT, write_faces, write_pairs, write_shards
+from tests.warm_stage import run_warm
 
 RECIPE = """
 seed: 5
@@ -60,7 +61,7 @@ def evaluations(run: Path) -> list[dict[str, Any]]:
 
 
 def stage(name: str, *arguments: str | Path) -> str:
-    done = run_python(ROOT / "stages" / name, *arguments)
+    done = run_warm(ROOT / "stages" / name, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -134,7 +135,7 @@ def test_scraped_while_it_trains_and_after_a_kill_nothing_is_doubled(scene: Path
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     last = complete_steps(run)[-1] + 3
-    train(tmp_path, 1, "--recipe", "recipe.yaml", "--run", run, "--set", f"optimizer.steps={last}")
+    train_alone(tmp_path, "--recipe", "recipe.yaml", "--run", run, "--set", f"optimizer.steps={last}")
     counts = Counter(row["step"] for row in evaluations(run))
     assert counts == dict.fromkeys([*range(5, last, 5), last], 1)
     best = json.loads((run / "best.json").read_text())
@@ -151,7 +152,7 @@ def test_a_faulty_set_is_refused_before_the_start(scene: Path, tmp_path: Path, f
         wanted = f"{tmp_path / 'none.tsv'}: cannot be read: No such file or directory"
     else:
         (images / "person001/0001.jpg").write_bytes(b"no image")
-    done = run_python(TRAIN, "--recipe", scene / "recipe.yaml", "--run", tmp_path / "run", "--set", change)
+    done = run_warm(TRAIN, "--recipe", scene / "recipe.yaml", "--run", tmp_path / "run", "--set", change)
     assert done.returncode == EXIT_REFUSED, done.stderr
     assert f"train.py: evaluation.sets.strangers: {wanted}" in done.stderr
     assert not [file for file in (tmp_path / "run").rglob("*") if file.is_file()]

@@ -19,7 +19,7 @@ from tests.full_disk import no_file_above
 
 # Stage -> options that its parser takes, and the first function of the stage's own module that reads or writes.
 STAGES = {
-    "align": (["faces", "out"], "scan_folder"),
+    "align": (["faces", "out"], "open_named"),
     "calibrate": (["--recipe", "r.yaml", "--out", "rates.json"], "load_recipe"),
     "convert_recipe": (["config.py", "r.yaml", "--shards", "s"], "read_config"),
     "demo_faces": (["faces"], "write_faces"),
@@ -29,12 +29,13 @@ STAGES = {
     "identify": (["run", "--probes", "p", "--distractors", "d"], "read_faces"),
     "ijb": (["run", "--images", "faces", "--meta", "m"], "sources_of"),
     "import_weights": (["b.pth", "out", "--network", "iresnet50"], "read_published"),
+    "label_noise": (["run"], "complete_steps"),
     "overlap": (["run", "faces", "out"], "sources_of"),
     "pairs": (["folder", "faces", "p.tsv"], "folder_rows"),
     "plan": (["--recipe", "r.yaml"], "load_recipe"),
     "publish": (["run"], "load_trained"),
     "report": (["run"], "write_report"),
-    "shard": (["faces", "out"], "open_source"),
+    "shard": (["faces", "out"], "open_named"),
     "study": (["study.yaml"], "load_study"),
     "suite": (["run", "--data", "d"], "sets_in"),
 }

@@ -68,14 +68,18 @@ async function lastScrape(view) {
 // A run that is gone has its last values with their age, and no speed or time left; one that hangs, the age of its step.
 async function drawTiles(view) {
   const values = await Promise.all(TABLE.tiles.map(tile => !view.answers && tile.present ? NaN : valueAt(tile.query, view, view.end)));
+  const totals = await Promise.all(TABLE.tiles.map(tile => tile.total ? valueAt(tile.total, view, view.end) : NaN));
   $("tiles").replaceChildren(...TABLE.tiles.map((tile, i) => {
-    const box = element("div", { class: "tile" }, element("b", {}, Number.isFinite(values[i]) ? number(values[i], tile.unit) : "–"), element("span", {}, tile.title));
+    const known = Number.isFinite(values[i]);
+    const text = !known ? "–" : tile.ago ? ago(view.end - values[i]) : part(values[i], totals[i], tile.unit);
+    const box = element("div", { class: "tile" }, element("b", {}, text), element("span", {}, tile.title));
     const since = view.answers ? view.moved : view.seen;
-    if ((!view.answers || view.frozen) && !tile.present && Number.isFinite(values[i])) box.append(element("small", {}, ago(since)));
+    if ((!view.answers || view.frozen) && !tile.present && !tile.ago && known) box.append(element("small", {}, ago(since)));
     return box;
   }));
 }
 
+const part = (value, total, unit = "") => number(value, unit) + (Number.isFinite(total) ? ` of ${number(total, unit)}` : "");
 const ago = time => `${number(Math.max(0, Date.now() / 1000 - time), "seconds", 2)} ago`;
 
 async function drawPanel(panel, card, view) {
@@ -122,9 +126,12 @@ async function drawAlerts(view) {
 async function condition(view) {
   if (view.frozen) return `No training step for about ${ago(view.moved).replace(" ago", "")}.`;
   if (view.answers) return Number.isFinite(view.moved) ? "" : "No training step yet.";
-  const left = await valueAt('max(spherescale_planned_steps{job="$job"}) - max(spherescale_step{job="$job"})', view, view.end);
-  const place = left > 0 ? ` It was last seen with ${number(left)} steps left.` : left === 0 ? " All of its steps were done." : "";
-  return `No rank answers${isNaN(view.seen) ? "" : `: the last scrape was ${ago(view.seen)}`}.${place}`;
+  const [step, planned] = await Promise.all(["step", "planned_steps"].map(name => valueAt(`max(spherescale_${name}{job="$job"})`, view, view.end)));
+  const place = Number.isFinite(step) ? `, step ${part(step, planned)}` : "";
+  // A rank that ends deletes its target; one that is killed, or cannot be reached, leaves it.
+  const left = (await at('up{job="$job"}', view, view.now)).length;
+  if (left || isNaN(view.seen)) return `No rank answers${isNaN(view.seen) ? "" : `: the last scrape was ${ago(view.seen)}`}${place}.`;
+  return `Ended ${clock(view.seen, view.now - view.seen)}${place}.`;
 }
 
 const keyOf = alert => `${alert.state} ${alert.labels.alertname}`;

@@ -23,18 +23,29 @@ FAR = 1e-4  # of templates, at which most papers report IJB
 DRAWS = 200  # of the people, for a difference
 NOTE = (
     "Pairs: mean accuracy over folds, each at the threshold of the others. Templates: 1:1 TAR at FAR 1e-4. In "
-    "brackets: 95% intervals over people; differences are taken on the same people, pairs and draws."
+    "brackets: 95% intervals over people; differences are taken on the same people, pairs and draws. The average is of "
+    "the accuracies; it has no interval, since LFW, CALFW and CPLFW show the same people."
 )
+ACCURACY = "accuracy"
 ESCAPED = str.maketrans({"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"})
 ESCAPED |= str.maketrans({char: f"\\{char}" for char in "&%$#_{}"})
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a network reaches on a set, and how far that is above the first network's; None: not comparable."""
+    """What a network reaches on a set, with its interval, and how far that is above the first network's.
 
-    rate: Rate
+    No interval: of an average; no gain: not comparable.
+    """
+
+    value: float
+    interval: tuple[float, float] | None = None
     gain: Estimate | None = None
+
+    @classmethod
+    def of(cls, rate: Rate, gain: Estimate | None = None) -> Entry:
+        """Of a rate that was measured."""
+        return cls(rate.value, (rate.low, rate.high), gain)
 
 
 @dataclass(frozen=True)
@@ -48,18 +59,18 @@ class Column:
     @property
     def best(self) -> float | None:
         """The highest rate, of several networks."""
-        values = [entry.rate.value for entry in self.entries.values()]
+        values = [entry.value for entry in self.entries.values()]
         return max(values) if len(values) > 1 else None
 
 
 def pairs_column(name: str, found: Mapping[str, Evaluation]) -> Column:
     """The accuracies on a set of pairs; the first network is the one that the others are compared with."""
     (first, base), *others = found.items()
-    entries = {first: Entry(base.summary.verification.accuracy)}
+    entries = {first: Entry.of(base.summary.verification.accuracy)}
     for network, mine in others:
         gain, *_ = paired_differences(mine.pairs, base.pairs, (), DRAWS)
-        entries[network] = Entry(mine.summary.verification.accuracy, gain)
-    return Column(name, "accuracy", entries)
+        entries[network] = Entry.of(mine.summary.verification.accuracy, gain)
+    return Column(name, ACCURACY, entries)
 
 
 def templates_column(name: str, found: Mapping[str, TemplateResult]) -> Column:
@@ -70,12 +81,30 @@ def templates_column(name: str, found: Mapping[str, TemplateResult]) -> Column:
         gain = result.above(first).get(f"TAR at FAR {FAR:g}") if result is not first else None
         for entry in result.tar:
             if entry.far == FAR:
-                entries[network] = Entry(entry.tar, estimates(gain)[0] if gain else None)
+                entries[network] = Entry.of(entry.tar, estimates(gain)[0] if gain else None)
     return Column(name, f"TAR at FAR {FAR:g}", entries)
 
 
+def with_average(columns: Sequence[Column]) -> list[Column]:
+    """The columns, and of several sets of pairs the average behind them, of networks that have all of these."""
+    pairs = [column.entries for column in columns if column.measure == ACCURACY]
+    if len(pairs) < 2:
+        return list(columns)
+    average = {
+        network: Entry(sum(entries[network].value for entries in pairs) / len(pairs))
+        for network in pairs[0]
+        if all(network in entries for entries in pairs)
+    }
+    place = sum(column.measure == ACCURACY for column in columns)
+    return [*columns[:place], Column("average", ACCURACY, average), *columns[place:]]
+
+
 def write_suite(title: str, networks: Sequence[str], columns: Sequence[Column], out: Path) -> list[Path]:
-    """Write ``suite.html``, ``.md``, ``.tex`` and ``.csv`` to the folder `out`; returns their paths."""
+    """Write ``suite.html``, ``.md``, ``.tex`` and ``.csv`` to the folder `out`; returns their paths.
+
+    Columns of pairs come first, and their average behind them.
+    """
+    columns = with_average(columns)
     contents = {
         "suite.html": _html(title, networks, columns),
         "suite.md": _markdown(title, networks, columns),
@@ -124,7 +153,7 @@ def _latex(networks: Sequence[str], columns: Sequence[Column]) -> str:
         cells = [network.translate(ESCAPED)]
         for column in columns:
             entry = column.entries.get(network)
-            text = "--" if entry is None else f"{100 * entry.rate.value:.2f}"
+            text = "--" if entry is None else f"{100 * entry.value:.2f}"
             cells.append(rf"\textbf{{{text}}}" if _is_best(column, network) else text)
         lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
@@ -140,9 +169,9 @@ def _csv(networks: Sequence[str], columns: Sequence[Column]) -> str:
         for network in networks:
             entry = column.entries.get(network)
             if entry is not None:
-                rate = (entry.rate.value, entry.rate.low, entry.rate.high)
+                low, high = entry.interval or ("", "")
                 gain = ("", "", "") if entry.gain is None else (entry.gain.mean, entry.gain.low, entry.gain.high)
-                writer.writerow((network, column.name, column.measure, *rate, *gain))
+                writer.writerow((network, column.name, column.measure, entry.value, low, high, *gain))
     return stream.getvalue()
 
 
@@ -150,7 +179,8 @@ def _rate(column: Column, network: str) -> str:
     entry = column.entries.get(network)
     if entry is None:
         return NONE
-    return f"{entry.rate.value:.2%} ({entry.rate.low:.1%} to {entry.rate.high:.1%})"
+    interval = "" if entry.interval is None else " ({:.1%} to {:.1%})".format(*entry.interval)
+    return f"{entry.value:.2%}{interval}"
 
 
 def _gain(column: Column, network: str) -> str:
@@ -160,7 +190,7 @@ def _gain(column: Column, network: str) -> str:
 
 def _is_best(column: Column, network: str) -> bool:
     entry = column.entries.get(network)
-    return entry is not None and entry.rate.value == column.best
+    return entry is not None and entry.value == column.best
 
 
 def _above(network: str, networks: Sequence[str]) -> str:

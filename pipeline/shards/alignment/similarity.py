@@ -31,8 +31,10 @@ def fit_similarity(source: Points, target: Points) -> NDArray[np.float64]:
     With points as complex numbers it is w = a·z + b, so a is a ratio of sums (Umeyama, PAMI 1991, in the plane).
 
     Raises:
-        ValueError: all source points are one.
+        ValueError: all source points are one, or one is not finite.
     """
+    if not np.isfinite(source).all():
+        raise ValueError("landmarks: got points that are not finite, wanted a face")
     z, w = source @ (1, 1j), target @ (1, 1j)
     spread = np.sum(np.abs(z - z.mean()) ** 2)
     if not spread > 0:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.shards.index import open_index
+from pipeline.shards.index import open_index, sound_index
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.presence import check_tars
 from pipeline.shards.sources.tar_folder import TarSource, texts_of
@@ -39,7 +39,7 @@ def open_set(folder: Path, workers: int = 1) -> SetSource:
     """
     manifest = Manifest.load(folder)
     check_tars(folder, manifest)
-    rows = open_index(folder, manifest)
+    rows = sound_index(folder, manifest)
     places = np.zeros(len(rows), PLACE)
     places["tar"] = np.repeat(np.arange(len(manifest.tars)), [tar.samples for tar in manifest.tars])
     places["image"], places["image_size"] = rows["offset"], rows["size"]

@@ -90,16 +90,21 @@ def _table(lines: Iterable[str], name: str, columns: Columns) -> Iterator[Row]:
         if any(cells):
             named = dict(zip(header, cells, strict=False))
             path, identity = named.pop(header[image], ""), named.pop(header[label], "")
-            fields = {column: _value(cell) for column, cell in named.items() if cell}
+            fields = {column: of_cell(cell) for column, cell in named.items() if cell}
             yield Row(reader.line_num + 1, path, identity, fields)
 
 
-def _value(cell: str) -> Any:
+def of_cell(cell: str) -> Any:
     """A cell as JSON if it is that: numbers, and lists such as landmarks; else its text."""
     try:
         return json.loads(cell)
     except ValueError:
         return cell
+
+
+def to_cell(value: Any) -> str:
+    """The cell that is read as a value."""
+    return value if isinstance(value, str) and of_cell(value) == value else json.dumps(value)
 
 
 def _number(text: str) -> float | None:

@@ -8,6 +8,7 @@ weeks.
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,7 +27,7 @@ from pipeline.shards.sources.files import FileSource, Texts
 from pipeline.shards.sources.folder import lost_by
 from pipeline.shards.sources.list_file import parse_list
 from pipeline.shards.sources.splits import matches
-from pipeline.shards.stores import fetch_whole, open_store
+from pipeline.shards.stores import changed_in, fetch_whole, named_place, open_store
 
 Patterns = tuple[tuple[str, ...], tuple[str, ...]]  # of names that show a kind of source, and of others that it needs
 
@@ -36,8 +37,19 @@ class RemoteSource(FileSource):
     """As `FileSource`, `root` being a URL."""
 
     def modified(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Not known."""
-        return np.zeros(len(samples))
+        """[samples] when each object was last changed; 0 for a list, whose store is not listed."""
+        if self.kind == "list":
+            return np.zeros(len(samples))
+        return np.array([self._changes.get(key, 0.0) for key in self.paths.some(samples)])
+
+    @cached_property
+    def _changes(self) -> dict[str, float]:
+        """Key of every object to when it was last changed, by one listing."""
+        store, root = open_store(self.root)
+        with named_place(self.root, "not listed"):
+            found = store.find(root, detail=True)
+        name_of = unquote if _is_web(store) else str
+        return {name_of(path[len(root) + 1 :]): changed_in(info) for path, info in found.items()}
 
     def read_many(self, samples: NDArray[np.int64]) -> Iterator[Read]:
         """Objects, which a store that can is asked for at the same time.

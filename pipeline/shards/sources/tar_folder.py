@@ -120,7 +120,8 @@ def list_tars(tars: TarFiles, layout: Layout, workers: int = 1) -> TarSource:
     set_aside = list(_set_aside(tars, listings))
     if not len(labels):
         found = f"{tars.folder}: got {len(tars.names)} tars without labelled images"
-        raise ShardError(f"{found}, wanted .jpg or .png with .{layout.label}; {summary(set_aside)}")
+        wanted = f".jpg or .png with .{layout.label} (or --label-column with an extension, a field, folder or tar)"
+        raise ShardError(f"{found}, wanted {wanted}; {summary(set_aside)}")
     places = np.concatenate([listing.places for listing in listings])
     if layout.is_number:
         identities, labels, kept = _numbered(tars.folder, labels, set_aside)

@@ -47,7 +47,7 @@ def layout_of(tars: TarFiles, columns: Columns) -> Layout:
     stems = {one.member.stem for one in looked if _is_image(one.member)}
     # A note that is beside no image, such as a README, says nothing of samples.
     there = dict.fromkeys(one.member.extension.lower() for one in looked if one.member.stem in stems)
-    where = str(tars.folder)
+    where = str(tars.folder / tars.names[0] if len(tars.names) == 1 else tars.folder)
     images = _images(there, columns.image, where)
     text = _ending("json", there) or "json"
     notes = next((of_json(one.text) for one in looked if one.member.extension.lower() == text), {})
@@ -57,7 +57,7 @@ def layout_of(tars: TarFiles, columns: Columns) -> Layout:
     texts = [one.text for one in looked if one.member.extension.lower() == label]
     is_number = label.endswith("cls") and (_has_list(tars) or not texts or any(map(_is_number, texts)))
     if not is_number:
-        logger.warning("%s: labels are taken from %s", where, f"{field} in .{text}" if field else label)
+        logger.warning("%s: labels are taken from %s (--label-column)", where, _in_words(label, field, text))
     return Layout(images, text if field else label, text, field, is_number)
 
 
@@ -105,6 +105,12 @@ def _label(there: Collection[str], notes: Fields, wanted: str, where: str) -> tu
     if fields:
         return "json", fields[0]
     return (_ending("txt", there) if not notes else "") or "", ""
+
+
+def _in_words(label: str, field: str, text: str) -> str:
+    if label in {FOLDER, TAR}:
+        return {FOLDER: "the folders that images lie in", TAR: "the names of tars"}[label]
+    return f"{field} in .{text}" if field else f".{label}"
 
 
 def _ending(kind: str, there: Iterable[str]) -> str:

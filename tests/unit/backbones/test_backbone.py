@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,8 +14,10 @@ from torch.nn import functional as F
 
 from pipeline.backbones import BACKBONES, Backbone
 from pipeline.backbones.backbone import seed_forward
+from pipeline.backbones.draws import draw
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe, RecipeError
+from tests import tiny_vit  # noqa: F401 - a backbone by name
 
 NAMES = [
     *(f"sphereface{layers}" for layers in (4, 10, 20, 36, 64)),
@@ -31,7 +34,7 @@ def test_the_name_is_the_number_of_layers(name: str) -> None:
     assert len(convs) + name.startswith("iresnet") == layers
 
 
-@pytest.mark.parametrize("name", ["sphereface10", "iresnet18"])
+@pytest.mark.parametrize("name", ["sphereface10", "iresnet18", "tiny_vit", "mobilefacenet"])
 def test_the_same_seed_gives_the_same_weights(name: str) -> None:
     first: dict[str, torch.Tensor] = {}
     second: dict[str, torch.Tensor] = {}
@@ -41,11 +44,12 @@ def test_the_same_seed_gives_the_same_weights(name: str) -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("name", ["sphereface20", "iresnet18"])
+@pytest.mark.parametrize("name", ["sphereface20", "iresnet18", "tiny_vit", "mobilefacenet"])
 def test_bf16_autocast_reaches_every_parameter_and_stays_near_fp32(name: str) -> None:
     torch.manual_seed(0)
     backbone = BACKBONES[name](name=name, embedding_dim=32).build((48, 32))
     images = torch.randn(8, 3, 48, 32)
+    draw(backbone, 1, 2, np.arange(8), images.device)
     exact = backbone(images)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = backbone(images)

@@ -75,7 +75,7 @@ def steps_of(section: Backbone, recomputed: bool) -> dict[str, torch.Tensor]:
     return found | {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", ["iresnet18", "sphereface10", "toy_with_blocks"])
+@pytest.mark.parametrize("name", ["iresnet18", "sphereface10", "mobilefacenet", "toy_with_blocks"])
 def test_embeddings_gradients_and_statistics_are_the_same_bit_for_bit(name: str) -> None:
     section = BACKBONES[name](name=name, embedding_dim=6)
     want, got = steps_of(section, recomputed=False), steps_of(section, recomputed=True)

@@ -8,6 +8,7 @@ from pipeline.backbones import BACKBONES
 from pipeline.backbones.iresnet import IResNetBackbone
 from pipeline.backbones.size import activation_bytes, count_macs, feature_map
 from pipeline.backbones.sphereface import SphereFaceBackbone
+from pipeline.backbones.vit import Attention, ViTBackbone
 
 # name -> image size, million parameters, GMAC: as published, by the table's layer counts and by arcface_torch's README.
 PUBLISHED = {
@@ -21,31 +22,41 @@ PUBLISHED = {
     "iresnet50": ((112, 112), 43.6, 6.31),
     "iresnet100": ((112, 112), 65.2, 12.09),
     "iresnet200": ((112, 112), 118.8, 23.42),
+    "vit_t": ((112, 112), 19.1, 1.50),
+    "vit_s": ((112, 112), 76.0, 5.75),
+    "vit_b": ((112, 112), 113.8, 11.44),
+    "vit_l": ((112, 112), 255.7, 25.34),
+    "mobilefacenet": ((112, 112), 2.1, 0.44),
+    "mobilefacenet_large": ((112, 112), 6.3, 1.82),
 }
 UNITS = {4: (0, 0, 0, 0), 10: (0, 1, 2, 0), 20: (1, 2, 4, 1), 36: (2, 4, 8, 2), 64: (3, 8, 16, 3)}
 
 
 def macs_by_hooks(module: nn.Module, image_size: tuple[int, int]) -> int:
-    """Multiply-adds of one image, counted from the outputs of a real forward pass."""
+    """Multiply-adds of one image, counted from the shapes of the layers' outputs in a forward pass."""
     total = 0
 
     def count(layer: nn.Module, _: object, output: torch.Tensor) -> None:
         nonlocal total
+        if isinstance(layer, Attention):  # besides its linear layers: scores of all pairs of patches, and their sums
+            total += 2 * output.numel() * output.shape[1]
+            return
         assert isinstance(layer.weight, torch.Tensor)
         total += output.numel() * layer.weight[0].numel()
 
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
+        if isinstance(layer, nn.Conv2d | nn.Linear | Attention):
             layer.register_forward_hook(count)
     with torch.no_grad():
-        module.eval()(torch.zeros(1, 3, *image_size))
+        module.eval()(torch.zeros(1, 3, *image_size, device="meta"))
     return total
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_and_multiply_adds_are_the_published_ones(name: str) -> None:
     image_size, millions, gmacs = PUBLISHED[name]
-    backbone = BACKBONES[name](name=name, embedding_dim=512).build(image_size)
+    with torch.device("meta"):
+        backbone = BACKBONES[name](name=name, embedding_dim=512).build(image_size)
     assert sum(p.numel() for p in backbone.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
     macs = macs_by_hooks(backbone, image_size)
     assert macs / 1e9 == pytest.approx(gmacs, abs=0.005)
@@ -68,6 +79,20 @@ def test_with_recomputed_blocks_they_keep_their_input_and_the_largest_all() -> N
     inputs = 3 * 112 * 96 + sum(m * (2 + units) for m, units in zip(maps, UNITS[20], strict=True))
     largest = 3 * maps[0]  # both convolutions' outputs, and the first PReLU's
     assert activation_bytes(section.build((112, 96)), (112, 96), blocks=section.blocks) == 4 * (inputs + largest)
+
+
+def test_a_transformer_under_autocast_keeps_no_scores_and_float32_between_its_layers() -> None:
+    patches, width = 144, 256
+    # Float32: both layer norms' inputs. bfloat16: their outputs, q, k and v, what is seen, and of the MLP the hidden
+    # layer before and after its ReLU6. Besides a number for each head's softmax, and the norms' two.
+    block = patches * (4 * 2 * width + 2 * (2 + 3 + 1 + 4 + 4) * width + 4 * 8 + 4 * 2 * 2)
+    last = patches * (4 + 2) * width  # the last norm's input, and what the layer over all patches takes
+    backbone = ViTBackbone(name="vit_t").build((112, 112))
+    planned = activation_bytes(backbone, (112, 112), torch.bfloat16)
+    assert planned == pytest.approx(12 * block + last + 2 * 3 * 112 * 112, rel=1e-3)
+    inputs = 12 * patches * 4 * width
+    again = activation_bytes(backbone, (112, 112), torch.bfloat16, ViTBackbone(name="vit_t").blocks)
+    assert again == pytest.approx(inputs + block - patches * 4 * width + last + 2 * 3 * 112 * 112, rel=2e-3)
 
 
 def test_measuring_leaves_the_backbone_as_it_was() -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import pickle
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from threading import Event
 
 import pytest
 import torch.distributed as dist
 
 from cluster import watchdog
+from cluster.black_box import spy
 from cluster.stop import EXIT_LOST
 from cluster.stopwatch import STEP
 from cluster.topology import Topology
@@ -88,10 +93,12 @@ def test_work_that_is_no_step_may_take_long_but_not_without_a_rank(
 
 
 HANGS = """
-import time, torch.distributed as dist
+import sys, time, torch.distributed as dist
+from pathlib import Path
 from cluster import watchdog
 from cluster.topology import Topology
-with watchdog.Watchdog(dist.HashStore(), Topology(), 0.2, beat_seconds=0.05, silent_seconds=0.05) as dog:
+stacks = Path(sys.argv[1])
+with watchdog.Watchdog(dist.HashStore(), Topology(), 0.2, 0.05, 0.05, stacks) as dog:
     dog.tick(6)
     def a_step_that_never_ends():
         time.sleep(60)
@@ -99,8 +106,85 @@ with watchdog.Watchdog(dist.HashStore(), Topology(), 0.2, beat_seconds=0.05, sil
 """
 
 
-def test_a_step_that_never_ends_ends_the_process_with_its_stack() -> None:
-    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, check=False, timeout=60)
+def test_a_step_that_never_ends_ends_the_process_with_its_stack(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HANGS, str(tmp_path / "stacks")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == EXIT_LOST, done.stderr
-    assert "no progress for 0.2 s in step 7; every rank responds. Stacks:" in done.stderr
+    told = "no progress for 0.2 s in step 7; every rank responds"
+    assert f"{told}. Stacks:" in done.stderr
     assert "in a_step_that_never_ends" in done.stderr
+    left = (tmp_path / "stacks" / "rank-0.txt").read_text()
+    assert told in left and "in a_step_that_never_ends" in left
+
+
+LOCKED = """
+import ctypes, sys, time
+from pathlib import Path
+from cluster.black_box import BlackBox
+box = BlackBox(Path(sys.argv[1]), 3)
+box.arm(0.2)
+def in_a_library():
+    ctypes.PyDLL(None).sleep(3)  # holds the interpreter's lock
+in_a_library()
+box.close()
+"""
+
+
+def test_a_rank_that_holds_the_interpreters_lock_prints_its_stack(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LOCKED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert "in in_a_library" in done.stderr
+
+
+FREEZES = """
+import os, signal, sys
+def frozen_here():
+    print("ready", flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+frozen_here()
+"""
+
+
+@pytest.mark.skipif(spy() is None, reason="needs py-spy")
+def test_a_frozen_ranks_stack_is_read_by_the_lowest_that_answers_on_its_host(
+    store: dist.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank in (1, 2):
+        store.set(f"here/{rank}", json.dumps({"host": socket.gethostname()}))
+    ended = Event()
+    monkeypatch.setattr(watchdog, "end", lambda *_, **__: ended.set())
+    with subprocess.Popen([sys.executable, "-c", FREEZES], stdout=subprocess.PIPE, text=True) as frozen:
+        try:
+            assert frozen.stdout and frozen.stdout.readline() == "ready\n"
+            place = {"beat": 1, "step": 3, "part": "forward", "marks": 0, "process": frozen.pid}
+            store.set("beat/2", json.dumps(place))
+            dog = Watchdog(store, Topology(1, 3, 0, 1), 0.3, BEAT_SECONDS, SILENT_SECONDS, tmp_path)
+            with dog:
+                assert ended.wait(PATIENCE_SECONDS)
+        finally:
+            frozen.kill()
+    assert "frozen_here" in (tmp_path / "rank-2.txt").read_text()
+    assert "silent: rank 0 on alpha" in (tmp_path / "rank-1.txt").read_text()
+
+
+COLLECTIVES = """
+import sys, torch, torch.distributed as dist
+from pathlib import Path
+from cluster.black_box import BlackBox, record_collectives
+record_collectives()
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+dist.all_reduce(torch.ones(5))
+BlackBox(Path(sys.argv[1]), 0).write("why")
+"""
+
+
+def test_the_last_collectives_are_left(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", COLLECTIVES, tmp_path], check=True, timeout=60)
+    found = pickle.loads((tmp_path / "rank-0.collectives").read_bytes())
+    assert [(one["profiling_name"], one["input_sizes"]) for one in found["entries"]] == [("gloo:all_reduce", [[5]])]
+
+
+def test_a_run_that_does_not_hang_leaves_nothing(store: dist.Store, tmp_path: Path) -> None:
+    with Watchdog(store, Topology(), 1000, BEAT_SECONDS, SILENT_SECONDS, tmp_path / "stacks"):
+        time.sleep(0.5)
+    assert not (tmp_path / "stacks").exists()

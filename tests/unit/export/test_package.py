@@ -17,6 +17,7 @@ from pipeline.evaluation.embedding.onnx import load_onnx  # noqa: E402
 from pipeline.evaluation.embedding.trained import digest_of  # noqa: E402
 from pipeline.export.description import Form  # noqa: E402
 from pipeline.export.package import export  # noqa: E402
+from tests import tiny_vit  # noqa: E402, F401 - a backbone by name
 from tests.unit.export.trained import make_trained  # noqa: E402
 
 
@@ -25,7 +26,8 @@ from tests.unit.export.trained import make_trained  # noqa: E402
     [
         ("sphereface4", (112, 96), Form(), 8),
         ("sphereface10", (48, 32), Form(raw_pixels=True, mirror=True, opset=17), 8),
-        ("iresnet18", (112, 112), Form(mirror=True, opset=21), 10),
+        ("mobilefacenet", (112, 112), Form(mirror=True, opset=21), 10),
+        ("tiny_vit", (36, 27), Form(mirror=True), 8),
     ],
 )
 def test_onnx_equals_torch_at_every_batch_size(

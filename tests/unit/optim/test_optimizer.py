@@ -114,9 +114,19 @@ def test_the_rate_is_that_of_the_schedule() -> None:
     waving = sgd(warmup_steps=2, cosine=True)
     for step in range(10):
         want = learning_rate(step, 0.1, steps=10, warmup_steps=3, milestones=(5, 7), decay=0.2)
-        assert stepped.learning_rate_at(step) == want
-        assert curved.learning_rate_at(step) == learning_rate(step, 0.1, steps=10, warmup_steps=2, power=2.0)
-        assert waving.learning_rate_at(step) == learning_rate(step, 0.1, steps=10, warmup_steps=2, cosine=True)
+        assert stepped.learning_rate_at(step, 7) == want
+        assert curved.learning_rate_at(step, 7) == learning_rate(step, 0.1, steps=10, warmup_steps=2, power=2.0)
+        assert waving.learning_rate_at(step, 7) == learning_rate(step, 0.1, steps=10, warmup_steps=2, cosine=True)
+
+
+def test_the_rate_is_in_proportion_to_the_batch_it_is_for_and_that_is_said() -> None:
+    for_256, as_it_is = sgd(rate_batch=256, warmup_steps=2), sgd(warmup_steps=2)
+    for step in range(10):
+        assert for_256.learning_rate_at(step, 1024) == pytest.approx(4 * as_it_is.learning_rate_at(step, 1024))
+        assert for_256.learning_rate_at(step, 256) == as_it_is.learning_rate_at(step, 3)
+    words = "learning rate 0.4 for a batch of 1,024, in proportion to 0.1 for 256 (optimizer.rate_batch)"
+    assert for_256.rate_in_words(1024) == words
+    assert for_256.rate_in_words(256) == as_it_is.rate_in_words(256) == "learning rate 0.1 for a batch of 256"
 
 
 @pytest.mark.parametrize(

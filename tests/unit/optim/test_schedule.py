@@ -64,8 +64,8 @@ def test_a_phase_begins_the_schedule_anew() -> None:
         SGD(steps=6, learning_rate=0.5, warmup_steps=2, power=1),
         SGD(steps=14, learning_rate=0.2, power=1),
     ]
-    want = [part.learning_rate_at(step) for part in parts for step in range(part.steps)]
-    assert [phased.learning_rate_at(step) for step in range(30)] == want
+    want = [part.learning_rate_at(step, 1) for part in parts for step in range(part.steps)]
+    assert [phased.learning_rate_at(step, 1) for step in range(30)] == want
     dropping = SGD(steps=30, learning_rate=0.1, milestones=(5, 12), phases=(RatePhase(start=10, learning_rate=1.0),))
-    rates = [dropping.learning_rate_at(step) for step in (4, 5, 10, 11, 12)]
+    rates = [dropping.learning_rate_at(step, 1) for step in (4, 5, 10, 11, 12)]
     assert rates == pytest.approx([0.1, 0.01, 1, 1, 0.1])

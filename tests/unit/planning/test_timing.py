@@ -11,7 +11,16 @@ import pytest
 
 from pipeline.planning import Job, Network, Rates, read_rates
 from pipeline.planning.of_recipe import whole_job_of
-from pipeline.planning.timing import communication_seconds, course, scaling, step_parts, step_seconds
+from pipeline.planning.rates import Link
+from pipeline.planning.report import timing, whole_run
+from pipeline.planning.timing import (
+    communication_seconds,
+    course,
+    exchange_seconds,
+    scaling,
+    step_parts,
+    step_seconds,
+)
 from pipeline.recipe.file import load_recipe
 from tests.faces import ROOT
 
@@ -28,6 +37,9 @@ RATES = Rates(
     other_seconds=2e-3,
     collective_bytes_per_second=1e9,
     hop_seconds=1e-4,
+    host_bytes_per_second=None,
+    host_hop_seconds=None,
+    exchange_bytes_per_work_second=None,
     copy_bytes_per_second=1e9,
     write_bytes_per_second=1e8,
     start_seconds=20,
@@ -59,6 +71,49 @@ def test_the_networks_exchange_costs_what_its_last_backward_pass_does_not_hide()
     assert step_parts(half, NETWORK, slow)["communication"] == pytest.approx(others + 2e-4 + 2 * 10**6 / 1e7 - backward)
     parted = replace(JOB, zero_stage=1)
     assert step_parts(parted, NETWORK, slow)["communication"] == pytest.approx(others + of_network), "nothing is hidden"
+
+
+def test_where_processors_exchange_their_work_is_not_hidden() -> None:
+    worked = replace(RATES, exchange_bytes_per_work_second=1e8)  # 4 MB: 40 ms
+    assert exchange_seconds(JOB, NETWORK, worked, 1.0) == pytest.approx(0.04)
+    assert exchange_seconds(replace(JOB, exchange=2), NETWORK, worked, 1.0) == pytest.approx(0.02)
+    slow = replace(worked, collective_bytes_per_second=1e7)  # 400 ms, of which 200 are under the backward pass
+    assert exchange_seconds(JOB, NETWORK, slow, 0.3) == pytest.approx(0.2002)
+    assert exchange_seconds(JOB, NETWORK, slow, 10.0) == pytest.approx(0.04)
+    assert exchange_seconds(replace(JOB, ranks=1), NETWORK, slow, 10.0) == 0
+
+
+def test_a_ring_through_several_hosts_is_as_fast_as_the_network_between_them() -> None:
+    both = replace(RATES, host_bytes_per_second=1e8, host_hop_seconds=1e-3)
+    assert (both.link(1), both.link(2)) == (Link(1e9, 1e-4), Link(1e8, 1e-3))
+    assert RATES.link(2) == Link(1e9, 1e-4), "not measured: that within a host is taken"
+    alone = replace(both, collective_bytes_per_second=None, hop_seconds=None)
+    assert alone.link(1) == Link(1e8, 1e-3)
+    assert replace(RATES, collective_bytes_per_second=None).link(1) is None
+    for ranks_per_host, link in ((2, Link(1e9, 1e-4)), (1, Link(1e8, 1e-3))):
+        job = replace(JOB, ranks_per_host=ranks_per_host)
+        sent = 16 * 64 * 2 + 8 * 16 + 16 * 64 * 4 + 4 * 4 * 32 + 4 * 10**6
+        wanted = 13 * link.hop_seconds + sent / link.bytes_per_second
+        assert communication_seconds(job, NETWORK, both) == pytest.approx(wanted)
+    lines = timing(replace(JOB, ranks_per_host=1), NETWORK, both, [2])
+    assert lines[-1] == "a ring between hosts: 0.8 Gb/s a rank, 1 ms a step"
+    assert (
+        "a ring between hosts: 8 Gb/s a rank, 0.1 ms a step (not measured: "
+        in timing(replace(JOB, ranks_per_host=1), NETWORK, RATES, [2])[-1]
+    )
+
+
+def test_the_goodput_of_64_hosts() -> None:
+    job = replace(JOB, ranks=512, global_batch=2048, ranks_per_host=8)
+    run = course(job, NETWORK, RATES, steps=100_000, save_every=1000, host_hours=5000, noticed_seconds=60)
+    assert job.hosts == 64
+    # one host of 64 lost each 78 h: what it costs, and the saves, over the time of the steps
+    step = step_seconds(job, NETWORK, RATES)
+    lost = (run.lost_work_seconds + run.restart_seconds) / (5000 * 3600 / 64)
+    assert run.goodput == pytest.approx(1 - lost - run.stall_seconds / (1000 * step), abs=1e-4)
+    said = whole_run(run, steps=100_000, save_every=1000, step_seconds=step, hosts=64, host_hours=5000)
+    assert f"goodput {run.goodput:.1%}: the share of the time that goes into steps that count" in said
+    assert "64 hosts, one lost each 78 h (assumed: 5,000 h for a host)" in said
 
 
 def test_a_slow_disk_is_what_a_step_takes_in_the_end() -> None:
@@ -104,7 +159,8 @@ def test_scaling_leaves_out_what_cannot_be_split_and_never_gains() -> None:
 
 
 def test_the_course_of_a_run() -> None:
-    run = course(JOB, NETWORK, RATES, steps=100_000, save_every=500, hosts=2, host_hours=10, noticed_seconds=30)
+    on_two = replace(JOB, ranks_per_host=1)
+    run = course(on_two, NETWORK, RATES, steps=100_000, save_every=500, host_hours=10, noticed_seconds=30)
     step = step_seconds(JOB, NETWORK, RATES)
     assert run.training_seconds == pytest.approx(100_000 * step)
     assert run.stall_seconds == pytest.approx((8 * 500 * 64 + 8 * 10**6) / 1e9)
@@ -114,10 +170,10 @@ def test_the_course_of_a_run() -> None:
     assert run.total_seconds > run.training_seconds + run.failures * (50 + 0.9 * run.lost_work_seconds)
     assert run.best_interval_steps * step == pytest.approx(math.sqrt(2 * run.stall_seconds * 5 * 3600), rel=0.05)
     adam = replace(JOB, slots=2, row_slots=1)
-    more = course(adam, NETWORK, RATES, steps=9, save_every=3, hosts=1, host_hours=100, noticed_seconds=30)
+    more = course(adam, NETWORK, RATES, steps=9, save_every=3, host_hours=100, noticed_seconds=30)
     assert more.stall_seconds == pytest.approx((4 * 500 * (3 * 64 + 1) + 12 * 10**6) / 1e9)
     assert more.write_seconds == pytest.approx((4 * 1000 * (3 * 64 + 1) + 12 * 10**6) / 1e8)
-    safe = course(JOB, NETWORK, RATES, steps=100_000, save_every=500, hosts=1, host_hours=1e9, noticed_seconds=30)
+    safe = course(JOB, NETWORK, RATES, steps=100_000, save_every=500, host_hours=1e9, noticed_seconds=30)
     assert safe.total_seconds == pytest.approx(run.training_seconds + 200 * run.stall_seconds, rel=1e-4)
 
 

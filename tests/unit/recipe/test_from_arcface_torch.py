@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from cluster.stop import EXIT_REFUSED
+from pipeline.backbones.vit import Block, ViT
 from pipeline.head.margins import Margin, Target
 from pipeline.head.margins.arcface import ArcFace, CosFace
 from pipeline.optim.adamw import AdamW
-from pipeline.recipe.arcface_config import Assignments, read_config
+from pipeline.recipe.arcface_config import ArcfaceConfig, Assignments, read_config
 from pipeline.recipe.file import load_recipe
-from pipeline.recipe.from_arcface_torch import UNNEEDED, convert
+from pipeline.recipe.from_arcface_torch import NETWORKS, UNNEEDED, convert
 from pipeline.recipe.schema import RecipeError
 from tests.faces import ROOT
+from tests.warm_stage import run_warm
 
 # The keys of that project's ms1mv3_r50.py and wf42m_pfc02_16gpus_r100.py.
 MS1MV3 = """
@@ -120,6 +121,41 @@ def gradient(x_GD: torch.Tensor, rows_CD: torch.Tensor, target_logit: TargetLogi
     logits_GC = logits_GC.scatter(1, labels[:, None], target_logit(x_GD, rows_CD[labels])[:, None])
     (grad,) = torch.autograd.grad(cross_entropy(logits_GC, labels), [rows_CD])
     return grad
+
+
+# Their names, as `get_model` reads them: width, blocks, drop-path, share of the patches masked in training.
+VITS = {
+    "vit_t": (256, 12, 0.1, 0.1),
+    "vit_t_dp005_mask0": (256, 12, 0.05, 0.0),
+    "vit_s": (512, 12, 0.1, 0.1),
+    "vit_s_dp005_mask_0": (512, 12, 0.05, 0.0),
+    "vit_b": (512, 24, 0.1, 0.1),
+    "vit_b_dp005_mask_005": (512, 24, 0.05, 0.1),
+    "vit_l_dp005_mask_005": (768, 24, 0.05, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_vision_transformers_are_those_of_their_table(tmp_path: Path, name: str) -> None:
+    width, blocks, drop_path, masked = VITS[name]
+    got = convert(read_config(config(tmp_path, MS1MV3.replace('"r50"', f'"{name}"'))), 8, tmp_path)
+    with torch.device("meta"):
+        network = got.recipe.backbone.build((112, 112))
+    assert isinstance(network, ViT)
+    assert (network.pos_embed.shape[2], len(network.blocks)) == (width, blocks)
+    assert isinstance(network.blocks[-1], Block) and network.blocks[-1].drop1.rate == pytest.approx(drop_path)
+    assert network.masking.kept == int(144 * (1 - masked))
+    assert got.recipe.backbone.activation_checkpointing == (blocks == 24)
+    assert [note for note in got.notes if note.startswith("network: masks")] == (
+        ["network: masks 10% of the patches there too, whatever its name says"] if name.endswith("005") else []
+    )
+
+
+def test_every_network_of_theirs_that_is_taken_has_one_here(tmp_path: Path) -> None:
+    assert set(get_args(ArcfaceConfig.model_fields["network"].annotation)) == NETWORKS.keys()
+    for name, ours in (("mbf", "mobilefacenet"), ("mbf_large", "mobilefacenet_large")):
+        text = MS1MV3.replace('"r50"', f'"{name}"')
+        assert convert(read_config(config(tmp_path, text)), 8, tmp_path).recipe.backbone.name == ours
 
 
 def test_added_means_become_a_batch_with_other_rates_and_fewer_steps(tmp_path: Path) -> None:
@@ -234,7 +270,7 @@ def test_every_key_of_theirs_is_carried_or_named(tmp_path: Path, key: str) -> No
 
 def test_what_has_no_counterpart_is_refused_by_name_all_at_once(tmp_path: Path) -> None:
     broken = {
-        '"r50"': ('"vit_b"', "network: got \"vit_b\", wanted 'r18', 'r34', 'r50', 'r100' or 'r200'"),
+        '"r50"': ('"r2060"', "network: got \"r2060\", wanted 'r18', 'r34', 'r50', 'r100', 'r200', 'mbf', "),
         "config.lr = 0.2": ('config.lr = "0.2"', 'lr: got "0.2", wanted a valid number'),
         "config.num_image = 5179510": ("", "num_image: not set, wanted by the schedule, the network or the data"),
         "config.num_epoch = 25": ("config.num_epoch = epochs()", "line 21: num_epoch: got epochs(), wanted a value"),
@@ -280,9 +316,10 @@ def test_nothing_of_a_config_is_run(tmp_path: Path) -> None:
 
 def test_the_stage_writes_a_recipe_that_loads_with_its_notes(tmp_path: Path) -> None:
     out = tmp_path / "webface.yaml"
-    command = [sys.executable, ROOT / "stages" / "convert_recipe.py", config(tmp_path, WEBFACE), out]
-    command += ["--ranks", "16", "--shards", tmp_path / "shards"]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
+    stage = ROOT / "stages" / "convert_recipe.py"
+    options = [str(out), "--ranks", "16", "--shards", str(tmp_path / "shards")]
+    done = run_warm(stage, config(tmp_path, WEBFACE), *options)
+    assert done.returncode == 0, done.stderr
     recipe = load_recipe(out)
     assert (recipe.head.margin, recipe.head.sample_rate, recipe.data.global_batch) == (CosFace(cosine=0.4), 0.2, 2048)
     assert recipe.evaluation.sets["agedb_30"].pairs == tmp_path / "agedb_30.tsv"
@@ -292,8 +329,7 @@ def test_the_stage_writes_a_recipe_that_loads_with_its_notes(tmp_path: Path) -> 
         assert f"python stages/shard.py /train_tmp/ms1m-retinaface-t1 {tmp_path / 'shards'}" in text
         assert f"stages/pairs.py bin /train_tmp/ms1m-retinaface-t1/agedb_30.bin {tmp_path / 'agedb_30.tsv'}" in text
     out.unlink()
-    command[2] = tmp_path / "absent.py"
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    done = run_warm(stage, tmp_path / "absent.py", *options)
     assert (done.returncode, done.stderr.count("\n")) == (EXIT_REFUSED, 1)
     assert done.stderr.startswith("convert_recipe: ")
     assert not out.exists()

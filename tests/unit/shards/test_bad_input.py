@@ -5,11 +5,21 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pipeline.reading.mixing import mixing_by_default
 from pipeline.shards.build import make_shards
+from pipeline.shards.hygiene import clean
 from pipeline.shards.index import open_index
+from pipeline.shards.loss import summary
 from pipeline.shards.manifest import ShardError
+from pipeline.shards.page import write_page
+from pipeline.shards.sources.finished import open_set
+from pipeline.shards.sources.folder import scan_folder
+from pipeline.shards.subset import subset
+from pipeline.shards.verify import verify
+from pipeline.shards.views import merge
 from tests.shards import HEIGHT, WIDTH, made, noise, plan_of, rejected, write_people
 
 
@@ -53,6 +63,47 @@ def test_bad_files_are_set_aside_counted_and_named(faces: Path, tmp_path: Path) 
     assert manifest.identities == clean.identities + 1
     labels = open_index(tmp_path / "out", manifest)["label"]
     assert sorted(set(labels.tolist())) == list(range(1, 8))
+
+
+def test_a_name_with_a_line_break_is_in_one_line(faces: Path, tmp_path: Path) -> None:
+    (faces / "bad\nname").mkdir()
+    (faces / "bad\nname" / "1.jpg").write_bytes(noise(1, height=HEIGHT, width=WIDTH))
+    source = scan_folder(faces)
+    assert summary(source.set_aside) == r"1 wanted a printable UTF-8 name; rename it (bad\nname)"
+    made(plan_of(faces, tmp_path / "out"))
+    assert rejected(tmp_path / "out") == {r"bad\nname": "wanted a printable UTF-8 name; rename it"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "got"),
+    [
+        ("offset", 2**63 + 5, "bytes at 9223372036854775813 of faces-000001.tar"),
+        ("size", 2**31, "got 2147483648 bytes"),
+        ("label", 7, "label 7, wanted them in its .* bytes, label less than 7"),
+    ],
+)
+def test_a_set_whose_index_points_elsewhere_is_refused(
+    faces: Path, tmp_path: Path, field: str, value: int, got: str
+) -> None:
+    folder, out = tmp_path / "set", tmp_path / "out"
+    manifest = made(plan_of(faces, folder))
+    made(plan_of(faces, tmp_path / "other", seed=2))
+    rows = np.array(open_index(folder, manifest))
+    rows[field][8] = value
+    np.save(folder / "index.npy", rows)
+    commands: list[Callable[[], object]] = [
+        lambda: clean(folder, out),
+        lambda: subset(folder, out, people=2),
+        lambda: merge([tmp_path / "other", folder], out, same_people=True),
+        lambda: mixing_by_default(folder),
+        lambda: write_page(folder, tmp_path / "page.html", ""),
+        lambda: open_set(folder),
+    ]
+    for refused in commands:
+        with pytest.raises(ShardError, match=rf"index\.npy: row 8: .*{got}.*verify lists all faults"):
+            refused()
+    assert not out.exists()
+    assert any(fault.file == "index.npy" for fault in verify(folder, decode_every=1))
 
 
 @pytest.mark.parametrize(("fault", "reason"), [(errno.EACCES, "Permission denied"), (errno.EIO, "Input/output error")])

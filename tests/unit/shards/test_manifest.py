@@ -113,3 +113,12 @@ def test_a_cut_index_is_named(tmp_path: Path) -> None:
 def test_dali_lines_name_each_file_of_a_sample_in_order() -> None:
     lines = dali_lines(["jpg", "cls", "json"] * 2, [*range(6)], [*range(10, 16)], list("abcdef"))
     assert lines == "jpg 0 10 a cls 1 11 b json 2 12 c\njpg 3 13 d cls 4 14 e json 5 15 f\n"
+
+
+@pytest.mark.parametrize("header", [b"PK\3\4", b"\x93NUMPY\1\0v\0{'descr': '<u8', ((("])
+def test_an_index_with_a_damaged_header_is_refused(tmp_path: Path, header: bytes) -> None:
+    write_index(tmp_path, [rows(3, 2)], 5)
+    content = (tmp_path / "index.npy").read_bytes()
+    (tmp_path / "index.npy").write_bytes(header + content[len(header) :])
+    with pytest.raises(ShardError, match="not an index"):
+        open_index(tmp_path, MANIFEST)

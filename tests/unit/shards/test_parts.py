@@ -73,7 +73,7 @@ def test_an_image_cut_anywhere_is_set_aside(at: int, kind: str) -> None:
         (encoded(8, 8)[:-2], "truncated: the JPEG has no end marker"),
         (encoded(8, 8, "PNG")[:-1], "truncated: the PNG has no IEND chunk"),
         (encoded(8, 8)[:10], "truncated: the header is cut"),
-        (encoded(8, 8, mode="CMYK"), "JPEG of 4 channels: wanted 1 or 3"),
+        (encoded(8, 8, mode="CMYK"), "JPEG of 4 channels: wanted 1 or 3, or --fit, which converts it"),
         (b"\xff\xd8\x00", "broken JPEG: got byte 0x00 at 2, wanted a marker"),
         (encoded(8, 8).replace(b"\x00\x11\x08\x00\x08", b"\x00\x11\x08\x00\x00"), "image of 0x8 pixels"),
         (b"\xff\xd8\xff\xc3", "JPEG marker 0xc3: wanted a baseline or progressive frame"),

@@ -12,10 +12,12 @@ import pytest
 from pipeline.files import write_file
 from pipeline.shards import claim
 from pipeline.shards.build import make_shards
+from pipeline.shards.claim import LISTING
 from pipeline.shards.index import open_index
+from pipeline.shards.listing import Changes, changes
 from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.one_tar import Written
-from pipeline.shards.plan import Plan, make_plan
+from pipeline.shards.plan import PROGRESS, Plan, make_plan
 from pipeline.shards.sources.tar_folder import open_tars
 from pipeline.shards.workers import each_done
 from tests.shards import made, noise, plan_of, snapshot, write_people
@@ -79,6 +81,25 @@ def test_a_finished_set_of_a_source_that_changed_is_refused_with_counts(faces: P
     path.rename(faces / "person 5" / "2.JPG")
     with pytest.raises(ShardError, match=r"source_sha256: got \w+, wanted \w+\): 2 samples came, 2 went, 0 changed;"):
         make_shards(plan_of(faces, out))
+
+
+def test_an_unfinished_set_of_a_source_that_changed_is_refused_with_counts(faces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    interrupt(plan_of(faces, out), after=2)
+    (faces / open_tars(out).key(0)).unlink()
+    for number in range(3):
+        (faces / "person 5" / f"new {number}.jpg").write_bytes(noise(90 + number))
+    with pytest.raises(ShardError, match=r"wanted \w+\): 3 samples came, 1 went, 0 changed; choose another folder"):
+        make_shards(plan_of(faces, out))
+    (out / PROGRESS / LISTING).unlink()  # as an older version left it
+    with pytest.raises(ShardError, match=r"wanted \w+\); choose another folder"):
+        make_shards(plan_of(faces, out))
+
+
+def test_a_key_of_another_identity_has_changed() -> None:
+    before = [("a", 1), ("a", 1), ("a", 2), ("b", 1), ("c", 1)]
+    assert changes([("a", 1), ("a", 3), ("a", 2), ("b", 1), ("d", 1), ("d", 1)], before) == Changes(2, 1, 1)
+    assert changes(before, before) == Changes(0, 0, 0)
 
 
 def test_bytes_that_changed_inside_a_large_file_are_noticed(faces: Path, tmp_path: Path) -> None:

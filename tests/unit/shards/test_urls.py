@@ -6,7 +6,9 @@ import http.server
 import shutil
 import struct
 import threading
+import time
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +25,7 @@ from pipeline.shards.sequential import make_set
 from pipeline.shards.sources import Source
 from pipeline.shards.sources.detect import open_source
 from pipeline.shards.sources.folder import scan_folder
+from pipeline.shards.stores import changed_in
 from pipeline.shards.to_store import make_in_store
 from pipeline.shards.workers import each_done
 from tests.shards import noise
@@ -149,6 +152,35 @@ def test_a_copy_that_cannot_fit_is_refused_before_it_begins(
 def test_large_files_without_a_folder_for_copies_are_refused(data: Path) -> None:
     with pytest.raises(ShardError, match=r"recordio: got train\.idx, wanted a folder to copy it to"):
         open_source(f"file://{data}/recordio")
+
+
+@pytest.mark.parametrize("scheme", ["file", "memory"])
+def test_an_object_that_was_replaced_is_noticed(data: Path, tmp_path: Path, scheme: str) -> None:
+    shutil.copytree(data / "folders", tmp_path / "faces")
+    with at(scheme, tmp_path / "faces") as url:
+        planned = make_plan(open_source(url), tmp_path / "out", seed=1, samples_per_tar=3, size=None)
+        make_shards(planned)
+        assert make_shards(planned) == Manifest.load(tmp_path / "out")
+        time.sleep(0.02)
+        content = noise(99)
+        store, root = fsspec.core.url_to_fs(url)
+        store.pipe_file(f"{root}/ann/0.jpg", content)
+        again = make_plan(open_source(url), tmp_path / "out", seed=1, samples_per_tar=3, size=None)
+        with pytest.raises(ShardError, match="0 samples came, 0 went, 1 changed"):
+            make_shards(again)
+
+
+@pytest.mark.parametrize(
+    ("info", "seconds"),
+    [
+        ({"mtime": 5, "created": 7.5}, 7.5),
+        ({"LastModified": datetime(1970, 1, 1, 0, 1, tzinfo=timezone.utc)}, 60),
+        ({"updated": "1970-01-01T00:02:00.000Z"}, 120),
+        ({"size": 3, "created": None, "updated": "yesterday"}, 0),
+    ],
+)
+def test_stores_say_in_their_own_words_when_an_object_changed(info: dict[str, Any], seconds: float) -> None:
+    assert changed_in(info) == seconds
 
 
 # --- out ---------------------------------------------------------------------------------------------------

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.optim.sgd import SGD
 from pipeline.recipe.schema import Data, Recipe
 from pipeline.run.changes import flat
+from tests.warm_stage import run_warm
 
 ROOT = Path(__file__).parents[3]
 SOURCES = sorted(
@@ -91,8 +90,9 @@ def test_the_advice_is_seen() -> None:
 @pytest.mark.parametrize("stage", ["train.py", "supervise.py"])
 def test_options_that_the_help_of_a_stage_names_are_its_own(stage: str) -> None:
     def help_of(name: str, *options: str) -> str:
-        command = [sys.executable, str(ROOT / "stages" / name), *options]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        done = run_warm(ROOT / "stages" / name, *options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     own = options_in(help_of(stage, "--help").partition("options:")[2])
     of_deepspeed = {"--num_gpus", "--hostfile", "--master_addr"}  # used by every test that starts it

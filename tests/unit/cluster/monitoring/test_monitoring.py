@@ -193,8 +193,8 @@ def test_every_metric_is_read_by_a_panel_or_an_alert() -> None:
         + [tile.query for tile in TILES]
         + [rule["expr"] for rule in RULES]
     )
-    # The panels have the peak instead of the memory now, and the age instead of the time of the last save.
-    unread = {"gpu_allocated_bytes", "checkpoint_timestamp_seconds"}
+    # The panels have the peak instead of the memory now.
+    unread = {"gpu_allocated_bytes"}
     table = TABLE + SHARDING_METRICS
     assert {m.name for m in table if not re.search(rf"{PREFIX}{m.name}\b|{PREFIX}{m.name}_", read)} == unread
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -217,9 +218,12 @@ def test_make_monitor_posts_to_the_webhook(peer: Peer, tmp_path: Path) -> None:
             page = re.search(r"watching \S+: (http://\S+)", process.stdout.readline())
             assert page is not None
             wait_for(lambda: peer.received)
+            process.terminate()  # make alone, as a service manager does it: the monitor and its Prometheus end, too
+            process.communicate(timeout=60)
         finally:
-            os.killpg(process.pid, signal.SIGINT)
-            process.communicate()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert "See you next time!" in (tmp_path / "prometheus.log").read_text()
     body = peer.received[0]
     assert (body["status"], body["groupLabels"]["alertname"]) == ("firing", "LossNotFinite")
     assert body["externalURL"] == page[1]

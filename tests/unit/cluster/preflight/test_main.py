@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from cluster.hosts import read_hostfile
 from cluster.preflight.__main__ import read_plan
+from tests.warm_stage import run_warm
 
 
 def test_the_examples_are_what_deepspeed_reads() -> None:
@@ -23,8 +22,7 @@ def test_the_examples_are_what_deepspeed_reads() -> None:
 
 def test_a_plan_as_the_planner_prints_it_is_read(tmp_path: Path) -> None:
     stage, file = Path(__file__).parents[4] / "stages" / "plan.py", tmp_path / "plan.json"
-    command = [sys.executable, str(stage), "--identities", "5000", "--ranks", "4", "--json"]
-    file.write_text(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    file.write_text(run_warm(stage, "--identities", "5000", "--ranks", "4", "--json").stdout)
     plan = read_plan(file, ranks=4)
     assert plan.ranks == 4 and plan.gradient_bytes > 4 * 10**6
     assert plan.checkpoint_bytes == 2 * 4 * 5000 * 512 + 2 * plan.gradient_bytes

@@ -1,6 +1,9 @@
 """Alignment: the similarity against slow references, the crop against exact pixels, and real faces end to end."""
 
 import io
+import json
+import re
+import time
 from functools import partial
 from pathlib import Path
 
@@ -12,11 +15,14 @@ from PIL import Image
 
 from pipeline.shards.alignment.detector import Face, detect, nearest_centre
 from pipeline.shards.alignment.photos import align_photo, align_photos
-from pipeline.shards.alignment.similarity import crop, fit_similarity, reference_points
+from pipeline.shards.alignment.results import crop_path
+from pipeline.shards.alignment.similarity import Points, crop, fit_similarity, reference_points
 from pipeline.shards.manifest import ShardError
+from pipeline.shards.sources.detect import open_source
 from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.workers import each_done
 from tests.detector import needs_detector, orl_faces
+from tests.shards import write_tar_of
 
 # --- the similarity ----------------------------------------------------------------------------------------
 
@@ -136,8 +142,9 @@ def photograph(*faces: tuple[Image.Image, int, int], angle: float = 0) -> bytes:
 @pytest.mark.parametrize("size", [(112, 96), (112, 112)])
 @pytest.mark.parametrize(("angle", "scale"), [(0, 1), (20, 1.5), (-15, 2.5)])
 def test_landmarks_of_a_crop_lie_on_the_reference(size: tuple[int, int], angle: float, scale: float) -> None:
-    image, what = align_photo(photograph((orl_face(1, scale=scale), 120, 60), angle=angle), size, 32)
+    image, what, face = align_photo(photograph((orl_face(1, scale=scale), 120, 60), angle=angle), size, 32)
     assert what == "aligned"
+    assert face is not None and face.landmarks.shape == (5, 2)
     with Image.open(io.BytesIO(image)) as cut:
         assert (cut.height, cut.width) == size
         # The detector misses a face that fills its image, so the crop gets a margin.
@@ -240,6 +247,153 @@ def test_parts_make_the_same_crops_and_list(photos: Path, tmp_path: Path, monkey
     assert crops(tmp_path / "parts") == crops(tmp_path / "whole")
     assert (tmp_path / "parts.tsv").read_text() == (tmp_path / "whole.tsv").read_text()
     assert not (tmp_path / "parts" / ".progress").exists()
+
+
+@needs_detector
+@pytest.mark.parametrize("kind", ["CMYK", "WEBP", "BMP", "TIFF"])
+def test_photographs_of_other_formats_give_nearly_the_same_crop(kind: str) -> None:
+    with Image.open(io.BytesIO(photograph((orl_face(1), 200, 140)))) as photo:
+        buffer = io.BytesIO()
+        if kind == "CMYK":
+            photo.convert("CMYK").save(buffer, "JPEG", quality=100)
+        else:
+            photo.save(buffer, kind, lossless=True)
+        wanted, _, _ = align_photo(photograph((orl_face(1), 200, 140)), (112, 96), 32)
+    found, what, _ = align_photo(buffer.getvalue(), (112, 96), 32)
+    assert what == "aligned"
+    with Image.open(io.BytesIO(found)) as one, Image.open(io.BytesIO(wanted)) as other:
+        assert np.abs(np.asarray(one, int) - np.asarray(other, int)).mean() < 6
+
+
+@needs_detector
+def test_the_table_of_crops_is_a_source_that_has_the_landmarks(photos: Path, tmp_path: Path) -> None:
+    align_photos(scan_folder(photos), tmp_path / "out")
+    source = open_source(tmp_path / "out.csv")
+    read = {one.key: one for one in source.read_many(np.arange(len(source.labels)))}
+    assert {f"out/{path}": data for path, data in crops(tmp_path / "out").items()} == {
+        key: one.image for key, one in read.items()
+    }
+    assert [source.identities[label] for label in source.labels] == ["ann", "ann", "ann", "bob"]
+    for key, one in read.items():
+        landmarks, box = np.array(one.fields["photo_landmarks"]), np.array(one.fields["photo_box"])
+        assert one.fields["key"] == key.removeprefix("out/").replace(".png.jpg", ".png")
+        assert (landmarks > box[:2]).all() and (landmarks < box[2:]).all()
+        # The crop that these landmarks make of the photograph is the one that is there.
+        with Image.open(photos / str(one.fields["key"])) as photo:
+            again = crop(photo.convert("RGB"), landmarks, 112, 96)
+        assert isinstance(one.image, bytes)
+        with Image.open(io.BytesIO(one.image)) as there:
+            assert np.abs(np.asarray(again, int) - np.asarray(there, int)).mean() < 4
+
+
+@needs_detector
+def test_photographs_of_any_source_become_crops(photos: Path, tmp_path: Path) -> None:
+    """As from their folders: from a tar, whose samples have keys and fields of their own, and from a list."""
+    align_photos(scan_folder(photos), tmp_path / "out")
+    wanted = {(path.split("/")[0], data) for path, data in crops(tmp_path / "out").items()}
+    members: list[tuple[str, bytes]] = []
+    for number, path in enumerate(sorted(photos.glob("*/*"))):
+        note = {"label": path.parent.name, "key": f"../{path.name}", "quality": number}
+        members += [(f"{number}.jpg", path.read_bytes()), (f"{number}.json", json.dumps(note).encode())]
+    write_tar_of(tmp_path / "photos.tar", members)
+    align_photos(open_source(tmp_path / "photos.tar"), tmp_path / "of tar")
+    assert {(path.split("/")[0], data) for path, data in crops(tmp_path / "of tar").items()} == wanted
+    assert "ann/%2E.%2Fone.jpg" in crops(tmp_path / "of tar")
+    source = open_source(tmp_path / "of tar.csv")
+    found = {one.fields["key"]: one.fields["quality"] for one in source.read_many(np.arange(len(source.labels)))}
+    assert found["../one.jpg"] == 0
+    (tmp_path / "list.txt").write_text("".join(f"{path}\t{path.parent.name}\n" for path in photos.glob("*/*")))
+    align_photos(open_source(tmp_path / "list.txt"), tmp_path / "of list", workers=2)
+    assert {(path.split("/")[0], data) for path, data in crops(tmp_path / "of list").items()} == wanted
+
+
+def test_the_path_of_a_crop_stays_in_its_folder() -> None:
+    keys = ["1.jpg", "x/ann/1.jpg", "/abs/1.jpg", "../1.jpg", ".1.png", "a.tar:1", "ann/a%2Fb.jpg", "ann/a/b.jpg"]
+    paths = [crop_path(key, "ann") for key in keys]
+    assert paths[0] == crop_path("ann/1.jpg", "ann") == "ann/1.jpg"
+    assert len(set(paths)) == len(keys)
+    for path in [*paths, crop_path("1.jpg", ".."), crop_path("1.jpg", "a/b")]:
+        assert re.fullmatch(r"[^/.][^/]*/[^/.][^/]*\.jpg", path)
+
+
+def test_two_photographs_with_one_crop_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("ann/1.jpg\tann\nann/1.jpg\tann\n1.jpg\tann\n")
+    with pytest.raises(ShardError, match=r"ann/1\.jpg and 1\.jpg: got one crop, ann/1\.jpg, for two photographs"):
+        align_photos(open_source(tmp_path / "list.txt"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@needs_detector
+def test_new_and_changed_photographs_are_added_to_finished_crops(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pipeline.shards.alignment.photos.BATCH", 2)
+    late = {name: (photos / name).read_bytes() for name in ("ann/one.jpg", "bob/far.jpg", "bob/near.png")}
+    (photos / "ann/one.jpg").write_bytes(photograph((orl_face(9), 200, 140)))
+    for name in ("bob/far.jpg", "bob/near.png"):
+        (photos / name).unlink()
+    (photos / "bob/gone.jpg").write_bytes(photograph((orl_face(5), 200, 140)))
+    align_photos(scan_folder(photos), tmp_path / "out")
+    first = crops(tmp_path / "out")
+    began = json.loads((tmp_path / "out" / ".aligned.json").read_bytes())["began"]
+    while time.time() <= began + 0.05:  # a file that changes within a tick of the clock has the time of before
+        time.sleep(0.01)
+    for name, data in late.items():
+        (photos / name).write_bytes(data)
+    (photos / "bob/gone.jpg").unlink()
+
+    def stop(_photos: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        align_photos(scan_folder(photos), tmp_path / "out", progress=stop)
+    seen: list[int] = []
+    ends = align_photos(scan_folder(photos), tmp_path / "out", progress=seen.append, part=(0, 1))
+    assert sum(seen) == sum(ends.values()) == 3
+    assert "1 photographs are not in the source any more; their crops stay" in caplog.text
+    align_photos(scan_folder(photos), tmp_path / "whole")
+    wanted = crops(tmp_path / "whole") | {"bob/gone.jpg": first["bob/gone.jpg"]}
+    assert crops(tmp_path / "out") == wanted
+    assert first["ann/one.jpg"] != wanted["ann/one.jpg"]
+    assert (tmp_path / "out.tsv").read_text() == (tmp_path / "whole.tsv").read_text()
+    table = (tmp_path / "out.csv").read_text().splitlines()
+    anew = (tmp_path / "whole.csv").read_text().replace("whole/", "out/").splitlines()
+    assert sorted(anew) == sorted(line for line in table if "gone" not in line)
+    before = (tmp_path / "out.csv").stat().st_mtime_ns
+    whole = align_photos(scan_folder(photos), tmp_path / "out", progress=seen.append)
+    assert (sum(seen), whole) == (3, align_photos(scan_folder(photos), tmp_path / "whole"))
+    assert (tmp_path / "out.csv").stat().st_mtime_ns == before
+
+
+@needs_detector
+def test_a_photograph_that_lost_its_face_loses_its_crop(photos: Path, tmp_path: Path) -> None:
+    align_photos(scan_folder(photos), tmp_path / "out")
+    began = json.loads((tmp_path / "out" / ".aligned.json").read_bytes())["began"]
+    while time.time() <= began + 0.05:
+        time.sleep(0.01)
+    (photos / "ann/one.jpg").write_bytes(photograph())
+    assert align_photos(scan_folder(photos), tmp_path / "out") == {"no face": 1}
+    assert "ann/one.jpg" not in crops(tmp_path / "out")
+    assert "ann/one.jpg\tno face" in (tmp_path / "out.tsv").read_text()
+    assert "ann/one.jpg" not in (tmp_path / "out.csv").read_text()
+
+
+@needs_detector
+def test_crops_of_other_photographs_are_not_added_to(photos: Path, tmp_path: Path) -> None:
+    align_photos(scan_folder(photos), tmp_path / "out")
+    (tmp_path / "others" / "eve").mkdir(parents=True)
+    (tmp_path / "others" / "eve" / "1.jpg").write_bytes(photograph((orl_face(5), 200, 140)))
+    with pytest.raises(ShardError, match="out: holds crops of other photographs; choose another folder or remove it"):
+        align_photos(scan_folder(tmp_path / "others"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("landmarks", [np.full((5, 2), 50.0), np.full((5, 2), np.nan), np.full((5, 2), np.inf)])
+def test_landmarks_that_are_no_face_are_no_face(landmarks: Points, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A detector may put all five in one place, or nowhere."""
+    face = Face(np.array([20.0, 20, 90, 90]), landmarks)
+    monkeypatch.setattr("pipeline.shards.alignment.photos.detect", lambda _photo: [face])
+    image, what, _ = align_photo(photograph(), (112, 96), 32)
+    assert (image, what.partition(":")[0]) == (b"", "no face")
 
 
 def one_part(photos: Path, out: Path, part: int) -> int:

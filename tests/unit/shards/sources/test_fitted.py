@@ -71,7 +71,7 @@ def test_other_formats_become_jpeg(tmp_path: Path) -> None:
     reasons = {
         name: f"{name.removeprefix('CMYK ')}: wanted JPEG or PNG, or --fit, which converts it" for name in formats
     }
-    reasons["CMYK"] = "JPEG of 4 channels: wanted 1 or 3"
+    reasons["CMYK"] = "JPEG of 4 channels: wanted 1 or 3, or --fit, which converts it"
     (tmp_path / "faces" / "ann").mkdir(parents=True)
     suffixes = {"HEIC": "heic", "WebP": "webp", "BMP": "bmp", "TIFF": "tif", "CMYK": "JPG", "CMYK TIFF": "tiff"}
     for name, data in formats.items():
@@ -90,6 +90,13 @@ def test_other_formats_become_jpeg(tmp_path: Path) -> None:
             with Image.open(io.BytesIO(data)) as image:
                 assert (image.format, image.mode) == ("JPEG", "RGB")
                 assert np.abs(np.asarray(image, int) - wanted).mean() < 4, key
+
+
+def test_the_reason_of_a_damaged_heic_is_one_line() -> None:
+    data = bytearray(HEIC)
+    data[HEIC.index(b"iloc") + 16] ^= 0x40  # the size of an item's place, so that the item ends behind the file
+    with pytest.raises(SetAsideError, match=r"^does not decode: [^\n]*iloc[^\n]*\Z"):
+        decode.decoded(bytes(data))
 
 
 def test_without_its_reader_heic_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,7 +183,12 @@ def test_a_cut_tar_of_identity_folders_says_what_is_lost(tmp_path: Path) -> None
     assert samples == pytest.approx(40, abs=8)
 
 
-COMPRESSIONS = {"a.tar.gz": gzip.compress, "a.tgz": gzip.compress, "a.tar.bz2": bz2.compress, "a.txz": lzma.compress}
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    "a.tar.gz": gzip.compress,
+    "a.tgz": gzip.compress,
+    "a.tar.bz2": bz2.compress,
+    "a.txz": lzma.compress,
+}
 
 
 @pytest.mark.parametrize("samples", [IN_FOLDERS, members(LABELS["id"])], ids=["folders", "samples"])

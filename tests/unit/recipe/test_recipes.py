@@ -1,0 +1,112 @@
+"""Every recipe that comes with the project loads, says where it is from, and is planned on the ranks of its command."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline.planning.memory import peak
+from pipeline.planning.of_recipe import job_of, network_of
+from pipeline.recipe.arcface_config import Assignments
+from pipeline.recipe.file import load_recipe
+from pipeline.recipe.from_arcface_torch import convert
+from tests.faces import ROOT
+
+FOLDER = ROOT / "stages" / "recipes"
+RECIPES = sorted(file.name for file in FOLDER.glob("*.yaml"))
+
+# Name -> identities, ranks. Of the others it is the user's set that decides.
+SETS = {
+    "casia_sphereface20.yaml": (10_575, 4),
+    "casia_sphereface64.yaml": (10_575, 4),
+    "ms1mv3_r50_arcface.yaml": (93_431, 8),
+    "ms1mv3_r100_arcface.yaml": (93_431, 8),
+    "ms1mv3_r100_adaface.yaml": (93_431, 4),
+    "webface12m_r50.yaml": (617_970, 8),
+    "webface42m_r50.yaml": (2_059_906, 8),
+    "webface42m_vit_b.yaml": (2_059_906, 64),
+    "vggface2_sphereface2.yaml": (8_631, 4),
+    "vggface2_sphereface_r.yaml": (8_631, 4),
+}
+
+UNPLANNED = ("demo.yaml", "fine_tune.yaml", "lfw.yaml", "many_identities.yaml", "webface42m_exact_last.yaml")
+
+# What arcface_torch's configs assign, of the recipes that were converted from one.
+COMMON = {"embedding_size": 512, "fp16": True, "rec": "/data", "val_targets": []}
+MS1MV3 = {
+    "margin_list": [1.0, 0.5, 0.0],
+    "batch_size": 128,
+    "lr": 0.2,
+    "num_image": 5_179_510,
+    "num_epoch": 25,
+}
+WEBFACE42M = {"margin_list": [1.0, 0.0, 0.4], "num_image": 42_474_557}
+CONFIGS = {
+    "ms1mv3_r50_arcface.yaml": {"network": "r50", "warmup_epoch": 2, **MS1MV3},
+    "ms1mv3_r100_arcface.yaml": {"network": "r100", "warmup_epoch": 0, **MS1MV3},
+    "webface12m_r50.yaml": {
+        "network": "r50",
+        "margin_list": [1.0, 0.0, 0.4],
+        "batch_size": 128,
+        "lr": 0.1,
+        "num_image": 12_720_066,
+        "num_epoch": 20,
+    },
+    "webface42m_r50.yaml": {
+        "network": "r50",
+        "sample_rate": 0.2,
+        "batch_size": 512,
+        "lr": 0.4,
+        "num_epoch": 20,
+        "warmup_epoch": 2,
+        **WEBFACE42M,
+    },
+    "webface42m_vit_b.yaml": {
+        "network": "vit_b_dp005_mask_005",
+        "sample_rate": 0.3,
+        "batch_size": 384,
+        "optimizer": "adamw",
+        "lr": 0.001,
+        "weight_decay": 0.1,
+        "num_epoch": 40,
+        "warmup_epoch": 4,
+        **WEBFACE42M,
+    },
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_loads_and_says_where_it_is_from_what_to_expect_and_how_to_run_it(name: str) -> None:
+    head = (FOLDER / name).read_text().partition("\nseed:")[0]
+    assert all(line.startswith("# ") for line in head.splitlines())
+    assert re.findall(r"^# (\w+): ", head, re.MULTILINE)[:3] == ["Source", "Expected", "Command"]
+    load_recipe(FOLDER / name)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_it_is_planned(name: str) -> None:
+    identities, ranks = SETS[name]
+    recipe = load_recipe(FOLDER / name)
+    size = (112, 96) if name.startswith("casia") else (112, 112)
+    job, network = job_of(recipe, identities, ranks), network_of(recipe.backbone, size, bf16=True)
+    assert 2**30 < peak(job, network)[1] < 80 * 2**30, "a GPU of 80 GiB"
+    gpus = re.search(r"--num_gpus (\d+)", (FOLDER / name).read_text())
+    assert gpus is None or int(gpus[1]) == ranks
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_is_what_the_config_converts_to(name: str) -> None:
+    """But for where things lie, and the fused update, which changes nothing but memory."""
+    recipe = load_recipe(FOLDER / name)
+    converted = convert(Assignments(COMMON | CONFIGS[name]), SETS[name][1], Path("/shards")).recipe
+    changes = {"shards": converted.data.shards}
+    assert recipe.data.model_copy(update=changes) == converted.data
+    assert recipe.head.model_copy(update={"fused_update": False}) == converted.head
+    for key in ("seed", "precision", "backbone", "optimizer"):
+        assert getattr(recipe, key) == getattr(converted, key), key
+
+
+def test_every_recipe_of_a_known_set_is_planned() -> None:
+    assert set(RECIPES) - SETS.keys() == set(UNPLANNED)
