@@ -105,5 +105,5 @@ def test_a_rank_sends_what_is_planned(
     for results in (whole[1], resumed):
         ranks = len(results)
         planned = planning.traffic(job_of(recipe(shards, loss, ranks), 7, ranks), Network(0, 0, 0))
-        agreement = 2 * (ranks - 1) / ranks * 4 * (2 + 3 * ranks)
+        agreement = 2 * (ranks - 1) / ranks * 4 * (3 + 4 * ranks)
         assert results[0][loss]["sent"] == pytest.approx(sum(planned.values()) + agreement, abs=8)

@@ -11,7 +11,7 @@ BELOW: dict[str, set[str]] = {
     "scoring": set(),
     "protocols": {"scoring"},
     "embedding": {"scoring", "protocols"},
-    "reports": {"scoring", "protocols", "embedding", "results", "study"},
+    "reports": {"scoring", "protocols", "embedding", "results", "drawn", "study"},
 }
 FILES = [(part, file) for part in BELOW for file in sorted((ROOM / part).rglob("*.py"))]
 

@@ -58,7 +58,8 @@ def features(file: Path, chosen: VerificationSet) -> np.ndarray:
 def test_each_file_is_smaller_and_close_to_the_first(exported: Path, chosen: VerificationSet) -> None:
     whole = exported / "backbone.onnx"
     first = features(whole, chosen)
-    for name, size, near in (("fp16", 0.55, 0.9999), ("int8", 0.4, 0.98)):
+    # int8: 0.97 on a processor without products of bytes, 0.99 on others
+    for name, size, near in (("fp16", 0.55, 0.9999), ("int8", 0.4, 0.95)):
         file = exported / f"backbone.{name}.onnx"
         assert file.stat().st_size < size * whole.stat().st_size
         found = features(file, chosen)

@@ -64,9 +64,8 @@ def test_foreign_key_landmarks_and_quality_stay_with_the_sample(tmp_path: Path) 
     source = FittedSource(open_source(tmp_path / "theirs"), 12, 10, "stretch")
     made(make_plan(source, tmp_path / "ours", seed=1, samples_per_tar=2, size=(12, 10)))
     made(make_plan(open_source(tmp_path / "ours"), tmp_path / "again", seed=2, samples_per_tar=3, size=None))
-    nameless = f"a.tar:{(tmp_path / 'theirs' / 'a.tar').read_bytes().index(noise(3))}"
     for folder in ("ours", "again"):
-        assert fields_in(tmp_path / folder) == [{"key": nameless}, *wanted]
+        assert fields_in(tmp_path / folder) == [{"key": "a.tar:3"}, *wanted]
     clean(tmp_path / "again", tmp_path / "clean")
     rejected = (tmp_path / "clean" / "rejected.tsv").read_text()
     assert any(f"{key}\ta copy within the identity" in rejected for key in ("m.0abc/7.jpg", "m.0xyz/1.jpg"))
