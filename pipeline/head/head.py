@@ -110,7 +110,7 @@ class ShardedHead(OwnRows):
         self.margin_state = MarginState(margin.initial_state(), replicas, bias).to(device)
         # Row numbers [n] of this step's classes; None: all rows.
         self._rows_n: torch.Tensor | None = None
-        self._block = 0  # classes at a time, as of the last forward pass
+        self._block = self._global_batch = 0  # classes at a time and samples of a step, as of the last forward pass
         self._turns = Turns(self.rows, options.accumulation, needs_own_optimizer(margin, options, replicas))
         self.moved()
         self.reset_parameters()
@@ -163,10 +163,12 @@ class ShardedHead(OwnRows):
         Collectives: see the module.
         """
         step = self._begin(step, lambda_)
+        ranks = num_ranks(self.group) * num_ranks(self.replicas)
+        self._global_batch = len(embeddings_BD) * ranks * self.options.accumulation
         if lambda_ is None:
             lambda_ = self.margin.lambda_at(step)
         if learning_rate is None and self.options.fused_update and self.rows.optimizer is not None:
-            learning_rate = self.rows.optimizer.learning_rate_at(step)
+            learning_rate = self.rows.optimizer.learning_rate_at(step, self._global_batch)
         # Products are in the type that the options say, whatever the trainer around has them cast to.
         with torch.autocast(self.weight_SD.device.type, enabled=False):
             embeddings_BD = scale_gradient(embeddings_BD, self._factor)
@@ -247,7 +249,7 @@ class ShardedHead(OwnRows):
         if self.rows.optimizer is None:
             raise RuntimeError("update: got a head without an optimizer, wanted one, or no update but your optimizer's")
         if learning_rate is None:
-            learning_rate = self.rows.optimizer.learning_rate_at(self.step)
+            learning_rate = self.rows.optimizer.learning_rate_at(self.step, self._global_batch)
         if not self.options.fused_update:
             if not self._gradient.holds:
                 raise RuntimeError("update: got no gradient of the rows, wanted a backward pass before")

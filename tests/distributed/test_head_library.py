@@ -88,7 +88,7 @@ def our_training(rank: int, ranks: int, margin: Margin, optimizer: SGD) -> dict[
             batch,
             step,
             lambda_=recipe.head.lambda_at(step),
-            learning_rate=optimizer.learning_rate_at(step),
+            learning_rate=optimizer.learning_rate_at(step, GLOBAL_BATCH),
             spike_above=math.inf,
             stop_asked=lambda: False,
         )

@@ -97,10 +97,11 @@ def test_meta_costs_nothing_and_begins_as_any_other(kind: str) -> None:
 
 
 def test_a_type_is_that_of_rows_and_momentum_and_an_optimizer_of_torchs_keeps_its_parameter() -> None:
-    head = nn.Sequential(head_of(optimizer=sgd(), unit_rows=True))
-    weight = head[0].weight_SD
-    train(head.double()[0], range(2))
-    assert head[0].weight_SD is weight and weight.dtype == head[0].slots["momentum"].dtype == torch.float64
+    head = head_of(optimizer=sgd(), unit_rows=True)
+    weight = head.weight_SD
+    nn.Sequential(head).double()
+    train(head, range(2))
+    assert head.weight_SD is weight and weight.dtype == head.slots["momentum"].dtype == torch.float64
     torch.testing.assert_close(weight.norm(dim=1), torch.ones(C, dtype=torch.float64))
 
 
@@ -226,7 +227,7 @@ def test_lambda_and_rate_follow_the_heads_own_count() -> None:
     own, told = head_of(optimizer=optimizer, fused_update=True), head_of(optimizer=optimizer)
     losses = train(own, range(6))
     for step, loss in enumerate(losses):
-        rate = optimizer.learning_rate_at(step)
+        rate = optimizer.learning_rate_at(step, len(LABELS_B))
         output = told(batch(step), LABELS_B, ASoftmax().lambda_at(step), step=step, learning_rate=rate)
         output.loss.backward()
         told.update(rate)
