@@ -159,9 +159,9 @@ def run_script(name: str) -> dict[str, Any]:
 def resumed_by_lightning(script: dict[str, Any]) -> torch.Tensor:
     """Rows of a new model that was given the checkpoint."""
     model = script["Recognizer"]()
-    keys = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    keys = {**script["settings"], "enable_progress_bar": False}
     trainer = script["lightning"].Trainer(max_epochs=1, devices=2, strategy="ddp", **keys)
-    trainer.fit(model, script["DataLoader"](script["faces"], batch_size=12), ckpt_path="lightning.ckpt")
+    trainer.fit(model, ckpt_path="lightning.ckpt")
     return model.head.weight_SD.detach().clone()
 
 
