@@ -15,6 +15,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY pipeline pipeline
 COPY cluster cluster
 COPY stages stages
+COPY docs docs
 RUN if [ "$TORCH" = cpu ]; then \
       pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu \
         "$(grep '^torch==' constraints.txt)"; \

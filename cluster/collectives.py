@@ -46,6 +46,12 @@ class Sent:
 SENT = Sent()
 
 
+def world() -> Group:
+    """All ranks; None if there is but this process."""
+    there = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return dist.group.WORLD if there else None
+
+
 def num_ranks(group: Group) -> int:
     """Ranks in the group; 1 for None."""
     return 1 if group is None else dist.get_world_size(group)

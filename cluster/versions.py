@@ -7,7 +7,7 @@ import importlib.metadata
 import platform
 from pathlib import Path
 
-PACKAGES = ("spherescale", "torch", "deepspeed", "nvidia-dali-cuda130", "webdataset", "numpy")
+PACKAGES = ("spherescale", "torch", "deepspeed", "nvidia-dali-cuda130", "numpy")
 ROOMS = ("pipeline", "cluster", "stages")
 ROOT = Path(__file__).parents[1]
 

@@ -1,4 +1,4 @@
-"""The runbooks of the alerts, parsed from docs/runbooks.md."""
+"""The runbooks of the alerts, parsed from docs/runbooks.md, which the wheel has beside this file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-FILE = Path(__file__).parents[2] / "docs" / "runbooks.md"
+FILE = Path(__file__).with_name("runbooks.md")
 
 # A heading, what the alert means, what the query shows, the query, and numbered steps.
 _SECTION = re.compile(
@@ -32,13 +32,11 @@ class Runbook:
 
 
 def read_runbooks(file: Path = FILE) -> dict[str, Runbook]:
-    """Runbooks by the name of their alert; none if there is no file.
+    """Runbooks by the name of their alert.
 
     Raises:
         ValueError: for a section that does not have this form, with its name.
     """
-    if not file.is_file():  # installed without the repository
-        return {}
     _, *sections = re.split(r"^(?=## )", file.read_text(), flags=re.MULTILINE)
     return dict(map(_read_section, sections))
 

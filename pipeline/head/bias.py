@@ -23,7 +23,7 @@ class LearnedBias(nn.Module):
 
     def __init__(self, initial: float, optimizer: Optimizer | None, group: Group, replicas: Group) -> None:
         super().__init__()
-        self._group, self._replicas = group, replicas
+        self._initial, self._group, self._replicas = initial, group, replicas
         self.register_buffer("bias", torch.full((1, 1), initial))
         self._optimizer = optimizer
         for slot in optimizer.slots if optimizer else ():
@@ -35,10 +35,19 @@ class LearnedBias(nn.Module):
         """The bias [1, 1] and its slots by name, live."""
         return dict(self.named_buffers())
 
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Set the bias and its slots to what they are before the first step."""
+        for value in self.tensors.values():
+            value.zero_()
+        self.bias.fill_(self._initial)
+
     def leaf(self) -> torch.Tensor:
-        """The bias as a scalar for one forward pass, which its backward pass gives a gradient."""
-        self._leaves.append(self.bias.detach().clone().view(()).requires_grad_())
-        return self._leaves[-1]
+        """The bias as a scalar for one forward pass, which its backward pass, if there is one, gives a gradient."""
+        leaf = self.bias.detach().clone().view(())
+        if torch.is_grad_enabled():
+            self._leaves.append(leaf.requires_grad_())
+        return leaf
 
     @torch.no_grad()
     def update(self, learning_rate: float, dropped: torch.Tensor | None) -> None:

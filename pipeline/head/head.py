@@ -10,8 +10,8 @@ all-gather [B]. One that learns a bias reduces its gradient at the end.
 The gradient law. The loss is the mean over the samples of the group's batch that have a label, computed alike on every
 rank of it. A row's gradient is complete on the rank that owns it and is never averaged within the group. An embedding's
 gradient is the sum over the group's ranks of what their rows contribute (the reduce-scatter), hence complete too.
-DeepSpeed then *averages* the backbone's gradient over all ranks, but the sum over the group is wanted:
-`pipeline.training.engine` multiplies by the group's ranks, once, there and nowhere else.
+The trainer around then averages the backbone's gradient over all ranks, or sums it, but the sum over the group is
+wanted: one factor (`pipeline.head.law`) makes up for it, here and nowhere else.
 
 Two dimensions. The group may be smaller than the world (a node, say): its ranks split the classes, and groups replicate
 them. Each group then has the loss of its own part of the batch, and a row's gradient is averaged over its replicas.
@@ -21,10 +21,10 @@ State of a margin: see `pipeline.head.state`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import Literal
 
 import torch
-from torch import nn
 
 from cluster.collectives import (
     Group,
@@ -33,6 +33,7 @@ from cluster.collectives import (
     num_ranks,
     rank_in,
     sum_over_ranks,
+    world,
 )
 from cluster.topology import split_range
 from pipeline.head.bias import LearnedBias
@@ -40,73 +41,39 @@ from pipeline.head.combine import binary_losses, softmax_losses
 from pipeline.head.draws import normal
 from pipeline.head.kernels import FusedUpdate, Kernel, RowGradient, Scoring, Sink, choose
 from pipeline.head.kernels.softplus import nontarget_softplus
+from pipeline.head.law import BackboneGradient, factor_of, scale_gradient
 from pipeline.head.margins import Margin, State, Target, Warp
 from pipeline.head.margins.angular import cosine
 from pipeline.head.margins.binary import BinaryMargin
-from pipeline.head.rows import class_of, initial_rows, sampled_rows
+from pipeline.head.module import OwnRows
+from pipeline.head.options import HeadOptions, HeadOutput
+from pipeline.head.rows import check_labels, class_of, draw_rows_, sampled_rows
 from pipeline.head.state import MarginState
+from pipeline.head.turns import Turns, needs_own_optimizer
 from pipeline.optim import Optimizer
-from pipeline.optim.rows import RowOptimizer
+from pipeline.optim.rows import Rows
 
 # Sets what margins draw apart from what sampling draws, which hashes (seed, step, class).
 _OF_MARGINS = 1
 
 
-@dataclass(frozen=True)
-class HeadOutput:
-    """What a step's head computed, the same on every rank of the group.
-
-    Attributes:
-        loss: scalar, mean over the valid samples of the group's batch; 0 if there is none.
-        target_cosine_G: cos θ to the target class, detached; 0 for ignored samples.
-        embedding_norm_G: ‖x‖, detached.
-        valid_G: which samples carry a label.
-    """
-
-    loss: torch.Tensor
-    target_cosine_G: torch.Tensor
-    embedding_norm_G: torch.Tensor
-    valid_G: torch.Tensor
-
-
-@dataclass(frozen=True)
-class HeadOptions:
-    """How the head computes; only `sample_rate` and `unit_rows` change what is computed.
-
-    Attributes:
-        dtype: of the products (float32 or bfloat16); rows, sums and the loss stay float32.
-        block: classes whose logits are held at a time; None: as many as suit the kernel and the device.
-        fused_update: update a block of rows as soon as its gradient exists, in the backward pass: a class costs its row
-            and its momentum, 8·D bytes instead of 12·D. Needs the whole step in one backward pass.
-        sample_rate: the share of the non-target classes that take part in a step (Partial FC); 1: all, the exact
-            softmax.
-        kernel: what multiplies and sums; None: what `choose` says for the device.
-        unit_rows: rows are brought back to length 1 after each update, as the authors' layer does.
-    """
-
-    dtype: torch.dtype = torch.float32
-    block: int | None = None
-    fused_update: bool = False
-    sample_rate: float = 1.0
-    kernel: Kernel | None = None
-    unit_rows: bool = False
-
-
-class ShardedHead(nn.Module):
+class ShardedHead(OwnRows):
     """Rows ``split_range(C, N, r)`` of a classifier of C classes, their loss and their update.
 
     Args:
         num_classes: C; need not divide by the ranks, but every rank must own at least one class.
         embedding_dim: D.
         margin: how the target class's logit differs. It may be replaced by one of the same name between steps.
-        group: the ranks that share the classes; None for this process alone.
+        group: the ranks that share the classes; "world": all that there are; None: this process alone.
         replicas: the ranks that hold the same rows; None if there are none.
         seed: of the initial rows and of the sampling, which depend on (seed, class) and (seed, step, class) only.
-        optimizer: of the rows; None where they are not updated.
+        optimizer: of the rows; None: one of torch's to which ``weight_SD`` was given, if any.
         options: how it computes.
+        backbone_gradient: what the trainer does with the backbone's gradient over all ranks.
+        device: where rows are made; on "meta" they have no memory until ``to_empty`` and `reset_parameters`.
 
     Raises:
-        ValueError: when there are fewer classes than ranks.
+        ValueError: when there are fewer classes than ranks, and for a fused update without an optimizer.
     """
 
     def __init__(
@@ -114,34 +81,56 @@ class ShardedHead(nn.Module):
         num_classes: int,
         embedding_dim: int,
         margin: Margin,
-        group: Group = None,
+        group: Group | Literal["world"] = "world",
         *,
         replicas: Group = None,
         seed: int = 0,
         optimizer: Optimizer | None = None,
         options: HeadOptions = HeadOptions(),
-        device: torch.device | None = None,
+        backbone_gradient: BackboneGradient = "averaged",
+        device: torch.device | str | None = None,
     ) -> None:
-        super().__init__()
-        ranks = num_ranks(group)
+        shared = world() if isinstance(group, str) else group
+        ranks = num_ranks(shared)
         if num_classes < ranks:
             raise ValueError(f"num_classes: got {num_classes}, wanted at least one for each of {ranks} ranks")
-        self.num_classes, self.margin, self.group, self.replicas = num_classes, margin, group, replicas
-        self.seed, self.options = seed, options
+        if options.fused_update and optimizer is None:
+            raise ValueError("fused_update: got true without an optimizer, wanted one")
+        classes = split_range(num_classes, ranks, rank_in(shared))
+        weight_SD = torch.empty(len(classes), embedding_dim, device=device)
+        super().__init__(Rows(weight_SD, optimizer, options.unit_rows), classes, num_classes)
+        self.margin, self.group, self.replicas, self.seed, self.options = margin, shared, replicas, seed, options
+        self._alone_for_now = isinstance(group, str) and shared is None
+        self._factor = factor_of(backbone_gradient, shared, replicas)
         self.sample_rate = options.sample_rate  # like the margin it may change between steps
         bias = None
         if isinstance(margin, BinaryMargin):
             initial = margin.initial_bias(num_classes * options.sample_rate)
-            bias = LearnedBias(initial, optimizer, group, replicas)
-        self._state = MarginState(margin.initial_state(), replicas, bias).to(device)
-        self.classes = split_range(num_classes, ranks, rank_in(group))
-        self.weight_SD = nn.Parameter(initial_rows(self.classes, embedding_dim, seed).to(device))
-        self.optimizer = None if optimizer is None else RowOptimizer(self.weight_SD, optimizer, options.unit_rows)
+            bias = LearnedBias(initial, optimizer, shared, replicas)
+        self.margin_state = MarginState(margin.initial_state(), replicas, bias).to(device)
         # Row numbers [n] of this step's classes; None: all rows.
         self._rows_n: torch.Tensor | None = None
-        self._gradient = RowGradient(self.weight_SD)
+        self._block = self._global_batch = 0  # classes at a time and samples of a step, as of the last forward pass
+        self._turns = Turns(self.rows, options.accumulation, needs_own_optimizer(margin, options, replicas))
+        self.moved()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Make rows, their slots and the margin's state what they are before the first step."""
+        if not self.weight_SD.is_meta:
+            draw_rows_(self.weight_SD, self.classes, self.seed)
+        self.rows.begin()
+        self.margin_state.begin(self.margin.initial_state())
+        self.step = 0
+
+    def moved(self) -> None:
+        """See `OwnRows`."""
         self._kernel: Kernel | None = None
-        self._block = 0  # classes at a time, as of the last forward pass
+        self._gradient = RowGradient(self.rows)
+
+    def shared(self) -> Iterable[object]:
+        """See `OwnRows`; a kernel holds what was made for these rows."""
+        return self.group, self.replicas, self.options, self._kernel
 
     def forward(
         self,
@@ -149,21 +138,70 @@ class ShardedHead(nn.Module):
         labels_B: torch.Tensor,
         lambda_: float | None = None,
         *,
-        step: int = 0,
-        learning_rate: float = 0.0,
+        step: int | None = None,
+        learning_rate: float | None = None,
         samples_B: torch.Tensor | None = None,
     ) -> HeadOutput:
         """Loss of the group's batch from this rank's embeddings [B, D] and labels [B] (-1: ignored).
 
-        `lambda_` is the margin's λ at this step, if it has one; `step` decides which classes are sampled;
-        `learning_rate` is what a fused update will use in the backward pass, which then changes the rows; `samples_B`,
-        the samples' numbers in the set, decide what a margin draws for each (None: their places in the group's batch).
+        Args:
+            embeddings_BD: as many on every rank.
+            labels_B: numbers of classes.
+            lambda_: the margin's λ; None: what the margin says of `step`, if it has one.
+            step: decides λ, which classes are sampled, and what a margin draws; None: `update`s so far.
+            learning_rate: what a fused update uses in the backward pass, which then changes the rows; None: what the
+                optimizer says of `step`.
+            samples_B: the samples' numbers in the set, which decide what a margin draws for each; None: their places in
+                the group's batch.
+
+        Raises:
+            ValueError: on every rank, for a label that is no class's; on a GPU torch says so of a later call, since the
+                host does not wait for it here.
+            RuntimeError: for a step that the one before has not ended, and for a head that was made before its ranks
+                were joined.
+
         Collectives: see the module.
         """
+        step = self._begin(step, lambda_)
+        ranks = num_ranks(self.group) * num_ranks(self.replicas)
+        self._global_batch = len(embeddings_BD) * ranks * self.options.accumulation
+        if lambda_ is None:
+            lambda_ = self.margin.lambda_at(step)
+        if learning_rate is None and self.options.fused_update and self.rows.optimizer is not None:
+            learning_rate = self.rows.optimizer.learning_rate_at(step, self._global_batch)
+        # Products are in the type that the options say, whatever the trainer around has them cast to.
+        with torch.autocast(self.weight_SD.device.type, enabled=False):
+            embeddings_BD = scale_gradient(embeddings_BD, self._factor)
+            return self._loss(embeddings_BD, labels_B, lambda_, step, learning_rate or 0.0, samples_B)
+
+    def _begin(self, step: int | None, lambda_: float | None) -> int:
+        """Refuse what would go wrong without a word; the number of this step."""
+        if self._alone_for_now and world() is not None:
+            raise RuntimeError(
+                "group: got a head that was made before the process group, which has all classes on every rank; wanted "
+                "it made after (in Lightning: in configure_model)"
+            )
+        if torch.is_grad_enabled():
+            self._turns.begin()
+            anneals = lambda_ is None and self.margin.lambda_floor is not None
+            if step is None and self.rows.optimizer is None and (anneals or self.margin.draws):
+                raise ValueError("step: got None, wanted its number: only a head with an optimizer counts its updates")
+        return self.step if step is None else step
+
+    def _loss(
+        self,
+        embeddings_BD: torch.Tensor,
+        labels_B: torch.Tensor,
+        lambda_: float | None,
+        step: int,
+        learning_rate: float,
+        samples_B: torch.Tensor | None,
+    ) -> HeadOutput:
         # Embeddings travel, not rows: [G, D] is small beside [S, D]. After the gather each rank scores the whole batch
         # against its own rows, and has the target rows of a part of it; only then can a margin be applied.
         x_GD = gather_rows(embeddings_BD, self.group, self.weight_SD.dtype)
         labels_G = gather_rows(labels_B, self.group)
+        check_labels(labels_G, self.num_classes)
         valid_G, target_G, embedding_norm_G = labels_G >= 0, class_of(labels_G, self.classes), x_GD.detach().norm(dim=1)
         state, warp = self._look(x_GD, target_G, embedding_norm_G, valid_G)
         rows_GD, here_G, others_G = self._score(x_GD, target_G, warp, state, step, learning_rate)
@@ -190,12 +228,7 @@ class ShardedHead(nn.Module):
     @property
     def state(self) -> dict[str, torch.Tensor]:
         """The margin's state by name, live, a learned bias included; empty for most margins."""
-        return self._state.tensors
-
-    @property
-    def slots(self) -> dict[str, torch.Tensor]:
-        """What the optimizer keeps of the rows, by name: [S, D] or [S], live."""
-        return {} if self.optimizer is None else self.optimizer.slots
+        return self.margin_state.tensors
 
     @property
     def row_gradient(self) -> torch.Tensor | None:
@@ -203,33 +236,44 @@ class ShardedHead(nn.Module):
         return self._gradient.memory() if self._gradient.holds else None
 
     @torch.no_grad()
-    def update(self, learning_rate: float, dropped: torch.Tensor | None = None) -> None:
+    def update(self, learning_rate: float | None = None, dropped: torch.Tensor | None = None) -> None:
         """End a good step: apply its gradient to the rows (unless a fused update has) and renew the margin's state.
 
-        If `dropped`, a float32 scalar on the rows' device, is 1, neither is changed (`Optimizer.update_rows_unless`).
-        If the classes are replicated: all-reduces of the gradient, a block at a time.
+        Without a `learning_rate` it is what the optimizer says of this step. If `dropped`, a float32 scalar on the
+        rows' device, is 1, neither is changed (`Optimizer.update_rows_unless`). If the classes are replicated:
+        all-reduces of the gradient, a block at a time.
+
+        Raises:
+            RuntimeError: without an optimizer, or a backward pass before.
         """
-        self._state.advance(self.margin, learning_rate, dropped)
-        if self.options.fused_update:
-            return
-        assert self._gradient.holds, "update without a backward pass"
-        grad = self._gradient.memory()
-        # In the blocks of a fused update: how an all-reduce rounds depends on where its buffer begins.
-        for start in range(0, grad.shape[0], self._block):
-            self._update_block(start, grad[start : start + self._block], learning_rate, dropped)
-        self._gradient.holds = False
+        if self.rows.optimizer is None:
+            raise RuntimeError("update: got a head without an optimizer, wanted one, or no update but your optimizer's")
+        if learning_rate is None:
+            learning_rate = self.rows.optimizer.learning_rate_at(self.step, self._global_batch)
+        if not self.options.fused_update:
+            if not self._gradient.holds:
+                raise RuntimeError("update: got no gradient of the rows, wanted a backward pass before")
+            grad = self._gradient.memory()
+            # In the blocks of a fused update: how an all-reduce rounds depends on where its buffer begins.
+            for start in range(0, grad.shape[0], self._block):
+                self._update_block(start, grad[start : start + self._block], learning_rate, dropped)
+        self.margin_state.advance(self.margin, learning_rate, dropped)
+        self._gradient.forget()
+        self._turns.end()
+        self.step += 1
 
     def drop(self) -> None:
         """End a bad step: forget its gradient and what its batch was; what a fused update applied stays applied."""
-        self._gradient.holds = False
-        self._state.forget()
+        self._gradient.forget()
+        self.margin_state.forget()
+        self._turns.end()
 
     def _look(
         self, x_GD: torch.Tensor, target_G: torch.Tensor, embedding_norm_G: torch.Tensor, valid_G: torch.Tensor
     ) -> tuple[State, Warp | None]:
         """The margin's state after this batch, and what happens to the logits of the non-target classes."""
-        cosine_G = self._target_cosines(x_GD, target_G) if self._state.observes else None
-        state = self._state.look(self.margin, cosine_G, embedding_norm_G, valid_G)
+        cosine_G = self._target_cosines(x_GD, target_G) if self.margin_state.observes else None
+        state = self.margin_state.look(self.margin, cosine_G, embedding_norm_G, valid_G)
         return state, self.margin.warp_of_batch(state, cosine_G)
 
     @torch.no_grad()
@@ -270,8 +314,10 @@ class ShardedHead(nn.Module):
 
         `target_G` are row numbers here, or -1. Local: no collective.
         """
-        target_G = self._among_step_rows(target_G, step)
-        margin, options = self.margin, self.options
+        margin, options, rows_n = self.margin, self.options, None
+        if torch.is_grad_enabled():
+            target_G = self._among_step_rows(target_G, step)
+            rows_n = self._rows_n
         if self._kernel is None:  # not before: the module may have been moved since it was made
             self._kernel = options.kernel or choose(self.weight_SD.device.type, options.dtype, margin)
         batch, embedding_dim = x_GD.shape
@@ -281,11 +327,11 @@ class ShardedHead(nn.Module):
         features_GD, sink = margin.features(x_GD), self._sink(learning_rate)
         if isinstance(margin, BinaryMargin):
             others_G, target_rows_GD = nontarget_softplus(
-                features_GD, self.weight_SD, target_G, state["bias"], scoring, sink, self._rows_n
+                features_GD, self.weight_SD, target_G, state["bias"], scoring, sink, rows_n
             )
         else:
             others_G, target_rows_GD = self._kernel.nontarget_logsumexp(
-                features_GD, self.weight_SD, target_G, scoring, sink, self._rows_n
+                features_GD, self.weight_SD, target_G, scoring, sink, rows_n
             )
         here_G = target_G >= 0
         # Target rows of other ranks are zeros here, whose cosine has no gradient worth having: x replaces them, and
@@ -297,14 +343,13 @@ class ShardedHead(nn.Module):
         if not self.options.fused_update:
             return Sink(self._gradient.take, self._gradient)
         alone = num_ranks(self.replicas) == 1
-        update = FusedUpdate(self.optimizer, learning_rate) if alone and self.optimizer else None
+        update = FusedUpdate(self.rows, learning_rate) if alone else None
         return Sink(lambda start, grad: self._update_block(start, grad, learning_rate), update)
 
     def _update_block(
         self, start: int, grad: torch.Tensor, learning_rate: float, dropped: torch.Tensor | None = None
     ) -> None:
         """Average a block of the gradient over replicas and update its rows."""
-        assert self.optimizer is not None, "an update of a head without an optimizer"
         average_over_ranks_(grad, self.replicas)
         rows = slice(start, start + grad.shape[0])
-        self.optimizer.apply(rows if self._rows_n is None else self._rows_n[rows], grad, learning_rate, dropped)
+        self.rows.update(rows if self._rows_n is None else self._rows_n[rows], grad, learning_rate, dropped)

@@ -15,6 +15,14 @@ _INIT_RUN = 4096
 def initial_rows(classes: range, embedding_dim: int, seed: int) -> torch.Tensor:
     """Rows [S, D] float32 of `classes`, uniform in ±sqrt(3/D) (Caffe's "xavier", the authors' filler for fc6)."""
     rows = torch.empty(len(classes), embedding_dim)
+    draw_rows_(rows, classes, seed)
+    return rows
+
+
+@torch.no_grad()
+def draw_rows_(rows: torch.Tensor, classes: range, seed: int) -> None:
+    """Put the numbers of `initial_rows` into `rows` [S, D]."""
+    embedding_dim = rows.shape[1]
     bound = (3 / embedding_dim) ** 0.5
     for run in range(classes.start // _INIT_RUN, -(-classes.stop // _INIT_RUN)):
         start = run * _INIT_RUN
@@ -25,7 +33,21 @@ def initial_rows(classes: range, embedding_dim: int, seed: int) -> torch.Tensor:
         rows[overlap.start - classes.start : overlap.stop - classes.start] = drawn[
             overlap.start - start : overlap.stop - start
         ]
-    return rows
+
+
+def check_labels(labels_G: torch.Tensor, num_classes: int) -> None:
+    """Refuse labels that are no class's, without making the host wait for a GPU: there a later call of torch's fails.
+
+    Raises:
+        ValueError: where the labels are on the CPU.
+    """
+    try:
+        torch._assert_async((labels_G < num_classes).all(), f"labels: wanted numbers below {num_classes}, or -1")
+    except RuntimeError:
+        if labels_G.device.type != "cpu":
+            raise
+        most = int(labels_G.max())
+        raise ValueError(f"labels: got {most}, wanted numbers below {num_classes} classes, or -1") from None
 
 
 def class_of(labels_G: torch.Tensor, classes: range) -> torch.Tensor:

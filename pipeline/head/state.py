@@ -24,7 +24,7 @@ class MarginState(nn.Module):
 
     def __init__(self, initial: State, replicas: Group = None, bias: LearnedBias | None = None) -> None:
         super().__init__()
-        self._replicas, self._bias = replicas, bias
+        self._replicas, self.learned = replicas, bias
         for name, value in initial.items():
             self.register_buffer(name, value.clone())
         # Of each micro-batch of this step: target cosine, embedding norm, valid.
@@ -33,7 +33,7 @@ class MarginState(nn.Module):
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
         """By name, live; empty for most margins."""
-        return self._observed | ({} if self._bias is None else self._bias.tensors)
+        return self._observed | ({} if self.learned is None else self.learned.tensors)
 
     @property
     def observes(self) -> bool:
@@ -44,6 +44,15 @@ class MarginState(nn.Module):
     def _observed(self) -> dict[str, torch.Tensor]:
         return dict(self.named_buffers(recurse=False))
 
+    @torch.no_grad()
+    def begin(self, initial: State) -> None:
+        """Set all to what it is before the first step."""
+        for name, value in self._observed.items():
+            value.copy_(initial[name])
+        if self.learned is not None:
+            self.learned.begin()
+        self.forget()
+
     def look(
         self,
         margin: Margin,
@@ -53,20 +62,23 @@ class MarginState(nn.Module):
     ) -> State:
         """Take a micro-batch in, and say what the state is after it and the last good step; the bias with a gradient.
 
-        If it observes: one all-gather [G, 3] between replicas.
+        Where there are no gradients (an evaluation) nothing is taken in. If it observes: one all-gather [G, 3] between
+        replicas.
         """
-        state: dict[str, torch.Tensor] = {} if self._bias is None else {"bias": self._bias.leaf()}
+        state: dict[str, torch.Tensor] = {} if self.learned is None else {"bias": self.learned.leaf()}
         if cosine_G is None:
             return state
         columns = torch.stack([cosine_G, embedding_norm_G, valid_G.to(cosine_G.dtype)], dim=1)
-        self._seen.append(gather_rows(columns, self._replicas))
-        return state | self._after(margin, self._seen[-1])
+        columns = gather_rows(columns, self._replicas)
+        if torch.is_grad_enabled():
+            self._seen.append(columns)
+        return state | self._after(margin, columns)
 
     @torch.no_grad()
     def advance(self, margin: Margin, learning_rate: float, dropped: torch.Tensor | None) -> None:
         """Replace the state by what it is after this step, in place; not if `dropped`, a scalar, is 1."""
-        if self._bias is not None:
-            self._bias.update(learning_rate, dropped)
+        if self.learned is not None:
+            self.learned.update(learning_rate, dropped)
         if self._seen:
             state = self._after(margin, torch.cat(self._seen))
             for name, value in self._observed.items():  # the checkpoint holds these very tensors
@@ -76,8 +88,8 @@ class MarginState(nn.Module):
     def forget(self) -> None:
         """Drop what was seen in this step."""
         self._seen.clear()
-        if self._bias is not None:
-            self._bias.forget()
+        if self.learned is not None:
+            self.learned.forget()
 
     def _after(self, margin: Margin, columns: torch.Tensor) -> dict[str, torch.Tensor]:
         before = self._observed

@@ -1,46 +1,60 @@
-"""The optimizer of the head's rows on one rank: their slots, and the update of any part of them."""
+"""The rows of one rank with what an optimizer keeps of them, and the update of any part of them."""
 
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from pipeline.optim.optimizer import Optimizer
 
 _ROUNDING = 1e-5  # what is left of a row's length after it was divided by it, with room
 
 
-class RowOptimizer:
-    """The slots of rows [S, D], and their update by an optimizer, on any part of them at a time.
+class Rows(nn.Module):
+    """Rows [S, D] and their slots, moved, copied, saved and loaded as one; an update changes any part of them.
 
     Rows that are not named are not touched, nor are their slots.
 
     Args:
         weight_SD: the rows, changed in place.
-        optimizer: how they are updated.
+        optimizer: how they are updated; None: not here.
         unit: whether rows have length 1, now and after each update.
 
     Attributes:
-        optimizer, unit: as given.
-        slots: by name, [S, D] or [S].
+        weight_SD, optimizer, unit: as given.
     """
 
-    @torch.no_grad()
-    def __init__(self, weight_SD: torch.Tensor, optimizer: Optimizer, unit: bool = False) -> None:
-        self._weight_SD, self.optimizer, self.unit = weight_SD, optimizer, unit
-        if unit:
-            _to_unit_length(weight_SD)
-        self.slots = {slot.name: slot.zeros_for_rows(weight_SD) for slot in optimizer.slots}
+    def __init__(self, weight_SD: torch.Tensor, optimizer: Optimizer | None, unit: bool = False) -> None:
+        super().__init__()
+        self.weight_SD = weight_SD if isinstance(weight_SD, nn.Parameter) else nn.Parameter(weight_SD)
+        self.optimizer, self.unit = optimizer, unit
+        for slot in optimizer.slots if optimizer else ():
+            self.register_buffer(slot.name, slot.zeros_for_rows(self.weight_SD))
+        self.begin()
+
+    @property
+    def slots(self) -> dict[str, torch.Tensor]:
+        """What the optimizer keeps, by name: [S, D] or [S], live."""
+        return {name: slot for name, slot in self._buffers.items() if slot is not None}
 
     @torch.no_grad()
-    def rows_loaded(self) -> None:
+    def begin(self) -> None:
+        """Make of the rows what they are before the first step: length 1, if they are to have it, and empty slots."""
+        if self.unit:
+            _to_unit_length(self.weight_SD)
+        for slot in self.slots.values():
+            slot.zero_()
+
+    @torch.no_grad()
+    def loaded(self) -> None:
         """Bring rows from elsewhere to length 1, if they are to have it; those that have it keep every bit."""
         if self.unit:
-            length_S1 = self._weight_SD.norm(dim=1, keepdim=True).clamp_(min=1e-12)
+            length_S1 = self.weight_SD.norm(dim=1, keepdim=True).clamp_(min=1e-12)
             has_it = (length_S1 - 1).abs() <= _ROUNDING
-            self._weight_SD.div_(torch.where(has_it, torch.ones_like(length_S1), length_S1))
+            self.weight_SD.div_(torch.where(has_it, torch.ones_like(length_S1), length_S1))
 
     @torch.no_grad()
-    def apply(
+    def update(
         self,
         rows: slice | torch.Tensor,
         grad_nD: torch.Tensor,
@@ -51,7 +65,8 @@ class RowOptimizer:
 
         Not if `dropped`, a float32 scalar on their device, is 1.
         """
-        weight_nD = self._weight_SD[rows]
+        assert self.optimizer is not None, "an update of rows without an optimizer"
+        weight_nD = self.weight_SD[rows]
         slots = {name: slot[rows] for name, slot in self.slots.items()}
         if dropped is None:
             self.optimizer.update_rows(weight_nD, slots, grad_nD, learning_rate)
@@ -62,7 +77,7 @@ class RowOptimizer:
         if isinstance(rows, slice):
             return
         # row numbers gave copies
-        self._weight_SD[rows] = weight_nD
+        self.weight_SD[rows] = weight_nD
         for name, part in slots.items():
             self.slots[name][rows] = part
 

@@ -14,7 +14,7 @@ from cluster.collective_rates import RingRates, ring_rates
 from cluster.collectives import barrier, gather_objects
 from cluster.process_group import grid
 from cluster.stopwatch import STARTUP, STEP
-from pipeline.head.head import ShardedHead
+from pipeline.head import ShardedHead
 from pipeline.planning.job import FP32, Job, Network
 from pipeline.planning.memory import head_block, network_state_bytes
 from pipeline.planning.rates import Rates

@@ -3,9 +3,7 @@
 The head's rows stay outside (they are split, never averaged); what passes between the two is the embeddings and
 their gradient. Facts that cost time to find:
 
-- DeepSpeed averages gradients over ranks. The head's embedding gradient is already that of the *mean over the batch of
-  its group*, so the gradients of the group's ranks must be summed: `backward` multiplies by their number, and nothing
-  else does. (Groups that replicate the classes are then averaged, as they should be.)
+- DeepSpeed averages gradients over ranks, which the head knows of: see `pipeline.head.law`.
 - An optimizer of torch makes its state in its first step, and under ZeRO what does not exist cannot be loaded. The
   slots are created as zeros at the start, which leaves the first step bit for bit what it is.
 - ZeRO holds trained parameters only. A frozen one is no part of DeepSpeed's optimizer, which answers None for it: it is
@@ -61,14 +59,13 @@ class Engine:
         backbone: on its device.
         recipe: what to do.
         group: all ranks.
-        head_ranks: the ranks whose batch the head's loss is the mean of.
     """
 
     channels_last_on: ClassVar = frozenset({"cuda"})
     """Types of devices on which images and weights lie channels last, with which cuDNN is twice as fast."""
 
-    def __init__(self, backbone: nn.Module, recipe: Recipe, group: Group, head_ranks: int) -> None:
-        self._head_ranks, self._num_ranks = head_ranks, num_ranks(group)
+    def __init__(self, backbone: nn.Module, recipe: Recipe, group: Group) -> None:
+        self._num_ranks = num_ranks(group)
         self._stage, self._accumulation = recipe.zero_stage, recipe.data.accumulation
         self._num_parameters = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
         self._sent_size = recipe.exchange_dtype.itemsize
@@ -138,9 +135,9 @@ class Engine:
         return time.perf_counter() - started
 
     def backward(self, embeddings_BD: torch.Tensor, grad_BD: torch.Tensor) -> None:
-        """Backpropagate dL/dx of a micro-batch, L being the mean over the group's batch (see the module)."""
+        """Backpropagate the gradient that the head has left at the embeddings of a micro-batch."""
         # A scalar with this gradient: DeepSpeed's backward takes scalars only.
-        surrogate = (embeddings_BD * (grad_BD * self._head_ranks)).sum()
+        surrogate = (embeddings_BD * grad_BD).sum()
         self._engine.backward(surrogate, scale_wrt_gas=False)
 
     def keep_buffers(self) -> None:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from cluster.collectives import Group, num_ranks, rank_in, sum_over_ranks
 from cluster.topology import split_range
 from pipeline.backbones import Backbone
-from pipeline.head.head import ShardedHead
+from pipeline.head import ShardedHead
 from pipeline.reading.dali import Decoder
 from pipeline.reading.images import decode_images
 from pipeline.reading.tars import ShardSet
@@ -86,8 +86,7 @@ def inherit(
     inherit_rows(head, run, step, old_rows)
     if new_rows == "class_mean":
         class_mean_rows(head, engine.module, shards, old_rows, decoder, head.group)
-    if head.optimizer is not None:
-        head.optimizer.rows_loaded()
+    head.rows.loaded()
     kept = int((old_rows >= 0).sum())
     return Inherited(kept, len(old_rows) - kept, len(old) - kept)
 

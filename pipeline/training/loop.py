@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from cluster.collectives import SENT, Group, num_ranks
+from cluster.collectives import SENT, Group
 from cluster.process_group import grid
 from cluster.stopwatch import STEP
 from cluster.topology import Topology
 from pipeline.backbones import batch_norm
 from pipeline.backbones.frozen import freeze
 from pipeline.backbones.recompute import recompute
-from pipeline.head.head import HeadOptions, ShardedHead
+from pipeline.head import HeadOptions, ShardedHead
 from pipeline.head.health import StallWatch, TargetAngles, target_angles
 from pipeline.planning.of_recipe import floors_of
 from pipeline.planning.utilisation import Floors
@@ -105,10 +105,8 @@ class Trainer:
             recompute(recipe.backbone.blocks(backbone))
         # From here on there are collectives, so every rank must come by in this order.
         self._remembered = Remembered(RunFolder(run).undecodable, shards, group)
-        # The engine has to know how many
-        # ranks share the head, since it sums their gradients.
         sharing, replicas = grid(topology.num_ranks, recipe.head.ranks or topology.num_ranks)
-        self.engine = Engine(backbone, recipe, group, num_ranks(sharing))
+        self.engine = Engine(backbone, recipe, group)
         self.head = ShardedHead(
             manifest.identities,
             recipe.backbone.embedding_dim,
@@ -331,4 +329,5 @@ def _head_options(recipe: Recipe) -> HeadOptions:
         fused_update=recipe.head.fused_update,
         sample_rate=recipe.head.sample_rate_at(0),
         unit_rows=recipe.head.unit_rows,
+        accumulation=recipe.data.accumulation,
     )

@@ -11,7 +11,7 @@ import torch
 
 from cluster.collectives import Group, num_ranks, rank_in
 from cluster.process_group import background_group
-from pipeline.head.head import ShardedHead
+from pipeline.head import ShardedHead
 from pipeline.recipe.schema import Recipe
 from pipeline.run import checkpoint
 from pipeline.run.changes import changes_since, fixed_keys
@@ -86,8 +86,7 @@ class Saves:
         saved = checkpoint.read_meta(RunFolder(self._run).checkpoint(step))
         changed = changes_since(self._run, saved, now, self._recipe)
         checkpoint.load(self._run, step, state, now)
-        if self._head.optimizer is not None:
-            self._head.optimizer.rows_loaded()  # a run of before may have had rows of any length
+        self._head.rows.loaded()  # a run of before may have had rows of any length
         self._engine.load(state.backbone)
         self._engine.load_slots(state.backbone_slots)
         self.saver.resumed(step)

@@ -19,7 +19,7 @@ from cluster.collectives import Group, any_rank, average_over_ranks_, num_ranks,
 from cluster.stopwatch import STEP
 from pipeline.backbones import draws
 from pipeline.backbones.backbone import seed_forward
-from pipeline.head.head import HeadOutput, ShardedHead
+from pipeline.head import HeadOutput, ShardedHead
 from pipeline.recipe.schema import Recipe
 from pipeline.training import clipping
 from pipeline.training.agreement import Agreed, agree

@@ -70,7 +70,7 @@ def ours(way: Callable[..., GradientExchange], exchange: Literal["float32", "bfl
     )
     torch.manual_seed(0)
     with mock.patch.object(engine_file, "GradientExchange", way):
-        engine = Engine(recipe.backbone.build(SIZE), recipe, dist.group.WORLD, ranks)
+        engine = Engine(recipe.backbone.build(SIZE), recipe, dist.group.WORLD)
     images = torch.randn(IMAGES, 3, *SIZE)
 
     def step() -> None:

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from pipeline.head.head import HeadOptions, ShardedHead
+from pipeline.head import HeadOptions, ShardedHead
 from pipeline.head.margins import Target
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.optim.sgd import SGD

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from pipeline.head.head import HeadOptions, ShardedHead
+from pipeline.head import HeadOptions, ShardedHead
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.optim.sgd import SGD
 from pipeline.planning import Job, head_block_bytes

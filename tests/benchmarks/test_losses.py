@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from pipeline.head.head import HeadOptions, ShardedHead
+from pipeline.head import HeadOptions, ShardedHead
 from pipeline.head.margins import MARGINS, Margin
 from pipeline.head.margins.arcface import ArcFace
 from pipeline.optim.adamw import AdamW

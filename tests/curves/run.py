@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pipeline.head.head import ShardedHead
+from pipeline.head import ShardedHead
 from pipeline.head.margins import MARGINS
 from pipeline.optim.sgd import SGD
 from stages.demo_faces import IMAGES, PEOPLE, TRAIN_PEOPLE, orl_folder
@@ -86,8 +86,6 @@ def train(name: str) -> tuple[list[float], nn.Module]:
     margin = MARGINS.parse({"name": name, **KEYS[name]})
     sgd = SGD(steps=STEPS, learning_rate=RATE)
     backbone, head = network(), ShardedHead(TRAIN_PEOPLE, DIM, margin, seed=SEED, optimizer=sgd).double()
-    assert head.optimizer is not None
-    head.optimizer.slots = {slot: value.double() for slot, value in head.optimizer.slots.items()}
     reference = sgd.for_backbone([{"params": list(backbone.parameters()), "weight_decay": sgd.weight_decay}])
     losses = []
     for step, samples in zip(range(STEPS), batches(), strict=False):

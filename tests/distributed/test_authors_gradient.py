@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.head.head import HeadOptions, ShardedHead
+from pipeline.head import HeadOptions, ShardedHead
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.head.rows import initial_rows
 from pipeline.optim.sgd import SGD
@@ -77,6 +77,7 @@ def step(rank: int, ranks: int, m: int, fused: bool) -> dict[str, Any]:
         seed=SEED,
         optimizer=SGD(steps=1, learning_rate=1, momentum=0, weight_decay=0),
         options=HeadOptions(block=2, fused_update=fused, unit_rows=True),
+        backbone_gradient="summed",
     )
     before = head.weight_SD.detach().clone()
     head(mine, labels[share], LAMBDA, learning_rate=RATE).loss.backward()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.head.head import HeadOptions
+from pipeline.head import HeadOptions
 from pipeline.head.margins import MARGINS, Margin
 from pipeline.head.rows import initial_rows
 from tests.distributed.dense import binary_loss, initial_bias

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from cluster.collectives import num_ranks, rank_in
 from cluster.process_group import grid
-from pipeline.head.head import HeadOptions, ShardedHead
+from pipeline.head import HeadOptions, ShardedHead
 from pipeline.head.margins import MARGINS, Margin
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.head.margins.softmax import Softmax
@@ -101,12 +101,13 @@ def _step(case: Case, group: dist.ProcessGroup | None, rank: int, ranks: int) ->
     x, labels = case.inputs()
     share = slice(rank * case.batch // ranks, (rank + 1) * case.batch // ranks)
     mine = x[share].clone().requires_grad_()
+    options = HeadOptions(block=case.block)
     head = ShardedHead(
-        case.classes, case.dim, case.margin, group, seed=3, options=HeadOptions(block=case.block)
+        case.classes, case.dim, case.margin, group, seed=3, options=options, backbone_gradient="summed"
     ).double()
     for name, value in case.state.items():
         head.state[name].fill_(value)
-    output = head(mine, labels[share], case.lambda_)
+    output = head(mine, labels[share], case.lambda_, step=0)
     output.loss.backward()
     assert mine.grad is not None and head.weight_SD.grad is not None
     return {
@@ -168,7 +169,9 @@ def precise_step(rank: int, ranks: int, dtype: torch.dtype) -> dict[str, torch.T
     options = HeadOptions(block=case.block, dtype=dtype)
     results = []
     for _ in range(2):
-        head = ShardedHead(case.classes, case.dim, case.margin, group, seed=3, options=options)
+        head = ShardedHead(
+            case.classes, case.dim, case.margin, group, seed=3, options=options, backbone_gradient="summed"
+        )
         mine = x[share].float().requires_grad_()
         loss = head(mine, labels[share], case.lambda_).loss
         loss.backward()
@@ -294,7 +297,8 @@ def test_accumulated_micro_batches_equal_one_batch() -> None:
     case = Case()
     x, labels = case.inputs()
     whole = ShardedHead(case.classes, case.dim, case.margin, seed=3, optimizer=sgd())
-    parts = ShardedHead(case.classes, case.dim, case.margin, seed=3, optimizer=sgd())
+    options = HeadOptions(accumulation=2)
+    parts = ShardedHead(case.classes, case.dim, case.margin, seed=3, optimizer=sgd(), options=options)
     for _ in range(3):
         whole(x.float().requires_grad_(), labels, case.lambda_).loss.backward()
         for half in (slice(0, 6), slice(6, 12)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from pydantic import Field
 from cluster.process_group import grid
 from cluster.topology import split_range
 from pipeline.backbones.sphereface import SphereFaceBackbone
-from pipeline.head.head import HeadOptions, ShardedHead
+from pipeline.head import HeadOptions, ShardedHead
 from pipeline.head.kernels import FusedUpdate, Kernel, Scoring, Sink
 from pipeline.head.margins import MARGINS, Margin, Observed, State, Target
 from pipeline.head.margins.a_softmax import ASoftmax
@@ -83,7 +83,7 @@ class DenseKernel:
         def take(grad: torch.Tensor) -> None:
             if isinstance(sink.instead, FusedUpdate):
                 self.used.append("update")
-                sink.instead.optimizer.apply(rows_n, grad.clone(), sink.instead.learning_rate)
+                sink.instead.rows.update(rows_n, grad.clone(), sink.instead.learning_rate)
             else:
                 self.used.append("take")
                 sink.take(0, grad.clone())
@@ -135,7 +135,7 @@ def train_head(
         replicas=replicas,
         seed=3,
         optimizer=SGD(steps=STEPS, learning_rate=0.2, weight_decay=0),
-        options=options,
+        options=replace(options, accumulation=parts),
     )
     share = split_range(BATCH, ranks, rank)
     states = []

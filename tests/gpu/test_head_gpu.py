@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.collectives import Group
-from pipeline.head.head import HeadOptions, ShardedHead
+from pipeline.head import HeadOptions, ShardedHead
 from pipeline.head.kernels import BlockLoop
 from pipeline.head.margins import MARGINS
 from pipeline.head.rows import initial_rows
@@ -48,7 +49,17 @@ def step(
     options = HeadOptions(dtype=dtype, block=256, fused_update=fused)
     sgd = SGD(steps=1, learning_rate=1.0, weight_decay=0.01)
     margin = MARGINS.parse(choice)
-    head = ShardedHead(classes, DIM, margin, group, seed=2, optimizer=sgd, options=options, device=device)
+    head = ShardedHead(
+        classes,
+        DIM,
+        margin,
+        group,
+        seed=2,
+        optimizer=sgd,
+        options=options,
+        backbone_gradient="summed",
+        device=device,
+    )
     loss = head(mine, labels[share].to(device), LAMBDA, learning_rate=RATE).loss
     loss.backward()
     assert mine.grad is not None
@@ -118,6 +129,7 @@ def train(device: torch.device, options: HeadOptions, parts: int, dim: int) -> d
     """Five steps: the first runs, the second is captured, the rest are replayed."""
     sgd = SGD(steps=5, learning_rate=0.1, weight_decay=5e-4)
     margin = MARGINS.parse("sphereface_r_v2")
+    options = replace(options, accumulation=parts)
     head = ShardedHead(1003, dim, margin, seed=2, optimizer=sgd, options=options, device=device)
     generator = torch.Generator().manual_seed(1)
     losses = []

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from pipeline.head.margins import Margin, Warp
-from pipeline.optim.rows import RowOptimizer
+from pipeline.optim.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -34,66 +34,87 @@ class FusedUpdate:
     """The update of the rows that take part.
 
     Attributes:
-        optimizer: of all rows, with its slots.
+        rows: all of them, with their optimizer and its slots.
         learning_rate: of this step.
     """
 
-    optimizer: RowOptimizer
+    rows: Rows
     learning_rate: float
 
 
 class RowGradient:
     """The gradient of the rows that take part, summed over micro-batches.
 
+    Rows with an optimizer of their own end a step by `forget`. Without one, another's optimizer does by clearing or
+    zeroing ``weight_SD.grad``, as it does with any parameter: as long as there is one, it is added to.
+
     Args:
-        weight_SD: all rows.
+        rows: all rows.
 
     Attributes:
-        rows: how many take part; None: all, and their gradient is ``weight_SD.grad``.
-        holds: whether a gradient is held that the next is added to; if not, what the memory holds was used up.
+        part: how many take part; None: all, and their gradient is ``weight_SD.grad``.
     """
 
-    def __init__(self, weight_SD: torch.Tensor) -> None:
-        self._weight_SD = weight_SD
-        self._part: torch.Tensor | None = None
-        self.rows: int | None = None
-        self.holds = False
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._memory: torch.Tensor | None = None
+        self._held = self._adds = False
+        self.part: int | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether a gradient is held that the next is added to; if not, what the memory holds was used up."""
+        if self.part is not None:
+            return self._held
+        return self._rows.weight_SD.grad is not None and (self._held or self._rows.optimizer is None)
 
     @property
     def held_bytes(self) -> int:
         """Bytes of its memory."""
-        return sum(tensor.nbytes for tensor in (self._weight_SD.grad, self._part) if tensor is not None)
+        return sum(tensor.nbytes for tensor in (self._rows.weight_SD.grad, self._memory) if tensor is not None)
 
-    def use(self, rows: int | None) -> None:
+    def use(self, part: int | None) -> None:
         """As many rows take part from here on, or all (None); the memory of the other way is given back."""
-        if rows is None:
-            self._part = None
+        if part is None:
+            self._memory = None
         else:
-            self._weight_SD.grad = None
-        self.rows = rows
+            self._rows.weight_SD.grad = None
+        self.part = part
 
     def memory(self) -> torch.Tensor:
-        """Where it lies [rows, D]: the same from step to step, since gigabytes of fresh memory cost page faults."""
-        weight_SD, rows = self._weight_SD, self.rows
-        if rows is None:
+        """Where it lies [part, D]: the same from step to step, since gigabytes of fresh memory cost page faults."""
+        weight_SD, part = self._rows.weight_SD, self.part
+        if part is None:
             if weight_SD.grad is None:
                 weight_SD.grad = torch.empty_like(weight_SD)
             return weight_SD.grad
-        if self._part is None or len(self._part) < rows:
+        if self._memory is None or len(self._memory) < part:
             # A little more than now: the number of sampled rows differs from step to step.
-            self._part = weight_SD.detach().new_empty(rows + rows // 16, weight_SD.shape[1])
-        return self._part[:rows]
+            self._memory = weight_SD.detach().new_empty(part + part // 16, weight_SD.shape[1])
+        return self._memory[:part]
 
     def take(self, start: int, grad: torch.Tensor) -> None:
         """A block, from row `start` on; see `Sink`."""
+        if start == 0:  # before there is memory for it
+            self._adds = self.holds
         whole = self.memory()
-        part = whole[start : start + grad.shape[0]]
-        if self.holds:
-            part.add_(grad)
+        place = whole[start : start + grad.shape[0]]
+        if self._adds:
+            place.add_(grad)
         else:
-            part.copy_(grad)
+            place.copy_(grad)
         if start + grad.shape[0] == whole.shape[0]:  # the last block
-            self.holds = True
+            self.taken()
+
+    def taken(self) -> None:
+        """The memory holds a whole gradient."""
+        self._held = True
+
+    def forget(self) -> None:
+        """The gradient was used up, or is not wanted."""
+        self._held = False
+        if self._rows.optimizer is None:
+            self._rows.weight_SD.grad = None
 
 
 @dataclass(frozen=True)

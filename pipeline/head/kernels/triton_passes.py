@@ -40,10 +40,10 @@ class SgdUpdate:
     @classmethod
     def of(cls, update: FusedUpdate) -> SgdUpdate | None:
         """The numbers of an update by SGD; None if it is by another optimizer, or does more than SGD."""
-        sgd = update.optimizer.optimizer
-        if type(sgd) is not SGD or sgd.nesterov or update.optimizer.unit:
+        sgd = update.rows.optimizer
+        if type(sgd) is not SGD or sgd.nesterov or update.rows.unit:
             return None
-        return cls(update.optimizer.slots["momentum"], sgd.momentum, sgd.weight_decay, update.learning_rate)
+        return cls(update.rows.slots["momentum"], sgd.momentum, sgd.weight_decay, update.learning_rate)
 
 
 class Passes:
@@ -121,9 +121,9 @@ class Passes:
 
     def backward_into_sum(self, gradient: RowGradient) -> None:
         """Store the gradient where it lies, or add to what lies there."""
-        memory, end = gradient.memory(), "add" if gradient.holds else "store"
+        end, memory = "add" if gradient.holds else "store", gradient.memory()
         self._replay((end, memory.data_ptr()), lambda: self._backward_launches(end, memory))
-        gradient.holds = True
+        gradient.taken()
 
     def backward_with_update(self, update: SgdUpdate) -> None:
         """Update rows and momentum as soon as a block's gradient exists."""

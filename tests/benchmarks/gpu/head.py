@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pipeline.head.head import HeadOptions, ShardedHead
+from pipeline.head import HeadOptions, ShardedHead
 from pipeline.head.margins import Margin
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.head.margins.arcface import ArcFace

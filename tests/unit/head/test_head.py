@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.head.head import HeadOptions, ShardedHead
+from pipeline.head import HeadOptions, ShardedHead
 from pipeline.head.margins.elasticface import ElasticFaceArc
 from pipeline.head.margins.softmax import ModifiedSoftmax
 from pipeline.optim.sgd import SGD

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pipeline.optim.adamw import AdamW
-from pipeline.optim.rows import RowOptimizer
+from pipeline.optim.rows import Rows
 
 STEPS, ROWS, DIM = 5, 7, 3
 RATES = (0.1, 0.02, 0.3, 0.1, 0.05)
@@ -55,12 +55,12 @@ PARTS = [[0, 1, 2, 3, 4, 5, 6], [1, 2, 3], [0, 6], [2, 3, 4], [0, 1, 2, 3, 4, 5,
 @pytest.mark.parametrize(("dtype", "precision"), [(torch.float64, 1e-13), (torch.float32, 1e-6)], ids=str)
 def test_rows_that_take_part_move_by_the_paper_and_no_other(dtype: torch.dtype, precision: float) -> None:
     weight, grads = (tensor.to(dtype) for tensor in inputs())
-    optimizer = RowOptimizer(weight, adamw())
+    optimizer = Rows(weight, adamw())
     for step, rows in enumerate(PARTS):
         part = slice(rows[0], rows[-1] + 1) if step % 2 else torch.tensor(rows)
         if step == 3:
             part = torch.tensor(rows[::-1])
-        optimizer.apply(part, grads[step][part], RATES[step])
+        optimizer.update(part, grads[step][part], RATES[step])
     torch.testing.assert_close(weight.double(), by_the_paper(PARTS), rtol=0, atol=precision)
     assert optimizer.slots["count"].tolist() == [sum(row in rows for rows in PARTS) for row in range(ROWS)]
 
@@ -69,11 +69,11 @@ def test_all_rows_together_are_torchs_adamw() -> None:
     weight, grads = inputs()
     theirs = nn.Parameter(weight.clone())
     reference = torch.optim.AdamW([theirs], betas=(0.8, 0.99), eps=1e-3, weight_decay=0.3)
-    optimizer = RowOptimizer(weight, adamw())
+    optimizer = Rows(weight, adamw())
     for grad, rate in zip(grads, RATES, strict=True):
         reference.param_groups[0]["lr"], theirs.grad = rate, grad.clone()
         reference.step()
-        optimizer.apply(slice(0, ROWS), grad.clone(), rate)
+        optimizer.update(slice(0, ROWS), grad.clone(), rate)
     torch.testing.assert_close(weight, theirs.detach(), rtol=1e-5, atol=1e-6)
     for slot in adamw().slots[:2]:
         torch.testing.assert_close(optimizer.slots[slot.name], reference.state[theirs][slot.torch_key])
@@ -84,26 +84,26 @@ def test_the_first_step_is_the_sign_of_the_gradient(betas: tuple[float, float]) 
     """Whatever is remembered: in float32, 1 - 0.999 is off by 1e-5, and the step must not be."""
     weight, grads = inputs()
     moved = torch.zeros_like(weight)
-    optimizer = RowOptimizer(moved, adamw(beta1=betas[0], beta2=betas[1], weight_decay=0.0, eps=1e-12))
-    optimizer.apply(slice(0, ROWS), grads[1].clone(), 1.0)
+    optimizer = Rows(moved, adamw(beta1=betas[0], beta2=betas[1], weight_decay=0.0, eps=1e-12))
+    optimizer.update(slice(0, ROWS), grads[1].clone(), 1.0)
     torch.testing.assert_close(moved, -grads[1].sign(), rtol=2e-6, atol=0)
 
 
 def test_a_dropped_step_is_read_on_the_device_and_leaves_every_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, grads = inputs()
-    plain = RowOptimizer(weight.clone(), adamw())
+    plain = Rows(weight.clone(), adamw())
     for grad, rate in zip(grads, RATES, strict=True):
-        plain.apply(slice(0, ROWS), grad.clone(), rate)
+        plain.update(slice(0, ROWS), grad.clone(), rate)
     monkeypatch.setattr(AdamW, "fused_on", {"cpu"})  # torch has the kernel for the CPU as well
     rows, backbone = weight.clone(), nn.Linear(DIM, ROWS, bias=False)
     backbone.load_state_dict({"weight": weight.clone()})
-    fused, optimizer = RowOptimizer(rows, adamw()), adamw().for_backbone([{"params": [backbone.weight]}])
+    fused, optimizer = Rows(rows, adamw()), adamw().for_backbone([{"params": [backbone.weight]}])
     optimizer.param_groups[0]["weight_decay"] = KEYS["weight_decay"]
     optimizer.state[backbone.weight].update({slot.torch_key: slot.zeros_for(backbone.weight) for slot in adamw().slots})
     bad = torch.full((ROWS, DIM), torch.nan)
     for grad, rate in zip([bad, grads[0], bad, *grads[1:]], [0.7, RATES[0], 0.7, *RATES[1:]], strict=True):
         dropped, before = grad.isnan().any().float(), [rows.clone(), *(s.clone() for s in fused.slots.values())]
-        fused.apply(slice(0, ROWS), grad.clone(), rate, dropped)
+        fused.update(slice(0, ROWS), grad.clone(), rate, dropped)
         now = [rows, *fused.slots.values()]
         assert all(map(torch.equal, now, before)) == bool(dropped)
         optimizer.param_groups[0]["lr"] = rate

@@ -4,40 +4,40 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.optim.rows import RowOptimizer
+from pipeline.optim.rows import Rows
 from pipeline.optim.sgd import SGD
 
 ONES = torch.ones(6)
 
 
-def unit_rows() -> tuple[torch.Tensor, RowOptimizer]:
+def unit_rows() -> tuple[torch.Tensor, Rows]:
     weight = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)) * 3
-    return weight, RowOptimizer(weight, SGD(steps=1, learning_rate=1.0), unit=True)
+    return weight, Rows(weight, SGD(steps=1, learning_rate=1.0), unit=True)
 
 
 def test_rows_have_length_one_from_the_start_and_after_every_update() -> None:
     weight, optimizer = unit_rows()
     torch.testing.assert_close(weight.norm(dim=1), ONES, rtol=0, atol=1e-6)
-    optimizer.apply(torch.tensor([4, 1]), torch.ones(2, 4), 0.5)
-    optimizer.apply(slice(0, 3), torch.ones(3, 4), 0.5)
+    optimizer.update(torch.tensor([4, 1]), torch.ones(2, 4), 0.5)
+    optimizer.update(slice(0, 3), torch.ones(3, 4), 0.5)
     torch.testing.assert_close(weight.norm(dim=1), ONES, rtol=0, atol=1e-6)
 
 
 def test_a_dropped_step_leaves_every_bit() -> None:
     weight, optimizer = unit_rows()
     before = weight.clone()
-    optimizer.apply(slice(0, 6), torch.ones(6, 4), 0.5, dropped=torch.tensor(1.0))
+    optimizer.update(slice(0, 6), torch.ones(6, 4), 0.5, dropped=torch.tensor(1.0))
     assert torch.equal(weight, before)
-    optimizer.apply(slice(0, 6), torch.ones(6, 4), 0.5, dropped=torch.tensor(0.0))
+    optimizer.update(slice(0, 6), torch.ones(6, 4), 0.5, dropped=torch.tensor(0.0))
     assert not torch.equal(weight, before)
     torch.testing.assert_close(weight.norm(dim=1), ONES, rtol=0, atol=1e-6)
 
 
 def test_loaded_rows_are_brought_to_length_one_and_those_that_have_it_keep_every_bit() -> None:
     weight, optimizer = unit_rows()
-    optimizer.apply(slice(0, 6), torch.ones(6, 4), 0.5)
+    optimizer.update(slice(0, 6), torch.ones(6, 4), 0.5)
     saved = weight.clone()
     weight[2] *= 7
-    optimizer.rows_loaded()
+    optimizer.loaded()
     assert torch.equal(weight[[0, 1, 3, 4, 5]], saved[[0, 1, 3, 4, 5]])
     torch.testing.assert_close(weight[2], saved[2], rtol=1e-6, atol=1e-7)

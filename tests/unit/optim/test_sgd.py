@@ -8,7 +8,7 @@ from torch import nn
 
 from pipeline.head.kernels import FusedUpdate
 from pipeline.head.kernels.triton_passes import SgdUpdate
-from pipeline.optim.rows import RowOptimizer
+from pipeline.optim.rows import Rows
 from pipeline.optim.sgd import SGD
 
 
@@ -17,14 +17,14 @@ def test_updates_of_parts_are_torchs_sgd(nesterov: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(7, 3, generator=generator)
     ours, theirs = weight.clone(), torch.nn.Parameter(weight.clone())
-    optimizer = RowOptimizer(ours, SGD(steps=1, learning_rate=1.0, weight_decay=0.01, nesterov=nesterov))
+    optimizer = Rows(ours, SGD(steps=1, learning_rate=1.0, weight_decay=0.01, nesterov=nesterov))
     sgd = torch.optim.SGD([theirs], lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=nesterov)
     for _ in range(4):
         grad = torch.randn(7, 3, generator=generator)
         theirs.grad = grad.clone()
         sgd.step()
-        optimizer.apply(slice(0, 3), grad[:3].clone(), 0.1)
-        optimizer.apply(torch.tensor([4, 3, 6, 5]), grad[[4, 3, 6, 5]], 0.1)
+        optimizer.update(slice(0, 3), grad[:3].clone(), 0.1)
+        optimizer.update(torch.tensor([4, 3, 6, 5]), grad[[4, 3, 6, 5]], 0.1)
     torch.testing.assert_close(ours, theirs.detach(), rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(optimizer.slots["momentum"], sgd.state[theirs]["momentum_buffer"], rtol=1e-6, atol=1e-7)
 
@@ -32,9 +32,9 @@ def test_updates_of_parts_are_torchs_sgd(nesterov: bool) -> None:
 def updated(rows: slice | torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(5, 2, generator=generator, dtype=torch.float64).to(dtype)
-    optimizer = RowOptimizer(weight, SGD(steps=1, learning_rate=1.0, momentum=0.7, weight_decay=0.02))
+    optimizer = Rows(weight, SGD(steps=1, learning_rate=1.0, momentum=0.7, weight_decay=0.02))
     for rate in (0.3, 0.1):
-        optimizer.apply(rows, torch.randn(3, 2, generator=generator, dtype=torch.float64).to(dtype), rate)
+        optimizer.update(rows, torch.randn(3, 2, generator=generator, dtype=torch.float64).to(dtype), rate)
     return weight, optimizer.slots["momentum"]
 
 
@@ -105,5 +105,5 @@ def test_nesterov_needs_a_momentum() -> None:
 
 def test_the_triton_programs_are_not_given_nesterovs_momentum() -> None:
     for nesterov in (False, True):
-        rows = RowOptimizer(torch.ones(2, 2), SGD(steps=1, learning_rate=1.0, nesterov=nesterov))
+        rows = Rows(torch.ones(2, 2), SGD(steps=1, learning_rate=1.0, nesterov=nesterov))
         assert (SgdUpdate.of(FusedUpdate(rows, 0.1)) is None) == nesterov

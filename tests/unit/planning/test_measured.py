@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from pipeline.backbones.size import activation_bytes
 from pipeline.backbones.sphereface import SphereFaceBackbone
-from pipeline.head.head import HeadOptions, ShardedHead
+from pipeline.head import HeadOptions, ShardedHead
 from pipeline.head.margins import MARGINS, Margin
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.optim.sgd import SGD
@@ -158,7 +158,6 @@ def most_in_training(_: int, num_ranks: int, zero_stage: int, accumulation: int,
             SphereFaceBackbone(name="sphereface4", embedding_dim=DIM).build((SIDE, SIDE)),
             recipe,
             dist.group.WORLD,
-            num_ranks,
         )
         allocated.most = allocated.now  # the start is not planned
         for _ in range(2 * accumulation):

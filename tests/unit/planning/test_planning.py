@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import planning
-from pipeline.head.head import HeadOptions, ShardedHead
+from pipeline.head import HeadOptions, ShardedHead
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.optim import OPTIMIZERS
 from pipeline.planning import GIB, RESERVED_BYTES, Job, Network

@@ -16,13 +16,13 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.head.head import HeadOptions, ShardedHead
+from pipeline.head import HeadOptions, ShardedHead
 from pipeline.head.kernels import FusedUpdate, RowGradient, Scoring, Sink, triton_ops
 from pipeline.head.kernels.triton_loop import TritonLoop
 from pipeline.head.kernels.triton_tiles import Tiles
 from pipeline.head.margins import MARGINS
 from pipeline.head.margins.sphereface_r import DividedAngle
-from pipeline.optim.rows import RowOptimizer
+from pipeline.optim.rows import Rows
 from pipeline.optim.sgd import SGD
 from tests.distributed.dense import dense_loss
 
@@ -121,18 +121,18 @@ def compute(case: Case, kernel: TritonLoop) -> dict[str, torch.Tensor]:
     features.requires_grad_()
     weight.requires_grad_()
     sgd = case.optimizer(steps=1, learning_rate=RATE, momentum=MOMENTUM, weight_decay=DECAY)
-    rows = RowOptimizer(weight.detach(), sgd)
+    rows = Rows(weight.detach(), sgd)
     rows.slots["momentum"].fill_(START)
     taken = torch.zeros(len(case.rows), D)
-    summed = RowGradient(weight)
-    summed.rows = len(case.rows) if case.sampled else None
+    summed = RowGradient(rows)
+    summed.part = len(case.rows) if case.sampled else None
 
     def take(first: int, part: torch.Tensor) -> None:
         taken[first : first + part.shape[0]] += part
 
     def update(first: int, part: torch.Tensor) -> None:
         assert case.optimizer is OtherSGD, "the kernel updates by SGD itself"
-        rows.apply(case.rows[first : first + part.shape[0]], part, RATE)
+        rows.update(case.rows[first : first + part.shape[0]], part, RATE)
 
     sinks = {
         "autograd": None,
@@ -175,7 +175,7 @@ def margin_errors(name: str) -> dict[str, float]:
     exact, leaf = x.double().requires_grad_(), x.clone().requires_grad_()
     rows = head.weight_SD.detach().double().requires_grad_()
     wanted = dense_loss(exact, rows, labels, margin, 5.0, seed=2)
-    loss = head(leaf, labels, 5.0).loss
+    loss = head(leaf, labels, 5.0, step=0).loss
     loss.backward()
     wanted.backward()
     far = {"loss": abs(loss.item() / wanted.item() - 1)}
@@ -232,7 +232,7 @@ def host_work(classes: int) -> dict[str, float]:
         results = []
         for kernel in (TritonLoop(TILES), TritonLoop(TILES, capture)):
             rows = torch.nn.Parameter(torch.randn(classes, D, generator=torch.Generator().manual_seed(4)))
-            optimizer = RowOptimizer(rows, SGD(steps=1, learning_rate=RATE))
+            optimizer = Rows(rows, SGD(steps=1, learning_rate=RATE))
             sink = Sink(lambda *_: None, FusedUpdate(optimizer, RATE))
             for x, target in batches:
                 leaf = x.clone().requires_grad_()

@@ -5,18 +5,20 @@ from __future__ import annotations
 import torch
 
 from pipeline.head.kernels import BlockLoop, RowGradient, Scoring, Sink
+from pipeline.optim.rows import Rows
+from pipeline.optim.sgd import SGD
 
 
 def test_a_gradient_overwrites_what_was_used_and_adds_to_what_was_not() -> None:
     weight = torch.nn.Parameter(torch.zeros(5, 2))
-    gradient = RowGradient(weight)
+    gradient = RowGradient(Rows(weight, SGD(steps=1, learning_rate=1.0)))
     assert gradient.held_bytes == 0
     for expected in (1.0, 2.0):
         gradient.take(0, torch.ones(3, 2))
         gradient.take(3, torch.ones(2, 2))
         assert gradient.holds
         assert weight.grad is not None and (weight.grad == expected).all()
-    gradient.holds = False
+    gradient.forget()
     gradient.take(0, torch.ones(5, 2))
     assert (gradient.memory() == 1).all()
     assert gradient.held_bytes == weight.nbytes
@@ -24,14 +26,14 @@ def test_a_gradient_overwrites_what_was_used_and_adds_to_what_was_not() -> None:
 
 def test_the_memory_of_sampled_rows_stays_where_it_is_until_there_are_more() -> None:
     weight = torch.nn.Parameter(torch.zeros(100, 2))
-    gradient = RowGradient(weight)
-    gradient.rows = 32
+    gradient = RowGradient(Rows(weight, SGD(steps=1, learning_rate=1.0)))
+    gradient.part = 32
     place = gradient.memory().data_ptr()
     for rows in (30, 33, 34):
-        gradient.rows = rows
+        gradient.part = rows
         assert gradient.memory().shape == (rows, 2)
         assert gradient.memory().data_ptr() == place
-    gradient.rows = 60
+    gradient.part = 60
     assert gradient.memory().shape == (60, 2)
     assert weight.grad is None
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pipeline.head.head import ShardedHead
+from pipeline.head import ShardedHead
 from pipeline.head.margins.sphereface2 import SphereFace2, adjusted
 from pipeline.head.margins.uniface import UniFace
 
