@@ -182,9 +182,9 @@ def _whole_record(plan: Plan, tar: int, *, is_here: bool) -> TarRecord | None:
         return None
     try:
         record = read_record(plan, tar)
-    except (OSError, ValueError, EOFError, LookupError, TypeError):  # what a power cut left of it
-        return None
-    if _changed(plan, tar):
+        if _changed(plan, tar):
+            return None
+    except (OSError, ValueError, EOFError, LookupError, TypeError):  # a power cut, or one who finished
         return None
     if is_here and record.entry.samples:
         path = _tar_path(plan, tar)

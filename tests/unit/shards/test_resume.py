@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.files import write_file
-from pipeline.shards import claim
+from pipeline.shards import claim, one_tar
 from pipeline.shards.build import make_shards
 from pipeline.shards.claim import LISTING
 from pipeline.shards.index import open_index
@@ -284,6 +284,25 @@ def test_a_set_that_another_process_finishes_meanwhile_is_taken(
         assert make_shards(plan_of(faces, out)) == Manifest.load(out)
         assert not (out / ".progress").exists()
         assert len(list(out.iterdir())) == 14
+
+
+def test_a_set_that_another_process_finishes_while_a_record_is_read_is_taken(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It removes the records, of which this one has read one and asks for the time."""
+    out = tmp_path / "out"
+    interrupt(plan_of(faces, out), after=2)
+    real = one_tar.read_record
+
+    def finish_first(plan: Plan, tar: int) -> one_tar.TarRecord:
+        monkeypatch.undo()
+        record = real(plan, tar)
+        make_shards(plan_of(faces, out))
+        return record
+
+    monkeypatch.setattr(one_tar, "read_record", finish_first)
+    assert make_shards(plan_of(faces, out)) == Manifest.load(out)
+    assert not (out / ".progress").exists()
 
 
 def write_often(folder: Path, number: int) -> int:
