@@ -2,7 +2,6 @@
 
 import html
 import json
-import runpy
 import shutil
 import subprocess
 import sys
@@ -18,8 +17,8 @@ from pipeline.evaluation.embedding.trained import load_trained
 from pipeline.evaluation.results import load, load_identification
 from pipeline.evaluation.scoring.verification import roc, tar_at_far
 from tests.end_to_end.launcher import train_alone
+from tests.end_to_end.stage import STAGES, run_stage
 
-STAGES = Path(__file__).parents[2] / "stages"
 SIZE = (32, 28)
 RECIPE = """\
 data: {shards: shards, global_batch: 6}
@@ -62,15 +61,6 @@ def run_python(folder: Path, stage: str, *arguments: str) -> str:
 
 
 OPTIONS = ["run", "--images", "faces", "--pairs", "held_out.tsv", "--resamples", "20"]
-
-
-def run_stage(name: str, *arguments: str) -> int:
-    """The stage in this process, which is spared importing torch once more; returns its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [name, *arguments])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(STAGES / name), run_name="__main__")
-    return int(ended.value.code or 0)
 
 
 def test_a_run_folder_is_enough_without_its_shards(

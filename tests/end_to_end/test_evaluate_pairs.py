@@ -1,16 +1,14 @@
 """`stages/pairs.py` turns each protocol into a file that the evaluation reads."""
 
 import pickle
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 
 from cluster.stop import EXIT_REFUSED
 from pipeline.evaluation.protocols.pairs import read_pairs
+from tests.end_to_end.stage import run_stage
 
-STAGE = Path(__file__).parents[2] / "stages" / "pairs.py"
 LFW = "2\t1\nann\t1\t2\nann\t1\tbob\t1\nbob\t1\t2\nbob\t2\tann\t2\n"
 YTF = "split, first, second, same\n1, ann/0, ann/1, 1\n1, ann/0, bob/0, 0\n2, bob/0, bob/1, 1\n2, bob/1, ann/1, 0\n"
 LIST = """\
@@ -19,14 +17,6 @@ bob/bob_0001.jpg bob/bob_0002.jpg 1
 ann/ann_0001.jpg bob/bob_0001.jpg 0
 bob/bob_0002.jpg ann/ann_0002.jpg 0
 """
-
-
-def run_stage(*arguments: str) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["pairs.py", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(STAGE), run_name="__main__")
-    return int(ended.value.code or 0)
 
 
 @pytest.fixture
@@ -79,27 +69,27 @@ def test_every_protocol_becomes_a_pairs_file(
     scene: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], images: str, printed: str
 ) -> None:
     kind, source, *options = arguments
-    assert run_stage(kind, source, "out.tsv", *options) == 0
+    assert run_stage("pairs.py", kind, source, "out.tsv", *options) == 0
     assert printed in capsys.readouterr().out
     assert len(read_pairs(scene / "out.tsv", scene / images).same) == int(printed.split(maxsplit=1)[0])
 
 
 def test_what_is_odd_is_said_when_it_is_written(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (scene / "list.txt").write_text(LIST + "ann/ann_0001.jpg ann/ann_0001.jpg 0\n")
-    assert run_stage("list", "list.txt", "out.tsv") == 0
+    assert run_stage("pairs.py", "list", "list.txt", "out.tsv") == 0
     assert capsys.readouterr().err.splitlines() == [
         "pairs: 1 pairs compare an image with itself: judged as listed",
         "pairs: 1 different pairs show one person, by their names or by other pairs: judged as listed",
         "pairs: 3 folds hold pairs of one kind: judged as listed",
     ]
     assert len(read_pairs(scene / "out.tsv", scene / "faces").same) == 5
-    assert run_stage("list", "list.txt", "out.tsv", "--person", "ann") == 2
+    assert run_stage("pairs.py", "list", "list.txt", "out.tsv", "--person", "ann") == 2
     assert "got 'ann', wanted a group in it, such as" in capsys.readouterr().err
 
 
 def test_a_fault_is_one_line(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_stage("lfw", "splits.txt", "out.tsv") == EXIT_REFUSED
-    assert run_stage("bin", "pairs.txt", "out.tsv", "--images", "set") == EXIT_REFUSED
+    assert run_stage("pairs.py", "lfw", "splits.txt", "out.tsv") == EXIT_REFUSED
+    assert run_stage("pairs.py", "bin", "pairs.txt", "out.tsv", "--images", "set") == EXIT_REFUSED
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in lines] == ["pairs", "pairs"]
     assert not (scene / "out.tsv").exists()

@@ -1,8 +1,6 @@
 """`stages/identify.py` with galleries, lists and noise: numbers equal a loop, and what is odd is refused or said."""
 
 import json
-import runpy
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,19 +13,11 @@ pytest.importorskip("onnxruntime")
 
 from cluster.stop import EXIT_REFUSED
 from pipeline.evaluation.results import Identification, load_identification
+from tests.end_to_end.stage import run_stage
 from tests.linear_network import by_hand, write_linear
 
-STAGES = Path(__file__).parents[2] / "stages"
 SIZE = (24, 20)
 PEOPLE, SHOTS = 7, 4  # in the gallery are the first shots of the first four
-
-
-def run_stage(name: str, *arguments: str) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [name, *arguments])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(STAGES / name), run_name="__main__")
-    return int(ended.value.code or 0)
 
 
 @dataclass

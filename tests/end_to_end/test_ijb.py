@@ -1,8 +1,6 @@
 """`stages/ijb.py` on loose crops as they are distributed: its numbers equal a loop in the protocol's words."""
 
 import json
-import runpy
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,19 +13,11 @@ pytest.importorskip("onnxruntime")
 
 from cluster.stop import EXIT_REFUSED
 from pipeline.shards.alignment.similarity import reference_points
+from tests.end_to_end.stage import run_stage
 from tests.linear_network import by_hand, write_linear
 
-STAGES = Path(__file__).parents[2] / "stages"
 SIZE = (112, 96)
 PEOPLE, IMAGES = 8, 5
-
-
-def run_stage(name: str, *arguments: str) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [name, *arguments])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(STAGES / name), run_name="__main__")
-    return int(ended.value.code or 0)
 
 
 @dataclass

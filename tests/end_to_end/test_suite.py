@@ -3,7 +3,6 @@
 import argparse
 import csv
 import pickle
-import runpy
 import shutil
 import subprocess
 import sys
@@ -20,25 +19,16 @@ from pipeline.evaluation.protocols.pairs_file import write_rows
 from pipeline.evaluation.results import load
 from stages.arguments import FORWARDED
 from stages.suite import sets_in
-from tests.faces import ROOT
+from tests.end_to_end.stage import run_stage
 
 pytest.importorskip("onnx")
 from tests.unit.evaluation.embedding.test_sources import HEIGHT, WIDTH, write_model
 
 
-def run_stage(stage: Path, *arguments: object) -> int:
-    """The stage in this process, which is spared importing torch once more; returns its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [stage.name, *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(stage), run_name="__main__")
-    return int(ended.value.code or 0)
-
-
 def run_here(command: list[str], check: bool) -> Any:
     """In the place of `subprocess.run`."""
     assert not check and command[0] == sys.executable
-    return subprocess.CompletedProcess(command, run_stage(Path(command[1]), *command[2:]))
+    return subprocess.CompletedProcess(command, run_stage(*command[1:]))
 
 
 @pytest.fixture
@@ -75,11 +65,10 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 NETWORK = ("--onnx", "net.onnx", "--mean", 100, 110, 120, "--scale", 0.01, "--size", f"{HEIGHT}x{WIDTH}")
 OPTIONS = ("--data", "val", "--resamples", 10, "--far", 0.1)
-SUITE = ROOT / "stages" / "suite.py"
 
 
 def test_what_is_there_is_judged_and_stands_in_one_table(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_stage(SUITE, "results/theirs", *OPTIONS, *NETWORK) == 0
+    assert run_stage("suite.py", "results/theirs", *OPTIONS, *NETWORK) == 0
     printed = capsys.readouterr()
     missing = "AgeDB-30 (agedb_30.tsv or agedb_30.bin), CALFW (calfw.tsv or calfw.bin), CPLFW (cplfw.tsv or cplfw.bin)"
     assert f"suite: not in val: {missing}, IJB-B (ijbb/meta)" in printed.err
@@ -93,7 +82,7 @@ def test_what_is_there_is_judged_and_stands_in_one_table(scene: Path, capsys: py
 
     before = (scene / "results/theirs/evaluations/LFW/step-00000000.npz").stat().st_mtime_ns
     other = ("--onnx", "net.onnx", "--mean", 0, "--scale", 1, "--beside", "results/theirs")
-    assert run_stage(SUITE, "results/raw", *OPTIONS, *other) == 0
+    assert run_stage("suite.py", "results/raw", *OPTIONS, *other) == 0
     assert (scene / "results/theirs/evaluations/LFW/step-00000000.npz").stat().st_mtime_ns == before
     assert "| theirs above raw, points | " in Path("suite/suite.md").read_text()
 
@@ -102,7 +91,7 @@ def test_what_is_there_is_judged_and_stands_in_one_table(scene: Path, capsys: py
 def test_a_set_that_fails_does_not_cost_the_others(capsys: pytest.CaptureFixture[str]) -> None:
     Path("val/cfp_fp.bin").write_bytes(b"no set")
     shutil.rmtree("val/ijbc")
-    assert run_stage(SUITE, "results/theirs", *OPTIONS, *NETWORK) == 1
+    assert run_stage("suite.py", "results/theirs", *OPTIONS, *NETWORK) == 1
     assert "suite: CFP-FP was not judged, see above" in capsys.readouterr().err
     assert "LFW" in Path("suite/suite.md").read_text() and "CFP" not in Path("suite/suite.md").read_text()
 
@@ -124,5 +113,5 @@ def test_loose_crops_are_aligned_and_fused_as_arcface_torch_does_it(tmp_path: Pa
 
 
 def test_a_folder_without_sets_is_refused(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_stage(SUITE, "results/theirs", "--data", scene / "results", *NETWORK) == EXIT_REFUSED
+    assert run_stage("suite.py", "results/theirs", "--data", scene / "results", *NETWORK) == EXIT_REFUSED
     assert "got none of the sets, wanted one of LFW (lfw.tsv or lfw.bin)" in capsys.readouterr().err
