@@ -21,7 +21,7 @@ from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.names import IDENTITIES_NAME
 from pipeline.shards.one_tar import file_sha256
-from pipeline.shards.sources.tar_walk import DamagedError, Member, samples_of, walk
+from pipeline.shards.sources.tar_walk import Member, samples_of, walk_far
 from pipeline.shards.views import VIEWS
 from pipeline.shards.workers import each_done
 
@@ -110,13 +110,9 @@ def _check_members(
 ) -> Iterator[str]:
     """Faults inside a tar: its structure, the rows of the index, the pixels, and its `.idx`."""
     path = folder / manifest.tars[tar].name
-    members: list[Member] = []
-    damage: DamagedError | None = None
-    try:
-        members.extend(walk(file))
-    except DamagedError as error:
-        damage = error
-        yield f"{error}; samples behind byte {error.at:,} are not compared"
+    members, damage = walk_far(file)
+    if damage is not None:
+        yield f"{damage}; samples behind byte {damage.at:,} are not compared"
     numbers = np.arange(*manifest.first_rows[tar : tar + 2])
     with suppress(ShardError):  # an index that is not sound is a fault of its own
         rows = open_index(folder, manifest)[numbers]

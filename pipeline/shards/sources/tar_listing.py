@@ -21,10 +21,9 @@ from pipeline.shards.sources.tar_walk import (
     NOT_A_NUMBER,
     DamagedError,
     Layout,
-    Member,
     samples_of,
     split_name,
-    walk,
+    walk_far,
 )
 
 # Offsets and sizes of the payloads of a sample, in bytes; 0 if there is no JSON.
@@ -98,12 +97,7 @@ def samples_in(path: Path, layout: Layout) -> SamplesIn:
                 names = [] if layout.is_number else _name_labels(file, samples, layout)
                 bad = samples["header"][_are_bad(samples)].tolist()
                 return SamplesIn(samples, names, [split_name(name_at(tar, header))[0] for header in bad], None)
-        members: list[Member] = []
-        damage: DamagedError | None = None
-        try:
-            members.extend(walk(file))
-        except DamagedError as error:
-            damage = error
+        members, damage = walk_far(file)
         walked = list(samples_of(file, members, layout))
         samples = np.array([(0, *sample[1:]) for sample in walked], SAMPLE)
         names = [] if layout.is_number else _name_labels(file, samples, layout)

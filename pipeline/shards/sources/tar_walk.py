@@ -160,6 +160,16 @@ def compression_of(file: BinaryIO) -> str:
     return next((name for magic, name in COMPRESSED.items() if start.startswith(magic)), "")
 
 
+def walk_far(file: BinaryIO) -> tuple[list[Member], DamagedError | None]:
+    """What `walk` gives up to the tar's damage, and that; None: it is whole."""
+    members: list[Member] = []
+    try:
+        members.extend(walk(file))
+    except DamagedError as error:
+        return members, error
+    return members, None
+
+
 def _walk_one(file: BinaryIO, at: int) -> Generator[Member, None, int]:
     """Members of the tar that begins at a byte; returns where the next header was expected."""
     file.seek(at)
