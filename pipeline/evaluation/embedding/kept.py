@@ -72,7 +72,9 @@ def keep(folder: Path, source: Source, images: ImageList, how: How, progress: st
     others = [number for number in range(_parts(images)) if number not in mine]
     _make(home, source, images, how, [*mine, *reversed(others)], progress)
     parts = [_load(_file(home, number), len(_part(images, number))) for number in range(_parts(images))]
-    return _checked(Kept([part for part in parts if part is not None]), images, source)
+    whole = [part for part in parts if part is not None]
+    assert len(whole) == len(parts), "they were just written"  # one left out would shift the features of all others
+    return _checked(Kept(whole), images, source)
 
 
 def keep_share(folder: Path, source: Source, images: ImageList, how: How) -> None:
