@@ -79,7 +79,7 @@ class Account:
         return replace(self, marks=(*kept, (step, self.trained)))
 
     def back_to(self, step: int) -> Account:
-        """The run goes on from after `step`: what was trained since is lost work."""
+        """The run resumes after `step`: what was trained since is lost work."""
         kept = self._trained_after(step)
         spent = {**self.lost, "lost_work": self.lost.get("lost_work", 0.0) + self.trained - kept}
         return replace(self, trained=kept, lost=spent).saved(step)
