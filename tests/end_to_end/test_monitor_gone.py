@@ -100,7 +100,8 @@ def test_a_run_that_is_gone_has_its_last_values_with_their_age(tmp_path: Path) -
 
 def test_a_run_that_ended_after_its_last_step_is_not_green_either(tmp_path: Path) -> None:
     live.configure(tmp_path)
-    end = time.time() - 20 * 86400  # longer ago than the page looks at first
+    # Longer ago than the page looks at first, and between two full hours: short runs are found too.
+    end = (time.time() - 20 * 86400) // 3600 * 3600 + 3150
     write_history(tmp_path, end - 3000, end, end, planned=6000)
     with live.prometheus(tmp_path, 0) as base, live.serving("127.0.0.1", 0, base) as url:
         page = Page.drawn(url, tmp_path)

@@ -50,10 +50,11 @@ async function look() {
 }
 
 // The time of the last scrape of a run that no longer answers, NaN if it is not found: first roughly, then exactly. It is
-// read from a rule's result, which is one series however many ranks there are.
+// read from a rule's result, which is one series however many ranks there are. The steps are shorter than the five minutes
+// for which Prometheus keeps a value: between longer ones, a run that was short would not be seen.
 async function lastScrape(view) {
   const scrapes = 'timestamp(job:spherescale_steps_left:min{job="$job"})';
-  for (const [back, step] of [["10m", 1], ["7d", 60], ["1y", 3600]]) {
+  for (const [back, step] of [["10m", 1], ["7d", 60], ["1y", 240]]) {
     const known = await valueAt(`max_over_time(${scrapes}[${back}:${step}s])`, view, view.now);
     if (!Number.isFinite(known)) continue;
     const end = Math.min(known + step + REFRESH_SECONDS, view.now);
