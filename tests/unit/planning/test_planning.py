@@ -175,7 +175,7 @@ def test_flops_are_those_that_the_head_and_a_network_do() -> None:
     head = ShardedHead(100, 8, ASoftmax(), options=HeadOptions(block=16)).double()
     x = torch.randn(48, 8, dtype=torch.float64, requires_grad=True)  # whose products torch counts
     with FlopCounterMode(display=False) as counter:
-        head(x, torch.arange(48)).loss.backward()
+        head(x, torch.arange(48), step=0).loss.backward()
     job = replace(JOB, classes=100, ranks=1)
     assert planning.flops(job, NETWORK)["classifier"] == counter.get_total_flops()
     layer = torch.nn.Linear(100, 70, bias=False)
