@@ -1,0 +1,23 @@
+"""Functions as machine code: numba's compiler, without any of its freedoms in arithmetic."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+try:
+    from numba import njit
+except ImportError:  # `Model.load` refuses; what only imports these modules, such as `--help`, works
+    njit = None
+
+
+def compiled(function: F) -> F:
+    """`function`, compiled at its first call and kept on the disk.
+
+    No `fastmath`: sums keep their order and no product is fused with a sum, so that +, −, ×, ÷ and √ give IEEE 754's
+    result on every processor. A compiled function must not call sin, exp or pow, whose last digit libraries differ in,
+    and calls compiled functions of its own file only: of others the kept code would not see a change.
+    """
+    if njit is None:
+        return function
+    return njit(cache=True, nogil=True, error_model="numpy")(function)

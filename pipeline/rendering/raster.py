@@ -1,0 +1,82 @@
+"""Triangles to pixels in whole numbers: which triangle is nearest at each pixel, and where in it the pixel lies."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.rendering.compiling import compiled
+
+STEPS = 256  # a pixel has so many steps a side; corners lie on whole steps
+NOTHING = -1
+
+
+@compiled
+def rasterise(
+    corners: NDArray[np.int32],
+    nearness: NDArray[np.float32],
+    faces: NDArray[np.int32],
+    two_sided: bool,
+    first: int,
+    face_at: NDArray[np.int32],
+    weight_at: NDArray[np.float32],
+    near_at: NDArray[np.float32],
+) -> None:
+    """Draw triangles over what `face_at` [H, W], `weight_at` [H, W, 2] and `near_at` [H, W] hold.
+
+    A pixel belongs to a triangle if its centre does, by edge functions of whole numbers and the top-left rule: two
+    triangles with one edge share no pixel and leave none out. Weights are of the second and the third corner.
+
+    Args:
+        corners: [V, 2] x and y in steps; pixel (i, j)'s centre is at (i * STEPS, j * STEPS).
+        nearness: [V] larger is nearer, and linear on the screen (one over the distance).
+        faces: [F, 3] corners, counterclockwise as seen, with y down.
+        two_sided: whether faces seen from behind are drawn.
+        first: the number that `face_at` gets for face 0.
+    """
+    height, width = face_at.shape
+    for face in range(faces.shape[0]):
+        a, b, c = faces[face]
+        ax, ay = np.int64(corners[a, 0]), np.int64(corners[a, 1])
+        bx, by = np.int64(corners[b, 0]), np.int64(corners[b, 1])
+        cx, cy = np.int64(corners[c, 0]), np.int64(corners[c, 1])
+        # Negative for a face that is counterclockwise as seen, since y goes down.
+        area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
+        if area == 0 or (area > 0 and not two_sided):
+            continue
+        sign = np.int64(1) if area > 0 else np.int64(-1)
+        left = max(0, -((-min(ax, bx, cx)) // 256))
+        right = min(width - 1, max(ax, bx, cx) // 256)
+        top = max(0, -((-min(ay, by, cy)) // 256))
+        bottom = min(height - 1, max(ay, by, cy) // 256)
+        if left > right or top > bottom:
+            continue
+        # Edge functions, positive inside; each edge's steps for a pixel to the right and a pixel down.
+        abx, aby = sign * (by - ay) * -256, sign * (bx - ax) * 256
+        bcx, bcy = sign * (cy - by) * -256, sign * (cx - bx) * 256
+        cax, cay = sign * (ay - cy) * -256, sign * (ax - cx) * 256
+        x, y = left * 256, top * 256
+        ab = sign * ((bx - ax) * (y - ay) - (by - ay) * (x - ax))
+        bc = sign * ((cx - bx) * (y - by) - (cy - by) * (x - bx))
+        ca = sign * ((ax - cx) * (y - cy) - (ay - cy) * (x - cx))
+        # A centre on an edge counts as inside for a top or a left edge only.
+        ab_edge = 0 if abx > 0 or (abx == 0 and aby > 0) else 1
+        bc_edge = 0 if bcx > 0 or (bcx == 0 and bcy > 0) else 1
+        ca_edge = 0 if cax > 0 or (cax == 0 and cay > 0) else 1
+        scale = np.float32(1) / np.float32(sign * area)
+        near_a, near_b, near_c = nearness[a], nearness[b], nearness[c]
+        for row in range(top, bottom + 1):
+            w_ab, w_bc, w_ca = ab, bc, ca
+            for column in range(left, right + 1):
+                if w_ab >= ab_edge and w_bc >= bc_edge and w_ca >= ca_edge:
+                    of_b, of_c = np.float32(w_ca) * scale, np.float32(w_ab) * scale
+                    near = near_a + of_b * (near_b - near_a) + of_c * (near_c - near_a)
+                    if near > near_at[row, column]:
+                        near_at[row, column] = near
+                        face_at[row, column] = first + face
+                        weight_at[row, column, 0] = of_b
+                        weight_at[row, column, 1] = of_c
+                w_ab += abx
+                w_bc += bcx
+                w_ca += cax
+            ab += aby
+            bc += bcy
+            ca += cay
