@@ -129,7 +129,7 @@ def _write_shards(args: argparse.Namespace, source: RenderedSource, out: Path, p
     manifest = make_shards(plan, workers=args.workers, progress=lambda written: progress(written.samples))
     assert manifest is not None  # all parts are here
     if not (out / CARD).is_file():
-        write_card(source, open_set(out, args.workers), out, command_of(args, source, "shards"))
+        write_card(source, open_set(out, args.workers), out, [command_of(args, source, "shards")])
     _say(out, manifest)
 
 
@@ -150,17 +150,26 @@ def _say(out: Path, manifest: Manifest) -> None:
 def _write_folder(args: argparse.Namespace, source: RenderedSource, out: Path, progress: Progress) -> None:
     make_people(source, out, workers=args.workers, progress=progress)
     if not (out / CARD).is_file():
-        write_card(source, read_list(out / TABLE), out, command_of(args, source, "folder"))
-    height, width = source.size
-    print(f"{out}: {source.people:,} people, {len(source.labels):,} images of {height}x{width}, in folders")
+        write_card(source, read_list(out / TABLE), out, [command_of(args, source, "folder")])
+    _say_folder(out, source)
 
 
 def _write_pairs(args: argparse.Namespace, held_out: RenderedSource, out: Path, progress: Progress) -> None:
-    _write_folder(args, held_out, out, progress)
+    """The folder of others, and then their pairs."""
+    make_people(held_out, out, workers=args.workers, progress=progress)
     of_a_kind = lfw_like(held_out.people, held_out.images, FOLDS)
+    if not (out / CARD).is_file():
+        pairs = f"python stages/pairs.py folder OUT OUT/{PAIRS} --folds {FOLDS} --size {of_a_kind} --seed {args.seed}"
+        write_card(held_out, read_list(out / TABLE), out, [command_of(args, held_out, "folder"), pairs])
     if not (out / PAIRS).is_file():
         write_rows(folder_rows(out, FOLDS, of_a_kind, args.seed), out / PAIRS)
+    _say_folder(out, held_out)
     print(f"{out / PAIRS}: {FOLDS} folds of {of_a_kind} same and {of_a_kind} different pairs")
+
+
+def _say_folder(out: Path, source: RenderedSource) -> None:
+    height, width = source.size
+    print(f"{out}: {source.people:,} people, {len(source.labels):,} images of {height}x{width}, in folders")
 
 
 def variation_of(args: argparse.Namespace) -> Variation:

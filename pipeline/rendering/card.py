@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -49,14 +49,14 @@ LIMITS = """\
 - Two numbers are two people even if their shapes are close: how close is for you to measure, not given."""
 
 
-def write_card(source: RenderedSource, made: Source, out: Path, command: str) -> None:
+def write_card(source: RenderedSource, made: Source, out: Path, commands: Sequence[str]) -> None:
     """Write `out/README.md` about a finished set.
 
     Args:
         source: what was rendered.
         made: the finished set, read for what its samples keep.
         out: its folder.
-        command: that makes it again.
+        commands: that make it again.
 
     Raises:
         NotWrittenError: the disk is full or read-only.
@@ -80,8 +80,8 @@ def write_card(source: RenderedSource, made: Source, out: Path, command: str) ->
             seed=source.seed,
         ),
         "## How it was made",
-        f"    {command}",
-        f"gives these bytes again on any machine, with {tool_version()} and Pillow {version('pillow')}. It was",
+        "\n".join(f"    {command}" for command in commands),
+        f"with {tool_version()} and Pillow {version('pillow')} gives these bytes on any machine:",
         f"{source.kind}.",
         "## Licences",
         LICENCES,

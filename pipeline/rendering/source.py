@@ -18,6 +18,7 @@ from pipeline.shards.sources import OneByOne, Read, SetAside
 
 LOOK = 1  # counted up if the same arguments give other pixels than before: sets of two looks are not mixed
 DECIMALS = 3  # of landmarks, in pixels
+SEEDS, PEOPLE = 2**63, 10**8  # there are so many; names have eight digits
 KEPT = 1024  # people whose shapes a process keeps: 40 MB
 
 
@@ -39,6 +40,13 @@ class RenderedSource(OneByOne):
     variation: Variation
     sequential: bool = False
     set_aside: Sequence[SetAside] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < SEEDS:
+            raise ValueError(f"seed: got {self.seed}, wanted 0 to {SEEDS - 1}")
+        if self.first < 0 or self.first + self.people > PEOPLE:
+            last = self.first + self.people - 1
+            raise ValueError(f"people: got numbers {self.first} to {last}, wanted 0 to {PEOPLE - 1}")
 
     @property
     def renderer(self) -> str:

@@ -185,13 +185,22 @@ def test_arguments_that_make_no_sense(
     assert not (tmp_path / "set").exists()
 
 
-@pytest.mark.parametrize("options", [["--pairs", 19], ["--pairs", 20, "--images", 1]])
-def test_pairs_that_cannot_be_are_refused_before_anything_is_rendered(
-    tmp_path: Path, options: list[object], capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--pairs", 19], "pairs: got 19 people with 4 images each, wanted 20 people with 2 images at least"),
+        (["--pairs", 20, "--images", 1], "wanted 20 people with 2 images at least"),
+        (["--seed", 2**63], f"seed: got {2**63}, wanted 0 to {2**63 - 1}"),
+        (["--first", 99_999_993], "people: got numbers 99999993 to 100000000, wanted 0 to 99999999"),
+        (["--first", 99_999_992, "--pairs", 20], "people: got numbers 100000000 to 100000019, wanted 0 to 99999999"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_rendered(
+    tmp_path: Path, options: list[object], words: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert synthesise(tmp_path / "set", *options) == EXIT_REFUSED
     (line,) = capfd.readouterr().err.splitlines()
-    assert "wanted 20 people with 2 images at least" in line
+    assert line.startswith("synthesise: ") and words in line
     assert not (tmp_path / "set").exists()
 
 
@@ -229,6 +238,9 @@ def test_pairs_are_of_others_and_no_person_is_in_two_folds(tmp_path: Path, capfd
     assert not pairs.oddities()
     trained_on = read_identities(out, Manifest.load(out))
     assert not set(trained_on) & set(pairs.people)
+    again(held_out, tmp_path / "again")
+    text = [(folder / "pairs.tsv").read_bytes() for folder in (held_out, tmp_path / "again")]
+    assert text[0] == text[1]
     (held_out / "pairs.tsv").unlink()  # as a kill before the last step leaves it
     before = snapshot(tmp_path)
     assert synthesise(out, *options) == 0
@@ -250,15 +262,21 @@ def test_sets_of_fewer_people_lie_over_the_same_tars(tmp_path: Path, capfd: pyte
         assert not list(fewer.glob("*.tar"))
 
 
-def test_the_card_says_what_is_in_the_set_whose_it_is_and_how_to_make_it_again(whole: Path, tmp_path: Path) -> None:
+def test_the_card_says_what_is_in_the_set_and_how_to_make_it_again(whole: Path, tmp_path: Path) -> None:
     card = (whole / "README.md").read_text()
     assert card.startswith("# 8 rendered people, 32 images\n")
     for words in ("numbers 0 to 7 of seed 5", "CC0 1.0", "| age |", "| yaw |", "no population's"):
         assert words in card
-    command = next(line.split()[3:] for line in card.splitlines() if line.startswith("    python "))
-    assert command[0] == "--people"
-    assert run_stage("synthesise.py", tmp_path / "again", *command) == 0
+    again(whole, tmp_path / "again")
     assert snapshot(tmp_path / "again") == snapshot(whole)
+
+
+def again(out: Path, copy: Path) -> None:
+    """Carry out the commands on a set's card for another folder."""
+    commands = [line.split() for line in (out / "README.md").read_text().splitlines() if line.startswith("    python ")]
+    assert commands
+    for _, stage, *words in commands:
+        assert run_stage(Path(stage).name, *(word.replace("OUT", str(copy)) for word in words)) == 0
 
 
 # A tar, or a folder, is done every few milliseconds, so there are many of them.
