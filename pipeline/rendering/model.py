@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.rendering.assets import Mesh, assets_folder, names_in, read_mesh, read_target
+from pipeline.rendering.chart import Chart, chart_of
+from pipeline.rendering.skin import lattice
 
 Vectors = NDArray[np.float32]  # [V, 3] positions or moves of the vertices, in decimetres
 
@@ -52,6 +54,8 @@ class Model:
     rest: Vectors  # before any target
     faces: NDArray[np.int32]  # [F, 3], counterclockwise from outside
     part: NDArray[np.uint8]  # [F] numbers in PARTS
+    chart: Chart
+    noise: NDArray[np.float32]  # of the skin
     # Five groups of vertices, whose means are the landmarks: eye, eye, nose, corner, corner; left is left in the image.
     landmarks: tuple[NDArray[np.int64], ...]
     macros: Mapping[str, Vectors]  # ancestry, sex, age and weight
@@ -87,11 +91,16 @@ def _load(folder: Path) -> Model:
     axes, shapes = _axes(shape_names, targets(shape_names))
     units = names_in(folder, ["expression/units/caucasian"])
     rest = mesh.positions[kept].astype(np.float32)
-    triangles = renumbered[np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])]
+    part = np.concatenate([part, part])
+    texture = np.zeros((count, 2), np.float32)
+    texture[mesh.quads["body"]] = mesh.texture[mesh.texture_quads["body"]]
+    faces = renumbered[np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])].astype(np.int32)
     return Model(
         rest=rest,
-        faces=triangles.astype(np.int32),
-        part=np.concatenate([part, part]),
+        faces=faces,
+        part=part,
+        chart=chart_of(rest, faces[part == PARTS.index("skin")], texture[kept], folder),
+        noise=lattice(),
         landmarks=_landmarks(mesh, renumbered),
         macros={name.rpartition("/")[2]: targets([name])[0] for name in macro_names},
         axes=axes,

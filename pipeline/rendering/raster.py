@@ -14,8 +14,8 @@ def rasterise(
     corners: NDArray[np.int32],
     nearness: NDArray[np.float32],
     faces: NDArray[np.int32],
+    chosen: NDArray[np.int64],
     two_sided: bool,
-    first: int,
     face_at: NDArray[np.int32],
     weight_at: NDArray[np.float32],
     near_at: NDArray[np.float32],
@@ -29,11 +29,11 @@ def rasterise(
         corners: [V, 2] x and y in steps; pixel (i, j)'s centre is at (i * STEPS, j * STEPS).
         nearness: [V] larger is nearer, and linear on the screen (one over the distance).
         faces: [F, 3] corners, counterclockwise as seen, with y down.
+        chosen: numbers of the faces to draw.
         two_sided: whether faces seen from behind are drawn.
-        first: the number that `face_at` gets for face 0.
     """
     height, width = face_at.shape
-    for face in range(faces.shape[0]):
+    for face in chosen:
         a, b, c = faces[face]
         ax, ay = np.int64(corners[a, 0]), np.int64(corners[a, 1])
         bx, by = np.int64(corners[b, 0]), np.int64(corners[b, 1])
@@ -71,7 +71,7 @@ def rasterise(
                     near = near_a + of_b * (near_b - near_a) + of_c * (near_c - near_a)
                     if near > near_at[row, column]:
                         near_at[row, column] = near
-                        face_at[row, column] = first + face
+                        face_at[row, column] = face
                         weight_at[row, column, 0] = of_b
                         weight_at[row, column, 1] = of_c
                 w_ab += abx
