@@ -57,8 +57,8 @@ def _ramp(size: int) -> NDArray[np.float64]:
 def _cloud(draws: Draws, height: int, width: int, cells: int, channels: int) -> NDArray[np.float64]:
     """[height, width, channels] smooth noise from -1 to 1, with so many cells a side."""
     word = draws.word()
-    i = np.arange(cells + 1)
-    grid = 2 * uniform(hash64(word, i[:, None, None], i[None, :, None], np.arange(channels))) - 1
+    side = cells + 1
+    grid = 2 * uniform(hash64(word, np.arange(side * side * channels))).reshape(side, side, channels) - 1
     across = _between(grid, width, cells, 1)
     return _between(across, height, cells, 0)
 

@@ -17,8 +17,8 @@ Colour = tuple[float, float, float]
 # Linear reflectance; grey and white come with age.
 COLOURS: dict[str, Colour] = {
     "black": (0.012, 0.010, 0.009), "dark brown": (0.035, 0.022, 0.015), "brown": (0.085, 0.048, 0.027),
-    "light brown": (0.18, 0.105, 0.055), "blond": (0.42, 0.28, 0.13), "light blond": (0.60, 0.46, 0.27),
-    "red": (0.30, 0.095, 0.03), "auburn": (0.13, 0.038, 0.02), "grey": (0.28, 0.27, 0.26), "white": (0.62, 0.60, 0.57),
+    "light brown": (0.18, 0.105, 0.055), "blond": (0.43, 0.25, 0.12), "light blond": (0.62, 0.45, 0.27),
+    "red": (0.30, 0.095, 0.03), "auburn": (0.13, 0.038, 0.02), "grey": (0.27, 0.265, 0.27), "white": (0.62, 0.60, 0.57),
 }  # fmt: skip
 NATURAL = {
     "african": ((0.80, 0.17, 0.02, 0.004, 0.002, 0.002, 0.001, 0.001)),
@@ -51,8 +51,8 @@ class Style:
     volume: float = 0.06
     frizz: float = 0.12
     thickness: float = 0.05  # of the layer under the locks
-    count: int = 900
-    width: float = 0.045
+    count: int = 1200
+    width: float = 0.036
     clear: float = 0.62
 
 
@@ -133,7 +133,7 @@ def drawn_style(draws: Draws, sex: str, ancestry: str, age: float) -> Style:
     if name == "short":
         length = u(0.15, 0.4)
         return Style(name, length, 0.6 * length, 0.6 * length, forwards=u(-0.2, 0.7), down=0.4, lift=u(0.5, 1.4), fall=0.1,
-                     curl=0.6 * curl, turns=2, frizz=0.3, thickness=u(0.02, 0.05), count=1100, width=0.04)  # fmt: skip
+                     curl=0.6 * curl, turns=2, frizz=0.3, thickness=u(0.02, 0.05), count=1500, width=0.028)  # fmt: skip
     if name == "parted":
         return Style(name, u(0.6, 1.0), u(0.2, 0.4), 0.3, part=part, sideways=1, backwards=u(0, 0.6), lift=u(0.3, 1.0), fall=0.25,
                      curl=0.4 * curl, volume=u(0.03, 0.14), thickness=0.05)  # fmt: skip
@@ -152,7 +152,7 @@ def drawn_style(draws: Draws, sex: str, ancestry: str, age: float) -> Style:
     if name == "afro":
         length = u(0.25, 0.9)
         return Style(name, length, 0.85 * length, 0.9 * length, lift=4, fall=0, curl=u(0.025, 0.05), turns=u(3, 5), frizz=0.5,
-                     volume=0.6 * length, thickness=0.75 * length, count=1500, width=0.05, clear=0.0)  # fmt: skip
+                     volume=0.6 * length, thickness=0.75 * length, count=1500, width=0.04, clear=0.0)  # fmt: skip
     if name == "pixie":
         return Style(name, u(0.5, 0.8), u(0.4, 0.6), 0.5, fringe=u(0.2, 0.8), forwards=0.7, sideways=0.7, part=part, lift=0.5, fall=0.3,
                      curl=0.3 * curl, volume=0.1, thickness=0.07)  # fmt: skip
@@ -161,17 +161,17 @@ def drawn_style(draws: Draws, sex: str, ancestry: str, age: float) -> Style:
                      volume=0.02, thickness=0.035, fringe=draws.choice((0.0, 0.0, 0.7)), curl=0.2 * curl)  # fmt: skip
     if name == "curls":
         return Style(name, u(1.2, 2.4), u(1.2, 2.4), 1.6, sideways=0.8, part=part * u(0, 1), down=0.5, lift=u(1, 2), fall=0.5,
-                     curl=u(0.05, 0.09), turns=u(3, 6), frizz=0.5, volume=u(0.25, 0.5), thickness=0.18, count=1200, width=0.06)  # fmt: skip
+                     curl=u(0.05, 0.09), turns=u(3, 6), frizz=0.5, volume=u(0.25, 0.5), thickness=0.18, count=1300, width=0.045)  # fmt: skip
     if name == "bob":
         return Style(name, u(1.4, 1.8), u(1.0, 1.4), 1.1, sideways=1, part=part * u(0, 1), down=0.6, lift=0.5, fall=0.9, curl=0.3 * curl,
-                     fringe=draws.choice((0.0, 0.0, 0.9)), volume=u(0.1, 0.24), thickness=0.1, width=0.06, clear=u(0.5, 0.66))  # fmt: skip
+                     fringe=draws.choice((0.0, 0.0, 0.9)), volume=u(0.1, 0.24), thickness=0.1, width=0.045, clear=u(0.5, 0.66))  # fmt: skip
     length = u(1.8, 3.0)
     fringe = u(0.75, 1.05) if name == "fringed" else 0.0
     middle = 0.1 if name == "straight" else 1.0
     waves = max(curl, 0.03) if name == "waves" else 0.5 * curl
     return Style(name, length, length, length, fringe=fringe, part=part * middle, sideways=1, down=0.5, backwards=u(-0.1, 0.4),
-                 lift=u(0.2, 0.8), fall=1.0, curl=waves, turns=u(1, 2.5), volume=u(0.06, 0.24), thickness=u(0.04, 0.12), count=1000,
-                 width=0.065, clear=u(0.52, 0.7))  # fmt: skip
+                 lift=u(0.2, 0.8), fall=1.0, curl=waves, turns=u(1, 2.5), volume=u(0.06, 0.24), thickness=u(0.04, 0.12), count=1300,
+                 width=0.05, clear=u(0.52, 0.7))  # fmt: skip
 
 
 def rooted(
@@ -249,9 +249,9 @@ def locks_of(
         (style.lift * (0.5 + lots[:, 1]) * np.where(fringe, 0.5, 1)).astype(np.float32),
         np.full(style.count, style.fall, np.float32), clear.astype(np.float32), lots[:, 2].copy(),
         ((2 * lots[:, 3:6] - 1) * np.float32(style.frizz)).astype(np.float32),
-        style.curl, style.turns, style.volume, centre, radii, float(centre[1]) + 0.12, sines(),
+        style.curl, style.turns, style.volume, centre, radii, 0.7 * style.part, sines(),
     )  # fmt: skip
-    return Locks(points, (style.width * (0.6 + 0.8 * lots[:, 6])).astype(np.float32), lots[:, 7].copy())
+    return Locks(points, (style.width * (0.6 + 0.8 * lots[:, 6])).astype(np.float32), lots[:, 7].copy(), faces[chosen, 0].astype(np.int64))
 
 
 def ellipsoid(base: NDArray[np.float32], shape: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -28,16 +28,9 @@ _OLDEST = 78.0
 
 # How far shape axes go, by folder of targets; the rest of a person is in what these leave alike.
 _SPREAD = {
-    "nose": 0.55,
-    "mouth": 0.5,
-    "eyes": 0.5,
-    "chin": 0.5,
-    "cheek": 0.5,
-    "eyebrows": 0.6,
-    "ears": 0.5,
-    "forehead": 0.45,
-    "head": 0.33,
-}
+    "nose": 0.52, "mouth": 0.42, "eyes": 0.46, "chin": 0.45, "cheek": 0.42, "eyebrows": 0.5, "ears": 0.5, "forehead": 0.38,
+    "head": 0.30,
+}  # fmt: skip
 
 IRISES: dict[str, Colour] = {
     "dark brown": (0.05, 0.025, 0.012), "brown": (0.13, 0.06, 0.025), "hazel": (0.19, 0.12, 0.04), "green": (0.14, 0.19, 0.09),
@@ -92,8 +85,8 @@ def person(model: Model, seed: int, number: int) -> Person:
     old = (age - 18) / (_OLDEST - 18)
     shape = _shape(model, sex, old, shares, weight, Draws("shape", seed, number))
     looks = Draws("looks", seed, number)
-    darkness = sum(shares[name] * value for name, value in zip(ANCESTRIES, (0.76, 0.33, 0.17), strict=True))
-    darkness = min(max(darkness + looks.normal(0, 0.13), 0.0), 1.0)
+    darkness = sum(shares[name] * value for name, value in zip(ANCESTRIES, (0.74, 0.25, 0.11), strict=True))
+    darkness = min(max(darkness + looks.normal(0, 0.12), 0.0), 1.0)
     base = _tinted(tone(darkness), looks)
     colour, hair = _hair_colour(Draws("hair colour", seed, number), main, age)
     hairline = drawn_hairline(Draws("hairline", seed, number), sex, age)
@@ -130,7 +123,7 @@ def person(model: Model, seed: int, number: int) -> Person:
         iris=_varied(IRISES[iris], looks, 0.15),
         iris_size=looks.uniform(0.895, 0.915), red=looks.uniform(0, 0.6), oil=looks.uniform(0.4, 1.6),
         worn=tuple(_worn(model, style, hairline, shape, normals, faces, seed, number, k) for k, style in enumerate(styles)),
-        beard=Locks(np.zeros((0, 10, 3), np.float32), np.zeros(0, np.float32), np.zeros(0, np.float32)),
+        beard=Locks(np.zeros((0, 8, 3), np.float32), *[np.zeros(0, np.float32)] * 2, np.zeros(0, np.int64)),
         glasses=looks.choice(("", "thin", "thick", "half"), (0.84, 0.07, 0.06, 0.03)),
     )  # fmt: skip
 
@@ -156,7 +149,8 @@ def _shape(model: Model, sex: str, old: float, shares: dict[str, float], weight:
             weights.append(part * share)
     base = moved(model.rest, np.stack(targets), np.array(weights, np.float32))
     spread = np.array([_SPREAD[axis.partition("/")[0]] for axis in model.axes])
-    amounts = np.clip(spread * draws.normals(len(model.axes)), -1, 1)
+    striking = draws.uniform(0.6, 1.15)  # some look like everybody, some do not
+    amounts = np.clip(striking * spread * draws.normals(len(model.axes)), -1, 1)
     return moved(base, model.shapes, both_directions(amounts))
 
 
@@ -235,11 +229,11 @@ def _painting(draws: Draws, sex: str, ancestry: str, age: float, darkness: float
     numbers = {
         "redness": u(0.1, 1.4) * (1 - 0.6 * darkness), "blotches": u(0.3, 1.6), "pores": u(0.4, 1.6),
         "freckles": u(0.4, 1.0) if darkness < 0.4 and draws.chance(0.14) else 0.0,
-        "circles": u(0.0, 1.0), "wrinkles": min(1.0, old * u(0.5, 1.2) + u(0, 0.22)),
-        "brow_gap": u(0.10, 0.21), "brow_length": u(0.33, 0.46), "brow_height": u(0.165, 0.26), "brow_arch": u(-0.01, 0.10),
-        "brow_peak": u(0.45, 0.8), "brow_tilt": draws.normal(0, 0.05),
+        "circles": u(0.0, 1.0), "wrinkles": min(1.0, old * u(0.4, 1.0) + u(0, 0.08)),
+        "brow_gap": u(0.10, 0.21), "brow_length": u(0.33, 0.46), "brow_height": u(0.165, 0.26), "brow_arch": u(-0.01, 0.075),
+        "brow_peak": u(0.45, 0.8), "brow_tilt": draws.normal(0.012, 0.03),
         "brow_thickness": u(0.022, 0.05) if sex == "female" else u(0.032, 0.072),
-        "brow_density": u(0.45, 1.0), "lip_fullness": u(0.55, 1.0),
+        "brow_density": u(0.4, 0.95), "lip_fullness": u(0.55, 1.0),
         "moustache": 0.0, "goatee": 0.0, "jaw_beard": 0.0, "sideburns": 0.0, "beard_density": 0.0, "beard_line": u(6.45, 6.72),
         "shadow": u(0.1, 0.7) if made_up and draws.chance(0.6) else 0.0, "liner": u(0.3, 0.9) if made_up else 0.0,
         "blush": u(0.2, 1.0) if made_up and draws.chance(0.5) else 0.0, "stripes": 0.0,

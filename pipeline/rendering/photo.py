@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.rendering import sensor
+from pipeline.rendering.accessories import FRAMES, HATS, add_glasses, add_hand, add_hat, add_mask, covered_by
 from pipeline.rendering.background import drawn_background
-from pipeline.rendering.blending import moved
-from pipeline.rendering.camera import View, landmarks_of, mean_of, rotation, view_of
+from pipeline.rendering.blending import mean_of, moved, turned
+from pipeline.rendering.camera import View, landmarks_of, rotation, view_of
 from pipeline.rendering.draws import Draws
 from pipeline.rendering.lighting import PLAIN, Lighting, drawn_lighting, shadow_map
 from pipeline.rendering.model import Model, Vectors
-from pipeline.rendering.person import Person
-from pipeline.rendering.scene import Drawn, drawn_scene, scene_of
+from pipeline.rendering.person import Person, Worn
+from pipeline.rendering.scene import Drawn, Scene, drawn_scene, scene_of
 from pipeline.rendering.shading import (
     CAP,
     CLOTH,
@@ -30,6 +31,7 @@ from pipeline.rendering.shading import (
     MOUTH,
     RIGHT_EYE,
     TEETH,
+    WOVEN,
     dark_corners,
     shade,
 )
@@ -49,6 +51,10 @@ class Variation:
     alignment: float = 0.5  # standard deviation of the landmarks that the crop is aligned by, in pixels: a detector's
     background: bool = True  # a scene, or grey
     styling: float = 0.25  # how often the hair is worn another way
+    glasses: float = 1.0  # scale of how often glasses are worn, by those who need them or against the sun
+    hats: float = 0.06  # how often a hat, a scarf or a band is worn
+    masks: float = 0.015  # how often a mask is worn
+    hands: float = 0.03  # how often a hand is before the face
     resolution: float = 1.0  # how often, and how far, a photograph is unsharp or small
     jpeg: float = 0.5  # how often a photograph has been compressed before
 
@@ -81,12 +87,13 @@ def photo(
     styling = Draws("styling", *key)
     worn = who.worn[-1] if styling.chance(variation.styling) else who.worn[0]
     lighting = drawn_lighting(Draws("light", *key)) if variation.light else PLAIN
-    scene = drawn_scene(scene_of(model, who, points, worn, view), *size, _FINE)
+    whole, occlusion = _dressed(model, who, points, worn, view, variation, key)
+    scene = drawn_scene(whole, *size, _FINE)
     behind, background = np.full((*size, 3), 0.25, np.float32), "grey"
     if variation.background:
         behind, background = drawn_background(Draws("background", *key), *size)
     canvas = behind.repeat(_FINE, 0).repeat(_FINE, 1)
-    _lit(canvas, model, who, points, view, scene, lighting, variation, key)
+    _lit(canvas, model, who, view, scene, lighting, variation, key, occlusion["glasses"] == "sun")
     pixels, taken = _taken(canvas, scene, variation, key)
     attributes |= {
         "expression": expression,
@@ -157,14 +164,40 @@ def _seen(
     return view, {"yaw": yaw, "pitch": pitch, "roll": roll, "distance": round(distance, 2)}
 
 
+def _dressed(
+    model: Model, who: Person, points: Vectors, worn: Worn, view: View, variation: Variation, key: tuple[int, int, int]
+) -> tuple[Scene, dict[str, str | float]]:
+    """The head with what is worn on it, and what that is."""
+    draws = Draws("accessories", *key)
+    has_glasses, has_hat, has_mask, has_hand = (draws.uniform() for _ in range(4))
+    kind = draws.choice(HATS, (3, 3, 1.5, 1.5))
+    other = draws.choice(FRAMES[:2])
+    hat = kind if has_hat < variation.hats else ""
+    glasses = who.glasses if has_glasses < (0.85 if who.glasses else 0.0) * variation.glasses else ""
+    sun = has_glasses > 1 - 0.04 * variation.glasses
+    hatted = covered_by(model, hat) if hat else np.zeros(len(points), np.bool_)
+    scene = scene_of(model, who, points, worn, view, hatted if hat != "scarf" else np.ones(len(points), np.bool_))
+    if hat:
+        add_hat(scene, model, points, hat, Draws("hat", *key))
+    if has_mask < variation.masks:
+        add_mask(scene, model, Draws("mask", *key))
+    if glasses or sun:
+        one = Draws("glasses", *key) if sun else Draws("glasses", *key[:2])
+        add_glasses(scene, model, points, other if sun else glasses, one)
+    if has_hand < variation.hands:
+        add_hand(scene, model, points, Draws("hand", *key))
+    found = {"hat": hat, "glasses": "sun" if sun else glasses, "mask": float(has_mask < variation.masks)}
+    return scene, {**found, "hand": float(has_hand < variation.hands)}
+
+
 def _lit(
-    canvas: NDArray[np.float32], model: Model, who: Person, points: Vectors, view: View, scene: Drawn, lighting: Lighting,
-    variation: Variation, key: tuple[int, int, int],
+    canvas: NDArray[np.float32], model: Model, who: Person, view: View, scene: Drawn, lighting: Lighting,
+    variation: Variation, key: tuple[int, int, int], sun: bool,
 ) -> None:  # fmt: skip
     """Paint the scene over the canvas."""
     draws = Draws("clothes", *key)
     gaze = Draws("gaze", *key)
-    palette = np.zeros((12, 3), np.float32)
+    palette = np.zeros((13, 3), np.float32)
     palette[LEFT_EYE] = palette[RIGHT_EYE] = 0.58, 0.55, 0.53
     palette[TEETH] = 0.60, 0.54, 0.44
     palette[LASHES] = 0.012, 0.010, 0.009
@@ -173,19 +206,22 @@ def _lit(
     palette[CLOTH] = [draws.uniform(0.02, 0.6) for _ in range(3)]
     palette[FRAME] = palette[LENS] = 0.03, 0.03, 0.03
     palette[HAND] = who.tone
-    opacity = np.ones(12, np.float32)
-    opacity[LASHES], opacity[LENS] = 0.4 if who.attributes["sex"] == "male" else 0.7, 0.12
+    palette[WOVEN] = [draws.uniform(0.02, 0.75) for _ in range(3)]
+    if sun:
+        palette[LENS] = 0.01, 0.01, 0.012
+    opacity = np.ones(13, np.float32)
+    opacity[LASHES], opacity[LENS] = 0.4 if who.attributes["sex"] == "male" else 0.7, 0.93 if sun else 0.12
     axes = lighting.axes
     solid = np.flatnonzero((scene.material != LASHES) & (scene.material != LENS))
     shadow = shadow_map(scene.points, scene.faces, solid, axes)
     step = float(np.sqrt(view.matrix[0, 0] * view.matrix[0, 0] + view.matrix[1, 0] * view.matrix[1, 0]))
     corners = dark_corners(scene.near_at, view.distance, step, _FINE)
     eyes = np.zeros((3, 5), np.float32)
-    for eye, part in enumerate((LEFT_EYE, RIGHT_EYE)):
-        of_eye = np.unique(model.faces[model.part == part])
-        eyes[eye, :3] = mean_of(scene.points, of_eye)
+    for eye, vertices in enumerate(model.eyes):
+        eyes[eye, :3] = mean_of(scene.points, vertices)
     sideways, upwards = (variation.expression * gaze.normal(0, d) for d in (9.0, 5.0))
-    eyes[2, :3] = (view.turn @ rotation(sideways, upwards, 0.0))[:, 2]
+    ahead = rotation(sideways, upwards, 0.0)[:, 2]
+    eyes[2, :3] = turned(ahead[None], view.turn, np.zeros(3, np.float32))[0]
     eyes[0, 3:] = who.iris_size, gaze.uniform(0.975, 0.99)
     eyes[1, 3:], eyes[2, 3], eyes[2, 4] = who.iris[:2], who.iris[2], who.red
     inside = np.zeros(len(scene.points), np.float32)

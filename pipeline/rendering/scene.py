@@ -49,19 +49,21 @@ class Scene:
         self.material.append(material)
         self.both_sides.append(both_sides)
 
-    def add_locks(self, locks: Locks, material: int) -> None:
+    def add_locks(self, locks: Locks, material: int, taper: float = 0.75) -> None:
         """Add hair, as ribbons."""
         count = len(locks.width)
         if not count:
             return
         seen = self.view.seen(locks.points.reshape(-1, 3)).reshape(locks.points.shape)
-        points, along, places = ribbons(seen, locks.width, locks.own, self.view.distance)
+        points, along, places = ribbons(seen, locks.width, locks.own, self.view.distance, taper)
+        if material != HAIR:  # whatever is no hair is lit as if it were round
+            along = np.tile(np.array([0.0, 0.3, 0.95], np.float32), (len(points), 1))
         faces = ribbon_faces(count, locks.points.shape[1])
         self.add(points, along, places, faces, np.full(len(faces), material, np.uint8), both_sides=True)
 
 
-def scene_of(model: Model, who: Person, points: Vectors, worn: Worn, view: View) -> Scene:
-    """The person's head with a hairstyle."""
+def scene_of(model: Model, who: Person, points: Vectors, worn: Worn, view: View, hatted: NDArray[np.bool_]) -> Scene:
+    """The person's head with a hairstyle, whose locks are left out where a hat is, on `hatted` [V]."""
     scene = Scene(view, [], [], [], [], [], [])
     seen = view.seen(points)
     normals = vertex_normals(seen, model.faces)
@@ -69,12 +71,12 @@ def scene_of(model: Model, who: Person, points: Vectors, worn: Worn, view: View)
     low = model.rest[:, 1][model.faces].max(1) < _COLLAR
     material[(material == PARTS.index("skin")) & low] = CLOTH
     scene.add(seen, normals, model.chart.places, model.faces, material)
-    if worn.cap.max() > 0:
+    if worn.cap.max() > 0 and not hatted.all():
         covered = (worn.cap[model.faces].max(1) > 0) & (model.part == PARTS.index("skin"))
         faces = model.faces[covered]
         shell = seen + normals * worn.cap[:, None]
         scene.add(shell, normals, model.chart.places, faces, np.full(len(faces), CAP, np.uint8))
-    scene.add_locks(worn.locks, HAIR)
+    scene.add_locks(worn.locks.only(~hatted[worn.locks.root]) if hatted.any() else worn.locks, HAIR)
     scene.add_locks(who.beard, HAIR)
     return scene
 

@@ -24,7 +24,7 @@ class Sensor:
     grain: float  # in levels of 255
 
 
-PLAIN = Sensor(0.30, 0.15, 1.0, (1.0, 1.0, 1.0), 0.0)
+PLAIN = Sensor(0.36, 0.15, 1.0, (1.0, 1.0, 1.0), 0.0)
 
 
 def drawn_sensor(draws: Draws) -> Sensor:
@@ -34,7 +34,7 @@ def drawn_sensor(draws: Draws) -> Sensor:
     saturation = 0.0 if grey else max(0.2, draws.normal(0.95, 0.2))
     grain = draws.uniform(0, 1)
     return Sensor(
-        draws.uniform(0.17, 0.42),
+        draws.uniform(0.19, 0.48),
         draws.uniform(-0.15, 0.7),
         saturation,
         (1 + warm, 1 + green, 1 - warm),

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from pipeline.rendering.compiling import compiled
 
 # Materials of faces; the first six are `model.PARTS`.
-SKIN, LEFT_EYE, RIGHT_EYE, TEETH, LASHES, MOUTH, HAIR, CAP, CLOTH, FRAME, LENS, HAND = range(12)
+SKIN, LEFT_EYE, RIGHT_EYE, TEETH, LASHES, MOUTH, HAIR, CAP, CLOTH, FRAME, LENS, HAND, WOVEN = range(13)
 
 SHADOW_SIDE = 128  # pixels of a shadow map, which is 2 * SHADOW_REACH decimetres wide
 SHADOW_REACH = 1.8
@@ -44,13 +44,13 @@ def dark_corners(near_at: NDArray[np.float32], distance: float, step: float, fin
                     if closer > 0.2 * reach:
                         # What is far in front, such as a nose seen from the side, does not touch.
                         total += min(1.0, closer / reach) * max(0.0, 1 - max(0.0, closer - 0.3) / 0.4)
-            out[row, column] = max(0.25, 1 - 1.25 * total / 16)
+            out[row, column] = max(0.25, 1 - total / 16)
     return out
 
 
 @compiled
 def lit_share(shadow: NDArray[np.float32], x: float, y: float, depth: float) -> float:
-    """The share of four neighbours in a shadow map [S, S] that the light reaches, bilinearly: soft edges."""
+    """The share of the neighbours in a shadow map [S, S] that the light reaches, the nearer ones more: soft edges."""
     side = shadow.shape[0]
     column = (x + 1.8) / 3.6 * side - 0.5
     row = (1.8 - y) / 3.6 * side - 0.5
@@ -58,16 +58,17 @@ def lit_share(shadow: NDArray[np.float32], x: float, y: float, depth: float) -> 
         return 1.0
     i, j = int(column), int(row)
     u, v = column - i, row - j
-    total = 0.0
+    total = norm = 0.0
     for dj in range(-1, 3):
+        tall = 1 - abs(dj - v) * 0.625
+        if tall <= 0:
+            continue
         for di in range(-1, 3):
-            wide = max(0.0, 1 - abs(di - u) / 1.6) * max(0.0, 1 - abs(dj - v) / 1.6)
-            if shadow[j + dj, i + di] <= depth + 0.04:
-                total += wide
-    norm = 0.0
-    for dj in range(-1, 3):
-        for di in range(-1, 3):
-            norm += max(0.0, 1 - abs(di - u) / 1.6) * max(0.0, 1 - abs(dj - v) / 1.6)
+            wide = tall * (1 - abs(di - u) * 0.625)
+            if wide > 0:
+                norm += wide
+                if shadow[j + dj, i + di] <= depth + 0.04:
+                    total += wide
     return total / norm
 
 
@@ -221,11 +222,11 @@ def shade(
                 red, green, blue = red * own * depth_of, green * own * depth_of, blue * own * depth_of
             elif kind == 3:
                 shine, sharp = np.float32(0.3), 5
-            elif kind == 10:
+            elif kind == 9:
                 shine, sharp = np.float32(0.5), 6
-            elif kind == 11:
+            elif kind == 10:
                 shine, sharp = np.float32(1.2), 7
-            elif kind == 12:
+            elif kind == 11:
                 wrap_r, wrap_g, wrap_b = np.float32(0.42), np.float32(0.20), np.float32(0.12)
             sees = corners[row // fine, column // fine]
             # Light from everywhere: above, horizon, below.

@@ -143,7 +143,7 @@ def wrinkles_at(x: float, y: float, z: float, low: float, high: float) -> float:
     forehead = (y + 0.05 * low + 0.02 * high - 0.04 * x) * 8.5
     wave = abs(forehead - np.floor(forehead) - 0.5) * 2
     found = (
-        bump(wave, 0.30, 0.0) * bump(y, 7.52, 7.62) * bump(y, 8.0, 7.9) * bump(x, 0.6, 0.4) * bump(low + 0.4, 0, 0.6)
+        bump(wave, 0.22, 0.0) * bump(y, 7.52, 7.62) * bump(y, 8.0, 7.9) * bump(x, 0.6, 0.4) * bump(low + 0.4, 0, 0.6)
     )
     # Between the brows.
     found = max(found, bump(abs(x - 0.075 - 0.02 * low), 0.025, 0.0) * bump(y, 7.36, 7.42) * bump(y, 7.6, 7.52) * 0.8)
@@ -182,12 +182,17 @@ def paint(
             x, y, z = positions[row, column]
             lips, lids = masks[row, column, 0], masks[row, column, 1]
             px, py, pz = x + offset[0], y + offset[1], z + offset[2]
+            side = abs(x)
+            front = bump(z, 0.6, 1.1)
+            if z < 0.25:  # behind the ears nothing but hair and plain skin
+                part = growth[row, column] * 0.9
+                for k in range(3):
+                    out[row, column, k] = colours[0, k] + part * (colours[2, k] - colours[0, k])
+                out[row, column, 3], out[row, column, 4] = 0.3, 0.0
+                continue
             low = noise_at(lattice, px * 3, py * 3, pz * 3)
             middle = noise_at(lattice, px * 11, py * 11, pz * 11)
             fine = noise_at(lattice, px * 45, py * 45, pz * 45)
-            hairs = noise_at(lattice, px * 70, py * 25, pz * 70)
-            side = abs(x)
-            front = bump(z, 0.6, 1.1)
             # Blood near the surface of cheeks, nose and ears; little of it on the forehead.
             red = (
                 bump(abs(y - 6.95) + 0.6 * abs(side - 0.38), 0.4, 0.05) * front
@@ -199,13 +204,13 @@ def paint(
             )
             light = 1 + n[1] * (0.10 * low + 0.06 * middle) + n[2] * 0.07 * fine
             light *= (
-                1 - n[4] * 0.35 * bump(abs(y - 7.16) * 1.3 + abs(side - 0.28), 0.24, 0.06) * front
+                1 - n[4] * 0.25 * bump(abs(y - 7.16) * 1.3 + abs(side - 0.28), 0.24, 0.06) * front
             )  # circles under the eyes
             wrinkle = n[5] * wrinkles_at(side, y, z, low, middle)
-            light *= 1 - 0.38 * wrinkle
-            r = colours[0, 0] * light * (1 + 0.10 * red)
-            g = colours[0, 1] * light * (1 - 0.20 * red)
-            b = colours[0, 2] * light * (1 - 0.22 * red)
+            light *= 1 - 0.26 * wrinkle
+            r = colours[0, 0] * light * (1 + 0.06 * red)
+            g = colours[0, 1] * light * (1 - 0.14 * red)
+            b = colours[0, 2] * light * (1 - 0.16 * red)
             oil = 0.35 + 0.35 * bump(side, 0.3, 0.05) * front + 0.12 * fine
             # Freckles: one in some cells of a grid.
             if n[3] > 0:
@@ -241,8 +246,12 @@ def paint(
             height = 0.25 * fine + 0.5 * middle * 0.3 - 1.2 * wrinkle
             # Brows and beard, as single hairs where they are thin.
             brow = brow_at(side, y, n, low) * front
-            brow *= n[13] * min(1.0, max(0.0, 0.75 + 0.9 * noise_at(lattice, px * 55 + 20 * py, py * 38, pz * 20)))
+            if brow > 0:
+                brow *= n[13] * min(1.0, max(0.0, 0.85 + 0.7 * noise_at(lattice, px * 55 + 20 * py, py * 38, pz * 20)))
             beard = n[19] * beard_at(side, y, z, n, low) * (1 - mouth)
+            hairs = 0.0
+            if beard > 0 or growth[row, column] > 0:
+                hairs = noise_at(lattice, px * 70, py * 25, pz * 70)
             beard *= min(1.0, max(0.0, 0.55 + 0.8 * hairs + 0.5 * n[19]))
             scalp = growth[row, column] * min(1.0, max(0.0, 0.85 + 0.5 * hairs))
             for kind, part in ((3, brow), (2, beard), (2, scalp)):
@@ -258,7 +267,7 @@ def paint(
         for row in range(rows):
             for column in range(columns // 4, columns * 3 // 4):
                 x, y, z = positions[row, column]
-                if z > 0.3 and abs(y - marks[mark, 1]) < marks[mark, 2]:
+                if abs(y - marks[mark, 1]) < marks[mark, 2] and z > 0.3:
                     dx, dy = x - marks[mark, 0], y - marks[mark, 1]
                     part = marks[mark, 3] * bump(np.sqrt(dx * dx + dy * dy), marks[mark, 2], 0.5 * marks[mark, 2])
                     out[row, column, 0] *= 1 - 0.85 * part

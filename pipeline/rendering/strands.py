@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.rendering.compiling import compiled
 
-SEGMENTS = 9  # of a lock
+SEGMENTS = 7  # of a lock
 _TURNS = 32  # steps of a whole turn in the table of sines
 
 
@@ -20,6 +20,11 @@ class Locks:
     points: NDArray[np.float32]  # [N, SEGMENTS + 1, 3]
     width: NDArray[np.float32]  # [N] in decimetres
     own: NDArray[np.float32]  # [N] a number from 0 to 1 that its brightness follows
+    root: NDArray[np.int64]  # [N] the vertex of the head that it grows next to
+
+    def only(self, chosen: NDArray[np.bool_]) -> Locks:
+        """Those that are chosen [N]."""
+        return Locks(self.points[chosen], self.width[chosen], self.own[chosen], self.root[chosen])
 
 
 @compiled
@@ -38,7 +43,7 @@ def grown(
     volume: float,
     centre: NDArray[np.float32],
     radii: NDArray[np.float32],
-    brow_line: float,
+    middle: float,
     sines: NDArray[np.float32],
 ) -> NDArray[np.float32]:
     """[N, SEGMENTS + 1, 3] locks in decimetres.
@@ -46,14 +51,15 @@ def grown(
     Args:
         roots: [N, 3]. outward: [N, 3] the skin's normals there.
         comb: [N, 3] where each is combed to. length: [N]. lift: [N] how far it stands off at the root.
-        fall: [N] how soon it hangs. clear: [N] how far from the middle of the face it must stay, below `brow_line`.
-        phase: [N] from 0 to 1, of the curls. frizz: [N, 3] its own way.
+        fall: [N] how soon it hangs. clear: [N] how far aside it must be where it is well below its
+            root, in front: not before the face. phase: [N] from 0 to 1, of the curls. frizz: [N, 3] its own way.
         curl: radius of the curls. turns: of a curl, in a lock. volume: how far locks lie off the head at their ends.
         centre, radii: [3] of the ellipsoid that the head is taken for.
+        middle: where the hair is parted, in decimetres.
         sines: [S + S / 4] of one turn and a quarter.
     """
     count = roots.shape[0]
-    segments = 9
+    segments = 7
     whole = sines.shape[0] * 4 // 5
     out = np.empty((count, segments + 1, 3), np.float32)
     for n in range(count):
@@ -92,10 +98,12 @@ def grown(
                     centre[1] + (y - centre[1]) * push,
                     centre[2] + (z - centre[2]) * push,
                 )
-            if y < brow_line and z > centre[2] + 0.2 and abs(x) < clear[n]:
-                share = min(1.0, (brow_line - y) / 0.2)
-                wide = abs(x) + share * (clear[n] - abs(x))
-                x = wide if x >= 0 else -wide
+            # Hair that is no fringe parts before the face: the further below its root, the further to the side.
+            if clear[n] > 0 and z > centre[2] + 0.2:
+                down = min(1.0, max(0.0, (out[n, 0, 1] - y) / 0.35))
+                aside = clear[n] * down * (2 - down)
+                if abs(x) < aside:
+                    x = aside if out[n, 0, 0] >= middle else -aside
             place = phase[n] * whole + turns * part * whole
             i = int(place) % whole
             sine, cosine = sines[i] * curl * min(1.0, 2 * part), sines[i + whole // 4] * curl * min(1.0, 2 * part)
@@ -112,9 +120,9 @@ def grown(
 
 @compiled
 def ribbons(
-    seen: NDArray[np.float32], width: NDArray[np.float32], own: NDArray[np.float32], distance: float
+    seen: NDArray[np.float32], width: NDArray[np.float32], own: NDArray[np.float32], distance: float, taper: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Ribbons that turn their flat side to the camera, for locks [N, K, 3] as the camera has them.
+    """Ribbons that turn their flat side to the camera, for locks [N, K, 3] as the camera has them; `taper` of 1 is a tip.
 
     Returns:
         [N * K * 2, 3] points, two a joint; [N * K * 2, 3] the lock's direction there; [N * K * 2, 2] how far from the
@@ -135,7 +143,7 @@ def ribbons(
             vx, vy, vz = -seen[n, k, 0], -seen[n, k, 1], distance - seen[n, k, 2]
             sx, sy, sz = ty * vz - tz * vy, tz * vx - tx * vz, tx * vy - ty * vx
             part = k / (joints - 1)
-            half = 0.5 * width[n] * (1 - 0.75 * part * part)
+            half = 0.5 * width[n] * (1 - taper * part * part)
             size = half / np.sqrt(sx * sx + sy * sy + sz * sz + 1e-12)
             for side in range(2):
                 at = (n * joints + k) * 2 + side
