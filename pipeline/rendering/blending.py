@@ -54,3 +54,13 @@ def vertex_normals(points: NDArray[np.float32], faces: NDArray[np.int32]) -> NDA
             for k in range(3):
                 out[vertex, k] /= length
     return out
+
+
+@compiled
+def mean_of(points: NDArray[np.float32], group: NDArray[np.int64]) -> NDArray[np.float64]:
+    """[3] the middle of some of the points [V, 3], added one after another."""
+    total = np.zeros(3)
+    for vertex in group:
+        for k in range(3):
+            total[k] += points[vertex, k]
+    return total / len(group)

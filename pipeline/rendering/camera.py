@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.rendering.blending import turned
+from pipeline.rendering.blending import mean_of, turned
 from pipeline.rendering.model import Model, Vectors
 from pipeline.shards.alignment.similarity import Points, fit_similarity, reference_points
 
@@ -67,14 +67,6 @@ def landmarks_of(model: Model, points: Vectors, view: View) -> Points:
     """[5, 2] where the landmarks are in the crop."""
     marks = np.stack([mean_of(points, group) for group in model.landmarks]).astype(np.float32)
     return view.pixels(view.seen(marks))[0]
-
-
-def mean_of(points: Vectors, group: NDArray[np.int64]) -> NDArray[np.float64]:
-    """[3] the middle of some vertices, added one after another."""
-    total = np.zeros(3)
-    for vertex in group.tolist():
-        total = total + points[vertex]
-    return total / len(group)
 
 
 def rotation(yaw: float, pitch: float, roll: float) -> NDArray[np.float32]:

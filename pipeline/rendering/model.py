@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.rendering.assets import Mesh, assets_folder, names_in, read_mesh, read_target
+from pipeline.rendering.chart import Chart, chart_of
+from pipeline.rendering.skin import lattice
 
 Vectors = NDArray[np.float32]  # [V, 3] positions or moves of the vertices, in decimetres
 
@@ -31,6 +33,9 @@ _GROUPS = {
     "helper-r-eyelashes-1": "lashes",
     "helper-r-eyelashes-2": "lashes",
 }
+# The right wrist, and the directions of its hand across, along the fingers and out of its back.
+_WRIST = (-3.85, 2.76, 1.25)
+_HAND_AXES = ((-0.577, -0.352, -0.737), (-0.427, -0.639, 0.64), (-0.696, 0.684, 0.219))
 _LOWEST, _WIDEST = 5.4, 2.6  # what is lower or further from the middle is not drawn: shoulders, arms, body
 
 # Vertices of the base mesh: the foremost of the nose, and the outermost of the lips on either side of the person.
@@ -52,8 +57,13 @@ class Model:
     rest: Vectors  # before any target
     faces: NDArray[np.int32]  # [F, 3], counterclockwise from outside
     part: NDArray[np.uint8]  # [F] numbers in PARTS
+    chart: Chart
+    noise: NDArray[np.float32]  # of the skin
     # Five groups of vertices, whose means are the landmarks: eye, eye, nose, corner, corner; left is left in the image.
     landmarks: tuple[NDArray[np.int64], ...]
+    eyes: tuple[NDArray[np.int64], NDArray[np.int64]]  # the vertices of the left and the right eyeball of the person
+    hand: Vectors  # [H, 3] the right hand about its wrist: its fingers up, its back to the front
+    hand_faces: NDArray[np.int32]  # [G, 3]
     macros: Mapping[str, Vectors]  # ancestry, sex, age and weight
     axes: tuple[str, ...]  # names of the shape axes
     shapes: Vectors  # [2 * axes, V, 3]: of each axis its move for -1 and for +1
@@ -87,12 +97,21 @@ def _load(folder: Path) -> Model:
     axes, shapes = _axes(shape_names, targets(shape_names))
     units = names_in(folder, ["expression/units/caucasian"])
     rest = mesh.positions[kept].astype(np.float32)
-    triangles = renumbered[np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])]
+    part = np.concatenate([part, part])
+    texture = np.zeros((count, 2), np.float32)
+    texture[mesh.quads["body"]] = mesh.texture[mesh.texture_quads["body"]]
+    faces = renumbered[np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])].astype(np.int32)
+    hand, hand_faces = _hand(mesh)
     return Model(
         rest=rest,
-        faces=triangles.astype(np.int32),
-        part=np.concatenate([part, part]),
+        faces=faces,
+        part=part,
+        chart=chart_of(rest, faces[part == PARTS.index("skin")], texture[kept], folder),
+        noise=lattice(),
         landmarks=_landmarks(mesh, renumbered),
+        eyes=(renumbered[np.unique(mesh.quads["helper-l-eye"])], renumbered[np.unique(mesh.quads["helper-r-eye"])]),
+        hand=hand,
+        hand_faces=hand_faces,
         macros={name.rpartition("/")[2]: targets([name])[0] for name in macro_names},
         axes=axes,
         shapes=shapes,
@@ -144,3 +163,16 @@ def _landmarks(mesh: Mesh, renumbered: NDArray[np.int64]) -> tuple[NDArray[np.in
 
     points = [np.array([vertex]) for vertex in (_NOSE_TIP, _RIGHT_CORNER, _LEFT_CORNER)]
     return tuple(renumbered[group] for group in (pole("helper-r-eye"), pole("helper-l-eye"), *points))
+
+
+def _hand(mesh: Mesh) -> tuple[Vectors, NDArray[np.int32]]:
+    """The right hand: vertices and triangles."""
+    from_wrist = mesh.positions - np.array(_WRIST)
+    across, along, back = (sum(axis[k] * from_wrist[:, k] for k in range(3)) for axis in _HAND_AXES)
+    quads = mesh.quads["body"]
+    of_hand = quads[(along[quads].min(1) > 0) & (mesh.positions[quads][:, :, 0].max(1) < -3)]
+    kept = np.unique(of_hand)
+    numbers = np.searchsorted(kept, of_hand)
+    points = np.stack([across[kept], along[kept], back[kept]], 1)
+    triangles = np.concatenate([numbers[:, [0, 1, 2]], numbers[:, [0, 2, 3]]])
+    return points.astype(np.float32), triangles.astype(np.int32)

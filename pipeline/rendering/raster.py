@@ -14,8 +14,8 @@ def rasterise(
     corners: NDArray[np.int32],
     nearness: NDArray[np.float32],
     faces: NDArray[np.int32],
+    chosen: NDArray[np.int64],
     two_sided: bool,
-    first: int,
     face_at: NDArray[np.int32],
     weight_at: NDArray[np.float32],
     near_at: NDArray[np.float32],
@@ -29,15 +29,18 @@ def rasterise(
         corners: [V, 2] x and y in steps; pixel (i, j)'s centre is at (i * STEPS, j * STEPS).
         nearness: [V] larger is nearer, and linear on the screen (one over the distance).
         faces: [F, 3] corners, counterclockwise as seen, with y down.
+        chosen: numbers of the faces to draw.
         two_sided: whether faces seen from behind are drawn.
-        first: the number that `face_at` gets for face 0.
     """
     height, width = face_at.shape
-    for face in range(faces.shape[0]):
+    limit_x, limit_y = 256 * (width - 1), 256 * (height - 1)
+    for face in chosen:
         a, b, c = faces[face]
         ax, ay = np.int64(corners[a, 0]), np.int64(corners[a, 1])
         bx, by = np.int64(corners[b, 0]), np.int64(corners[b, 1])
         cx, cy = np.int64(corners[c, 0]), np.int64(corners[c, 1])
+        if max(ax, bx, cx) < 0 or max(ay, by, cy) < 0 or min(ax, bx, cx) > limit_x or min(ay, by, cy) > limit_y:
+            continue
         # Negative for a face that is counterclockwise as seen, since y goes down.
         area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
         if area == 0 or (area > 0 and not two_sided):
@@ -71,7 +74,7 @@ def rasterise(
                     near = near_a + of_b * (near_b - near_a) + of_c * (near_c - near_a)
                     if near > near_at[row, column]:
                         near_at[row, column] = near
-                        face_at[row, column] = first + face
+                        face_at[row, column] = face
                         weight_at[row, column, 0] = of_b
                         weight_at[row, column, 1] = of_c
                 w_ab += abx
