@@ -43,12 +43,12 @@ from pipeline.rendering.card import CARD, write_card
 from pipeline.rendering.folder import TABLE, make_people
 from pipeline.rendering.source import RenderedSource, refuse_others
 from pipeline.shards.alignment.similarity import SHIFTS
-from pipeline.shards.build import make_shards
 from pipeline.shards.index import sound_index
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.plan import make_plan
 from pipeline.shards.progress import bar_of
+from pipeline.shards.sequential import make_set
 from pipeline.shards.sources.finished import open_set
 from pipeline.shards.sources.list_file import read_list
 from pipeline.shards.views import select
@@ -60,10 +60,18 @@ FOLDS = 10  # as LFW has
 SIZES = {f"{height}x{width}": (height, width) for height, width in SHIFTS}
 SWITCHES = {
     "pose": "scale of the head's angles",
-    "expression": "scale of the face's movements",
+    "expression": "scale of the face's movements and of the gaze",
     "light": "lights and colours of their own, or one plain light",
-    "camera": "a distance and a detector's error of their own, or one distance and none",
+    "camera": "distance, exposure, tones and grain of their own, or a plain camera",
+    "alignment": "standard deviation of the landmarks that a crop is aligned by, in pixels: a detector's",
     "background": "a scene, or grey",
+    "styling": "how often the hair is worn another way",
+    "glasses": "scale of how often glasses are worn",
+    "hats": "how often a hat, a scarf or a band is worn",
+    "masks": "how often a mask is worn",
+    "hands": "how often a hand is before the face",
+    "resolution": "scale of how often, and how far, an image is unsharp or small",
+    "jpeg": "how often an image has been compressed before",
 }
 
 Progress = Callable[[int], object]
@@ -79,8 +87,10 @@ def main() -> int:
     held_out = replace(source, first=source.first + source.people, people=args.pairs)
     was_complete = all(path.is_file() for path in _written_last(args))
     try:
-        with bar_of(len(source.labels) + len(held_out.labels)) as bar:
-            write = _write_shards if args.form == "shards" else _write_folder
+        shards = args.form == "shards"
+        # Shards are written twice: person by person, and then shuffled.
+        with bar_of(len(source.labels) * (2 if shards else 1) + len(held_out.labels)) as bar:
+            write = _write_shards if shards else _write_folder
             write(args, source, args.out, bar.update)
             for people in args.fewer:
                 _write_fewer(args.out, people)
@@ -126,7 +136,7 @@ def _write_shards(args: argparse.Namespace, source: RenderedSource, out: Path, p
     if (out / MANIFEST).is_file():
         refuse_others(out, Manifest.load(out).made.source, source.kind)
     plan = make_plan(source, out, seed=args.seed, samples_per_tar=args.samples_per_tar, size=source.size)
-    manifest = make_shards(plan, workers=args.workers, progress=lambda written: progress(written.samples))
+    manifest = make_set(plan, workers=args.workers, progress=lambda written: progress(written.samples))
     assert manifest is not None  # all parts are here
     if not (out / CARD).is_file():
         write_card(source, open_set(out, args.workers), out, [command_of(args, source, "shards")])
@@ -227,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fewer", type=count_of, nargs="+", default=[], metavar="N", help="also sets of the first N people, in OUT.N"
     )
-    switches = parser.add_argument_group("switches", "what differs between the images of a person")
+    switches = parser.add_argument_group("switches", "what differs between the images of a person: 0 or no is never")
     for switch in fields(Variation):
         name, text = f"--{switch.name}", f"{SWITCHES[switch.name]} ({switch.default})"
         if isinstance(switch.default, bool):

@@ -61,7 +61,7 @@ def write_card(source: RenderedSource, made: Source, out: Path, commands: Sequen
     Raises:
         NotWrittenError: the disk is full or read-only.
     """
-    known = set(source.person(0).attributes)
+    known = source.person(0).attributes.keys() - source.photo(0).attributes.keys()
     of_people, of_images = Tally(), Tally()
     seen: set[str] = set()
     for name, fields in _samples(made):

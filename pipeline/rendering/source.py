@@ -19,7 +19,6 @@ from pipeline.shards.sources import OneByOne, Read, SetAside
 LOOK = 1  # counted up if the same arguments give other pixels than before: sets of two looks are not mixed
 DECIMALS = 3  # of landmarks, in pixels
 SEEDS, PEOPLE = 2**63, 10**8  # there are so many; names have eight digits
-KEPT = 1024  # people whose shapes a process keeps: 40 MB
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class RenderedSource(OneByOne):
     images: int
     size: tuple[int, int]  # height and width of the crop in pixels
     variation: Variation
-    sequential: bool = False
+    sequential: bool = True  # a person takes longer than a photograph
     set_aside: Sequence[SetAside] = ()
 
     def __post_init__(self) -> None:
@@ -101,8 +100,8 @@ class RenderedSource(OneByOne):
 
     @cached_property
     def person(self) -> Callable[[int], Person]:
-        """Gives the person of a label."""
-        return lru_cache(KEPT)(lambda one: person(self.model, self.seed, self.first + one))
+        """Gives the person of a label, and keeps the last."""
+        return lru_cache(1)(lambda one: person(self.model, self.seed, self.first + one))
 
 
 def refuse_others(out: Path, there: str, wanted: str) -> None:
