@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
     reason="the assets and the compiler are in the extra 'rendered'",
 )
 
-PEOPLE, IMAGES, SMALLER = 40, 8, 4  # people to train on, and as many to test on
+PEOPLE, IMAGES, SMALLER = 32, 6, 4  # people to train on, and as many to test on
 STEPS, BATCH, RATE, DIM = 200, 64, 0.05, 64
 
 
@@ -89,7 +89,7 @@ def test_training_on_half_of_the_people_tells_the_other_half_apart() -> None:
     before = judged(backbone, images)
     train(backbone, images)
     after = judged(backbone, images)
-    assert before.accuracy < 0.6
-    assert after.accuracy > before.accuracy + 0.05
+    assert before.accuracy < 0.65
+    assert after.accuracy > before.accuracy + 0.05, (before, after)
     assert before.mean_cosine > 0.9
     assert after.mean_cosine < 0.5
