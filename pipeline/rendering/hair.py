@@ -161,17 +161,17 @@ def drawn_style(draws: Draws, sex: str, ancestry: str, age: float) -> Style:
                      volume=0.02, thickness=0.035, fringe=draws.choice((0.0, 0.0, 0.7)), curl=0.2 * curl)  # fmt: skip
     if name == "curls":
         return Style(name, u(1.2, 2.4), u(1.2, 2.4), 1.6, sideways=0.8, part=part * u(0, 1), down=0.5, lift=u(1, 2), fall=0.5,
-                     curl=u(0.05, 0.09), turns=u(3, 6), frizz=0.5, volume=u(0.25, 0.5), thickness=0.18, count=1300, width=0.045)  # fmt: skip
+                     curl=u(0.05, 0.09), turns=u(3, 6), frizz=0.5, volume=u(0.25, 0.5), thickness=0.18, count=1000, width=0.05)  # fmt: skip
     if name == "bob":
         return Style(name, u(1.4, 1.8), u(1.0, 1.4), 1.1, sideways=1, part=part * u(0, 1), down=0.6, lift=0.5, fall=0.9, curl=0.3 * curl,
-                     fringe=draws.choice((0.0, 0.0, 0.9)), volume=u(0.1, 0.24), thickness=0.1, width=0.045, clear=u(0.5, 0.66))  # fmt: skip
+                     fringe=draws.choice((0.0, 0.0, 0.9)), volume=u(0.1, 0.24), thickness=0.1, count=1000, width=0.05, clear=u(0.5, 0.66))  # fmt: skip
     length = u(1.8, 3.0)
     fringe = u(0.75, 1.05) if name == "fringed" else 0.0
     middle = 0.1 if name == "straight" else 1.0
     waves = max(curl, 0.03) if name == "waves" else 0.5 * curl
-    return Style(name, length, length, length, fringe=fringe, part=part * middle, sideways=1, down=0.5, backwards=u(-0.1, 0.4),
-                 lift=u(0.2, 0.8), fall=1.0, curl=waves, turns=u(1, 2.5), volume=u(0.06, 0.24), thickness=u(0.04, 0.12), count=1300,
-                 width=0.05, clear=u(0.52, 0.7))  # fmt: skip
+    return Style(name, length, length, length, fringe=fringe, part=part * middle, sideways=0.8, down=1.0, backwards=u(-0.1, 0.4),
+                 lift=u(0.1, 0.5), fall=1.3, curl=waves, turns=u(1, 2.5), volume=u(0.03, 0.16), thickness=u(0.04, 0.12), count=950,
+                 width=0.058, clear=u(0.52, 0.7))  # fmt: skip
 
 
 def rooted(
@@ -236,7 +236,7 @@ def locks_of(
     length = length + is_back * (1 - is_top) * (style.back - length)
     comb = np.zeros((style.count, 3), np.float32)
     comb[:, 0] = style.sideways * away
-    comb[:, 1] = -style.down * np.where(turn > 0.5, 1, 0.3) - 0.4 * (1 - is_top)
+    comb[:, 1] = -style.down * np.where(turn > 0.5, 1, 0.2) - 0.4 * (1 - is_top)
     comb[:, 2] = style.forwards - style.backwards - 0.5 * is_back * (style.forwards > 0)
     fringe = is_front & (style.fringe > 0) & (np.abs(x) < 0.85)
     reach = np.maximum(of_base[:, 1] - (7.95 - 0.48 * style.fringe), 0.05) * 1.15

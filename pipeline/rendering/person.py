@@ -78,7 +78,7 @@ def person(model: Model, seed: int, number: int) -> Person:
     draws = Draws("who", seed, number)
     sex = draws.choice(SEXES)
     share = draws.uniform()
-    age = 18 + (_OLDEST - 18) * share * (0.35 + 0.65 * share)
+    age = 18 + (_OLDEST - 18) * share * (0.5 + 0.5 * share)
     shares = _ancestry(draws)
     main = max(ANCESTRIES, key=lambda name: shares[name])
     weight = max(-1.0, min(1.0, draws.normal(0.05, 0.55)))

@@ -28,12 +28,14 @@ from pipeline.rendering.shading import (
     LASHES,
     LEFT_EYE,
     LENS,
+    MATERIALS,
     MOUTH,
     RIGHT_EYE,
     TEETH,
     WOVEN,
     dark_corners,
     shade,
+    surfaces,
 )
 from pipeline.shards.alignment.similarity import Points
 
@@ -131,7 +133,7 @@ EXPRESSIONS: dict[str, dict[str, float]] = {
     "tight": {"mouth-compression": 0.5, "mouth-retraction": 0.3},
     "sneer": {"nose-left-elevation": 0.5, "nose-right-elevation": 0.5, "mouth-upward-retraction": 0.4},
 }
-_SHARES = (3.5, 3.0, 1.3, 1.2, 0.5, 0.7, 0.4, 0.25, 0.4, 0.2)
+_SHARES = (3.0, 3.2, 2.4, 1.2, 0.4, 0.6, 0.4, 0.2, 0.4, 0.2)
 
 
 def _expressed(model: Model, who: Person, variation: Variation, draws: Draws) -> tuple[Vectors, str]:
@@ -142,7 +144,7 @@ def _expressed(model: Model, who: Person, variation: Variation, draws: Draws) ->
     for unit, weight in EXPRESSIONS[name].items():
         weights[model.units.index(unit)] = weight * strength
     for unit in range(len(weights)):
-        weights[unit] += draws.uniform(0, 0.16) * draws.uniform()
+        weights[unit] += draws.uniform(0, 0.12) * draws.uniform()
     if draws.chance(0.06):  # a blink
         for side in ("left", "right"):
             weights[model.units.index(f"eye-{side}-closure")] = 0.75
@@ -155,13 +157,20 @@ def _seen(
 ) -> tuple[View, dict[str, str | float]]:
     """The view of a photograph, and its attributes."""
     draws = Draws("pose", *key)
-    wide = draws.choice((10.0, 24.0, 36.0), (3, 3, 1))
+    wide = draws.choice((8.0, 20.0, 34.0), (3, 3, 1))
     yaw, pitch, roll = (round(variation.pose * draws.normal(0, d), 2) for d in (wide, 8.0, 6.0))
     camera = Draws("camera", *key)
     distance = camera.uniform(4.5, 18) if variation.camera else 10.0
     error = variation.alignment * Draws("alignment", *key).normals(10).reshape(5, 2)
     view = view_of(model, points, pose=(yaw, pitch, roll), distance=distance, size=size, error=error)
     return view, {"yaw": yaw, "pitch": pitch, "roll": roll, "distance": round(distance, 2)}
+
+
+# Of glasses: black, tortoise, gold, silver, red, blue.
+_FRAME_COLOURS = (
+    (0.01, 0.01, 0.01), (0.02, 0.02, 0.02), (0.09, 0.04, 0.02), (0.35, 0.24, 0.10), (0.35, 0.35, 0.36), (0.25, 0.02, 0.03),
+    (0.02, 0.05, 0.2),
+)  # fmt: skip
 
 
 def _dressed(
@@ -197,7 +206,7 @@ def _lit(
     """Paint the scene over the canvas."""
     draws = Draws("clothes", *key)
     gaze = Draws("gaze", *key)
-    palette = np.zeros((13, 3), np.float32)
+    palette = np.zeros((MATERIALS, 3), np.float32)
     palette[LEFT_EYE] = palette[RIGHT_EYE] = 0.58, 0.55, 0.53
     palette[TEETH] = 0.60, 0.54, 0.44
     palette[LASHES] = 0.012, 0.010, 0.009
@@ -207,9 +216,10 @@ def _lit(
     palette[FRAME] = palette[LENS] = 0.03, 0.03, 0.03
     palette[HAND] = who.tone
     palette[WOVEN] = [draws.uniform(0.02, 0.75) for _ in range(3)]
+    palette[FRAME] = Draws("frame", *key[:2]).choice(_FRAME_COLOURS)
     if sun:
         palette[LENS] = 0.01, 0.01, 0.012
-    opacity = np.ones(13, np.float32)
+    opacity = np.ones(MATERIALS, np.float32)
     opacity[LASHES], opacity[LENS] = 0.4 if who.attributes["sex"] == "male" else 0.7, 0.93 if sun else 0.12
     axes = lighting.axes
     solid = np.flatnonzero((scene.material != LASHES) & (scene.material != LENS))
@@ -224,13 +234,13 @@ def _lit(
     eyes[2, :3] = turned(ahead[None], view.turn, np.zeros(3, np.float32))[0]
     eyes[0, 3:] = who.iris_size, gaze.uniform(0.975, 0.99)
     eyes[1, 3:], eyes[2, 3], eyes[2, 4] = who.iris[:2], who.iris[2], who.red
-    inside = np.zeros(len(scene.points), np.float32)
-    inside[: len(model.rest)] = model.chart.inside
+    attributes = np.zeros((len(scene.points), 9), np.float32)
+    attributes[:, :3], attributes[:, 3:6], attributes[:, 6:8] = scene.points, scene.normals, scene.places
+    attributes[: len(model.rest), 8] = model.chart.inside
     for face_at, weight_at in scene.layers:
         shade(
-            canvas, face_at, weight_at, scene.faces, scene.material, scene.points, scene.normals, scene.places, who.skin, inside,
-            palette, opacity, corners, shadow, axes, lighting.lights, lighting.sky, view.turn[:, 1].copy(), eyes, who.oil,
-            view.distance, _FINE,
+            canvas, face_at, weight_at, scene.faces, scene.material, attributes, who.skin, palette, surfaces(), opacity,
+            corners, shadow, axes, lighting.lights, lighting.sky, view.turn[:, 1].copy(), eyes, who.oil, view.distance, _FINE,
         )  # fmt: skip
 
 

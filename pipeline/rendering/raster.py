@@ -68,8 +68,10 @@ def rasterise(
         near_a, near_b, near_c = nearness[a], nearness[b], nearness[c]
         for row in range(top, bottom + 1):
             w_ab, w_bc, w_ca = ab, bc, ca
+            entered = False
             for column in range(left, right + 1):
                 if w_ab >= ab_edge and w_bc >= bc_edge and w_ca >= ca_edge:
+                    entered = True
                     of_b, of_c = np.float32(w_ca) * scale, np.float32(w_ab) * scale
                     near = near_a + of_b * (near_b - near_a) + of_c * (near_c - near_a)
                     if near > near_at[row, column]:
@@ -77,6 +79,8 @@ def rasterise(
                         face_at[row, column] = face
                         weight_at[row, column, 0] = of_b
                         weight_at[row, column, 1] = of_c
+                elif entered:
+                    break
                 w_ab += abx
                 w_bc += bcx
                 w_ca += cax

@@ -24,18 +24,18 @@ class Sensor:
     grain: float  # in levels of 255
 
 
-PLAIN = Sensor(0.36, 0.15, 1.0, (1.0, 1.0, 1.0), 0.0)
+PLAIN = Sensor(0.38, 0.5, 1.1, (1.0, 1.0, 1.0), 0.0)
 
 
 def drawn_sensor(draws: Draws) -> Sensor:
     """A setting as photographs have them."""
     warm, green = draws.normal(0, 0.05), draws.normal(0, 0.02)
     grey = draws.chance(0.03)
-    saturation = 0.0 if grey else max(0.2, draws.normal(0.95, 0.2))
+    saturation = 0.0 if grey else max(0.2, draws.normal(1.12, 0.22))
     grain = draws.uniform(0, 1)
     return Sensor(
-        draws.uniform(0.19, 0.48),
-        draws.uniform(-0.15, 0.7),
+        draws.uniform(0.22, 0.58),
+        draws.uniform(0.1, 1.1),
         saturation,
         (1 + warm, 1 + green, 1 - warm),
         7 * grain * grain,

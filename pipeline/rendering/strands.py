@@ -103,7 +103,7 @@ def grown(
                 down = min(1.0, max(0.0, (out[n, 0, 1] - y) / 0.35))
                 aside = clear[n] * down * (2 - down)
                 if abs(x) < aside:
-                    x = aside if out[n, 0, 0] >= middle else -aside
+                    x += 0.55 * ((aside if out[n, 0, 0] >= middle else -aside) - x)
             place = phase[n] * whole + turns * part * whole
             i = int(place) % whole
             sine, cosine = sines[i] * curl * min(1.0, 2 * part), sines[i + whole // 4] * curl * min(1.0, 2 * part)
