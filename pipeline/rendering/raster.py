@@ -36,16 +36,16 @@ def rasterise(
     limit_x, limit_y = 256 * (width - 1), 256 * (height - 1)
     for face in chosen:
         a, b, c = faces[face]
-        ax, ay = np.int64(corners[a, 0]), np.int64(corners[a, 1])
-        bx, by = np.int64(corners[b, 0]), np.int64(corners[b, 1])
-        cx, cy = np.int64(corners[c, 0]), np.int64(corners[c, 1])
+        ax, ay = int(corners[a, 0]), int(corners[a, 1])
+        bx, by = int(corners[b, 0]), int(corners[b, 1])
+        cx, cy = int(corners[c, 0]), int(corners[c, 1])
         if max(ax, bx, cx) < 0 or max(ay, by, cy) < 0 or min(ax, bx, cx) > limit_x or min(ay, by, cy) > limit_y:
             continue
         # Negative for a face that is counterclockwise as seen, since y goes down.
         area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
         if area == 0 or (area > 0 and not two_sided):
             continue
-        sign = np.int64(1) if area > 0 else np.int64(-1)
+        sign = 1 if area > 0 else -1
         left = max(0, -((-min(ax, bx, cx)) // 256))
         right = min(width - 1, max(ax, bx, cx) // 256)
         top = max(0, -((-min(ay, by, cy)) // 256))

@@ -15,8 +15,10 @@ SHADOW_REACH = 1.8
 # Of each material: how far light goes around the edge of its own shadow, in red, green and blue (skin lets red through
 # furthest), how bright a lamp's reflection is, and how often that is squared: its sharpness.
 _SURFACES = (
-    (0.42, 0.20, 0.12, 0.22, 4), (0.3, 0.3, 0.3, 0.9, 8), (0.3, 0.3, 0.3, 0.9, 8), (0.1, 0.1, 0.1, 0.3, 5), (0.1, 0.1, 0.1, 0.0, 3),
-    (0.3, 0.1, 0.1, 0.2, 5), (0.0, 0.0, 0.0, 0.0, 3), (0.1, 0.1, 0.1, 0.03, 3), (0.1, 0.1, 0.1, 0.03, 3), (0.1, 0.1, 0.1, 0.12, 5),
+    (0.42, 0.20, 0.12, 0.22, 4), (0.3, 0.3, 0.3, 0.9, 8), (0.3, 0.3, 0.3, 0.9, 8), (0.1, 0.1, 0.1, 0.3, 5),
+    (0.1, 0.1, 0.1, 0.0, 3),
+    (0.3, 0.1, 0.1, 0.2, 5), (0.0, 0.0, 0.0, 0.0, 3), (0.1, 0.1, 0.1, 0.03, 3), (0.1, 0.1, 0.1, 0.03, 3),
+    (0.1, 0.1, 0.1, 0.12, 5),
     (0.0, 0.0, 0.0, 1.2, 7), (0.42, 0.20, 0.12, 0.10, 4), (0.1, 0.1, 0.1, 0.03, 3),
 )  # fmt: skip
 
@@ -107,7 +109,7 @@ def skin_at(skin: NDArray[np.float32], u: float, v: float, at: NDArray[np.float3
 
 @compiled
 def eye_at(normal: NDArray[np.float32], eyes: NDArray[np.float32], at: NDArray[np.float32]) -> None:
-    """Tint `at` [6], white, as the eyeball is where it faces `normal` [3]: pupil, iris with rays and a dark rim, veins."""
+    """Tint `at` [6], white, as the eyeball is where it faces `normal` [3]: pupil, iris, its rays and rim, or veins."""
     x, y, z = normal[0], normal[1], normal[2]
     towards = x * eyes[2, 0] + y * eyes[2, 1] + z * eyes[2, 2]
     iris, pupil = eyes[0, 3], eyes[0, 4]
@@ -213,15 +215,16 @@ def shade(
 ) -> None:
     """Paint what is seen over `canvas` [H, W, 3], in linear light.
 
-    A pixel of the crop that is all of one material is shaded once, at the middle of its drawn ones; others, and the eyes,
+    A pixel of the crop that is all of one material is shaded once, at the middle of its drawn ones; others,
+    and the eyes,
     by each drawn pixel.
 
     Args:
         canvas: what is behind; painted over by each material's opacity.
         face_at, weight_at: of `rasterise`.
         faces: [F, 3]. material: [F].
-        attributes: [V, 9] points and unit normals as the camera has them (of hair, its direction); column and row on the
-            map of the skin (of hair, how far from the root, and a number of its own); how much inside the mouth.
+        attributes: [V, 9] points and unit normals as the camera has them (of hair, its direction); column and row on
+            the map of the skin (of hair, how far from the root, and a number of its own); how far inside the mouth.
         skin: [R, C, 5] as `skin.painted`.
         palette: [materials, 3] colours. surface: as `surfaces`. opacity: [materials].
         corners: as `dark_corners`.
@@ -229,8 +232,8 @@ def shade(
         lights: [L, 6] direction towards each light (unit), and its colour.
         sky: [3, 3] colours of the light from above, from the horizon and from below.
         up: [3] the direction of the head's top.
-        eyes: [3, 5]: the middles of both eyes and the gaze; beside them the cosines of iris and pupil, the iris's red and
-            green, its blue and how red the white is.
+        eyes: [3, 5]: the middles of both eyes and the gaze; beside them the cosines of iris and pupil, the iris's red
+            and green, its blue and how red the white is.
         gloss: how oily skin is, 1 as usual. distance: of the camera. fine: drawn pixels a side for one of the crop.
     """
     at = np.empty(9, np.float32)
