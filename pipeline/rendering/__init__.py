@@ -2,6 +2,7 @@
 
 from pipeline.rendering.model import Model
 from pipeline.rendering.person import Person, person
-from pipeline.rendering.photo import Photo, Variation, jpeg, photo
+from pipeline.rendering.photo import Photo, jpeg, photo
+from pipeline.rendering.variation import Variation
 
 __all__ = ["Model", "Person", "Photo", "Variation", "jpeg", "person", "photo"]

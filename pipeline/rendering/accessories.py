@@ -55,10 +55,21 @@ def add_glasses(scene: Scene, model: Model, points: Vectors, kind: str, draws: D
         ear = np.array([side * _ear(model, points), eye[1] + 0.02, 0.55])
         lines.append(hinge + part * (ear - hinge))
     part = np.arange(_JOINTS) / (_JOINTS - 1) * 2 - 1
-    bridge = np.stack([part * (gap - wide), np.full(_JOINTS, eyes[0][1] + drop + 0.35 * tall), np.full(_JOINTS, depth)], 1)
+    bridge = np.stack(
+        [part * (gap - wide), np.full(_JOINTS, eyes[0][1] + drop + 0.35 * tall), np.full(_JOINTS, depth)], 1
+    )
     lines.append(bridge + np.array([0, 0.04, 0.0]) * (1 - part * part)[:, None])
     joined = np.stack(lines).astype(np.float32)
-    scene.add_locks(Locks(joined, np.full(len(joined), width, np.float32), np.full(len(joined), 0.5, np.float32), np.zeros(len(joined), np.int64)), FRAME, 0.0)
+    scene.add_locks(
+        Locks(
+            joined,
+            np.full(len(joined), width, np.float32),
+            np.full(len(joined), 0.5, np.float32),
+            np.zeros(len(joined), np.int64),
+        ),
+        FRAME,
+        0.0,
+    )
 
 
 def _ear(model: Model, points: Vectors) -> float:
@@ -105,7 +116,14 @@ def add_hat(scene: Scene, model: Model, points: Vectors, kind: str, draws: Draws
         a, b, c, d = i * 4 + j, i * 4 + j + 1, i * 4 + j + 5, i * 4 + j + 4
         faces = np.concatenate([np.stack([a, b, c], 1), np.stack([a, c, d], 1)]).astype(np.int32)
         normals = np.tile(scene.view.turn[:, 1], (len(brim), 1))
-        scene.add(brim, normals, np.zeros((len(brim), 2), np.float32), faces, np.full(len(faces), WOVEN, np.uint8), both_sides=True)
+        scene.add(
+            brim,
+            normals,
+            np.zeros((len(brim), 2), np.float32),
+            faces,
+            np.full(len(faces), WOVEN, np.uint8),
+            both_sides=True,
+        )
 
 
 def add_hand(scene: Scene, model: Model, points: Vectors, draws: Draws) -> None:
@@ -121,13 +139,19 @@ def add_hand(scene: Scene, model: Model, points: Vectors, draws: Draws) -> None:
     )
     seen = scene.view.seen((placed + nose + where).astype(np.float32))
     normals = vertex_normals(seen, faces)
-    scene.add(seen, normals, np.zeros((len(seen), 2), np.float32), np.ascontiguousarray(faces), np.full(len(faces), HAND, np.uint8))
+    scene.add(
+        seen,
+        normals,
+        np.zeros((len(seen), 2), np.float32),
+        np.ascontiguousarray(faces),
+        np.full(len(faces), HAND, np.uint8),
+    )
 
 
 def _add_shell(
     scene: Scene, model: Model, covered: NDArray[np.bool_], thick: NDArray[np.float64], smoothed: float, material: int
 ) -> None:
-    """Add cloth over the covered vertices [V], off the skin by `thick` [V] decimetres; its folds are fewer than the skin's."""
+    """Add cloth over the covered vertices [V], off the skin by `thick` [V] decimetres, and smoother than it."""
     head, normals = scene.points[0], scene.normals[0]
     around = head - scene.view.seen(np.array([[0.0, 7.3, 0.4]], np.float32))
     length = np.sqrt(around[:, 0] * around[:, 0] + around[:, 1] * around[:, 1] + around[:, 2] * around[:, 2])

@@ -109,7 +109,7 @@ def shadow_map(
 
 def _warmth(amount: float) -> tuple[float, float, float]:
     """White for 0, a bulb for 1, a blue sky for -1; equally bright."""
-    red, blue = 1 + 0.22 * amount, 1 - 0.38 * amount
+    red, blue = 1 + 0.10 * amount, 1 - 0.20 * amount
     return red, 1.0, blue
 
 

@@ -9,31 +9,24 @@ from numpy.typing import NDArray
 
 from pipeline.rendering.blending import moved, vertex_normals
 from pipeline.rendering.draws import Draws
-from pipeline.rendering.hair import (
-    COLOURS,
-    NATURAL,
-    Hairline,
-    Style,
-    drawn_hairline,
-    drawn_style,
-    growth,
-    locks_of,
-    smooth,
-)
+from pipeline.rendering.hair import Hairline, drawn_hairline, growth, locks_of, smooth
 from pipeline.rendering.model import ANCESTRIES, PARTS, SEXES, Model, Vectors
-from pipeline.rendering.skin import Colour, Skin, painted, tone
+from pipeline.rendering.skin import Skin, painted, tone
 from pipeline.rendering.strands import Locks
+from pipeline.rendering.styles import COLOURS, Colour, Style, drawn_colour, drawn_style, mixed, varied
 
 _OLDEST = 78.0
 
 # How far shape axes go, by folder of targets; the rest of a person is in what these leave alike.
 _SPREAD = {
-    "nose": 0.52, "mouth": 0.42, "eyes": 0.46, "chin": 0.45, "cheek": 0.42, "eyebrows": 0.5, "ears": 0.5, "forehead": 0.38,
+    "nose": 0.52, "mouth": 0.42, "eyes": 0.46, "chin": 0.45, "cheek": 0.42, "eyebrows": 0.5, "ears": 0.5,
+    "forehead": 0.38,
     "head": 0.30,
 }  # fmt: skip
 
 IRISES: dict[str, Colour] = {
-    "dark brown": (0.05, 0.025, 0.012), "brown": (0.13, 0.06, 0.025), "hazel": (0.19, 0.12, 0.04), "green": (0.14, 0.19, 0.09),
+    "dark brown": (0.05, 0.025, 0.012), "brown": (0.13, 0.06, 0.025), "hazel": (0.19, 0.12, 0.04),
+    "green": (0.14, 0.19, 0.09),
     "blue": (0.13, 0.22, 0.34), "grey": (0.22, 0.25, 0.28),
 }  # fmt: skip
 _IRIS_SHARES = {
@@ -69,7 +62,6 @@ class Person:
     red: float  # how red the white of the eyes is
     oil: float  # how much the skin shines
     worn: tuple[Worn, ...]  # the usual hairstyle, and another
-    beard: Locks
     glasses: str  # the frame of one who wears glasses; empty for others
 
 
@@ -78,7 +70,7 @@ def person(model: Model, seed: int, number: int) -> Person:
     draws = Draws("who", seed, number)
     sex = draws.choice(SEXES)
     share = draws.uniform()
-    age = 18 + (_OLDEST - 18) * share * (0.35 + 0.65 * share)
+    age = 18 + (_OLDEST - 18) * share * (0.5 + 0.5 * share)
     shares = _ancestry(draws)
     main = max(ANCESTRIES, key=lambda name: shares[name])
     weight = max(-1.0, min(1.0, draws.normal(0.05, 0.55)))
@@ -88,7 +80,7 @@ def person(model: Model, seed: int, number: int) -> Person:
     darkness = sum(shares[name] * value for name, value in zip(ANCESTRIES, (0.74, 0.25, 0.11), strict=True))
     darkness = min(max(darkness + looks.normal(0, 0.12), 0.0), 1.0)
     base = _tinted(tone(darkness), looks)
-    colour, hair = _hair_colour(Draws("hair colour", seed, number), main, age)
+    colour, hair = drawn_colour(Draws("hair colour", seed, number), main, age)
     hairline = drawn_hairline(Draws("hairline", seed, number), sex, age)
     styles = _styles(Draws("style", seed, number), sex, main, age)
     beard, numbers = _painting(Draws("painting", seed, number), sex, main, age, darkness)
@@ -98,9 +90,9 @@ def person(model: Model, seed: int, number: int) -> Person:
         lips=_lips(base, Draws("lips", seed, number), sex),
         hair=hair
         if colour not in ("blond", "light blond") or sex == "female"
-        else _mixed(hair, COLOURS["light brown"], 0.4),
+        else mixed(hair, COLOURS["light brown"], 0.4),
         brow=brow,
-        shade=_mixed(base, (0.10, 0.05, 0.05), 0.8),
+        shade=mixed(base, (0.10, 0.05, 0.05), 0.8),
         numbers=numbers,
         marks=_marks(Draws("marks", seed, number)),
         offset=np.array([looks.uniform(0, 32) for _ in range(3)], np.float32),
@@ -114,16 +106,17 @@ def person(model: Model, seed: int, number: int) -> Person:
     normals = vertex_normals(shape, faces)
     iris = looks.choice(tuple(IRISES), _IRIS_SHARES[main])
     attributes: dict[str, str | float] = {
-        "ancestry": main, "sex": sex, "age": round(age, 1), "darkness": round(darkness, 3), "hair": colour, "style": styles[0].name,
+        "ancestry": main, "sex": sex, "age": round(age, 1), "darkness": round(darkness, 3), "hair": colour,
+        "style": styles[0].name,
         "beard": beard, "iris": iris,
     }  # fmt: skip
     return Person(
         seed=seed, number=number, attributes=attributes, shape=shape, ancestry=main,
         skin=painted(skin, model.chart, model.noise, grows), tone=base, hair=hair,
-        iris=_varied(IRISES[iris], looks, 0.15),
+        iris=varied(IRISES[iris], looks, 0.15),
         iris_size=looks.uniform(0.895, 0.915), red=looks.uniform(0, 0.6), oil=looks.uniform(0.4, 1.6),
-        worn=tuple(_worn(model, style, hairline, shape, normals, faces, seed, number, k) for k, style in enumerate(styles)),
-        beard=Locks(np.zeros((0, 8, 3), np.float32), *[np.zeros(0, np.float32)] * 2, np.zeros(0, np.int64)),
+        worn=tuple(_worn(model, style, hairline, shape, normals, faces, seed, number, k) for k,
+        style in enumerate(styles)),
         glasses=looks.choice(("", "thin", "thick", "half"), (0.84, 0.07, 0.06, 0.03)),
     )  # fmt: skip
 
@@ -159,16 +152,6 @@ def both_directions(amounts: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.stack([np.maximum(-amounts, 0), np.maximum(amounts, 0)], 1).reshape(-1).astype(np.float32)
 
 
-def _mixed(a: Colour, b: Colour, part: float) -> Colour:
-    red, green, blue = ((1 - part) * x + part * y for x, y in zip(a, b, strict=True))
-    return red, green, blue
-
-
-def _varied(colour: Colour, draws: Draws, deviation: float) -> Colour:
-    red, green, blue = (max(0.004, c * (1 + draws.normal(0, deviation))) for c in colour)
-    return red, green, blue
-
-
 def _tinted(colour: Colour, draws: Draws) -> Colour:
     """Skin with an undertone of its own: rosy or olive, yellow or pale."""
     rosy, yellow = draws.normal(0, 0.05), draws.normal(0, 0.06)
@@ -176,24 +159,11 @@ def _tinted(colour: Colour, draws: Draws) -> Colour:
     return red * (1 + 0.3 * rosy), green * (1 - rosy), blue * (1 - rosy - yellow)
 
 
-def _hair_colour(draws: Draws, ancestry: str, age: float) -> tuple[str, Colour]:
-    """The name and the reflectance."""
-    name = draws.choice(tuple(COLOURS)[:8], NATURAL[ancestry])
-    grey = min(max((age - 42) / 30 + draws.normal(0, 0.3), 0.0), 1.0)
-    if draws.chance(0.3):
-        grey = 0.0  # dyed
-    colour = _varied(COLOURS[name], draws, 0.12)
-    if grey > 0.75:
-        name = draws.choice(("grey", "white"))
-        return name, _varied(COLOURS[name], draws, 0.05)
-    return name, _mixed(colour, COLOURS["grey"], 0.7 * grey)
-
-
 def _brow_colour(hair: Colour, name: str, age: float) -> Colour:
     """Brows are darker than fair hair and grey later."""
     if name in ("blond", "light blond", "white"):
-        return _mixed(hair, (0.10, 0.06, 0.03), 0.65)
-    return _mixed(hair, COLOURS["dark brown"], 0.45) if name == "grey" and age < 70 else hair
+        return mixed(hair, (0.10, 0.06, 0.03), 0.65)
+    return mixed(hair, COLOURS["dark brown"], 0.45) if name == "grey" and age < 70 else hair
 
 
 def _lips(base: Colour, draws: Draws, sex: str) -> Colour:
@@ -204,7 +174,7 @@ def _lips(base: Colour, draws: Draws, sex: str) -> Colour:
         stick = draws.choice(
             ((0.45, 0.03, 0.05), (0.50, 0.12, 0.14), (0.30, 0.04, 0.08), (0.42, 0.16, 0.12), (0.55, 0.10, 0.22))
         )
-        return _mixed(natural, stick, draws.uniform(0.3, 0.9))
+        return mixed(natural, stick, draws.uniform(0.3, 0.9))
     return natural
 
 
@@ -230,17 +200,21 @@ def _painting(draws: Draws, sex: str, ancestry: str, age: float, darkness: float
         "redness": u(0.1, 1.4) * (1 - 0.6 * darkness), "blotches": u(0.3, 1.6), "pores": u(0.4, 1.6),
         "freckles": u(0.4, 1.0) if darkness < 0.4 and draws.chance(0.14) else 0.0,
         "circles": u(0.0, 1.0), "wrinkles": min(1.0, old * u(0.4, 1.0) + u(0, 0.08)),
-        "brow_gap": u(0.10, 0.21), "brow_length": u(0.33, 0.46), "brow_height": u(0.165, 0.26), "brow_arch": u(-0.01, 0.075),
+        "brow_gap": u(0.10, 0.21), "brow_length": u(0.33, 0.46), "brow_height": u(0.165, 0.26),
+        "brow_arch": u(-0.01, 0.075),
         "brow_peak": u(0.45, 0.8), "brow_tilt": draws.normal(0.012, 0.03),
         "brow_thickness": u(0.022, 0.05) if sex == "female" else u(0.032, 0.072),
         "brow_density": u(0.4, 0.95), "lip_fullness": u(0.55, 1.0),
-        "moustache": 0.0, "goatee": 0.0, "jaw_beard": 0.0, "sideburns": 0.0, "beard_density": 0.0, "beard_line": u(6.45, 6.72),
+        "moustache": 0.0, "goatee": 0.0, "jaw_beard": 0.0, "sideburns": 0.0, "beard_density": 0.0,
+        "beard_line": u(6.45, 6.72),
         "shadow": u(0.1, 0.7) if made_up and draws.chance(0.6) else 0.0, "liner": u(0.3, 0.9) if made_up else 0.0,
         "blush": u(0.2, 1.0) if made_up and draws.chance(0.5) else 0.0, "stripes": 0.0,
     }  # fmt: skip
     areas = {
-        "none": (1, 1, 1, 0.5, u(0.0, 0.16)), "stubble": (1, 1, 1, 1, u(0.25, 0.5)), "moustache": (1, 0, 0, 0, u(0.7, 1.0)),
-        "goatee": (1, 1, 0, 0, u(0.6, 1.0)), "full": (1, 1, 1, 1, u(0.65, 1.0)), "chin strap": (u(0, 1), 0.8, 1, 1, u(0.5, 0.9)),
+        "none": (1, 1, 1, 0.5, u(0.0, 0.16)), "stubble": (1, 1, 1, 1, u(0.25, 0.5)),
+        "moustache": (1, 0, 0, 0, u(0.7, 1.0)),
+        "goatee": (1, 1, 0, 0, u(0.6, 1.0)), "full": (1, 1, 1, 1, u(0.65, 1.0)),
+        "chin strap": (u(0, 1), 0.8, 1, 1, u(0.5, 0.9)),
     }  # fmt: skip
     if sex == "male":
         numbers.update(

@@ -36,16 +36,16 @@ def rasterise(
     limit_x, limit_y = 256 * (width - 1), 256 * (height - 1)
     for face in chosen:
         a, b, c = faces[face]
-        ax, ay = np.int64(corners[a, 0]), np.int64(corners[a, 1])
-        bx, by = np.int64(corners[b, 0]), np.int64(corners[b, 1])
-        cx, cy = np.int64(corners[c, 0]), np.int64(corners[c, 1])
+        ax, ay = int(corners[a, 0]), int(corners[a, 1])
+        bx, by = int(corners[b, 0]), int(corners[b, 1])
+        cx, cy = int(corners[c, 0]), int(corners[c, 1])
         if max(ax, bx, cx) < 0 or max(ay, by, cy) < 0 or min(ax, bx, cx) > limit_x or min(ay, by, cy) > limit_y:
             continue
         # Negative for a face that is counterclockwise as seen, since y goes down.
         area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
         if area == 0 or (area > 0 and not two_sided):
             continue
-        sign = np.int64(1) if area > 0 else np.int64(-1)
+        sign = 1 if area > 0 else -1
         left = max(0, -((-min(ax, bx, cx)) // 256))
         right = min(width - 1, max(ax, bx, cx) // 256)
         top = max(0, -((-min(ay, by, cy)) // 256))
@@ -68,8 +68,10 @@ def rasterise(
         near_a, near_b, near_c = nearness[a], nearness[b], nearness[c]
         for row in range(top, bottom + 1):
             w_ab, w_bc, w_ca = ab, bc, ca
+            entered = False
             for column in range(left, right + 1):
                 if w_ab >= ab_edge and w_bc >= bc_edge and w_ca >= ca_edge:
+                    entered = True
                     of_b, of_c = np.float32(w_ca) * scale, np.float32(w_ab) * scale
                     near = near_a + of_b * (near_b - near_a) + of_c * (near_c - near_a)
                     if near > near_at[row, column]:
@@ -77,6 +79,8 @@ def rasterise(
                         face_at[row, column] = face
                         weight_at[row, column, 0] = of_b
                         weight_at[row, column, 1] = of_c
+                elif entered:
+                    break
                 w_ab += abx
                 w_bc += bcx
                 w_ca += cax

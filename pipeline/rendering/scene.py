@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.rendering.blending import vertex_normals
 from pipeline.rendering.camera import View
 from pipeline.rendering.model import PARTS, Model, Vectors
-from pipeline.rendering.person import Person, Worn
+from pipeline.rendering.person import Worn
 from pipeline.rendering.raster import NOTHING, STEPS, rasterise
 from pipeline.rendering.shading import CAP, CLOTH, HAIR, LASHES, LENS
 from pipeline.rendering.strands import Locks, ribbon_faces, ribbons
@@ -62,7 +62,7 @@ class Scene:
         self.add(points, along, places, faces, np.full(len(faces), material, np.uint8), both_sides=True)
 
 
-def scene_of(model: Model, who: Person, points: Vectors, worn: Worn, view: View, hatted: NDArray[np.bool_]) -> Scene:
+def scene_of(model: Model, points: Vectors, worn: Worn, view: View, hatted: NDArray[np.bool_]) -> Scene:
     """The person's head with a hairstyle, whose locks are left out where a hat is, on `hatted` [V]."""
     scene = Scene(view, [], [], [], [], [], [])
     seen = view.seen(points)
@@ -77,7 +77,6 @@ def scene_of(model: Model, who: Person, points: Vectors, worn: Worn, view: View,
         shell = seen + normals * worn.cap[:, None]
         scene.add(shell, normals, model.chart.places, faces, np.full(len(faces), CAP, np.uint8))
     scene.add_locks(worn.locks.only(~hatted[worn.locks.root]) if hatted.any() else worn.locks, HAIR)
-    scene.add_locks(who.beard, HAIR)
     return scene
 
 

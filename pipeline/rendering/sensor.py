@@ -23,19 +23,23 @@ class Sensor:
     balance: tuple[float, float, float]  # of the colours
     grain: float  # in levels of 255
 
+    def gain(self, bright: float) -> float:
+        """What light is multiplied by for a face of a brightness: a camera sees to it, though not wholly."""
+        return self.exposure / (0.75 * bright + 0.055)
 
-PLAIN = Sensor(0.36, 0.15, 1.0, (1.0, 1.0, 1.0), 0.0)
+
+PLAIN = Sensor(0.38, 0.5, 1.1, (1.0, 1.0, 1.0), 0.0)
 
 
 def drawn_sensor(draws: Draws) -> Sensor:
     """A setting as photographs have them."""
     warm, green = draws.normal(0, 0.05), draws.normal(0, 0.02)
     grey = draws.chance(0.03)
-    saturation = 0.0 if grey else max(0.2, draws.normal(0.95, 0.2))
+    saturation = 0.0 if grey else max(0.2, draws.normal(1.12, 0.22))
     grain = draws.uniform(0, 1)
     return Sensor(
-        draws.uniform(0.19, 0.48),
-        draws.uniform(-0.15, 0.7),
+        draws.uniform(0.22, 0.58),
+        draws.uniform(0.1, 1.1),
         saturation,
         (1 + warm, 1 + green, 1 - warm),
         7 * grain * grain,
@@ -73,7 +77,7 @@ def brightness(picture: NDArray[np.float32], seen: NDArray[np.bool_]) -> float:
 
 @compiled
 def smeared(picture: NDArray[np.float32], along: float, down: float, taps: int) -> NDArray[np.float32]:
-    """The mean of `taps` shifted pictures on both sides, the furthest by (`along`, `down`) pixels: one pass of a blur."""
+    """The mean of a picture and of `taps` shifted ones on either side, the furthest by (`along`, `down`) pixels."""
     height, width = picture.shape[:2]
     out = np.zeros_like(picture)
     share = np.float32(1) / np.float32(2 * taps + 1)
@@ -90,6 +94,23 @@ def smeared(picture: NDArray[np.float32], along: float, down: float, taps: int) 
                     b = picture[jb, ia, k] + u * (picture[jb, ib, k] - picture[jb, ia, k])
                     out[row, column, k] += share * (a + v * (b - a))
     return out
+
+
+def focused(
+    picture: NDArray[np.float32], scale: float, draws: Draws
+) -> tuple[NDArray[np.float32], dict[str, str | float]]:
+    """A picture as a lens and a number of pixels give it, and how: `scale` of 0 is sharp, 1 as usual."""
+    soft = scale * draws.uniform()
+    blur = 0.25 + 0.9 * soft * soft
+    picture = smeared(smeared(picture, blur, 0.0, 2), 0.0, blur, 2)
+    if draws.chance(0.06 * scale):
+        picture = smeared(picture, draws.normal(0, 1.5), draws.normal(0, 1.5), 3)
+    smaller = 1.0
+    if draws.chance(0.22 * scale):
+        smaller = draws.uniform(1.2, 3.5)
+        height, width = picture.shape[:2]
+        picture = resized(resized(picture, int(height / smaller), int(width / smaller)), height, width)
+    return picture, {"blur": round(blur, 2), "smaller": round(smaller, 2)}
 
 
 @compiled

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from pipeline.hashing import hash64, uniform
 from pipeline.rendering.chart import Chart
 from pipeline.rendering.compiling import compiled
-
-Colour = tuple[float, float, float]  # linear RGB, 0 to 1
+from pipeline.rendering.styles import Colour
 
 EYE_X, EYE_Y = 0.308, 7.284  # of the base mesh, in decimetres
 _LATTICE = 32  # the noise repeats after so many cells

@@ -103,7 +103,7 @@ def grown(
                 down = min(1.0, max(0.0, (out[n, 0, 1] - y) / 0.35))
                 aside = clear[n] * down * (2 - down)
                 if abs(x) < aside:
-                    x = aside if out[n, 0, 0] >= middle else -aside
+                    x += 0.55 * ((aside if out[n, 0, 0] >= middle else -aside) - x)
             place = phase[n] * whole + turns * part * whole
             i = int(place) % whole
             sine, cosine = sines[i] * curl * min(1.0, 2 * part), sines[i + whole // 4] * curl * min(1.0, 2 * part)
@@ -122,7 +122,7 @@ def grown(
 def ribbons(
     seen: NDArray[np.float32], width: NDArray[np.float32], own: NDArray[np.float32], distance: float, taper: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Ribbons that turn their flat side to the camera, for locks [N, K, 3] as the camera has them; `taper` of 1 is a tip.
+    """Ribbons that turn their flat side to the camera, for locks [N, K, 3] as it has them; `taper` of 1 makes tips.
 
     Returns:
         [N * K * 2, 3] points, two a joint; [N * K * 2, 3] the lock's direction there; [N * K * 2, 2] how far from the
