@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -63,12 +63,9 @@ def write_card(source: RenderedSource, made: Source, out: Path, commands: Sequen
     """
     known = source.person(0).attributes.keys() - source.photo(0).attributes.keys()
     of_people, of_images = Tally(), Tally()
-    seen: set[str] = set()
-    for name, fields in _samples(made):
+    for fields in _fields(made):  # as many images of each person
+        of_people.add({key: value for key, value in fields.items() if key in known})
         of_images.add({key: value for key, value in fields.items() if key not in known | NO_ATTRIBUTES})
-        if name not in seen:
-            seen.add(name)
-            of_people.add({key: value for key, value in fields.items() if key in known})
     parts = [
         f"# {source.people:,} rendered people, {len(made.labels):,} images",
         WHAT.format(
@@ -129,9 +126,8 @@ class Tally:
             yield "\n".join(lines)
 
 
-def _samples(made: Source) -> Iterable[tuple[str, Fields]]:
-    """Identity and fields of every sample."""
+def _fields(made: Source) -> Iterator[Fields]:
+    """What every sample keeps."""
     for start in range(0, len(made.labels), AT_ONCE):
-        numbers = np.arange(start, min(start + AT_ONCE, len(made.labels)))
-        for number, (_, _, fields) in zip(numbers.tolist(), made.read_many(numbers), strict=True):
-            yield made.identities[made.labels[number]], fields
+        for _, _, fields in made.read_many(np.arange(start, min(start + AT_ONCE, len(made.labels)))):
+            yield fields

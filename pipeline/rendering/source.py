@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,8 +90,10 @@ class RenderedSource(OneByOne):
         """Each as it is rendered; fields are its landmarks ([5, 2] x and y in the crop) and attributes, by name."""
         for sample in samples.tolist():
             rendered = self.photo(sample)
-            landmarks = np.round(rendered.landmarks, DECIMALS).tolist()
-            fields = {**self.person(sample // self.images).attributes, **rendered.attributes, "landmarks": landmarks}
+            attributes = {**self.person(sample // self.images).attributes, **rendered.attributes}
+            # An empty word has no cell in a table.
+            fields: dict[str, Any] = {name: "none" if value == "" else value for name, value in attributes.items()}
+            fields["landmarks"] = np.round(rendered.landmarks, DECIMALS).tolist()
             yield Read(self.key(sample), jpeg(rendered), dict(sorted(fields.items())))
 
     def photo(self, sample: int) -> Photo:
