@@ -25,14 +25,13 @@ class Hairline:
     heights: tuple[float, ...]
 
     def above(self, angle: NDArray[np.float64], height: NDArray[np.float64]) -> NDArray[np.float64]:
-        """How far above the hairline points are, in decimetres, for angles in [-2, 2]."""
+        """How far above the hairline points are, in decimetres, for angles in [-2, 2]; arrays broadcast."""
         at = np.abs(angle)
         line = np.full(at.shape, self.heights[-1])
         for k in range(len(_ANGLES) - 1):
             low, high = _ANGLES[k], _ANGLES[k + 1]
             here = (at >= low) & (at < high)
-            part = (at - low) / (high - low)
-            line = np.where(here, self.heights[k] + part * (self.heights[k + 1] - self.heights[k]), line)
+            line[here] = self.heights[k] + (at[here] - low) / (high - low) * (self.heights[k + 1] - self.heights[k])
         return height - line
 
 
@@ -61,7 +60,7 @@ def growth(hairline: Hairline, wobble: NDArray[np.float32]) -> NDArray[np.float3
     """[ROWS, COLUMNS] where hair grows on the map, 0 to 1; `wobble` [ROWS, COLUMNS] makes the line uneven."""
     angle = (np.arange(COLUMNS) + 0.5) / COLUMNS * 4 - 2
     height = TOP - (np.arange(ROWS) + 0.5) / ROWS * (TOP - BOTTOM)
-    above = hairline.above(*np.broadcast_arrays(angle[None, :], height[:, None])) + 0.05 * wobble
+    above = hairline.above(angle, height[:, None]) + 0.05 * wobble
     return smooth((above + 0.03) / 0.10).astype(np.float32)
 
 

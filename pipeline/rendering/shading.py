@@ -92,6 +92,23 @@ def lit_share(shadow: NDArray[np.float32], x: float, y: float, depth: float) -> 
 
 
 @compiled
+def blended(
+    at: NDArray[np.float32],
+    attributes: NDArray[np.float32],
+    faces: NDArray[np.int32],
+    face: int,
+    of_b: float,
+    of_c: float,
+    share: float,
+) -> None:
+    """Add a face's attributes [V, K], by the weights of its second and third corner, to `at` [K], `share` times."""
+    a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
+    for k in range(at.shape[0]):
+        start = attributes[a, k]
+        at[k] += share * (start + of_b * (attributes[b, k] - start) + of_c * (attributes[c, k] - start))
+
+
+@compiled
 def skin_at(skin: NDArray[np.float32], u: float, v: float, at: NDArray[np.float32]) -> None:
     """Put the map's colour, oil and slopes across and down at column `u` and row `v` into `at` [6]."""
     i, j = int(np.floor(u)), int(np.floor(v))
@@ -150,44 +167,46 @@ def relief(normal: NDArray[np.float32], up: NDArray[np.float32], across: float, 
 @compiled
 def hair_light(
     out: NDArray[np.float32], colour: NDArray[np.float32], along: NDArray[np.float32], view: NDArray[np.float32],
-    light: NDArray[np.float32], reach: float,
+    lights: NDArray[np.float32], lamp: int, reach: float,
 ) -> None:  # fmt: skip
-    """Add what hair in direction `along` [3] reflects of a light [6] to `out` [3] (Kajiya & Kay, SIGGRAPH 1989)."""
-    hx, hy, hz = light[0] + view[0], light[1] + view[1], light[2] + view[2]
+    """Add what hair that goes `along` [3] reflects of one of the lights to `out` [3] (Kajiya & Kay, SIGGRAPH 1989)."""
+    hx, hy, hz = lights[lamp, 0] + view[0], lights[lamp, 1] + view[1], lights[lamp, 2] + view[2]
     size = 1 / np.sqrt(hx * hx + hy * hy + hz * hz + 1e-12)
-    cosine = along[0] * light[0] + along[1] * light[1] + along[2] * light[2]
+    cosine = along[0] * lights[lamp, 0] + along[1] * lights[lamp, 1] + along[2] * lights[lamp, 2]
     diffuse = 0.75 * np.sqrt(max(0.0, 1 - cosine * cosine))
     cosine = (along[0] * hx + along[1] * hy + along[2] * hz) * size
     tint = max(0.0, 1 - cosine * cosine)
     for _ in range(3):
         tint *= tint
     for k in range(3):
-        out[k] += reach * light[3 + k] * (colour[k] * (diffuse + 0.8 * tint) + 0.042 * tint * tint)
+        out[k] += reach * lights[lamp, 3 + k] * (colour[k] * (diffuse + 0.8 * tint) + 0.042 * tint * tint)
 
 
 @compiled
 def solid_light(
     out: NDArray[np.float32], colour: NDArray[np.float32], normal: NDArray[np.float32], view: NDArray[np.float32],
-    light: NDArray[np.float32], surface: NDArray[np.float32], shine: float, reach: float, glow: float, sees: float,
+    lights: NDArray[np.float32], lamp: int, surface: NDArray[np.float32], kind: int, shine: float, reach: float,
+    glow: float,
+    sees: float,
 ) -> None:  # fmt: skip
-    """Add what a surface reflects of a light [6] to `out` [3]: softly around its edge, and as a glint of the lamp."""
-    facing = normal[0] * light[0] + normal[1] * light[1] + normal[2] * light[2]
+    """Add what a surface reflects of one of the lights to `out` [3]: softly around its edge, and as a glint of it."""
+    facing = normal[0] * lights[lamp, 0] + normal[1] * lights[lamp, 1] + normal[2] * lights[lamp, 2]
     for k in range(3):
-        wrap = surface[k]
+        wrap = surface[kind, k]
         amount = max(0.0, (facing + wrap) / (1 + wrap))
         # In its own shadow skin still glows a little, in red.
         through = reach + glow * (1 - reach) if k == 0 else reach
-        out[k] += colour[k] * light[3 + k] * amount * through * (0.35 + 0.65 * sees)
+        out[k] += colour[k] * lights[lamp, 3 + k] * amount * through * (0.35 + 0.65 * sees)
     if facing > 0 and shine > 0 and reach > 0:
-        hx, hy, hz = light[0] + view[0], light[1] + view[1], light[2] + view[2]
+        hx, hy, hz = lights[lamp, 0] + view[0], lights[lamp, 1] + view[1], lights[lamp, 2] + view[2]
         size = 1 / np.sqrt(hx * hx + hy * hy + hz * hz + 1e-12)
         glint = max(0.0, (normal[0] * hx + normal[1] * hy + normal[2] * hz) * size)
-        for _ in range(int(surface[4])):
+        for _ in range(int(surface[kind, 4])):
             glint *= glint
         edge_on = 1 - max(0.0, normal[0] * view[0] + normal[1] * view[1] + normal[2] * view[2])
         glint *= shine * reach * (1 + 2.5 * edge_on * edge_on * edge_on)
         for k in range(3):
-            out[k] += glint * light[3 + k]
+            out[k] += glint * lights[lamp, 3 + k]
 
 
 @compiled
@@ -247,6 +266,10 @@ def shade(
                 for i in range(column, column + fine):
                     whole = whole and face_at[j, i] >= 0 and material[face_at[j, i]] == material[first]
             step = fine if whole else 1
+            one = whole  # whether one face covers the whole pixel
+            for j in range(row, row + fine):
+                for i in range(column, column + fine):
+                    one = one and face_at[j, i] == first
             sees = corners[row // fine, column // fine]
             for j in range(row, row + fine, step):
                 for i in range(column, column + fine, step):
@@ -255,17 +278,19 @@ def shade(
                     kind = material[face_at[j, i]]
                     for k in range(9):
                         at[k] = 0
-                    for jj in range(j, j + step):
-                        for ii in range(i, i + step):
-                            face = face_at[jj, ii]
-                            a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
-                            wb, wc = weight_at[jj, ii, 0], weight_at[jj, ii, 1]
-                            for k in range(9):
-                                start = attributes[a, k]
-                                at[k] += start + wb * (attributes[b, k] - start) + wc * (attributes[c, k] - start)
-                    if whole:
-                        for k in range(9):
-                            at[k] /= fine * fine
+                    if one:
+                        of_b = of_c = 0.0
+                        for jj in range(j, j + step):
+                            for ii in range(i, i + step):
+                                of_b += weight_at[jj, ii, 0]
+                                of_c += weight_at[jj, ii, 1]
+                        blended(at, attributes, faces, first, of_b / (fine * fine), of_c / (fine * fine), 1.0)
+                    else:
+                        share = 1.0 / (fine * fine) if whole else 1.0
+                        for jj in range(j, j + step):
+                            for ii in range(i, i + step):
+                                of_b, of_c = weight_at[jj, ii, 0], weight_at[jj, ii, 1]
+                                blended(at, attributes, faces, face_at[jj, ii], of_b, of_c, share)
                     for k in range(3):
                         normal[k], view[k], colour[k] = at[3 + k], -at[k], palette[kind, k]
                     view[2] += distance
@@ -305,10 +330,10 @@ def shade(
                             z = axes[2, 0] * at[0] + axes[2, 1] * at[1] + axes[2, 2] * at[2]
                             reached = lit_share(shadow, x, y, z)
                         if kind == 6:
-                            hair_light(out, colour, normal, view, lights[light], reached * (0.4 + 0.6 * sees))
+                            hair_light(out, colour, normal, view, lights, light, reached * (0.4 + 0.6 * sees))
                         else:
                             solid_light(
-                                out, colour, normal, view, lights[light], surface[kind], shine, reached, glow, sees
+                                out, colour, normal, view, lights, light, surface, kind, shine, reached, glow, sees
                             )
                     for jj in range(j, j + step):
                         for ii in range(i, i + step):

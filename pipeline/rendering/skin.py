@@ -178,7 +178,7 @@ def paint(
     out = np.empty((rows, columns, 5), np.float32)
     for row in range(rows):
         for column in range(columns):
-            x, y, z = positions[row, column]
+            x, y, z = positions[row, column, 0], positions[row, column, 1], positions[row, column, 2]
             lips, lids = masks[row, column, 0], masks[row, column, 1]
             px, py, pz = x + offset[0], y + offset[1], z + offset[2]
             side = abs(x)
@@ -188,6 +188,12 @@ def paint(
                 for k in range(3):
                     out[row, column, k] = colours[0, k] + part * (colours[2, k] - colours[0, k])
                 out[row, column, 3], out[row, column, 4] = 0.3, 0.0
+                continue
+            if growth[row, column] > 0.98:  # under hair
+                part = min(1.0, max(0.0, 0.85 + 0.5 * noise_at(lattice, px * 70, py * 25, pz * 70)))
+                for k in range(3):
+                    out[row, column, k] = colours[0, k] + part * (colours[2, k] - colours[0, k])
+                out[row, column, 3], out[row, column, 4] = 0.2, 0.0
                 continue
             low = noise_at(lattice, px * 3, py * 3, pz * 3)
             middle = noise_at(lattice, px * 11, py * 11, pz * 11)
@@ -265,7 +271,7 @@ def paint(
     for mark in range(marks.shape[0]):
         for row in range(rows):
             for column in range(columns // 4, columns * 3 // 4):
-                x, y, z = positions[row, column]
+                x, y, z = positions[row, column, 0], positions[row, column, 1], positions[row, column, 2]
                 if abs(y - marks[mark, 1]) < marks[mark, 2] and z > 0.3:
                     dx, dy = x - marks[mark, 0], y - marks[mark, 1]
                     part = marks[mark, 3] * bump(np.sqrt(dx * dx + dy * dy), marks[mark, 2], 0.5 * marks[mark, 2])
