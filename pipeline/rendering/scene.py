@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from pipeline.rendering.blending import vertex_normals
 from pipeline.rendering.camera import View
+from pipeline.rendering.materials import CAP, CLOTH, HAIR, LASHES, LENS
 from pipeline.rendering.model import PARTS, Model, Vectors
 from pipeline.rendering.person import Worn
 from pipeline.rendering.raster import NOTHING, STEPS, rasterise
-from pipeline.rendering.shading import CAP, CLOTH, HAIR, LASHES, LENS
 from pipeline.rendering.strands import Locks, ribbon_faces, ribbons
 
 _COLLAR = 5.95  # height in decimetres below which the body is clothed

@@ -4,66 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.rendering.compiling import compiled
-
-# Materials of faces; the first six are `model.PARTS`. CAP is the layer under the locks, CLOTH is on the body.
-SKIN, LEFT_EYE, RIGHT_EYE, TEETH, LASHES, MOUTH, HAIR, CAP, CLOTH, FRAME, LENS, HAND, WOVEN = range(13)
-MATERIALS = 13
-
-SHADOW_SIDE = 128  # pixels of a shadow map, which is 2 * SHADOW_REACH decimetres wide
-SHADOW_REACH = 1.8
-
-# Of each material: how far light goes around the edge of its own shadow, in red, green and blue (skin lets red through
-# furthest), how bright a lamp's reflection is, and how often that is squared: its sharpness.
-_SURFACES = (
-    (0.42, 0.20, 0.12, 0.22, 4), (0.3, 0.3, 0.3, 0.9, 8), (0.3, 0.3, 0.3, 0.9, 8), (0.1, 0.1, 0.1, 0.3, 5),
-    (0.1, 0.1, 0.1, 0.0, 3),
-    (0.3, 0.1, 0.1, 0.2, 5), (0.0, 0.0, 0.0, 0.0, 3), (0.1, 0.1, 0.1, 0.03, 3), (0.1, 0.1, 0.1, 0.03, 3),
-    (0.1, 0.1, 0.1, 0.12, 5),
-    (0.0, 0.0, 0.0, 1.2, 7), (0.42, 0.20, 0.12, 0.10, 4), (0.1, 0.1, 0.1, 0.03, 3),
-)  # fmt: skip
-
-
-def surfaces() -> NDArray[np.float32]:
-    """[MATERIALS, 5] how each reflects light."""
-    return np.array(_SURFACES, np.float32)
-
-
-@compiled
-def dark_corners(near_at: NDArray[np.float32], distance: float, step: float, fine: int) -> NDArray[np.float32]:
-    """[H, W] how much of the sky a pixel of the crop sees, 0 to 1, by what lies nearer in two rings around it.
-
-    Args:
-        near_at: [H * fine, W * fine] `distance` over the distance; 0 where nothing is.
-        distance: in decimetres.
-        step: pixels of the crop in a decimetre.
-        fine: drawn pixels a side for one of the crop.
-    """
-    height, width = near_at.shape[0] // fine, near_at.shape[1] // fine
-    out = np.ones((height, width), np.float32)
-    scale = fine * step / 57.0
-    ring_x = (3, 2, 0, -2, -3, -2, 0, 2, 8, 6, 0, -6, -8, -6, 0, 6)
-    ring_y = (0, 2, 3, 2, 0, -2, -3, -2, 3, -6, 8, 6, -3, -6, -8, 6)
-    steps_x, steps_y = np.empty(16, np.int64), np.empty(16, np.int64)
-    for k in range(16):
-        steps_x[k], steps_y[k] = int(ring_x[k] * scale), int(ring_y[k] * scale)
-    for row in range(height):
-        for column in range(width):
-            here = near_at[row * fine, column * fine]
-            if here <= 0:
-                continue
-            depth = distance / here
-            total = 0.0
-            for k in range(16):
-                j, i = row * fine + steps_y[k], column * fine + steps_x[k]
-                # Only what is nearer has a larger `near`: most are done without a division.
-                if 0 <= j < near_at.shape[0] and 0 <= i < near_at.shape[1] and near_at[j, i] > here:
-                    closer = depth - distance / near_at[j, i]
-                    reach = 0.06 if k < 8 else 0.16
-                    if closer > 0.2 * reach:
-                        # What is far in front, such as a nose seen from the side, does not touch.
-                        total += min(1.0, closer / reach) * max(0.0, 1 - max(0.0, closer - 0.3) / 0.4)
-            out[row, column] = max(0.25, 1 - total / 16)
-    return out
+from pipeline.rendering.materials import CAP, HAIR, LEFT_EYE, RIGHT_EYE, SKIN, TEETH
 
 
 @compiled
@@ -261,7 +202,7 @@ def shade(
     for row in range(0, face_at.shape[0], fine):
         for column in range(0, face_at.shape[1], fine):
             first = face_at[row, column]
-            whole = first >= 0 and material[first] != 1 and material[first] != 2
+            whole = first >= 0 and material[first] != LEFT_EYE and material[first] != RIGHT_EYE
             for j in range(row, row + fine):
                 for i in range(column, column + fine):
                     whole = whole and face_at[j, i] >= 0 and material[face_at[j, i]] == material[first]
@@ -296,11 +237,14 @@ def shade(
                     view[2] += distance
                     scaled(view)
                     shine, glow, reached = surface[kind, 3], 0.0, 0.0
-                    if kind == 1 or kind == 2:  # noqa: PLR1714
+                    if kind in (LEFT_EYE, RIGHT_EYE):
                         for k in range(3):
-                            normal[k] = at[k] - eyes[kind - 1, k]
+                            normal[k] = at[k] - eyes[kind - LEFT_EYE, k]
                     scaled(normal)
-                    if kind == 0:
+                    dark = sees
+                    if kind == TEETH:  # teeth are moist and let light through: the mouth does not darken them as much
+                        dark = 0.5 + 0.5 * sees
+                    if kind == SKIN:
                         skin_at(skin, at[6], at[7], colour)
                         shine, glow = shine * colour[3] * gloss, 0.12
                         relief(normal, up, colour[4], colour[5])
@@ -308,20 +252,20 @@ def shade(
                             colour[0] += at[8] * (0.16 - colour[0])
                             colour[1] += at[8] * (0.035 - colour[1])
                             colour[2] += at[8] * (0.03 - colour[2])
-                    elif kind == 7:
+                    elif kind == CAP:
                         skin_at(skin, at[6], at[7], colour)
-                    elif kind == 1 or kind == 2:  # noqa: PLR1714
+                    elif kind in (LEFT_EYE, RIGHT_EYE):
                         eye_at(normal, eyes, colour)
-                    elif kind == 6:
+                    elif kind == HAIR:
                         own = (0.65 + 0.7 * at[7]) * (0.45 + 0.55 * min(1.0, at[6] * 1.6))
                         for k in range(3):
                             colour[k] *= own
                     # Light from everywhere: above, horizon, below.
                     high, low = max(normal[1], 0.0), max(-normal[1], 0.0)
-                    if kind == 6:
+                    if kind == HAIR:
                         high, low = 0.35, 0.1
                     for k in range(3):
-                        out[k] = colour[k] * sees * (high * sky[0, k] + (1 - high - low) * sky[1, k] + low * sky[2, k])
+                        out[k] = colour[k] * dark * (high * sky[0, k] + (1 - high - low) * sky[1, k] + low * sky[2, k])
                     for light in range(lights.shape[0]):
                         reached = 1.0
                         if light == 0:
@@ -329,11 +273,12 @@ def shade(
                             y = axes[1, 0] * at[0] + axes[1, 1] * at[1] + axes[1, 2] * at[2]
                             z = axes[2, 0] * at[0] + axes[2, 1] * at[1] + axes[2, 2] * at[2]
                             reached = lit_share(shadow, x, y, z)
-                        if kind == 6:
-                            hair_light(out, colour, normal, view, lights, light, reached * (0.4 + 0.6 * sees))
+                            reached = max(reached, 0.4) if kind == TEETH else reached
+                        if kind == HAIR:
+                            hair_light(out, colour, normal, view, lights, light, reached * (0.4 + 0.6 * dark))
                         else:
                             solid_light(
-                                out, colour, normal, view, lights, light, surface, kind, shine, reached, glow, sees
+                                out, colour, normal, view, lights, light, surface, kind, shine, reached, glow, dark
                             )
                     for jj in range(j, j + step):
                         for ii in range(i, i + step):

@@ -5,8 +5,9 @@ from pipeline.rendering import Model, Variation, person, photo
 from pipeline.rendering.draws import Draws
 from pipeline.rendering.hair import drawn_hairline, growth, locks_of
 from pipeline.rendering.model import PARTS
+from pipeline.rendering.painting import noise_at
 from pipeline.rendering.person import both_directions
-from pipeline.rendering.skin import TONES, lattice, noise_at, tone
+from pipeline.rendering.skin import TONES, lattice, tone
 from pipeline.rendering.styles import COLOURS, STYLES, Style, drawn_style
 from tests.renderer import needs_renderer
 
@@ -15,6 +16,7 @@ pytestmark = needs_renderer
 
 def test_the_model_has_the_axes_and_parts_that_it_says(model: Model) -> None:
     assert len(model.axes) == 108 and model.shapes.shape == (216, len(model.rest), 3)
+    assert model.lopsided.shape == (58, len(model.rest), 3)
     assert set(np.unique(model.part)) == set(range(len(PARTS)))
     assert [len(group) for group in model.landmarks[2:]] == [1, 1, 1]
     left, right, nose, left_corner, right_corner = (model.rest[group].mean(0) for group in model.landmarks)
@@ -82,7 +84,7 @@ def test_every_style_of_a_sex_is_worn(sex: str) -> None:
 
 def test_hair_grows_behind_the_hairline_and_not_before_the_face(model: Model) -> None:
     hairline = drawn_hairline(Draws("h", 1), "female", 30)
-    grows = growth(hairline, np.zeros((1, 1), np.float32))
+    grows = growth(hairline)
     assert grows.min() == 0 and grows.max() == 1
     middle = grows.shape[1] // 2
     assert (np.diff(grows[:, middle]) <= 0).all()  # in front from the top down to the hairline

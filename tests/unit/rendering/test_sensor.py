@@ -5,7 +5,7 @@ from pipeline.rendering.background import KINDS, drawn_background
 from pipeline.rendering.draws import Draws
 from pipeline.rendering.lighting import PLAIN, drawn_lighting
 from pipeline.rendering.sensor import averaged, brightness, developed, recompressed, resized, smeared
-from pipeline.rendering.shading import dark_corners
+from pipeline.rendering.shadows import dark_corners
 from tests.renderer import needs_renderer
 
 pytestmark = needs_renderer
