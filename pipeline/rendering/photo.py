@@ -144,8 +144,8 @@ def _shade(
     opacity[LENS] = 0.93 if outfit.sun else 0.12
     axes = lighting.axes
     # Locks cast none: a few single ones would draw stripes on the forehead.
-    solid = np.flatnonzero(~np.isin(drawn.material, (LASHES, LENS, HAIR)))
-    shadow = shadow_map(drawn.points, drawn.faces, solid, axes)
+    casts = (drawn.material != LASHES) & (drawn.material != LENS) & (drawn.material != HAIR)
+    shadow = shadow_map(drawn.points, drawn.faces, np.flatnonzero(casts), axes)
     step = float(np.sqrt(view.matrix[0, 0] * view.matrix[0, 0] + view.matrix[1, 0] * view.matrix[1, 0]))
     corners = dark_corners(drawn.near_at, view.distance, step, _FINE)
     attributes = np.zeros((len(drawn.points), 9), np.float32)

@@ -199,88 +199,93 @@ def shade(
     at = np.empty(9, np.float32)
     colour, out = np.empty(6, np.float32), np.empty(3, np.float32)
     normal, view = np.empty(3, np.float32), np.empty(3, np.float32)
+    samples = fine * fine
+    done, member = np.empty(samples, np.bool_), np.empty(samples, np.bool_)
     for row in range(0, face_at.shape[0], fine):
         for column in range(0, face_at.shape[1], fine):
-            first = face_at[row, column]
-            whole = first >= 0 and material[first] != LEFT_EYE and material[first] != RIGHT_EYE
-            for j in range(row, row + fine):
-                for i in range(column, column + fine):
-                    whole = whole and face_at[j, i] >= 0 and material[face_at[j, i]] == material[first]
-            step = fine if whole else 1
-            one = whole  # whether one face covers the whole pixel
-            for j in range(row, row + fine):
-                for i in range(column, column + fine):
-                    one = one and face_at[j, i] == first
             sees = corners[row // fine, column // fine]
-            for j in range(row, row + fine, step):
-                for i in range(column, column + fine, step):
-                    if face_at[j, i] < 0:
-                        continue
-                    kind = material[face_at[j, i]]
-                    for k in range(9):
-                        at[k] = 0
-                    if one:
-                        of_b = of_c = 0.0
-                        for jj in range(j, j + step):
-                            for ii in range(i, i + step):
-                                of_b += weight_at[jj, ii, 0]
-                                of_c += weight_at[jj, ii, 1]
-                        blended(at, attributes, faces, first, of_b / (fine * fine), of_c / (fine * fine), 1.0)
-                    else:
-                        share = 1.0 / (fine * fine) if whole else 1.0
-                        for jj in range(j, j + step):
-                            for ii in range(i, i + step):
-                                of_b, of_c = weight_at[jj, ii, 0], weight_at[jj, ii, 1]
-                                blended(at, attributes, faces, face_at[jj, ii], of_b, of_c, share)
-                    for k in range(3):
-                        normal[k], view[k], colour[k] = at[3 + k], -at[k], palette[kind, k]
-                    view[2] += distance
-                    scaled(view)
-                    shine, glow, reached = surface[kind, 3], 0.0, 0.0
-                    if kind in (LEFT_EYE, RIGHT_EYE):
-                        for k in range(3):
-                            normal[k] = at[k] - eyes[kind - LEFT_EYE, k]
-                    scaled(normal)
-                    dark = sees
-                    if kind == TEETH:  # teeth are moist and let light through: the mouth does not darken them as much
-                        dark = 0.5 + 0.5 * sees
-                    if kind == SKIN:
-                        skin_at(skin, at[6], at[7], colour)
-                        shine, glow = shine * colour[3] * gloss, 0.12
-                        relief(normal, up, colour[4], colour[5])
-                        if at[8] > 0:  # the mouth's inside
-                            colour[0] += at[8] * (0.16 - colour[0])
-                            colour[1] += at[8] * (0.035 - colour[1])
-                            colour[2] += at[8] * (0.03 - colour[2])
-                    elif kind == CAP:
-                        skin_at(skin, at[6], at[7], colour)
-                    elif kind in (LEFT_EYE, RIGHT_EYE):
-                        eye_at(normal, eyes, colour)
-                    elif kind == HAIR:
-                        own = (0.65 + 0.7 * at[7]) * (0.45 + 0.55 * min(1.0, at[6] * 1.6))
-                        for k in range(3):
-                            colour[k] *= own
-                    # Light from everywhere: above, horizon, below.
-                    high, low = max(normal[1], 0.0), max(-normal[1], 0.0)
-                    if kind == HAIR:
-                        high, low = 0.35, 0.1
-                    for k in range(3):
-                        out[k] = colour[k] * dark * (high * sky[0, k] + (1 - high - low) * sky[1, k] + low * sky[2, k])
-                    for light in range(lights.shape[0]):
-                        reached = 1.0
-                        if light == 0:
-                            x = axes[0, 0] * at[0] + axes[0, 1] * at[1] + axes[0, 2] * at[2]
-                            y = axes[1, 0] * at[0] + axes[1, 1] * at[1] + axes[1, 2] * at[2]
-                            z = axes[2, 0] * at[0] + axes[2, 1] * at[1] + axes[2, 2] * at[2]
-                            reached = lit_share(shadow, x, y, z)
-                            reached = max(reached, 0.4) if kind == TEETH else reached
-                        if kind == HAIR:
-                            hair_light(out, colour, normal, view, lights, light, reached * (0.4 + 0.6 * dark))
+            for sample in range(samples):
+                done[sample] = face_at[row + sample // fine, column + sample % fine] < 0
+            for sample in range(samples):
+                if done[sample]:
+                    continue
+                first = face_at[row + sample // fine, column + sample % fine]
+                kind = material[first]
+                # Drawn pixels of the crop's that are of one material are shaded as one.
+                count, one = 0, True
+                for other in range(sample, samples):
+                    face = face_at[row + other // fine, column + other % fine]
+                    alone = kind in (LEFT_EYE, RIGHT_EYE) and other > sample
+                    member[other] = not done[other] and material[face] == kind and not alone
+                    if member[other]:
+                        done[other] = True
+                        count += 1
+                        one = one and face == first
+                for k in range(9):
+                    at[k] = 0
+                of_b = of_c = 0.0
+                share = 1.0 / count
+                for other in range(sample, samples):
+                    if member[other]:
+                        j, i = row + other // fine, column + other % fine
+                        if one:
+                            of_b += share * weight_at[j, i, 0]
+                            of_c += share * weight_at[j, i, 1]
                         else:
-                            solid_light(
-                                out, colour, normal, view, lights, light, surface, kind, shine, reached, glow, dark
-                            )
-                    for jj in range(j, j + step):
-                        for ii in range(i, i + step):
-                            for k in range(3):
-                                canvas[jj, ii, k] += opacity[kind] * (out[k] - canvas[jj, ii, k])
+                            blended(at, attributes, faces, face_at[j, i], weight_at[j, i, 0], weight_at[j, i, 1], share)
+                if one:
+                    blended(at, attributes, faces, first, of_b, of_c, 1.0)
+                for k in range(3):
+                    normal[k], view[k], colour[k] = at[3 + k], -at[k], palette[kind, k]
+                view[2] += distance
+                scaled(view)
+                shine, glow, reached = surface[kind, 3], 0.0, 0.0
+                if kind in (LEFT_EYE, RIGHT_EYE):
+                    for k in range(3):
+                        normal[k] = at[k] - eyes[kind - LEFT_EYE, k]
+                scaled(normal)
+                dark = sees
+                if kind == TEETH:  # teeth are moist and let light through: the mouth does not darken them as much
+                    dark = 0.5 + 0.5 * sees
+                if kind == SKIN:
+                    skin_at(skin, at[6], at[7], colour)
+                    shine, glow = shine * colour[3] * gloss, 0.12
+                    relief(normal, up, colour[4], colour[5])
+                    if at[8] > 0:  # the mouth's inside
+                        colour[0] += at[8] * (0.16 - colour[0])
+                        colour[1] += at[8] * (0.035 - colour[1])
+                        colour[2] += at[8] * (0.03 - colour[2])
+                elif kind == CAP:
+                    skin_at(skin, at[6], at[7], colour)
+                elif kind in (LEFT_EYE, RIGHT_EYE):
+                    eye_at(normal, eyes, colour)
+                elif kind == HAIR:
+                    own = (0.65 + 0.7 * at[7]) * (0.45 + 0.55 * min(1.0, at[6] * 1.6))
+                    for k in range(3):
+                        colour[k] *= own
+                # Light from everywhere: above, horizon, below.
+                high, low = max(normal[1], 0.0), max(-normal[1], 0.0)
+                if kind == HAIR:
+                    high, low = 0.35, 0.1
+                for k in range(3):
+                    out[k] = colour[k] * dark * (high * sky[0, k] + (1 - high - low) * sky[1, k] + low * sky[2, k])
+                for light in range(lights.shape[0]):
+                    reached = 1.0
+                    facing = normal[0] * lights[light, 0] + normal[1] * lights[light, 1] + normal[2] * lights[light, 2]
+                    if kind != HAIR and facing < -0.42:  # no material lets light further around
+                        continue
+                    if light == 0:
+                        x = axes[0, 0] * at[0] + axes[0, 1] * at[1] + axes[0, 2] * at[2]
+                        y = axes[1, 0] * at[0] + axes[1, 1] * at[1] + axes[1, 2] * at[2]
+                        z = axes[2, 0] * at[0] + axes[2, 1] * at[1] + axes[2, 2] * at[2]
+                        reached = lit_share(shadow, x, y, z)
+                        reached = max(reached, 0.4) if kind == TEETH else reached
+                    if kind == HAIR:
+                        hair_light(out, colour, normal, view, lights, light, reached * (0.4 + 0.6 * dark))
+                    else:
+                        solid_light(out, colour, normal, view, lights, light, surface, kind, shine, reached, glow, dark)
+                for other in range(sample, samples):
+                    if member[other]:
+                        j, i = row + other // fine, column + other % fine
+                        for k in range(3):
+                            canvas[j, i, k] += opacity[kind] * (out[k] - canvas[j, i, k])

@@ -42,7 +42,9 @@ def exactly(
                     weights.append((1 - of_b - of_c, of_b, of_c))
                 if min(weights[0]) < 0 or min(weights[1]) < 0:
                     continue
-                nearness = sum(w * Fraction(float(near[k])) for w, k in zip(weights[0], face, strict=True))
+                nearness = sum(
+                    (w * Fraction(float(near[k])) for w, k in zip(weights[0], face, strict=True)), Fraction(0)
+                )
                 if nearness > best.get((row, column), Fraction(0)):
                     best[row, column], found[row, column] = nearness, number
                     what[row, column] = (float(nearness), float(weights[0][1]), float(weights[0][2]))
