@@ -9,9 +9,9 @@ from pipeline.rendering.blending import mean_of, turned, vertex_normals
 from pipeline.rendering.camera import rotation
 from pipeline.rendering.draws import Draws
 from pipeline.rendering.hair import smooth
+from pipeline.rendering.materials import FRAME, HAND, LENS, WOVEN
 from pipeline.rendering.model import PARTS, Model, Vectors
 from pipeline.rendering.scene import Scene
-from pipeline.rendering.shading import FRAME, HAND, LENS, WOVEN
 from pipeline.rendering.strands import Locks, sines
 
 FRAMES = ("thin", "thick", "half")

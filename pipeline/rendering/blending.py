@@ -39,7 +39,7 @@ def vertex_normals(points: NDArray[np.float32], faces: NDArray[np.int32]) -> NDA
     """[V, 3] unit normals: those of the faces [F, 3] around a vertex, weighted by their areas."""
     out = np.zeros_like(points)
     for face in range(faces.shape[0]):
-        a, b, c = faces[face]
+        a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
         ux, uy, uz = points[b, 0] - points[a, 0], points[b, 1] - points[a, 1], points[b, 2] - points[a, 2]
         vx, vy, vz = points[c, 0] - points[a, 0], points[c, 1] - points[a, 1], points[c, 2] - points[a, 2]
         nx, ny, nz = uy * vz - uz * vy, uz * vx - ux * vz, ux * vy - uy * vx
@@ -48,7 +48,7 @@ def vertex_normals(points: NDArray[np.float32], faces: NDArray[np.int32]) -> NDA
             out[vertex, 1] += ny
             out[vertex, 2] += nz
     for vertex in range(out.shape[0]):
-        x, y, z = out[vertex]
+        x, y, z = out[vertex, 0], out[vertex, 1], out[vertex, 2]
         length = np.sqrt(x * x + y * y + z * z)
         if length > 0:
             for k in range(3):

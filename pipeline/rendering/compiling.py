@@ -1,14 +1,16 @@
 """Functions as machine code: numba's compiler, without any of its freedoms in arithmetic."""
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_numba: Any
 try:
-    from numba import njit
+    _numba = import_module("numba")
 except ImportError:  # `Model.load` refuses; what only imports these modules, such as `--help`, works
-    njit = None
+    _numba = None
 
 
 def compiled(function: F) -> F:
@@ -18,6 +20,7 @@ def compiled(function: F) -> F:
     result on every processor. A compiled function must not call sin, exp or pow, whose last digit libraries differ in,
     and calls compiled functions of its own file only: of others the kept code would not see a change.
     """
-    if njit is None:
+    if _numba is None:
         return function
-    return njit(cache=True, nogil=True, error_model="numpy")(function)
+    fast: F = _numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    return fast

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ class Draws:
     """
 
     def __init__(self, purpose: str, *key: int) -> None:
-        self._key = (*key, zlib.crc32(purpose.encode()))
+        self._key = (_word_of(key), zlib.crc32(purpose.encode()))
         self._next = 0
         self._block: list[int] = []
 
@@ -59,3 +60,9 @@ class Draws:
     def normals(self, count: int) -> NDArray[np.float64]:
         """[count] nearly normal numbers."""
         return np.array([self.normal() for _ in range(count)])
+
+
+@lru_cache(maxsize=16)
+def _word_of(key: tuple[int, ...]) -> int:
+    """One number for a key, whose purposes are many."""
+    return int(hash64(*key)[0])

@@ -25,14 +25,13 @@ class Hairline:
     heights: tuple[float, ...]
 
     def above(self, angle: NDArray[np.float64], height: NDArray[np.float64]) -> NDArray[np.float64]:
-        """How far above the hairline points are, in decimetres, for angles in [-2, 2]."""
+        """How far above the hairline points are, in decimetres, for angles in [-2, 2]; arrays broadcast."""
         at = np.abs(angle)
         line = np.full(at.shape, self.heights[-1])
         for k in range(len(_ANGLES) - 1):
             low, high = _ANGLES[k], _ANGLES[k + 1]
             here = (at >= low) & (at < high)
-            part = (at - low) / (high - low)
-            line = np.where(here, self.heights[k] + part * (self.heights[k + 1] - self.heights[k]), line)
+            line[here] = self.heights[k] + (at[here] - low) / (high - low) * (self.heights[k + 1] - self.heights[k])
         return height - line
 
 
@@ -57,11 +56,11 @@ def drawn_hairline(draws: Draws, sex: str, age: float) -> Hairline:
     return Hairline(tuple(min(height, 8.4) for height in heights))
 
 
-def growth(hairline: Hairline, wobble: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[ROWS, COLUMNS] where hair grows on the map, 0 to 1; `wobble` [ROWS, COLUMNS] makes the line uneven."""
+def growth(hairline: Hairline) -> NDArray[np.float32]:
+    """[ROWS, COLUMNS] where hair grows on the map, 0 to 1."""
     angle = (np.arange(COLUMNS) + 0.5) / COLUMNS * 4 - 2
     height = TOP - (np.arange(ROWS) + 0.5) / ROWS * (TOP - BOTTOM)
-    above = hairline.above(*np.broadcast_arrays(angle[None, :], height[:, None])) + 0.05 * wobble
+    above = hairline.above(angle, height[:, None])
     return smooth((above + 0.03) / 0.10).astype(np.float32)
 
 
@@ -149,11 +148,11 @@ def locks_of(
         ((2 * lots[:, 3:6] - 1) * np.float32(style.frizz)).astype(np.float32),
         style.curl, style.turns, style.volume, centre, radii, 0.7 * style.part, sines(),
     )  # fmt: skip
-    # Hair that is no fringe and has come before the face is pushed back: one lock in twenty stays.
+    # Hair that is no fringe and has come before the face is pushed back: one lock in fifty stays.
     before = (
         (points[:, :, 2] > centre[2] + 0.3) & (np.abs(points[:, :, 0]) < 0.5) & (points[:, :, 1] < centre[1] + 0.38)
     )
-    kept = fringe | ~before.any(1) | (lots[:, 7] > 0.95)
+    kept = fringe | ~before.any(1) | (lots[:, 7] > 0.98)
     width = (style.width * (0.6 + 0.8 * lots[:, 6])).astype(np.float32)
     return Locks(points, width, lots[:, 7].copy(), faces[chosen, 0].astype(np.int64)).only(kept)
 

@@ -8,8 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.rendering.draws import Draws
-from pipeline.rendering.raster import NOTHING, STEPS, rasterise
-from pipeline.rendering.shading import SHADOW_REACH, SHADOW_SIDE
 
 
 @dataclass(frozen=True)
@@ -88,23 +86,6 @@ def drawn_lighting(draws: Draws) -> Lighting:
         ]
         sky = _sky(draws.uniform(0.12, 0.3), warm, cool)
     return Lighting(np.array(lamps, np.float32), sky, kind)
-
-
-def shadow_map(
-    points: NDArray[np.float32], faces: NDArray[np.int32], chosen: NDArray[np.int64], axes: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """[S, S] how near the first light's nearest point is, in decimetres along its direction."""
-    across = axes[0, 0] * points[:, 0] + axes[0, 1] * points[:, 1] + axes[0, 2] * points[:, 2]
-    up = axes[1, 0] * points[:, 0] + axes[1, 1] * points[:, 1] + axes[1, 2] * points[:, 2]
-    near = axes[2, 0] * points[:, 0] + axes[2, 1] * points[:, 1] + axes[2, 2] * points[:, 2]
-    scale = SHADOW_SIDE / (2 * SHADOW_REACH)
-    flat = np.stack([(across + SHADOW_REACH) * scale - 0.5, (SHADOW_REACH - up) * scale - 0.5], 1)
-    corners = np.round(flat.astype(np.float64) * STEPS).astype(np.int32)
-    near_at = np.full((SHADOW_SIDE, SHADOW_SIDE), -1e9, np.float32)
-    face_at = np.full((SHADOW_SIDE, SHADOW_SIDE), NOTHING, np.int32)
-    weight_at = np.zeros((SHADOW_SIDE, SHADOW_SIDE, 2), np.float32)
-    rasterise(corners, near, faces, chosen, True, face_at, weight_at, near_at)
-    return near_at
 
 
 def _warmth(amount: float) -> tuple[float, float, float]:

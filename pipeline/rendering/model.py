@@ -45,7 +45,7 @@ _SHAPE_FOLDERS = ("cheek", "chin", "ears", "eyebrows", "eyes", "forehead", "head
 # The end of a target's name -> (its axis, its direction); what has no such end is an axis with one direction.
 _OPPOSITES = (
     ("decr", "incr"), ("in", "out"), ("down", "up"), ("concave", "convex"),
-    ("compress", "uncompress"), ("backward", "forward"), ("square", "triangle"),
+    ("compress", "uncompress"), ("backward", "forward"), ("square", "triangle"), ("l", "r"),
 )  # fmt: skip
 _ENDS = {end: ("-".join(pair), sign) for pair in _OPPOSITES for end, sign in zip(pair, (-1, 1), strict=True)}
 
@@ -67,6 +67,7 @@ class Model:
     macros: Mapping[str, Vectors]  # ancestry, sex, age and weight
     axes: tuple[str, ...]  # names of the shape axes
     shapes: Vectors  # [2 * axes, V, 3]: of each axis its move for -1 and for +1
+    lopsided: Vectors  # [2 * axes, V, 3]: of each way to be uneven, its moves
     units: tuple[str, ...]  # names of the expressions' units
     expressions: Mapping[str, Vectors]  # ancestry -> [units, V, 3]
 
@@ -95,6 +96,7 @@ def _load(folder: Path) -> Model:
     macro_names = [name for name in names_in(folder, ["macrodetails"]) if _is_adult(name)]
     shape_names = names_in(folder, _SHAPE_FOLDERS)
     axes, shapes = _axes(shape_names, targets(shape_names))
+    uneven_names = [name for name in names_in(folder, ["asym"]) if "asymm" not in name]
     units = names_in(folder, ["expression/units/caucasian"])
     rest = mesh.positions[kept].astype(np.float32)
     part = np.concatenate([part, part])
@@ -115,6 +117,7 @@ def _load(folder: Path) -> Model:
         macros={name.rpartition("/")[2]: targets([name])[0] for name in macro_names},
         axes=axes,
         shapes=shapes,
+        lopsided=_axes(uneven_names, targets(uneven_names))[1],
         units=tuple(name.rpartition("/")[2] for name in units),
         expressions={a: targets([name.replace("caucasian", a) for name in units]) for a in ANCESTRIES},
     )

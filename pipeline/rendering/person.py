@@ -97,11 +97,7 @@ def person(model: Model, seed: int, number: int) -> Person:
         marks=_marks(Draws("marks", seed, number)),
         offset=np.array([looks.uniform(0, 32) for _ in range(3)], np.float32),
     )
-    grows = (
-        growth(hairline, np.zeros((1, 1), np.float32))
-        if styles[0].name != "bald"
-        else np.zeros_like(model.chart.positions[:, :, 0])
-    )
+    grows = growth(hairline) if styles[0].name != "bald" else np.zeros_like(model.chart.positions[:, :, 0])
     faces = np.ascontiguousarray(model.faces[model.part == PARTS.index("skin")])
     normals = vertex_normals(shape, faces)
     iris = looks.choice(tuple(IRISES), _IRIS_SHARES[main])
@@ -144,7 +140,8 @@ def _shape(model: Model, sex: str, old: float, shares: dict[str, float], weight:
     spread = np.array([_SPREAD[axis.partition("/")[0]] for axis in model.axes])
     striking = draws.uniform(0.6, 1.15)  # some look like everybody, some do not
     amounts = np.clip(striking * spread * draws.normals(len(model.axes)), -1, 1)
-    return moved(base, model.shapes, both_directions(amounts))
+    uneven = np.clip(0.25 * draws.normals(len(model.lopsided) // 2), -1, 1)
+    return moved(moved(base, model.shapes, both_directions(amounts)), model.lopsided, both_directions(uneven))
 
 
 def both_directions(amounts: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -198,7 +195,7 @@ def _painting(draws: Draws, sex: str, ancestry: str, age: float, darkness: float
     made_up = sex == "female" and draws.chance(0.55)
     numbers = {
         "redness": u(0.1, 1.4) * (1 - 0.6 * darkness), "blotches": u(0.3, 1.6), "pores": u(0.4, 1.6),
-        "freckles": u(0.4, 1.0) if darkness < 0.4 and draws.chance(0.14) else 0.0,
+        "freckles": u(0.4, 1.0) if darkness < 0.4 and draws.chance(0.1) else 0.0,
         "circles": u(0.0, 1.0), "wrinkles": min(1.0, old * u(0.4, 1.0) + u(0, 0.08)),
         "brow_gap": u(0.10, 0.21), "brow_length": u(0.33, 0.46), "brow_height": u(0.165, 0.26),
         "brow_arch": u(-0.01, 0.075),
@@ -208,7 +205,7 @@ def _painting(draws: Draws, sex: str, ancestry: str, age: float, darkness: float
         "moustache": 0.0, "goatee": 0.0, "jaw_beard": 0.0, "sideburns": 0.0, "beard_density": 0.0,
         "beard_line": u(6.45, 6.72),
         "shadow": u(0.1, 0.7) if made_up and draws.chance(0.6) else 0.0, "liner": u(0.3, 0.9) if made_up else 0.0,
-        "blush": u(0.2, 1.0) if made_up and draws.chance(0.5) else 0.0, "stripes": 0.0,
+        "blush": u(0.2, 1.0) if made_up and draws.chance(0.5) else 0.0,
     }  # fmt: skip
     areas = {
         "none": (1, 1, 1, 0.5, u(0.0, 0.16)), "stubble": (1, 1, 1, 1, u(0.25, 0.5)),

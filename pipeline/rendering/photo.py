@@ -15,12 +15,8 @@ from pipeline.rendering.blending import mean_of, turned
 from pipeline.rendering.camera import View, landmarks_of, rotation, view_of
 from pipeline.rendering.draws import Draws
 from pipeline.rendering.expression import expressed
-from pipeline.rendering.lighting import PLAIN, Lighting, drawn_lighting, shadow_map
-from pipeline.rendering.model import Model, Vectors
-from pipeline.rendering.outfit import Outfit, drawn_outfit, dressed
-from pipeline.rendering.person import Person
-from pipeline.rendering.scene import Drawn, drawn_scene
-from pipeline.rendering.shading import (
+from pipeline.rendering.lighting import PLAIN, Lighting, drawn_lighting
+from pipeline.rendering.materials import (
     CAP,
     CLOTH,
     FRAME,
@@ -35,10 +31,14 @@ from pipeline.rendering.shading import (
     SKIN,
     TEETH,
     WOVEN,
-    dark_corners,
-    shade,
     surfaces,
 )  # fmt: skip
+from pipeline.rendering.model import Model, Vectors
+from pipeline.rendering.outfit import Outfit, drawn_outfit, dressed
+from pipeline.rendering.person import Person
+from pipeline.rendering.scene import Drawn, drawn_scene
+from pipeline.rendering.shading import shade
+from pipeline.rendering.shadows import dark_corners, shadow_map
 from pipeline.rendering.variation import Variation
 from pipeline.shards.alignment.similarity import Points
 
@@ -135,7 +135,7 @@ def _shade(
     """Paint what is drawn over the canvas."""
     palette = np.zeros((MATERIALS, 3), np.float32)
     palette[[LEFT_EYE, RIGHT_EYE]] = 0.58, 0.55, 0.53
-    palette[TEETH], palette[MOUTH] = (0.60, 0.54, 0.44), (0.30, 0.09, 0.08)
+    palette[TEETH], palette[MOUTH] = (0.74, 0.68, 0.58), (0.30, 0.09, 0.08)
     palette[LASHES] = palette[LENS] = 0.012, 0.010, 0.011
     palette[HAIR] = palette[CAP] = who.hair
     palette[CLOTH], palette[WOVEN], palette[FRAME], palette[HAND] = outfit.clothes, outfit.cloth, outfit.frame, who.tone
@@ -143,8 +143,9 @@ def _shade(
     opacity[LASHES] = 0.4 if who.attributes["sex"] == "male" else 0.7
     opacity[LENS] = 0.93 if outfit.sun else 0.12
     axes = lighting.axes
-    solid = np.flatnonzero((drawn.material != LASHES) & (drawn.material != LENS))
-    shadow = shadow_map(drawn.points, drawn.faces, solid, axes)
+    # Locks cast none: a few single ones would draw stripes on the forehead.
+    casts = (drawn.material != LASHES) & (drawn.material != LENS) & (drawn.material != HAIR)
+    shadow = shadow_map(drawn.points, drawn.faces, np.flatnonzero(casts), axes)
     step = float(np.sqrt(view.matrix[0, 0] * view.matrix[0, 0] + view.matrix[1, 0] * view.matrix[1, 0]))
     corners = dark_corners(drawn.near_at, view.distance, step, _FINE)
     attributes = np.zeros((len(drawn.points), 9), np.float32)

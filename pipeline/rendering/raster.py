@@ -35,7 +35,7 @@ def rasterise(
     height, width = face_at.shape
     limit_x, limit_y = 256 * (width - 1), 256 * (height - 1)
     for face in chosen:
-        a, b, c = faces[face]
+        a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
         ax, ay = int(corners[a, 0]), int(corners[a, 1])
         bx, by = int(corners[b, 0]), int(corners[b, 1])
         cx, cy = int(corners[c, 0]), int(corners[c, 1])
@@ -66,12 +66,22 @@ def rasterise(
         ca_edge = 0 if cax > 0 or (cax == 0 and cay > 0) else 1
         scale = np.float32(1) / np.float32(sign * area)
         near_a, near_b, near_c = nearness[a], nearness[b], nearness[c]
+        # Where in a row an edge is crossed, in floats: only to skip pixels that are surely outside.
+        over_ab = 1.0 / abx if abx != 0 else 0.0
+        over_bc = 1.0 / bcx if bcx != 0 else 0.0
+        over_ca = 1.0 / cax if cax != 0 else 0.0
         for row in range(top, bottom + 1):
-            w_ab, w_bc, w_ca = ab, bc, ca
-            entered = False
-            for column in range(left, right + 1):
+            low, high = 0.0, float(right - left)
+            crossed = -ab * over_ab
+            low, high = (max(low, crossed), high) if abx > 0 else (low, min(high, crossed) if abx < 0 else high)
+            crossed = -bc * over_bc
+            low, high = (max(low, crossed), high) if bcx > 0 else (low, min(high, crossed) if bcx < 0 else high)
+            crossed = -ca * over_ca
+            low, high = (max(low, crossed), high) if cax > 0 else (low, min(high, crossed) if cax < 0 else high)
+            start, stop = max(int(low) - 1, 0), min(int(max(high, 0.0)) + 2, right - left + 1)
+            w_ab, w_bc, w_ca = ab + start * abx, bc + start * bcx, ca + start * cax
+            for column in range(left + start, left + stop):
                 if w_ab >= ab_edge and w_bc >= bc_edge and w_ca >= ca_edge:
-                    entered = True
                     of_b, of_c = np.float32(w_ca) * scale, np.float32(w_ab) * scale
                     near = near_a + of_b * (near_b - near_a) + of_c * (near_c - near_a)
                     if near > near_at[row, column]:
@@ -79,8 +89,6 @@ def rasterise(
                         face_at[row, column] = face
                         weight_at[row, column, 0] = of_b
                         weight_at[row, column, 1] = of_c
-                elif entered:
-                    break
                 w_ab += abx
                 w_bc += bcx
                 w_ca += cax

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from pipeline.rendering.blending import vertex_normals
 from pipeline.rendering.camera import View
+from pipeline.rendering.materials import CAP, CLOTH, HAIR, LASHES, LENS
 from pipeline.rendering.model import PARTS, Model, Vectors
 from pipeline.rendering.person import Worn
 from pipeline.rendering.raster import NOTHING, STEPS, rasterise
-from pipeline.rendering.shading import CAP, CLOTH, HAIR, LASHES, LENS
 from pipeline.rendering.strands import Locks, ribbon_faces, ribbons
 
+_BEHIND = -0.55  # the least a root may face the camera for its lock to be drawn
 _COLLAR = 5.95  # height in decimetres below which the body is clothed
 
 
@@ -76,7 +77,9 @@ def scene_of(model: Model, points: Vectors, worn: Worn, view: View, hatted: NDAr
         faces = model.faces[covered]
         shell = seen + normals * worn.cap[:, None]
         scene.add(shell, normals, model.chart.places, faces, np.full(len(faces), CAP, np.uint8))
-    scene.add_locks(worn.locks.only(~hatted[worn.locks.root]) if hatted.any() else worn.locks, HAIR)
+    # What grows behind the head is hardly seen; the layer under the locks is there.
+    shown = (normals[worn.locks.root, 2] > _BEHIND) & ~hatted[worn.locks.root]
+    scene.add_locks(worn.locks.only(shown), HAIR)
     return scene
 
 

@@ -69,7 +69,7 @@ def brightness(picture: NDArray[np.float32], seen: NDArray[np.bool_]) -> float:
     for row in range(seen.shape[0]):
         for column in range(seen.shape[1]):
             if seen[row, column]:
-                r, g, b = picture[row, column]
+                r, g, b = picture[row, column, 0], picture[row, column, 1], picture[row, column, 2]
                 total += 0.25 * r + 0.65 * g + 0.10 * b
                 count += 1
     return total / count if count else 0.2

@@ -4,66 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.rendering.compiling import compiled
-
-# Materials of faces; the first six are `model.PARTS`. CAP is the layer under the locks, CLOTH is on the body.
-SKIN, LEFT_EYE, RIGHT_EYE, TEETH, LASHES, MOUTH, HAIR, CAP, CLOTH, FRAME, LENS, HAND, WOVEN = range(13)
-MATERIALS = 13
-
-SHADOW_SIDE = 128  # pixels of a shadow map, which is 2 * SHADOW_REACH decimetres wide
-SHADOW_REACH = 1.8
-
-# Of each material: how far light goes around the edge of its own shadow, in red, green and blue (skin lets red through
-# furthest), how bright a lamp's reflection is, and how often that is squared: its sharpness.
-_SURFACES = (
-    (0.42, 0.20, 0.12, 0.22, 4), (0.3, 0.3, 0.3, 0.9, 8), (0.3, 0.3, 0.3, 0.9, 8), (0.1, 0.1, 0.1, 0.3, 5),
-    (0.1, 0.1, 0.1, 0.0, 3),
-    (0.3, 0.1, 0.1, 0.2, 5), (0.0, 0.0, 0.0, 0.0, 3), (0.1, 0.1, 0.1, 0.03, 3), (0.1, 0.1, 0.1, 0.03, 3),
-    (0.1, 0.1, 0.1, 0.12, 5),
-    (0.0, 0.0, 0.0, 1.2, 7), (0.42, 0.20, 0.12, 0.10, 4), (0.1, 0.1, 0.1, 0.03, 3),
-)  # fmt: skip
-
-
-def surfaces() -> NDArray[np.float32]:
-    """[MATERIALS, 5] how each reflects light."""
-    return np.array(_SURFACES, np.float32)
-
-
-@compiled
-def dark_corners(near_at: NDArray[np.float32], distance: float, step: float, fine: int) -> NDArray[np.float32]:
-    """[H, W] how much of the sky a pixel of the crop sees, 0 to 1, by what lies nearer in two rings around it.
-
-    Args:
-        near_at: [H * fine, W * fine] `distance` over the distance; 0 where nothing is.
-        distance: in decimetres.
-        step: pixels of the crop in a decimetre.
-        fine: drawn pixels a side for one of the crop.
-    """
-    height, width = near_at.shape[0] // fine, near_at.shape[1] // fine
-    out = np.ones((height, width), np.float32)
-    scale = fine * step / 57.0
-    ring_x = (3, 2, 0, -2, -3, -2, 0, 2, 8, 6, 0, -6, -8, -6, 0, 6)
-    ring_y = (0, 2, 3, 2, 0, -2, -3, -2, 3, -6, 8, 6, -3, -6, -8, 6)
-    steps_x, steps_y = np.empty(16, np.int64), np.empty(16, np.int64)
-    for k in range(16):
-        steps_x[k], steps_y[k] = int(ring_x[k] * scale), int(ring_y[k] * scale)
-    for row in range(height):
-        for column in range(width):
-            here = near_at[row * fine, column * fine]
-            if here <= 0:
-                continue
-            depth = distance / here
-            total = 0.0
-            for k in range(16):
-                j, i = row * fine + steps_y[k], column * fine + steps_x[k]
-                # Only what is nearer has a larger `near`: most are done without a division.
-                if 0 <= j < near_at.shape[0] and 0 <= i < near_at.shape[1] and near_at[j, i] > here:
-                    closer = depth - distance / near_at[j, i]
-                    reach = 0.06 if k < 8 else 0.16
-                    if closer > 0.2 * reach:
-                        # What is far in front, such as a nose seen from the side, does not touch.
-                        total += min(1.0, closer / reach) * max(0.0, 1 - max(0.0, closer - 0.3) / 0.4)
-            out[row, column] = max(0.25, 1 - total / 16)
-    return out
+from pipeline.rendering.materials import CAP, HAIR, LEFT_EYE, RIGHT_EYE, SKIN, TEETH
 
 
 @compiled
@@ -89,6 +30,23 @@ def lit_share(shadow: NDArray[np.float32], x: float, y: float, depth: float) -> 
                 if shadow[j + dj, i + di] <= depth + 0.04:
                     total += wide
     return total / norm
+
+
+@compiled
+def blended(
+    at: NDArray[np.float32],
+    attributes: NDArray[np.float32],
+    faces: NDArray[np.int32],
+    face: int,
+    of_b: float,
+    of_c: float,
+    share: float,
+) -> None:
+    """Add a face's attributes [V, K], by the weights of its second and third corner, to `at` [K], `share` times."""
+    a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
+    for k in range(at.shape[0]):
+        start = attributes[a, k]
+        at[k] += share * (start + of_b * (attributes[b, k] - start) + of_c * (attributes[c, k] - start))
 
 
 @compiled
@@ -150,44 +108,46 @@ def relief(normal: NDArray[np.float32], up: NDArray[np.float32], across: float, 
 @compiled
 def hair_light(
     out: NDArray[np.float32], colour: NDArray[np.float32], along: NDArray[np.float32], view: NDArray[np.float32],
-    light: NDArray[np.float32], reach: float,
+    lights: NDArray[np.float32], lamp: int, reach: float,
 ) -> None:  # fmt: skip
-    """Add what hair in direction `along` [3] reflects of a light [6] to `out` [3] (Kajiya & Kay, SIGGRAPH 1989)."""
-    hx, hy, hz = light[0] + view[0], light[1] + view[1], light[2] + view[2]
+    """Add what hair that goes `along` [3] reflects of one of the lights to `out` [3] (Kajiya & Kay, SIGGRAPH 1989)."""
+    hx, hy, hz = lights[lamp, 0] + view[0], lights[lamp, 1] + view[1], lights[lamp, 2] + view[2]
     size = 1 / np.sqrt(hx * hx + hy * hy + hz * hz + 1e-12)
-    cosine = along[0] * light[0] + along[1] * light[1] + along[2] * light[2]
+    cosine = along[0] * lights[lamp, 0] + along[1] * lights[lamp, 1] + along[2] * lights[lamp, 2]
     diffuse = 0.75 * np.sqrt(max(0.0, 1 - cosine * cosine))
     cosine = (along[0] * hx + along[1] * hy + along[2] * hz) * size
     tint = max(0.0, 1 - cosine * cosine)
     for _ in range(3):
         tint *= tint
     for k in range(3):
-        out[k] += reach * light[3 + k] * (colour[k] * (diffuse + 0.8 * tint) + 0.042 * tint * tint)
+        out[k] += reach * lights[lamp, 3 + k] * (colour[k] * (diffuse + 0.8 * tint) + 0.042 * tint * tint)
 
 
 @compiled
 def solid_light(
     out: NDArray[np.float32], colour: NDArray[np.float32], normal: NDArray[np.float32], view: NDArray[np.float32],
-    light: NDArray[np.float32], surface: NDArray[np.float32], shine: float, reach: float, glow: float, sees: float,
+    lights: NDArray[np.float32], lamp: int, surface: NDArray[np.float32], kind: int, shine: float, reach: float,
+    glow: float,
+    sees: float,
 ) -> None:  # fmt: skip
-    """Add what a surface reflects of a light [6] to `out` [3]: softly around its edge, and as a glint of the lamp."""
-    facing = normal[0] * light[0] + normal[1] * light[1] + normal[2] * light[2]
+    """Add what a surface reflects of one of the lights to `out` [3]: softly around its edge, and as a glint of it."""
+    facing = normal[0] * lights[lamp, 0] + normal[1] * lights[lamp, 1] + normal[2] * lights[lamp, 2]
     for k in range(3):
-        wrap = surface[k]
+        wrap = surface[kind, k]
         amount = max(0.0, (facing + wrap) / (1 + wrap))
         # In its own shadow skin still glows a little, in red.
         through = reach + glow * (1 - reach) if k == 0 else reach
-        out[k] += colour[k] * light[3 + k] * amount * through * (0.35 + 0.65 * sees)
+        out[k] += colour[k] * lights[lamp, 3 + k] * amount * through * (0.35 + 0.65 * sees)
     if facing > 0 and shine > 0 and reach > 0:
-        hx, hy, hz = light[0] + view[0], light[1] + view[1], light[2] + view[2]
+        hx, hy, hz = lights[lamp, 0] + view[0], lights[lamp, 1] + view[1], lights[lamp, 2] + view[2]
         size = 1 / np.sqrt(hx * hx + hy * hy + hz * hz + 1e-12)
         glint = max(0.0, (normal[0] * hx + normal[1] * hy + normal[2] * hz) * size)
-        for _ in range(int(surface[4])):
+        for _ in range(int(surface[kind, 4])):
             glint *= glint
         edge_on = 1 - max(0.0, normal[0] * view[0] + normal[1] * view[1] + normal[2] * view[2])
         glint *= shine * reach * (1 + 2.5 * edge_on * edge_on * edge_on)
         for k in range(3):
-            out[k] += glint * light[3 + k]
+            out[k] += glint * lights[lamp, 3 + k]
 
 
 @compiled
@@ -239,78 +199,93 @@ def shade(
     at = np.empty(9, np.float32)
     colour, out = np.empty(6, np.float32), np.empty(3, np.float32)
     normal, view = np.empty(3, np.float32), np.empty(3, np.float32)
+    samples = fine * fine
+    done, member = np.empty(samples, np.bool_), np.empty(samples, np.bool_)
     for row in range(0, face_at.shape[0], fine):
         for column in range(0, face_at.shape[1], fine):
-            first = face_at[row, column]
-            whole = first >= 0 and material[first] != 1 and material[first] != 2
-            for j in range(row, row + fine):
-                for i in range(column, column + fine):
-                    whole = whole and face_at[j, i] >= 0 and material[face_at[j, i]] == material[first]
-            step = fine if whole else 1
             sees = corners[row // fine, column // fine]
-            for j in range(row, row + fine, step):
-                for i in range(column, column + fine, step):
-                    if face_at[j, i] < 0:
-                        continue
-                    kind = material[face_at[j, i]]
-                    for k in range(9):
-                        at[k] = 0
-                    for jj in range(j, j + step):
-                        for ii in range(i, i + step):
-                            face = face_at[jj, ii]
-                            a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
-                            wb, wc = weight_at[jj, ii, 0], weight_at[jj, ii, 1]
-                            for k in range(9):
-                                start = attributes[a, k]
-                                at[k] += start + wb * (attributes[b, k] - start) + wc * (attributes[c, k] - start)
-                    if whole:
-                        for k in range(9):
-                            at[k] /= fine * fine
-                    for k in range(3):
-                        normal[k], view[k], colour[k] = at[3 + k], -at[k], palette[kind, k]
-                    view[2] += distance
-                    scaled(view)
-                    shine, glow, reached = surface[kind, 3], 0.0, 0.0
-                    if kind == 1 or kind == 2:  # noqa: PLR1714
-                        for k in range(3):
-                            normal[k] = at[k] - eyes[kind - 1, k]
-                    scaled(normal)
-                    if kind == 0:
-                        skin_at(skin, at[6], at[7], colour)
-                        shine, glow = shine * colour[3] * gloss, 0.12
-                        relief(normal, up, colour[4], colour[5])
-                        if at[8] > 0:  # the mouth's inside
-                            colour[0] += at[8] * (0.16 - colour[0])
-                            colour[1] += at[8] * (0.035 - colour[1])
-                            colour[2] += at[8] * (0.03 - colour[2])
-                    elif kind == 7:
-                        skin_at(skin, at[6], at[7], colour)
-                    elif kind == 1 or kind == 2:  # noqa: PLR1714
-                        eye_at(normal, eyes, colour)
-                    elif kind == 6:
-                        own = (0.65 + 0.7 * at[7]) * (0.45 + 0.55 * min(1.0, at[6] * 1.6))
-                        for k in range(3):
-                            colour[k] *= own
-                    # Light from everywhere: above, horizon, below.
-                    high, low = max(normal[1], 0.0), max(-normal[1], 0.0)
-                    if kind == 6:
-                        high, low = 0.35, 0.1
-                    for k in range(3):
-                        out[k] = colour[k] * sees * (high * sky[0, k] + (1 - high - low) * sky[1, k] + low * sky[2, k])
-                    for light in range(lights.shape[0]):
-                        reached = 1.0
-                        if light == 0:
-                            x = axes[0, 0] * at[0] + axes[0, 1] * at[1] + axes[0, 2] * at[2]
-                            y = axes[1, 0] * at[0] + axes[1, 1] * at[1] + axes[1, 2] * at[2]
-                            z = axes[2, 0] * at[0] + axes[2, 1] * at[1] + axes[2, 2] * at[2]
-                            reached = lit_share(shadow, x, y, z)
-                        if kind == 6:
-                            hair_light(out, colour, normal, view, lights[light], reached * (0.4 + 0.6 * sees))
+            for sample in range(samples):
+                done[sample] = face_at[row + sample // fine, column + sample % fine] < 0
+            for sample in range(samples):
+                if done[sample]:
+                    continue
+                first = face_at[row + sample // fine, column + sample % fine]
+                kind = material[first]
+                # Drawn pixels of the crop's that are of one material are shaded as one.
+                count, one = 0, True
+                for other in range(sample, samples):
+                    face = face_at[row + other // fine, column + other % fine]
+                    alone = kind in (LEFT_EYE, RIGHT_EYE) and other > sample
+                    member[other] = not done[other] and material[face] == kind and not alone
+                    if member[other]:
+                        done[other] = True
+                        count += 1
+                        one = one and face == first
+                for k in range(9):
+                    at[k] = 0
+                of_b = of_c = 0.0
+                share = 1.0 / count
+                for other in range(sample, samples):
+                    if member[other]:
+                        j, i = row + other // fine, column + other % fine
+                        if one:
+                            of_b += share * weight_at[j, i, 0]
+                            of_c += share * weight_at[j, i, 1]
                         else:
-                            solid_light(
-                                out, colour, normal, view, lights[light], surface[kind], shine, reached, glow, sees
-                            )
-                    for jj in range(j, j + step):
-                        for ii in range(i, i + step):
-                            for k in range(3):
-                                canvas[jj, ii, k] += opacity[kind] * (out[k] - canvas[jj, ii, k])
+                            blended(at, attributes, faces, face_at[j, i], weight_at[j, i, 0], weight_at[j, i, 1], share)
+                if one:
+                    blended(at, attributes, faces, first, of_b, of_c, 1.0)
+                for k in range(3):
+                    normal[k], view[k], colour[k] = at[3 + k], -at[k], palette[kind, k]
+                view[2] += distance
+                scaled(view)
+                shine, glow, reached = surface[kind, 3], 0.0, 0.0
+                if kind in (LEFT_EYE, RIGHT_EYE):
+                    for k in range(3):
+                        normal[k] = at[k] - eyes[kind - LEFT_EYE, k]
+                scaled(normal)
+                dark = sees
+                if kind == TEETH:  # teeth are moist and let light through: the mouth does not darken them as much
+                    dark = 0.5 + 0.5 * sees
+                if kind == SKIN:
+                    skin_at(skin, at[6], at[7], colour)
+                    shine, glow = shine * colour[3] * gloss, 0.12
+                    relief(normal, up, colour[4], colour[5])
+                    if at[8] > 0:  # the mouth's inside
+                        colour[0] += at[8] * (0.16 - colour[0])
+                        colour[1] += at[8] * (0.035 - colour[1])
+                        colour[2] += at[8] * (0.03 - colour[2])
+                elif kind == CAP:
+                    skin_at(skin, at[6], at[7], colour)
+                elif kind in (LEFT_EYE, RIGHT_EYE):
+                    eye_at(normal, eyes, colour)
+                elif kind == HAIR:
+                    own = (0.65 + 0.7 * at[7]) * (0.45 + 0.55 * min(1.0, at[6] * 1.6))
+                    for k in range(3):
+                        colour[k] *= own
+                # Light from everywhere: above, horizon, below.
+                high, low = max(normal[1], 0.0), max(-normal[1], 0.0)
+                if kind == HAIR:
+                    high, low = 0.35, 0.1
+                for k in range(3):
+                    out[k] = colour[k] * dark * (high * sky[0, k] + (1 - high - low) * sky[1, k] + low * sky[2, k])
+                for light in range(lights.shape[0]):
+                    reached = 1.0
+                    facing = normal[0] * lights[light, 0] + normal[1] * lights[light, 1] + normal[2] * lights[light, 2]
+                    if kind != HAIR and facing < -0.42:  # no material lets light further around
+                        continue
+                    if light == 0:
+                        x = axes[0, 0] * at[0] + axes[0, 1] * at[1] + axes[0, 2] * at[2]
+                        y = axes[1, 0] * at[0] + axes[1, 1] * at[1] + axes[1, 2] * at[2]
+                        z = axes[2, 0] * at[0] + axes[2, 1] * at[1] + axes[2, 2] * at[2]
+                        reached = lit_share(shadow, x, y, z)
+                        reached = max(reached, 0.4) if kind == TEETH else reached
+                    if kind == HAIR:
+                        hair_light(out, colour, normal, view, lights, light, reached * (0.4 + 0.6 * dark))
+                    else:
+                        solid_light(out, colour, normal, view, lights, light, surface, kind, shine, reached, glow, dark)
+                for other in range(sample, samples):
+                    if member[other]:
+                        j, i = row + other // fine, column + other % fine
+                        for k in range(3):
+                            canvas[j, i, k] += opacity[kind] * (out[k] - canvas[j, i, k])

@@ -63,7 +63,7 @@ def grown(
     whole = sines.shape[0] * 4 // 5
     out = np.empty((count, segments + 1, 3), np.float32)
     for n in range(count):
-        x, y, z = roots[n]
+        x, y, z = roots[n, 0], roots[n, 1], roots[n, 2]
         qx, qy, qz = (x - centre[0]) / radii[0], (y - centre[1]) / radii[1], (z - centre[2]) / radii[2]
         least = np.sqrt(qx * qx + qy * qy + qz * qz)
         dx = outward[n, 0] * lift[n] + frizz[n, 0]
@@ -78,7 +78,7 @@ def grown(
             size = 1 / np.sqrt(ex * ex + ey * ey + ez * ez + 1e-12)
             ex, ey, ez = ex * size, ey * size, ez * size
             # The comb goes along the head; only what stands off or hangs leaves it.
-            fx, fy, fz = comb[n]
+            fx, fy, fz = comb[n, 0], comb[n, 1], comb[n, 2]
             off = fx * ex + fy * ey + fz * ez
             fx, fy, fz = fx - off * ex, fy - off * ey, fz - off * ez
             hang = fall[n] * part
