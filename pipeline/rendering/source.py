@@ -17,7 +17,7 @@ from pipeline.rendering import Model, Person, Photo, Variation, jpeg, person, ph
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.sources import OneByOne, Read, SetAside
 
-# Counted up when a release renders other pixels than the one before, whose digest is in test_photo.py: sets of two looks
+# Counted up when a release renders other pixels than the one before, by the digest in test_photo.py: sets of two looks
 # are not mixed.
 LOOK = 1
 DECIMALS = 3  # of landmarks, in pixels
