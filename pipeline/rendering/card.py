@@ -95,7 +95,7 @@ def write_card(source: RenderedSource, made: Source, out: Path, commands: Sequen
 
 
 class Tally:
-    """How the values of attributes are distributed: words are counted, of numbers there are quantiles."""
+    """How the values of attributes are distributed: words are counted, of numbers there are quantiles and the mean."""
 
     def __init__(self) -> None:
         self._words: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -119,9 +119,9 @@ class Tally:
                 lines.append(f"| {name} | {', '.join(shares)} |")
             yield "\n".join(lines)
         if self._numbers:
-            lines = ["| attribute | 5% | median | 95% |", "| --- | ---: | ---: | ---: |"]
+            lines = ["| attribute | 5% | median | 95% | mean |", "| --- | ---: | ---: | ---: | ---: |"]
             for name, values in sorted(self._numbers.items()):
-                cells = " | ".join(f"{value:.3g}" for value in np.quantile(values, QUANTILES))
+                cells = " | ".join(f"{value:.3g}" for value in (*np.quantile(values, QUANTILES), np.mean(values)))
                 lines.append(f"| {name} | {cells} |")
             yield "\n".join(lines)
 
