@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 # Without a compression in between, which Pillow's version has a part in.
 PLAIN = Variation(jpeg=0)
 PHOTOS = ((1, 0, 0), (1, 0, 1), (1, 7, 3), (20, 5, 11))
-DIGEST = "c1015eefb80086e0cb0f3a2042aa60b5d03eeb7c16af5a9fad7613de0860df98"
+DIGEST = "2c069157cd796812904da49d69eedec93f45e3bab098e486d9233125a24f4afc"
 # As a processor without the newer instructions, such as sums fused with products: numba's and NumPy's own switches.
 PLAINER = {
     "NUMBA_CPU_NAME": "generic",
