@@ -22,7 +22,8 @@ def compiled(function: F) -> F:
     """
     if _numba is None:
         return function
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    # Inlined, small functions cost no counting of references to the arrays that they are given.
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": True}
     fast: F
     try:
         fast = _numba.njit(cache=True, **options)(function)
