@@ -84,14 +84,14 @@ def _boxed(picture: NDArray[np.float64], draws: Draws) -> None:
 
 
 def _softened(picture: NDArray[np.float64], radius: int) -> NDArray[np.float64]:
-    """Out of focus: the mean over a square, twice. Sums are of neighbours, in order."""
+    """Out of focus: the mean over a square, twice. Running sums are added in order."""
+    width = 2 * radius + 1
     for _ in range(2):
         for axis in (0, 1):
-            pad = [(radius, radius) if k == axis else (0, 0) for k in range(3)]
-            wide = np.pad(picture, pad, mode="edge")
+            pad = [(radius + 1, radius) if k == axis else (0, 0) for k in range(3)]
+            until = np.cumsum(np.pad(picture, pad, mode="edge"), axis)
             size = picture.shape[axis]
-            total = np.zeros_like(picture)
-            for k in range(2 * radius + 1):
-                total += np.take(wide, np.arange(k, k + size), axis)
-            picture = total / (2 * radius + 1)
+            picture = (
+                np.take(until, np.arange(width, width + size), axis) - np.take(until, np.arange(size), axis)
+            ) / width
     return picture

@@ -22,5 +22,11 @@ def compiled(function: F) -> F:
     """
     if _numba is None:
         return function
-    fast: F = _numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    # Inlined, small functions cost no counting of references to the arrays that they are given.
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": True}
+    fast: F
+    try:
+        fast = _numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # neither the source's folder nor the user's can be written: every process compiles
+        fast = _numba.njit(**options)(function)
     return fast

@@ -2,16 +2,14 @@
 
 import zlib
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.hashing import hash64
+from pipeline.hashing import hash_int
 
 T = TypeVar("T")
-_BLOCK = 48  # numbers that one call of the hash gives
 
 
 class Draws:
@@ -21,17 +19,13 @@ class Draws:
     """
 
     def __init__(self, purpose: str, *key: int) -> None:
-        self._key = (_word_of(key), zlib.crc32(purpose.encode()))
+        self._key = (hash_int(*key), zlib.crc32(purpose.encode()))
         self._next = 0
-        self._block: list[int] = []
 
     def word(self) -> int:
         """64 random bits."""
-        place = self._next % _BLOCK
-        if not place:
-            self._block = hash64(*self._key, np.arange(self._next, self._next + _BLOCK)).tolist()
         self._next += 1
-        return self._block[place]
+        return hash_int(*self._key, self._next - 1)
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
         """A number from `low` up to `high`."""
@@ -60,9 +54,3 @@ class Draws:
     def normals(self, count: int) -> NDArray[np.float64]:
         """[count] nearly normal numbers."""
         return np.array([self.normal() for _ in range(count)])
-
-
-@lru_cache(maxsize=16)
-def _word_of(key: tuple[int, ...]) -> int:
-    """One number for a key, whose purposes are many."""
-    return int(hash64(*key)[0])

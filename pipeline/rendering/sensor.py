@@ -90,6 +90,11 @@ def smeared(picture: NDArray[np.float32], along: float, down: float, taps: int) 
             for column in range(width):
                 ia, ib = min(max(column + i0, 0), width - 1), min(max(column + i0 + 1, 0), width - 1)
                 for k in range(3):
+                    if v == 0:
+                        out[row, column, k] += share * (
+                            picture[ja, ia, k] + u * (picture[ja, ib, k] - picture[ja, ia, k])
+                        )
+                        continue
                     a = picture[ja, ia, k] + u * (picture[ja, ib, k] - picture[ja, ia, k])
                     b = picture[jb, ia, k] + u * (picture[jb, ib, k] - picture[jb, ia, k])
                     out[row, column, k] += share * (a + v * (b - a))

@@ -201,20 +201,24 @@ def shade(
     normal, view = np.empty(3, np.float32), np.empty(3, np.float32)
     samples = fine * fine
     done, member = np.empty(samples, np.bool_), np.empty(samples, np.bool_)
-    for row in range(0, face_at.shape[0], fine):
-        for column in range(0, face_at.shape[1], fine):
-            sees = corners[row // fine, column // fine]
+    below, right = np.empty(samples, np.int64), np.empty(samples, np.int64)  # a division each is slow
+    for sample in range(samples):
+        below[sample], right[sample] = sample // fine, sample % fine
+    for line in range(corners.shape[0]):
+        for place in range(corners.shape[1]):
+            row, column = line * fine, place * fine
+            sees = corners[line, place]
             for sample in range(samples):
-                done[sample] = face_at[row + sample // fine, column + sample % fine] < 0
+                done[sample] = face_at[row + below[sample], column + right[sample]] < 0
             for sample in range(samples):
                 if done[sample]:
                     continue
-                first = face_at[row + sample // fine, column + sample % fine]
+                first = face_at[row + below[sample], column + right[sample]]
                 kind = material[first]
                 # Drawn pixels of the crop's that are of one material are shaded as one.
                 count, one = 0, True
                 for other in range(sample, samples):
-                    face = face_at[row + other // fine, column + other % fine]
+                    face = face_at[row + below[other], column + right[other]]
                     alone = kind in (LEFT_EYE, RIGHT_EYE) and other > sample
                     member[other] = not done[other] and material[face] == kind and not alone
                     if member[other]:
@@ -227,7 +231,7 @@ def shade(
                 share = 1.0 / count
                 for other in range(sample, samples):
                     if member[other]:
-                        j, i = row + other // fine, column + other % fine
+                        j, i = row + below[other], column + right[other]
                         if one:
                             of_b += share * weight_at[j, i, 0]
                             of_c += share * weight_at[j, i, 1]
@@ -286,6 +290,6 @@ def shade(
                         solid_light(out, colour, normal, view, lights, light, surface, kind, shine, reached, glow, dark)
                 for other in range(sample, samples):
                     if member[other]:
-                        j, i = row + other // fine, column + other % fine
+                        j, i = row + below[other], column + right[other]
                         for k in range(3):
                             canvas[j, i, k] += opacity[kind] * (out[k] - canvas[j, i, k])

@@ -61,5 +61,5 @@ def shadow_map(
     near_at = np.full((SHADOW_SIDE, SHADOW_SIDE), -1e9, np.float32)
     face_at = np.full((SHADOW_SIDE, SHADOW_SIDE), NOTHING, np.int32)
     weight_at = np.zeros((SHADOW_SIDE, SHADOW_SIDE, 2), np.float32)
-    rasterise(corners, near, faces, chosen, True, face_at, weight_at, near_at)
+    rasterise(corners, near, faces, chosen, False, face_at, weight_at, near_at)
     return near_at

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 # Without a compression in between, which Pillow's version has a part in.
 PLAIN = Variation(jpeg=0)
 PHOTOS = ((1, 0, 0), (1, 0, 1), (1, 7, 3), (20, 5, 11))
-DIGEST = "fa3c8250c284d99d6964208f23d0fb2ca35b01a7515aeb7e803fb143581eeb3d"
+DIGEST = "2c069157cd796812904da49d69eedec93f45e3bab098e486d9233125a24f4afc"
 # As a processor without the newer instructions, such as sums fused with products: numba's and NumPy's own switches.
 PLAINER = {
     "NUMBA_CPU_NAME": "generic",
