@@ -46,6 +46,8 @@ def drawn_background(draws: Draws, height: int, width: int) -> tuple[NDArray[np.
         green = np.array([0.55, 0.8, 0.3]) * draws.uniform(0.15, 0.8)
         picture = green * (1 + 0.6 * _cloud(draws, height, width, 9, 1) + 0.5 * _cloud(draws, height, width, 22, 1))
         picture = picture + 0.4 * np.clip(_cloud(draws, height, width, 7, 1) - 0.4, 0, 1) * np.array([0.8, 0.9, 1.0])
+    if kind in ("leaves", "outside"):
+        picture = _softened(picture, draws.choice((1, 2, 4)))
     return np.clip(picture, 0.002, 1.5).astype(np.float32), kind
 
 

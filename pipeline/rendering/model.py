@@ -36,6 +36,7 @@ _GROUPS = {
 # The right wrist, and the directions of its hand across, along the fingers and out of its back.
 _WRIST = (-3.85, 2.76, 1.25)
 _HAND_AXES = ((-0.577, -0.352, -0.737), (-0.427, -0.639, 0.64), (-0.696, 0.684, 0.219))
+_COLLAR = 5.95  # height in decimetres
 _LOWEST, _WIDEST = 5.4, 2.6  # what is lower or further from the middle is not drawn: shoulders, arms, body
 
 # Vertices of the base mesh: the foremost of the nose, and the outermost of the lips on either side of the person.
@@ -57,6 +58,7 @@ class Model:
     rest: Vectors  # before any target
     faces: NDArray[np.int32]  # [F, 3], counterclockwise from outside
     part: NDArray[np.uint8]  # [F] numbers in PARTS
+    clothed: NDArray[np.bool_]  # [F] below the collar
     chart: Chart
     noise: NDArray[np.float32]  # of the skin
     # Five groups of vertices, whose means are the landmarks: eye, eye, nose, corner, corner; left is left in the image.
@@ -108,6 +110,7 @@ def _load(folder: Path) -> Model:
         rest=rest,
         faces=faces,
         part=part,
+        clothed=(part == PARTS.index("skin")) & (rest[:, 1][faces].max(1) < _COLLAR),
         chart=chart_of(rest, faces[part == PARTS.index("skin")], texture[kept], folder),
         noise=lattice(),
         landmarks=_landmarks(mesh, renumbered),

@@ -43,6 +43,7 @@ class Worn:
     style: Style
     locks: Locks
     cap: NDArray[np.float32]  # [V] how thick the layer under the locks is, in decimetres
+    capped: NDArray[np.int32]  # [C, 3] its faces
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,4 +246,4 @@ def _worn(
     locks = locks_of(style, hairline, model.rest, shape, normals, faces, angle, *key)
     above = hairline.above(angle, model.rest[:, 1].astype(np.float64))
     cap = style.thickness * smooth((above - 0.02) / 0.22)
-    return Worn(style, locks, cap.astype(np.float32))
+    return Worn(style, locks, cap.astype(np.float32), faces[cap[faces].max(1) > 0])

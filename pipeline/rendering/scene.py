@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 from pipeline.rendering.blending import vertex_normals
 from pipeline.rendering.camera import View
 from pipeline.rendering.materials import CAP, CLOTH, HAIR, LASHES, LENS
-from pipeline.rendering.model import PARTS, Model, Vectors
+from pipeline.rendering.model import Model, Vectors
 from pipeline.rendering.person import Worn
 from pipeline.rendering.raster import NOTHING, STEPS, rasterise
 from pipeline.rendering.strands import Locks, ribbon_faces, ribbons
 
 _BEHIND = -0.55  # the least a root may face the camera for its lock to be drawn
-_COLLAR = 5.95  # height in decimetres below which the body is clothed
 
 
 @dataclass
@@ -68,15 +67,12 @@ def scene_of(model: Model, points: Vectors, worn: Worn, view: View, hatted: NDAr
     scene = Scene(view, [], [], [], [], [], [])
     seen = view.seen(points)
     normals = vertex_normals(seen, model.faces)
-    material = model.part.copy()
-    low = model.rest[:, 1][model.faces].max(1) < _COLLAR
-    material[(material == PARTS.index("skin")) & low] = CLOTH
+    material = np.where(model.clothed, np.uint8(CLOTH), model.part)
     scene.add(seen, normals, model.chart.places, model.faces, material)
-    if worn.cap.max() > 0 and not hatted.all():
-        covered = (worn.cap[model.faces].max(1) > 0) & (model.part == PARTS.index("skin"))
-        faces = model.faces[covered]
-        shell = seen + normals * worn.cap[:, None]
-        scene.add(shell, normals, model.chart.places, faces, np.full(len(faces), CAP, np.uint8))
+    if len(worn.capped) and not hatted.all():
+        thick = np.where(hatted, np.float32(0), worn.cap)  # a hat presses it down
+        shell = seen + normals * thick[:, None]
+        scene.add(shell, normals, model.chart.places, worn.capped, np.full(len(worn.capped), CAP, np.uint8))
     # What grows behind the head is hardly seen; the layer under the locks is there.
     shown = (normals[worn.locks.root, 2] > _BEHIND) & ~hatted[worn.locks.root]
     scene.add_locks(worn.locks.only(shown), HAIR)

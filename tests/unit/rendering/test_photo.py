@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 # Without a compression in between, which Pillow's version has a part in.
 PLAIN = Variation(jpeg=0)
 PHOTOS = ((1, 0, 0), (1, 0, 1), (1, 7, 3), (20, 5, 11))
-DIGEST = "2c069157cd796812904da49d69eedec93f45e3bab098e486d9233125a24f4afc"
+DIGEST = "2f3e17aec149e7be20a49259b6c568e28754163667e4347ed9af1a9945843478"
 # As a processor without the newer instructions, such as sums fused with products: numba's and NumPy's own switches.
 PLAINER = {
     "NUMBA_CPU_NAME": "generic",
