@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,27 @@ def test_each_time_has_a_folder_and_without_later_steps_there_is_none(tmp_path: 
     assert set_aside(tmp_path, 5) == []
     assert sorted(place.name for place in RunFolder(tmp_path).left.iterdir()) == ["1", "2", "3"]
     assert RunFolder(tmp_path).results_after(0) == []
+
+
+@pytest.mark.parametrize("most", [6, 7])
+def test_a_kill_in_mid_way_leaves_no_gap_among_checkpoints_and_no_result_of_a_lost_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    save_steps(tmp_path, 0, 5, 10, 15)
+    evaluate_steps(tmp_path, 15)
+    moved: list[Path] = []
+
+    def rename(path: Path, target: Path, real: Callable[[Path, Path], Path] = Path.rename) -> Path:
+        if len(moved) == most:
+            raise KeyboardInterrupt
+        moved.append(path)
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(KeyboardInterrupt):
+        set_aside(tmp_path, 5)
+    assert complete_steps(tmp_path) == ([0, 5, 10, 15] if most == 6 else [0, 5, 10])
+    assert RunFolder(tmp_path).results_after(5) == []
 
 
 def test_what_cannot_be_moved_is_named(tmp_path: Path) -> None:
