@@ -44,8 +44,14 @@ def test_draws_come_back_bit_for_bit_and_the_json_has_none(tmp_path: Path) -> No
     file.with_suffix(".npz").write_bytes(b"torn")
     with pytest.raises(ValueError, match=r"step-00000003.npz: not the draws of a result"):
         load_templates(file)
+    np.savez(file.with_suffix(".npz"), **{"TAR|value_K": np.zeros(1)})
+    with pytest.raises(ValueError, match=r"step-00000003.npz: not the draws of a result"):
+        load_templates(file)
     file.with_suffix(".npz").unlink()
     assert load_templates(file).draws == {}  # of an earlier version
+    save_summary(kept, tmp_path)
+    save_summary(kept.model_copy(update={"draws": {}}), tmp_path)
+    assert load_templates(file).draws == {}, "those of the result before"
 
 
 def test_a_difference_has_what_both_draws_share_taken_out() -> None:

@@ -230,6 +230,7 @@ def test_embeddings_are_found_by_path(tmp_path: Path, faces: tuple[Path, list[st
             {"paths": np.array(["a", "b"]), "embeddings": np.ones((1, 3))},
             r"got 2 paths and embeddings float64",
         ),
+        ({"paths": np.array(["a"]), "embeddings": np.ones((1, 3), np.int32)}, r"got 1 paths and embeddings int32"),
         ({"paths": np.array(["a", "a"]), "embeddings": np.ones((2, 3))}, r"got 1 paths twice"),
         ({"paths": np.array(["a"]), "embeddings": np.full((1, 3), np.inf)}, r"got embeddings that are not finite"),
         ({"paths": np.array(["a"]), "embeddings": np.array([[object()]])}, r"not a file of embeddings"),

@@ -34,6 +34,11 @@ def test_the_curve_equals_removing_the_worst_pairs_one_by_one(count: int) -> Non
     assert found.fnmr[0] > found.fnmr[15]  # these qualities are worth something
 
 
+def test_a_score_at_the_threshold_is_accepted() -> None:
+    pairs, quality = make(30)
+    assert reject_curve(pairs, quality, at(float(pairs.scores[pairs.same].min()))).fnmr[0] == 0
+
+
 def test_without_a_threshold_everybody_is_rejected() -> None:
     pairs, quality = make(30)
     assert set(reject_curve(pairs, quality, at(None)).fnmr) == {1}
