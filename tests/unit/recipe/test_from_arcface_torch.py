@@ -170,6 +170,8 @@ def test_added_means_become_a_batch_with_other_rates_and_fewer_steps(tmp_path: P
     assert torch.allclose(ours, theirs, rtol=1e-12, atol=0)
     assert recipe.optimizer.clip_norm == 5 / 4
     assert (recipe.checkpoint.every, recipe.log.every) == (500, 2)
+    many = convert(read_config(config(tmp_path, MS1MV3 + "config.gradient_acc = 5000\n")), 2, tmp_path).recipe
+    assert (many.optimizer.steps, many.checkpoint.every, many.log.every) == (20232 * 25 // 5000, 1, 1)
 
 
 def test_adamw_is_torchs_with_its_own_defaults_for_what_the_config_does_not_say(tmp_path: Path) -> None:
