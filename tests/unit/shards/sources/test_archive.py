@@ -1,8 +1,10 @@
 """Zips of identity folders, whole and damaged."""
 
+import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.shards.images import SetAsideError
@@ -21,7 +23,8 @@ def write_zip(path: Path, method: int = zipfile.ZIP_DEFLATED) -> Path:
         for number, person in enumerate(PEOPLE):
             archive.writestr(f"faces/{person}/{number}.jpg", noise(number))
         archive.writestr("faces/README.md", b"hello")
-        archive.writestr("__MACOSX/faces/ann/._1.jpg", b"x")
+        for hidden in ("__MACOSX/faces/ann/._1.jpg", "__MACOSX/faces/ann/1.jpg", "faces/.trash/1.jpg"):
+            archive.writestr(hidden, b"x")
     return path
 
 
@@ -51,6 +54,19 @@ def test_the_set_of_a_zip_is_that_of_its_folders(tmp_path: Path) -> None:
         assert verify(out, decode_every=1) == []
         sets.append([(tar.name, tar.sha256) for tar in manifest.tars])
     assert sets[0] == sets[1]
+
+
+def test_a_zip_is_as_old_as_its_file_and_its_digest_sees_names_and_places(tmp_path: Path) -> None:
+    digests = set()
+    for name, method in (("1", zipfile.ZIP_STORED), ("9", zipfile.ZIP_STORED), ("1", zipfile.ZIP_DEFLATED)):
+        data = write_zip(tmp_path / "a.zip", method).read_bytes()
+        (tmp_path / "a.zip").write_bytes(data.replace(b"faces/ann/1.jpg", f"faces/ann/{name}.jpg".encode()))
+        digests.add(open_source(tmp_path).digest())
+    assert len(digests) == 3
+    time.sleep(0.02)  # more than the file system's clock tick
+    write_zip(tmp_path / "b.zip")
+    a, b = ((tmp_path / name).stat().st_mtime for name in ("a.zip", "b.zip"))
+    assert open_source(tmp_path).modified(np.array([0, 5, 2, 3])) == pytest.approx([a, b, a, b], rel=0, abs=0.01)
 
 
 def test_a_damaged_image_is_set_aside(tmp_path: Path) -> None:
