@@ -16,7 +16,7 @@ import pytest
 import torch.distributed as dist
 
 from cluster import watchdog
-from cluster.black_box import spy
+from cluster.black_box import BlackBox, spy
 from cluster.stop import EXIT_LOST
 from cluster.stopwatch import STEP
 from cluster.topology import Topology
@@ -114,7 +114,7 @@ def test_a_step_that_never_ends_ends_the_process_with_its_stack(tmp_path: Path) 
     assert f"{told}. Stacks:" in done.stderr
     assert "in a_step_that_never_ends" in done.stderr
     left = (tmp_path / "stacks" / "rank-0.txt").read_text()
-    assert told in left and "in a_step_that_never_ends" in left
+    assert 0 < left.index(told) < left.index("\n") < left.index("in a_step_that_never_ends"), "time and reason first"
 
 
 LOCKED = """
@@ -182,6 +182,16 @@ def test_the_last_collectives_are_left(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", COLLECTIVES, tmp_path], check=True, timeout=60)
     found = pickle.loads((tmp_path / "rank-0.collectives").read_bytes())
     assert [(one["profiling_name"], one["input_sizes"]) for one in found["entries"]] == [("gloo:all_reduce", [[5]])]
+
+
+def test_the_stacks_of_an_earlier_hang_stay_and_a_folder_that_takes_none_is_no_error(tmp_path: Path) -> None:
+    box = BlackBox(tmp_path / "stacks", 0)
+    (tmp_path / "file").touch()
+    for why, other in (("once", box), ("twice", box), ("nowhere", BlackBox(tmp_path / "file" / "stacks", 0))):
+        other.write(why)
+        other.close()
+    left = (tmp_path / "stacks" / "rank-0.txt").read_text()
+    assert left.index(" once\n") < left.index(" twice\n") < left.rindex("test_watchdog.py")
 
 
 def test_a_run_that_does_not_hang_leaves_nothing(store: dist.Store, tmp_path: Path) -> None:
