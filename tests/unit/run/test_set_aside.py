@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,14 @@ def test_all_of_later_steps_is_moved_and_said(tmp_path: Path, caplog: pytest.Log
     assert before.keys() - here.keys() == there.keys() - {"metrics.jsonl"}
     said = f"back to step 5: what was of later steps is in {left}: 2 checkpoints, 12 files of results"
     assert caplog.messages == [f"{tmp_path}: {said}{', best.json' if best == 15 else ''}"]
+
+
+def test_that_it_is_gone_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_steps(tmp_path, 0, 5, 10)
+    synced: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    set_aside(tmp_path, 5)
+    assert tmp_path in synced
 
 
 def test_each_time_has_a_folder_and_without_later_steps_there_is_none(tmp_path: Path) -> None:
