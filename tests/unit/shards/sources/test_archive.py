@@ -1,5 +1,6 @@
 """Zips of identity folders, whole and damaged."""
 
+import os
 import time
 import zipfile
 from pathlib import Path
@@ -12,7 +13,7 @@ from pipeline.shards.manifest import ShardError
 from pipeline.shards.plan import make_plan
 from pipeline.shards.sources.detect import open_source
 from pipeline.shards.verify import verify
-from tests.shards import contents, made, noise, write_people
+from tests.shards import contents, made, noise, write_people, write_tar_of
 
 PEOPLE = ["佐藤 健", "ann", "ann"]
 
@@ -78,6 +79,18 @@ def test_a_damaged_image_is_set_aside(tmp_path: Path) -> None:
         with pytest.raises(SetAsideError, match="damaged in the archive: "):
             source.read(1)
         assert [source.read(number) for number in (0, 2)] == [noise(0), noise(2)]
+    data[data.index(b"faces/ann/1.jpg") + len(b"faces/ann/1.jpg")] = 0xFF  # no kind of deflated block
+    (tmp_path / "faces.zip").write_bytes(data)
+    with pytest.raises(SetAsideError, match="damaged in the archive: Error -3 while decompressing"):
+        open_source(tmp_path / "faces.zip").read(1)
+
+
+def test_an_image_that_the_archive_ends_in_is_set_aside(tmp_path: Path) -> None:
+    write_tar_of(tmp_path / "a.tar", [("ann/1.jpg", noise(1))])
+    source = open_source(tmp_path / "a.tar")
+    os.truncate(tmp_path / "a.tar", 512 + 40)
+    with pytest.raises(SetAsideError, match="truncated: the archive ends in it"):
+        source.read(0)
 
 
 def test_what_cannot_be_read_of_a_zip_has_its_reason(tmp_path: Path) -> None:
@@ -87,13 +100,15 @@ def test_what_cannot_be_read_of_a_zip_has_its_reason(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     listed = data.index("faces/佐藤 健/0.jpg".encode(), data.index(b"PK\1\2"))
     data[listed - 46 + 8] |= 1  # the flags of a file in the zip's list
+    data[data.index(b"faces/ann/1.jpg") - 30] ^= 1  # of the header before a file
     path.write_bytes(data)
     source = open_source(path)
     assert {path: reason for path, reason, _ in source.set_aside if path.endswith("jpg")} == {
         "faces/佐藤 健/0.jpg": "encrypted",
+        "faces/ann/1.jpg": "damaged: no header where the zip says",
         "faces/ann/3.jpg": "compressed with method 12: wanted stored or deflated",
     }
-    assert len(source.labels) == 2
+    assert len(source.labels) == 1
     path.write_bytes(data[:-30])
     with pytest.raises(ShardError, match=r"faces\.zip: not a whole zip: File is not a zip file"):
         open_source(path)
