@@ -15,7 +15,7 @@ from pipeline.shards.plan import make_plan
 from pipeline.shards.sources import Source
 from pipeline.shards.sources.columns import Columns
 from pipeline.shards.sources.detect import Options, open_source
-from pipeline.shards.sources.splits import Choice, split_pattern
+from pipeline.shards.sources.splits import Choice, choose, split_pattern
 from tests.shards import contents, made, noise, write_tar_of
 
 Members = list[tuple[str, bytes]]
@@ -260,6 +260,8 @@ def test_tars_in_folders_and_of_a_pattern_are_read(tmp_path: Path) -> None:
 
 
 def test_splits_inside_an_archive_want_a_choice(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"got splits \(no split\), train, wanted --split"):
+        choose(["train/a.tar", "b.tar"], Choice(), "here")
     write_tar_of(tmp_path / "a.tar", [("x/train/ann/1.jpg", noise(1)), ("x/test/bob/2.jpg", noise(2))])
     with pytest.raises(ShardError, match="got splits test, train, wanted --split"):
         open_source(tmp_path)
