@@ -1,16 +1,19 @@
 """Results that keep their draws: what is compared, and what is not."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline.evaluation import results
 from pipeline.evaluation.drawn import by_name, digest_of
 from pipeline.evaluation.reports.suite import templates_column
 from pipeline.evaluation.reports.tables import drawn_rows
-from pipeline.evaluation.results import TemplateResult, load_templates, save_summary
+from pipeline.evaluation.results import Identification, TemplateResult, load_templates, save_summary
 from pipeline.evaluation.scoring.draws import Draws
 from pipeline.evaluation.scoring.rates import Rate, TarAtFar
+from pipeline.files import NotWrittenError
 
 NAMES = ("TAR at FAR 0.0001", "S1, rank 1")
 
@@ -67,11 +70,40 @@ def test_a_difference_has_what_both_draws_share_taken_out() -> None:
     assert drawn_rows({"ours": models["ours"]}) == []
 
 
+def test_results_of_another_rule_or_of_other_distractors_do_not_stand_side_by_side() -> None:
+    one = result(0.5, "same")
+    assert one.compared != one.model_copy(update={"fusion": "N0D1F2"}).compared
+    facts = {"step": 3, "weights_sha256": "", "listing_sha256": "", "cmc": (), "tar": (), "confidence": 0.95}
+    found = [Identification(**facts, trials=9, identities=3, distractors=count) for count in (10, 20, 10)]  # type: ignore[arg-type]
+    assert found[0].compared == found[2].compared != found[1].compared
+
+
+def test_statistics_that_only_one_has_are_not_compared() -> None:
+    both, one = result(0.5, "same"), result(0.7, "same")
+    fewer = one.model_copy(update={"draws": {NAMES[0]: one.draws[NAMES[0]]}})
+    assert list(both.above(fewer)) == list(fewer.above(both)) == [NAMES[0]]
+
+
+def test_on_a_full_disk_no_old_summary_stands_beside_new_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = save_summary(result(0.5, "same"), tmp_path)
+
+    def full(path: Path, content: bytes, real: Callable[[Path, bytes], None] = results.write_file) -> None:
+        if path.suffix == ".json":
+            raise NotWrittenError(28, "No space left on device", str(path))
+        real(path, content)
+
+    monkeypatch.setattr(results, "write_file", full)
+    with pytest.raises(NotWrittenError):
+        save_summary(result(0.7, "same"), tmp_path)
+    assert not file.exists() and file.with_suffix(".npz").exists()
+
+
 def test_a_digest_tells_words_and_arrays_apart() -> None:
     made = [
         digest_of(["a", 1]),
         digest_of(["a", 2]),
         digest_of(["a", 1], np.array([1, 2])),
+        digest_of(["a", 1], np.array([[1, 2]])),
         digest_of(["a", 1], np.array([1]), np.array([2])),
         digest_of(["a", 1], np.array([1.0, 2.0])),
     ]
