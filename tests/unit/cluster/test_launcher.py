@@ -131,10 +131,9 @@ def test_of_a_lost_host_the_ranks_that_had_not_ended_are_lost_and_none_has_faile
     alpha = Host({0: EXIT_STOPPED})
     start = start_of({"alpha": 2, "beta": 3}, alpha=alpha, beta=Host({1: 74}, is_lost=True))
     ended = {("alpha", 0): EXIT_STOPPED, ("beta", 0): EXIT_LOST, ("beta", 1): 74, ("beta", 2): EXIT_LOST}
-    assert (start.codes, start.failed) == (ended, "") and start.left
+    assert (start.codes, start.failed, start.left) == (ended, "", True)
     alpha.codes[1] = -signal.SIGSEGV
-    assert start.failed == "rank 1 of alpha was killed by SIGSEGV"
-    assert not start.left
+    assert (start.failed, start.left) == ("rank 1 of alpha was killed by SIGSEGV", False)
     alpha.codes[1] = 0
     assert start_of({"alpha": 2, "beta": 1}, alpha=alpha, beta=Host({}, is_lost=True)).code == EXIT_LOST
 
