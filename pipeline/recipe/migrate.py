@@ -44,7 +44,7 @@ def _data(data: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
 
 def _margin_section(head: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     old = {key: value for key, value in head.items() if f"head.{key}" in NEW_KEYS}
-    name = head.get("margin", MARGINS.default)
+    name: Any = head.get("margin", MARGINS.default)
     # A section beside keys of before is no recipe of before, and no recipe of today: they are refused by name.
     if not old or name not in MARGINS:
         return head, []

@@ -2,18 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.evaluation import results
 from pipeline.evaluation.drawn import by_name, digest_of
 from pipeline.evaluation.reports.suite import templates_column
 from pipeline.evaluation.reports.tables import drawn_rows
 from pipeline.evaluation.results import Identification, TemplateResult, load_templates, save_summary
 from pipeline.evaluation.scoring.draws import Draws
 from pipeline.evaluation.scoring.rates import Rate, TarAtFar
-from pipeline.files import NotWrittenError
+from pipeline.files import NotWrittenError, write_file
 
 NAMES = ("TAR at FAR 0.0001", "S1, rank 1")
 
@@ -47,7 +47,8 @@ def test_draws_come_back_bit_for_bit_and_the_json_has_none(tmp_path: Path) -> No
     file.with_suffix(".npz").write_bytes(b"torn")
     with pytest.raises(ValueError, match=r"step-00000003.npz: not the draws of a result"):
         load_templates(file)
-    np.savez(file.with_suffix(".npz"), **{"TAR|value_K": np.zeros(1)})
+    arrays: dict[str, Any] = {"TAR|value_K": np.zeros(1)}
+    np.savez(file.with_suffix(".npz"), **arrays)
     with pytest.raises(ValueError, match=r"step-00000003.npz: not the draws of a result"):
         load_templates(file)
     file.with_suffix(".npz").unlink()
@@ -73,8 +74,15 @@ def test_a_difference_has_what_both_draws_share_taken_out() -> None:
 def test_results_of_another_rule_or_of_other_distractors_do_not_stand_side_by_side() -> None:
     one = result(0.5, "same")
     assert one.compared != one.model_copy(update={"fusion": "N0D1F2"}).compared
-    facts = {"step": 3, "weights_sha256": "", "listing_sha256": "", "cmc": (), "tar": (), "confidence": 0.95}
-    found = [Identification(**facts, trials=9, identities=3, distractors=count) for count in (10, 20, 10)]  # type: ignore[arg-type]
+    facts: dict[str, Any] = {
+        "step": 3,
+        "weights_sha256": "",
+        "listing_sha256": "",
+        "cmc": (),
+        "tar": (),
+        "confidence": 0.95,
+    }
+    found = [Identification(**facts, trials=9, identities=3, distractors=count) for count in (10, 20, 10)]
     assert found[0].compared == found[2].compared != found[1].compared
 
 
@@ -87,12 +95,12 @@ def test_statistics_that_only_one_has_are_not_compared() -> None:
 def test_on_a_full_disk_no_old_summary_stands_beside_new_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = save_summary(result(0.5, "same"), tmp_path)
 
-    def full(path: Path, content: bytes, real: Callable[[Path, bytes], None] = results.write_file) -> None:
+    def full(path: Path, content: bytes, real: Callable[[Path, bytes], None] = write_file) -> None:
         if path.suffix == ".json":
             raise NotWrittenError(28, "No space left on device", str(path))
         real(path, content)
 
-    monkeypatch.setattr(results, "write_file", full)
+    monkeypatch.setattr("pipeline.evaluation.results.write_file", full)
     with pytest.raises(NotWrittenError):
         save_summary(result(0.7, "same"), tmp_path)
     assert not file.exists() and file.with_suffix(".npz").exists()

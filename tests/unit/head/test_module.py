@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from pipeline.head import HeadOptions, ShardedHead, law, of_classes
-from pipeline.head import head as of_head
 from pipeline.head.kernels import Kernel
+from pipeline.head.kernels import choose as choose_kernel
 from pipeline.head.kernels.blocks import BlockLoop
 from pipeline.head.margins import MARGINS, Margin
 from pipeline.head.margins.a_softmax import ASoftmax
@@ -113,11 +113,11 @@ def test_a_type_is_that_of_rows_and_momentum_and_an_optimizer_of_torchs_keeps_it
 def test_what_was_made_for_the_tensors_before_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Kernel] = []
 
-    def choose(*of: Any, real: Callable[..., Kernel] = of_head.choose) -> Kernel:
+    def choose(*of: Any, real: Callable[..., Kernel] = choose_kernel) -> Kernel:
         made.append(real(*of))
         return made[-1]
 
-    monkeypatch.setattr(of_head, "choose", choose)
+    monkeypatch.setattr("pipeline.head.head.choose", choose)
     head = head_of(optimizer=sgd())
     train(head, range(2))
     assert len(made) == 1
@@ -288,6 +288,11 @@ def test_a_trainer_that_averages_and_one_that_sums_end_with_one_gradient(monkeyp
     wanted = (parts[:3].sum() + parts[3:].sum()) / 2
     for does, gives in (("averaged", parts.mean()), ("summed", parts.sum())):
         assert gives * law.factor_of(cast(law.BackboneGradient, does), group, replicas) == wanted
+    for dtype in (torch.float32, torch.bfloat16):
+        values = torch.ones(2, dtype=dtype, requires_grad=True)
+        assert torch.equal(law.scale_gradient(values, 3.0), values)
+        (grad,) = torch.autograd.grad(law.scale_gradient(values, 3.0).sum(), values)
+        assert grad.dtype == dtype and grad.tolist() == [3, 3]
 
 
 def test_labels_beyond_the_classes_are_refused() -> None:
