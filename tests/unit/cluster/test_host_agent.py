@@ -135,10 +135,10 @@ def test_ranks_are_asked_to_stop_when_the_agent_is_killed(scene: Scene) -> None:
 def test_an_agent_without_ranks_that_hears_nothing_ends(scene: Scene) -> None:
     scene.agent.close(PATIENCE_SECONDS)
     file = scene.code / "cluster" / "host_agent.py"
-    file.write_text(file.read_text().replace("_SILENT_SECONDS = 60.0", "_SILENT_SECONDS = 0.3"))
+    file.write_text(file.read_text().replace("_SILENT_SECONDS = 60.0", "_SILENT_SECONDS = 1.2"))
     scene.agent = scene.connect()
     scene.start(1)
-    time.sleep(0.5)
+    time.sleep(1.4)
     assert scene.agent.is_there, "it has a rank"
     (scene.folder / "0.end").write_text("0")
     until(lambda: scene.agent.is_lost)

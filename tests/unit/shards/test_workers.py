@@ -92,8 +92,10 @@ def test_a_worker_that_is_ended_leaves_nothing_half_done(tmp_path: Path) -> None
 def test_workers_whose_parent_was_killed_end(tmp_path: Path) -> None:
     parent = os.fork()
     if not parent:
-        list(each_done(partial(note_and_wait, tmp_path), range(10_000), 2))
-        os._exit(0)
+        try:
+            list(each_done(partial(note_and_wait, tmp_path), range(10_000), 2))
+        finally:
+            os._exit(0)
     until(lambda: len(pids_in(tmp_path)) == 2)
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)

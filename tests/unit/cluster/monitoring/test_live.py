@@ -141,7 +141,7 @@ def test_a_path_with_any_signs_is_that_of_the_configuration(tmp_path: Path) -> N
     ca = tmp_path / 'my: "authority" #1.pem'
     live.configure(tmp_path, ca)
     (scraped,) = yaml.safe_load((tmp_path / "prometheus.yml").read_text())["scrape_configs"]
-    assert scraped["tls_config"] == {"ca_file": str(ca)}
+    assert scraped["tls_config"] == {"ca_file": str(ca.resolve())}
 
 
 def test_a_runbook_in_another_form_is_named(tmp_path: Path) -> None:
