@@ -99,7 +99,11 @@ def test_workers_whose_parent_was_killed_end(tmp_path: Path) -> None:
     until(lambda: len(pids_in(tmp_path)) == 2)
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)
-    until(lambda: not any(map(lives, pids_in(tmp_path))))
+    try:
+        until(lambda: not any(map(lives, pids_in(tmp_path))))
+    finally:
+        for pid in filter(lives, pids_in(tmp_path)):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_closing_the_results_ends_the_workers(tmp_path: Path) -> None:
