@@ -136,6 +136,22 @@ def test_a_rank_that_holds_the_interpreters_lock_prints_its_stack(tmp_path: Path
     assert "in in_a_library" in done.stderr
 
 
+def test_py_spy_is_that_of_the_environment_whatever_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Path(sys.executable).with_name("py-spy")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert spy() == (str(own) if own.exists() else None)
+
+
+def test_a_box_that_is_closed_prints_nothing_any_more(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    box = BlackBox(tmp_path, 3)
+    for closes in (False, True):
+        box.arm(0.1)
+        if closes:
+            box.close()
+        time.sleep(0.4)
+        assert ("most recent call first" in capfd.readouterr().err) != closes
+
+
 FREEZES = """
 import os, signal, sys
 def frozen_here():

@@ -213,7 +213,11 @@ def test_embeddings_are_found_by_path(tmp_path: Path, faces: tuple[Path, list[st
     else:  # as two ranks write them
         write_embeddings(file / "part-00000.parquet", shuffled[:3], [rows[:3]], {})
         write_embeddings(file / "part-00001.parquet", shuffled[3:], [rows[3:]], {})
-        before = load_table(file).digest
+        before, listed = load_table(file).digest, sorted(file.glob("*.parquet"))
+        for order in (listed, listed[::-1]):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Path, "glob", lambda *_, order=order: order)
+                assert load_table(file).digest == before, "in whatever order a disk lists them"
         write_embeddings(file / "part-00001.parquet", shuffled[3:], [rows[3:] + 1], {})
         assert load_table(file).digest != before
         write_embeddings(file / "part-00001.parquet", shuffled[3:], [rows[3:]], {})

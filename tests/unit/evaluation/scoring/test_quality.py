@@ -21,7 +21,7 @@ def at(threshold: float | None) -> TarAtFar:
     return TarAtFar(far=0.01, tar=Rate(value=0, low=0, high=0), threshold=threshold)
 
 
-@pytest.mark.parametrize("count", [20, 59, 300])
+@pytest.mark.parametrize("count", [20, 59, 135, 300])
 def test_the_curve_equals_removing_the_worst_pairs_one_by_one(count: int) -> None:
     pairs, quality = make(count)
     found = reject_curve(pairs, quality, at(0.4))
