@@ -7,7 +7,7 @@ import pytest
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.plan import make_plan
 from pipeline.shards.sources.detect import open_source
-from pipeline.shards.sources.list_file import sorted_identities
+from pipeline.shards.sources.labels import sorted_identities
 from tests.shards import contents, made, noise
 
 
