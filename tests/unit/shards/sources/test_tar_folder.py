@@ -205,14 +205,15 @@ def test_images_before_all_labels_are_joined_with_their_own(tmp_path: Path) -> N
 def test_a_sparse_file_is_no_image(tmp_path: Path) -> None:
     """Of GNU's tar, which leaves the holes out: its bytes do not lie where they seem to."""
     with (tmp_path / "0.jpg").open("wb") as file:
-        file.truncate(1 << 20)
+        file.truncate(1 << 18)
         file.seek(0, 2)
         file.write(noise(0))
-    for name, data in (("0.cls", b"7"), ("1.jpg", noise(1)), ("1.cls", b"8")):
+    note = b'{"note": "%s"}' % (b"x" * (1 << 18))  # so much follows that the file would seem to be there
+    for name, data in (("0.cls", b"7"), ("1.jpg", noise(1)), ("1.cls", b"8"), ("1.json", note)):
         (tmp_path / name).write_bytes(data)
-    names = ["0.jpg", "0.cls", "1.jpg", "1.cls"]
+    names = ["0.jpg", "0.cls", "1.jpg", "1.cls", "1.json"]
     subprocess.run(["tar", "--sparse", "--format=gnu", "-cf", "a.tar", *names], cwd=tmp_path, check=True)
-    assert (tmp_path / "a.tar").stat().st_size < 1 << 20
+    assert (tmp_path / "a.tar").stat().st_size < 1 << 19
     source = open_source(tmp_path / "a.tar")
     assert [source.read(n) for n in range(len(source.labels))] == [noise(1)]
     assert [one.reason for one in source.set_aside] == ["no whole image: wanted .jpg or .png"]
