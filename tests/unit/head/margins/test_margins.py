@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from pipeline.head.margins import MARGINS, Margin, State, Target
 from pipeline.head.margins.a_softmax import ASoftmax
-from pipeline.head.margins.arcface import ArcFace, Combined
+from pipeline.head.margins.arcface import ArcFace, Combined, CosFace
 from pipeline.head.margins.binary import BinaryMargin
 from pipeline.head.margins.curricularface import CurricularFace
-from pipeline.head.margins.elasticface import ElasticFaceArc
+from pipeline.head.margins.elasticface import ElasticFaceArc, ElasticFaceCos
 from pipeline.head.margins.magface import MagFace
 from pipeline.head.margins.softmax import ModifiedSoftmax
 from pipeline.head.margins.sphereface_r import SphereFaceR1
@@ -102,6 +102,20 @@ def test_a_detached_margin_moves_the_value_and_not_the_gradient(name: str) -> No
 def test_the_margins_angle_is_that_of_its_target_logit(margin: Margin, wanted: float) -> None:
     got = margin.margin_angle(torch.tensor(1.2, dtype=torch.float64))
     assert float(got) == pytest.approx(wanted)
+
+
+def test_an_elastic_margin_is_the_plain_one_with_the_margin_that_is_drawn() -> None:
+    x, rows = pairs()
+    drawn_G = torch.tensor([0.0, 1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
+    for elastic, plain in (
+        (ElasticFaceArc(angle=0.3, deviation=0.1), lambda margin: ArcFace(angle=margin)),
+        (ElasticFaceCos(cosine=0.3, deviation=0.1), lambda margin: CosFace(cosine=margin)),
+    ):
+        got = elastic.target_logit(Target(x, rows, drawn_G), None, {})
+        for sample, number in enumerate(drawn_G.tolist()):
+            wanted = plain(0.3 + 0.1 * number).target_logit(Target(x, rows), None, {})
+            torch.testing.assert_close(got[sample], wanted[sample])
+    assert {name for name in KEYS if MARGINS[name].draws} == {"elasticface_arc", "elasticface_cos"}
 
 
 def test_only_a_softmax_has_a_lambda() -> None:
