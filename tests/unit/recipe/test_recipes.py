@@ -113,6 +113,16 @@ def test_it_is_what_the_config_converts_to(name: str) -> None:
         assert getattr(recipe, key) == getattr(converted, key), key
 
 
+def test_adaface_has_the_schedule_and_the_augmentation_of_the_authors_script() -> None:
+    """Batch 512, 26 epochs, milestones at 12, 20 and 24; crop, low resolution and colours, each for a fifth."""
+    recipe = load_recipe(FOLDER / "ms1mv3_r100_adaface.yaml")
+    epoch = 5_179_510 // 512
+    assert (recipe.data.global_batch, recipe.optimizer.steps) == (512, 26 * epoch)
+    assert recipe.optimizer.milestones == (12 * epoch, 20 * epoch, 24 * epoch)
+    drawn = [(augmentation.name, augmentation.probability) for augmentation in recipe.data.augment]
+    assert drawn == [("window", 0.2), ("low_resolution", 0.2), ("colour", 0.2), ("mirror", 0.5)]
+
+
 def test_lvface_samples_classes_first_and_ends_with_all_of_them_at_a_lower_rate() -> None:
     recipe = load_recipe(FOLDER / "glint360k_vit_b_lvface.yaml")
     (head,), (rate,) = recipe.head.phases, recipe.optimizer.phases
