@@ -68,19 +68,27 @@ def list_file(root: Path, files: int = FILES) -> Path:
 
 
 def recordio(root: Path, files: int = FILES) -> Path:
-    """Records of the public format with a payload of eight bytes, and their index."""
+    """Records of the public format with a payload of eight bytes, those that describe them, and their index."""
     folder = root / "recordio"
     folder.mkdir()
     fields = [("magic", "<u4"), ("length", "<u4"), ("flag", "<u4"), ("label", "<f4"), ("id", "<u8"), ("id2", "<u8")]
     records = np.zeros(EACH, [*fields, ("image", "S8")])
     records["magic"], records["length"] = 0xCED7230A, 32
+    about = np.zeros(files + 1, [*fields, ("range", "<f4", 2)])  # record 0, and one a person
+    about["magic"], about["length"], about["flag"] = 0xCED7230A, 32, 2
+    about["range"][0] = 1 + files * EACH, 1 + files * (EACH + 1)
+    about["range"][1:, 0] = 1 + np.arange(files) * EACH
+    about["range"][1:, 1] = 1 + np.arange(1, files + 1) * EACH
     records["image"] = b"\xff\xd8\xff\xe0\x01\x02\x03\x04"
     with (folder / "train.rec").open("wb") as file, (folder / "train.idx").open("w") as index:
+        file.write(about[:1].tobytes())
         for person in range(files):
-            keys = np.arange(person * EACH, (person + 1) * EACH)
-            records["label"], records["id"] = person, keys + 1
+            records["label"], records["id"] = person, 1 + np.arange(person * EACH, (person + 1) * EACH)
             file.write(records.tobytes())
-            index.writelines(f"{key + 1}\t{key * records.itemsize}\n" for key in keys.tolist())
+        file.write(about[1:].tobytes())
+        for first in range(0, 1 + files * (EACH + 1), EACH):
+            keys = range(first, min(first + EACH, 1 + files * (EACH + 1)))
+            index.writelines(f"{key}\t{key * records.itemsize}\n" for key in keys)
     return folder
 
 

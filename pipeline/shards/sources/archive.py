@@ -25,7 +25,7 @@ from pipeline.shards.names import UNUSABLE, usable_name
 from pipeline.shards.sources import OneByOne, SetAside, changed_at
 from pipeline.shards.sources.files import Texts
 from pipeline.shards.sources.folder import lost_by
-from pipeline.shards.sources.list_file import sorted_identities
+from pipeline.shards.sources.labels import sorted_identities
 from pipeline.shards.sources.splits import EVERYTHING, Choice, choose, matching
 from pipeline.shards.sources.tar_files import TARS, TarFiles
 from pipeline.shards.sources.tar_walk import DamagedError, is_apple, walk

@@ -9,9 +9,11 @@ from the others of its run is damage. Keys are stored as float32, which is exact
 
 import hashlib
 import logging
+import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, starmap
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.sources import OneByOne, SetAside, changed_at
-from pipeline.shards.sources.list_file import number_names
+from pipeline.shards.sources.labels import number_names, ranked
 from pipeline.shards.sources.recordio import (
     FIRST,
     IMAGE_HEADER,
@@ -37,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 EXACT_KEYS = 1 << 24
 CHUNK = 1 << 20  # records whose headers are looked at together
+NO_MAJORITY = -9  # instead of a label: no two numbers beside it are two apart
 
 
 # Why a record is set aside; its number is its place here.
@@ -84,7 +87,7 @@ class RecordSource(OneByOne):
         """SHA-256 of identities, labels, keys and offsets."""
         digest = hashlib.sha256("\n".join(self.identities).encode())
         for column in (self.labels, self.keys, self.offsets):
-            digest.update(column.tobytes())
+            digest.update(column.data)
         return digest.hexdigest()
 
     def key(self, sample: int) -> str:
@@ -118,9 +121,10 @@ def open_records(place: Path, choice: Choice = EVERYTHING) -> RecordSource:
     size = os.fstat(descriptor).st_size
     if size < PART_HEADER.size:
         raise ShardError(f"{path}: got {size} bytes, wanted records")
-    words = np.memmap(path, "<u4", "r", shape=(size // 4,))
+    mapping = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    words = np.frombuffer(mapping, "<u4", size // 4)
     keys, offsets = _positions(path.with_suffix(".idx"), words)
-    headers = _read_headers(words, size, offsets)
+    headers = _read_headers(mapping, words, offsets)
     headers.problem[_listed_before(keys) | _listed_before(offsets)] = LISTED_TWICE
     _check_labels(keys, headers)
     set_aside = [*_missing_images(path.name, keys, headers), *_problems(path.name, keys, headers)]
@@ -128,11 +132,12 @@ def open_records(place: Path, choice: Choice = EVERYTHING) -> RecordSource:
     if not good.any():
         first = ": ".join(set_aside[0][:2]) if set_aside else "none"
         raise ShardError(f"{path}: got no usable image in {len(keys)} records; the first fault: {first}")
-    numbers, labels = np.unique(headers.labels[good, 0].astype(np.int64), return_inverse=True)
+    of_images = headers.labels[good, 0]
+    del headers  # before the images' keys and offsets are made beside those of all records
+    numbers, labels = ranked([of_images[first : first + CHUNK] for first in range(0, len(of_images), CHUNK)])
     _compare_property(path.with_name("property"), len(numbers))
-    return RecordSource(
-        path, number_names(numbers), labels.astype(np.uint32), set_aside, keys[good], offsets[good], descriptor
-    )
+    names = number_names(numbers.astype(np.int64))
+    return RecordSource(path, names, labels, set_aside, keys[good], offsets[good], descriptor)
 
 
 def _record_file(place: Path, choice: Choice) -> Path:
@@ -159,12 +164,22 @@ def _positions(index: Path, words: NDArray[np.uint32]) -> tuple[NDArray[np.int64
         table = np.loadtxt(index, np.int64, ndmin=2, usecols=(0, 1))
     except ValueError as error:
         raise ShardError(f"{index}: got a line that is not a key and an offset ({error})") from error
-    table = table[np.argsort(table[:, 0], kind="stable")]
-    return table[:, 0], table[:, 1]
+    keys, offsets = (column.copy() for column in table.T)
+    if _ascending(keys):
+        return keys, offsets
+    order = np.argsort(keys, kind="stable")
+    return keys[order], offsets[order]
+
+
+def _ascending(values: NDArray[np.int64]) -> bool:
+    """Whether each is above the one before, as nearly all indices are: then nothing has to be sorted or repeats."""
+    return bool((values[1:] > values[:-1]).all())
 
 
 def _listed_before(values: NDArray[np.int64]) -> NDArray[np.bool_]:
     """[records] whether an earlier record has the same value."""
+    if _ascending(values):
+        return np.zeros(len(values), bool)
     repeated = np.ones(len(values), bool)
     repeated[np.unique(values, return_index=True)[1]] = False
     return repeated
@@ -179,13 +194,14 @@ def _compare_property(path: Path, identities: int) -> None:
         logger.warning("%s: got %r identities, the records have %d; the records count", path, first, identities)
 
 
-def _read_headers(words: NDArray[np.uint32], size: int, offsets: NDArray[np.int64]) -> _Headers:
-    """Headers of the records at `offsets` of a file of `size` bytes, a million at a time."""
+def _read_headers(mapping: mmap.mmap, words: NDArray[np.uint32], offsets: NDArray[np.int64]) -> _Headers:
+    """Headers of the records at `offsets` of a file that is mapped, and its words: a million at a time."""
     count = len(offsets)
     headers = _Headers(np.zeros((count, 2), np.float32), np.zeros(count, bool), np.zeros(count, np.uint8))
     for first in range(0, count, CHUNK):
         some = slice(first, first + CHUNK)
-        _read_some_headers(words, size, offsets[some], headers.part(some))
+        _read_some_headers(words, len(mapping), offsets[some], headers.part(some))
+        mapping.madvise(mmap.MADV_DONTNEED)  # what was read would count as this process's memory until the end
     return headers
 
 
@@ -211,19 +227,34 @@ def _read_some_headers(words: NDArray[np.uint32], size: int, offsets: NDArray[np
 
 def _check_labels(keys: NDArray[np.int64], headers: _Headers) -> None:
     """Mark image records whose label is no number of an identity, or not that of the other images of their run."""
-    usable = (headers.problem == SOUND) & headers.has_image
     label = headers.labels[:, 0]
     with np.errstate(invalid="ignore"):
         whole = (label >= 0) & (label < EXACT_KEYS) & (label == np.floor(label))
-    headers.problem[usable & ~whole] = NO_IDENTITY
-    images = np.flatnonzero(usable & whole)
+    headers.problem[(headers.problem == SOUND) & headers.has_image & ~whole] = NO_IDENTITY
     starts, ends = _runs(keys, headers)
-    if not len(starts) or not len(images):
-        return
-    run = np.searchsorted(starts, keys[images], side="right") - 1
-    inside = (run >= 0) & (keys[images] < ends[run])
-    images, run = images[inside], run[inside]
-    headers.problem[images[_is_odd(run, label[images].astype(np.int64))]] = OTHER_IDENTITY
+    firsts, stops = np.searchsorted(keys, starts), np.searchsorted(keys, ends)
+    sizes, most = np.zeros(len(starts), np.int64), np.full(len(starts), NO_MAJORITY)
+    seen = np.zeros(EXACT_KEYS, bool)  # the labels of images inside runs
+    for some in _together(firsts, len(keys)):
+        records = np.arange(firsts[some.start], stops[some.stop - 1])
+        run = np.searchsorted(firsts[some], records, side="right") - 1
+        inside = (records < stops[some][run]) & headers.has_image[records] & (headers.problem[records] == SOUND)
+        records, run = records[inside], run[inside]
+        labels = label[records].astype(np.int64)
+        seen[labels] = True
+        sizes[some] = np.bincount(run, minlength=len(sizes[some]))
+        is_odd = _is_odd(run, labels)
+        most[some][run[~is_odd]] = labels[~is_odd]
+        headers.problem[records[is_odd]] = OTHER_IDENTITY
+    for run in _odd_alone(sizes, most, seen).tolist():
+        records = np.arange(firsts[run], stops[run])
+        headers.problem[records[headers.has_image[records] & (headers.problem[records] == SOUND)]] = OTHER_IDENTITY
+
+
+def _together(firsts: NDArray[np.int64], records: int) -> Iterator[slice]:
+    """Runs, as many at a time as begin within a million records."""
+    cuts = np.unique(np.append(np.searchsorted(firsts, np.arange(0, records, CHUNK)), len(firsts)))
+    return starmap(slice, pairwise(cuts.tolist()))
 
 
 def _runs(keys: NDArray[np.int64], headers: _Headers) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -238,21 +269,27 @@ def _runs(keys: NDArray[np.int64], headers: _Headers) -> tuple[NDArray[np.float6
 
 
 def _is_odd(run: NDArray[np.int64], label: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """[images] whether a label differs from that of most images of its run; all of a run without a majority.
+    """[images] whether a label differs from that of most images of its run; all of a run without a majority."""
+    _, of_pair, counts = np.unique(run * EXACT_KEYS + label, return_inverse=True, return_counts=True)
+    is_odd: NDArray[np.bool_] = 2 * counts[of_pair] <= np.bincount(run)[run]
+    return is_odd
 
-    A run of one image has no other to compare with. Its label is odd if the runs beside it leave out exactly one number
-    that no image has: 4, 9, 6 without any 5.
+
+def _odd_alone(sizes: NDArray[np.int64], most: NDArray[np.int64], seen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Runs of one image whose label is odd: those beside it leave out exactly one number that no image has.
+
+    Such an image has no other to compare with: 4, 9, 6 without any 5.
+
+    Args:
+        sizes: [runs] images in each.
+        most: [runs] the label of most of them, or `NO_MAJORITY`.
+        seen: [labels] whether an image has it.
     """
-    _, of_pair, counts = np.unique(np.stack([run, label]), axis=1, return_inverse=True, return_counts=True)
-    numbers, of_run, sizes = np.unique(run, return_inverse=True, return_counts=True)
-    is_odd: NDArray[np.bool_] = 2 * counts[of_pair.ravel()] <= sizes[of_run]
-    most = np.full(len(numbers) + 1, -9, np.int64)  # the label of each run, -9 without a majority; -1 before the first
-    most[0] = -1
-    most[1:][of_run[~is_odd]] = label[~is_odd]
-    before, after = most[:-2], most[2:]
-    is_skipped = (after - before == 2) & (most[1:-1] != before + 1) & ~np.isin(before + 1, label)
-    alone = np.flatnonzero(is_skipped & (sizes[:-1] == 1))
-    return is_odd | np.isin(of_run, alone)
+    runs = np.flatnonzero(sizes)
+    label = np.concatenate([[-1], most[runs], [NO_MAJORITY]])  # as if 0 were the first run's
+    before, after, skipped = label[:-2], label[2:], label[:-2] + 1
+    is_skipped = (after - before == 2) & (label[1:-1] != skipped) & ~seen[np.maximum(skipped, 0)]
+    return runs[is_skipped & (sizes[runs] == 1)]
 
 
 def _missing_images(file: str, keys: NDArray[np.int64], headers: _Headers) -> list[SetAside]:

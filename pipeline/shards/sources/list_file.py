@@ -16,6 +16,7 @@ from pipeline.shards.names import BYTE_ORDER_MARK, UNUSABLE, usable_name, warn_r
 from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.columns import HUGGING_FACE, Columns
 from pipeline.shards.sources.files import FileSource, Texts
+from pipeline.shards.sources.labels import sorted_identities
 from pipeline.shards.sources.list_rows import rows_of
 
 logger = logging.getLogger(__name__)
@@ -101,20 +102,3 @@ def _without_mark(lines: Iterable[str], name: str) -> Iterator[str]:
 
 def _texts(joined: bytearray, lengths: "array[int]") -> Texts:
     return Texts(joined.decode(), np.cumsum(lengths, dtype=np.int64))
-
-
-def number_names(numbers: NDArray[np.int64]) -> list[str]:
-    """Names of ascending non-negative numbers, with leading zeros so that they sort as the numbers do."""
-    width = len(str(numbers[-1]))
-    return [f"{number:0{width}d}" for number in numbers.tolist()]
-
-
-def sorted_identities(names: list[str]) -> tuple[list[str], NDArray[np.uint32]]:
-    """Names in label order as they are spelled, and [names] the label of each of `names`."""
-    numbers = [int(name) for name in names if name.isascii() and name.isdecimal()]
-    # If "7" and "07" are two people, the order is that of the letters.
-    keys: Sequence[int | str] = numbers if len(set(numbers)) == len(names) else names
-    order = sorted(range(len(names)), key=keys.__getitem__)
-    rank = np.empty(len(names), np.uint32)
-    rank[order] = np.arange(len(names))
-    return [names[i] for i in order], rank

@@ -21,7 +21,7 @@ from pipeline.shards.manifest import ShardError
 from pipeline.shards.names import UNUSABLE, usable_name, warn_respelled
 from pipeline.shards.sources import Read, SetAside, changed_at
 from pipeline.shards.sources.columns import HUGGING_FACE, Columns
-from pipeline.shards.sources.list_file import number_names
+from pipeline.shards.sources.labels import number_names
 from pipeline.shards.sources.parquet_rows import Rows, library, line_of, saved_table, schema_of
 from pipeline.shards.sources.splits import EVERYTHING, Choice, choose
 

@@ -21,7 +21,7 @@ from pipeline.shards.loss import summary
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.names import IDENTITIES_NAME, UNUSABLE, usable_name, warn_respelled
 from pipeline.shards.sources import Read, SetAside, changed_at
-from pipeline.shards.sources.list_file import number_names, sorted_identities
+from pipeline.shards.sources.labels import number_names, ranked, sorted_identities
 from pipeline.shards.sources.splits import EVERYTHING, Choice
 from pipeline.shards.sources.tar_files import TarFiles, find_tars
 from pipeline.shards.sources.tar_headers import stem_before
@@ -48,8 +48,8 @@ class TarSource:
     def digest(self) -> str:
         """SHA-256 of identities, labels, tars and places."""
         digest = hashlib.sha256("\n".join([*self.identities, "", *self.tars]).encode())
-        digest.update(self.labels.tobytes())
-        digest.update(self.places.tobytes())
+        digest.update(self.labels.data)
+        digest.update(self.places.data)
         return digest.hexdigest()
 
     def key(self, sample: int) -> str:
@@ -116,18 +116,16 @@ def list_tars(tars: TarFiles, layout: Layout, workers: int = 1) -> TarSource:
     """
     each = each_done(partial(list_tar, tars, layout), range(len(tars.names)), workers)
     listings = sorted(each, key=lambda one: one.tar)
-    labels = np.concatenate([np.empty(0, np.int64), *(listing.labels for listing in listings)])
     set_aside = list(_set_aside(tars, listings))
-    if not len(labels):
+    if not any(len(listing.labels) for listing in listings):
         found = f"{tars.folder}: got {len(tars.names)} tars without labelled images"
         wanted = f".jpg or .png with .{layout.label} (or --label-column with an extension, a field, folder or tar)"
         raise ShardError(f"{found}, wanted {wanted}; {summary(set_aside)}")
+    identities, labels, kept = _numbered(tars.folder, listings, set_aside) if layout.is_number else _named(listings)
     places = np.concatenate([listing.places for listing in listings])
-    if layout.is_number:
-        identities, labels, kept = _numbered(tars.folder, labels, set_aside)
-        places = places[kept]
-    else:
-        identities, labels = _named(listings)
+    del listings
+    if not kept.all():
+        labels, places = labels[kept], places[kept]
     return TarSource(
         tars.folder,
         tars.names,
@@ -141,28 +139,28 @@ def list_tars(tars: TarFiles, layout: Layout, workers: int = 1) -> TarSource:
 
 
 def _numbered(
-    folder: Path, numbers: NDArray[np.int64], set_aside: list[SetAside]
+    folder: Path, listings: Sequence[TarListing], set_aside: list[SetAside]
 ) -> tuple[list[str], NDArray[np.uint32], NDArray[np.bool_]]:
-    """Identities and labels of samples with these numbers, and which samples have a name that can be used."""
-    distinct, dense = np.unique(numbers, return_inverse=True)
+    """Identities, labels of samples whose labels are numbers, and which samples have a name that can be used."""
+    distinct, dense = ranked([listing.labels for listing in listings])
     names = _names(folder, distinct)
     usable = np.array([name is not None for name in names])
     for number, samples in zip(distinct[~usable].tolist(), np.bincount(dense)[~usable].tolist(), strict=True):
         set_aside.append(SetAside(f"{IDENTITIES_NAME}:{number + 1}", UNUSABLE, samples))
-    kept = usable[dense]
     rank = np.cumsum(usable, dtype=np.uint32) - 1
-    return [name for name in names if name is not None], rank[dense[kept]], kept
+    return [name for name in names if name is not None], rank[dense], usable[dense]
 
 
-def _named(listings: Sequence[TarListing]) -> tuple[list[str], NDArray[np.uint32]]:
-    """Identities and labels of samples whose labels are numbers of their own tar's names."""
+def _named(listings: Sequence[TarListing]) -> tuple[list[str], NDArray[np.uint32], NDArray[np.bool_]]:
+    """Identities, labels of samples whose labels are numbers of their own tar's names, and that all are kept."""
     number_of: dict[str, int] = {}
     numbers = []
     for listing in listings:
-        own = np.array([number_of.setdefault(name, len(number_of)) for name in listing.names], np.int64)
+        own = np.array([number_of.setdefault(name, len(number_of)) for name in listing.names], np.uint32)
         numbers.append(own[listing.labels])
     identities, rank = sorted_identities(list(number_of))
-    return identities, rank[np.concatenate(numbers)]
+    labels = rank[np.concatenate(numbers)]
+    return identities, labels, np.ones(len(labels), bool)
 
 
 def _set_aside(tars: TarFiles, listings: Sequence[TarListing]) -> Iterator[SetAside]:

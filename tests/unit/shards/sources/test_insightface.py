@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pipeline.shards.index import open_index
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.plan import make_plan
+from pipeline.shards.sources import insightface
 from pipeline.shards.sources.detect import Options, open_source
 from pipeline.shards.sources.recordio import part_starts, read_record
 from pipeline.shards.sources.splits import Choice
@@ -90,6 +91,11 @@ def pack(folder: Path, several_labels: bool = False) -> Packed:
 @pytest.fixture
 def packed(tmp_path: Path) -> Packed:
     return pack(tmp_path)
+
+
+@pytest.fixture(params=[insightface.CHUNK, 1, 4])
+def records_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(insightface, "CHUNK", request.param)
 
 
 def test_a_packed_set_is_read_by_its_index(packed: Packed) -> None:
@@ -228,6 +234,7 @@ def test_a_cut_file_says_what_is_missing(packed: Packed) -> None:
     assert ("train.rec:8", "truncated: the file ends in it (label 3)", 1) in open_source(packed.folder).set_aside
 
 
+@pytest.mark.usefixtures("records_at_once")
 def test_a_wrong_label_is_found_by_the_identity_records(packed: Packed) -> None:
     rec = bytearray(packed.rec)
     struct.pack_into("<f", rec, packed.offsets[7] + 12, 2.0)
@@ -341,6 +348,7 @@ LISTS: dict[str, tuple[list[int], list[int], int | None]] = {
 }
 
 
+@pytest.mark.usefixtures("records_at_once")
 @pytest.mark.parametrize("name", LISTS)
 def test_every_image_of_a_sound_list_keeps_its_own_label(tmp_path: Path, name: str) -> None:
     labels, appended, people = LISTS[name]
@@ -366,6 +374,7 @@ def test_a_damaged_identity_record_costs_no_image(tmp_path: Path) -> None:
             assert len(truth) - len(kept) <= 5
 
 
+@pytest.mark.usefixtures("records_at_once")
 @pytest.mark.parametrize(("place", "label"), [(0, 3), (2, 4), (3, 1)])
 def test_a_wrong_label_of_an_only_image_is_found_if_its_own_is_left_out(tmp_path: Path, place: int, label: int) -> None:
     labels = list(range(6))
