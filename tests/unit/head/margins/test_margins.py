@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from pipeline.head.margins.elasticface import ElasticFaceArc, ElasticFaceCos
 from pipeline.head.margins.magface import MagFace
 from pipeline.head.margins.softmax import ModifiedSoftmax
 from pipeline.head.margins.sphereface_r import SphereFaceR1
+from tests.faces import ROOT
 
 KEYS = {
     "softmax": set(),
@@ -58,6 +60,16 @@ def test_the_table_is_whole_and_a_margin_has_only_the_keys_that_it_reads() -> No
     assert set(KEYS) == {name for name in MARGINS if not name.startswith("toy_")}
     for name in KEYS:
         assert MARGINS.parse(name).name == name == MARGINS.parse({"name": name}).name
+
+
+def test_the_documentation_has_a_row_of_every_loss_with_its_paper_and_its_cost() -> None:
+    rows = re.findall(r"^\| (`.+)\|$", (ROOT / "docs" / "losses.md").read_text(), re.MULTILINE)
+    cells = [[cell.strip() for cell in row.split("|")] for row in rows if not row.startswith("`head.margin`")]
+    assert sorted(name for row in cells for name in re.findall(r"`(\w+)`", row[0])) == sorted(KEYS)
+    for names, paper, _, _, cost in cells:
+        assert re.search(r"20\d\d", paper), names
+        costs = re.findall(r"\d(?:\.\d\d)?", cost.partition(";")[0])
+        assert len(costs) == names.count("`") // 2, f"{names}: {cost}"
 
 
 @pytest.mark.parametrize("name", sorted(KEYS.keys() - OF_QUALITY))
