@@ -56,7 +56,6 @@ class BlackBox:
         faulthandler.dump_traceback_later(_PATIENCE_SECONDS, exit=True)
         with contextlib.suppress(OSError), self._stacks_of(self._rank) as file:
             file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {why}\n")
-            file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
         if dump := _recorder():
             with contextlib.suppress(OSError, RuntimeError):

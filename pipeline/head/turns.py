@@ -58,7 +58,6 @@ def needs_own_optimizer(margin: Margin, options: HeadOptions, replicas: Group) -
     """What of a head an optimizer that is given its rows as any parameter could not do, in words."""
     found = {
         f"sample_rate {options.sample_rate}": options.sample_rate < 1,
-        "fused_update": options.fused_update,
         "unit_rows": options.unit_rows,
         f"the state of {margin.name}": bool(margin.initial_state()) or isinstance(margin, BinaryMargin),
         "replicas": replicas is not None,

@@ -24,10 +24,11 @@ def learning_rate(
     `decay` at each milestone reached: Caffe's "multistep" policy, the authors' solver with (16000, 24000). With a
     `power` p it is base · (1 - (t - W) / (T - W))^p instead, as `arcface_torch` trains (p = 1; earlier 2); with
     `cosine`, base · (1 + cos(π (t - W) / (T - W))) / 2 (Loshchilov and Hutter, ICLR 2017, eq. 5, without restarts).
+    Beyond the last step the curves stay at their end, 0.
     """
     if step < warmup_steps:
         return base * decay ** bisect_right(milestones, step) * (step + 1) / warmup_steps
-    done = (step - warmup_steps) / max(steps - warmup_steps, 1)
+    done = min(1.0, (step - warmup_steps) / max(steps - warmup_steps, 1))  # a trainer around the head may go on
     if power is not None:
         return base * (1 - done) ** power
     if cosine:

@@ -9,8 +9,9 @@ from pipeline.reading.augment import Blur, Colour, Grey, LowResolution, Window
 from pipeline.reading.augmentation import Augmentation
 
 MIXES: dict[str, tuple[Augmentation, ...]] = {
-    # mk-minchul/AdaFace, dataset/augmenter.py, with the probabilities of its scripts (Kim, Jain & Liu, CVPR 2022). Its
-    # jitter takes contrast about the image's mean and draws the order; a fifth filter of OpenCV's is left out, AREA.
+    # mk-minchul/AdaFace, dataset/augmenter.py, in its order and with the probabilities of its scripts (Kim, Jain & Liu,
+    # CVPR 2022). Its jitter takes contrast about the image's mean and draws the order of its parts; a fifth filter of
+    # OpenCV's is left out, AREA, and its Lanczos has eight taps for DALI's six.
     "adaface": (
         Window(name="window", probability=0.2),
         LowResolution(

@@ -44,9 +44,9 @@ def _data(data: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
 
 def _margin_section(head: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     old = {key: value for key, value in head.items() if f"head.{key}" in NEW_KEYS}
-    name = head.get("margin", MARGINS.default)
+    name: Any = head.get("margin", MARGINS.default)
     # A section beside keys of before is no recipe of before, and no recipe of today: they are refused by name.
-    if not old or not isinstance(name, str) or name not in MARGINS:
+    if not old or name not in MARGINS:
         return head, []
     margin: dict[str, Any] = {"name": name}
     moved = []
@@ -56,7 +56,7 @@ def _margin_section(head: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[st
             moved.append((f"head.{key}", NEW_KEYS[f"head.{key}"]))
     rest = _without(head, [*old, "margin", "phases"])
     phases = [_phase(phase, name) for phase in head.get("phases") or ()]
-    return {"margin": margin} | ({"phases": phases} if phases else {}) | rest, moved
+    return {"margin": margin, "phases": phases} | rest, moved
 
 
 def _without(section: dict[str, Any], keys: Collection[str]) -> dict[str, Any]:

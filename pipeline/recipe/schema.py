@@ -7,11 +7,11 @@ with the run, so that a run can be repeated from its folder alone. `pipeline/rec
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import yaml
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.backbones import BACKBONES, Backbone
 from pipeline.backbones.batch_norm import batch_norms
@@ -20,8 +20,8 @@ from pipeline.head.margins import MARGINS, Margin
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.optim import OPTIMIZERS, Optimizer
 from pipeline.reading.augment import Mirror
-from pipeline.reading.augmentation import AUGMENTATIONS, Augmentation
-from pipeline.reading.mixes import with_mixes
+from pipeline.reading.augmentation import Augmentation
+from pipeline.recipe.phases import Augmentations, AugmentPhase, Phase, phase_at
 from pipeline.section import Section, check_rising, inside
 from pipeline.sinks import SINKS, Sink
 
@@ -32,18 +32,6 @@ class RecipeError(ValueError):
 
 # A run may be resumed and evaluated from another working directory: the paths in its recipe must not depend on it.
 AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
-
-
-Augmentations = Annotated[tuple[Annotated[Augmentation, AUGMENTATIONS], ...], BeforeValidator(with_mixes)]
-
-
-class AugmentPhase(Section):
-    """A part of training with other augmentations."""
-
-    start: int = Field(ge=1)
-    """First step of the phase."""
-    augment: Augmentations
-    """All changes to the training images from there on, as in data.augment."""
 
 
 class Data(Section):
@@ -87,25 +75,6 @@ class Data(Section):
         return ((0, self.augment), *((phase.start, phase.augment) for phase in self.phases))
 
 
-class Phase(Section):
-    """A part of training with other values of the margin's keys, given beside `start`; λ counts its steps from there.
-
-    A key that a phase does not give is as in ``head.margin``, and sample_rate as in ``head``. The name cannot change.
-    """
-
-    model_config = ConfigDict(extra="allow")
-
-    start: int = Field(ge=0)
-    """First step of the phase."""
-    sample_rate: float | None = Field(None, gt=0, le=1)
-    """Share of the non-target classes in this phase: sampled first, exact last; null: as head.sample_rate."""
-
-    @property
-    def changes(self) -> dict[str, Any]:
-        """The margin's keys that differ in this phase."""
-        return dict(self.model_extra or {})
-
-
 class Head(Section):
     """The classifier and its margin."""
 
@@ -130,7 +99,7 @@ class Head(Section):
         check_rising(self.phases)
         for number, phase in enumerate(self.phases):
             with inside("phases", number):
-                self._margin_of(phase)
+                phase.changed(self.margin)
         if self.margin.needs_unit_rows and not self.unit_rows:
             raise ValueError("unit_rows: got false with margin.gradient authors, wanted true: rows of length 1")
         if self.unit_rows and not (self.margin.normalises_rows or self.margin.needs_unit_rows):
@@ -144,12 +113,12 @@ class Head(Section):
 
     def margin_at(self, step: int) -> Margin:
         """The margin at `step`."""
-        phase = self._phase(step)
-        return self.margin if phase is None else self._margin_of(phase)
+        phase = phase_at(self.phases, step)
+        return self.margin if phase is None else phase.changed(self.margin)
 
     def sample_rate_at(self, step: int) -> float:
         """The share of the non-target classes that take part in `step`."""
-        phase = self._phase(step)
+        phase = phase_at(self.phases, step)
         return self.sample_rate if phase is None or phase.sample_rate is None else phase.sample_rate
 
     @property
@@ -159,16 +128,8 @@ class Head(Section):
 
     def lambda_at(self, step: int) -> float | None:
         """λ at `step`; None: the margin has none."""
-        phase = self._phase(step)
+        phase = phase_at(self.phases, step)
         return self.margin_at(step).lambda_at(step - (0 if phase is None else phase.start))
-
-    def _phase(self, step: int) -> Phase | None:
-        return next((phase for phase in reversed(self.phases) if phase.start <= step), None)
-
-    def _margin_of(self, phase: Phase) -> Margin:
-        if "name" in phase.changes:
-            raise ValueError(f"name: got {phase.changes['name']!r}, wanted one margin for the whole run")
-        return MARGINS.parse(self.margin.model_dump(mode="json") | phase.changes)
 
 
 class Checkpoint(Section):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from tests.distributed.ranks import run_ranks
 from tests.distributed.test_head_seams import NormMargin
 from tests.distributed.test_optimizer import ToyAdam
 from tests.distributed.test_seams import Contrast, DroppingBackbone
-from tests.distributed.trainer import trainer_of
+from tests.distributed.trainer import losses_of, trainer_of
 from tests.faces import write_shards
 
 STEPS, SAVED, KILLED = 8, 4, 6
@@ -46,15 +45,10 @@ def recipe(shards: Path, zero_stage: Literal[0, 1, 3] = 0) -> Recipe:
 
 
 def train_on(
-    rank: int, ranks: int, plan: Recipe, run: Path, resume: int | None = None, kill_after: int = STEPS
+    rank: int, ranks: int, plan: Recipe, run: Path, resume: int | None = None, kill_after: int | None = None
 ) -> dict[str, Any]:
     trainer = trainer_of(rank, ranks, plan, run, resume)
-    losses = []
-    for record in trainer.train():
-        losses.append(record.loss)
-        if record.step == kill_after < STEPS:
-            trainer.saves.saver.wait()  # what is killed is the training, not the save
-            os._exit(9)
+    losses = losses_of(trainer, kill_after)
     return {
         "losses": losses,
         "rows": trainer.head.weight_SD.detach().clone(),

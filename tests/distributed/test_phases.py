@@ -16,7 +16,8 @@ from pipeline.head.margins.arcface import ArcFace
 from pipeline.optim.optimizer import RatePhase
 from pipeline.optim.sgd import SGD
 from pipeline.reading.augment import Blur, Crop, Mirror
-from pipeline.recipe.schema import AugmentPhase, Checkpoint, Data, Head, Log, Phase, Recipe
+from pipeline.recipe.phases import AugmentPhase, Phase
+from pipeline.recipe.schema import Checkpoint, Data, Head, Log, Recipe
 from pipeline.run.folder import RunFolder
 from tests.distributed.ranks import run_ranks
 from tests.distributed.trainer import trainer_of

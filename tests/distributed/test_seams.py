@@ -18,7 +18,7 @@ from pipeline.reading.augment import Mirror
 from pipeline.reading.augmentation import AUGMENTATIONS, Augmentation, Parameters, Size, Uniform
 from pipeline.recipe.schema import Checkpoint, Data, Head, Recipe
 from tests.distributed.ranks import run_ranks
-from tests.distributed.trainer import trainer_of
+from tests.distributed.trainer import losses_of, trainer_of
 from tests.faces import write_shards
 
 STEPS = 10
@@ -85,10 +85,7 @@ def recipe(shards: Path, rate: float = 0.5, accumulation: int = 1, augment: tupl
 def train(rank: int, ranks: int, plan: Recipe, run: Path, resume: int | None = None, draws: int = 0) -> dict[str, Any]:
     """Train to the end; between the steps something else draws random numbers."""
     trainer = trainer_of(rank, ranks, plan, run, resume)
-    losses = []
-    for record in trainer.train():
-        losses.append(record.loss)
-        torch.rand(draws)
+    losses = losses_of(trainer, draws=draws)
     module = trainer.engine.module
     assert isinstance(module, Dropping)
     parameters = {name: tensor.clone() for name, tensor in trainer.engine.parameters().items()}

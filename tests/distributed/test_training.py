@@ -29,7 +29,8 @@ from pipeline.reading.dali import Decoder
 from pipeline.reading.order import Order
 from pipeline.reading.reader import Reader
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe.schema import Checkpoint, Data, Faults, Head, Log, Phase, Recipe
+from pipeline.recipe.phases import Phase
+from pipeline.recipe.schema import Checkpoint, Data, Faults, Head, Log, Recipe
 from pipeline.run.whole import load_backbone
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.undecodable import read_undecodable

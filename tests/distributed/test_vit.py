@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from pipeline.reading.augment import Mirror
 from pipeline.recipe.schema import Checkpoint, Data, Head, Recipe
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_seams import Contrast
-from tests.distributed.trainer import trainer_of
+from tests.distributed.trainer import losses_of, trainer_of
 from tests.faces import write_shards
 from tests.tiny_vit import TinyViTBackbone
 
@@ -54,16 +53,10 @@ def recipe(shards: Path, drop_path: float = 0.3) -> Recipe:
 
 
 def train(
-    rank: int, ranks: int, plan: Recipe, run: Path, resume: int | None = None, kill_after: int = STEPS
+    rank: int, ranks: int, plan: Recipe, run: Path, resume: int | None = None, kill_after: int | None = None
 ) -> dict[str, Any]:
     trainer = trainer_of(rank, ranks, plan, run, resume)
-    losses = []
-    for record in trainer.train():
-        losses.append(record.loss)
-        torch.rand(rank + 1)  # whatever else draws
-        if record.step == kill_after < STEPS:
-            trainer.saves.saver.wait()  # what is killed is the training, not the save
-            os._exit(9)
+    losses = losses_of(trainer, kill_after, draws=rank + 1)
     state = {name: tensor.clone() for name, tensor in trainer.engine.parameters().items()}
     state |= {f"{name} of margin": tensor.clone() for name, tensor in trainer.head.state.items()}
     return {"losses": losses, "state": state, "rows": trainer.head.weight_SD.detach().clone()}

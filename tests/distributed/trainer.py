@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -20,3 +21,19 @@ def trainer_of(rank: int, ranks: int, plan: Recipe, run: Path, resume: int | Non
     if resume is not None:
         trainer.resume(resume)
     return trainer
+
+
+def losses_of(trainer: Trainer, kill_after: int | None = None, draws: int = 0) -> list[float]:
+    """Train to the end, while something else draws so many random numbers between two steps.
+
+    Args:
+        kill_after: the step after which the process ends as a killed one does, once a save that has begun is written.
+    """
+    losses = []
+    for record in trainer.train():
+        losses.append(record.loss)
+        torch.rand(draws)
+        if record.step == kill_after:
+            trainer.saves.saver.wait()
+            os._exit(9)
+    return losses

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import signal
 import subprocess
 import sys
@@ -191,3 +192,13 @@ def test_ctrl_c_is_one_line_from_the_first_import_on() -> None:
     program = "import cluster.begin, os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "-c: stopped\n")
+
+
+def test_any_other_error_is_shown_and_a_package_is_called_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "room").mkdir()
+    for error, shown in (("KeyboardInterrupt", "room: stopped"), ("ValueError('odd')", "ValueError: odd")):
+        (tmp_path / "room" / "__main__.py").write_text(f"import cluster.begin\nraise {error}\n")
+        command = [sys.executable, "-m", "room"]
+        environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+        done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+        assert done.returncode and done.stderr.splitlines()[-1] == shown

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.backbones.mobilefacenet import SHAPES, MobileFaceNetBackbone
+from pipeline.backbones.mobilefacenet import SHAPES, MobileFaceNetBackbone, Unit
 
 EPS = 1e-5
 # Name -> units of each stage, channels of the first map.
@@ -57,6 +57,21 @@ def test_it_computes_what_arcface_torch_does(name: str) -> None:
             tensor.uniform_(0.5, 1.5) if "var" in key else tensor.normal_(0.5, 0.3)
     images = torch.randn(2, 3, 40, 56, dtype=torch.float64)
     torch.testing.assert_close(network(images), reference(network.state_dict(), images), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_it_starts_as_arcface_torch_does_and_its_units_are_computed_again_one_by_one(name: str) -> None:
+    """Kaiming's normal distribution by what leaves a layer: fewer channels leave a unit than are inside."""
+    torch.manual_seed(0)
+    section = MobileFaceNetBackbone(name=name)
+    network = section.build((56, 56))
+    for key, p in network.named_parameters():
+        if p.dim() > 1 and p.numel() > 1000:
+            leaving = p.shape[0] * p[0, 0].numel()
+            assert float(p.detach().std()) == pytest.approx((2 / leaving) ** 0.5, rel=0.1), key
+    units = PUBLISHED[name][0]
+    assert len(section.blocks(network)) == sum(units) + 3 - (units[0] == 1)  # three halve the map; or one convolution
+    assert {type(block) for block in section.blocks(network)} == {Unit}
 
 
 def arcface_torch_shapes(units: tuple[int, ...], narrow: int) -> dict[str, tuple[int, ...]]:

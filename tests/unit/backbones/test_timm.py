@@ -119,7 +119,10 @@ def test_its_blocks_are_named_for_recomputation() -> None:
     section = BACKBONES.parse({"name": "timm/plain", "activation_checkpointing": True})
     network: Any = section.build(SIZE)
     assert list(section.blocks(network)) == list(network.blocks)
-    network.blocks = nn.Identity()
+    network.blocks[0].blocks = nn.Sequential(nn.ReLU())  # a part of a block
+    network.blocks_beside = nn.ModuleDict({"blocks": nn.ModuleList([nn.ReLU()])})
+    assert list(section.blocks(network)) == [*network.blocks, *network.blocks_beside["blocks"]]
+    network.blocks = network.blocks_beside = nn.Identity()
     with pytest.raises(ValueError, match="wanted false: timm/plain names no blocks"):
         section.blocks(network)
 
@@ -136,6 +139,11 @@ def test_its_blocks_are_named_for_recomputation() -> None:
 def test_what_it_does_not_have_is_refused(name: str, size: tuple[int, int], keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(name, size, **keys)
+
+
+@pytest.mark.usefixtures("asked")
+def test_its_own_batch_norms_may_be_local() -> None:
+    assert isinstance(build("timm/with_acts").stem[1], NormAct)
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

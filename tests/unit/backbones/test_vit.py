@@ -76,6 +76,16 @@ def test_it_computes_what_arcface_torch_does() -> None:
     torch.testing.assert_close(network(images), vit_reference(network.state_dict(), images), rtol=1e-9, atol=1e-9)
 
 
+def test_it_starts_as_arcface_torch_does() -> None:
+    """Linear layers and positions of a deviation of 0.02, biases of 0; patches as torch's convolutions begin."""
+    torch.manual_seed(0)
+    for name, p in ViT(64, 2, 32, SIZE, 9, 0.0, 0.3).named_parameters():
+        if p.dim() > 1 and "patch_embed" not in name:
+            assert float(p.detach().std()) == pytest.approx(0.02, rel=0.25), name
+        elif name.endswith(("proj.bias", "fc1.bias", "fc2.bias")) and "patch_embed" not in name:
+            assert not p.any(), name
+
+
 def arcface_torch_shapes(width: int, depth: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes in that project's ``model.pt`` of a vision transformer, for images of 112 × 112."""
     shapes: dict[str, tuple[int, ...]] = {"pos_embed": (1, 144, width), "mask_token": (1, 1, width)}
@@ -147,6 +157,7 @@ def test_a_mask_token_stands_in_the_place_of_a_patch_that_is_not_seen() -> None:
 def test_drop_path_rises_to_the_rate_of_the_last_block(rate: float) -> None:
     rates = [[block.drop1.rate, block.drop2.rate] for block in tiny(rate).blocks if isinstance(block, Block)]
     assert rates == [[0, 0], [rate / 2, rate / 2], [rate, rate]]
+    assert ViTBackbone(name="vit_s").drop_path == 0.05  # that project's "dp005"
 
 
 def test_positions_do_not_decay() -> None:
@@ -158,7 +169,7 @@ def test_positions_do_not_decay() -> None:
 
 def test_without_masking_nothing_waits_for_the_gradient_of_the_mask_token() -> None:
     frozen = [name for name, p in tiny().named_parameters() if not p.requires_grad]
-    assert frozen == ["mask_token"]
+    assert frozen == ["mask_token"] and tiny().masking.count == 0, "and nothing is drawn"
     assert all(p.requires_grad for p in tiny(mask_ratio=0.1).parameters())
 
 

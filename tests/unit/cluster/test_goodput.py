@@ -70,6 +70,12 @@ def test_a_pause_is_no_part_of_the_wall_time() -> None:
     assert (account.began, account.until, account.ratio) == (995.0, 1000.0, 1.0)
 
 
+def test_a_clock_that_was_set_back_takes_nothing_from_any_cause() -> None:
+    account = Account.opened(0.0).passed(5.0, {"data_wait": -3.0})
+    assert (account.trained, account.lost) == (5.0, {"data_wait": 0.0})
+    assert account.paused(2.0) == account
+
+
 def test_a_cause_of_another_name_is_refused() -> None:
     with pytest.raises(ValueError, match="cause: got 'lunch', wanted one of start, restart, "):
         Account.opened(0.0).passed(1.0, rest="lunch")

@@ -132,6 +132,19 @@ def test_ranks_are_asked_to_stop_when_the_agent_is_killed(scene: Scene) -> None:
     assert (scene.folder / "0.heard").read_text() == "SIGTERM"
 
 
+def test_an_agent_without_ranks_that_hears_nothing_ends(scene: Scene) -> None:
+    scene.agent.close(PATIENCE_SECONDS)
+    file = scene.code / "cluster" / "host_agent.py"
+    file.write_text(file.read_text().replace("_SILENT_SECONDS = 60.0", "_SILENT_SECONDS = 1.2"))
+    scene.agent = scene.connect()
+    scene.start(1)
+    time.sleep(1.4)
+    assert scene.agent.is_there, "it has a rank"
+    (scene.folder / "0.end").write_text("0")
+    until(lambda: scene.agent.is_lost)
+    assert scene.agent.codes == {0: 0}
+
+
 def test_an_agent_ends_what_an_earlier_one_of_the_same_supervisor_has_left(scene: Scene) -> None:
     ranks = scene.start(2)
     earlier, scene.agent = scene.agent, scene.connect()

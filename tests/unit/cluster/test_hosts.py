@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.hosts import assign, read_hostfile, variables_of_hosts
+from cluster.hosts import answers, assign, read_hostfile, variables_of_hosts
 
 
 def test_a_hostfile_is_read_in_order(tmp_path: Path) -> None:
@@ -36,6 +36,14 @@ def test_ranks_are_as_many_as_divide_the_batch() -> None:
     assert assign({"a": 4, "b": 3}, lambda ranks: 12 % ranks == 0) == {"a": 4, "b": 2}
     assert assign(hosts, lambda ranks: ranks > 12) == {}
     assert assign({}, lambda _: True) == {}
+
+
+def test_only_hosts_on_which_the_command_succeeds_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text('#!/bin/sh\nfor word; do host=$before; before=$word; done\nsh -c "$word"\n[ "$host" = alpha ]\n')
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert answers(["alpha", "beta"], "echo here", 60) == {"alpha": "here\n"}
 
 
 def test_variables_for_all_hosts_are_those_of_deepspeeds_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, cast
 
+from cluster.start import Start
+from cluster.stop import EXIT_LOST, EXIT_STOPPED
 from tests.faces import ROOT
 
 # Supervises the script next to it, one start; two hosts, of which the command `ssh` makes two agents on this machine.
@@ -104,3 +107,46 @@ def until_up(folder: Path, process: subprocess.Popen[str], suffix: str = "") -> 
     while not all((folder / f"rank{rank}{suffix}").exists() for rank in range(3)):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
+
+
+class Host:
+    """A connection to a host: how its ranks have ended, whether it is lost, and what was asked of it."""
+
+    def __init__(self, codes: dict[int, int], is_lost: bool = False) -> None:
+        self.codes, self.is_lost = codes, is_lost
+        self.asked: list[str] = []
+
+    def signal(self, name: str) -> None:
+        self.asked.append(name)
+
+    def close(self) -> None:
+        self.asked.append("close")
+
+
+def start_of(ranks: dict[str, int], **hosts: Host) -> Start:
+    return Start(cast(Any, hosts), ranks)
+
+
+def test_of_a_lost_host_the_ranks_that_had_not_ended_are_lost_and_none_has_failed() -> None:
+    alpha = Host({0: EXIT_STOPPED})
+    start = start_of({"alpha": 2, "beta": 3}, alpha=alpha, beta=Host({1: 74}, is_lost=True))
+    ended = {("alpha", 0): EXIT_STOPPED, ("beta", 0): EXIT_LOST, ("beta", 1): 74, ("beta", 2): EXIT_LOST}
+    assert (start.codes, start.failed, start.left) == (ended, "", True)
+    alpha.codes[1] = -signal.SIGSEGV
+    assert (start.failed, start.left) == ("rank 1 of alpha was killed by SIGSEGV", False)
+    alpha.codes[1] = 0
+    assert start_of({"alpha": 2, "beta": 1}, alpha=alpha, beta=Host({}, is_lost=True)).code == EXIT_LOST
+
+
+def test_ranks_that_are_killed_here_do_not_count_and_agents_that_cannot_kill_them_are_left() -> None:
+    alpha, beta = Host({0: EXIT_STOPPED}), Host({0: EXIT_STOPPED})
+    start = start_of({"alpha": 2, "beta": 1}, alpha=alpha, beta=beta)
+    start.kill()
+    alpha.codes[1] = -signal.SIGKILL
+    assert (start.code, alpha.asked) == (EXIT_STOPPED, ["SIGKILL"])
+    alpha.codes.clear()
+    start.cut_off()
+    assert (alpha.asked, beta.asked) == (["SIGKILL", "close"], ["SIGKILL"])
+    nobody = start_of({"alpha": 1}, alpha=Host({}))
+    nobody.kill()
+    assert nobody.code == EXIT_LOST

@@ -146,7 +146,7 @@ def test_a_claim_that_only_vanished_is_made_again(tmp_path: Path) -> None:
 
 def test_a_start_takes_over_from_an_earlier_one_of_its_supervisor_and_from_no_other(tmp_path: Path) -> None:
     me = replace(ME, mark="one", attempt=2)
-    far = replace(me, host="far", machine="another")
+    far = replace(me, host="far", machine="another", pid=2**22 + 1)  # a number that no process here can have
     file = elsewhere(tmp_path)
     file.write_text(json.dumps(asdict(far)))
     for other in (replace(me, mark="two", attempt=3), me):

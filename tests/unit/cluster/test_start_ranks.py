@@ -74,31 +74,44 @@ print(flush=True)
 time.sleep(60)
 '''
 
+started = []
+
 class Interrupted(subprocess.Popen):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, stdout=subprocess.PIPE, **kwargs)
+        started.append(self)
         self.stdout.readline()
         signal.raise_signal(signal.SIGUSR1)
 
 subprocess.Popen = Interrupted
-sys.exit(start_ranks.start([sys.executable, "-c", rank], [{}]))
+class Early(list):
+    def __iter__(self):
+        signal.raise_signal(signal.SIGUSR1)
+        return super().__iter__()
+
+environments = Early([{}]) if sys.argv[1] == "before" else [{}, {}]
+code = start_ranks.start([sys.executable, "-c", rank], environments)
+print(code, len(started))
 """
 
 
-def test_a_signal_during_the_start_of_a_rank_reaches_it() -> None:
-    assert subprocess.run([sys.executable, "-c", INTERRUPTED], cwd=ROOT, check=False).returncode == 75
+@pytest.mark.parametrize(("moment", "ranks"), [("during", 1), ("before", 0)])
+def test_a_signal_during_the_start_of_a_rank_reaches_it_and_no_other_is_started(moment: str, ranks: int) -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, moment], cwd=ROOT, check=False, stdout=subprocess.PIPE)
+    assert done.stdout.decode().split() == ["75", str(ranks)]
 
 
-def test_a_host_beyond_the_last_is_refused() -> None:
+@pytest.mark.parametrize("host", [2, -1])
+def test_a_host_beyond_the_last_is_refused(host: int) -> None:
     command = [
         sys.executable,
         "-m",
         "cluster.start_ranks",
-        "--host=2",
+        f"--host={host}",
         "--hosts=2",
         "--ranks=1",
         "--master-addr=x",
         "y",
     ]
     done = subprocess.run([*command, "script.py"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and re.search("--host: got 2, wanted 0 <= host < 2", done.stderr)
+    assert done.returncode == 2 and re.search(f"--host: got {host}, wanted 0 <= host < 2", done.stderr)

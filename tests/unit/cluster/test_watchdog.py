@@ -16,7 +16,7 @@ import pytest
 import torch.distributed as dist
 
 from cluster import watchdog
-from cluster.black_box import spy
+from cluster.black_box import BlackBox, spy
 from cluster.stop import EXIT_LOST
 from cluster.stopwatch import STEP
 from cluster.topology import Topology
@@ -114,7 +114,7 @@ def test_a_step_that_never_ends_ends_the_process_with_its_stack(tmp_path: Path) 
     assert f"{told}. Stacks:" in done.stderr
     assert "in a_step_that_never_ends" in done.stderr
     left = (tmp_path / "stacks" / "rank-0.txt").read_text()
-    assert told in left and "in a_step_that_never_ends" in left
+    assert 0 < left.index(told) < left.index("\n") < left.index("in a_step_that_never_ends"), "time and reason first"
 
 
 LOCKED = """
@@ -134,6 +134,22 @@ def test_a_rank_that_holds_the_interpreters_lock_prints_its_stack(tmp_path: Path
     command = [sys.executable, "-c", LOCKED, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert "in in_a_library" in done.stderr
+
+
+def test_py_spy_is_that_of_the_environment_whatever_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Path(sys.executable).with_name("py-spy")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert spy() == (str(own) if own.exists() else None)
+
+
+def test_a_box_that_is_closed_prints_nothing_any_more(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    box = BlackBox(tmp_path, 3)
+    for closes in (False, True):
+        box.arm(0.1)
+        if closes:
+            box.close()
+        time.sleep(0.4)
+        assert ("most recent call first" in capfd.readouterr().err) != closes
 
 
 FREEZES = """
@@ -182,6 +198,16 @@ def test_the_last_collectives_are_left(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", COLLECTIVES, tmp_path], check=True, timeout=60)
     found = pickle.loads((tmp_path / "rank-0.collectives").read_bytes())
     assert [(one["profiling_name"], one["input_sizes"]) for one in found["entries"]] == [("gloo:all_reduce", [[5]])]
+
+
+def test_the_stacks_of_an_earlier_hang_stay_and_a_folder_that_takes_none_is_no_error(tmp_path: Path) -> None:
+    box = BlackBox(tmp_path / "stacks", 0)
+    (tmp_path / "file").touch()
+    for why, other in (("once", box), ("twice", box), ("nowhere", BlackBox(tmp_path / "file" / "stacks", 0))):
+        other.write(why)
+        other.close()
+    left = (tmp_path / "stacks" / "rank-0.txt").read_text()
+    assert left.index(" once\n") < left.index(" twice\n") < left.rindex("test_watchdog.py")
 
 
 def test_a_run_that_does_not_hang_leaves_nothing(store: dist.Store, tmp_path: Path) -> None:

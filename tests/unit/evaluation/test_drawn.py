@@ -1,6 +1,8 @@
 """Results that keep their draws: what is compared, and what is not."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,9 +10,10 @@ import pytest
 from pipeline.evaluation.drawn import by_name, digest_of
 from pipeline.evaluation.reports.suite import templates_column
 from pipeline.evaluation.reports.tables import drawn_rows
-from pipeline.evaluation.results import TemplateResult, load_templates, save_summary
+from pipeline.evaluation.results import Identification, TemplateResult, load_templates, save_summary
 from pipeline.evaluation.scoring.draws import Draws
 from pipeline.evaluation.scoring.rates import Rate, TarAtFar
+from pipeline.files import NotWrittenError, write_file
 
 NAMES = ("TAR at FAR 0.0001", "S1, rank 1")
 
@@ -44,8 +47,15 @@ def test_draws_come_back_bit_for_bit_and_the_json_has_none(tmp_path: Path) -> No
     file.with_suffix(".npz").write_bytes(b"torn")
     with pytest.raises(ValueError, match=r"step-00000003.npz: not the draws of a result"):
         load_templates(file)
+    arrays: dict[str, Any] = {"TAR|value_K": np.zeros(1)}
+    np.savez(file.with_suffix(".npz"), **arrays)
+    with pytest.raises(ValueError, match=r"step-00000003.npz: not the draws of a result"):
+        load_templates(file)
     file.with_suffix(".npz").unlink()
     assert load_templates(file).draws == {}  # of an earlier version
+    save_summary(kept, tmp_path)
+    save_summary(kept.model_copy(update={"draws": {}}), tmp_path)
+    assert load_templates(file).draws == {}, "those of the result before"
 
 
 def test_a_difference_has_what_both_draws_share_taken_out() -> None:
@@ -61,11 +71,47 @@ def test_a_difference_has_what_both_draws_share_taken_out() -> None:
     assert drawn_rows({"ours": models["ours"]}) == []
 
 
+def test_results_of_another_rule_or_of_other_distractors_do_not_stand_side_by_side() -> None:
+    one = result(0.5, "same")
+    assert one.compared != one.model_copy(update={"fusion": "N0D1F2"}).compared
+    facts: dict[str, Any] = {
+        "step": 3,
+        "weights_sha256": "",
+        "listing_sha256": "",
+        "cmc": (),
+        "tar": (),
+        "confidence": 0.95,
+    }
+    found = [Identification(**facts, trials=9, identities=3, distractors=count) for count in (10, 20, 10)]
+    assert found[0].compared == found[2].compared != found[1].compared
+
+
+def test_statistics_that_only_one_has_are_not_compared() -> None:
+    both, one = result(0.5, "same"), result(0.7, "same")
+    fewer = one.model_copy(update={"draws": {NAMES[0]: one.draws[NAMES[0]]}})
+    assert list(both.above(fewer)) == list(fewer.above(both)) == [NAMES[0]]
+
+
+def test_on_a_full_disk_no_old_summary_stands_beside_new_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = save_summary(result(0.5, "same"), tmp_path)
+
+    def full(path: Path, content: bytes, real: Callable[[Path, bytes], None] = write_file) -> None:
+        if path.suffix == ".json":
+            raise NotWrittenError(28, "No space left on device", str(path))
+        real(path, content)
+
+    monkeypatch.setattr("pipeline.evaluation.results.write_file", full)
+    with pytest.raises(NotWrittenError):
+        save_summary(result(0.7, "same"), tmp_path)
+    assert not file.exists() and file.with_suffix(".npz").exists()
+
+
 def test_a_digest_tells_words_and_arrays_apart() -> None:
     made = [
         digest_of(["a", 1]),
         digest_of(["a", 2]),
         digest_of(["a", 1], np.array([1, 2])),
+        digest_of(["a", 1], np.array([[1, 2]])),
         digest_of(["a", 1], np.array([1]), np.array([2])),
         digest_of(["a", 1], np.array([1.0, 2.0])),
     ]

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
 
-from pipeline.head import HeadOptions, ShardedHead, of_classes
+from pipeline.head import HeadOptions, ShardedHead, law, of_classes
+from pipeline.head.kernels import Kernel
+from pipeline.head.kernels import choose as choose_kernel
+from pipeline.head.kernels.blocks import BlockLoop
 from pipeline.head.margins import MARGINS, Margin
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.head.margins.softmax import ModifiedSoftmax
 from pipeline.head.rows import initial_rows
+from pipeline.head.turns import needs_own_optimizer
 from pipeline.optim.adamw import AdamW
 from pipeline.optim.optimizer import Optimizer
 from pipeline.optim.sgd import SGD
@@ -105,6 +110,42 @@ def test_a_type_is_that_of_rows_and_momentum_and_an_optimizer_of_torchs_keeps_it
     torch.testing.assert_close(weight.norm(dim=1), torch.ones(C, dtype=torch.float64))
 
 
+def test_what_was_made_for_the_tensors_before_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Kernel] = []
+
+    def choose(*of: Any, real: Callable[..., Kernel] = choose_kernel) -> Kernel:
+        made.append(real(*of))
+        return made[-1]
+
+    monkeypatch.setattr("pipeline.head.head.choose", choose)
+    head = head_of(optimizer=sgd())
+    train(head, range(2))
+    assert len(made) == 1
+    copied = copy.deepcopy(head)
+    train(copied, range(2, 3))
+    assert len(made) == 2, "a copy has rows of its own"
+    for number, change in enumerate((lambda: head.load_state_dict(head.state_dict()), head.double), start=3):
+        change()
+        train(head, range(2, 3))
+        assert len(made) == number
+
+
+def test_loaded_rows_have_length_one_if_they_are_to_have_it() -> None:
+    head = head_of(optimizer=sgd(), unit_rows=True)
+    head.load_state_dict(head.state_dict() | {"rows.weight_SD": 7 * head.weight_SD.detach()})
+    torch.testing.assert_close(head.weight_SD, head_of(unit_rows=True).weight_SD, rtol=1e-6, atol=1e-6)
+
+
+def test_a_copy_has_the_kernel_that_it_was_given_in_common_with_the_original() -> None:
+    class Uncopied(BlockLoop):
+        def __deepcopy__(self, memo: dict[int, Any]) -> Uncopied:
+            raise AssertionError
+
+    head = head_of(optimizer=sgd(), kernel=Uncopied())
+    train(head, range(1))
+    assert copy.deepcopy(head).options is head.options
+
+
 def test_around_it_there_are_no_parameters_but_a_state() -> None:
     model = nn.ModuleDict({"backbone": nn.Linear(3, D), "head": head_of("sphereface2", sgd())})
     assert [name for name, _ in model.named_parameters()] == ["backbone.weight", "backbone.bias"]
@@ -113,6 +154,8 @@ def test_around_it_there_are_no_parameters_but_a_state() -> None:
     assert keys == {"head.rows.weight_SD", "head.rows.momentum", "head.classes", "head.step", *state}
     with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "head.rows.momentum"'):
         model.load_state_dict({key: v for key, v in model.state_dict().items() if key != "head.rows.momentum"})
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "head.step"'):
+        model.load_state_dict({key: v for key, v in model.state_dict().items() if key != "head.step"})
     with pytest.raises(RuntimeError, match=r'Unexpected key\(s\) in state_dict: "head.more"'):
         model.load_state_dict(model.state_dict() | {"head.more": torch.zeros(1)})
 
@@ -148,12 +191,19 @@ def test_states_that_are_not_those_of_one_head_are_refused() -> None:
     three = states([0, 5, 9, C])
     with pytest.raises(ValueError, match=r"got no row of class 5, wanted those of classes 3 to 12"):
         of_classes([three[0], three[2]], range(3, C))
+    with pytest.raises(ValueError, match=r"got heads of \[13\] classes, wanted one head that has class 13"):
+        of_classes(three, range(9, 14))
     with pytest.raises(ValueError, match=r"got those of steps \[2, 9\], wanted one step"):
         of_classes([three[0], three[1] | {"step": torch.tensor(9)}], range(6))
     with pytest.raises(ValueError, match=r"got heads of \[13, 14\] classes, wanted one head that has class 5"):
         of_classes([three[0], three[1] | {"classes": torch.tensor([5, 9, 14])}], range(6))
     with pytest.raises(RuntimeError, match=r"classes: got 5 to 8 of 13, wanted 0 to 12 of 13: pipeline"):
         head_of("curricularface", sgd()).load_state_dict(three[1])
+    (whole,) = states([0, C])
+    head = head_of("curricularface", sgd())
+    with pytest.raises(RuntimeError, match=r"classes: got 0 to 12 of 14, wanted 0 to 12 of 13"):
+        head.load_state_dict(whole | {"classes": torch.tensor([0, C, 14])})
+    assert head.step == 0 and torch.equal(head.weight_SD, head_of().weight_SD), "nothing of it was taken"
 
 
 # --- trainers around it ---
@@ -185,11 +235,21 @@ def second_pass(head: ShardedHead) -> None:
         (lambda: head_of(sample_rate=0.5), "an optimizer of the head's own, which sample_rate 0.5 needs"),
         (lambda: head_of("curricularface"), "which the state of curricularface needs"),
         (lambda: head_of("uniface"), "which the state of uniface needs"),
+        (lambda: head_of(unit_rows=True), "which unit_rows needs"),
     ],
 )
 def test_a_step_that_nothing_ended_is_refused(head: Any, wanted: str) -> None:
     with pytest.raises(RuntimeError, match=f"head: got 2 passes without an update of the rows, wanted .*{wanted}"):
         second_pass(head())
+
+
+def test_a_step_that_an_optimizer_of_torchs_left_out_is_ended() -> None:
+    head = head_of()
+    foreign = torch.optim.SGD([head.weight_SD], lr=RATE)
+    for _ in range(2):
+        head(batch(), LABELS_B, step=0).loss.backward()
+        foreign.zero_grad()
+    assert needs_own_optimizer(head.margin, head.options, cast(Any, "other ranks")) == ["replicas"]
 
 
 def test_an_optimizer_of_torchs_that_knows_nothing_of_sampling_is_refused() -> None:
@@ -211,10 +271,28 @@ def test_updates_that_cannot_be_are_refused() -> None:
         head_of()(batch(), LABELS_B)
     with pytest.raises(ValueError, match=r"accumulation: got 2 with sample_rate 0\.5, wanted 1"):
         HeadOptions(accumulation=2, sample_rate=0.5)
+    with pytest.raises(ValueError, match=r"accumulation: got 2 with fused_update, wanted 1"):
+        HeadOptions(accumulation=2, fused_update=True)
     with pytest.raises(ValueError, match="fused_update: got true without an optimizer"):
         head_of(fused_update=True)
     with pytest.raises(ValueError, match="backbone_gradient: got 'mean', wanted 'averaged' or 'summed'"):
         ShardedHead(C, D, ASoftmax(), backbone_gradient="mean")  # type: ignore[arg-type]
+
+
+def test_a_trainer_that_averages_and_one_that_sums_end_with_one_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two groups of three ranks, of whose gradients the sum in a group, and of these the mean, is wanted."""
+    sizes = {"a group": 3, "its replicas": 2}
+    monkeypatch.setattr(law, "num_ranks", sizes.__getitem__)
+    group, replicas = cast(Any, "a group"), cast(Any, "its replicas")
+    parts = torch.arange(1.0, 7.0)
+    wanted = (parts[:3].sum() + parts[3:].sum()) / 2
+    for does, gives in (("averaged", parts.mean()), ("summed", parts.sum())):
+        assert gives * law.factor_of(cast(law.BackboneGradient, does), group, replicas) == wanted
+    for dtype in (torch.float32, torch.bfloat16):
+        values = torch.ones(2, dtype=dtype, requires_grad=True)
+        assert torch.equal(law.scale_gradient(values, 3.0), values)
+        (grad,) = torch.autograd.grad(law.scale_gradient(values, 3.0).sum(), values)
+        assert grad.dtype == dtype and grad.tolist() == [3, 3]
 
 
 def test_labels_beyond_the_classes_are_refused() -> None:

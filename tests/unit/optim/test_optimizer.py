@@ -75,12 +75,14 @@ def test_norms_have_a_weight_decay_of_their_own_if_the_recipe_says_so_and_the_ne
 
 def test_every_layer_of_torch_that_normalises_is_a_norm() -> None:
     layers = [nn.BatchNorm2d(2), nn.SyncBatchNorm(2), nn.InstanceNorm2d(2, affine=True), nn.LayerNorm(2)]
-    net = nn.Sequential(*layers, nn.GroupNorm(1, 2), nn.RMSNorm(2), nn.PReLU(2))
+    with_slopes = nn.BatchNorm2d(2)
+    with_slopes.add_module("act", nn.PReLU(2))
+    net = nn.Sequential(*layers, nn.GroupNorm(1, 2), nn.RMSNorm(2), nn.PReLU(2), with_slopes)
     (slopes, decay, _), *norms = groups_of(net, sgd(norm_weight_decay=0.0))
-    assert (slopes, decay) == (["6.weight"], 0.01)
+    assert (slopes, decay) == (["6.weight", "7.act.weight"], 0.01)
     assert [name for names, _, _ in norms for name in names] == [
-        *(f"{layer}.weight" for layer in range(6)),
-        *(f"{layer}.bias" for layer in range(5)),
+        *(f"{layer}.weight" for layer in (*range(6), 7)),
+        *(f"{layer}.bias" for layer in (*range(5), 7)),
     ]
 
 
@@ -99,6 +101,7 @@ def test_slots_start_at_zero_in_the_shape_that_they_declare() -> None:
         assert not of_rows.requires_grad and not of_weight.requires_grad
         shapes.append((tuple(of_rows.shape), tuple(of_weight.shape)))
     assert shapes == [((5, 3), (2, 4)), ((5,), ())]
+    assert Slot("b", "b", per_number=False).zeros_for(weight.to("meta")).is_meta, "it lies where the parameter does"
 
 
 # Another test of this process may have registered a toy.
@@ -134,6 +137,7 @@ def test_the_rate_is_in_proportion_to_the_batch_it_is_for_and_that_is_said() -> 
     [
         ({"power": 1.0, "milestones": (3,)}, r"power: got 1.0 with milestones \[3\], wanted one of the two"),
         ({"cosine": True, "power": 2.0}, "cosine: got True with power 2.0, wanted one of the two"),
+        ({"milestones": (3, 3)}, r"milestones: got \[3, 3\], wanted rising steps"),
         ({"cosine": True, "milestones": (3,)}, r"cosine: got True with milestones \[3\], wanted one of the two"),
     ],
 )

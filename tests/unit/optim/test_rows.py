@@ -41,3 +41,6 @@ def test_loaded_rows_are_brought_to_length_one_and_those_that_have_it_keep_every
     optimizer.loaded()
     assert torch.equal(weight[[0, 1, 3, 4, 5]], saved[[0, 1, 3, 4, 5]])
     torch.testing.assert_close(weight[2], saved[2], rtol=1e-6, atol=1e-7)
+    weight[2] = 0
+    optimizer.loaded()
+    assert not weight[2].any(), "a row without a length keeps none"

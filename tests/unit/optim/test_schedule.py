@@ -1,5 +1,7 @@
 """The learning rate against loops that count milestones and that go down a little a step."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -56,6 +58,14 @@ def test_falls_along_a_curve_to_zero_at_the_end(warmup: int, power: float) -> No
         assert learning_rate(0, 0.1, steps=40, warmup_steps=warmup, power=power) == pytest.approx(0.1 / warmup)
 
 
+@pytest.mark.parametrize("keys", [{"power": 1.0}, {"power": 2.0}, {"cosine": True}])
+def test_beyond_the_end_the_rate_stays_at_zero(keys: dict[str, Any]) -> None:
+    """As in a trainer of somebody else's, which goes on."""
+    for step in (40, 47):
+        assert learning_rate(step, 0.1, steps=40, warmup_steps=7, **keys) == pytest.approx(0, abs=1e-12)
+        assert SGD(steps=40, learning_rate=0.1, **keys).learning_rate_at(step, 8) == pytest.approx(0, abs=1e-12)
+
+
 def test_a_phase_begins_the_schedule_anew() -> None:
     phases = (RatePhase(start=10, learning_rate=0.5, warmup_steps=2), RatePhase(start=16, learning_rate=0.2))
     phased = SGD(steps=30, learning_rate=0.1, warmup_steps=3, power=1, phases=phases)
@@ -66,6 +76,8 @@ def test_a_phase_begins_the_schedule_anew() -> None:
     ]
     want = [part.learning_rate_at(step, 1) for part in parts for step in range(part.steps)]
     assert [phased.learning_rate_at(step, 1) for step in range(30)] == want
-    dropping = SGD(steps=30, learning_rate=0.1, milestones=(5, 12), phases=(RatePhase(start=10, learning_rate=1.0),))
+    dropping = SGD(
+        steps=30, learning_rate=0.1, milestones=(5, 10, 12), phases=(RatePhase(start=10, learning_rate=1.0),)
+    )
     rates = [dropping.learning_rate_at(step, 1) for step in (4, 5, 10, 11, 12)]
     assert rates == pytest.approx([0.1, 0.01, 1, 1, 0.1])

@@ -307,6 +307,25 @@ def test_the_word_for_a_mix_stands_for_its_parts(mix: str) -> None:
     assert (augmented(*recipe) != PLAIN).any()
 
 
+def test_a_mix_has_the_numbers_of_its_trainer() -> None:
+    """AdaFace's from ``RandomResizedCrop``, its `low_res_augmentation` and ``ColorJitter(0.5, 0.5, 0.5, 0)``;
+    arcface_torch's images of 112 are 56 to 89 in between."""
+    found = {mix: {one.name: one.model_dump(exclude={"name"}) for one in parts} for mix, parts in MIXES.items()}
+    half, all_filters = (0.5, 1.5), ("nearest", "linear", "cubic", "lanczos")
+    assert found["adaface"] == {
+        "window": {"probability": 0.2, "area": (0.2, 1), "aspect": (3 / 4, 4 / 3)},
+        "low_resolution": {"probability": 0.2, "scale": (0.2, 1), "filters": all_filters, "antialias": False},
+        "colour": {"probability": 0.2, "brightness": half, "contrast": half, "saturation": half, "hue": (0, 0)},
+    }
+    unchanged = {"brightness": (1, 1), "contrast": (1, 1)}
+    assert found["arcface_torch"] == {
+        "low_resolution": {"probability": 0.1, "scale": (0.5, 89 / 112), "filters": ("linear",), "antialias": True},
+        "blur": {"probability": 0.2, "sigma": (0.69, 1.03)},
+        "colour": {"probability": 0.2, **unchanged, "saturation": (1, 1.2), "hue": (0, 20)},
+        "grey": {"probability": 0.1},
+    }
+
+
 @pytest.mark.parametrize(
     ("augment", "message"),
     [

@@ -159,7 +159,8 @@ def test_every_network_of_theirs_that_is_taken_has_one_here(tmp_path: Path) -> N
 
 
 def test_added_means_become_a_batch_with_other_rates_and_fewer_steps(tmp_path: Path) -> None:
-    recipe = convert(read_config(config(tmp_path, MS1MV3 + "config.gradient_acc = 4\n")), 2, tmp_path).recipe
+    added = "config.gradient_acc = 4\n"
+    recipe = convert(read_config(config(tmp_path, MS1MV3 + added)), 2, tmp_path).recipe
     assert (recipe.data.global_batch, recipe.data.accumulation) == (1024, 4)
     assert recipe.optimizer.steps == 5179510 // 256 * 25 // 4
     assert recipe.micro_batch(2) == 128
@@ -170,6 +171,10 @@ def test_added_means_become_a_batch_with_other_rates_and_fewer_steps(tmp_path: P
     assert torch.allclose(ours, theirs, rtol=1e-12, atol=0)
     assert recipe.optimizer.clip_norm == 5 / 4
     assert (recipe.checkpoint.every, recipe.log.every) == (500, 2)
+    notes = [convert(read_config(config(tmp_path, MS1MV3 + more)), 2, tmp_path).notes for more in ("", added)]
+    assert [any(note.startswith("memory: head.fused_update") for note in of) for of in notes] == [True, False]
+    many = convert(read_config(config(tmp_path, MS1MV3 + "config.gradient_acc = 5000\n")), 2, tmp_path).recipe
+    assert (many.optimizer.steps, many.checkpoint.every, many.log.every) == (20232 * 25 // 5000, 1, 1)
 
 
 def test_adamw_is_torchs_with_its_own_defaults_for_what_the_config_does_not_say(tmp_path: Path) -> None:
@@ -248,6 +253,13 @@ KEYS: dict[str, object] = {
 REFUSED = ("rec",)
 
 
+def test_augmentation_that_is_only_read_with_dali_is_not_carried_without(tmp_path: Path) -> None:
+    keys = read_config(config(tmp_path)).keys
+    without = convert(Assignments(keys | {"dali_aug": True}), 8, tmp_path)
+    assert [one.name for one in without.recipe.data.augment] == ["mirror"]
+    assert not any(note.startswith("dali_aug") for note in without.notes)
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_every_key_of_theirs_is_carried_or_named(tmp_path: Path, key: str) -> None:
     with_dali = {"dali": True} if key == "dali_aug" else {}
@@ -291,6 +303,16 @@ def test_what_has_no_counterpart_is_refused_by_name_all_at_once(tmp_path: Path) 
     assert len(lines) == len(broken)
     for _, reason in broken.values():
         assert sum(reason in line for line in lines) == 1, reason
+
+
+def test_a_fault_of_base_is_one_line_and_an_angle_below_0_is_one(tmp_path: Path) -> None:
+    (tmp_path / "base.py").write_text("config.lr = rate()\n")
+    text = MS1MV3.replace("config.lr = 0.2\n", "").replace("(1.0, 0.5, 0.0)", "(1.0, -0.5, 0.0)")
+    with pytest.raises(RecipeError) as refused:
+        convert(read_config(config(tmp_path, text)), 8, tmp_path)
+    first, second = str(refused.value).splitlines()
+    assert "base.py: line 1: lr: got rate(), wanted a value or arithmetic" in first
+    assert second.startswith("margin_list: got [1.0, -0.5, 0.0], wanted (1.0, angle, 0.0) or")
 
 
 def test_what_is_no_config_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from pipeline.head.margins.softmax import Softmax
 from pipeline.reading.augment import Mirror
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.migrate import migrate
-from pipeline.recipe.schema import Phase, RecipeError
+from pipeline.recipe.phases import Phase
+from pipeline.recipe.schema import RecipeError
 from pipeline.run.changes import changes
 
 # The head of a recipe.yaml in the folder of a run, word for word: every key of every margin was saved.

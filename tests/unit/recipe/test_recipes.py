@@ -27,18 +27,12 @@ SETS = {
     "webface12m_r50.yaml": (617_970, 8),
     "webface42m_r50.yaml": (2_059_906, 8),
     "webface42m_vit_b.yaml": (2_059_906, 64),
+    "glint360k_vit_b_lvface.yaml": (360_232, 64),
     "vggface2_sphereface2.yaml": (8_631, 4),
     "vggface2_sphereface_r.yaml": (8_631, 4),
 }
 
-UNPLANNED = (
-    "demo.yaml",
-    "fine_tune.yaml",
-    "lfw.yaml",
-    "many_identities.yaml",
-    "rendered.yaml",
-    "webface42m_exact_last.yaml",
-)
+UNPLANNED = ("demo.yaml", "fine_tune.yaml", "lfw.yaml", "many_identities.yaml", "rendered.yaml")
 
 # What arcface_torch's configs assign, of the recipes that were converted from one.
 COMMON = {"embedding_size": 512, "fp16": True, "rec": "/data", "val_targets": []}
@@ -50,6 +44,17 @@ MS1MV3 = {
     "num_epoch": 25,
 }
 WEBFACE42M = {"margin_list": [1.0, 0.0, 0.4], "num_image": 42_474_557}
+VIT_B = {
+    "network": "vit_b_dp005_mask_005",
+    "margin_list": [1.0, 0.0, 0.4],
+    "sample_rate": 0.3,
+    "batch_size": 384,
+    "optimizer": "adamw",
+    "lr": 0.001,
+    "weight_decay": 0.1,
+    "num_epoch": 40,
+    "warmup_epoch": 4,
+}
 CONFIGS = {
     "ms1mv3_r50_arcface.yaml": {"network": "r50", "warmup_epoch": 2, **MS1MV3},
     "ms1mv3_r100_arcface.yaml": {"network": "r100", "warmup_epoch": 0, **MS1MV3},
@@ -70,17 +75,8 @@ CONFIGS = {
         "warmup_epoch": 2,
         **WEBFACE42M,
     },
-    "webface42m_vit_b.yaml": {
-        "network": "vit_b_dp005_mask_005",
-        "sample_rate": 0.3,
-        "batch_size": 384,
-        "optimizer": "adamw",
-        "lr": 0.001,
-        "weight_decay": 0.1,
-        "num_epoch": 40,
-        "warmup_epoch": 4,
-        **WEBFACE42M,
-    },
+    "webface42m_vit_b.yaml": {**VIT_B, **WEBFACE42M},
+    "glint360k_vit_b_lvface.yaml": {**VIT_B, "num_image": 17_091_657},
 }
 
 
@@ -105,14 +101,34 @@ def test_it_is_planned(name: str) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_it_is_what_the_config_converts_to(name: str) -> None:
-    """But for where things lie, and the fused update, which changes nothing but memory."""
+    """Its first phase, but for where things lie, and the fused update, which changes nothing but memory."""
     recipe = load_recipe(FOLDER / name)
     converted = convert(Assignments(COMMON | CONFIGS[name]), SETS[name][1], Path("/shards")).recipe
     changes = {"shards": converted.data.shards}
     assert recipe.data.model_copy(update=changes) == converted.data
-    assert recipe.head.model_copy(update={"fused_update": False}) == converted.head
-    for key in ("seed", "precision", "backbone", "optimizer"):
+    assert recipe.head.model_copy(update={"fused_update": False, "phases": ()}) == converted.head
+    first = {"phases": (), "steps": min([recipe.optimizer.steps, *(phase.start for phase in recipe.optimizer.phases)])}
+    assert recipe.optimizer.model_copy(update=first) == converted.optimizer
+    for key in ("seed", "precision", "backbone"):
         assert getattr(recipe, key) == getattr(converted, key), key
+
+
+def test_adaface_has_the_schedule_and_the_augmentation_of_the_authors_script() -> None:
+    """Batch 512, 26 epochs, milestones at 12, 20 and 24; crop, low resolution and colours, each for a fifth."""
+    recipe = load_recipe(FOLDER / "ms1mv3_r100_adaface.yaml")
+    epoch = 5_179_510 // 512
+    assert (recipe.data.global_batch, recipe.optimizer.steps) == (512, 26 * epoch)
+    assert recipe.optimizer.milestones == (12 * epoch, 20 * epoch, 24 * epoch)
+    drawn = [(augmentation.name, augmentation.probability) for augmentation in recipe.data.augment]
+    assert drawn == [("window", 0.2), ("low_resolution", 0.2), ("colour", 0.2), ("mirror", 0.5)]
+
+
+def test_lvface_samples_classes_first_and_ends_with_all_of_them_at_a_lower_rate() -> None:
+    recipe = load_recipe(FOLDER / "glint360k_vit_b_lvface.yaml")
+    (head,), (rate,) = recipe.head.phases, recipe.optimizer.phases
+    assert head.start == rate.start < recipe.optimizer.steps
+    assert [recipe.head.sample_rate_at(step) for step in (0, head.start - 1, head.start)] == [0.3, 0.3, 1]
+    assert rate.learning_rate < recipe.optimizer.learning_rate
 
 
 def test_every_recipe_of_a_known_set_is_planned() -> None:

@@ -71,6 +71,9 @@ FAULTS = {
     "evaluation.best=lfw": "evaluation.best: got 'lfw', wanted one of sets: there are none",
     "evaluation.every=30": "evaluation.every: got 30, wanted a multiple of checkpoint.every 100",
     "nonsense": "--set: got 'nonsense', wanted key=value",
+    "=3": "--set: got '=3', wanted key=value",
+    "backbone.name.a=1": "--set: got 'backbone.name.a', but 'name' is a value, not a section",
+    "optimizer.steps=1e3": 'optimizer.steps: got "1e3", wanted a valid integer (YAML reads 1e-1 as',
     "seed.a=1": "--set: got 'seed.a', but 'seed' is a value, not a section",
 }
 
@@ -86,6 +89,31 @@ def test_faults_name_key_got_and_wanted(change: str) -> None:
 def test_rows_whose_gradient_is_not_known_before_the_update_are_not_clipped(change: str) -> None:
     with pytest.raises(RecipeError, match=r"optimizer\.clip_rows: got true with head\.\w+ \w+, wanted false: the norm"):
         load_recipe(DEMO, ["optimizer.clip_norm=5", "optimizer.clip_rows=true", change])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            ["data.accumulation=2", "head.phases=[{start: 5, sample_rate: 0.5}]"],
+            "head.sample_rate: got 0.5 with data.accumulation 2, wanted accumulation 1",
+        ),
+        (["data.accumulation=2", "head.fused_update=true"], "head.fused_update: got True with data.accumulation 2"),
+        (["log.suspect_degrees=75", "head.ranks=1"], "log.suspect_degrees: got 75.0 with head.ranks 1, wanted null"),
+        (["backbone.compile=true", "zero_stage=3"], "backbone.compile: got true with zero_stage 3, wanted 0, 1 or 2"),
+        (["log.metrics_client_ca=/ca.pem"], "log.metrics_client_ca: got /ca.pem without metrics_certificate, wanted"),
+        (["log.metrics_key=/k.pem"], "log.metrics_key: got /k.pem with metrics_certificate None, wanted both"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_refused(changes: list[str], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(DEMO, changes)
+    assert message in str(caught.value)
+
+
+def test_the_authors_gradient_goes_with_rows_of_length_one() -> None:
+    head = load_recipe(DEMO, ["head.margin={name: a_softmax, gradient: authors}", "head.unit_rows=true"]).head
+    assert head.margin == ASoftmax(gradient="authors")
 
 
 def test_every_fault_is_reported_at_once() -> None:
@@ -227,6 +255,7 @@ def test_every_key_is_described() -> None:
     command = [sys.executable, "-c", "from pipeline.recipe.file import describe_recipe; print(describe_recipe())"]
     text = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert "None" not in text
+    assert "  head.margin.name (" not in text, "it is described with the choice"
     keys = ("seed", "data.shards", "data.augment[].probability", "head.margin.lambda_gamma", "head.phases[].start")
     for key in (*keys, "log.metrics_port"):
         assert key in text

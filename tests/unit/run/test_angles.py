@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from pathlib import Path
 
@@ -60,6 +61,10 @@ def test_epochs_without_a_file_are_passed_over(tmp_path: Path) -> None:
     means = kept.means(1)
     assert (means[ORDER.batch(3)] == 0.5).all()
     assert np.isnan(means).sum() == 18
+    assert np.isnan(kept.means(1 + EPOCHS)).all(), "an older one does not count"
+    (file,) = (tmp_path / "cosines").iterdir()
+    os.truncate(file, file.stat().st_size - 2)  # as a full disk leaves it
+    assert np.isnan(kept.means(1)).all()
 
 
 def test_a_disk_that_takes_nothing_is_named(tmp_path: Path) -> None:
@@ -73,6 +78,7 @@ def test_suspects_are_listed_by_angle_and_clean_leaves_them_out(tmp_path: Path) 
     shards = ShardSet(folder)
     mean_cosine = np.full(16, 0.9, np.float32)
     mean_cosine[[3, 7, 11, 12]] = [0.2, -0.5, np.nan, np.cos(np.deg2rad(74.9))]
+    assert write_suspects(tmp_path / "none.tsv", shards, np.zeros(16, np.float32), 90) == 0, "above it, not at it"
     assert write_suspects(tmp_path / "suspects.tsv", shards, mean_cosine, 75) == 2
     digest = shards.manifest.digest
     assert read_suspects(tmp_path / "suspects.tsv", digest) == [(7, 120.0), (3, 78.5)]

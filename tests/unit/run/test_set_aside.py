@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,14 @@ def test_all_of_later_steps_is_moved_and_said(tmp_path: Path, caplog: pytest.Log
     assert caplog.messages == [f"{tmp_path}: {said}{', best.json' if best == 15 else ''}"]
 
 
+def test_that_it_is_gone_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_steps(tmp_path, 0, 5, 10)
+    synced: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    set_aside(tmp_path, 5)
+    assert tmp_path in synced
+
+
 def test_each_time_has_a_folder_and_without_later_steps_there_is_none(tmp_path: Path) -> None:
     save_steps(tmp_path, 0, 5, 10)
     assert set_aside(tmp_path, 10) == []
@@ -65,6 +75,27 @@ def test_each_time_has_a_folder_and_without_later_steps_there_is_none(tmp_path: 
     assert set_aside(tmp_path, 5) == []
     assert sorted(place.name for place in RunFolder(tmp_path).left.iterdir()) == ["1", "2", "3"]
     assert RunFolder(tmp_path).results_after(0) == []
+
+
+@pytest.mark.parametrize("most", [6, 7])
+def test_a_kill_in_mid_way_leaves_no_gap_among_checkpoints_and_no_result_of_a_lost_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    save_steps(tmp_path, 0, 5, 10, 15)
+    evaluate_steps(tmp_path, 15)
+    moved: list[Path] = []
+
+    def rename(path: Path, target: Path, real: Callable[[Path, Path], Path] = Path.rename) -> Path:
+        if len(moved) == most:
+            raise KeyboardInterrupt
+        moved.append(path)
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(KeyboardInterrupt):
+        set_aside(tmp_path, 5)
+    assert complete_steps(tmp_path) == ([0, 5, 10, 15] if most == 6 else [0, 5, 10])
+    assert RunFolder(tmp_path).results_after(5) == []
 
 
 def test_what_cannot_be_moved_is_named(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ import importlib.util
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -21,7 +23,9 @@ from pipeline.shards.index import open_index
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.one_tar import Written
 from pipeline.shards.plan import make_plan, permutation, samples_in
+from pipeline.shards.progress import Endpoint, progress_of
 from pipeline.shards.sources.folder import scan_folder
+from tests.ports import free_port
 from tests.shards import HEIGHT, WIDTH, extracted, made, plan_of, snapshot, write_people
 
 
@@ -146,6 +150,17 @@ def test_progress_counts_every_file(faces: Path, tmp_path: Path) -> None:
         counted = tuple(map(sum, zip(*seen, strict=True)))
         assert counted == (28, sum(tar.bytes for tar in manifest.tars), manifest.set_aside)
         assert counted[2] == 1
+
+
+def test_progress_is_served_with_what_was_set_aside() -> None:
+    port = free_port()
+    with progress_of(40, Endpoint(port, "127.0.0.1", "faces", 2)) as progress:
+        for written in (Written(30, 1000, 1), Written(9, 500, 2)):
+            progress(written)
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
+            served = answer.read().decode()
+    for name, value in (("samples_to_shard", 40), ("sharded_samples_total", 39), ("set_aside_samples_total", 3)):
+        assert re.search(rf"^spherescale_{name}{{[^}}]*}} {value}(\.0)?$", served, re.MULTILINE), name
 
 
 def test_tars_have_about_the_size_that_is_asked_for(faces: Path, tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.shards.build import make_shards
+from pipeline.shards.loss import TooManyRejectedError, check_loss, summary
 from pipeline.shards.page import histogram, reasons, write_page
 from pipeline.shards.plan import make_plan
 from pipeline.shards.sources import SetAside
@@ -40,6 +42,14 @@ def test_reasons_that_differ_in_numbers_are_one() -> None:
         SetAside("c", "empty file"),
     ]
     assert reasons(listed) == [(2, "wrong size: … wanted 3x4", "a"), (1, "empty file", "c")]
+
+
+def test_a_summary_has_three_reasons_each_with_its_first_path_and_a_limit_may_be_reached() -> None:
+    listed = [SetAside("a\nb", "cut", 2), SetAside("c", "cut"), *(SetAside(f"d{n}", f"odd {n}", 0) for n in "123")]
+    assert summary(listed) == r"3 cut (a\nb); 1 odd 1 (d1); 1 odd 2 (d2); and 1 other reasons"
+    check_loss("faces", 27, listed, 0.1)
+    with pytest.raises(TooManyRejectedError, match=r"faces: 3 of 29 samples set aside \(10.3%\), wanted at most 10.0%"):
+        check_loss("faces", 26, listed, 0.1)
 
 
 def test_the_page_shows_the_set(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ from pipeline.shards import claim, one_tar
 from pipeline.shards.build import make_shards
 from pipeline.shards.claim import LISTING
 from pipeline.shards.index import open_index
-from pipeline.shards.listing import Changes, changes
+from pipeline.shards.listing import Changes, changes, hashes_in, read_hashes, write_hashes
 from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.one_tar import Written
 from pipeline.shards.plan import PROGRESS, Plan, make_plan
+from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.sources.tar_folder import open_tars
 from pipeline.shards.workers import each_done
 from tests.shards import made, noise, plan_of, snapshot, write_people
@@ -100,6 +101,16 @@ def test_a_key_of_another_identity_has_changed() -> None:
     before = [("a", 1), ("a", 1), ("a", 2), ("b", 1), ("c", 1)]
     assert changes([("a", 1), ("a", 3), ("a", 2), ("b", 1), ("d", 1), ("d", 1)], before) == Changes(2, 1, 1)
     assert changes(before, before) == Changes(0, 0, 0)
+
+
+def test_the_names_of_a_listing_may_have_any_bytes(tmp_path: Path) -> None:
+    (tmp_path / "ann").mkdir()
+    for name in (b"Jos\xe9.jpg", "José.jpg".encode()):
+        (tmp_path / "ann" / os.fsdecode(name)).write_bytes(noise(1))
+    source = scan_folder(tmp_path)
+    write_hashes(tmp_path / "listing", source)
+    kept = list(read_hashes(tmp_path / "listing"))
+    assert kept == list(hashes_in(source)) and len(set(kept)) == 2
 
 
 def test_bytes_that_changed_inside_a_large_file_are_noticed(faces: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 
@@ -46,9 +46,64 @@ def test_a_worker_that_dies_is_named_not_waited_for() -> None:
         list(each_done(partial(die_at, 3), range(20), 2))
 
 
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def pids_in(folder: Path) -> set[int]:
+    return {int(path.name.split("-")[1]) for path in folder.iterdir()}
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 def note_and_wait(folder: Path, job: int) -> None:
     (folder / f"{job}-{os.getpid()}").touch()
     time.sleep(0.05)
+
+
+def hold(folder: Path, job: int) -> None:
+    """The second is in the midst of something when the first is done."""
+    if job == 0:
+        until((folder / "held").exists)
+        return
+    (folder / "held").touch()
+    try:
+        time.sleep(60)
+    finally:
+        (folder / "held").unlink()
+
+
+def test_a_worker_that_is_ended_leaves_nothing_half_done(tmp_path: Path) -> None:
+    results = each_done(partial(hold, tmp_path), [0, 1], 2)
+    next(results)
+    assert isinstance(results, Generator)
+    results.close()
+    assert not (tmp_path / "held").exists()
+
+
+def test_workers_whose_parent_was_killed_end(tmp_path: Path) -> None:
+    parent = os.fork()
+    if not parent:
+        try:
+            list(each_done(partial(note_and_wait, tmp_path), range(10_000), 2))
+        finally:
+            os._exit(0)
+    until(lambda: len(pids_in(tmp_path)) == 2)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    try:
+        until(lambda: not any(map(lives, pids_in(tmp_path))))
+    finally:
+        for pid in filter(lives, pids_in(tmp_path)):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_closing_the_results_ends_the_workers(tmp_path: Path) -> None:
@@ -56,7 +111,7 @@ def test_closing_the_results_ends_the_workers(tmp_path: Path) -> None:
     next(results)
     assert isinstance(results, Generator)
     results.close()
-    pids = {int(p.name.split("-")[1]) for p in tmp_path.iterdir()}
+    pids = pids_in(tmp_path)
     assert pids
     for pid in pids:
         with pytest.raises(ProcessLookupError):

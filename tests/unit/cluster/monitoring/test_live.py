@@ -125,13 +125,29 @@ def test_a_prometheus_whose_port_is_in_use_takes_another(tmp_path: Path) -> None
 
 def test_a_prometheus_that_does_not_start_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "prometheus"
-    program.write_text("#!/bin/sh\necho lock DB directory: resource temporarily unavailable >&2\nexit 1\n")
+    lines = ('echo "$@" >&2', "echo lock DB directory: resource temporarily unavailable >&2", "exit 1")
+    program.write_text("\n".join(["#!/bin/sh", *lines]))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     run = tmp_path / "run"
     run.mkdir()
     with pytest.raises(live.MonitorError, match="did not start: lock DB directory"), live.prometheus(run, 0):
         pass
+    asked = (run / "prometheus.log").read_text().split()
+    assert "--storage.tsdb.retention.time=1y" in asked, "a run may take months"
+
+
+def test_a_path_with_any_signs_is_that_of_the_configuration(tmp_path: Path) -> None:
+    ca = tmp_path / 'my: "authority" #1.pem'
+    live.configure(tmp_path, ca)
+    (scraped,) = yaml.safe_load((tmp_path / "prometheus.yml").read_text())["scrape_configs"]
+    assert scraped["tls_config"] == {"ca_file": str(ca.resolve())}
+
+
+def test_a_runbook_in_another_form_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runbooks.md").write_text("# Runbooks\n\n## RankGone\n\nA rank is gone.\n")
+    with pytest.raises(ValueError, match="runbooks: got '## RankGone', wanted a meaning, what the query shows"):
+        read_runbooks(tmp_path / "runbooks.md")
 
 
 def test_a_prometheus_that_neither_answers_nor_ends_is_given_up_and_killed(

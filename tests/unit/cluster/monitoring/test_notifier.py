@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from cluster.monitoring import live, notifier
-from cluster.monitoring.notifier import Notifier, notifying
+from cluster.monitoring.notifier import Alert, Notifier, notifying
 from cluster.telemetry import Telemetry
 from tests.faces import ROOT
 from tests.unit.cluster.monitoring.test_monitoring import needs_prometheus, wait_for
@@ -171,6 +171,24 @@ def test_without_an_answer_of_prometheus_no_alert_ends(peer: Peer, capsys: pytes
     sender.look()
     assert [states(body) for body in peer.received] == [("firing", {"0": "firing"})]
     assert capsys.readouterr().err.startswith("monitor: Prometheus: <urlopen error")
+
+
+def test_an_answer_of_another_kind_is_reported_and_ends_no_alert(
+    peer: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving() as prometheus:
+        sender = Notifier(peer.url, prometheus.url, "http://page")
+        prometheus.alerts = [alert(0)]
+        sender.look()
+        prometheus.alerts = [{}]
+        sender.look()
+    assert [states(body) for body in peer.received] == [("firing", {"0": "firing"})]
+    assert capsys.readouterr().err.startswith("monitor: Prometheus: 'state'; trying again")
+
+
+def test_an_alert_is_the_same_in_whatever_order_its_labels_come() -> None:
+    one, same, other = (Alert(labels, {}, "") for labels in ({"a": "1", "b": "2"}, {"b": "2", "a": "1"}, {"a": "1"}))
+    assert one.fingerprint == same.fingerprint != other.fingerprint
 
 
 @pytest.mark.parametrize("url", ["example.com/hook", "file:///etc/passwd", "https://"])

@@ -39,5 +39,6 @@ def test_loose_crops_give_the_features_of_their_faces(tmp_path: Path) -> None:
     ]
     assert aligned_files(tmp_path / "loose", names, points, SIZE, 1).digest == loose.digest
     assert aligned_files(tmp_path / "loose", names, points + 1, SIZE, 1).digest != loose.digest
+    assert aligned_files(tmp_path / "loose", names, points, (112, 112), 1).digest != loose.digest
     with pytest.raises(ValueError, match=r"size: got 32x32, wanted 112x96 or 112x112"):
         aligned_files(tmp_path / "loose", names, points, (32, 32), 1)

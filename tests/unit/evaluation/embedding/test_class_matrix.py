@@ -17,7 +17,7 @@ BACKBONE = IR(18, 4, (16, 16)).state_dict()
 SHAPES: dict[str, Any] = {
     "arcface_torch": {"state_dict_backbone": BACKBONE, "state_dict_softmax_fc": {"weight": ROWS_CD}, "epoch": 3},
     "a tensor": ROWS_CD,
-    "opensphere": {"backbone": BACKBONE, "head": {"w": ROWS_CD}},
+    "opensphere": {"backbone": BACKBONE, "head": {"w": ROWS_CD, "norm.weight": torch.ones(4)}},
     "opensphere's checkpoint": {"model": {"backbone": BACKBONE, "head": {"w": ROWS_CD}}, "step": 7},
     "AdaFace": {"state_dict": {f"model.{k}": v for k, v in BACKBONE.items()} | {"head.kernel": ROWS_CD.T}},
     "facenet-pytorch": {

@@ -1,6 +1,7 @@
 """Embedding: the features of the paper, from files, leaving the network as it was; and what goes wrong with files."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,6 +103,9 @@ def test_a_folder_of_frames_has_the_mean_of_its_features(faces: tuple[Path, list
     alone = [slow_features(tiny_backbone(), folder / name) for name in names]
     expected = [alone[3], (alone[0] + alone[1] + alone[2]) / 3, alone[5]]
     np.testing.assert_allclose(found, expected, atol=1e-5)
+    (folder / "video/0/1.png").write_bytes(b"no image")
+    kept = keep(folder / "kept", network(tiny_backbone()), image_files(folder, files), How(2))
+    np.testing.assert_allclose(means_of_frames(kept, counts)[1], (alone[0] + alone[2]) / 2, atol=1e-5)
 
 
 def test_a_broken_image_costs_itself_and_is_listed(faces: tuple[Path, list[str]], tmp_path: Path) -> None:
@@ -120,6 +124,29 @@ def test_a_broken_image_costs_itself_and_is_listed(faces: tuple[Path, list[str]]
         f"3 of 7 images left out: {names[4]} cannot be decoded, {names[5]} is 8 × 12, {names[6]} cannot be read: "
         "wanted images 12 high and 8 wide"
     ]
+
+
+def test_what_a_network_makes_of_the_place_of_a_broken_image_is_no_matter(faces: tuple[Path, list[str]]) -> None:
+    """The place is black, of which a network that divides by the deviation of its pixels makes NaN."""
+
+    class Standardised(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            pixels = images.flatten(1)
+            return (pixels - pixels.mean(1, keepdim=True)) / pixels.std(1, keepdim=True)
+
+    folder, names = faces
+    (folder / names[1]).write_bytes(b"no image")
+    rows = embed_files(Standardised(), folder, names)
+    assert np.isnan(rows).all(axis=1).tolist() == [name == names[1] for name in names]
+
+
+def test_a_kept_part_that_is_not_of_these_images_is_made_again(faces: tuple[Path, list[str]], tmp_path: Path) -> None:
+    images, source = image_files(*faces), network(tiny_backbone())
+    whole = np.array(keep(tmp_path / "kept", source, images, How()).parts[0])
+    (file,) = (tmp_path / "kept").rglob("*.npy")
+    for wrong in (whole[:3], whole.astype(np.float64), whole[0]):
+        np.save(file, wrong)
+        np.testing.assert_array_equal(keep(tmp_path / "kept", source, images, How()).parts[0], whole)
 
 
 @pytest.mark.parametrize("lost", [0, 1, 2])
@@ -171,6 +198,8 @@ def test_crops_of_the_other_published_size_are_fitted(tmp_path: Path) -> None:
         "images of 112 × 112 for a network of 112 × 96: 8 columns are cut off each side",
         "1 of 5 images left out: 3.png is 112 × 96: wanted images 112 high and 112 wide",
     ]
+    larger = Network("tiny", "", 0, nn.Flatten(), (112, 112))  # with the same weights
+    assert keep(tmp_path / "kept", larger, images, How()).parts[0].shape[1] == 2 * 3 * 112 * 112
 
 
 def test_no_image_at_all_is_refused(faces: tuple[Path, list[str]], tmp_path: Path) -> None:
@@ -199,6 +228,8 @@ def test_a_part_of_a_list_reads_its_own_images(faces: tuple[Path, list[str]]) ->
     assert list(part.names) == names[2:5]
     assert [image.tobytes() for image in part.read(slice(1, 3))] == [(folder / n).read_bytes() for n in names[3:5]]
     assert isinstance(part, ImageList)
+    (first,) = part.part(1, 3).first(1)
+    assert first.tobytes() == (folder / names[0]).read_bytes(), "of the whole list, however small the part"
 
 
 def test_the_digest_of_files_sees_a_change_whatever_their_names(tmp_path: Path) -> None:
@@ -206,6 +237,11 @@ def test_the_digest_of_files_sees_a_change_whatever_their_names(tmp_path: Path) 
     (tmp_path / odd).write_bytes(b"one")
     before = image_files(tmp_path, [odd, "absent.jpg"]).digest
     assert image_files(tmp_path, [odd, "absent.jpg"]).digest == before
+    (tmp_path / "copy").mkdir()
+    shutil.copy2(tmp_path / odd, tmp_path / "copy" / odd)
+    assert image_files(tmp_path / "copy", [odd, "absent.jpg"]).digest != before
+    os.utime(tmp_path / odd, ns=(0, 0))
+    assert image_files(tmp_path, [odd, "absent.jpg"]).digest != before, "of the same size, but written again"
     (tmp_path / odd).write_bytes(b"other")
     assert image_files(tmp_path, [odd, "absent.jpg"]).digest != before
 

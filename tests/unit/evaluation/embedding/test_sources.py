@@ -213,7 +213,11 @@ def test_embeddings_are_found_by_path(tmp_path: Path, faces: tuple[Path, list[st
     else:  # as two ranks write them
         write_embeddings(file / "part-00000.parquet", shuffled[:3], [rows[:3]], {})
         write_embeddings(file / "part-00001.parquet", shuffled[3:], [rows[3:]], {})
-        before = load_table(file).digest
+        before, listed = load_table(file).digest, sorted(file.glob("*.parquet"))
+        for order in (listed, listed[::-1]):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Path, "glob", lambda *_, order=order: order)
+                assert load_table(file).digest == before, "in whatever order a disk lists them"
         write_embeddings(file / "part-00001.parquet", shuffled[3:], [rows[3:] + 1], {})
         assert load_table(file).digest != before
         write_embeddings(file / "part-00001.parquet", shuffled[3:], [rows[3:]], {})
@@ -230,6 +234,7 @@ def test_embeddings_are_found_by_path(tmp_path: Path, faces: tuple[Path, list[st
             {"paths": np.array(["a", "b"]), "embeddings": np.ones((1, 3))},
             r"got 2 paths and embeddings float64",
         ),
+        ({"paths": np.array(["a"]), "embeddings": np.ones((1, 3), np.int32)}, r"got 1 paths and embeddings int32"),
         ({"paths": np.array(["a", "a"]), "embeddings": np.ones((2, 3))}, r"got 1 paths twice"),
         ({"paths": np.array(["a"]), "embeddings": np.full((1, 3), np.inf)}, r"got embeddings that are not finite"),
         ({"paths": np.array(["a"]), "embeddings": np.array([[object()]])}, r"not a file of embeddings"),

@@ -54,7 +54,7 @@ def test_every_form_of_a_list_is_read(folder: Path) -> None:
     lines = "".join(f"{path}\t{person}\n" for path, person in zip(PATHS, people, strict=True))
     lists = [
         write(folder, "list.txt", "\ufeff" + lines + "\n"),
-        write(folder, "features_list.json_1000000_1", json.dumps({"id": people, "path": PATHS})),
+        write(folder, "features_list.json_1000000_1", "\n " + json.dumps({"id": people, "path": PATHS})),
         write_matlab(folder, probe_set=column(PATHS), probe_ids=column(list(people))),
     ]
     found = [read_faces(folder, file) for file in lists]
@@ -69,11 +69,16 @@ def test_every_form_of_a_list_is_read(folder: Path) -> None:
         assert faces.digest != found[0].digest
 
 
+def test_a_list_may_begin_with_images_that_are_gone(folder: Path) -> None:
+    assert read_faces(folder, write(folder, "list", "gone.jpg\n3.jpg\n")).paths == ("gone.jpg", "3.jpg")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", r"list: got no images, wanted some"),
         ("a.jpg\tann\nb.jpg\n", r"list: got \['b.jpg'\], wanted path, tab, person in each line"),
+        ("a.jpg\t\n", r"list: got \['a.jpg', ''\], wanted path, tab, person in each line"),
         ("a.jpg\nb.jpg\tbob\n", r"list: got \['b.jpg', 'bob'\], wanted a path in each line"),
         ("a.jpg\nb.jpg\n", r"list: names a.jpg and 1 more, wanted images below .*faces"),
         ('{"paths": []}', r"list: KeyError\('path'\), wanted"),
@@ -100,7 +105,7 @@ def test_a_faulty_matlab_file_is_named(folder: Path) -> None:
 
 def test_noise_is_named_by_a_file_or_by_the_end_of_a_path(tmp_path: Path) -> None:
     (tmp_path / "facescrub").write_text("# noise\nann 1.png\n\nbob_2.png\n")
-    (tmp_path / "megaface").write_text("0.9\t100/100@N/3.jpg\n")
+    (tmp_path / "megaface").write_text("0.9\t100/100@N/3.jpg\tblurred\n")
     noise = read_noise([tmp_path / "facescrub", tmp_path / "megaface"])
     assert noise == {"ann 1.png", "bob_2.png", "100/100@N/3.jpg"}
     paths = [

@@ -16,10 +16,13 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_a_group_is_of_an_image_or_of_a_person(tmp_path: Path) -> None:
-    file = write(tmp_path, "\ufeffpath\tnote\tgroup\r\nann\t\tyoung\r\nann/2.jpg\tlater\told\r\nbob\t\told\r\n")
+    file = write(
+        tmp_path, '\ufeffpath\tnote\tgroup\r\nann\t\tyoung\r\nann/2.jpg\tlater\told\r\nbob\t\told\r\n"dan"\t\told\r\n'
+    )
     found = read_groups(file, IMAGES)
     assert found.names == ["old", "young"]
     assert found.numbers(IMAGES).tolist() == [1, 0, 0, NO_GROUP]
+    assert found.numbers(['"dan"/1.jpg']).tolist() == [0], "a name may have quotes"
     other = write(tmp_path, "path\tgroup\nann\tyoung\n")
     assert read_groups(other, IMAGES).sha256 != found.sha256
 

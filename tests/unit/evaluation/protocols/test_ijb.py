@@ -41,6 +41,8 @@ def test_points_and_scores_are_found_by_image(tmp_path: Path) -> None:
     two = found.of(np.array(["2.jpg", "a b.jpg", "2.jpg"]))
     assert two.scores.tolist() == [0.25, 0.9, 0.25]
     assert two.points[1].tolist() == [[1, 2], [3, 4], [5, 6], [7, 8], [9, 10.5]]
+    twice = read_detections(write(tmp_path, "twice", f"2.jpg {POINTS} 1\n2.jpg {POINTS} 1\n"))
+    assert twice.of(np.array(["2.jpg"])).scores.tolist() == [1], "one face that is listed twice is one"
     with pytest.raises(ValueError, match=r"points: got no line of 3.jpg and 1 more, wanted one for each"):
         found.of(np.array(["3.jpg", "2.jpg", "4.jpg"]))
 
@@ -93,8 +95,18 @@ def test_a_protocol_has_the_galleries_of_its_set(meta: Path) -> None:
     write(meta, "ijbb_name_5pts_score.txt", f"1.jpg {POINTS} 1\n")
     assert read_protocol(meta, "ijbb").detections is not None
     assert read_protocol(meta, "ijbb").digest == found.digest
-    write(meta, "ijbb_template_pair_label.txt", "1 2 1\n1 4 0\n")
-    assert read_protocol(meta, "ijbb").digest != found.digest
+    digests = {found.digest}
+    for name, text in (
+        ("ijbb_template_pair_label.txt", "1 2 1\n1 4 0\n"),
+        ("ijbb_1N_gallery_S2.csv", "TEMPLATE_ID,SUBJECT_ID\n4,30\n"),
+        ("ijbb_1N_probe_mixed.csv", "TEMPLATE_ID,SUBJECT_ID\n2,10\n"),
+    ):
+        write(meta, name, text)
+        digests.add(read_protocol(meta, "ijbb").digest)
+    assert len(digests) == 4
+    write(meta, "ijbb_1N_probe_mixed.csv", "TEMPLATE_ID,SUBJECT_ID\n8,10\n")
+    with pytest.raises(ValueError, match=r"probe_mixed.csv: template 8: got no images"):
+        read_protocol(meta, "ijbb")
 
 
 def test_what_is_missing_is_said_and_a_template_without_images_is_refused(meta: Path) -> None:

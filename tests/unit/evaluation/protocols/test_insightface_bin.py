@@ -187,6 +187,20 @@ def test_a_large_image_that_is_named_often_is_held_once(tmp_path: Path) -> None:
     assert len(list((tmp_path / "images").rglob("*.jpg"))) == 1
 
 
+def test_a_type_of_several_fields_is_refused(tmp_path: Path) -> None:
+    data = pickle.dumps((SET[0], np.array([1, 0, 1, 0], np.uint8)), 0).replace(b"Vu1\n", b"Vu1,O\n")
+    (tmp_path / "set.bin").write_bytes(data)
+    with pytest.raises(ValueError, match=r"got a NumPy type 'u1,O', wanted booleans or whole numbers"):
+        read_bin(tmp_path / "set.bin")
+
+
+def test_an_image_has_the_ending_of_its_kind(tmp_path: Path) -> None:
+    images = [b"\x89PNG 1", b"\xff\xd8 2"]
+    extract(BinSet(images, [True]), tmp_path)
+    found = {path.suffix: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    assert found == {".png": images[0], ".jpg": images[1]}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -196,6 +210,7 @@ def test_a_large_image_that_is_named_often_is_held_once(tmp_path: Path) -> None:
         ((SET[0], [b"x"] * 4), r"got bytes among the flags, wanted booleans, 0 or 1"),
         ((SET[0], [1, 0, 2, 0]), r"got the flag 2, wanted a boolean, 0 or 1"),
         ((SET[0], np.array([0.5])), r"got a NumPy type 'f8', wanted booleans or whole numbers"),
+        (([*SET[0][:7], np.zeros(4, np.int16)], FLAGS), r"got Array among the images, wanted encoded images"),
         ({"a": 1}, r"got opcode EMPTY_DICT"),
     ],
 )

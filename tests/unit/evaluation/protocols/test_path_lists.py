@@ -40,6 +40,8 @@ def test_people_are_found_in_paths(tmp_path: Path) -> None:
     assert rows[1] == Row("1", "12_Maria Callas_35_f.jpg", "1_Ann_30_f.jpg", False, "Maria Callas", "Ann")
     with pytest.raises(ValueError, match=r"list.txt: person: got 1_Ann_30_f.jpg, wanted a name in it where x\(\.\)"):
         list_rows(write(tmp_path, ["x1.jpg 1_Ann_30_f.jpg 0"]), re.compile("x(.)"))
+    with pytest.raises(ValueError, match=r"list.txt: person: got 2.jpg, wanted a name in it"):
+        list_rows(write(tmp_path, ["x1.jpg 2.jpg 0"]), re.compile(r"(x)?\d"))
 
 
 def test_an_image_a_line_with_folds_of_the_same_pairs_only(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.evaluation.scoring.draws import Draws, effective_people
+from pipeline.evaluation.scoring.draws import Draws, effective_people, of_rates
 
 PEOPLE = np.array([[0.70, 0.5], [0.74, 0.5], [0.66, 0.5], [0.78, 0.5]])
 PAIRS = np.array([[0.72, 0.5], [0.74, 0.5]])
@@ -40,6 +40,11 @@ def test_at_0_and_at_1_the_interval_is_the_exact_one(people: int, confidence: fl
     assert (never[0], always[1]) == (0, 1)
     assert math.prod([1 - never[1]] * people) == pytest.approx(tail)  # the chance of no hit in so many trials
     assert math.prod([always[0]] * people) == pytest.approx(tail)  # the chance of nothing but hits
+
+
+def test_at_0_and_at_1_an_interval_of_the_draws_that_is_wider_stays() -> None:
+    found = of_rates(np.array([1.0, 0.0]), np.array([[0.3, 1.0], [0.0, 0.8]]), np.full(2, 9.0), 0.95)
+    assert found.tolist() == [[0.3, 1], [0, 0.8]]
 
 
 def test_a_rate_stays_within_0_and_1_and_a_difference_need_not() -> None:

@@ -30,5 +30,6 @@ def test_a_rule_equals_its_words(letters: str) -> None:
 def test_a_rule_has_its_letters() -> None:
     assert [str(Fusion.of(letters)) for letters in RULES] == RULES
     assert str(Fusion()) == "N1D0F1"
-    with pytest.raises(ValueError, match=r"fusion: got 'N1D1F3', wanted letters such as N1D1F2"):
-        Fusion.of("N1D1F3")
+    for wrong in ("N1D1F3", "N1D1F12"):
+        with pytest.raises(ValueError, match=rf"fusion: got '{wrong}', wanted letters such as N1D1F2"):
+            Fusion.of(wrong)

@@ -32,6 +32,17 @@ def test_closed_and_open_set_rates_equal_a_loop(seed: int) -> None:
     assert 0 < opened[1].tpir.value < opened[0].tpir.value < closed[0].value < 1
 
 
+def test_a_mate_must_exceed_the_alarm_that_must_be_rejected_and_probes_are_drawn_with_their_people() -> None:
+    """One person searched four times: twice nearer than the stranger's false alarm, once as near, once found last."""
+    gallery = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
+    probes = np.array([[5, 0, 1], [3, 0, 1], [1, 0, 1], [0, 1, 0.5], [0, 1, 1]], np.float32)
+    draws = search_gallery(probes, np.array([0, 0, 0, 0, 7]), [gallery], np.array([0, 1]), 1, (), 9)
+    assert draws.value_K.tolist() == [0.75] and set(draws.people_BK.ravel().tolist()) == {0.75}
+    strangers = np.concatenate([probes, probes[4:]])
+    found = search_gallery(strangers, np.array([0, 0, 0, 0, 7, 8]), [gallery], np.array([0, 1]), 1, (0.5,), 9)
+    assert found.value_K.tolist() == [0.75, 0.5]
+
+
 def test_a_closed_set_has_no_open_rates_and_a_gallery_of_others_no_rates() -> None:
     rows = np.eye(3, dtype=np.float32)
     closed, opened = search_rates(search_gallery(rows, np.arange(3), [rows], np.arange(3), 2, (), 5), ())

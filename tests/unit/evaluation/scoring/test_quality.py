@@ -21,7 +21,7 @@ def at(threshold: float | None) -> TarAtFar:
     return TarAtFar(far=0.01, tar=Rate(value=0, low=0, high=0), threshold=threshold)
 
 
-@pytest.mark.parametrize("count", [20, 59, 300])
+@pytest.mark.parametrize("count", [20, 59, 135, 300])
 def test_the_curve_equals_removing_the_worst_pairs_one_by_one(count: int) -> None:
     pairs, quality = make(count)
     found = reject_curve(pairs, quality, at(0.4))
@@ -32,6 +32,11 @@ def test_the_curve_equals_removing_the_worst_pairs_one_by_one(count: int) -> Non
             left.remove(min(left))
         assert fnmr == sum(score < 0.4 for _, score in left) / len(left)
     assert found.fnmr[0] > found.fnmr[15]  # these qualities are worth something
+
+
+def test_a_score_at_the_threshold_is_accepted() -> None:
+    pairs, quality = make(30)
+    assert reject_curve(pairs, quality, at(float(pairs.scores[pairs.same].min()))).fnmr[0] == 0
 
 
 def test_without_a_threshold_everybody_is_rejected() -> None:

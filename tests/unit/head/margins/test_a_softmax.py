@@ -25,5 +25,6 @@ def test_lambda_is_the_authors_schedule() -> None:
     assert ASoftmax().lambda_at(0) == pytest.approx(1363.636, abs=1e-3)
     assert ASoftmax().lambda_at(9) == pytest.approx(1500 / 2)
     assert ASoftmax().lambda_at(10**6) == 5 == ASoftmax().lambda_floor
+    assert ASoftmax(lambda_max=5, lambda_min=5).lambda_at(0) == 5
     # the released solver: base 1000, γ 0.12, power 1
     assert ASoftmax(lambda_max=1000, lambda_min=5, lambda_gamma=0.12).lambda_at(0) == pytest.approx(892.857, abs=1e-3)

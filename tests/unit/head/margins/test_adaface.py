@@ -46,6 +46,18 @@ def test_an_image_of_the_highest_quality_has_twice_the_margin_and_an_angle_back(
     torch.testing.assert_close(got, 10 * ((theta - 0.3).clamp(min=0).cos() - 0.6))
 
 
+def test_norms_without_a_deviation_are_told_apart_as_in_the_authors_code() -> None:
+    """Which adds 1e-3 to it: half of that above the mean is a quality of 0.5 · 0.5. Norms are held within bounds."""
+    deviation = torch.tensor(0.0)
+    for norm, mean, quality in ((7.0005, 7.0, 0.25), (1e-9, 2e-3, -0.5), (1e9, 99.9995, 0.25)):
+        got = MARGIN.target_logit(
+            target(norm), None, {"mean": torch.tensor(mean, dtype=torch.float64), "deviation": deviation}
+        )
+        theta = torch.arccos(target(norm).cosine_G)
+        wanted = 10 * ((theta - 0.3 * quality).clamp(max=torch.pi).cos() - 0.3 * (1 + quality))
+        torch.testing.assert_close(got[2:-2], wanted[2:-2], rtol=1e-4, atol=1e-4)
+
+
 def test_the_quality_has_no_gradient() -> None:
     x = (torch.tensor([[3.0, 4.0]], dtype=torch.float64)).requires_grad_()
     rows = torch.tensor([[1.0, 0.5]], dtype=torch.float64)

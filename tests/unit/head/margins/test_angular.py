@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline.head.margins.angular import extended_cosine, psi
+from pipeline.head.margins.angular import cosine, extended_cosine, psi, sine_ratio
 
 MULTIPLIERS = [1.0, 2.0, 3.0, 4.0, 1.5, 2.7]
 
@@ -81,6 +81,19 @@ def test_psi_gradient_at_the_poles_is_m_squared(m: float) -> None:
     psi(poles, m).sum().backward()
     assert poles.grad is not None
     torch.testing.assert_close(poles.grad, torch.full((2,), m * m))
+    (grad,) = torch.autograd.grad(extended_cosine(poles, m, torch.zeros(2)).sum(), poles)
+    torch.testing.assert_close(grad, poles.grad)  # with an angle for each sample, too
+
+
+def test_a_ratio_of_sines_is_bounded_where_only_the_lower_vanishes() -> None:
+    phi, theta = torch.tensor([0.5, 0.5, 1e-5]), torch.tensor([1e-7, 0.3, 1e-7])
+    wanted = torch.tensor([math.sin(0.5) / 1e-4, math.sin(0.5) / math.sin(0.3), 7.0])
+    torch.testing.assert_close(sine_ratio(phi, theta, limit=7.0), wanted)
+
+
+def test_no_cosine_rounds_beyond_one() -> None:
+    rows = torch.randn(2000, 64, generator=torch.Generator().manual_seed(0))
+    assert (cosine(rows, rows) <= 1).all() and (cosine(rows, -rows) >= -1).all()
 
 
 ANGLES = torch.tensor([-0.3, 0.0, 0.4, 0.9, 0.2, 0.5], dtype=torch.float64)

@@ -31,6 +31,7 @@ def test_a_class_is_hard_for_a_sample_if_it_is_nearer_than_the_target_with_its_m
 
 
 def test_t_follows_the_cosines_of_those_with_a_label() -> None:
+    assert MARGIN.initial_state() == {"t": 0}
     valid = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
     state = MARGIN.next_state({"t": torch.tensor(0.5, dtype=torch.float64)}, Observed(TARGETS_G, TARGETS_G, valid))
     assert float(state["t"]) == pytest.approx(0.75 * 0.5 + 0.25 * (0.9 - 0.95) / 2)

@@ -50,3 +50,4 @@ def test_both_terms_have_the_gradient_of_the_norm() -> None:
 def test_bounds_that_do_not_rise_are_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         MagFace(**keys)
+    assert MagFace(margin_low=0.5, margin_high=0.5).margin_high == 0.5  # one for all is a margin

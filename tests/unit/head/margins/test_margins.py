@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -11,13 +12,14 @@ from pydantic import ValidationError
 
 from pipeline.head.margins import MARGINS, Margin, State, Target
 from pipeline.head.margins.a_softmax import ASoftmax
-from pipeline.head.margins.arcface import ArcFace, Combined
+from pipeline.head.margins.arcface import ArcFace, Combined, CosFace
 from pipeline.head.margins.binary import BinaryMargin
 from pipeline.head.margins.curricularface import CurricularFace
-from pipeline.head.margins.elasticface import ElasticFaceArc
+from pipeline.head.margins.elasticface import ElasticFaceArc, ElasticFaceCos
 from pipeline.head.margins.magface import MagFace
 from pipeline.head.margins.softmax import ModifiedSoftmax
 from pipeline.head.margins.sphereface_r import SphereFaceR1
+from tests.faces import ROOT
 
 KEYS = {
     "softmax": set(),
@@ -58,6 +60,16 @@ def test_the_table_is_whole_and_a_margin_has_only_the_keys_that_it_reads() -> No
     assert set(KEYS) == {name for name in MARGINS if not name.startswith("toy_")}
     for name in KEYS:
         assert MARGINS.parse(name).name == name == MARGINS.parse({"name": name}).name
+
+
+def test_the_documentation_has_a_row_of_every_loss_with_its_paper_and_its_cost() -> None:
+    rows = re.findall(r"^\| (`.+)\|$", (ROOT / "docs" / "losses.md").read_text(), re.MULTILINE)
+    cells = [[cell.strip() for cell in row.split("|")] for row in rows if not row.startswith("`head.margin`")]
+    assert sorted(name for row in cells for name in re.findall(r"`(\w+)`", row[0])) == sorted(KEYS)
+    for names, paper, _, _, cost in cells:
+        assert re.search(r"20\d\d", paper), names
+        costs = re.findall(r"\d(?:\.\d\d)?", cost.partition(";")[0])
+        assert len(costs) == names.count("`") // 2, f"{names}: {cost}"
 
 
 @pytest.mark.parametrize("name", sorted(KEYS.keys() - OF_QUALITY))
@@ -102,6 +114,20 @@ def test_a_detached_margin_moves_the_value_and_not_the_gradient(name: str) -> No
 def test_the_margins_angle_is_that_of_its_target_logit(margin: Margin, wanted: float) -> None:
     got = margin.margin_angle(torch.tensor(1.2, dtype=torch.float64))
     assert float(got) == pytest.approx(wanted)
+
+
+def test_an_elastic_margin_is_the_plain_one_with_the_margin_that_is_drawn() -> None:
+    x, rows = pairs()
+    drawn_G = torch.tensor([0.0, 1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
+    for elastic, plain in (
+        (ElasticFaceArc(angle=0.3, deviation=0.1), lambda margin: ArcFace(angle=margin)),
+        (ElasticFaceCos(cosine=0.3, deviation=0.1), lambda margin: CosFace(cosine=margin)),
+    ):
+        got = elastic.target_logit(Target(x, rows, drawn_G), None, {})
+        for sample, number in enumerate(drawn_G.tolist()):
+            wanted = plain(0.3 + 0.1 * number).target_logit(Target(x, rows), None, {})
+            torch.testing.assert_close(got[sample], wanted[sample])
+    assert {name for name in KEYS if MARGINS[name].draws} == {"elasticface_arc", "elasticface_cos"}
 
 
 def test_only_a_softmax_has_a_lambda() -> None:

@@ -1,8 +1,11 @@
 """Zips of identity folders, whole and damaged."""
 
+import os
+import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.shards.images import SetAsideError
@@ -10,7 +13,7 @@ from pipeline.shards.manifest import ShardError
 from pipeline.shards.plan import make_plan
 from pipeline.shards.sources.detect import open_source
 from pipeline.shards.verify import verify
-from tests.shards import contents, made, noise, write_people
+from tests.shards import contents, made, noise, write_people, write_tar_of
 
 PEOPLE = ["佐藤 健", "ann", "ann"]
 
@@ -21,7 +24,8 @@ def write_zip(path: Path, method: int = zipfile.ZIP_DEFLATED) -> Path:
         for number, person in enumerate(PEOPLE):
             archive.writestr(f"faces/{person}/{number}.jpg", noise(number))
         archive.writestr("faces/README.md", b"hello")
-        archive.writestr("__MACOSX/faces/ann/._1.jpg", b"x")
+        for hidden in ("__MACOSX/faces/ann/._1.jpg", "__MACOSX/faces/ann/1.jpg", "faces/.trash/1.jpg"):
+            archive.writestr(hidden, b"x")
     return path
 
 
@@ -53,6 +57,19 @@ def test_the_set_of_a_zip_is_that_of_its_folders(tmp_path: Path) -> None:
     assert sets[0] == sets[1]
 
 
+def test_a_zip_is_as_old_as_its_file_and_its_digest_sees_names_and_places(tmp_path: Path) -> None:
+    digests = set()
+    for name, method in (("1", zipfile.ZIP_STORED), ("9", zipfile.ZIP_STORED), ("1", zipfile.ZIP_DEFLATED)):
+        data = write_zip(tmp_path / "a.zip", method).read_bytes()
+        (tmp_path / "a.zip").write_bytes(data.replace(b"faces/ann/1.jpg", f"faces/ann/{name}.jpg".encode()))
+        digests.add(open_source(tmp_path).digest())
+    assert len(digests) == 3
+    time.sleep(0.02)  # more than the file system's clock tick
+    write_zip(tmp_path / "b.zip")
+    a, b = ((tmp_path / name).stat().st_mtime for name in ("a.zip", "b.zip"))
+    assert open_source(tmp_path).modified(np.array([0, 5, 2, 3])) == pytest.approx([a, b, a, b], rel=0, abs=0.01)
+
+
 def test_a_damaged_image_is_set_aside(tmp_path: Path) -> None:
     for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         data = bytearray(write_zip(tmp_path / "faces.zip", method).read_bytes())
@@ -62,6 +79,18 @@ def test_a_damaged_image_is_set_aside(tmp_path: Path) -> None:
         with pytest.raises(SetAsideError, match="damaged in the archive: "):
             source.read(1)
         assert [source.read(number) for number in (0, 2)] == [noise(0), noise(2)]
+    data[data.index(b"faces/ann/1.jpg") + len(b"faces/ann/1.jpg")] = 0xFF  # no kind of deflated block
+    (tmp_path / "faces.zip").write_bytes(data)
+    with pytest.raises(SetAsideError, match="damaged in the archive: Error -3 while decompressing"):
+        open_source(tmp_path / "faces.zip").read(1)
+
+
+def test_an_image_that_the_archive_ends_in_is_set_aside(tmp_path: Path) -> None:
+    write_tar_of(tmp_path / "a.tar", [("ann/1.jpg", noise(1))])
+    source = open_source(tmp_path / "a.tar")
+    os.truncate(tmp_path / "a.tar", 512 + 40)
+    with pytest.raises(SetAsideError, match="truncated: the archive ends in it"):
+        source.read(0)
 
 
 def test_what_cannot_be_read_of_a_zip_has_its_reason(tmp_path: Path) -> None:
@@ -71,13 +100,15 @@ def test_what_cannot_be_read_of_a_zip_has_its_reason(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     listed = data.index("faces/佐藤 健/0.jpg".encode(), data.index(b"PK\1\2"))
     data[listed - 46 + 8] |= 1  # the flags of a file in the zip's list
+    data[data.index(b"faces/ann/1.jpg") - 30] ^= 1  # of the header before a file
     path.write_bytes(data)
     source = open_source(path)
     assert {path: reason for path, reason, _ in source.set_aside if path.endswith("jpg")} == {
         "faces/佐藤 健/0.jpg": "encrypted",
+        "faces/ann/1.jpg": "damaged: no header where the zip says",
         "faces/ann/3.jpg": "compressed with method 12: wanted stored or deflated",
     }
-    assert len(source.labels) == 2
+    assert len(source.labels) == 1
     path.write_bytes(data[:-30])
     with pytest.raises(ShardError, match=r"faces\.zip: not a whole zip: File is not a zip file"):
         open_source(path)

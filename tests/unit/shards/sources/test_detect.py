@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.shards.manifest import Manifest
+from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.plan import make_plan
 from pipeline.shards.sequential import make_set
 from pipeline.shards.sources import OneByOne, SetAside, detect
@@ -80,6 +80,16 @@ def test_a_kind_of_source_from_outside_becomes_a_set(tape: Path, tmp_path: Path)
     assert verify(tmp_path / "set", decode_every=1) == []
     assert contents(open_source(tmp_path / "set")) == dict(faces())
     assert source.reads == list(range(10)), "a sequential source is read once, in its own order"
+
+
+def test_folders_without_an_image_or_a_tar_are_identity_folders(tmp_path: Path) -> None:
+    (tmp_path / "ann").mkdir()
+    (tmp_path / "ann" / "notes.txt").touch()
+    with pytest.raises(ShardError, match="got 1 identity folders without images"):
+        open_source(tmp_path)
+    (tmp_path / "ann" / "album.tar").touch()
+    (tmp_path / "ann" / "1.jpg").write_bytes(noise(1))
+    assert contents(open_source(tmp_path)) == {"ann/1.jpg": ("ann", noise(1))}, "a tar beside an image is none of a set"
 
 
 @pytest.mark.parametrize("place", ["faces.tape", "."])

@@ -116,6 +116,9 @@ def test_cropping_keeps_the_middle_and_the_proportions() -> None:
     wide.save(buffer, "PNG")
     with Image.open(io.BytesIO(fit(buffer.getvalue(), 10, 10, "crop"))) as image:
         assert np.asarray(image).min() > 200
+    for way in ("crop", "stretch"):
+        with Image.open(io.BytesIO(fit(buffer.getvalue(), 10, 20, way))) as image:
+            assert image.size == (20, 10)
     with Image.open(io.BytesIO(fit(buffer.getvalue(), 10, 10, "stretch"))) as image:
         assert np.asarray(image, float).mean() == pytest.approx(255 / 4, abs=6)
 
@@ -137,7 +140,7 @@ def test_every_image_is_decoded_on_request(images: Path) -> None:
     data = bytearray(half_and_half(8, 8))
     data[data.index(b"IDAT") + 6] ^= 0xFF
     (images / "broken.png").write_bytes(data)
-    (images / "list.txt").write_text("my face 0.jpg 1\nbroken.png 1\n")
+    (images / "list.txt").write_text("my face 0.jpg 1\nbroken.png 1\ngone.jpg 1\n")
     source = open_source(images / "list.txt")
     manifests = [
         made(make_plan(one, images / name, seed=0, samples_per_tar=9, size=(8, 8)))
@@ -145,8 +148,8 @@ def test_every_image_is_decoded_on_request(images: Path) -> None:
     ]
     assert [manifest.samples for manifest in manifests] == [2, 1]
     assert manifests[1].made.source == "list, decoded"
-    ((path, reason),) = rejected(images / "pixels").items()
-    assert (path, reason.split(": ")[0]) == ("broken.png", "does not decode")
+    reasons = {path: reason.split(": ")[0] for path, reason in rejected(images / "pixels").items()}
+    assert reasons == {"broken.png": "does not decode", "gone.jpg": "unreadable"}
 
 
 def test_an_image_that_does_not_decode_is_set_aside() -> None:

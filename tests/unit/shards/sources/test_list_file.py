@@ -7,6 +7,7 @@ import pytest
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.plan import make_plan
 from pipeline.shards.sources.detect import open_source
+from pipeline.shards.sources.labels import sorted_identities
 from tests.shards import contents, made, noise
 
 
@@ -106,6 +107,7 @@ def test_folders_whose_names_differ_in_spelling_are_one_persons(
 def test_7_and_07_may_be_two_people(images: Path) -> None:
     (images / "l.txt").write_text("my face 0.jpg\t7\nmy face 1.jpg\t07\n")
     assert list(open_source(images / "l.txt").identities) == ["07", "7"]
+    assert sorted_identities(["10", "٩"])[0] == ["10", "٩"], "other digits are letters"
 
 
 def test_a_list_becomes_shards(images: Path) -> None:

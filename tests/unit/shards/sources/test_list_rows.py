@@ -12,6 +12,7 @@ from pipeline.shards.plan import make_plan
 from pipeline.shards.sources import Read
 from pipeline.shards.sources.columns import Columns
 from pipeline.shards.sources.detect import Options, open_source
+from pipeline.shards.sources.list_rows import of_cell, to_cell
 from tests.shards import contents, made, noise
 
 
@@ -52,6 +53,16 @@ def test_a_list_of_insightface_has_its_path_before_the_label(images: Path) -> No
     }
 
 
+def test_a_box_may_come_without_landmarks(images: Path) -> None:
+    ((_, one),) = read(images, "faces.lst", "0\tmy face 2.jpg\t7\t10\t20\t110\t130\n")
+    assert one.fields == {"box": [10, 20, 110, 130]}
+
+
+@pytest.mark.parametrize("value", ["ann", "7", "007", "[1]", "null", 'a "b"', 7, 0.5, [1, 2.5], None, True, ""])
+def test_a_cell_is_read_as_the_value_that_was_written(value: object) -> None:
+    assert of_cell(to_cell(value)) == value
+
+
 def test_a_packing_list_may_have_two_columns(images: Path) -> None:
     assert read(images, "faces.lst", "my face 0.jpg\tann\n") == [("ann", Read("my face 0.jpg", noise(0)))]
 
@@ -72,6 +83,11 @@ def test_a_table_has_a_header(images: Path, name: str, d: str, end: str, mark: s
     ]
 
 
+def test_a_blank_may_follow_a_delimiter(images: Path) -> None:
+    ((identity, _),) = read(images, "a.csv", 'path, label\nmy face 0.jpg, "Lee, Ann"\n')
+    assert identity == "Lee, Ann"
+
+
 def test_columns_may_be_named(images: Path) -> None:
     text = "label,who,shot,path\n1,ann,my face 0.jpg,x\n1,bob,my face 1.jpg,y\n"
     found = read(images, "a.csv", text, Columns("shot", "who"))
@@ -79,6 +95,8 @@ def test_columns_may_be_named(images: Path) -> None:
         ("ann", "my face 0.jpg", {"label": 1, "path": "x"}),
         ("bob", "my face 1.jpg", {"label": 1, "path": "y"}),
     ]
+    ((_, one),) = read(images, "b.csv", "path,label,image\nx,ann,my face 0.jpg\n")
+    assert (one.key, one.fields) == ("my face 0.jpg", {"path": "x"}), "an image comes before a path"
     with pytest.raises(ShardError, match=r"a\.csv: got columns label, who, shot, path, wanted image and pose \(--im"):
         read(images, "a.csv", text, Columns(label="pose"))
     with pytest.raises(ShardError, match=r"a\.csv: got columns my face 0\.jpg, ann, wanted image and label"):

@@ -4,6 +4,7 @@ import gzip
 import io
 import mmap
 import re
+import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
@@ -22,7 +23,7 @@ from pipeline.shards.sources.splits import Choice
 from pipeline.shards.sources.tar_folder import TarSource
 from pipeline.shards.sources.tar_headers import name_at, plain_samples
 from pipeline.shards.sources.tar_walk import TarSample, samples_of, split_name, walk
-from tests.shards import contents, noise
+from tests.shards import contents, noise, write_tar_of
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "pax": tarfile.PAX_FORMAT, "gnu": tarfile.GNU_FORMAT}
 
@@ -186,6 +187,36 @@ def test_tars_put_end_to_end_are_read_to_the_end(tmp_path: Path) -> None:
     source = open_source(tmp_path)
     assert [source.read(i) for i in range(3)] == [noise(n) for n in range(3)]
     assert source.set_aside == []
+
+
+def test_images_before_all_labels_are_joined_with_their_own(tmp_path: Path) -> None:
+    """Twice in one tar, as in two that were put end to end; and with an image whose name was there already."""
+    names = ["0.jpg", "1.jpg", "0.cls", "1.cls"]
+    members = [(name, noise(n) if name.endswith("jpg") else b"%d" % (n % 2)) for n, name in enumerate(names * 2)]
+    write_tar_of(tmp_path / "a.tar", members)
+    source = open_source(tmp_path / "a.tar")
+    assert [source.read(n) for n in range(4)] == [noise(n) for n in (0, 1, 4, 5)]
+    write_tar_of(tmp_path / "a.tar", [*members[:2], ("0.jpg", noise(9)), members[3], members[2]])
+    source = open_source(tmp_path / "a.tar")
+    assert [source.read(n) for n in range(2)] == [noise(0), noise(1)]
+    assert [one.reason for one in source.set_aside] == ["no label: wanted .cls"]
+
+
+def test_a_sparse_file_is_no_image(tmp_path: Path) -> None:
+    """Of GNU's tar, which leaves the holes out: its bytes do not lie where they seem to."""
+    with (tmp_path / "0.jpg").open("wb") as file:
+        file.truncate(1 << 18)
+        file.seek(0, 2)
+        file.write(noise(0))
+    note = b'{"note": "%s"}' % (b"x" * (1 << 18))  # so much follows that the file would seem to be there
+    for name, data in (("0.cls", b"7"), ("1.jpg", noise(1)), ("1.cls", b"8"), ("1.json", note)):
+        (tmp_path / name).write_bytes(data)
+    names = ["0.jpg", "0.cls", "1.jpg", "1.cls", "1.json"]
+    subprocess.run(["tar", "--sparse", "--format=gnu", "-cf", "a.tar", *names], cwd=tmp_path, check=True)
+    assert (tmp_path / "a.tar").stat().st_size < 1 << 19
+    source = open_source(tmp_path / "a.tar")
+    assert [source.read(n) for n in range(len(source.labels))] == [noise(1)]
+    assert [one.reason for one in source.set_aside] == ["no whole image: wanted .jpg or .png"]
 
 
 def test_tars_of_several_splits_want_a_choice(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pipeline.shards.plan import make_plan
 from pipeline.shards.sources import Source
 from pipeline.shards.sources.columns import Columns
 from pipeline.shards.sources.detect import Options, open_source
-from pipeline.shards.sources.splits import Choice
+from pipeline.shards.sources.splits import Choice, choose, split_pattern
 from tests.shards import contents, made, noise, write_tar_of
 
 Members = list[tuple[str, bytes]]
@@ -91,13 +91,14 @@ def test_a_sample_without_a_key_has_the_name_that_its_tar_gives_it(tmp_path: Pat
 
 def test_what_is_no_label_costs_its_sample_only(tmp_path: Path) -> None:
     others = [("3.jpg", noise(3)), ("3.json", b"{}"), ("4.jpg", noise(4)), ("4.json", b'{"label": [1]}')]
+    others += [("6.jpg", noise(6)), ("6.json", b'{"label": true}')]
     write_tar_of(
         tmp_path / "a.tar", [*members(in_json()), *others, ("5.jpg", noise(5)), ("5.json", b'{"label": "a\\nb"}')]
     )
     source = open_source(tmp_path)
     assert found(source) == TRUTH
     reason = "label: wanted a printable name in label of .json"
-    assert source.set_aside == [(f"a.tar:{number}", reason, 1) for number in (3, 4, 5)]
+    assert source.set_aside == [(f"a.tar:{number}", reason, 1) for number in (3, 4, 6, 5)]
     write_tar_of(
         tmp_path / "a.tar", [*members(LABELS["txt"]), ("3.jpg", noise(3)), ("3.txt", b"\xff"), ("4.jpg", noise(4))]
     )
@@ -129,6 +130,15 @@ def test_a_column_names_the_member_or_the_field(tmp_path: Path) -> None:
     assert found(open_source(tmp_path, options=Options(Columns("face.jpg", "who")))) == TRUTH
     with pytest.raises(ShardError, match=r"got members face.jpg, .*, who in \.json, wanted pose \(--label-column\)"):
         open_source(tmp_path, options=Options(Columns("face.jpg", "pose")))
+
+
+def test_of_several_the_one_that_is_called_image_and_the_shortest_label_count(tmp_path: Path) -> None:
+    samples: Members = []
+    for number, person in enumerate(PEOPLE):
+        samples += [(f"{number}.depth.jpg", b"x"), (f"{number}.image.jpg", noise(number))]
+        samples += [(f"{number}.caption.txt", b"a face"), (f"{number}.txt", person.encode())]
+    write_tar_of(tmp_path / "a.tar", samples)
+    assert found(open_source(tmp_path)) == TRUTH
 
 
 def test_one_odd_label_does_not_make_names_of_numbers(tmp_path: Path) -> None:
@@ -168,6 +178,8 @@ def test_a_tar_of_one_person_each_is_a_source_on_request(tmp_path: Path) -> None
     with pytest.raises(ShardError, match="without labelled images"):
         open_source(tmp_path)
     assert sorted(found(open_source(tmp_path, options=Options(Columns(label="tar"))))) == sorted(TRUTH[:2])
+    write_tar_of(tmp_path / "dr. who.tar", [("7.jpg", noise(7))])
+    assert list(open_source(tmp_path, options=Options(Columns(label="tar"))).identities) == ["adam", "dr. who", "zoe"]
 
 
 def test_a_cut_tar_of_identity_folders_says_what_is_lost(tmp_path: Path) -> None:
@@ -226,6 +238,7 @@ def test_tars_in_folders_and_of_a_pattern_are_read(tmp_path: Path) -> None:
         folder.mkdir()
         write_tar_of(folder / f"{number:02d}.tar", [("1.jpg", noise(number)), ("1.id", person.encode())])
     (tmp_path / "part0" / "log.txt").touch()
+    write_tar_of(tmp_path / "part0" / ".00.tar", [("9.jpg", noise(9)), ("9.id", b"hidden")])
     assert found(open_source(tmp_path)) == TRUTH
     for pattern, wanted in (
         ("part[12]/*.tar", TRUTH[1:]),
@@ -234,11 +247,21 @@ def test_tars_in_folders_and_of_a_pattern_are_read(tmp_path: Path) -> None:
     ):
         assert found(open_source(tmp_path / pattern)) == wanted
         assert found(open_source(tmp_path / "part*" / "*.tar")) == TRUTH
+    for place, parts in (
+        ("/*.tar", ("/", "*.tar")),
+        ("{0..9}.tar", (".", "{0..9}.tar")),
+        ("a/b.tar", ("a/b.tar", "*")),
+    ):
+        assert split_pattern(place) == parts
+    url = "https://host/a.tar?token=1"
+    assert split_pattern(url) == (url, "*"), "a question mark begins a query"
     with pytest.raises(ShardError, match=r"got no file named part\*/x\.tar"):
         open_source(tmp_path / "part*" / "x.tar")
 
 
 def test_splits_inside_an_archive_want_a_choice(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"got splits \(no split\), train, wanted --split"):
+        choose(["train/a.tar", "b.tar"], Choice(), "here")
     write_tar_of(tmp_path / "a.tar", [("x/train/ann/1.jpg", noise(1)), ("x/test/bob/2.jpg", noise(2))])
     with pytest.raises(ShardError, match="got splits test, train, wanted --split"):
         open_source(tmp_path)
