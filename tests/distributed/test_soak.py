@@ -38,7 +38,7 @@ from tests.fault_table import Row, record
 from tests.full_disk import no_file_above
 from tests.ports import free_port
 
-KILLS, SEED = int(os.environ.get("SOAK_KILLS", "20")), int(os.environ.get("SOAK_SEED", "20"))
+KILLS, SEED = int(os.environ.get("SOAK_KILLS", "12")), int(os.environ.get("SOAK_SEED", "20"))
 STEPS = 15 * KILLS  # a life is about eight steps
 EPOCH = 3  # steps: 42 samples in batches of 12, the rest is left out
 ROOM = 1 << 14  # bytes that a file may have on the full disk: the backbone's has 26,000

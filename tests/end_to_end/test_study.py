@@ -26,7 +26,7 @@ from tests.faces import ROOT, write_faces, write_shards
 from tests.warm_stage import run_warm
 
 PATIENCE_SECONDS = 300  # of a loaded machine; nothing waits so long that goes well
-STEPS = 150
+STEPS = 60
 RUNS = ["plain-seed1", "m4-seed1", "plain-seed2", "m4-seed2"]
 
 RECIPE = f"""\
