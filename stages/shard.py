@@ -48,7 +48,7 @@ from pipeline.shards.to_store import make_in_store
 from pipeline.shards.transfer import pull, push
 from pipeline.shards.verify import verify
 from pipeline.shards.views import merge
-from stages.shard_arguments import add_part, add_source, open_named, refuse_inside
+from stages.shard_arguments import add_part, add_source, count_of, open_named, refuse_inside
 
 CPUS = len(os.sched_getaffinity(0))
 TOO_MANY_REJECTED = 3  # exit code
@@ -256,11 +256,11 @@ def _parser() -> argparse.ArgumentParser:
 
     one = command("verify", "compare a set with its manifest: digests, indexes, labels, pixels")
     one.add_argument("set", type=Path)
-    one.add_argument("--decode-every", type=_count, default=100, help="decode each N-th image, 1 for all (100)")
+    one.add_argument("--decode-every", type=count_of, default=100, help="decode each N-th image, 1 for all (100)")
     one.add_argument(
         "--without", type=Path, metavar="FILE", help="prove that nothing of these people is there: names, one a line"
     )
-    one.add_argument("--workers", type=_count, default=CPUS, help="processes (one a CPU)")
+    one.add_argument("--workers", type=count_of, default=CPUS, help="processes (one a CPU)")
 
     one = command("inspect", "write an HTML page about a set")
     one.add_argument("set", type=Path)
@@ -272,9 +272,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("out", type=Path)
     one.add_argument("--keep", type=Path, metavar="FILE", help="identities to keep, one a line")
     one.add_argument("--drop", type=Path, metavar="FILE", help="identities to leave out, such as test people")
-    one.add_argument("--people", type=_count, help="number of identities, drawn by the seed")
-    one.add_argument("--min-images", type=_count, help="leave out identities with fewer images")
-    one.add_argument("--max-images", type=_count, help="at most so many images of each identity")
+    one.add_argument("--people", type=count_of, help="number of identities, drawn by the seed")
+    one.add_argument("--min-images", type=count_of, help="leave out identities with fewer images")
+    one.add_argument("--max-images", type=count_of, help="at most so many images of each identity")
     one.add_argument("--seed", type=int, default=0)
 
     one = command("merge", "write one set over the tars of several")
@@ -290,7 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("set", type=Path)
     one.add_argument("out", type=Path)
     one.add_argument(
-        "--min-images", type=_count, default=1, help="leave out identities with fewer images after all else"
+        "--min-images", type=count_of, default=1, help="leave out identities with fewer images after all else"
     )
     one.add_argument("--drop-grey", action="store_true", help="leave out grey images (else counted)")
     one.add_argument("--drop-swapped", action="store_true", help="leave out images bluer than red (else counted)")
@@ -301,7 +301,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--suspects", type=Path, metavar="FILE", help="leave out what training made doubtful: RUN/suspects.tsv"
     )
-    one.add_argument("--workers", type=_count, default=CPUS, help="processes (one a CPU)")
+    one.add_argument("--workers", type=count_of, default=CPUS, help="processes (one a CPU)")
 
     one = command("copy", "write the samples of a set, and no others, to tars of its own, shuffled")
     one.add_argument("src", type=Path, help="a set: of tars, or over those of others (subset, merge, clean)")
@@ -336,7 +336,7 @@ def _add_writing(parser: argparse.ArgumentParser, max_rejected: float) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle over the whole set (0)")
     parser.add_argument("--samples-per-tar", type=int, default=10_000, help="the most a tar holds (10000)")
-    parser.add_argument("--tar-mb", type=_count, help="size of a tar in MB, instead of --samples-per-tar")
+    parser.add_argument("--tar-mb", type=count_of, help="size of a tar in MB, instead of --samples-per-tar")
     parser.add_argument(
         "--max-rejected",
         type=_percent,
@@ -344,7 +344,7 @@ def _add_writing(parser: argparse.ArgumentParser, max_rejected: float) -> None:
         default=max_rejected,
         help=f"the set is not finished, and the exit code is 3, if more samples are set aside ({max_rejected:.0%}%)",
     )
-    parser.add_argument("--workers", type=_count, default=CPUS, help="processes (one a CPU)")
+    parser.add_argument("--workers", type=count_of, default=CPUS, help="processes (one a CPU)")
     add_part(
         parser,
         "write part I of N (from 0), on machines that share OUT, a folder or a URL: "
@@ -371,12 +371,6 @@ def _percent(text: str) -> float:
     if not 0 <= share <= 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, wanted 0 to 100 percent")
     return share
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a whole number of at least 1")
-    return int(text)
 
 
 if __name__ == "__main__":

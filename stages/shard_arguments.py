@@ -50,6 +50,13 @@ def add_part(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--part", type=_part, metavar="I/N", default=(0, 1), help=text)
 
 
+def count_of(text: str) -> int:
+    """A number of things, of which there is one at least."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a whole number of at least 1")
+    return int(text)
+
+
 def _part(text: str) -> tuple[int, int]:
     number, _, parts = text.partition("/")
     if not (number.isdecimal() and parts.isdecimal() and int(number) < int(parts)):

@@ -72,7 +72,10 @@ def main() -> int:
     args = _parser().parse_args()
     args.out = args.out or Path("runs") / f"study-{args.study.stem}"
     stop = Stop()
-    conductor = Conductor(load_study(args.study), args, stop)
+    study, absent = load_study(args.study).with_sets_in(args.data)
+    if absent:
+        print(f"study: without {', '.join(absent)}, whose pairs are not in {args.data}", file=sys.stderr)
+    conductor = Conductor(study, args, stop)
     conductor.check()
     conductor.judge_networks()
     conductor.run_missing()
@@ -135,9 +138,12 @@ class Conductor:
         Raises:
             StudyError, RecipeError, ShardError, ValueError: naming what does not fit.
         """
-        manifest = ShardSet(self.args.data / self.study.shards).manifest
-        size = manifest.image_height, manifest.image_width
+        places = dict.fromkeys(self.study.shards_of(run.arm) for run in self.runs)
+        manifests = {place: ShardSet(self.args.data / place).manifest for place in places}
+        work = []
         for run in self.runs:
+            manifest = manifests[self.study.shards_of(run.arm)]
+            size = manifest.image_height, manifest.image_width
             check_against_set(
                 run.recipe,
                 samples=manifest.samples,
@@ -146,12 +152,13 @@ class Conductor:
                 num_ranks=self.args.ranks,
             )
             _require_same(self._folder(run), run, manifest.digest)
-        for places in self.study.sets.values():
-            read_pairs(self.args.data / places.pairs, self.args.data / places.images)
+            work.append(work_of(run.recipe, size))
+        for pairs in self.study.sets.values():
+            read_pairs(self.args.data / pairs.pairs, self.args.data / pairs.images)
         for name, network in self.study.networks.items():
             if not (self.args.data / network.file).exists():
                 raise StudyError(f"networks.{name}: got {self.args.data / network.file}, wanted a file that is there")
-        self._progress = ProgressLine([work_of(run.recipe, size) for run in self.runs], self._shares())
+        self._progress = ProgressLine(work, self._shares())
 
     def judge_networks(self) -> None:
         """Evaluate the networks from elsewhere on every set; one that another process is at is left to it."""

@@ -52,6 +52,8 @@ class EvaluationSet(_Section):
 
     images: Path
     pairs: Path
+    optional: bool = False
+    """Whether the study is run without this set where its pairs file is not there."""
 
 
 class Arm(_Section):
@@ -60,6 +62,8 @@ class Arm(_Section):
     set: tuple[str, ...] = ()
     seeds: tuple[int, ...] | None = None
     """Of this arm alone; null: the study's."""
+    shards: Path | None = None
+    """Training shards of this arm alone, below the data folder; null: the study's."""
 
 
 class GivenNetwork(_Section):
@@ -162,6 +166,22 @@ class Study(_Section):
         own = self.arms[arm].seeds
         return self.seeds if own is None else own
 
+    def shards_of(self, arm: str) -> Path:
+        """The shards that an arm is trained on, below the data folder."""
+        return self.arms[arm].shards or self.shards
+
+    def with_sets_in(self, data: Path) -> tuple[Study, list[str]]:
+        """The study without the optional sets whose pairs are not in the data folder, and the names of those.
+
+        Raises:
+            StudyError: none is left.
+        """
+        absent = [name for name, places in self.sets.items() if places.optional and not (data / places.pairs).exists()]
+        if len(absent) == len(self.sets):
+            raise StudyError(f"sets: got none of {', '.join(absent)} in {data}, wanted the pairs of one at least")
+        kept = {name: places for name, places in self.sets.items() if name not in absent}
+        return self.model_copy(update={"sets": kept}), absent
+
 
 @dataclass(frozen=True)
 class Run:
@@ -213,7 +233,8 @@ def runs_of(study: Study, file: Path, data: Path, changes: Sequence[str] = ()) -
     for seed in seeds:
         for name, arm in study.arms.items():
             if seed in study.seeds_of(name):
-                mine = (f"data.shards={json.dumps(str(data / study.shards))}", *study.set, *arm.set, f"seed={seed}")
+                shards = f"data.shards={json.dumps(str(data / study.shards_of(name)))}"
+                mine = (shards, *study.set, *arm.set, f"seed={seed}")
                 every = (*mine, *changes)
                 runs.append(Run(name, seed, every, load_recipe(file.parent / study.recipe, list(every))))
     _require_different(runs)

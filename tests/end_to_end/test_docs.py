@@ -19,7 +19,7 @@ from tests.warm_stage import warm_python
 
 DOCS = ROOT / "docs"
 # Each may use what those before it made.
-WALK = ("first_run", "data", "one_node", "planning", "resume", "evaluation", "moving")
+WALK = ("first_run", "data", "rendered", "one_node", "planning", "resume", "evaluation", "moving")
 
 # A block of commands, and the test that runs it if this one cannot: it needs hosts, Slurm or a browser.
 BLOCK = re.compile(r"(?:<!-- run by (?P<test>\S+) -->\n+)?```sh\n(?P<commands>.*?)```", re.DOTALL)

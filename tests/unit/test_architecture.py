@@ -24,7 +24,7 @@ EXCEPTION = {"stages": ("stages.arguments", "stages.shard_arguments")}
 LAYERS = (
     ("files", "hashing", "section"),
     ("shards", "optim", "backbones", "sinks"),
-    ("reading", "head"),
+    ("reading", "head", "rendering"),
     ("recipe",),
     ("run", "planning"),
     ("evaluation",),
@@ -46,6 +46,7 @@ HOMES = {
     "mlflow": ("pipeline/sinks/mlflow.py",),
     "jinja2": ("pipeline/evaluation/reports/pages.py", "pipeline/shards/page.py"),
     "matplotlib": ("pipeline/evaluation/reports/plots.py",),
+    "numba": ("pipeline/rendering/compiling.py",),
     "mtcnnruntime": ("pipeline/shards/alignment/detector.py",),
     "onnxruntime": (
         "pipeline/shards/alignment/detector.py",
@@ -57,7 +58,12 @@ HOMES = {
     "pyarrow": ("pipeline/evaluation/embedding/parquet.py", "pipeline/shards/sources/parquet"),
     "scipy": ("pipeline/evaluation/protocols/face_lists.py",),
     # Pixels in training are DALI's: Pillow is for what is made or looked at before and after.
-    "PIL": ("pipeline/shards/", "pipeline/evaluation/reports/hardest.py", "stages/demo_faces.py"),
+    "PIL": (
+        "pipeline/shards/",
+        "pipeline/rendering/",
+        "pipeline/evaluation/reports/hardest.py",
+        "stages/demo_faces.py",
+    ),
     "torch.distributed": ("cluster/", "pipeline/run/checkpoint.py"),
     "os.environ": ("cluster/", "stages/"),
 }

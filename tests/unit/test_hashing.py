@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.hashing import hash64, uniform
+from pipeline.hashing import hash64, hash_int, uniform
 
 WORDS = st.integers(0, 2**64 - 1)
 
@@ -23,6 +23,7 @@ def test_equals_plain_integers(parts: list[int]) -> None:
     for part in parts:
         state = splitmix64((state + part) % 2**64)
     assert hash64(*parts).tolist() == [state]
+    assert hash_int(*parts) == state
     assert uniform(hash64(*parts))[0] == (state >> 11) / 2**53
 
 

@@ -39,10 +39,14 @@ STAGES = {
     "shard": (["faces", "out"], "open_named"),
     "study": (["study.yaml"], "load_study"),
     "suite": (["run", "--data", "d"], "sets_in"),
+    "synthesise": (["out", "--people", "8", "--images", "4"], "open_rendered"),
 }
 
 # Their codes are about more than one start: tests/unit/test_train.py and tests/end_to_end/test_faults_supervisor.py.
 APART = {"train", "supervise"}
+
+# They read nothing but what is installed.
+WITHOUT_INPUT = {"demo_faces", "synthesise"}
 
 Main = Callable[[], int]
 
@@ -107,7 +111,7 @@ def test_a_disk_or_path_that_takes_nothing(
     assert line.startswith(f"{stage}: a/b: ") and reason in line
 
 
-@pytest.mark.parametrize("stage", sorted(STAGES.keys() - {"demo_faces"}))
+@pytest.mark.parametrize("stage", sorted(STAGES.keys() - WITHOUT_INPUT))
 def test_input_that_is_not_there_is_refused(stage: str, ended: Callable[..., tuple[int, list[str]]]) -> None:
     code, lines = ended(stage, *STAGES[stage][0])
     assert code == EXIT_REFUSED

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import random
 from itertools import chain, combinations, islice, product
+from math import comb
 from pathlib import Path
 
 from pipeline.evaluation.protocols.pairs import frames_of
 from pipeline.evaluation.protocols.pairs_file import Row
+
+LFW_PAIRS = 300  # of each kind in a fold
 
 
 def folder_rows(images: Path, folds: int, pairs_of_a_kind: int, seed: int) -> list[Row]:
@@ -32,6 +35,21 @@ def folder_rows(images: Path, folds: int, pairs_of_a_kind: int, seed: int) -> li
         rows += [Row(str(fold + 1), a, b, True) for a, b in generator.sample(same, pairs_of_a_kind)]
         rows += [Row(str(fold + 1), a, b, False) for a, b in _strangers(mine, pairs_of_a_kind, generator, images)]
     return rows
+
+
+def lfw_like(people: int, images: int, folds: int) -> int:
+    """Pairs of a kind for each fold: LFW's 300, or as many as the smallest fold has, for people with `images` each.
+
+    Raises ValueError if a fold has no pair of a kind.
+    """
+    in_fold = people // folds
+    same, different = in_fold * comb(images, 2), comb(in_fold, 2) * images**2
+    if not (same and different):
+        raise ValueError(
+            f"pairs: got {people} people with {images} images each, wanted {2 * folds} people with 2 images at least: "
+            f"each of {folds} folds has people of its own"
+        )
+    return min(LFW_PAIRS, same, different)
 
 
 def _strangers(people: list[list[str]], count: int, generator: random.Random, images: Path) -> list[tuple[str, str]]:

@@ -175,7 +175,7 @@ def angle_plot(angles: ClassAngles) -> str:
     degrees = np.arange(BINS) + 0.5
     shown = np.flatnonzero(angles.within_counts + angles.between_counts)
     for counts, color, label in (
-        (angles.between_counts, DIFFERENT, "between two people"),
+        (angles.between_counts, DIFFERENT, f"between two people: mean cosine {angles.mean_cosine:.2f}"),
         (angles.within_counts, SAME, "image to its own person"),
     ):
         axes.fill_between(degrees, counts / max(1, counts.sum()), step="mid", color=color, alpha=0.55, label=label)

@@ -45,6 +45,13 @@ class ClassAngles:
     within_counts: IntArray
     between_counts: IntArray
 
+    @property
+    def mean_cosine(self) -> float:
+        """Between the means of two people, over all couples, to 0.01: 0 if people are spread over all directions, 1 if
+        they are one; NaN for one person alone."""
+        centres = np.cos(np.radians(np.arange(BINS) + 0.5))
+        return float(self.between_counts @ centres / couples) if (couples := self.between_counts.sum()) else np.nan
+
     def worst(self, count: int) -> IntArray:
         """The people with the least room between their median image and the nearest other person, worst first."""
         room = self.nearest - self.within[:, 1]

@@ -110,6 +110,32 @@ def test_a_study_that_makes_no_sense_is_refused_by_name(tmp_path: Path, change: 
         load_study(written(tmp_path, tree() | change))
 
 
+def test_an_arm_may_have_shards_of_its_own(tmp_path: Path) -> None:
+    study = tree()
+    study["arms"] = {"many": {}, "few": {"shards": "casia.500"}}
+    study["tables"] = [{"title": "a", "columns": {"many": "many", "few": "few"}}]
+    file = written(tmp_path, study)
+    found = {run.arm: run.recipe.data.shards for run in runs_of(load_study(file), file, tmp_path / "data")}
+    assert found == {"many": tmp_path / "data" / "casia", "few": tmp_path / "data" / "casia.500"}
+
+
+def test_an_optional_set_is_left_out_where_its_pairs_are_not(tmp_path: Path) -> None:
+    study = tree()
+    study["sets"]["mine"] = {"images": "mine", "pairs": "mine.tsv", "optional": True}
+    loaded = load_study(written(tmp_path, study))
+    without, absent = loaded.with_sets_in(tmp_path)
+    assert (list(without.sets), absent) == (["LFW"], ["mine"])  # LFW is not there either, and is refused elsewhere
+    (tmp_path / "mine.tsv").touch()
+    assert loaded.with_sets_in(tmp_path) == (loaded, [])
+
+
+def test_a_study_without_any_set_is_refused(tmp_path: Path) -> None:
+    study = tree()
+    study["sets"]["LFW"]["optional"] = True
+    with pytest.raises(StudyError, match=r"sets: got none of LFW in .*, wanted the pairs of one at least"):
+        load_study(written(tmp_path, study)).with_sets_in(tmp_path)
+
+
 def test_two_arms_that_are_one_recipe_are_refused(tmp_path: Path) -> None:
     study = tree()
     study["arms"]["again"] = {"set": ["head.margin.m=4"]}  # the default

@@ -32,7 +32,7 @@ SETS = {
     "vggface2_sphereface_r.yaml": (8_631, 4),
 }
 
-UNPLANNED = ("demo.yaml", "fine_tune.yaml", "lfw.yaml", "many_identities.yaml")
+UNPLANNED = ("demo.yaml", "fine_tune.yaml", "lfw.yaml", "many_identities.yaml", "rendered.yaml")
 
 # What arcface_torch's configs assign, of the recipes that were converted from one.
 COMMON = {"embedding_size": 512, "fp16": True, "rec": "/data", "val_targets": []}

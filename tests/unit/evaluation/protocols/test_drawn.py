@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.evaluation.protocols.drawn import folder_rows
+from pipeline.evaluation.protocols.drawn import folder_rows, lfw_like
 from pipeline.evaluation.protocols.pairs import assemble, read_pairs
 from pipeline.evaluation.protocols.pairs_file import write_rows
 
@@ -66,3 +66,29 @@ def test_rows_come_back_through_a_pairs_file(people: Path, tmp_path: Path) -> No
     rows = folder_rows(people, 2, 2, 0)
     write_rows(rows, tmp_path / "mine.tsv")
     assert read_pairs(tmp_path / "mine.tsv", people).paths == assemble(rows, "rows").paths
+
+
+@pytest.mark.parametrize(
+    ("people", "images", "wanted"),
+    [(4, 2, 2), (5, 4, 12), (7, 3, 9), (9, 2, 4), (4, 9, 72), (40, 12, 300)],
+    ids=str,
+)
+def test_a_fold_takes_as_many_pairs_as_lfw_or_as_there_are(
+    tmp_path: Path, people: int, images: int, wanted: int
+) -> None:
+    for person in range(people):
+        (tmp_path / f"p{person}").mkdir()
+        for shot in range(images):
+            (tmp_path / f"p{person}/{shot}.jpg").write_bytes(b"")
+    assert lfw_like(people, images, folds=2) == wanted
+    folder_rows(tmp_path, 2, wanted, seed=0)
+    if wanted < 300:
+        with pytest.raises(ValueError, match=f"wanted {wanted + 1}"):
+            folder_rows(tmp_path, 2, wanted + 1, seed=0)
+
+
+@pytest.mark.parametrize(("people", "images"), [(19, 2), (20, 1), (0, 5)])
+def test_people_that_fill_no_fold_have_no_pairs(people: int, images: int) -> None:
+    message = f"got {people} people with {images} images each, wanted 20 people with 2 images at least"
+    with pytest.raises(ValueError, match=message):
+        lfw_like(people, images, folds=10)

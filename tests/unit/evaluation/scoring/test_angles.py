@@ -40,6 +40,7 @@ def test_equal_to_loops(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found.nearest[c] == pytest.approx(others[nearest], abs=0.02)
     assert found.within_counts.tolist() == [sum(int(a) == degree for a in within) for degree in range(180)]
     assert found.between_counts.tolist() == [sum(int(a) == degree for a in between) for degree in range(180)]
+    assert found.mean_cosine == pytest.approx(np.cos(np.radians(between)).mean(), abs=0.01)
     room = {c: found.nearest[c] - found.within[c, 1] for c in range(4)}
     assert found.worst(3).tolist() == sorted(room, key=lambda c: room[c])[:3]
 
@@ -49,6 +50,7 @@ def test_an_image_does_not_pull_its_mean_to_itself() -> None:
     np.testing.assert_allclose(found.within[0], 90)
     assert np.isnan(found.nearest[0])
     assert found.between_counts.sum() == 0
+    assert np.isnan(found.mean_cosine)
     assert found.worst(5).tolist() == []
 
 
@@ -57,5 +59,7 @@ def test_a_collapsed_network_has_angles_too() -> None:
     found = class_angles(np.zeros((4, 3)), np.array([0, 0, 1, 1]), ["a", "b"])
     np.testing.assert_allclose(found.within, 90)
     np.testing.assert_allclose(found.nearest, 90)
+    assert found.mean_cosine == pytest.approx(0, abs=0.01)
     same = class_angles(np.ones((4, 3)), np.array([0, 0, 1, 1]), ["a", "b"])
     np.testing.assert_allclose(same.within, 0, atol=1e-5)
+    assert same.mean_cosine == pytest.approx(1, abs=0.01)
