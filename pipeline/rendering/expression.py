@@ -12,8 +12,12 @@ EXPRESSIONS: dict[str, dict[str, float]] = {
     "smile": {"mouth-corner-puller": 0.7, "eye-left-slit": 0.25, "eye-right-slit": 0.25},
     "grin": {"mouth-corner-puller": 0.75, "mouth-part-later": 0.65, "eye-left-slit": 0.3, "eye-right-slit": 0.3},
     "laugh": {
-        "mouth-corner-puller": 1.0, "mouth-part-later": 0.8, "mouth-upward-retraction": 0.3, "mouth-open": 0.12,
-        "eye-left-slit": 0.5, "eye-right-slit": 0.5,
+        "mouth-corner-puller": 1.0,
+        "mouth-part-later": 0.8,
+        "mouth-upward-retraction": 0.3,
+        "mouth-open": 0.12,
+        "eye-left-slit": 0.5,
+        "eye-right-slit": 0.5,
     },
     "talk": {"mouth-open": 0.45},
     "wide": {"eye-left-opened-up": 0.6, "eye-right-opened-up": 0.6, "eyebrows-left-up": 0.6, "eyebrows-right-up": 0.6},
@@ -22,7 +26,7 @@ EXPRESSIONS: dict[str, dict[str, float]] = {
     "kiss": {"mouth-pursing": 0.5, "mouth-protusion": 0.4},
     "tight": {"mouth-compression": 0.5, "mouth-retraction": 0.3},
     "sneer": {"nose-left-elevation": 0.5, "nose-right-elevation": 0.5, "mouth-upward-retraction": 0.4},
-}  # fmt: skip
+}
 _SHARES = (3.0, 2.2, 2.0, 1.6, 1.2, 0.4, 0.6, 0.4, 0.2, 0.4, 0.2)
 _BLINKS = 0.06
 

@@ -49,10 +49,19 @@ def drawn_hairline(draws: Draws, sex: str, age: float) -> Hairline:
     nape = draws.uniform(6.55, 6.8)
     front = min(front, 8.35)
     heights = (
-        front - peak, front, front + temple * 0.7, front - 0.06 + temple, 7.76 + 0.8 * temple + side,
+        front - peak,
+        front,
+        front + temple * 0.7,
+        front - 0.06 + temple,
+        7.76 + 0.8 * temple + side,
         7.52 + 0.3 * temple + side,
-        7.25 + side, burns, 7.25, 7.0, 6.85, nape,
-    )  # fmt: skip
+        7.25 + side,
+        burns,
+        7.25,
+        7.0,
+        6.85,
+        nape,
+    )
     return Hairline(tuple(min(height, 8.4) for height in heights))
 
 
@@ -141,13 +150,23 @@ def locks_of(
     comb[fringe] = np.stack([0.35 * style.sideways * away, np.full(len(x), -0.8), np.full(len(x), 0.6)], 1)[fringe]
     clear = np.where(fringe, 0.0, style.clear).astype(np.float32) * radii[0] / np.float32(0.76)
     points = grown(
-        roots.astype(np.float32), outward.astype(np.float32), comb,
+        roots.astype(np.float32),
+        outward.astype(np.float32),
+        comb,
         (length * (0.8 + 0.4 * lots[:, 0])).astype(np.float32),
         (style.lift * (0.5 + lots[:, 1]) * np.where(fringe, 0.5, 1)).astype(np.float32),
-        np.full(count, style.fall, np.float32), clear.astype(np.float32), lots[:, 2].copy(),
+        np.full(count, style.fall, np.float32),
+        clear.astype(np.float32),
+        lots[:, 2].copy(),
         ((2 * lots[:, 3:6] - 1) * np.float32(style.frizz)).astype(np.float32),
-        style.curl, style.turns, style.volume, centre, radii, 0.7 * style.part, sines(),
-    )  # fmt: skip
+        style.curl,
+        style.turns,
+        style.volume,
+        centre,
+        radii,
+        0.7 * style.part,
+        sines(),
+    )
     # Hair that is no fringe and has come before the face is pushed back: one lock in fifty stays.
     before = (
         (points[:, :, 2] > centre[2] + 0.3) & (np.abs(points[:, :, 0]) < 0.5) & (points[:, :, 1] < centre[1] + 0.38)

@@ -24,11 +24,13 @@ class Lighting:
         towards = self.lights[0, :3].astype(np.float64)
         right = np.array([towards[2], 0.0, -towards[0]])
         right = _unit(right) if right[0] * right[0] + right[2] * right[2] > 1e-6 else np.array([1.0, 0.0, 0.0])
-        up = np.array([
-            towards[1] * right[2] - towards[2] * right[1],
-            towards[2] * right[0] - towards[0] * right[2],
-            towards[0] * right[1] - towards[1] * right[0],
-        ])  # fmt: skip
+        up = np.array(
+            [
+                towards[1] * right[2] - towards[2] * right[1],
+                towards[2] * right[0] - towards[0] * right[2],
+                towards[0] * right[1] - towards[1] * right[0],
+            ]
+        )
         return np.stack([right, up, towards]).astype(np.float32)
 
 

@@ -45,9 +45,15 @@ _NOSE_TIP, _LEFT_CORNER, _RIGHT_CORNER = 297, 7184, 424
 _SHAPE_FOLDERS = ("cheek", "chin", "ears", "eyebrows", "eyes", "forehead", "head", "mouth", "nose")
 # The end of a target's name -> (its axis, its direction); what has no such end is an axis with one direction.
 _OPPOSITES = (
-    ("decr", "incr"), ("in", "out"), ("down", "up"), ("concave", "convex"),
-    ("compress", "uncompress"), ("backward", "forward"), ("square", "triangle"), ("l", "r"),
-)  # fmt: skip
+    ("decr", "incr"),
+    ("in", "out"),
+    ("down", "up"),
+    ("concave", "convex"),
+    ("compress", "uncompress"),
+    ("backward", "forward"),
+    ("square", "triangle"),
+    ("l", "r"),
+)
 _ENDS = {end: ("-".join(pair), sign) for pair in _OPPOSITES for end, sign in zip(pair, (-1, 1), strict=True)}
 
 

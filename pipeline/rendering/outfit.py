@@ -18,9 +18,14 @@ from pipeline.rendering.variation import Variation
 _NEEDED, _SUNNY = 0.85, 0.04  # how often glasses are worn by one who needs them, and sunglasses by anyone
 # Of glasses: black twice, tortoise, gold, silver, red, blue.
 _FRAME_COLOURS: tuple[Colour, ...] = (
-    (0.01, 0.01, 0.01), (0.02, 0.02, 0.02), (0.09, 0.04, 0.02), (0.35, 0.24, 0.10), (0.35, 0.35, 0.36),
-    (0.25, 0.02, 0.03), (0.02, 0.05, 0.2),
-)  # fmt: skip
+    (0.01, 0.01, 0.01),
+    (0.02, 0.02, 0.02),
+    (0.09, 0.04, 0.02),
+    (0.35, 0.24, 0.10),
+    (0.35, 0.35, 0.36),
+    (0.25, 0.02, 0.03),
+    (0.02, 0.05, 0.2),
+)
 
 
 @dataclass(frozen=True)

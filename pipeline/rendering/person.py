@@ -19,16 +19,25 @@ _OLDEST = 78.0
 
 # How far shape axes go, by folder of targets; the rest of a person is in what these leave alike.
 _SPREAD = {
-    "nose": 0.52, "mouth": 0.42, "eyes": 0.46, "chin": 0.45, "cheek": 0.42, "eyebrows": 0.5, "ears": 0.5,
+    "nose": 0.52,
+    "mouth": 0.42,
+    "eyes": 0.46,
+    "chin": 0.45,
+    "cheek": 0.42,
+    "eyebrows": 0.5,
+    "ears": 0.5,
     "forehead": 0.38,
     "head": 0.30,
-}  # fmt: skip
+}
 
 IRISES: dict[str, Colour] = {
-    "dark brown": (0.05, 0.025, 0.012), "brown": (0.13, 0.06, 0.025), "hazel": (0.19, 0.12, 0.04),
+    "dark brown": (0.05, 0.025, 0.012),
+    "brown": (0.13, 0.06, 0.025),
+    "hazel": (0.19, 0.12, 0.04),
     "green": (0.14, 0.19, 0.09),
-    "blue": (0.13, 0.22, 0.34), "grey": (0.22, 0.25, 0.28),
-}  # fmt: skip
+    "blue": (0.13, 0.22, 0.34),
+    "grey": (0.22, 0.25, 0.28),
+}
 _IRIS_SHARES = {
     "african": (8, 3, 0.2, 0.05, 0.05, 0.02),
     "asian": (7, 3, 0.2, 0.05, 0.05, 0.02),
@@ -103,19 +112,33 @@ def person(model: Model, seed: int, number: int) -> Person:
     normals = vertex_normals(shape, faces)
     iris = looks.choice(tuple(IRISES), _IRIS_SHARES[main])
     attributes: dict[str, str | float] = {
-        "ancestry": main, "sex": sex, "age": round(age, 1), "darkness": round(darkness, 3), "hair": colour,
+        "ancestry": main,
+        "sex": sex,
+        "age": round(age, 1),
+        "darkness": round(darkness, 3),
+        "hair": colour,
         "style": styles[0].name,
-        "beard": beard, "iris": iris,
-    }  # fmt: skip
+        "beard": beard,
+        "iris": iris,
+    }
     return Person(
-        seed=seed, number=number, attributes=attributes, shape=shape, ancestry=main,
-        skin=painted(skin, model.chart, model.noise, grows), tone=base, hair=hair,
+        seed=seed,
+        number=number,
+        attributes=attributes,
+        shape=shape,
+        ancestry=main,
+        skin=painted(skin, model.chart, model.noise, grows),
+        tone=base,
+        hair=hair,
         iris=varied(IRISES[iris], looks, 0.15),
-        iris_size=looks.uniform(0.895, 0.915), red=looks.uniform(0, 0.6), oil=looks.uniform(0.4, 1.6),
-        worn=tuple(_worn(model, style, hairline, shape, normals, faces, seed, number, k) for k,
-        style in enumerate(styles)),
+        iris_size=looks.uniform(0.895, 0.915),
+        red=looks.uniform(0, 0.6),
+        oil=looks.uniform(0.4, 1.6),
+        worn=tuple(
+            _worn(model, style, hairline, shape, normals, faces, seed, number, k) for k, style in enumerate(styles)
+        ),
         glasses=looks.choice(("", "thin", "thick", "half"), (0.84, 0.07, 0.06, 0.03)),
-    )  # fmt: skip
+    )
 
 
 def _ancestry(draws: Draws) -> dict[str, float]:
@@ -195,25 +218,39 @@ def _painting(draws: Draws, sex: str, ancestry: str, age: float, darkness: float
         beard = draws.choice(("none", "stubble", "moustache", "goatee", "full", "chin strap"), shares[ancestry])
     made_up = sex == "female" and draws.chance(0.55)
     numbers = {
-        "redness": u(0.1, 1.4) * (1 - 0.6 * darkness), "blotches": u(0.3, 1.6), "pores": u(0.4, 1.6),
+        "redness": u(0.1, 1.4) * (1 - 0.6 * darkness),
+        "blotches": u(0.3, 1.6),
+        "pores": u(0.4, 1.6),
         "freckles": u(0.4, 1.0) if darkness < 0.4 and draws.chance(0.1) else 0.0,
-        "circles": u(0.0, 1.0), "wrinkles": min(1.0, old * u(0.4, 1.0) + u(0, 0.08)),
-        "brow_gap": u(0.10, 0.21), "brow_length": u(0.33, 0.46), "brow_height": u(0.165, 0.26),
+        "circles": u(0.0, 1.0),
+        "wrinkles": min(1.0, old * u(0.4, 1.0) + u(0, 0.08)),
+        "brow_gap": u(0.10, 0.21),
+        "brow_length": u(0.33, 0.46),
+        "brow_height": u(0.165, 0.26),
         "brow_arch": u(-0.01, 0.075),
-        "brow_peak": u(0.45, 0.8), "brow_tilt": draws.normal(0.012, 0.03),
+        "brow_peak": u(0.45, 0.8),
+        "brow_tilt": draws.normal(0.012, 0.03),
         "brow_thickness": u(0.022, 0.05) if sex == "female" else u(0.032, 0.072),
-        "brow_density": u(0.4, 0.95), "lip_fullness": u(0.55, 1.0),
-        "moustache": 0.0, "goatee": 0.0, "jaw_beard": 0.0, "sideburns": 0.0, "beard_density": 0.0,
+        "brow_density": u(0.4, 0.95),
+        "lip_fullness": u(0.55, 1.0),
+        "moustache": 0.0,
+        "goatee": 0.0,
+        "jaw_beard": 0.0,
+        "sideburns": 0.0,
+        "beard_density": 0.0,
         "beard_line": u(6.45, 6.72),
-        "shadow": u(0.1, 0.7) if made_up and draws.chance(0.6) else 0.0, "liner": u(0.3, 0.9) if made_up else 0.0,
+        "shadow": u(0.1, 0.7) if made_up and draws.chance(0.6) else 0.0,
+        "liner": u(0.3, 0.9) if made_up else 0.0,
         "blush": u(0.2, 1.0) if made_up and draws.chance(0.5) else 0.0,
-    }  # fmt: skip
+    }
     areas = {
-        "none": (1, 1, 1, 0.5, u(0.0, 0.16)), "stubble": (1, 1, 1, 1, u(0.25, 0.5)),
+        "none": (1, 1, 1, 0.5, u(0.0, 0.16)),
+        "stubble": (1, 1, 1, 1, u(0.25, 0.5)),
         "moustache": (1, 0, 0, 0, u(0.7, 1.0)),
-        "goatee": (1, 1, 0, 0, u(0.6, 1.0)), "full": (1, 1, 1, 1, u(0.65, 1.0)),
+        "goatee": (1, 1, 0, 0, u(0.6, 1.0)),
+        "full": (1, 1, 1, 1, u(0.65, 1.0)),
         "chin strap": (u(0, 1), 0.8, 1, 1, u(0.5, 0.9)),
-    }  # fmt: skip
+    }
     if sex == "male":
         numbers.update(
             zip(("moustache", "goatee", "jaw_beard", "sideburns", "beard_density"), areas[beard], strict=True)

@@ -32,7 +32,7 @@ from pipeline.rendering.materials import (
     TEETH,
     WOVEN,
     surfaces,
-)  # fmt: skip
+)
 from pipeline.rendering.model import Model, Vectors
 from pipeline.rendering.outfit import Outfit, drawn_outfit, dressed
 from pipeline.rendering.person import Person
@@ -128,10 +128,15 @@ def _eyes(model: Model, who: Person, drawn: Drawn, view: View, variation: Variat
 
 
 def _shade(
-    canvas: NDArray[np.float32], model: Model, who: Person, outfit: Outfit, drawn: Drawn, view: View,
+    canvas: NDArray[np.float32],
+    model: Model,
+    who: Person,
+    outfit: Outfit,
+    drawn: Drawn,
+    view: View,
     lighting: Lighting,
     eyes: NDArray[np.float32],
-) -> None:  # fmt: skip
+) -> None:
     """Paint what is drawn over the canvas."""
     palette = np.zeros((MATERIALS, 3), np.float32)
     palette[[LEFT_EYE, RIGHT_EYE]] = 0.58, 0.55, 0.53
@@ -153,10 +158,27 @@ def _shade(
     attributes[: len(model.rest), 8] = model.chart.inside
     for face_at, weight_at in drawn.layers:
         shade(
-            canvas, face_at, weight_at, drawn.faces, drawn.material, attributes, who.skin, palette, surfaces(), opacity,
-            corners, shadow, axes, lighting.lights, lighting.sky, view.turn[:, 1].copy(), eyes, who.oil, view.distance,
+            canvas,
+            face_at,
+            weight_at,
+            drawn.faces,
+            drawn.material,
+            attributes,
+            who.skin,
+            palette,
+            surfaces(),
+            opacity,
+            corners,
+            shadow,
+            axes,
+            lighting.lights,
+            lighting.sky,
+            view.turn[:, 1].copy(),
+            eyes,
+            who.oil,
+            view.distance,
             _FINE,
-        )  # fmt: skip
+        )
 
 
 def _taken(
@@ -170,8 +192,13 @@ def _taken(
     bright = sensor.brightness(picture, (face_at >= 0) & (drawn.material[np.maximum(face_at, 0)] == SKIN))
     picture, focused = sensor.focused(picture, variation.resolution, focus)
     pixels = sensor.developed(
-        picture, settings.gain(bright), settings.contrast, settings.saturation, np.array(settings.balance, np.float32),
-        settings.grain, np.uint64(draws.word()),
-    )  # fmt: skip
+        picture,
+        settings.gain(bright),
+        settings.contrast,
+        settings.saturation,
+        np.array(settings.balance, np.float32),
+        settings.grain,
+        np.uint64(draws.word()),
+    )
     quality = int(compression.uniform(35, 92)) if compression.chance(variation.jpeg) else 100
     return pixels if quality == 100 else sensor.recompressed(pixels, quality), focused | {"jpeg": quality}

@@ -107,9 +107,14 @@ def relief(normal: NDArray[np.float32], up: NDArray[np.float32], across: float, 
 
 @compiled
 def hair_light(
-    out: NDArray[np.float32], colour: NDArray[np.float32], along: NDArray[np.float32], view: NDArray[np.float32],
-    lights: NDArray[np.float32], lamp: int, reach: float,
-) -> None:  # fmt: skip
+    out: NDArray[np.float32],
+    colour: NDArray[np.float32],
+    along: NDArray[np.float32],
+    view: NDArray[np.float32],
+    lights: NDArray[np.float32],
+    lamp: int,
+    reach: float,
+) -> None:
     """Add what hair that goes `along` [3] reflects of one of the lights to `out` [3] (Kajiya & Kay, SIGGRAPH 1989)."""
     hx, hy, hz = lights[lamp, 0] + view[0], lights[lamp, 1] + view[1], lights[lamp, 2] + view[2]
     size = 1 / np.sqrt(hx * hx + hy * hy + hz * hz + 1e-12)
@@ -125,11 +130,19 @@ def hair_light(
 
 @compiled
 def solid_light(
-    out: NDArray[np.float32], colour: NDArray[np.float32], normal: NDArray[np.float32], view: NDArray[np.float32],
-    lights: NDArray[np.float32], lamp: int, surface: NDArray[np.float32], kind: int, shine: float, reach: float,
+    out: NDArray[np.float32],
+    colour: NDArray[np.float32],
+    normal: NDArray[np.float32],
+    view: NDArray[np.float32],
+    lights: NDArray[np.float32],
+    lamp: int,
+    surface: NDArray[np.float32],
+    kind: int,
+    shine: float,
+    reach: float,
     glow: float,
     sees: float,
-) -> None:  # fmt: skip
+) -> None:
     """Add what a surface reflects of one of the lights to `out` [3]: softly around its edge, and as a glint of it."""
     facing = normal[0] * lights[lamp, 0] + normal[1] * lights[lamp, 1] + normal[2] * lights[lamp, 2]
     for k in range(3):

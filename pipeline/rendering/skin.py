@@ -17,9 +17,13 @@ _LATTICE = 32  # the noise repeats after so many cells
 
 # Reflectance from the lightest to the darkest skin (sRGB of the six Fitzpatrick types, made linear).
 TONES: tuple[Colour, ...] = (
-    (0.76, 0.53, 0.43), (0.69, 0.44, 0.32), (0.57, 0.34, 0.225),
-    (0.40, 0.215, 0.13), (0.23, 0.115, 0.068), (0.115, 0.056, 0.036),
-)  # fmt: skip
+    (0.76, 0.53, 0.43),
+    (0.69, 0.44, 0.32),
+    (0.57, 0.34, 0.225),
+    (0.40, 0.215, 0.13),
+    (0.23, 0.115, 0.068),
+    (0.115, 0.056, 0.036),
+)
 
 
 @dataclass(frozen=True)
