@@ -18,6 +18,7 @@ from pipeline.evaluation.embedding.source import How, ImageList, Source
 from pipeline.evaluation.embedding.trained import Step, load_trained
 from pipeline.files import write_file
 from pipeline.run.folder import RunFolder
+from stages.shard_arguments import count_of
 
 FORWARDED = (
     *("step", "onnx", "weights", "embeddings", "network", "size", "channels", "mean", "scale"),
@@ -183,13 +184,6 @@ def step_of(text: str) -> Step:
         return "best"
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"got {text!r}, wanted a step such as 0 or 2000, 'best' or 'last'")
-    return int(text)
-
-
-def count_of(text: str) -> int:
-    """A number of things, of which there is one at least."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a whole number of at least 1")
     return int(text)
 
 

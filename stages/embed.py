@@ -22,7 +22,8 @@ from cluster.topology import Topology, split_range
 from cluster.versions import how_to_install
 from pipeline.evaluation.embedding.source import How, image_files, reasons, shown
 from pipeline.evaluation.protocols.pairs import list_images
-from stages.arguments import add_source, add_step, count_of, parser_of, sources_of
+from stages.arguments import add_source, add_step, parser_of, sources_of
+from stages.shard_arguments import count_of
 
 FEATURES = "image and mirror concatenated, compare by cosine"
 

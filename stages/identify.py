@@ -36,13 +36,13 @@ from stages.arguments import (
     add_embedding,
     add_source,
     add_step,
-    count_of,
     embed_share,
     how_of,
     name_of,
     parser_of,
     sources_of,
 )
+from stages.shard_arguments import count_of
 
 FPIRS = (1e-2, 1e-1)
 CONFIDENCE = 0.95

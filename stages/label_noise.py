@@ -30,7 +30,8 @@ from pipeline.recipe.file import load_recipe
 from pipeline.run.angles import read_suspects
 from pipeline.run.checkpoint import complete_steps, read_rows
 from pipeline.run.folder import RunFolder
-from stages.arguments import count_of, device_of_text
+from stages.arguments import device_of_text
+from stages.shard_arguments import count_of
 
 
 @faults_in_one_line("label_noise")

@@ -40,7 +40,8 @@ from pipeline.evaluation.reports.overlap_page import write_page
 from pipeline.files import write_file
 from pipeline.recipe.file import load_recipe
 from pipeline.run.folder import RunFolder
-from stages.arguments import add_embedding, add_source, add_step, count_of, how_of, parser_of, sources_of
+from stages.arguments import add_embedding, add_source, add_step, how_of, parser_of, sources_of
+from stages.shard_arguments import count_of
 
 
 @faults_in_one_line("overlap")
