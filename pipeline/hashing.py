@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 # splitmix64 (Steele, Lea & Flood, OOPSLA 2014): the Weyl increment and the two multipliers of its finalizer.
 INCREMENT = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_INTEGERS = int(INCREMENT), int(_MIX_1), int(_MIX_2)  # for `hash_int`
+_MASK = 2**64 - 1
 
 
 def hash64(*parts: int | NDArray[Any]) -> NDArray[np.uint64]:
@@ -26,11 +28,12 @@ def hash64(*parts: int | NDArray[Any]) -> NDArray[np.uint64]:
 
 def hash_int(*parts: int) -> int:
     """`hash64` of single integers, without the time that NumPy takes for an array of one."""
+    increment, mix_1, mix_2 = _INTEGERS
     state = 0
     for part in parts:
-        state = (state + part + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state = (state + part + increment) & _MASK
+        state = ((state ^ (state >> 30)) * mix_1) & _MASK
+        state = ((state ^ (state >> 27)) * mix_2) & _MASK
         state ^= state >> 31
     return state
 

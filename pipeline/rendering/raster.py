@@ -33,7 +33,7 @@ def rasterise(
         two_sided: whether faces seen from behind are drawn.
     """
     height, width = face_at.shape
-    limit_x, limit_y = 256 * (width - 1), 256 * (height - 1)
+    limit_x, limit_y = STEPS * (width - 1), STEPS * (height - 1)
     for face in chosen:
         a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
         ax, ay = int(corners[a, 0]), int(corners[a, 1])
@@ -46,17 +46,17 @@ def rasterise(
         if area == 0 or (area > 0 and not two_sided):
             continue
         sign = 1 if area > 0 else -1
-        left = max(0, -((-min(ax, bx, cx)) // 256))
-        right = min(width - 1, max(ax, bx, cx) // 256)
-        top = max(0, -((-min(ay, by, cy)) // 256))
-        bottom = min(height - 1, max(ay, by, cy) // 256)
+        left = max(0, -((-min(ax, bx, cx)) // STEPS))
+        right = min(width - 1, max(ax, bx, cx) // STEPS)
+        top = max(0, -((-min(ay, by, cy)) // STEPS))
+        bottom = min(height - 1, max(ay, by, cy) // STEPS)
         if left > right or top > bottom:
             continue
         # Edge functions, positive inside; each edge's steps for a pixel to the right and a pixel down.
-        abx, aby = sign * (by - ay) * -256, sign * (bx - ax) * 256
-        bcx, bcy = sign * (cy - by) * -256, sign * (cx - bx) * 256
-        cax, cay = sign * (ay - cy) * -256, sign * (ax - cx) * 256
-        x, y = left * 256, top * 256
+        abx, aby = sign * (by - ay) * -STEPS, sign * (bx - ax) * STEPS
+        bcx, bcy = sign * (cy - by) * -STEPS, sign * (cx - bx) * STEPS
+        cax, cay = sign * (ay - cy) * -STEPS, sign * (ax - cx) * STEPS
+        x, y = left * STEPS, top * STEPS
         ab = sign * ((bx - ax) * (y - ay) - (by - ay) * (x - ax))
         bc = sign * ((cx - bx) * (y - by) - (cy - by) * (x - bx))
         ca = sign * ((ax - cx) * (y - cy) - (ay - cy) * (x - cx))

@@ -188,9 +188,8 @@ def shade(
 ) -> None:
     """Paint what is seen over `canvas` [H, W, 3], in linear light.
 
-    A pixel of the crop that is all of one material is shaded once, at the middle of its drawn ones; others,
-    and the eyes,
-    by each drawn pixel.
+    The drawn pixels of one of the crop's that are of one material are shaded once, at their middle; those of the eyes,
+    each by itself.
 
     Args:
         canvas: what is behind; painted over by each material's opacity.
@@ -256,7 +255,7 @@ def shade(
                     normal[k], view[k], colour[k] = at[3 + k], -at[k], palette[kind, k]
                 view[2] += distance
                 scaled(view)
-                shine, glow, reached = surface[kind, 3], 0.0, 0.0
+                shine, glow = surface[kind, 3], 0.0
                 if kind in (LEFT_EYE, RIGHT_EYE):
                     for k in range(3):
                         normal[k] = at[k] - eyes[kind - LEFT_EYE, k]

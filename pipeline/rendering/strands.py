@@ -59,9 +59,8 @@ def grown(
         sines: [S + S / 4] of one turn and a quarter.
     """
     count = roots.shape[0]
-    segments = 7
     whole = sines.shape[0] * 4 // 5
-    out = np.empty((count, segments + 1, 3), np.float32)
+    out = np.empty((count, SEGMENTS + 1, 3), np.float32)
     for n in range(count):
         x, y, z = roots[n, 0], roots[n, 1], roots[n, 2]
         qx, qy, qz = (x - centre[0]) / radii[0], (y - centre[1]) / radii[1], (z - centre[2]) / radii[2]
@@ -70,9 +69,9 @@ def grown(
         dy = outward[n, 1] * lift[n] + frizz[n, 1]
         dz = outward[n, 2] * lift[n] + frizz[n, 2]
         out[n, 0, 0], out[n, 0, 1], out[n, 0, 2] = x, y, z
-        step = length[n] / segments
-        for k in range(segments):
-            part = (k + 1) / segments
+        step = length[n] / SEGMENTS
+        for k in range(SEGMENTS):
+            part = (k + 1) / SEGMENTS
             qx, qy, qz = (x - centre[0]) / radii[0], (y - centre[1]) / radii[1], (z - centre[2]) / radii[2]
             ex, ey, ez = qx / radii[0], qy / radii[1], qz / radii[2]
             size = 1 / np.sqrt(ex * ex + ey * ey + ez * ez + 1e-12)
