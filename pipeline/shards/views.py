@@ -173,16 +173,19 @@ def _there(out: Path, made: Made) -> Manifest | None:
     Raises:
         ShardError: the folder holds another set, or something else.
     """
-    if (out / MANIFEST).is_file():
+    try:
+        # One listing: between two looks another process can finish the set.
+        found = {path.name for path in out.iterdir()}
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        raise ShardError(f"{out}: is a file, wanted a new folder") from None
+    if MANIFEST in found:
         there = Manifest.load(out)
         refuse_other(out, asdict(there.made) | {"tool": made.tool}, asdict(made))
         return there
-    if out.exists() and not _is_unfinished(out):
+    # An earlier run that was killed leaves nothing but these.
+    own = {IDENTITIES_NAME, REJECTED_NAME, INDEX, LOCK}
+    if any(name not in own and not name.endswith(ASIDE) for name in found):
         raise ShardError(f"{out}: is not empty, wanted a new folder")
     return None
-
-
-def _is_unfinished(out: Path) -> bool:
-    """Whether a folder holds nothing but what an earlier run that was killed may have written."""
-    own = {IDENTITIES_NAME, REJECTED_NAME, INDEX, LOCK}
-    return out.is_dir() and all(path.name in own or path.name.endswith(ASIDE) for path in out.iterdir())

@@ -353,6 +353,8 @@ def test_a_view_is_made_once_and_after_a_kill(shards: Path, tmp_path: Path) -> N
     with pytest.raises(ShardError, match="c: is not empty, wanted a new folder"):
         select(shards, tmp_path / "c", keep, kind="subset")
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["thesis.tex"]
+    with pytest.raises(ShardError, match=r"thesis\.tex: is a file, wanted a new folder"):
+        select(shards, tmp_path / "c" / "thesis.tex", keep, kind="subset")
 
 
 def view(shards: Path, out: Path, _job: int) -> str:
