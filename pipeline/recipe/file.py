@@ -46,11 +46,20 @@ def load_recipe(path: Path, changes: list[str] = []) -> Recipe:  # noqa: B006 - 
 def read_yaml(path: Path, wanted: str, error: type[ValueError]) -> Any:
     """What a YAML file holds; an `error` that names the file, and what was `wanted`, if there is none."""
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as reason:
         raise error(f"{path}: {reason.strerror}; wanted {wanted}") from None
+    except UnicodeDecodeError:
+        raise error(f"{path}: not text in UTF-8; wanted {wanted}") from None
     except yaml.YAMLError as reason:
-        raise error(f"{path}: not YAML: {' '.join(str(reason).split())}") from None
+        raise error(f"{path}: not YAML: {_of_yaml(reason)}") from None
+
+
+def _of_yaml(reason: yaml.YAMLError) -> str:
+    """What YAML's reader found wrong, and where, in one line."""
+    if not isinstance(reason, yaml.MarkedYAMLError) or reason.problem_mark is None:
+        return " ".join(str(reason).split())
+    return f"{reason.problem}, line {reason.problem_mark.line + 1}, column {reason.problem_mark.column + 1}"
 
 
 def recipe_of(tree: dict[str, Any]) -> Recipe:
@@ -117,7 +126,10 @@ def _apply(tree: dict[str, Any], change: str) -> None:
         if not isinstance(below, dict):
             raise RecipeError(f"--set: got {key!r}, but {name!r} is a value, not a section")
         tree, schema = below, section_in(field.annotation) if field else None
-    tree[last] = yaml.safe_load(value)
+    try:
+        tree[last] = yaml.safe_load(value)
+    except yaml.YAMLError as reason:
+        raise RecipeError(f"--set: got {change!r}, wanted a value in YAML: {_of_yaml(reason)}") from None
 
 
 def _fault(error: Any, section: type[Section] | None = None) -> str:
@@ -132,7 +144,15 @@ def _fault(error: Any, section: type[Section] | None = None) -> str:
         message = str(error["ctx"]["error"])
         return f"{key}.{message}" if key else message
     hint = ""
-    if isinstance(got, str) and error["type"].startswith(("float", "int")):
+    if isinstance(got, str) and error["type"].startswith(("float", "int")) and _is_number(got):
         hint = " (YAML reads 1e-1 as text: write 0.1 or 1.0e-1)"
     wanted = error["msg"].removeprefix("Input should be ")
     return f"{key}: got {json.dumps(got, ensure_ascii=False)}, wanted {wanted}{hint}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -72,6 +72,8 @@ FAULTS = {
     "evaluation.every=30": "evaluation.every: got 30, wanted a multiple of checkpoint.every 100",
     "nonsense": "--set: got 'nonsense', wanted key=value",
     "=3": "--set: got '=3', wanted key=value",
+    "data.augment=[mirror": "--set: got 'data.augment=[mirror', wanted a value in YAML: expected ',' or ']', but got",
+    "data.augment=[mirror, flip]": "data.augment.1.name: got 'flip', wanted one of mirror, crop, affine",
     "backbone.name.a=1": "--set: got 'backbone.name.a', but 'name' is a value, not a section",
     "optimizer.steps=1e3": 'optimizer.steps: got "1e3", wanted a valid integer (YAML reads 1e-1 as',
     "seed.a=1": "--set: got 'seed.a', but 'seed' is a value, not a section",
@@ -125,7 +127,7 @@ def test_every_fault_is_reported_at_once() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [", "not YAML"),
+        ("a: [", r"not YAML: expected the node content, but found '<stream end>', line 1, column 5$"),
         ("just text", "got str, wanted keys and values"),
         ("seed: 1", "data: missing; wanted a value"),
     ],
@@ -135,6 +137,23 @@ def test_files_that_are_no_recipe(tmp_path: Path, text: str, message: str) -> No
     path.write_text(text)
     with pytest.raises(RecipeError, match=message):
         load_recipe(path)
+
+
+def test_a_picture_is_no_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(RecipeError, match=r"recipe.yaml: not text in UTF-8; wanted a recipe file$"):
+        load_recipe(path)
+
+
+def test_words_that_are_no_number_get_no_advice_on_how_numbers_are_written() -> None:
+    with pytest.raises(RecipeError, match=r'optimizer.steps: got "many", wanted a valid integer$'):
+        load_recipe(DEMO, ["optimizer.steps=many"])
+
+
+def test_mixes_are_among_the_augmentations_that_are_offered() -> None:
+    with pytest.raises(RecipeError, match=r"wanted one of mirror, .*, adaface, arcface_torch$"):
+        load_recipe(DEMO, ["data.augment=[flip]"])
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
