@@ -225,6 +225,20 @@ def test_what_does_not_go_with_the_set_is_refused(numbers: tuple[int, int, int],
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("changes", [["backbone.frozen=[stem]"], ["backbone.batch_norm=synchronised"]])
+def test_a_network_that_cannot_be_built_is_refused(changes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)  # not installed
+    recipe = load_recipe(DEMO, ["backbone.name=timm/convnext_tiny", *changes])
+    with pytest.raises(RecipeError, match=r"^backbone.name: got timm/convnext_tiny, wanted pip install"):
+        check_against_set(recipe, samples=1000, identities=40, image_size=(112, 96), num_ranks=1)
+
+
+def test_the_size_of_images_is_no_key_of_a_network() -> None:
+    recipe = load_recipe(DEMO, ["backbone={name: vit_t, patch_size: 9, frozen: [blocks]}"])
+    with pytest.raises(RecipeError, match=r"^image_size: got \(8, 8\), wanted at least 9 × 9: one patch"):
+        check_against_set(recipe, samples=1000, identities=40, image_size=(8, 8), num_ranks=1)
+
+
 ONE_IMAGE = ": the batch norms of iresnet18 have no variance of one image at a time"
 
 
