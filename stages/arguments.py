@@ -35,7 +35,7 @@ def parser_of(description: str | None, epilog: str | None = None) -> argparse.Ar
         "run",
         type=Path,
         metavar="RUN",
-        help="folder of a training run; for another network (--onnx, --weights, --embeddings), of its results",
+        help="folder of a training run",
     )
     return parser
 
@@ -55,7 +55,9 @@ def add_step(parser: argparse.ArgumentParser, *, repeatable: bool = False) -> No
 def add_source(parser: argparse.ArgumentParser) -> None:
     """Options for a network that is not of a run."""
     group = parser.add_argument_group(
-        "another network", "instead of a checkpoint; its input is known from flags, metadata or FILE's .json beside it"
+        "another network",
+        "instead of a run's; RUN is then the folder of its results. Its input is known from flags, metadata or FILE's "
+        ".json beside it",
     )
     kind = group.add_mutually_exclusive_group()
     kind.add_argument("--onnx", type=Path, metavar="FILE", help="an ONNX model of faces")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Stage 2: train a backbone and its split classifier on shards.
 
-  deepspeed stages/train.py --recipe stages/recipes/casia_sphereface20.yaml --run runs/casia20 \
+  deepspeed stages/train.py --recipe stages/recipes/casia_sphereface20.yaml --run runs/casia20 \\
       --set data.shards=/data/casia-shards
 
 One node: `deepspeed --num_gpus 8 stages/train.py ...`; on CPUs, --num_gpus is the number of ranks.
