@@ -132,8 +132,7 @@ def main() -> int:
         leave(EXIT_REFUSED)  # torch may still be trying to connect
     if start.is_finished:
         if topology.rank == 0:
-            steps = start.recipe.optimizer.steps
-            print(f"train.py: {start.run} is finished: {steps} steps; nothing to do", file=sys.stderr)
+            print(f"train.py: {finished(start.run, changed)}", file=sys.stderr)
         return 0
     with contextlib.ExitStack() as claim:
         try:
@@ -241,6 +240,7 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
         observers = observers_of(trainer, restarts, account)
         train_observed(trainer, evaluator, observers, watchdog, lambda: bool(stop.asked))
     if trainer.step == recipe.optimizer.steps:
+        logger.info("finished: step %d, in %s", trainer.step, RunFolder(start.run).checkpoint(trainer.step))
         return 0
     logger.warning("stopped by %s after %s; the same command resumes it", stop.asked, place(start.run, trainer.step))
     return EXIT_STOPPED
@@ -272,6 +272,13 @@ def step_to_resume(start: Start, group: Group) -> tuple[int | None, list[int]]:
     left = set_aside(start.run, step) if rank_in(group) == 0 else []
     barrier(group)  # others must not see what is being moved
     return step, left
+
+
+def finished(run: Path, changed: list[str]) -> str:
+    """Why nothing is trained, and what of the recipe has not been: many a run is started again for a change to it."""
+    untrained = f"; changed since, and not trained: {', '.join(changed)}" if changed else ""
+    done = complete_steps(run)[-1]
+    return f"{run} is finished: {done} steps; nothing to do; to train another, choose a folder with --run{untrained}"
 
 
 def place(run: Path, step: int) -> str:
