@@ -358,6 +358,8 @@ def check_against_set(
         raise RecipeError(f"head.ranks: got {sharing}, wanted a divisor of {num_ranks} ranks")
     if samples < recipe.data.global_batch:
         raise RecipeError(f"data.global_batch: got {recipe.data.global_batch}, wanted at most the {samples} samples")
+    if identities < 2:
+        raise RecipeError(f"data.shards: got {identities} identity, wanted at least 2 to tell apart")
     if identities < sharing:
         raise RecipeError(
             f"data.shards: got {identities} identities, wanted at least one for each of {sharing} ranks; "

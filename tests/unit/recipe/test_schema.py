@@ -213,7 +213,8 @@ def test_phases_change_any_key_of_the_margin() -> None:
     [
         ((1000, 10, 3), "data.global_batch: got 32, wanted a multiple of 3 (3 ranks × accumulation 1)"),
         ((31, 10, 2), "data.global_batch: got 32, wanted at most the 31 samples"),
-        ((1000, 1, 2), "data.shards: got 1 identities, wanted at least one for each of 2 ranks"),
+        ((1000, 3, 4), "data.shards: got 3 identities, wanted at least one for each of 4 ranks"),
+        ((1000, 1, 1), "data.shards: got 1 identity, wanted at least 2 to tell apart"),
     ],
 )
 def test_what_does_not_go_with_the_set_is_refused(numbers: tuple[int, int, int], message: str) -> None:
