@@ -8,10 +8,12 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import textwrap
 from collections.abc import Iterator
 from itertools import starmap
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -19,7 +21,7 @@ from pydantic import ValidationError
 from pipeline.recipe.migrate import migrate
 from pipeline.recipe.schema import Recipe, RecipeError
 from pipeline.recipe.suggest import choices_in, section_in, suggestion
-from pipeline.section import NamedSection, Section, faults
+from pipeline.section import Choices, NamedSection, Section, faults
 
 logger = logging.getLogger(__name__)
 
@@ -76,12 +78,15 @@ def recipe_of(tree: dict[str, Any]) -> Recipe:
 
 
 def describe_recipe() -> str:
-    """Every key with its type, default and meaning, for ``--help-recipe``."""
-    return "\n".join(_describe(Recipe, ""))
+    """Every key with its type, default and meaning, for ``--help-recipe``; what can be chosen twice stands once."""
+    return "\n".join(_describe(Recipe, "", {}))
 
 
-def _describe(section: type[Section], prefix: str) -> Iterator[str]:
-    """A line or two for each key, the keys of sections inside it, and for a choice the keys of each of its names."""
+def _describe(section: type[Section], prefix: str, places: dict[Choices[Any], str]) -> Iterator[str]:
+    """A line or two for each key, the keys of sections inside it, and for a choice the keys of each of its names.
+
+    `places` has where a table of choices was described, and grows.
+    """
     for name, field in section.model_fields.items():
         if name == "name" and issubclass(section, NamedSection):
             continue  # described with the choice
@@ -91,21 +96,47 @@ def _describe(section: type[Section], prefix: str) -> Iterator[str]:
         if choices:
             yield _describe_field(key, field)
             each = key if isinstance(field.annotation, type) else f"{key}[]"
+            if choices in places:
+                yield f"      Its names and their keys are those of {places[choices]}."
+                continue
+            places[choices] = each
             for chosen, names in choices.by_section().items():
-                yield f"\n{each}.name: {', '.join(names)}: {inspect.getdoc(chosen)}"
-                yield from _describe(chosen, f"{each}.")
+                yield f"\n{each}.name: {', '.join(names)}: {_text(inspect.getdoc(chosen), '  ')}"
+                yield from _describe(chosen, f"{each}.", places)
         elif inner is None:
-            yield _describe_field(key, field)
+            yield _describe_field(key, field, kind_of(field.annotation))
         else:
             alone = isinstance(field.annotation, type)
-            yield f"\n{key}: {inspect.getdoc(inner)}" if alone else _describe_field(key, field)
-            yield from _describe(inner, f"{key}." if alone else f"{key}[].")
+            yield f"\n{key}: {_text(inspect.getdoc(inner), '  ')}" if alone else _describe_field(key, field)
+            yield from _describe(inner, f"{key}." if alone else f"{key}[].", places)
 
 
-def _describe_field(key: str, field: Any) -> str:
+def _describe_field(key: str, field: Any, kind: str = "") -> str:
     default = field.get_default(call_default_factory=True)
     said = "required" if field.is_required() else f"default {json.dumps(default, default=_plain)}"
-    return f"  {key} ({said})\n      {field.description}"
+    return f"  {key} ({kind and kind + '; '}{said})\n      {_text(field.description, '      ')}"
+
+
+def _text(text: str | None, margin: str) -> str:
+    """A text whose lines after the first have a margin."""
+    return textwrap.indent(text or "", margin).strip()
+
+
+def kind_of(annotation: Any) -> str:
+    """What values a key takes, in YAML's words: "int", "float or null", "list of int", "sgd or adamw"."""
+    inside = get_args(annotation)
+    if isinstance(annotation, type) and not inside:
+        return {NoneType: "null", Path: "path", str: "text", bool: "true or false"}.get(annotation, annotation.__name__)
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return " or ".join(map(str, inside))
+    if origin is Annotated:
+        return kind_of(inside[0])
+    if origin is tuple and inside[-1] is Ellipsis:
+        return f"list of {kind_of(inside[0])}"
+    if origin is tuple:
+        return f"[{', '.join(map(kind_of, inside))}]"
+    return " or ".join(map(kind_of, inside))  # a union
 
 
 def _plain(value: Any) -> Any:

@@ -4,13 +4,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated, Any, Literal, Optional
 
 import pytest
 
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.head.margins.arcface import ArcFace
 from pipeline.head.margins.softmax import Softmax
-from pipeline.recipe.file import describe_recipe, load_recipe
+from pipeline.recipe.file import describe_recipe, kind_of, load_recipe
 from pipeline.recipe.schema import RecipeError, check_against_set
 from pipeline.recipe.suggest import OTHER_NAMES
 
@@ -293,6 +294,26 @@ def test_every_key_is_described() -> None:
     keys = ("seed", "data.shards", "data.augment[].probability", "head.margin.lambda_gamma", "head.phases[].start")
     for key in (*keys, "log.metrics_port"):
         assert key in text
+    assert '  precision (float32 or bfloat16; default "float32")\n' in text
+    assert "  data.global_batch (int; required)\n" in text
+    # What goes on in another line stays below its key: nothing but keys of sections and of choices stand at the margin.
+    assert all(re.match(r"[a-z_.\[\]]+: ", line) for line in text.splitlines() if line and not line.startswith(" "))
+    assert text.count("].name: cutout: ") == 1 and "are those of data.augment[]." in text
+
+
+@pytest.mark.parametrize(
+    ("annotation", "words"),
+    [
+        (bool, "true or false"),
+        (Path | None, "path or null"),
+        (Optional[Annotated[str, "of no matter"]], "text or null"),  # noqa: UP045 - as pydantic keeps it
+        (tuple[int, ...], "list of int"),
+        (tuple[float, Annotated[float, "too"]], "[float, float]"),
+        (Literal[0, "one"], "0 or one"),
+    ],
+)
+def test_a_kind_is_said_as_yaml_has_it(annotation: Any, words: str) -> None:
+    assert kind_of(annotation) == words
 
 
 def test_paths_do_not_depend_on_where_a_run_is_resumed() -> None:
