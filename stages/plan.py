@@ -60,6 +60,7 @@ class Question:
     """What is asked about: a step's shape on so many ranks, and its recipe and the rates, if they were given."""
 
     backbone: str
+    image_size: tuple[int, int]
     job: Job
     network: Network
     gpu_bytes: int
@@ -79,9 +80,10 @@ def main() -> int:
     try:
         question = _question(args, rates)
         answer = _as_json(question) if args.json else "\n".join(_report(question))
-    except (RecipeError, ShardError):
-        raise
-    except ValueError as error:  # the options'
+    except ValueError as error:
+        if args.recipe and isinstance(error, RecipeError | ShardError):
+            raise
+        # the options'
         print(f"plan: {error}", file=sys.stderr)
         return 2
     print(answer)
@@ -106,6 +108,7 @@ def _question(args: argparse.Namespace, rates: Rates | None) -> Question:
         backbone = recipe.backbone
     return Question(
         backbone.name,
+        size,
         job,
         network_of(backbone, size, job.bf16),
         int(args.gpu_memory_gib * GIB),
@@ -139,7 +142,10 @@ def _job_of_recipe(recipe: Recipe, args: argparse.Namespace) -> tuple[Job, tuple
     """The recipe's job and image size; classes and size are those of its shards, or of the options."""
     if args.identities is not None:
         return whole_job_of(recipe, args.identities, args.ranks), tuple(args.image_size)
-    manifest = ShardSet(recipe.data.shards).manifest
+    try:
+        manifest = ShardSet(recipe.data.shards).manifest
+    except ShardError as error:
+        raise ShardError(f"{error}; to plan without shards: --identities C --image-size H W") from None
     return whole_job_of(recipe, manifest.identities, args.ranks), (manifest.image_height, manifest.image_width)
 
 
@@ -147,7 +153,7 @@ def _report(question: Question) -> list[str]:
     job, network, rates = question.job, question.network, question.rates
     lines = [
         f"{question.backbone}, {job.classes:,} identities × {job.embedding_dim}, global batch {job.global_batch:,} "
-        f"({job.micro_batch} images a GPU at a time)",
+        f"({job.micro_batch} images of {' × '.join(map(str, question.image_size))} a GPU at a time)",
         f"{job.ranks} GPUs of {question.gpu_bytes / GIB:.4g} GiB, {'bfloat16' if job.bf16 else 'float32'} products, "
         f"ZeRO {job.zero_stage}, row gradients {'applied block by block' if job.fused_update else 'held'}",
         "",
@@ -263,7 +269,9 @@ def _parser() -> argparse.ArgumentParser:
         "--host-hours", type=float, default=5000, help="mean time between failures of a host (assumed: %(default)s)"
     )
     shape = parser.add_argument_group("a job, without a recipe")
-    shape.add_argument("--identities", type=int, metavar="C", help="classes (of a recipe: instead of its shards')")
+    shape.add_argument(
+        "--identities", type=int, metavar="C", help="classes (of a recipe: instead of its shards', as is --image-size)"
+    )
     shape.add_argument("--embedding-dim", type=int, default=512, metavar="D", help="default %(default)s")
     shape.add_argument("--global-batch", type=int, default=512, metavar="G", help="images a step (default %(default)s)")
     shape.add_argument("--backbone", default="sphereface20", help=f"one of {', '.join(BACKBONES)}")
