@@ -238,11 +238,12 @@ def test_the_size_of_images_is_said_and_shards_can_be_done_without(plan: Plan) -
     assert err.startswith("plan: /absent/manifest.json: not found, ") and err.endswith(
         ": --identities C --image-size H W\n"
     )
-    at_96 = plan(*recipe, "--identities", "93431")[1].splitlines()
-    at_112 = plan(*recipe, "--identities", "93431", "--image-size", "112", "112")[1].splitlines()
+    at_112 = plan(*recipe, "--identities", "93431")[1].splitlines()
+    at_96 = plan(*recipe, "--identities", "93431", "--image-size", "112", "96")[1].splitlines()
     assert at_96[0].endswith(" images of 112 × 96 a GPU at a time)")
     assert at_112[0].endswith(" images of 112 × 112 a GPU at a time)")
     assert at_96[2:] != at_112[2:]
+    assert " images of 112 × 96 a GPU" in plan(*LARGE)[1], "as SphereFace's are"
 
 
 def test_json_holds_the_same_numbers(plan: Plan) -> None:
