@@ -136,6 +136,8 @@ def supervise(launcher: Launcher, hosts: dict[str, int], start: Start, args: arg
         if ranks:
             places = ", ".join(f"{host} ({count})" for host, count in ranks.items())
             say(f"start {attempt + 1} on {places}")
+            if why := why_not(start, sum(hosts.values())):
+                say(f"{sum(ranks.values())} of {sum(hosts.values())} ranks take part: {why}")
         code = run_once(launcher, ranks, args.master_port + attempt) if ranks else None
         # If a set cannot be judged, a run that has ended well is not evaluated, and starting again would not help.
         trained = has_reached(start.run, start.recipe.optimizer.steps)
@@ -148,8 +150,7 @@ def supervise(launcher: Launcher, hosts: dict[str, int], start: Start, args: arg
             return EXIT_REFUSED
         step = last_step(start.run)
         wait = restarts.unsaved() if code == EXIT_UNSAVED else restarts.failed_at(step)
-        what = "not started" if code is None else f"failed with code {code} after step {step}"
-        say(f"{what}; starting again in {wait:g} s")
+        say(f"failed with code {code} after step {step}; starting again in {wait:g} s")
         launcher.sleep(wait)
     say("asked to stop")
     return EXIT_STOPPED
@@ -190,17 +191,19 @@ def why_not(start: Start, ranks: int) -> str:
 
 def ranks_of(launcher: Launcher, hosts: dict[str, int], start: Start, min_ranks: int) -> dict[str, int]:
     """Ranks for each host that answers: the most that the recipe can be split over; empty if none fits."""
+
+    def fits(ranks: int) -> bool:
+        try:
+            start.check_ranks(ranks)
+        except RecipeError:
+            return False
+        return ranks >= min_ranks
+
     there = launcher.answering()
     for host in hosts.keys() - there:
         said = launcher.why_absent(host)
         say(f"{host} does not answer: left out{f' ({said})' if said else ''}")
-    ranks = assign(
-        {host: slots for host, slots in hosts.items() if host in there},
-        lambda ranks: ranks >= min_ranks and not why_not(start, ranks),
-    )
-    slots, taken = sum(hosts[host] for host in there), sum(ranks.values())
-    if taken and (why := why_not(start, slots)):
-        say(f"{taken} of {slots} ranks take part: {why}")
+    ranks = assign({host: slots for host, slots in hosts.items() if host in there}, fits)
     if not ranks:
         say(f"no start: {len(there)} of {len(hosts)} hosts answer, and no number of their ranks fits the recipe")
     return ranks

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster.stop import EXIT_REFUSED
+from cluster.stop import EXIT_REFUSED, EXIT_STOPPED
 from stages import supervise
 from tests.faces import write_shards
 
@@ -88,23 +88,50 @@ def test_what_no_number_of_ranks_would_mend_is_not_tried(
 
 
 class Host:
-    """Stands in for a launcher with one host that answers."""
+    """Stands in for a launcher with one host that answers, whose ranks are asked to stop at once."""
+
+    stopping = True
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
     def answering(self) -> set[str]:
-        return {"here"}
+        return {"localhost"}
+
+    def run(self, ranks: dict[str, int], port: int) -> int:  # noqa: ARG002 - a launcher's
+        return EXIT_STOPPED
 
 
 @pytest.mark.parametrize(
-    ("slots", "taken", "said"),
+    ("slots", "said"),
     [
-        (4, 4, []),
-        (8, 6, ["supervise.py: 6 of 8 ranks take part: data.global_batch: got 12, wanted a multiple of 8"]),
+        (4, ["start 1 on localhost (4)"]),
+        (
+            8,
+            [
+                "start 1 on localhost (6)",
+                "6 of 8 ranks take part: data.global_batch: got 12, wanted a multiple of 8 (8 ranks × accumulation 1)",
+            ],
+        ),
     ],
 )
 def test_ranks_that_take_no_part_are_said(
-    slots: int, taken: int, said: list[str], recipe: Path, capsys: pytest.CaptureFixture[str]
+    slots: int,
+    said: list[str],
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    start = supervise.start_of(["--recipe", str(recipe)])
-    launcher: Any = Host()
-    assert supervise.ranks_of(launcher, {"here": slots}, start, 1) == {"here": taken}
-    assert [line.partition(" (")[0] for line in capsys.readouterr().err.splitlines()] == said
+    monkeypatch.setattr(supervise, "Launcher", Host)
+    options = ["--ranks", str(slots), "--", "--recipe", str(recipe), "--run", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["supervise.py", *options])
+    assert supervise.main() == EXIT_STOPPED
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"supervise.py: {line}" for line in [*said, "asked to stop"]]
