@@ -242,7 +242,8 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
     if trainer.step == recipe.optimizer.steps:
         logger.info("finished: step %d, in %s", trainer.step, RunFolder(start.run).checkpoint(trainer.step))
         return 0
-    logger.warning("stopped by %s after %s; the same command resumes it", stop.asked, place(start.run, trainer.step))
+    asked = stop.asked or "a signal to another rank"
+    logger.warning("stopped by %s after %s; the same command resumes it", asked, place(start.run, trainer.step))
     return EXIT_STOPPED
 
 
@@ -255,7 +256,7 @@ def load(trainer: Trainer, start: Start, newest: int | None, changed: list[str])
     if newest is not None:
         changed = [*changed, *trainer.resume(newest)]
         logger.info("resumed %s at step %d", start.run, trainer.step)
-        for change in changed:
+        for change in changed if rank_in(trainer.group) == 0 else ():  # ranks agree on all of it
             logger.warning("changed since: %s", change)
     elif recipe.init.run is not None:
         inherited = trainer.inherit(recipe.init.run, recipe.init.step, recipe.init.new_rows)
