@@ -209,6 +209,11 @@ def device_of_text(text: str) -> torch.device:
     return device
 
 
+def size_in_words(size: int) -> str:
+    """A file's bytes for people: 50.3 MB, 1.2 kB."""
+    return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size / 1e3:,.1f} kB"
+
+
 def name_of(text: str) -> str:
     """A name that can be a folder's."""
     if not text or "/" in text or text in {".", ".."} or "\0" in text:
