@@ -6,7 +6,9 @@ host name or absolute path: the same input gives the same bytes.
 
 import hashlib
 import json
+import shlex
 from dataclasses import asdict, dataclass, fields
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,12 @@ from pipeline.files import write_file
 
 FORMAT = 1
 FILE_NAME = "manifest.json"
+
+# Work in progress: the plan, and a record of each finished tar. It is removed after the manifest is written.
+PROGRESS = ".progress"
+
+# What a run that was killed leaves, begun files included.
+TRACES = (PROGRESS, "faces-*.tar*", "faces-*.idx*", "identities.txt*", "index.npy*")
 
 
 class ShardError(ValueError):
@@ -73,7 +81,7 @@ class Manifest:
         """
         path = folder / FILE_NAME
         if not path.is_file():
-            raise ShardError(f"{path}: not found, wanted a finished shard folder (a killed run: run it again)")
+            raise ShardError(f"{path}: not found, wanted a finished shard folder ({_how_to_finish(folder)})")
         return cls.parse(path.read_bytes(), path)
 
     @classmethod
@@ -122,6 +130,15 @@ class Manifest:
         The tar of row `i` is `np.searchsorted(first_rows, i, side="right") - 1`.
         """
         return np.cumsum([0, *(tar.samples for tar in self.tars)], dtype=np.int64)
+
+
+def _how_to_finish(folder: Path) -> str:
+    """What to do about a folder without a manifest: finish what was begun there, or make shards of what it holds."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if any(fnmatch(name, trace) for name in names for trace in TRACES):
+        return "a killed run: run it again"
+    source = shlex.quote(str(folder)) if names else "FACES"
+    return f"to make one: python stages/shard.py {source} OUT, or make shards SRC={source} OUT=OUT"
 
 
 def _record(kind: type[Any], raw: dict[str, Any]) -> Any:

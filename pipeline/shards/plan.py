@@ -12,13 +12,11 @@ from pipeline.hashing import INCREMENT, mix64
 from pipeline.shards.images import SetAsideError, read_header
 from pipeline.shards.loss import check_loss
 from pipeline.shards.manifest import FORMAT, Made, ShardError
+from pipeline.shards.manifest import PROGRESS as PROGRESS  # noqa: PLC0414 - what plans write is named here
 from pipeline.shards.sources import Source
 from pipeline.shards.tars import BLOCK
 
 AT_ONCE = 1 << 20  # samples whose hashes are made together: a plan of 42 million is a gigabyte as it is
-
-# Work in progress: the plan, and a record of each finished tar. It is removed after the manifest is written.
-PROGRESS = ".progress"
 
 
 @dataclass(frozen=True)

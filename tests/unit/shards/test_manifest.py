@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,9 +78,24 @@ def test_a_manifest_that_is_no_manifest_is_named(tmp_path: Path, text: str, mess
         Manifest.load(tmp_path)
 
 
-def test_a_missing_manifest_says_that_sharding_did_not_finish(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match="not found, wanted a finished shard folder"):
+@pytest.mark.parametrize("left", [".progress/plan.json", "faces-000000.tar", "index.npy.0123456789ab.part"])
+def test_a_missing_manifest_says_that_sharding_did_not_finish(tmp_path: Path, left: str) -> None:
+    (tmp_path / left).parent.mkdir(exist_ok=True)
+    (tmp_path / left).touch()
+    with pytest.raises(ShardError, match=r"not found, wanted a finished shard folder \(a killed run: run it again\)$"):
         Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(("holds", "source"), [("ann/1.jpg", "{}"), ("train-000000.tar", "{}"), (None, "FACES")])
+def test_a_folder_of_something_else_says_how_shards_are_made(tmp_path: Path, holds: str | None, source: str) -> None:
+    folder = tmp_path / "the faces"
+    if holds is not None:
+        (folder / holds).parent.mkdir(parents=True, exist_ok=True)
+        (folder / holds).touch()
+    named = source.format(f"'{folder}'")
+    wanted = f"(to make one: python stages/shard.py {named} OUT, or make shards SRC={named} OUT=OUT)"
+    with pytest.raises(ShardError, match=f"not found, wanted a finished shard folder {re.escape(wanted)}$"):
+        Manifest.load(folder)
 
 
 def test_the_index_is_a_plain_npy_file_of_all_rows_in_order(tmp_path: Path) -> None:
