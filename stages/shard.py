@@ -32,7 +32,7 @@ from cluster.stop import EXIT_REFUSED, exit_with, faults_in_one_line
 from pipeline.reading.mixing import mixing_by_default
 from pipeline.shards.build import read_rejected
 from pipeline.shards.hygiene import clean
-from pipeline.shards.loss import TooManyRejectedError, summary
+from pipeline.shards.loss import TooManyRejectedError, amount, summary
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.manifest import Manifest, ShardError
 from pipeline.shards.names import read_names
@@ -155,7 +155,8 @@ def _verify(args: argparse.Namespace) -> int:
     for file, what in faults:
         print(f"{file}: {what}")
     nobody = f"; nothing of the {len(set(without)):,} people of {args.without}" if without and not faults else ""
-    print(f"{args.set}: {manifest.samples:,} samples in {len(manifest.tars):,} tars, {len(faults):,} faults{nobody}")
+    there = f"{amount(manifest.samples, 'sample')} in {amount(len(manifest.tars), 'tar')}"
+    print(f"{args.set}: {there}, {amount(len(faults), 'fault')}{nobody}")
     return 1 if faults else 0
 
 
@@ -246,9 +247,9 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 def _say(out: Path | str, manifest: Manifest, set_aside: Sequence[SetAside] = ()) -> None:
     size = sum(tar.bytes for tar in manifest.tars) / 1e6
     print(
-        f"{out}: {manifest.samples:,} samples of {manifest.identities:,} identities, "
-        f"{manifest.image_height}x{manifest.image_width}, in {len(manifest.tars):,} tars ({size:,.1f} MB); "
-        f"{manifest.set_aside:,} files set aside" + (" (rejected.tsv)" if manifest.set_aside else "")
+        f"{out}: {amount(manifest.samples, 'sample')} of {amount(manifest.identities, 'identity', 'identities')}, "
+        f"{manifest.image_height}x{manifest.image_width}, in {amount(len(manifest.tars), 'tar')} ({size:,.1f} MB); "
+        f"{amount(manifest.set_aside, 'file')} set aside" + (" (rejected.tsv)" if manifest.set_aside else "")
     )
     if set_aside:
         print(f"set aside: {summary(set_aside)}")

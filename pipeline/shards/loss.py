@@ -37,7 +37,7 @@ def check_loss(where: str, kept: int, set_aside: Iterable[SetAside], limit: floa
 
 
 def summary(set_aside: Iterable[SetAside]) -> str:
-    """Reasons with counts in one line, most first, each with the first path: `2 empty file (ann/1.jpg)`."""
+    """Reasons with counts in one line, most first, each with the first path: `2 × empty file (ann/1.jpg)`."""
     tally: Counter[str] = Counter()
     example: dict[str, str] = {}
     for path, reason, samples in set_aside:
@@ -45,11 +45,16 @@ def summary(set_aside: Iterable[SetAside]) -> str:
         tally[kind] += max(1, samples)
         name = path.translate(ESCAPES)
         example.setdefault(kind, f"{name}: {reason}" if kind != reason else name)
-    parts = [f"{count:,} {kind} ({example[kind]})" for kind, count in tally.most_common(SHOWN)]
+    parts = [f"{count:,} × {kind} ({example[kind]})" for kind, count in tally.most_common(SHOWN)]
     more = len(tally) - len(parts)
-    return "; ".join(parts) + (f"; and {more} other reasons" if more else "")
+    return "; ".join(parts) + (f"; and {amount(more, 'other reason')}" if more else "")
 
 
 def kind_of(reason: str) -> str:
     """A reason without its numbers: those that differ in numbers only are one."""
     return re.sub(r"got \S+|\(label [^)]*\)|\bat byte \d+( of \d+)?", "…", reason)
+
+
+def amount(count: int, one: str, many: str = "") -> str:
+    """A number of things in words: `1 tar`, `2,000 tars`; `many` if the plural takes more than an s."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"

@@ -35,5 +35,5 @@ def test_photographs_become_shards_by_two_commands(tmp_path: Path) -> None:
     done = run("align.py", tmp_path / "faces" / "test", tmp_path / "crops", "--size", "112x112")
     assert (done.returncode, done.stderr) == (0, f"align: {tmp_path}/crops: already complete, nothing done\n")
     done = run("shard.py", tmp_path / "crops.csv", tmp_path / "set")
-    assert f"{aligned} samples of 10 identities, 112x112, in 1 tars" in done.stdout
+    assert f"{aligned} samples of 10 identities, 112x112, in 1 tar (" in done.stdout
     assert "0 files set aside" in done.stdout

@@ -111,12 +111,12 @@ def test_too_many_rejected_samples_are_no_success(tmp_path: Path) -> None:
     done = shard(tmp_path / "faces", tmp_path / "out", "--workers", "1")
     assert done.returncode == 3
     assert done.stderr.endswith(
-        "2 of 100 samples set aside (2.0%), wanted at most 1.0% (--max-rejected): 2 not a JPEG or PNG (id0/0.jpg)\n"
+        "2 of 100 samples set aside (2.0%), wanted at most 1.0% (--max-rejected): 2 × not a JPEG or PNG (id0/0.jpg)\n"
     )
     assert not (tmp_path / "out" / "manifest.json").exists()
     done = shard(tmp_path / "faces", tmp_path / "out", "--max-rejected", "2%")
     assert done.returncode == 0
-    assert done.stdout.splitlines()[-1] == "set aside: 2 not a JPEG or PNG (id0/0.jpg)"
+    assert done.stdout.splitlines()[-1] == "set aside: 2 × not a JPEG or PNG (id0/0.jpg)"
     again = shard(tmp_path / "faces", tmp_path / "out")
     assert (again.returncode, again.stdout) == (0, done.stdout)
     assert "already complete, nothing done" in again.stderr
@@ -336,7 +336,7 @@ def test_parquet_columns_are_options(tmp_path: Path) -> None:
     done = run(tmp_path / "a.parquet", tmp_path / "b")
     assert "got columns photo, person, wanted image and label" in done.stderr
     done = run(tmp_path / "a.parquet", tmp_path / "b", "--image-column", "photo", "--label-column", "person")
-    assert "9 samples of 3 identities, 16x16, in 1 tars" in done.stdout
+    assert "9 samples of 3 identities, 16x16, in 1 tar (" in done.stdout
 
 
 def test_progress_is_served_to_prometheus_while_it_runs(faces: Path, tmp_path: Path) -> None:

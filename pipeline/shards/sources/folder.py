@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.shards.images import NO_SUFFIX, SUFFIXES
+from pipeline.shards.loss import amount
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.names import UNUSABLE, usable_name, warn_respelled
 from pipeline.shards.sources import SetAside
@@ -53,7 +54,8 @@ def scan_folder(root: Path, pattern: str = "*") -> FileSource:
             lengths += map(len, paths)
     if not labels:
         unusable = next((f"; identity {one.path!r}: {one.reason}" for one in set_aside if one.reason == UNUSABLE), "")
-        raise ShardError(f"{root}: got {len(folders)} identity folders without images, wanted .jpg or .png{unusable}")
+        got = f"{amount(len(folders), 'identity folder')} without images"
+        raise ShardError(f"{root}: got {got}, wanted .jpg or .png{unusable}")
     warn_respelled(root, respelled)
     of_images = np.repeat(np.array(labels, np.uint32), counts)
     ends = np.cumsum(lengths, dtype=np.int64)

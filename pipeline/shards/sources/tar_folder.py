@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.files import named
 from pipeline.shards.fields import Fields, of_json
 from pipeline.shards.images import SetAsideError
-from pipeline.shards.loss import summary
+from pipeline.shards.loss import amount, summary
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.names import IDENTITIES_NAME, UNUSABLE, usable_name, warn_respelled
 from pipeline.shards.sources import Read, SetAside, changed_at
@@ -118,7 +118,7 @@ def list_tars(tars: TarFiles, layout: Layout, workers: int = 1) -> TarSource:
     listings = sorted(each, key=lambda one: one.tar)
     set_aside = list(_set_aside(tars, listings))
     if not any(len(listing.labels) for listing in listings):
-        found = f"{tars.folder}: got {len(tars.names)} tars without labelled images"
+        found = f"{tars.folder}: got {amount(len(tars.names), 'tar')} without labelled images"
         wanted = f".jpg or .png with .{layout.label} (or --label-column with an extension, a field, folder or tar)"
         raise ShardError(f"{found}, wanted {wanted}; {summary(set_aside)}")
     identities, labels, kept = _numbered(tars.folder, listings, set_aside) if layout.is_number else _named(listings)

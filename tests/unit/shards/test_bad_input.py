@@ -69,7 +69,7 @@ def test_a_name_with_a_line_break_is_in_one_line(faces: Path, tmp_path: Path) ->
     (faces / "bad\nname").mkdir()
     (faces / "bad\nname" / "1.jpg").write_bytes(noise(1, height=HEIGHT, width=WIDTH))
     source = scan_folder(faces)
-    assert summary(source.set_aside) == r"1 wanted a printable UTF-8 name; rename it (bad\nname)"
+    assert summary(source.set_aside) == r"1 × wanted a printable UTF-8 name; rename it (bad\nname)"
     made(plan_of(faces, tmp_path / "out"))
     assert rejected(tmp_path / "out") == {r"bad\nname": "wanted a printable UTF-8 name; rename it"}
 

@@ -46,7 +46,8 @@ def test_reasons_that_differ_in_numbers_are_one() -> None:
 
 def test_a_summary_has_three_reasons_each_with_its_first_path_and_a_limit_may_be_reached() -> None:
     listed = [SetAside("a\nb", "cut", 2), SetAside("c", "cut"), *(SetAside(f"d{n}", f"odd {n}", 0) for n in "123")]
-    assert summary(listed) == r"3 cut (a\nb); 1 odd 1 (d1); 1 odd 2 (d2); and 1 other reasons"
+    assert summary(listed) == r"3 × cut (a\nb); 1 × odd 1 (d1); 1 × odd 2 (d2); and 1 other reason"
+    assert summary([*listed, SetAside("e", "even")]).endswith("; and 2 other reasons")
     check_loss("faces", 27, listed, 0.1)
     with pytest.raises(TooManyRejectedError, match=r"faces: 3 of 29 samples set aside \(10.3%\), wanted at most 10.0%"):
         check_loss("faces", 26, listed, 0.1)

@@ -117,5 +117,7 @@ def test_what_cannot_be_read_of_a_zip_has_its_reason(tmp_path: Path) -> None:
 def test_an_archive_without_identity_folders_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("1.jpg", noise(1))
-    with pytest.raises(ShardError, match=r"got no image in a\.zip, wanted identity/image; 1 not in an identity folder"):
+    with pytest.raises(
+        ShardError, match=r"got no image in a\.zip, wanted identity/image; 1 × not in an identity folder"
+    ):
         open_source(tmp_path / "a.zip")

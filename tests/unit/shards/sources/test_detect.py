@@ -85,7 +85,7 @@ def test_a_kind_of_source_from_outside_becomes_a_set(tape: Path, tmp_path: Path)
 def test_folders_without_an_image_or_a_tar_are_identity_folders(tmp_path: Path) -> None:
     (tmp_path / "ann").mkdir()
     (tmp_path / "ann" / "notes.txt").touch()
-    with pytest.raises(ShardError, match="got 1 identity folders without images"):
+    with pytest.raises(ShardError, match="got 1 identity folder without images"):
         open_source(tmp_path)
     (tmp_path / "ann" / "album.tar").touch()
     (tmp_path / "ann" / "1.jpg").write_bytes(noise(1))

@@ -133,7 +133,7 @@ def test_a_label_cut_in_two_is_no_label(tmp_path: Path) -> None:
 
 def test_tars_without_faces_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_of([("a.xml", b"")]))
-    with pytest.raises(ShardError, match=r"got 1 tars without labelled images, wanted \.jpg or \.png with \.cls"):
+    with pytest.raises(ShardError, match=r"got 1 tar without labelled images, wanted \.jpg or \.png with \.cls"):
         open_source(tmp_path)
 
 
@@ -262,7 +262,7 @@ def test_what_is_no_sample_has_its_reason(
     assert open_source(shards).set_aside == [(f"a.tar:{members[0][0].partition('.')[0]}", reason, samples)]
     for path in shards.glob("faces-*"):
         path.unlink()
-    with pytest.raises(ShardError, match=f"without labelled images.*; 1 {reason}"):
+    with pytest.raises(ShardError, match=f"without labelled images.*; 1 × {reason}"):
         open_source(shards)
 
 

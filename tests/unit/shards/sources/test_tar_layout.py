@@ -113,7 +113,7 @@ def test_a_caption_beside_json_is_no_label(tmp_path: Path) -> None:
     samples = members(lambda number, _: (f"{number:03d}.json", b'{"url": "http://x"}'))
     samples += [(f"{number:03d}.txt", b"a woman in the sun") for number in range(3)]
     write_tar_of(tmp_path / "a.tar", sorted(samples))
-    with pytest.raises(ShardError, match=r"got 1 tars without labelled images, wanted \.jpg or \.png with \.cls"):
+    with pytest.raises(ShardError, match=r"got 1 tar without labelled images, wanted \.jpg or \.png with \.cls"):
         open_source(tmp_path)
     assert len(open_source(tmp_path, options=Options(Columns(label="txt"))).labels) == 3
 
