@@ -10,6 +10,7 @@ from typing import NamedTuple
 # How files are named that may be images. Shards hold JPEG and PNG; the others are decoded, by `--fit` or in `align`.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif")
 NO_SUFFIX = "not named as an image (.jpg, .png, .webp, .bmp, .tif, .heic)"
+WRONG_SIZE = "wrong size"
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"IEND\xaeB`\x82"
@@ -87,7 +88,7 @@ def extension_of(data: bytes, height: int, width: int) -> str:
     """
     extension, got_height, got_width = read_header(data)
     if got_height != height or got_width != width:
-        raise SetAsideError(f"wrong size: got {got_height}x{got_width}, wanted {height}x{width}")
+        raise SetAsideError(f"{WRONG_SIZE}: got {got_height}x{got_width}, wanted {height}x{width}")
     return extension
 
 

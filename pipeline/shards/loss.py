@@ -4,10 +4,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
+from pipeline.shards.images import WRONG_SIZE
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.sources import SetAside
 
 SHOWN = 3  # reasons in a line
+
+# What helps if images have several sizes.
+OTHER_SIZES = "the size wanted is the first image's or --size; --fit crop or --fit stretch brings others to --size"
 
 # Characters that would break a line, or a column of a table.
 ESCAPES = {ord(character): repr(character)[1:-1] for character in "\t\r\n"}
@@ -37,7 +41,10 @@ def check_loss(where: str, kept: int, set_aside: Iterable[SetAside], limit: floa
 
 
 def summary(set_aside: Iterable[SetAside]) -> str:
-    """Reasons with counts in one line, most first, each with the first path: `2 × empty file (ann/1.jpg)`."""
+    """Reasons with counts in one line, most first, each with the first path: `2 × empty file (ann/1.jpg)`.
+
+    If images of other sizes are among them, the options that help are named last.
+    """
     tally: Counter[str] = Counter()
     example: dict[str, str] = {}
     for path, reason, samples in set_aside:
@@ -47,7 +54,9 @@ def summary(set_aside: Iterable[SetAside]) -> str:
         example.setdefault(kind, f"{name}: {reason}" if kind != reason else name)
     parts = [f"{count:,} × {kind} ({example[kind]})" for kind, count in tally.most_common(SHOWN)]
     more = len(tally) - len(parts)
-    return "; ".join(parts) + (f"; and {amount(more, 'other reason')}" if more else "")
+    parts += [f"and {amount(more, 'other reason')}"] if more else []
+    parts += [OTHER_SIZES] if any(kind.startswith(WRONG_SIZE) for kind in tally) else []
+    return "; ".join(parts)
 
 
 def kind_of(reason: str) -> str:

@@ -193,7 +193,8 @@ def test_a_source_without_faces_is_refused(tmp_path: Path, make: Callable[[Path]
 
 
 def test_everything_set_aside_is_an_error_with_its_reasons(faces: Path, tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match=r"every file was set aside; see rejected\.tsv"):
+    helps = r"the size wanted is the first image's or --size; --fit crop or --fit stretch brings others to --size$"
+    with pytest.raises(ShardError, match=rf"every file was set aside; see rejected\.tsv: 28 × wrong size.*; {helps}"):
         make_shards(plan_of(faces, tmp_path / "out", size=(1, 1)))
     assert len(rejected(tmp_path / "out")) == 28 + 7
     assert not (tmp_path / "out" / "manifest.json").exists()
