@@ -130,6 +130,7 @@ def _write(args: argparse.Namespace, source: Source, size: tuple[int, int] | Non
         samples_per_tar=samples_per_tar,
         size=size,
         max_rejected=args.max_rejected,
+        where=str(args.src),
     )
     endpoint = None
     if args.metrics_port is not None:

@@ -55,6 +55,7 @@ def make_plan(
     samples_per_tar: int,
     size: tuple[int, int] | None,
     max_rejected: float = 1.0,
+    where: str = "",
 ) -> Plan:
     """Plan the shards of `source` in `folder`.
 
@@ -65,12 +66,13 @@ def make_plan(
         samples_per_tar: the most that a tar holds; the tars are of nearly equal size.
         size: (height, width) in pixels of every image; None: that of the first readable one.
         max_rejected: the largest share of samples that may be set aside, from 0 to 1.
+        where: the path or URL of the source, for the message; without it, its kind.
 
     Raises:
         ShardError: a number out of range, or no image of the source is readable.
         TooManyRejectedError: listing already set aside more samples than `max_rejected` allows.
     """
-    check_loss(source.kind, len(source.labels), source.set_aside, max_rejected)
+    check_loss(where or source.kind, len(source.labels), source.set_aside, max_rejected)
     if samples_per_tar < 1:
         raise ShardError(f"samples per tar: got {samples_per_tar}, wanted at least 1")
     height, width = size or _first_size(source)

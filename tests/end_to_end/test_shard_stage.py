@@ -122,6 +122,17 @@ def test_too_many_rejected_samples_are_no_success(tmp_path: Path) -> None:
     assert "already complete, nothing done" in again.stderr
 
 
+def test_samples_rejected_as_they_are_listed_are_told_with_their_place_and_reason(tmp_path: Path) -> None:
+    (tmp_path / "faces" / "ann").mkdir(parents=True)
+    for name in ("1.jpg", "2.gif", "3.gif"):
+        (tmp_path / "faces" / "ann" / name).write_bytes(HEADER)
+    done = shard(tmp_path / "faces", tmp_path / "out")
+    assert done.returncode == 3
+    assert done.stderr.startswith(f"shard: {tmp_path}/faces: 2 of 3 samples set aside (66.7%), wanted at most 1.0%")
+    assert "2 × not named as an image" in done.stderr and "(ann/2.gif)" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_shards_inside_their_source_are_refused(faces: Path) -> None:
     done = shard(faces, faces / "out")
     assert (done.returncode, done.stderr.count("\n")) == (EXIT_REFUSED, 1)
