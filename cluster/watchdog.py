@@ -13,6 +13,7 @@ import faulthandler
 import json
 import logging
 import os
+import re
 import socket
 import sys
 import threading
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 BEAT_SECONDS = 1.0
 # A rank without a heartbeat for this long is silent.
 SILENT_SECONDS = 4 * BEAT_SECONDS
+
+GLOO_ADDS = re.compile(r"^\[\S+:\d+\] |\. This is typically caused by .*")
 
 
 @dataclass
@@ -157,13 +160,17 @@ class Watchdog:
                 self._box.write_other(rank, process)
             self._box.write(why)
 
-    def explain(self, what: str) -> str:
-        """`what` happened here, and which ranks are missing: waits until a lost rank has been silent long enough."""
+    def explain(self, what: str, told: str = "") -> str:
+        """Which ranks are missing, and `what` happened here, last in the words that a library `told`.
+
+        Waits until a lost rank has been silent long enough.
+        """
         waited_until = time.monotonic() + self._silent_seconds + 2 * self._beat_seconds
         while not (missing := self.missing()).startswith("silent") and time.monotonic() < waited_until:
             time.sleep(0.1)
         here = f"rank {self._topology.rank} on {socket.gethostname()}"
-        return f"{here}: {what} in step {self._step + 1}; {missing or 'every rank responds'}"
+        words = f": {told}" if told else ""
+        return f"{missing or 'every rank responds'}; {here}: {what} in step {self._step + 1}{words}"
 
     def _beat(self) -> None:
         """Write this rank's heartbeats and read the others'. Blocks for as long as the store does."""
@@ -201,6 +208,11 @@ class Watchdog:
                 warnings += 1
                 if self._topology.rank == 0:
                     logger.warning("%s takes longer than %.0f s; every rank responds", self._at_work_on, still)
+
+
+def in_short(error: Exception) -> str:
+    """The first line of a library's error, without the place in its source and the advice that gloo adds."""
+    return GLOO_ADDS.sub("", str(error).strip().split("\n")[0])
 
 
 def end(message: str, stacks: bool = False) -> NoReturn:

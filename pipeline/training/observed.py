@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from cluster.watchdog import Watchdog, end
+from cluster.watchdog import Watchdog, end, in_short
 from pipeline.training.guard import NonFiniteError
 from pipeline.training.observers.observer import Observer, Observers
 from pipeline.training.record import Window
@@ -75,7 +75,7 @@ def _naming_lost_ranks(watchdog: Watchdog) -> Iterator[None]:
     except NonFiniteError:  # agreed by all: no rank is lost
         raise
     except RuntimeError as error:  # what a collective raises when its peer is gone
-        what = watchdog.explain(str(error).strip().split("\n")[0])
+        what = watchdog.explain("an error", in_short(error))
         if "silent" not in what:
             raise
         end(what)

@@ -20,7 +20,7 @@ from cluster.black_box import BlackBox, spy
 from cluster.stop import EXIT_LOST
 from cluster.stopwatch import STEP
 from cluster.topology import Topology
-from cluster.watchdog import Watchdog
+from cluster.watchdog import Watchdog, in_short
 
 BEAT_SECONDS, SILENT_SECONDS = 0.02, 0.5
 PATIENCE_SECONDS = 60  # of a busy machine; a test that passes waits for a second or a few
@@ -92,6 +92,24 @@ def test_work_that_is_no_step_may_take_long_but_not_without_a_rank(
     assert "silent: rank 1 on beta" in ended[0]
 
 
+def test_who_is_silent_comes_first_and_a_librarys_words_last_without_its_path(store: dist.Store) -> None:
+    """The words are gloo's in torch 2.x when a peer is killed, and NCCL's, which has no place before them."""
+    gloo = RuntimeError(
+        "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:48259: "
+        "Connection reset by peer. This is typically caused by a remote worker hanging or bugs in the application. "
+        "Check the logs of the remote worker before reporting an error. GLHF! \U0001f3d6\ufe0f\nmore"
+    )
+    assert in_short(gloo) == "Read error [127.0.0.1]:48259: Connection reset by peer"
+    assert in_short(RuntimeError("[rank 1] NCCL error: remote process exited\nor so")) == (
+        "[rank 1] NCCL error: remote process exited"
+    )
+    with watch(store, 2, silent_seconds=0.1) as dog:
+        dog.tick(6)
+        words = dog.explain("an error", in_short(gloo))
+    assert words.startswith("silent: rank 1 on beta (no heartbeat for ")
+    assert words.endswith(f" s); rank 0 on {socket.gethostname()}: an error in step 7: {in_short(gloo)}")
+
+
 HANGS = """
 import sys, time, torch.distributed as dist
 from pathlib import Path
@@ -110,7 +128,7 @@ def test_a_step_that_never_ends_ends_the_process_with_its_stack(tmp_path: Path) 
     command = [sys.executable, "-c", HANGS, str(tmp_path / "stacks")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == EXIT_LOST, done.stderr
-    told = "no progress for 0.2 s in step 7; every rank responds"
+    told = f"every rank responds; rank 0 on {socket.gethostname()}: no progress for 0.2 s in step 7"
     assert f"{told}. Stacks:" in done.stderr
     assert "in a_step_that_never_ends" in done.stderr
     left = (tmp_path / "stacks" / "rank-0.txt").read_text()
