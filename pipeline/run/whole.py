@@ -147,8 +147,10 @@ def _require_there(run: Path, step: int | None, steps: list[int]) -> None:
 
 
 def _not_there(run: Path, step: int | None, steps: list[int]) -> CheckpointError:
-    found = "last" if step is None else step
-    return CheckpointError(f"{run}: checkpoint: got step {found}, wanted one of {steps or 'none saved yet'}")
+    if not steps:
+        got = "no checkpoint in it" if run.is_dir() else "no such folder"
+        return CheckpointError(f"{run}: got {got}, wanted the folder of a run that has saved one")
+    return CheckpointError(f"{run}: checkpoint: got step {step}, wanted one of {steps}")
 
 
 def _require_none(faults: list[str]) -> None:

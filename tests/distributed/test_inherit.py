@@ -183,7 +183,10 @@ def test_what_does_not_fit_is_refused(sets: tuple[Path, Path], tmp_path: Path) -
     )
     (tmp_path / "old" / "identities.txt").write_text("somebody else\n")
     assert "identities.txt: got SHA-256" in run_ranks(refuse, 1, recipe(new), tmp_path / "b", tmp_path / "old")[0]
-    assert "wanted one of none saved yet" in run_ranks(refuse, 1, recipe(new), tmp_path / "c", tmp_path / "none")[0]
+    assert (
+        "none: got no such folder, wanted the folder of a run"
+        in run_ranks(refuse, 1, recipe(new), tmp_path / "c", tmp_path / "none")[0]
+    )
 
 
 def test_a_damaged_run_is_not_started_from(sets: tuple[Path, Path], tmp_path: Path) -> None:

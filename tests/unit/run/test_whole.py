@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -71,9 +73,14 @@ def test_damaged_rows_do_not_concern_who_wants_the_backbone(tmp_path: Path) -> N
 
 
 def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
-    for refused in (lambda: load_backbone(tmp_path), lambda: whole_step(tmp_path, None, None)):
-        with pytest.raises(CheckpointError, match="got step last, wanted one of none saved yet"):
-            refused()
+    refusing: tuple[Callable[[Path, int | None], object], ...] = (load_backbone, partial(whole_step, group=None))
+    wanted = "wanted the folder of a run that has saved one"
+    for refused in refusing:
+        for step in (None, 5):
+            with pytest.raises(CheckpointError, match=f"got no checkpoint in it, {wanted}"):
+                refused(tmp_path, step)
+            with pytest.raises(CheckpointError, match=f"none: got no such folder, {wanted}"):
+                refused(tmp_path / "none", step)
     assert newest_whole(tmp_path, None) is None
     save_steps(tmp_path, 4)
     with pytest.raises(CheckpointError, match=r"got step 5, wanted one of \[4\]"):
