@@ -10,7 +10,7 @@ from cluster.versions import code_digest, versions
 from pipeline.evaluation.sets import VerificationSet, is_finished, sets_of
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.file import load_recipe
-from pipeline.recipe.schema import Recipe, RecipeError, check_against_set
+from pipeline.recipe.schema import Init, Recipe, RecipeError, check_against_set
 from pipeline.run.changes import changes, changes_since, fixed_keys, flat, with_streams
 from pipeline.run.checkpoint import CheckpointError, Meta, complete_steps, read_meta
 from pipeline.run.folder import RunFolder
@@ -93,11 +93,24 @@ def check_start(start: Start, num_ranks: int, may_resume: bool) -> list[str]:
     if saved and not may_resume:
         raise CheckpointError(f"{start.run}: holds checkpoints up to step {saved[-1]}; wanted an empty folder")
     if not saved:
+        _check_init(start.recipe.init)
         return []
     _check_past(start, saved)
     changed = changes(start.run, start.recipe)
     _check_network(start.run, changed)
     return changed
+
+
+def _check_init(init: Init) -> None:
+    """Refuse a run to begin from that is not there, or has not saved the step."""
+    if init.run is None:
+        return
+    steps = complete_steps(init.run)
+    if not steps:
+        got = f"{init.run} without a checkpoint" if init.run.is_dir() else f"{init.run}, which is not there"
+        raise RecipeError(f"init.run: got {got}, wanted the folder of a run that has saved one, or null")
+    if init.step is not None and init.step not in steps:
+        raise RecipeError(f"init.step: got {init.step}, wanted one of {steps} in {init.run}, or null for the newest")
 
 
 def _check_network(run: Path, changed: Sequence[str]) -> None:

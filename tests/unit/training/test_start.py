@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -70,6 +71,24 @@ def test_a_run_that_is_there_is_resumed_with_its_changes_or_refused(recipe: Path
         check_start(start_of(recipe, tmp_path, "backbone.name=sphereface10"), 1, may_resume=True)
     # and that advice helps
     assert check_start(start_of(recipe, tmp_path / "another", "seed=1"), 1, may_resume=True) == []
+
+
+def test_a_run_to_begin_from_is_refused_if_it_has_no_such_checkpoint(recipe: Path, tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    begin = f"init.run={old}"
+    with pytest.raises(RecipeError, match=r"init.run: got .*/old, which is not there, wanted the folder of a run"):
+        check_start(start_of(recipe, new, begin), 1, may_resume=True)
+    old.mkdir()
+    with pytest.raises(RecipeError, match=r"init.run: got .*/old without a checkpoint, wanted the folder of a run"):
+        check_start(start_of(recipe, new, begin), 1, may_resume=True)
+    leave_a_checkpoint(start_of(recipe, old))
+    with pytest.raises(RecipeError, match=r"init.step: got 3, wanted one of \[2\] in .*/old, or null for the newest"):
+        check_start(start_of(recipe, new, begin, "init.step=3"), 1, may_resume=True)
+    assert check_start(start_of(recipe, new, begin, "init.step=2"), 1, may_resume=True) == []
+    # a run that resumes does not read it
+    leave_a_checkpoint(start_of(recipe, new, begin))
+    shutil.rmtree(old)
+    assert check_start(start_of(recipe, new, begin), 1, may_resume=True) == []
 
 
 def test_a_run_keeps_the_streams_that_it_began_with(recipe: Path, tmp_path: Path) -> None:
