@@ -17,6 +17,12 @@ from pipeline.evaluation.scoring.verification import BoolArray, FloatArray, IntA
 
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 
+# What folds that cannot be judged by themselves do to the accuracy, and how pairs are listed instead.
+ONE_KIND = (
+    "folds hold pairs of one kind, so that the accuracy means little: wanted both kinds in each fold, best as many "
+    "same as different pairs (of a .bin the folds are consecutive tenths, of a list the tenths of each kind)"
+)
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -80,9 +86,10 @@ class Pairs:
             "pairs compare an image with itself": np.sum(self.a == self.b),
             "different pairs show one person, by their names or by other pairs": np.sum(one_person & ~self.same),
             "same pairs show two people, by their names": np.sum(~one_person & self.same),
-            "folds hold pairs of one kind": np.sum((same_in == 0) | (same_in == pairs_in)),
         }
-        return [f"{count:,} {words}: judged as listed" for words, count in counts.items() if count]
+        odd = [f"{count:,} {words}: judged as listed" for words, count in counts.items() if count]
+        one_kind = np.sum((same_in == 0) | (same_in == pairs_in))
+        return [*odd, f"{one_kind:,} of {len(self.folds)} {ONE_KIND}"] if one_kind else odd
 
     def scored(self, scores: FloatArray) -> ScoredPairs:
         """The pairs with their similarities `[P]`, ready for `verification`."""
