@@ -60,7 +60,8 @@ def _embed(args: argparse.Namespace, topology: Topology) -> int:
     width, left_out = write_embeddings(out, paths, rows, facts)
     print(f"{out}: {len(paths) - len(left_out):,} embeddings of {width} numbers")
     if left_out:
-        why = reasons(source, images, list(map(paths.index, left_out)))
+        place = {path: position for position, path in enumerate(paths)}
+        why = reasons(source, images, [place[path] for path in left_out])
         print(f"embed: {len(left_out):,} of {len(paths):,} images left out: {why}", file=sys.stderr)
     return 0
 

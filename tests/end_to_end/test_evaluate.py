@@ -256,6 +256,8 @@ def test_a_broken_image_costs_its_pairs_and_what_was_embedded_is_used_again(
     assert run_stage("evaluate.py", *OPTIONS, "--name", "torn") == 0
     printed = capsys.readouterr().err
     assert "evaluate: 1 of 18 images left out: p1/1.jpg cannot be decoded: wanted images 32 high and 28 wide" in printed
+    assert run_stage("embed.py", "run", "faces", "torn.parquet") == 0
+    assert "images left out: p1/1.jpg cannot be decoded" in capsys.readouterr().err
     result = load(Path("run/evaluations/torn/step-00000020.json"))
     assert result.summary.left_out == ("p1/1.jpg",)
     assert len(result.pairs) == 36 - 4
