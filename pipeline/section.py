@@ -20,7 +20,7 @@ A package that holds one choice a file fills its table with ``import_modules(__n
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pkgutil import iter_modules
@@ -56,10 +56,11 @@ class Choices(Generic[S]):
     Args:
         kind: what is chosen, for error messages: "margin".
         default: the name that keys without a ``name`` take; None: a name is required.
+        elsewhere: names that other projects have for the same, and ours: what is meant by one that is refused.
     """
 
-    def __init__(self, kind: str, default: str | None = None) -> None:
-        self.kind, self.default = kind, default
+    def __init__(self, kind: str, default: str | None = None, elsewhere: Mapping[str, str] | None = None) -> None:
+        self.kind, self.default, self.elsewhere = kind, default, elsewhere or {}
         self._sections: dict[str, type[S]] = {}
 
     def add(self, *names: str) -> Callable[[type[T]], type[T]]:
@@ -94,10 +95,11 @@ class Choices(Generic[S]):
         """The section of `name`.
 
         Raises:
-            ValueError: for a name that is not there, naming those that are.
+            ValueError: for a name that is not there, naming those that are, and the one that another project calls so.
         """
         if name not in self:
-            raise ValueError(f"{self.kind}: got {name!r}, wanted one of {', '.join(self)}")
+            meant = f"; did you mean {self.elsewhere[name]}?" if name in self.elsewhere else ""
+            raise ValueError(f"{self.kind}: got {name!r}, wanted one of {', '.join(self)}{meant}")
         return self._sections[self._entry(name)]
 
     def by_section(self) -> dict[type[S], list[str]]:

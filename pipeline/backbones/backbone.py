@@ -76,7 +76,18 @@ class Backbone(NamedSection, ABC):
         return ()
 
 
-BACKBONES: Choices[Backbone] = Choices("backbone")
+# Names of InsightFace's ``arcface_torch`` that are not ours.
+THEIRS = {
+    **{f"r{layers}": f"iresnet{layers}" for layers in (18, 34, 50, 100, 200)},
+    "mbf": "mobilefacenet",
+    "mbf_large": "mobilefacenet_large",
+    "vit_t_dp005_mask0": "vit_t",
+    "vit_s_dp005_mask_0": "vit_s",
+    "vit_b_dp005_mask_005": "vit_b",
+    "vit_l_dp005_mask_005": "vit_l",
+}
+
+BACKBONES: Choices[Backbone] = Choices("backbone", elsewhere=THEIRS)
 
 
 def seed_forward(seed: int, step: int, rank: int, micro_batch: int) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.backbones.backbone import THEIRS
 from pipeline.recipe.arcface_config import ArcfaceConfig, Assignments
 from pipeline.recipe.file import recipe_of
 from pipeline.recipe.schema import Recipe
@@ -28,9 +29,7 @@ def _vit(size: str, drop_path: float, mask_ratio: float) -> dict[str, Any]:
 
 # Their networks, as keys of our backbone.
 NETWORKS: dict[str, dict[str, Any]] = {
-    **{f"r{layers}": {"name": f"iresnet{layers}"} for layers in (18, 34, 50, 100, 200)},
-    "mbf": {"name": "mobilefacenet"},
-    "mbf_large": {"name": "mobilefacenet_large"},
+    **{theirs: {"name": ours} for theirs, ours in THEIRS.items()},
     "vit_t": _vit("t", 0.1, MASKED),
     "vit_t_dp005_mask0": _vit("t", 0.05, 0),
     "vit_s": _vit("s", 0.1, MASKED),

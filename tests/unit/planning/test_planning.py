@@ -289,6 +289,10 @@ def test_the_command_says_how_many_classes_a_block_has_and_what_it_takes(plan: P
     assert words in out
 
 
+def test_a_name_of_arcface_torch_is_answered_with_ours(plan: Plan) -> None:
+    assert plan("--identities", "100", "--backbone", "mbf")[2].endswith("; did you mean mobilefacenet?\n")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from cluster.stop import EXIT_REFUSED
+from pipeline.backbones import BACKBONES
 from pipeline.backbones.vit import Block, ViT
 from pipeline.head.margins import Margin, Target
 from pipeline.head.margins.arcface import ArcFace, CosFace
@@ -153,6 +154,11 @@ def test_vision_transformers_are_those_of_their_table(tmp_path: Path, name: str)
 
 def test_every_network_of_theirs_that_is_taken_has_one_here(tmp_path: Path) -> None:
     assert set(get_args(ArcfaceConfig.model_fields["network"].annotation)) == NETWORKS.keys()
+    for name in NETWORKS.keys() - set(BACKBONES):
+        with pytest.raises(
+            ValueError, match=rf"got '{name}', wanted one of .*; did you mean {NETWORKS[name]['name']}\?$"
+        ):
+            BACKBONES[name]
     for name, ours in (("mbf", "mobilefacenet"), ("mbf_large", "mobilefacenet_large")):
         text = MS1MV3.replace('"r50"', f'"{name}"')
         assert convert(read_config(config(tmp_path, text)), 8, tmp_path).recipe.backbone.name == ours

@@ -34,6 +34,7 @@ FAULTS = {
     "zero_stage=4": "zero_stage: got 4, wanted 0, 1, 2 or 3",
     "precision=float16": "precision: got \"float16\", wanted 'float32' or 'bfloat16'",
     "backbone.name=resnet50": "backbone.name: got 'resnet50', wanted one of sphereface4",
+    "backbone=r50": "mobilefacenet, mobilefacenet_large, timm/*, vit_t, vit_s, vit_b, vit_l; did you mean iresnet50?",
     "head.margin=arc": "head.margin.name: got 'arc', wanted one of a_softmax",
     "head.margin.lambda_min=2000": "head.margin.lambda_min: got 2000.0, wanted at most lambda_max 20.0",
     "head.margin.m=0.5": "head.margin.m: got 0.5, wanted greater than or equal to 1",
