@@ -96,11 +96,20 @@ def parse() -> argparse.Namespace:
         help="go back to the checkpoint of step N and train on from there; later ones and their results are moved to "
         "RUN/left/",
     )
-    parser.add_argument("--help-recipe", action="store_true", help="print every key of a recipe and exit")
+    parser.add_argument(
+        "--help-recipe",
+        nargs="?",
+        const="",
+        metavar="KEY",
+        help="print every key of a recipe, or those of KEY, and exit",
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher passes it
     arguments = parser.parse_args()
-    if arguments.help_recipe:
-        print(describe_recipe())
+    if arguments.help_recipe is not None:
+        try:
+            print(describe_recipe(arguments.help_recipe))
+        except RecipeError as error:
+            parser.error(str(error))
         raise SystemExit(0)
     if arguments.recipe is None:
         parser.error("--recipe is required, for example stages/recipes/demo.yaml")

@@ -77,19 +77,24 @@ def recipe_of(tree: dict[str, Any]) -> Recipe:
         raise RecipeError("\n".join(starmap(_fault, faults(error)))) from None
 
 
-def describe_recipe() -> str:
-    """Every key with its type, default and meaning, for ``--help-recipe``; what can be chosen twice stands once."""
-    return "\n".join(_describe(Recipe, "", {}))
+def describe_recipe(only: str = "") -> str:
+    """Every key with its type, default and meaning, for ``--help-recipe``; what can be chosen twice stands once.
+
+    With `only`, a key of the recipe, that key and those inside it. Raises RecipeError for one that it does not have.
+    """
+    if only and only not in Recipe.model_fields:
+        raise RecipeError(f"--help-recipe: got {only!r}, wanted one of {', '.join(Recipe.model_fields)}")
+    return "\n".join(_describe(Recipe, "", {}, only)).strip("\n")
 
 
-def _describe(section: type[Section], prefix: str, places: dict[Choices[Any], str]) -> Iterator[str]:
+def _describe(section: type[Section], prefix: str, places: dict[Choices[Any], str], only: str = "") -> Iterator[str]:
     """A line or two for each key, the keys of sections inside it, and for a choice the keys of each of its names.
 
-    `places` has where a table of choices was described, and grows.
+    `places` has where a table of choices was described, and grows. With `only`, this key of the section alone.
     """
     for name, field in section.model_fields.items():
-        if name == "name" and issubclass(section, NamedSection):
-            continue  # described with the choice
+        if (only and name != only) or (name == "name" and issubclass(section, NamedSection)):
+            continue  # a name is described with the choice
         key = prefix + name
         choices = choices_in(field)
         inner = section_in(field.annotation)

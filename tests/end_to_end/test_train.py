@@ -309,9 +309,10 @@ def test_shards_of_other_people_do_not_fit_the_checkpoint(uninterrupted: Path, t
 
 
 def test_help_teaches() -> None:
-    for option, words in (
-        ("--help", ("--hostfile", "--resume", "code 75")),
-        ("--help-recipe", ("head.margin.lambda_gamma", "default")),
+    for options, words in (
+        (["--help"], ("--hostfile", "--resume", "code 75")),
+        (["--help-recipe"], ("head.margin.lambda_gamma", "  seed (")),
+        (["--help-recipe", "head"], ("head.margin.lambda_gamma", "default")),
     ):
-        done = subprocess.run([sys.executable, TRAIN, option], capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, TRAIN, *options], capture_output=True, text=True, check=True)
         assert all(word in done.stdout for word in words)

@@ -296,6 +296,17 @@ def test_every_key_is_described() -> None:
     assert text.count("].name: cutout: ") == 1 and "are those of data.augment[]." in text
 
 
+def test_one_key_is_described_alone() -> None:
+    everything = describe_recipe()
+    checkpoint = describe_recipe("checkpoint")
+    assert checkpoint.startswith("checkpoint: When the run is saved.\n  checkpoint.every (int; default 1000)\n")
+    assert checkpoint in everything and everything.count("\n") > checkpoint.count("\n")
+    assert re.findall(r"^(\w+): ", checkpoint, re.MULTILINE) == ["checkpoint"]
+    assert describe_recipe("seed").startswith("  seed (int; default 0)\n")
+    with pytest.raises(RecipeError, match=r"--help-recipe: got 'heads', wanted one of seed, .*, head, .*, log$"):
+        describe_recipe("heads")
+
+
 @pytest.mark.parametrize(
     ("annotation", "words"),
     [
