@@ -9,14 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.rendering import sensor
-from pipeline.rendering.background import drawn_background
-from pipeline.rendering.blending import mean_of, turned
-from pipeline.rendering.camera import View, landmarks_of, rotation, view_of
-from pipeline.rendering.draws import Draws
-from pipeline.rendering.expression import expressed
-from pipeline.rendering.lighting import PLAIN, Lighting, drawn_lighting
-from pipeline.rendering.materials import (
+from pipeline.rendering.exact.blending import mean_of, turned
+from pipeline.rendering.exact.draws import Draws
+from pipeline.rendering.people.model import Model, Vectors
+from pipeline.rendering.people.person import Person
+from pipeline.rendering.pixels import sensor
+from pipeline.rendering.pixels.drawing import Drawn, drawn_scene
+from pipeline.rendering.pixels.shading import shade
+from pipeline.rendering.pixels.shadows import dark_corners, shadow_map
+from pipeline.rendering.scene.background import drawn_background
+from pipeline.rendering.scene.camera import View, landmarks_of, rotation, view_of
+from pipeline.rendering.scene.expression import expressed
+from pipeline.rendering.scene.lighting import PLAIN, Lighting, drawn_lighting
+from pipeline.rendering.scene.materials import (
     CAP,
     CLOTH,
     FRAME,
@@ -33,12 +38,7 @@ from pipeline.rendering.materials import (
     WOVEN,
     surfaces,
 )
-from pipeline.rendering.model import Model, Vectors
-from pipeline.rendering.outfit import Outfit, drawn_outfit, dressed
-from pipeline.rendering.person import Person
-from pipeline.rendering.scene import Drawn, drawn_scene
-from pipeline.rendering.shading import shade
-from pipeline.rendering.shadows import dark_corners, shadow_map
+from pipeline.rendering.scene.outfit import Outfit, drawn_outfit, dressed
 from pipeline.rendering.variation import Variation
 from pipeline.shards.alignment.similarity import Points
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from pipeline.rendering import Model, person, photo
-from pipeline.rendering.camera import view_of
-from pipeline.rendering.raster import NOTHING, STEPS, rasterise
+from pipeline.rendering.exact.raster import NOTHING, STEPS, rasterise
+from pipeline.rendering.scene.camera import view_of
 from tests.benchmarks.results import write
 from tests.renderer import needs_renderer
 

@@ -1,0 +1,97 @@
+"""Triangles to pixels in whole numbers: which triangle is nearest at each pixel, and where in it the pixel lies."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.rendering.exact.compiling import compiled
+
+STEPS = 256  # a pixel has so many steps a side; corners lie on whole steps
+NOTHING = -1
+
+
+@compiled
+def rasterise(
+    corners: NDArray[np.int32],
+    nearness: NDArray[np.float32],
+    faces: NDArray[np.int32],
+    chosen: NDArray[np.int64],
+    two_sided: bool,
+    face_at: NDArray[np.int32],
+    weight_at: NDArray[np.float32],
+    near_at: NDArray[np.float32],
+) -> None:
+    """Draw triangles over what `face_at` [H, W], `weight_at` [H, W, 2] and `near_at` [H, W] hold.
+
+    A pixel belongs to a triangle if its centre does, by edge functions of whole numbers and the top-left rule: two
+    triangles with one edge share no pixel and leave none out. Weights are of the second and the third corner.
+
+    Args:
+        corners: [V, 2] x and y in steps; pixel (i, j)'s centre is at (i * STEPS, j * STEPS).
+        nearness: [V] larger is nearer, and linear on the screen (one over the distance).
+        faces: [F, 3] corners, counterclockwise as seen, with y down.
+        chosen: numbers of the faces to draw.
+        two_sided: whether faces seen from behind are drawn.
+    """
+    height, width = face_at.shape
+    limit_x, limit_y = STEPS * (width - 1), STEPS * (height - 1)
+    for face in chosen:
+        a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
+        ax, ay = int(corners[a, 0]), int(corners[a, 1])
+        bx, by = int(corners[b, 0]), int(corners[b, 1])
+        cx, cy = int(corners[c, 0]), int(corners[c, 1])
+        if max(ax, bx, cx) < 0 or max(ay, by, cy) < 0 or min(ax, bx, cx) > limit_x or min(ay, by, cy) > limit_y:
+            continue
+        # Negative for a face that is counterclockwise as seen, since y goes down.
+        area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
+        if area == 0 or (area > 0 and not two_sided):
+            continue
+        sign = 1 if area > 0 else -1
+        left = max(0, -((-min(ax, bx, cx)) // STEPS))
+        right = min(width - 1, max(ax, bx, cx) // STEPS)
+        top = max(0, -((-min(ay, by, cy)) // STEPS))
+        bottom = min(height - 1, max(ay, by, cy) // STEPS)
+        if left > right or top > bottom:
+            continue
+        # Edge functions, positive inside; each edge's steps for a pixel to the right and a pixel down.
+        abx, aby = sign * (by - ay) * -STEPS, sign * (bx - ax) * STEPS
+        bcx, bcy = sign * (cy - by) * -STEPS, sign * (cx - bx) * STEPS
+        cax, cay = sign * (ay - cy) * -STEPS, sign * (ax - cx) * STEPS
+        x, y = left * STEPS, top * STEPS
+        ab = sign * ((bx - ax) * (y - ay) - (by - ay) * (x - ax))
+        bc = sign * ((cx - bx) * (y - by) - (cy - by) * (x - bx))
+        ca = sign * ((ax - cx) * (y - cy) - (ay - cy) * (x - cx))
+        # A centre on an edge counts as inside for a top or a left edge only.
+        ab_edge = 0 if abx > 0 or (abx == 0 and aby > 0) else 1
+        bc_edge = 0 if bcx > 0 or (bcx == 0 and bcy > 0) else 1
+        ca_edge = 0 if cax > 0 or (cax == 0 and cay > 0) else 1
+        scale = np.float32(1) / np.float32(sign * area)
+        near_a, near_b, near_c = nearness[a], nearness[b], nearness[c]
+        # Where in a row an edge is crossed, in floats: only to skip pixels that are surely outside.
+        over_ab = 1.0 / abx if abx != 0 else 0.0
+        over_bc = 1.0 / bcx if bcx != 0 else 0.0
+        over_ca = 1.0 / cax if cax != 0 else 0.0
+        for row in range(top, bottom + 1):
+            low, high = 0.0, float(right - left)
+            crossed = -ab * over_ab
+            low, high = (max(low, crossed), high) if abx > 0 else (low, min(high, crossed) if abx < 0 else high)
+            crossed = -bc * over_bc
+            low, high = (max(low, crossed), high) if bcx > 0 else (low, min(high, crossed) if bcx < 0 else high)
+            crossed = -ca * over_ca
+            low, high = (max(low, crossed), high) if cax > 0 else (low, min(high, crossed) if cax < 0 else high)
+            start, stop = max(int(low) - 1, 0), min(int(max(high, 0.0)) + 2, right - left + 1)
+            w_ab, w_bc, w_ca = ab + start * abx, bc + start * bcx, ca + start * cax
+            for column in range(left + start, left + stop):
+                if w_ab >= ab_edge and w_bc >= bc_edge and w_ca >= ca_edge:
+                    of_b, of_c = np.float32(w_ca) * scale, np.float32(w_ab) * scale
+                    near = near_a + of_b * (near_b - near_a) + of_c * (near_c - near_a)
+                    if near > near_at[row, column]:
+                        near_at[row, column] = near
+                        face_at[row, column] = face
+                        weight_at[row, column, 0] = of_b
+                        weight_at[row, column, 1] = of_c
+                w_ab += abx
+                w_bc += bcx
+                w_ca += cax
+            ab += aby
+            bc += bcy
+            ca += cay
