@@ -79,26 +79,32 @@ def brightness(picture: NDArray[np.float32], seen: NDArray[np.bool_]) -> float:
 def smeared(picture: NDArray[np.float32], along: float, down: float, taps: int) -> NDArray[np.float32]:
     """The mean of a picture and of `taps` shifted ones on either side, the furthest by (`along`, `down`) pixels."""
     height, width = picture.shape[:2]
-    out = np.zeros_like(picture)
+    margin = int(abs(along)) + 2
+    # Rows side by side with their ends repeated: no pixel has to ask where the picture ends.
+    wide = np.empty((height, (width + 2 * margin) * 3), np.float32)
+    for row in range(height):
+        for column in range(width + 2 * margin):
+            for k in range(3):
+                wide[row, column * 3 + k] = picture[row, min(max(column - margin, 0), width - 1), k]
+    out = np.zeros((height, width * 3), np.float32)
     share = np.float32(1) / np.float32(2 * taps + 1)
-    for tap in range(-taps, taps + 1):
-        dx, dy = along * tap / taps, down * tap / taps
-        i0, j0 = int(np.floor(dx)), int(np.floor(dy))
-        u, v = np.float32(dx - i0), np.float32(dy - j0)
-        for row in range(height):
-            ja, jb = min(max(row + j0, 0), height - 1), min(max(row + j0 + 1, 0), height - 1)
-            for column in range(width):
-                ia, ib = min(max(column + i0, 0), width - 1), min(max(column + i0 + 1, 0), width - 1)
-                for k in range(3):
-                    if v == 0:
-                        out[row, column, k] += share * (
-                            picture[ja, ia, k] + u * (picture[ja, ib, k] - picture[ja, ia, k])
-                        )
-                        continue
-                    a = picture[ja, ia, k] + u * (picture[ja, ib, k] - picture[ja, ia, k])
-                    b = picture[jb, ia, k] + u * (picture[jb, ib, k] - picture[jb, ia, k])
-                    out[row, column, k] += share * (a + v * (b - a))
-    return out
+    for row in range(height):
+        for tap in range(-taps, taps + 1):
+            dx, dy = along * tap / taps, down * tap / taps
+            i0, j0 = int(np.floor(dx)), int(np.floor(dy))
+            u, v = np.float32(dx - i0), np.float32(dy - j0)
+            upper, lower = wide[min(max(row + j0, 0), height - 1)], wide[min(max(row + j0 + 1, 0), height - 1)]
+            left, right = upper[(margin + i0) * 3 :], upper[(margin + i0 + 1) * 3 :]
+            low_left, low_right = lower[(margin + i0) * 3 :], lower[(margin + i0 + 1) * 3 :]
+            if v == 0:
+                for n in range(width * 3):
+                    out[row, n] += share * (left[n] + u * (right[n] - left[n]))
+            else:
+                for n in range(width * 3):
+                    a = left[n] + u * (right[n] - left[n])
+                    b = low_left[n] + u * (low_right[n] - low_left[n])
+                    out[row, n] += share * (a + v * (b - a))
+    return out.reshape(height, width, 3)
 
 
 def focused(
@@ -160,25 +166,36 @@ def developed(
     """[H, W, 3] levels of light [H, W, 3]: a shoulder for the bright, a square root for a screen, then contrast."""
     height, width = picture.shape[:2]
     out = np.empty((height, width, 3), np.uint8)
+    light = picture.reshape(height, width * 3)
+    # Row by row and step by step, so that a processor takes several numbers at once.
+    value, grey, noise = np.empty(width * 3), np.empty(width * 3), np.zeros(width * 3)
+    weight = np.empty(width * 3, np.float32)
+    for n in range(width * 3):
+        weight[n] = balance[n % 3]
     state = seed
-    value = np.zeros(3)
     for row in range(height):
+        for n in range(width * 3):
+            bright = light[row, n] * gain * weight[n]
+            bright = bright * (1 + bright * 0.16) / (1 + bright * 0.92)
+            value[n] = np.sqrt(max(bright, 0.0))
         for column in range(width):
-            for k in range(3):
-                light = picture[row, column, k] * gain * balance[k]
-                light = light * (1 + light * 0.16) / (1 + light * 0.92)
-                value[k] = np.sqrt(max(light, 0.0))
-            grey = 0.25 * value[0] + 0.65 * value[1] + 0.10 * value[2]
-            for k in range(3):
-                level = grey + saturation * (value[k] - grey)
-                level = min(max(level, 0.0), 1.0)
-                level += contrast * (level * level * (3 - 2 * level) - level)
-                if grain > 0:
-                    state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
-                    mixed = (state >> np.uint64(33)) ^ (state >> np.uint64(45))
-                    total = np.float64(mixed & np.uint64(1023)) + np.float64((mixed >> np.uint64(10)) & np.uint64(1023))
-                    level += grain * (total / 1023.0 - 1.0) / 255.0 * 2.4
-                out[row, column, k] = np.uint8(min(max(np.floor(level * 255.0 + 0.5), 0.0), 255.0))
+            at = column * 3
+            mean = 0.25 * value[at] + 0.65 * value[at + 1] + 0.10 * value[at + 2]
+            grey[at] = grey[at + 1] = grey[at + 2] = mean
+        if grain > 0:
+            for n in range(width * 3):
+                state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
+                mixed = (state >> np.uint64(33)) ^ (state >> np.uint64(45))
+                noise[n] = np.float64((mixed & np.uint64(1023)) + ((mixed >> np.uint64(10)) & np.uint64(1023)))
+            for n in range(width * 3):
+                noise[n] = grain * (noise[n] / 1023.0 - 1.0) / 255.0 * 2.4
+        levels = out[row].reshape(width * 3)
+        for n in range(width * 3):
+            level = grey[n] + saturation * (value[n] - grey[n])
+            level = min(max(level, 0.0), 1.0)
+            level += contrast * (level * level * (3 - 2 * level) - level)
+            level += noise[n]
+            levels[n] = np.uint8(min(max(np.floor(level * 255.0 + 0.5), 0.0), 255.0))
     return out
 
 

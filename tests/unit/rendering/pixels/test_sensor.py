@@ -30,6 +30,20 @@ def test_blur_moves_no_light_and_softens() -> None:
     assert soft.max() < 0.3
 
 
+@pytest.mark.parametrize("shift", [(1.3, -0.7), (-2.6, 0.0), (0.0, 1.0)])
+def test_blur_is_the_mean_of_shifted_pictures(shift: tuple[float, float]) -> None:
+    height, width = PICTURE.shape[:2]
+    rows, columns = np.arange(height)[:, None], np.arange(width)[None, :]
+    total = np.zeros(PICTURE.shape)
+    for tap in range(-3, 4):
+        dx, dy = shift[0] * tap / 3, shift[1] * tap / 3
+        for j, tall in ((np.floor(dy), 1 - dy % 1), (np.floor(dy) + 1, dy % 1)):
+            for i, wide in ((np.floor(dx), 1 - dx % 1), (np.floor(dx) + 1, dx % 1)):
+                row, column = np.clip(rows + int(j), 0, height - 1), np.clip(columns + int(i), 0, width - 1)
+                total += tall * wide * PICTURE[row, column]
+    assert smeared(PICTURE, *shift, 3) == pytest.approx(total / 7, abs=1e-5)
+
+
 def test_smaller_and_back_keeps_the_middle() -> None:
     back = resized(resized(PICTURE, 12, 10), 24, 20)
     assert back.mean((0, 1)) == pytest.approx(PICTURE.mean((0, 1)), abs=0.02)
