@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.hashing import hash_int
+from pipeline.hashing import hash64, hash_int, uniform
 
 T = TypeVar("T")
 
@@ -51,6 +51,16 @@ class Draws:
                 return option
         return options[-1]
 
+    def uniforms(self, count: int) -> NDArray[np.float64]:
+        """[count] numbers from 0 up to 1, the same as one by one."""
+        return uniform(self._words(count))
+
     def normals(self, count: int) -> NDArray[np.float64]:
-        """[count] nearly normal numbers."""
-        return np.array([self.normal() for _ in range(count)])
+        """[count] nearly normal numbers, the same as one by one."""
+        words = self._words(count)
+        total = sum((words >> np.uint64(shift)) & np.uint64(0xFFFF) for shift in (0, 16, 32, 48))
+        return (np.asarray(total, np.float64) / 65536 - 2 + 2.0**-15) * 1.7320508075688772
+
+    def _words(self, count: int) -> NDArray[np.uint64]:
+        first, self._next = self._next, self._next + count
+        return hash64(*self._key, np.arange(first, self._next))

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.hashing import hash64, uniform
+from pipeline.rendering.exact.compiling import compiled
 from pipeline.rendering.exact.draws import Draws
 from pipeline.rendering.people.chart import BOTTOM, COLUMNS, ROWS, TOP
 from pipeline.rendering.people.strands import Locks, grown, sines
@@ -24,15 +25,19 @@ class Hairline:
 
     heights: tuple[float, ...]
 
-    def above(self, angle: NDArray[np.float64], height: NDArray[np.float64]) -> NDArray[np.float64]:
-        """How far above the hairline points are, in decimetres, for angles in [-2, 2]; arrays broadcast."""
+    def line(self, angle: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Its height in decimetres, for angles in [-2, 2]."""
         at = np.abs(angle)
         line = np.full(at.shape, self.heights[-1])
         for k in range(len(_ANGLES) - 1):
             low, high = _ANGLES[k], _ANGLES[k + 1]
             here = (at >= low) & (at < high)
             line[here] = self.heights[k] + (at[here] - low) / (high - low) * (self.heights[k + 1] - self.heights[k])
-        return height - line
+        return line
+
+    def above(self, angle: NDArray[np.float64], height: NDArray[np.float64]) -> NDArray[np.float64]:
+        """How far above the hairline points are, in decimetres."""
+        return height - self.line(angle)
 
 
 def drawn_hairline(draws: Draws, sex: str, age: float) -> Hairline:
@@ -69,8 +74,20 @@ def growth(hairline: Hairline) -> NDArray[np.float32]:
     """[ROWS, COLUMNS] where hair grows on the map, 0 to 1."""
     angle = (np.arange(COLUMNS) + 0.5) / COLUMNS * 4 - 2
     height = TOP - (np.arange(ROWS) + 0.5) / ROWS * (TOP - BOTTOM)
-    above = hairline.above(angle, height[:, None])
-    return smooth((above + 0.03) / 0.10).astype(np.float32)
+    return grown_above(height, hairline.line(angle))
+
+
+@compiled
+def grown_above(height: NDArray[np.float64], line: NDArray[np.float64]) -> NDArray[np.float32]:
+    """[R, C] from 0 to 1, smoothly over a tenth of a decimetre, for heights [R] and the hairline's [C]."""
+    out = np.zeros((len(height), len(line)), np.float32)
+    for row in range(len(height)):
+        for column in range(len(line)):
+            over = height[row] - line[column] + 0.03
+            if over > 0:
+                t = min(over / 0.10, 1.0)
+                out[row, column] = t * t * (3 - 2 * t)
+    return out
 
 
 def smooth(x: NDArray[Any]) -> NDArray[np.float64]:
@@ -80,21 +97,16 @@ def smooth(x: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def rooted(
-    mesh: NDArray[np.float32], faces: NDArray[np.int32], weight: NDArray[np.float64], count: int, *key: int
+    areas: NDArray[np.float64], weight: NDArray[np.float64], count: int, *key: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Roots spread over a surface by `weight` [F]: [count] faces, and [count, 3] weights of their corners."""
-    a, b, c = (mesh[faces[:, k]].astype(np.float64) for k in range(3))
-    u, v = b - a, c - a
-    x = u[:, 1] * v[:, 2] - u[:, 2] * v[:, 1]
-    y = u[:, 2] * v[:, 0] - u[:, 0] * v[:, 2]
-    z = u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0]
-    until = np.cumsum(np.sqrt(x * x + y * y + z * z) * weight)
+    """Roots spread over faces of some areas [F] by `weight` [F]: [count] faces, and [count, 3] weights of corners."""
+    until = np.cumsum(areas * weight)
     lots = uniform(hash64(*key, np.arange(count)[:, None], np.arange(3)))
     chosen = np.searchsorted(until, (np.arange(count) + lots[:, 0]) / max(count, 1) * until[-1])
     s, t = lots[:, 1], lots[:, 2]
     over = s + t > 1
     s, t = np.where(over, 1 - s, s), np.where(over, 1 - t, t)
-    return np.minimum(chosen, len(faces) - 1), np.stack([1 - s - t, s, t], 1).astype(np.float32)
+    return np.minimum(chosen, len(areas) - 1), np.stack([1 - s - t, s, t], 1).astype(np.float32)
 
 
 def at_roots(
@@ -112,6 +124,7 @@ def locks_of(
     shape: NDArray[np.float32],
     normals: NDArray[np.float32],
     faces: NDArray[np.int32],
+    areas: NDArray[np.float64],
     angle: NDArray[np.float64],
     *key: int,
 ) -> Locks:
@@ -120,13 +133,13 @@ def locks_of(
     Args:
         style, hairline: of the person.
         base: [V, 3] the base mesh. shape: [V, 3] the person's head. normals: [V, 3] its.
-        faces: [F, 3] of the skin. angle: [V] around the head.
+        faces: [F, 3] of the skin. areas: [F] theirs on the base mesh. angle: [V] around the head.
         key: integers that the locks' own ways follow from.
     """
     count = int(style.count)
     above = hairline.above(angle, base[:, 1].astype(np.float64))
     weight = (above[faces].min(1) > 0).astype(np.float64)
-    chosen, corners = rooted(base, faces, weight, count, *key)
+    chosen, corners = rooted(areas, weight, count, *key)
     roots = at_roots(shape, faces, chosen, corners)
     of_base = at_roots(base, faces, chosen, corners)
     outward = at_roots(normals, faces, chosen, corners)

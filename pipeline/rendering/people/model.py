@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.rendering.exact.blending import Moves, double_areas
 from pipeline.rendering.people.assets import Mesh, assets_folder, names_in, read_mesh, read_target
 from pipeline.rendering.people.chart import Chart, chart_of
 from pipeline.rendering.people.skin import lattice
@@ -65,6 +66,8 @@ class Model:
     faces: NDArray[np.int32]  # [F, 3], counterclockwise from outside
     part: NDArray[np.uint8]  # [F] numbers in PARTS
     clothed: NDArray[np.bool_]  # [F] below the collar
+    skin: NDArray[np.int32]  # [S, 3] the faces that are skin
+    areas: NDArray[np.float64]  # [S] twice theirs
     chart: Chart
     noise: NDArray[np.float32]  # of the skin
     # Five groups of vertices, whose means are the landmarks: eye, eye, nose, corner, corner; left is left in the image.
@@ -72,12 +75,12 @@ class Model:
     eyes: tuple[NDArray[np.int64], NDArray[np.int64]]  # the vertices of the left and the right eyeball of the person
     hand: Vectors  # [H, 3] the right hand about its wrist: its fingers up, its back to the front
     hand_faces: NDArray[np.int32]  # [G, 3]
-    macros: Mapping[str, Vectors]  # ancestry, sex, age and weight
+    macros: Mapping[str, Moves]  # ancestry, sex, age and weight: one target each
     axes: tuple[str, ...]  # names of the shape axes
-    shapes: Vectors  # [2 * axes, V, 3]: of each axis its move for -1 and for +1
-    lopsided: Vectors  # [2 * axes, V, 3]: of each way to be uneven, its moves
+    shapes: Moves  # [2 * axes]: of each axis its target for -1 and for +1
+    lopsided: Moves  # [2 * axes]: of each way to be uneven, its targets
     units: tuple[str, ...]  # names of the expressions' units
-    expressions: Mapping[str, Vectors]  # ancestry -> [units, V, 3]
+    expressions: Mapping[str, Moves]  # ancestry -> [units]
 
     @staticmethod
     def load() -> Model:
@@ -98,37 +101,42 @@ def _load(folder: Path) -> Model:
     renumbered = np.full(count, -1, np.int64)
     renumbered[kept] = np.arange(len(kept))
 
-    def targets(names: Sequence[str]) -> Vectors:
-        return np.stack([read_target(folder / "targets" / f"{name}.target.gz", count, kept) for name in names])
+    def targets(names: Sequence[str]) -> list[Vectors]:
+        return [read_target(folder / "targets" / f"{name}.target.gz", count, kept) for name in names]
 
     macro_names = [name for name in names_in(folder, ["macrodetails"]) if _is_adult(name)]
     shape_names = names_in(folder, _SHAPE_FOLDERS)
     axes, shapes = _axes(shape_names, targets(shape_names))
     uneven_names = [name for name in names_in(folder, ["asym"]) if "asymm" not in name]
     units = names_in(folder, ["expression/units/caucasian"])
-    rest = mesh.positions[kept].astype(np.float32)
+    rest = mesh.positions[kept].astype(np.float32) + np.float32(0)  # no zero has a sign
     part = np.concatenate([part, part])
     texture = np.zeros((count, 2), np.float32)
     texture[mesh.quads["body"]] = mesh.texture[mesh.texture_quads["body"]]
     faces = renumbered[np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])].astype(np.int32)
+    skin = np.ascontiguousarray(faces[part == PARTS.index("skin")])
     hand, hand_faces = _hand(mesh)
     return Model(
         rest=rest,
         faces=faces,
         part=part,
         clothed=(part == PARTS.index("skin")) & (rest[:, 1][faces].max(1) < _COLLAR),
-        chart=chart_of(rest, faces[part == PARTS.index("skin")], texture[kept], folder),
+        skin=skin,
+        areas=double_areas(rest, skin),
+        chart=chart_of(rest, skin, texture[kept], folder),
         noise=lattice(),
         landmarks=_landmarks(mesh, renumbered),
         eyes=(renumbered[np.unique(mesh.quads["helper-l-eye"])], renumbered[np.unique(mesh.quads["helper-r-eye"])]),
         hand=hand,
         hand_faces=hand_faces,
-        macros={name.rpartition("/")[2]: targets([name])[0] for name in macro_names},
+        macros={name.rpartition("/")[2]: Moves.of(targets([name])) for name in macro_names},
         axes=axes,
-        shapes=shapes,
-        lopsided=_axes(uneven_names, targets(uneven_names))[1],
+        shapes=Moves.of(shapes),
+        lopsided=Moves.of(_axes(uneven_names, targets(uneven_names))[1]),
         units=tuple(name.rpartition("/")[2] for name in units),
-        expressions={a: targets([name.replace("caucasian", a) for name in units]) for a in ANCESTRIES},
+        expressions={
+            name: Moves.of(targets([unit.replace("caucasian", name) for unit in units])) for name in ANCESTRIES
+        },
     )
 
 
@@ -150,7 +158,7 @@ def _is_adult(name: str) -> bool:
     return ("young" in name or "old" in name) and (not is_weight or "averagemuscle" in name)
 
 
-def _axes(names: Sequence[str], moves: Vectors) -> tuple[tuple[str, ...], Vectors]:
+def _axes(names: Sequence[str], moves: Sequence[Vectors]) -> tuple[tuple[str, ...], list[Vectors]]:
     """The shape axes: opposite targets are the two directions of one, and left and right move together."""
     ends: dict[str, list[Vectors]] = {}
     for name, move in zip(names, moves, strict=True):
@@ -160,7 +168,7 @@ def _axes(names: Sequence[str], moves: Vectors) -> tuple[tuple[str, ...], Vector
         both = ends.setdefault(f"{stem}-{axis}", [np.zeros_like(move), np.zeros_like(move)])
         both[(sign + 1) // 2] += move
     moving = {axis: both for axis, both in ends.items() if max(float(np.abs(end).max()) for end in both) > 1e-3}
-    return tuple(moving), np.concatenate([np.stack(both) for both in moving.values()])
+    return tuple(moving), [end for both in moving.values() for end in both]
 
 
 def _landmarks(mesh: Mesh, renumbered: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:

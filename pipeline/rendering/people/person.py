@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.rendering.exact.blending import moved, vertex_normals
 from pipeline.rendering.exact.draws import Draws
 from pipeline.rendering.people.hair import Hairline, drawn_hairline, growth, locks_of, smooth
-from pipeline.rendering.people.model import ANCESTRIES, PARTS, SEXES, Model, Vectors
+from pipeline.rendering.people.model import ANCESTRIES, SEXES, Model, Vectors
 from pipeline.rendering.people.skin import Skin, painted, tone
 from pipeline.rendering.people.strands import Locks
 from pipeline.rendering.people.styles import COLOURS, Colour, Style, drawn_colour, drawn_style, mixed, varied
@@ -108,8 +108,7 @@ def person(model: Model, seed: int, number: int) -> Person:
         offset=np.array([looks.uniform(0, 32) for _ in range(3)], np.float32),
     )
     grows = growth(hairline) if styles[0].name != "bald" else np.zeros_like(model.chart.positions[:, :, 0])
-    faces = np.ascontiguousarray(model.faces[model.part == PARTS.index("skin")])
-    normals = vertex_normals(shape, faces)
+    normals = vertex_normals(shape, model.skin)
     iris = looks.choice(tuple(IRISES), _IRIS_SHARES[main])
     attributes: dict[str, str | float] = {
         "ancestry": main,
@@ -134,9 +133,7 @@ def person(model: Model, seed: int, number: int) -> Person:
         iris_size=looks.uniform(0.895, 0.915),
         red=looks.uniform(0, 0.6),
         oil=looks.uniform(0.4, 1.6),
-        worn=tuple(
-            _worn(model, style, hairline, shape, normals, faces, seed, number, k) for k, style in enumerate(styles)
-        ),
+        worn=tuple(_worn(model, style, hairline, shape, normals, seed, number, k) for k, style in enumerate(styles)),
         glasses=looks.choice(("", "thin", "thick", "half"), (0.84, 0.07, 0.06, 0.03)),
     )
 
@@ -150,17 +147,14 @@ def _ancestry(draws: Draws) -> dict[str, float]:
 
 def _shape(model: Model, sex: str, old: float, shares: dict[str, float], weight: float, draws: Draws) -> Vectors:
     """[V, 3] the neutral face."""
-    targets: list[Vectors] = []
-    weights: list[float] = []
+    base = model.rest
     heavy = "maxweight" if weight > 0 else "minweight"
     for age, part in (("young", 1 - old), ("old", old)):
-        for name, share in shares.items():
-            targets.append(model.macros[f"{name}-{sex}-{age}"])
-            weights.append(part * share)
+        kinds = [(f"{name}-{sex}-{age}", share) for name, share in shares.items()]
         for kind, share in (("averageweight", 1 - abs(weight)), (heavy, abs(weight))):
-            targets.append(model.macros[f"universal-{sex}-{age}-averagemuscle-{kind}"])
-            weights.append(part * share)
-    base = moved(model.rest, np.stack(targets), np.array(weights, np.float32))
+            kinds.append((f"universal-{sex}-{age}-averagemuscle-{kind}", share))
+        for kind, share in kinds:
+            base = moved(base, model.macros[kind], np.array([part * share], np.float32))
     spread = np.array([_SPREAD[axis.partition("/")[0]] for axis in model.axes])
     striking = draws.uniform(0.6, 1.15)  # some look like everybody, some do not
     amounts = np.clip(striking * spread * draws.normals(len(model.axes)), -1, 1)
@@ -276,11 +270,10 @@ def _worn(
     hairline: Hairline,
     shape: Vectors,
     normals: Vectors,
-    faces: NDArray[np.int32],
     *key: int,
 ) -> Worn:
     angle = model.chart.angle
-    locks = locks_of(style, hairline, model.rest, shape, normals, faces, angle, *key)
+    locks = locks_of(style, hairline, model.rest, shape, normals, model.skin, model.areas, angle, *key)
     above = hairline.above(angle, model.rest[:, 1].astype(np.float64))
     cap = style.thickness * smooth((above - 0.02) / 0.22)
-    return Worn(style, locks, cap.astype(np.float32), faces[cap[faces].max(1) > 0])
+    return Worn(style, locks, cap.astype(np.float32), model.skin[cap[model.skin].max(1) > 0])

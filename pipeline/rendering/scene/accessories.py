@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pipeline.rendering.exact.blending import mean_of, turned, vertex_normals
 from pipeline.rendering.exact.draws import Draws
 from pipeline.rendering.people.hair import smooth
-from pipeline.rendering.people.model import PARTS, Model, Vectors
+from pipeline.rendering.people.model import Model, Vectors
 from pipeline.rendering.people.strands import Locks, sines
 from pipeline.rendering.scene.camera import rotation
 from pipeline.rendering.scene.materials import FRAME, HAND, LENS, WOVEN
@@ -157,6 +157,6 @@ def _add_shell(
     length = np.sqrt(around[:, 0] * around[:, 0] + around[:, 1] * around[:, 1] + around[:, 2] * around[:, 2])
     outward = around / length[:, None]
     mixed = normals + np.float32(smoothed) * (outward - normals)
-    faces = model.faces[covered[model.faces].all(1) & (model.part == PARTS.index("skin"))]
+    faces = model.skin[covered[model.skin].all(1)]
     shell = (head + normals * thick[:, None].astype(np.float32)).astype(np.float32)
     scene.add(shell, mixed.astype(np.float32), model.chart.places, faces, np.full(len(faces), material, np.uint8))

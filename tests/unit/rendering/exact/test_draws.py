@@ -37,3 +37,10 @@ def test_choices_come_by_their_weights() -> None:
     assert found.count("b") == 0
     assert found.count("c") / len(found) == pytest.approx(0.75, abs=0.04)
     assert sum(draws.chance(0.2) for _ in range(2000)) / 2000 == pytest.approx(0.2, abs=0.04)
+
+
+def test_many_numbers_are_those_that_come_one_by_one() -> None:
+    many, single = Draws("test", 7), Draws("test", 7)
+    assert many.uniforms(5).tolist() == [single.uniform() for _ in range(5)]
+    assert many.normals(50).tolist() == [single.normal() for _ in range(50)]
+    assert many.word() == single.word()

@@ -5,7 +5,7 @@ from pipeline.rendering import Model, Variation, person, photo
 from pipeline.rendering.exact.draws import Draws
 from pipeline.rendering.people.hair import drawn_hairline, growth, locks_of, smooth
 from pipeline.rendering.people.model import PARTS
-from pipeline.rendering.people.painting import noise_at
+from pipeline.rendering.people.painting import bump, noise_at
 from pipeline.rendering.people.person import both_directions
 from pipeline.rendering.people.skin import TONES, lattice, tone
 from pipeline.rendering.people.styles import COLOURS, STYLES, Style, drawn_style
@@ -15,8 +15,7 @@ pytestmark = needs_renderer
 
 
 def test_the_model_has_the_axes_and_parts_that_it_says(model: Model) -> None:
-    assert len(model.axes) == 108 and model.shapes.shape == (216, len(model.rest), 3)
-    assert model.lopsided.shape == (58, len(model.rest), 3)
+    assert len(model.axes) == 108 and len(model.shapes) == 216 and len(model.lopsided) == 58
     assert set(np.unique(model.part)) == set(range(len(PARTS)))
     assert [len(group) for group in model.landmarks[2:]] == [1, 1, 1]
     left, right, nose, left_corner, right_corner = (model.rest[group].mean(0) for group in model.landmarks)
@@ -94,12 +93,21 @@ def test_hair_grows_behind_the_hairline_and_not_before_the_face(model: Model) ->
     middle = grows.shape[1] // 2
     assert (np.diff(grows[:, middle]) <= 0).all()  # in front from the top down to the hairline
     who = person(model, 1, 0)
-    faces = np.ascontiguousarray(model.faces[model.part == 0])
     for name in ("straight", "curls", "tousled"):
         ranges = {field: (low + high) / 2 for field, (low, high) in STYLES[name].items()}
         normals = np.zeros_like(who.shape)
         normals[:, 1] = 1
-        locks = locks_of(Style(name, **ranges), hairline, model.rest, who.shape, normals, faces, model.chart.angle, 1)
+        locks = locks_of(
+            Style(name, **ranges),
+            hairline,
+            model.rest,
+            who.shape,
+            normals,
+            model.skin,
+            model.areas,
+            model.chart.angle,
+            1,
+        )
         assert len(locks.width) > 500
         roots = locks.points[:, 0]
         eyes = who.shape[model.landmarks[0][0]]
@@ -118,3 +126,10 @@ def test_colours_of_hair_go_from_dark_to_fair() -> None:
 
 def test_smooth_goes_from_0_to_1() -> None:
     assert smooth(np.array([-1, 0, 0.5, 1, 2])).tolist() == [0, 0, 0.5, 1, 1]
+
+
+def test_bumps_rise_from_0_at_low_to_1_at_high_either_way() -> None:
+    for low, high in ((0.2, 0.6), (0.6, 0.2)):
+        for x in np.linspace(0, 1, 41):
+            t = min(max((x - low) / (high - low), 0.0), 1.0)
+            assert bump(x, low, high) == t * t * (3 - 2 * t)
