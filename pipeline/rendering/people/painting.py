@@ -79,7 +79,15 @@ def noise_at(lattice: NDArray[np.float32], x: float, y: float, z: float) -> floa
 @compiled
 def bump(x: float, low: float, high: float) -> float:
     """From 0 at `low` to 1 at `high`, smoothly; `low` may be the larger."""
-    t = min(max((x - low) / (high - low), 0.0), 1.0)
+    over, span = x - low, high - low
+    if span < 0:
+        over, span = -over, -span
+    # Most points are on one side or the other, and a division is slow.
+    if over <= 0:
+        return 0.0
+    if over >= span:
+        return 1.0
+    t = over / span
     return t * t * (3 - 2 * t)
 
 
@@ -134,27 +142,38 @@ def beard_at(x: float, y: float, z: float, n: NDArray[np.float32], wobble: float
 @compiled
 def wrinkles_at(x: float, y: float, z: float, low: float, high: float) -> float:
     """How deep a wrinkle is at a point of the face, 0 to 1; `low` and `high` are slow and quick noise."""
-    forehead = (y + 0.05 * low + 0.02 * high - 0.04 * x) * 8.5
-    wave = abs(forehead - np.floor(forehead) - 0.5) * 2
-    found = (
-        bump(wave, 0.22, 0.0) * bump(y, 7.52, 7.62) * bump(y, 8.0, 7.9) * bump(x, 0.6, 0.4) * bump(low + 0.4, 0, 0.6)
-    )
+    found = 0.0  # each kind is where it can be, and looked for nowhere else
+    if 7.52 < y < 8.0 and x < 0.6:
+        forehead = (y + 0.05 * low + 0.02 * high - 0.04 * x) * 8.5
+        wave = abs(forehead - np.floor(forehead) - 0.5) * 2
+        found = (
+            bump(wave, 0.22, 0.0)
+            * bump(y, 7.52, 7.62)
+            * bump(y, 8.0, 7.9)
+            * bump(x, 0.6, 0.4)
+            * bump(low + 0.4, 0, 0.6)
+        )
     # Between the brows.
-    found = max(found, bump(abs(x - 0.075 - 0.02 * low), 0.025, 0.0) * bump(y, 7.36, 7.42) * bump(y, 7.6, 7.52) * 0.8)
+    if 7.36 < y < 7.6 and x < 0.15:
+        frown = bump(abs(x - 0.075 - 0.02 * low), 0.025, 0.0)
+        found = max(found, frown * bump(y, 7.36, 7.42) * bump(y, 7.6, 7.52) * 0.8)
     # Crow's feet: rays from the outer corner of the eye.
     dx, dy = x - 0.46, y - 7.27
-    if 0 < dx < 0.24:
+    if 0 < dx < 0.24 and abs(dy) < 0.15:
         ray = dy / (dx + 0.12) * 5 + 0.5 * low
         side = abs(ray - np.floor(ray) - 0.5) * 2
         found = max(
             found, bump(side, 0.4, 0.0) * bump(dx, 0.03, 0.08) * bump(dx, 0.22, 0.12) * bump(abs(dy), 0.15, 0.08)
         )
     # Bags under the eye.
-    under = abs(y - (7.13 + 0.35 * (x - 0.31) * (x - 0.31) * 4) + 0.015 * low)
-    found = max(found, 0.8 * bump(under, 0.022, 0.0) * bump(abs(x - 0.30), 0.2, 0.12))
+    if abs(x - 0.30) < 0.2:
+        under = abs(y - (7.13 + 0.35 * (x - 0.31) * (x - 0.31) * 4) + 0.015 * low)
+        found = max(found, 0.8 * bump(under, 0.022, 0.0) * bump(abs(x - 0.30), 0.2, 0.12))
     # From the wings of the nose past the corners of the mouth.
-    fold = abs(x - (0.21 + 0.30 * (6.93 - y) + 0.02 * low))
-    return max(found, bump(fold, 0.03, 0.0) * bump(y, 6.46, 6.6) * bump(y, 6.96, 6.88) * bump(z, 0.9, 1.1))
+    if 6.46 < y < 6.96 and z > 0.9:
+        fold = abs(x - (0.21 + 0.30 * (6.93 - y) + 0.02 * low))
+        found = max(found, bump(fold, 0.03, 0.0) * bump(y, 6.46, 6.6) * bump(y, 6.96, 6.88) * bump(z, 0.9, 1.1))
+    return found
 
 
 @compiled
