@@ -10,6 +10,26 @@ NOTHING = -1
 
 
 @compiled
+def inside(edge: int, step: int, over: float, last: int) -> tuple[int, int]:
+    """The first and the last of the pixels 0 to `last` of a row at which `edge` + k * `step` is not negative.
+
+    A float, by `over`, 1 / `step`, says where that is to one pixel; whole numbers say the rest.
+    """
+    k = int(-edge * over)
+    if step > 0:
+        k = max(k, 0)
+        k += edge + k * step < 0
+        k -= edge + (k - 1) * step >= 0
+        return k, last
+    if step < 0:
+        k = min(k, last)
+        k -= edge + k * step < 0
+        k += edge + (k + 1) * step >= 0
+        return 0, k
+    return 0, last if edge >= 0 else -1
+
+
+@compiled
 def rasterise(
     corners: NDArray[np.int32],
     nearness: NDArray[np.float32],
@@ -60,38 +80,29 @@ def rasterise(
         ab = sign * ((bx - ax) * (y - ay) - (by - ay) * (x - ax))
         bc = sign * ((cx - bx) * (y - by) - (cy - by) * (x - bx))
         ca = sign * ((ax - cx) * (y - cy) - (ay - cy) * (x - cx))
-        # A centre on an edge counts as inside for a top or a left edge only.
+        # A centre on an edge counts as inside for a top or a left edge only: others ask for one more.
         ab_edge = 0 if abx > 0 or (abx == 0 and aby > 0) else 1
         bc_edge = 0 if bcx > 0 or (bcx == 0 and bcy > 0) else 1
         ca_edge = 0 if cax > 0 or (cax == 0 and cay > 0) else 1
         scale = np.float32(1) / np.float32(sign * area)
         near_a, near_b, near_c = nearness[a], nearness[b], nearness[c]
-        # Where in a row an edge is crossed, in floats: only to skip pixels that are surely outside.
         over_ab = 1.0 / abx if abx != 0 else 0.0
         over_bc = 1.0 / bcx if bcx != 0 else 0.0
         over_ca = 1.0 / cax if cax != 0 else 0.0
         for row in range(top, bottom + 1):
-            low, high = 0.0, float(right - left)
-            crossed = -ab * over_ab
-            low, high = (max(low, crossed), high) if abx > 0 else (low, min(high, crossed) if abx < 0 else high)
-            crossed = -bc * over_bc
-            low, high = (max(low, crossed), high) if bcx > 0 else (low, min(high, crossed) if bcx < 0 else high)
-            crossed = -ca * over_ca
-            low, high = (max(low, crossed), high) if cax > 0 else (low, min(high, crossed) if cax < 0 else high)
-            start, stop = max(int(low) - 1, 0), min(int(max(high, 0.0)) + 2, right - left + 1)
-            w_ab, w_bc, w_ca = ab + start * abx, bc + start * bcx, ca + start * cax
-            for column in range(left + start, left + stop):
-                if w_ab >= ab_edge and w_bc >= bc_edge and w_ca >= ca_edge:
-                    of_b, of_c = np.float32(w_ca) * scale, np.float32(w_ab) * scale
-                    near = near_a + of_b * (near_b - near_a) + of_c * (near_c - near_a)
-                    if near > near_at[row, column]:
-                        near_at[row, column] = near
-                        face_at[row, column] = face
-                        weight_at[row, column, 0] = of_b
-                        weight_at[row, column, 1] = of_c
-                w_ab += abx
-                w_bc += bcx
-                w_ca += cax
+            first_ab, last_ab = inside(ab - ab_edge, abx, over_ab, right - left)
+            first_bc, last_bc = inside(bc - bc_edge, bcx, over_bc, right - left)
+            first_ca, last_ca = inside(ca - ca_edge, cax, over_ca, right - left)
+            first, last = max(0, first_ab, first_bc, first_ca), min(last_ab, last_bc, last_ca)
+            for k in range(first, last + 1):
+                of_b, of_c = np.float32(ca + k * cax) * scale, np.float32(ab + k * abx) * scale
+                near = near_a + of_b * (near_b - near_a) + of_c * (near_c - near_a)
+                column = left + k
+                if near > near_at[row, column]:
+                    near_at[row, column] = near
+                    face_at[row, column] = face
+                    weight_at[row, column, 0] = of_b
+                    weight_at[row, column, 1] = of_c
             ab += aby
             bc += bcy
             ca += cay
