@@ -14,7 +14,7 @@ from pipeline.rendering.exact.draws import Draws
 from pipeline.rendering.people.model import Model, Vectors
 from pipeline.rendering.people.person import Person
 from pipeline.rendering.pixels import sensor
-from pipeline.rendering.pixels.drawing import Drawn, drawn_scene
+from pipeline.rendering.pixels.drawing import Drawn, drawn_scene, enlarged
 from pipeline.rendering.pixels.shading import shade
 from pipeline.rendering.pixels.shadows import dark_corners, shadow_map
 from pipeline.rendering.scene.background import drawn_background
@@ -89,7 +89,7 @@ def photo(
     behind, background = np.full((*size, 3), 0.25, np.float32), "grey"
     if variation.background:
         behind, background = drawn_background(Draws("background", *key), *size)
-    canvas = behind.repeat(_FINE, 0).repeat(_FINE, 1)
+    canvas = enlarged(behind, _FINE)
     _shade(canvas, model, who, outfit, drawn, view, lighting, _eyes(model, who, drawn, view, variation, key))
     pixels, taken = _taken(canvas, drawn, variation, key)
     scene: dict[str, str | float] = {"expression": expression, "light": lighting.kind, "background": background}
@@ -150,11 +150,10 @@ def _shade(
     axes = lighting.axes
     # Locks cast none: a few single ones would draw stripes on the forehead.
     casts = (drawn.material != LASHES) & (drawn.material != LENS) & (drawn.material != HAIR)
-    shadow = shadow_map(drawn.points, drawn.faces, np.flatnonzero(casts), axes)
+    shadow, bounds = shadow_map(drawn.points, drawn.faces, np.flatnonzero(casts), axes)
     step = float(np.sqrt(view.matrix[0, 0] * view.matrix[0, 0] + view.matrix[1, 0] * view.matrix[1, 0]))
     corners = dark_corners(drawn.near_at, view.distance, step, _FINE)
-    attributes = np.zeros((len(drawn.points), 9), np.float32)
-    attributes[:, :3], attributes[:, 3:6], attributes[:, 6:8] = drawn.points, drawn.normals, drawn.places
+    attributes = drawn.attributes
     attributes[: len(model.rest), 8] = model.chart.inside
     for face_at, weight_at in drawn.layers:
         shade(
@@ -170,6 +169,7 @@ def _shade(
             opacity,
             corners,
             shadow,
+            bounds,
             axes,
             lighting.lights,
             lighting.sky,

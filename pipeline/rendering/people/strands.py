@@ -155,11 +155,16 @@ def ribbons(
     return points, along, places
 
 
+@compiled
 def ribbon_faces(count: int, joints: int) -> NDArray[np.int32]:
     """[count * (joints - 1) * 2, 3] the triangles of `ribbons`."""
-    first = (np.arange(count)[:, None] * joints + np.arange(joints - 1)) * 2
-    quad = first.reshape(-1, 1) + np.array([0, 1, 2, 3])
-    return np.concatenate([quad[:, [0, 1, 2]], quad[:, [2, 1, 3]]]).astype(np.int32)
+    quads = count * (joints - 1)
+    out = np.empty((2 * quads, 3), np.int32)
+    for quad in range(quads):
+        first = (quad // (joints - 1) * joints + quad % (joints - 1)) * 2
+        out[quad, 0], out[quad, 1], out[quad, 2] = first, first + 1, first + 2
+        out[quads + quad, 0], out[quads + quad, 1], out[quads + quad, 2] = first + 2, first + 1, first + 3
+    return out
 
 
 def sines() -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.rendering.exact.compiling import compiled
 from pipeline.rendering.exact.raster import NOTHING, STEPS, rasterise
 from pipeline.rendering.scene.materials import LASHES, LENS
 from pipeline.rendering.scene.scene import Scene
@@ -17,8 +18,7 @@ class Drawn:
     """A scene in pixels: what is seen, and what is seen through in front of it."""
 
     points: NDArray[np.float32]
-    normals: NDArray[np.float32]
-    places: NDArray[np.float32]
+    attributes: NDArray[np.float32]  # [V, 9] points, normals, places and a column of zeros
     faces: NDArray[np.int32]
     material: NDArray[np.uint8]
     near_at: NDArray[np.float32]
@@ -29,20 +29,44 @@ def drawn_scene(scene: Scene, height: int, width: int, fine: int) -> Drawn:
     """Rasterise a scene for a crop of height x width pixels of `fine` x `fine` each."""
     points, faces, material = np.concatenate(scene.points), np.concatenate(scene.faces), np.concatenate(scene.material)
     where, near = scene.view.pixels(points)
-    corners = np.round(((where + 0.5) * fine - 0.5) * STEPS).astype(np.int32)
+    corners = on_steps(where, fine)
     shape = (height * fine, width * fine)
-    face_at, weight_at = np.full(shape, NOTHING, np.int32), np.zeros((*shape, 2), np.float32)
+    # Weights are there where a face is.
+    face_at, weight_at = np.full(shape, NOTHING, np.int32), np.empty((*shape, 2), np.float32)
     near_at = np.zeros(shape, np.float32)
     clear = (material == LASHES) | (material == LENS)
     both = np.repeat(scene.both_sides, [len(piece) for piece in scene.faces])
     for both_sides in (False, True):
         chosen = np.flatnonzero(~clear & (both == both_sides))
         rasterise(corners, near, faces, chosen, both_sides, face_at, weight_at, near_at)
-    front, front_weight, front_near = (
-        np.full(shape, NOTHING, np.int32),
-        np.zeros((*shape, 2), np.float32),
-        near_at.copy(),
-    )
-    rasterise(corners, near, faces, np.flatnonzero(clear), True, front, front_weight, front_near)
+    front, front_weight = np.full(shape, NOTHING, np.int32), np.empty((*shape, 2), np.float32)
+    rasterise(corners, near, faces, np.flatnonzero(clear), True, front, front_weight, near_at.copy())
     layers = ((face_at, weight_at), (front, front_weight))
-    return Drawn(points, np.concatenate(scene.normals), np.concatenate(scene.places), faces, material, near_at, layers)
+    attributes = np.zeros((len(points), 9), np.float32)
+    attributes[:, :3] = points
+    np.concatenate(scene.normals, out=attributes[:, 3:6])
+    np.concatenate(scene.places, out=attributes[:, 6:8])
+    return Drawn(points, attributes, faces, material, near_at, layers)
+
+
+@compiled
+def on_steps(where: NDArray[np.float64], fine: int) -> NDArray[np.int32]:
+    """[V, 2] places in pixels of the crop as `rasterise` takes them, whole steps of the `fine` times `fine` drawn."""
+    out = np.empty(where.shape, np.int32)
+    for vertex in range(where.shape[0]):
+        for k in range(2):
+            out[vertex, k] = np.int32(np.rint(((where[vertex, k] + 0.5) * fine - 0.5) * STEPS))
+    return out
+
+
+@compiled
+def enlarged(picture: NDArray[np.float32], fine: int) -> NDArray[np.float32]:
+    """[H * fine, W * fine, 3] a picture [H, W, 3], each pixel as so many drawn ones."""
+    out = np.empty((picture.shape[0] * fine, picture.shape[1] * fine, 3), np.float32)
+    for row in range(out.shape[0]):
+        for column in range(picture.shape[1]):
+            for k in range(3):
+                level = picture[row // fine, column, k]
+                for i in range(fine):
+                    out[row, column * fine + i, k] = level
+    return out

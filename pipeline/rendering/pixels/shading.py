@@ -6,9 +6,11 @@ from numpy.typing import NDArray
 from pipeline.rendering.exact.compiling import compiled
 from pipeline.rendering.scene.materials import CAP, HAIR, LEFT_EYE, RIGHT_EYE, SKIN, TEETH
 
+_DONE = -1  # the material of drawn pixels that nothing is to be painted over, any more
+
 
 @compiled
-def lit_share(shadow: NDArray[np.float32], x: float, y: float, depth: float) -> float:
+def lit_share(shadow: NDArray[np.float32], bounds: NDArray[np.float32], x: float, y: float, depth: float) -> float:
     """The share of the neighbours in a shadow map [S, S] that the light reaches, the nearer ones more: soft edges."""
     side = shadow.shape[0]
     column = (x + 1.8) / 3.6 * side - 0.5
@@ -16,19 +18,25 @@ def lit_share(shadow: NDArray[np.float32], x: float, y: float, depth: float) -> 
     if column < 1 or row < 1 or column >= side - 2 or row >= side - 2:
         return 1.0
     i, j = int(column), int(row)
+    # A point may lie a little behind what the light meets: the map's pixels are larger than the crop's.
+    met = depth + 0.04
+    if bounds[j, i, 1] <= met:
+        return 1.0
+    if bounds[j, i, 0] > met:
+        return 0.0
     u, v = column - i, row - j
+    # Weights from one to the left to two to the right; what is too far has none and adds nothing.
+    far_left, left = max(1 - (1 + u) * 0.625, 0.0), max(1 - u * 0.625, 0.0)
+    right, far_right = max(1 - (1 - u) * 0.625, 0.0), max(1 - (2 - u) * 0.625, 0.0)
     total = norm = 0.0
     for dj in range(-1, 3):
-        tall = 1 - abs(dj - v) * 0.625
-        if tall <= 0:
-            continue
-        for di in range(-1, 3):
-            wide = tall * (1 - abs(di - u) * 0.625)
-            if wide > 0:
-                norm += wide
-                # A point may lie a little behind what the light meets: the map's pixels are larger than the crop's.
-                if shadow[j + dj, i + di] <= depth + 0.04:
-                    total += wide
+        tall = max(1 - abs(dj - v) * 0.625, 0.0)
+        a, b, c, d = tall * far_left, tall * left, tall * right, tall * far_right
+        norm = norm + a + b + c + d
+        total += a if shadow[j + dj, i - 1] <= met else 0.0
+        total += b if shadow[j + dj, i] <= met else 0.0
+        total += c if shadow[j + dj, i + 1] <= met else 0.0
+        total += d if shadow[j + dj, i + 2] <= met else 0.0
     return total / norm
 
 
@@ -177,6 +185,7 @@ def shade(
     opacity: NDArray[np.float32],
     corners: NDArray[np.float32],
     shadow: NDArray[np.float32],
+    bounds: NDArray[np.float32],
     axes: NDArray[np.float32],
     lights: NDArray[np.float32],
     sky: NDArray[np.float32],
@@ -200,7 +209,7 @@ def shade(
         skin: [R, C, 5] as `skin.painted`.
         palette: [materials, 3] colours. surface: as `surfaces`. opacity: [materials].
         corners: as `dark_corners`.
-        shadow: the first light's map. axes: [3, 3] its: right, up, towards it.
+        shadow, bounds: the first light's, of `shadow_map`. axes: [3, 3] its: right, up, towards it.
         lights: [L, 6] direction towards each light (unit), and its colour.
         sky: [3, 3] colours of the light from above, from the horizon and from below.
         up: [3] the direction of the head's top.
@@ -212,7 +221,8 @@ def shade(
     colour, out = np.empty(6, np.float32), np.empty(3, np.float32)
     normal, view = np.empty(3, np.float32), np.empty(3, np.float32)
     samples = fine * fine
-    done, member = np.empty(samples, np.bool_), np.empty(samples, np.bool_)
+    face_of, kind_of = np.empty(samples, np.int64), np.empty(samples, np.int64)
+    member = np.empty(samples, np.bool_)
     below, right = np.empty(samples, np.int64), np.empty(samples, np.int64)  # a division each is slow
     for sample in range(samples):
         below[sample], right[sample] = sample // fine, sample % fine
@@ -221,22 +231,21 @@ def shade(
             row, column = line * fine, place * fine
             sees = corners[line, place]
             for sample in range(samples):
-                done[sample] = face_at[row + below[sample], column + right[sample]] < 0
+                face_of[sample] = face_at[row + below[sample], column + right[sample]]
+                kind_of[sample] = material[face_of[sample]] if face_of[sample] >= 0 else _DONE
             for sample in range(samples):
-                if done[sample]:
+                kind, first = kind_of[sample], face_of[sample]
+                if kind == _DONE:
                     continue
-                first = face_at[row + below[sample], column + right[sample]]
-                kind = material[first]
                 # Drawn pixels of the crop's that are of one material are shaded as one.
                 count, one = 0, True
+                alone = kind in (LEFT_EYE, RIGHT_EYE)
                 for other in range(sample, samples):
-                    face = face_at[row + below[other], column + right[other]]
-                    alone = kind in (LEFT_EYE, RIGHT_EYE) and other > sample
-                    member[other] = not done[other] and material[face] == kind and not alone
+                    member[other] = kind_of[other] == kind and not (alone and other > sample)
                     if member[other]:
-                        done[other] = True
+                        kind_of[other] = _DONE
                         count += 1
-                        one = one and face == first
+                        one = one and face_of[other] == first
                 for k in range(9):
                     at[k] = 0
                 of_b = of_c = 0.0
@@ -244,11 +253,12 @@ def shade(
                 for other in range(sample, samples):
                     if member[other]:
                         j, i = row + below[other], column + right[other]
+                        second, third = weight_at[j, i, 0], weight_at[j, i, 1]
                         if one:
-                            of_b += share * weight_at[j, i, 0]
-                            of_c += share * weight_at[j, i, 1]
+                            of_b += share * second
+                            of_c += share * third
                         else:
-                            blended(at, attributes, faces, face_at[j, i], weight_at[j, i, 0], weight_at[j, i, 1], share)
+                            blended(at, attributes, faces, face_of[other], second, third, share)
                 if one:
                     blended(at, attributes, faces, first, of_b, of_c, 1.0)
                 for k in range(3):
@@ -294,7 +304,7 @@ def shade(
                         x = axes[0, 0] * at[0] + axes[0, 1] * at[1] + axes[0, 2] * at[2]
                         y = axes[1, 0] * at[0] + axes[1, 1] * at[1] + axes[1, 2] * at[2]
                         z = axes[2, 0] * at[0] + axes[2, 1] * at[1] + axes[2, 2] * at[2]
-                        reached = lit_share(shadow, x, y, z)
+                        reached = lit_share(shadow, bounds, x, y, z)
                         reached = max(reached, 0.4) if kind == TEETH else reached
                     if kind == HAIR:
                         hair_light(out, colour, normal, view, lights, light, reached * (0.4 + 0.6 * dark))

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.rendering.exact.blending import mean_of, turned
+from pipeline.rendering.exact.compiling import compiled
 from pipeline.rendering.people.model import Model, Vectors
 from pipeline.shards.alignment.similarity import Points, fit_similarity, reference_points
 
@@ -27,11 +28,7 @@ class View:
 
     def pixels(self, seen: Vectors) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """[V, 2] where seen points are in the crop, in pixels, and [V] one over their distance, times `distance`."""
-        x, y, near = _perspective(seen, self.distance)
-        m = self.matrix
-        across = m[0, 0] * x + m[0, 1] * y + m[0, 2]
-        down = m[1, 0] * x + m[1, 1] * y + m[1, 2]
-        return np.stack([across, down], 1), near.astype(np.float32)
+        return projected(seen, self.distance, self.matrix)
 
 
 def view_of(
@@ -57,9 +54,9 @@ def view_of(
     centre = ((eyes[0] + eyes[1]) / 2).astype(np.float32)
     turn = rotation(*pose)
     marks = np.stack([mean_of(points, group) for group in model.landmarks]).astype(np.float32)
-    x, y, _ = _perspective(turned(marks, turn, centre), distance)
+    plane, _ = projected(turned(marks, turn, centre), distance, np.eye(2, 3))
     target = reference_points(*size)
-    matrix = _rounded(fit_similarity(np.stack([x, y], 1), target - error))
+    matrix = _rounded(fit_similarity(plane, target - error))
     return View(turn, centre, distance, matrix)
 
 
@@ -109,12 +106,21 @@ def _product(a: Rows, b: Rows) -> Rows:
     )
 
 
-def _perspective(
-    seen: Vectors, distance: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """x to the right and y down in the plane through the origin, and one over the distance, times `distance`."""
-    near = distance / (distance - seen[:, 2].astype(np.float64))
-    return seen[:, 0] * near, -seen[:, 1] * near, near
+@compiled
+def projected(
+    seen: Vectors, distance: float, matrix: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """[V, 2] seen points in perspective, x to the right and y down in the plane through the origin, then by a matrix
+    [2, 3]; and [V] one over their distance, times `distance`."""
+    count = len(seen)
+    where, near = np.empty((count, 2)), np.empty(count, np.float32)
+    for vertex in range(count):
+        larger = distance / (distance - np.float64(seen[vertex, 2]))
+        x, y = seen[vertex, 0] * larger, -seen[vertex, 1] * larger
+        for k in range(2):
+            where[vertex, k] = matrix[k, 0] * x + matrix[k, 1] * y + matrix[k, 2]
+        near[vertex] = larger
+    return where, near
 
 
 def _rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:

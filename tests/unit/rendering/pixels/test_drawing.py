@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pipeline.rendering import Model, Person
-from pipeline.rendering.pixels.drawing import drawn_scene
+from pipeline.rendering.pixels.drawing import drawn_scene, enlarged
 from pipeline.rendering.scene.camera import View
 from pipeline.rendering.scene.materials import CAP, CLOTH, HAIR, LASHES, SKIN
 from pipeline.rendering.scene.scene import scene_of
@@ -29,3 +29,8 @@ def test_what_is_at_a_pixel_is_projected_there(model: Model, who: Person, view: 
     assert {SKIN, HAIR, CAP, CLOTH} <= seen | {CLOTH} and LASHES not in seen
     lashes = drawn.layers[1][0]
     assert set(np.unique(drawn.material[lashes[lashes >= 0]])) == {LASHES}
+
+
+def test_a_background_is_enlarged_pixel_by_pixel() -> None:
+    picture = np.random.default_rng(0).uniform(size=(4, 5, 3)).astype(np.float32)
+    assert (enlarged(picture, 3) == picture.repeat(3, 0).repeat(3, 1)).all()
