@@ -7,6 +7,9 @@ from pipeline.rendering.exact.compiling import compiled
 
 STEPS = 256  # a pixel has so many steps a side; corners lie on whole steps
 NOTHING = -1
+TILE = 8  # pixels a side
+_SHIFT = 11  # a tile's steps a side are 2 to the power of this
+_BINS = 128
 
 
 @compiled
@@ -98,7 +101,7 @@ def rasterise(
                 of_b, of_c = np.float32(ca + k * cax) * scale, np.float32(ab + k * abx) * scale
                 near = near_a + of_b * (near_b - near_a) + of_c * (near_c - near_a)
                 column = left + k
-                if near > near_at[row, column]:
+                if near >= near_at[row, column] and (near > near_at[row, column] or face < face_at[row, column]):
                     near_at[row, column] = near
                     face_at[row, column] = face
                     weight_at[row, column, 0] = of_b
@@ -106,3 +109,81 @@ def rasterise(
             ab += aby
             bc += bcy
             ca += cay
+
+
+@compiled
+def not_hidden(
+    corners: NDArray[np.int32],
+    nearness: NDArray[np.float32],
+    faces: NDArray[np.int32],
+    chosen: NDArray[np.int64],
+    near_at: NDArray[np.float32],
+) -> NDArray[np.int64]:
+    """Those of the chosen faces of which `rasterise` may draw something over `near_at`: others lie outside, or behind
+    the farthest pixel of each tile that they touch."""
+    height, width = near_at.shape
+    down, across = (height + TILE - 1) // TILE, (width + TILE - 1) // TILE
+    tiles = np.full((down, across), np.inf, np.float32)
+    farthest = np.empty(width, np.float32)
+    for band in range(down):
+        farthest[:] = near_at[band * TILE]
+        for row in range(band * TILE + 1, min((band + 1) * TILE, height)):
+            line = near_at[row]
+            for column in range(width):
+                farthest[column] = min(farthest[column], line[column])
+        for column in range(width):
+            tiles[band, column // TILE] = min(tiles[band, column // TILE], farthest[column])
+    out, count = np.empty(len(chosen), np.int64), 0
+    for face in chosen:
+        a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
+        near_a, near_b, near_c = nearness[a], nearness[b], nearness[c]
+        # Inside, a pixel's may round to a little more than its corners'.
+        nearest = max(near_a, near_b, near_c) + np.float32(1e-5) * (abs(near_a) + abs(near_b) + abs(near_c))
+        ax, bx, cx = int(corners[a, 0]) >> _SHIFT, int(corners[b, 0]) >> _SHIFT, int(corners[c, 0]) >> _SHIFT
+        ay, by, cy = int(corners[a, 1]) >> _SHIFT, int(corners[b, 1]) >> _SHIFT, int(corners[c, 1]) >> _SHIFT
+        left, right = max(min(ax, bx, cx), 0), min(max(ax, bx, cx), across - 1)
+        top, bottom = max(min(ay, by, cy), 0), min(max(ay, by, cy), down - 1)
+        seen, band = False, top
+        while band <= bottom and not seen:
+            tile = left
+            while tile <= right and not seen:
+                seen = nearest >= tiles[band, tile]
+                tile += 1
+            band += 1
+        if seen:
+            out[count] = face
+            count += 1
+    return out[:count]
+
+
+def nearest_first(
+    nearness: NDArray[np.float32], faces: NDArray[np.int32], chosen: NDArray[np.int64], parts: int
+) -> list[NDArray[np.int64]]:
+    """The chosen faces in about equal parts by their nearest corners, the nearest part first; each in order."""
+    part = part_of(nearness, faces, chosen, parts)
+    return [chosen[part == k] for k in range(parts)]
+
+
+@compiled
+def part_of(
+    nearness: NDArray[np.float32], faces: NDArray[np.int32], chosen: NDArray[np.int64], parts: int
+) -> NDArray[np.int64]:
+    """[len(chosen)] which part each is in, of `nearest_first`."""
+    count = len(chosen)
+    out, nearest = np.zeros(count, np.int64), np.empty(count, np.float32)
+    low, high = np.float32(np.inf), np.float32(-np.inf)
+    for n in range(count):
+        a, b, c = faces[chosen[n], 0], faces[chosen[n], 1], faces[chosen[n], 2]
+        nearest[n] = max(nearness[a], nearness[b], nearness[c])
+        low, high = min(low, nearest[n]), max(high, nearest[n])
+    if not high > low:
+        return out
+    until = np.zeros(_BINS + 1, np.int64)
+    for n in range(count):
+        out[n] = min(int((high - nearest[n]) / (high - low) * _BINS), _BINS - 1)
+        until[out[n] + 1] += 1
+    for k in range(_BINS):
+        until[k + 1] += until[k]
+    for n in range(count):
+        out[n] = until[out[n]] * parts // count
+    return out

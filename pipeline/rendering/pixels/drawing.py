@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.rendering.exact.compiling import compiled
-from pipeline.rendering.exact.raster import NOTHING, STEPS, rasterise
+from pipeline.rendering.exact.raster import NOTHING, STEPS, nearest_first, not_hidden, rasterise
 from pipeline.rendering.scene.materials import LASHES, LENS
 from pipeline.rendering.scene.scene import Scene
+
+_PARTS = 6  # in which hair is drawn
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,17 @@ def drawn_scene(scene: Scene, height: int, width: int, fine: int) -> Drawn:
     near_at = np.zeros(shape, np.float32)
     clear = (material == LASHES) | (material == LENS)
     both = np.repeat(scene.both_sides, [len(piece) for piece in scene.faces])
-    for both_sides in (False, True):
-        chosen = np.flatnonzero(~clear & (both == both_sides))
-        rasterise(corners, near, faces, chosen, both_sides, face_at, weight_at, near_at)
+    rasterise(corners, near, faces, np.flatnonzero(~clear & ~both), False, face_at, weight_at, near_at)
+    # Most of the hair lies behind other hair: the nearest first, of the rest only what can be seen still.
+    strands_at = np.full(shape, NOTHING, np.int32)
+    for part in nearest_first(near, faces, np.flatnonzero(~clear & both), _PARTS):
+        seen = not_hidden(corners, near, faces, part, near_at)
+        rasterise(corners, near, faces, seen, True, strands_at, weight_at, near_at)
+    np.copyto(face_at, strands_at, where=strands_at != NOTHING)
     front, front_weight = np.full(shape, NOTHING, np.int32), np.empty((*shape, 2), np.float32)
     rasterise(corners, near, faces, np.flatnonzero(clear), True, front, front_weight, near_at.copy())
     layers = ((face_at, weight_at), (front, front_weight))
-    attributes = np.zeros((len(points), 9), np.float32)
-    attributes[:, :3] = points
-    np.concatenate(scene.normals, out=attributes[:, 3:6])
-    np.concatenate(scene.places, out=attributes[:, 6:8])
+    attributes = side_by_side(points, np.concatenate(scene.normals), np.concatenate(scene.places))
     return Drawn(points, attributes, faces, material, near_at, layers)
 
 
@@ -69,4 +72,17 @@ def enlarged(picture: NDArray[np.float32], fine: int) -> NDArray[np.float32]:
                 level = picture[row // fine, column, k]
                 for i in range(fine):
                     out[row, column * fine + i, k] = level
+    return out
+
+
+@compiled
+def side_by_side(
+    points: NDArray[np.float32], normals: NDArray[np.float32], places: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """[V, 9] three columns, three, two and one of zeros."""
+    out = np.zeros((len(points), 9), np.float32)
+    for vertex in range(len(points)):
+        for k in range(3):
+            out[vertex, k], out[vertex, 3 + k] = points[vertex, k], normals[vertex, k]
+        out[vertex, 6], out[vertex, 7] = places[vertex, 0], places[vertex, 1]
     return out

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.rendering.exact.compiling import compiled
+from pipeline.rendering.exact.raster import NOTHING
 from pipeline.rendering.scene.materials import CAP, HAIR, LEFT_EYE, RIGHT_EYE, SKIN, TEETH
 
 _DONE = -1  # the material of drawn pixels that nothing is to be painted over, any more
@@ -227,8 +228,14 @@ def shade(
     for sample in range(samples):
         below[sample], right[sample] = sample // fine, sample % fine
     for line in range(corners.shape[0]):
+        row, anything = line * fine, NOTHING
+        for j in range(fine):
+            for i in range(face_at.shape[1]):
+                anything = max(anything, face_at[row + j, i])
+        if anything == NOTHING:  # what is seen through is in few lines
+            continue
         for place in range(corners.shape[1]):
-            row, column = line * fine, place * fine
+            column = place * fine
             sees = corners[line, place]
             for sample in range(samples):
                 face_of[sample] = face_at[row + below[sample], column + right[sample]]

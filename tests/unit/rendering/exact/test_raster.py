@@ -1,10 +1,11 @@
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.rendering.exact.raster import NOTHING, STEPS, rasterise
+from pipeline.rendering.exact.raster import NOTHING, STEPS, nearest_first, not_hidden, rasterise
 
 Drawn = tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]
 
@@ -94,3 +95,51 @@ def test_what_is_seen_from_behind_is_left_out() -> None:
     assert (drawn(corners, near, faces, 8, False)[0] == 0).any()
     assert (drawn(corners, near, faces[:, ::-1].copy(), 8, False)[0] == NOTHING).all()
     assert (drawn(corners, near, faces[:, ::-1].copy(), 8, True)[0] == 0).any()
+
+
+def many(seed: int, side: int, count: int) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.int32]]:
+    """Corners, nearness and faces of triangles all over an image, many of them equally near."""
+    random = np.random.default_rng(seed)
+    middles = random.integers(-2 * STEPS, (side + 2) * STEPS, (count, 1, 2))
+    corners = (middles + random.integers(-9 * STEPS, 9 * STEPS, (count, 3, 2))).reshape(-1, 2).astype(np.int32)
+    near = random.integers(8, 24, (count, 1)) + random.integers(0, 3, (count, 3))
+    return corners, near.ravel().astype(np.float32) / 16, np.arange(3 * count, dtype=np.int32).reshape(-1, 3)
+
+
+def test_the_order_in_which_triangles_are_drawn_does_not_show() -> None:
+    corners, near, faces = many(4, 40, 300)
+    near = np.repeat(near[::3], 3)  # flat: equally near wherever two of a distance meet
+    wanted = drawn(corners, near, faces, 40, True)
+    face_at, weight_at = np.full((40, 40), NOTHING, np.int32), np.zeros((40, 40, 2), np.float32)
+    near_at = np.zeros((40, 40), np.float32)
+    for part in (np.arange(200, 300), np.arange(100), np.arange(100, 200)):
+        rasterise(corners, near, faces, part, True, face_at, weight_at, near_at)
+    assert len(np.unique(face_at)) > 20
+    assert (face_at == wanted[0]).all() and (weight_at == wanted[1]).all() and (near_at == wanted[2]).all()
+
+
+def test_what_counts_as_hidden_would_not_be_drawn() -> None:
+    corners, near, faces = many(5, 44, 800)
+    left = {1: 0, 5: 0}
+    for parts in left:
+        face_at, weight_at = np.full((44, 44), NOTHING, np.int32), np.zeros((44, 44, 2), np.float32)
+        near_at = np.zeros((44, 44), np.float32)
+        for part in nearest_first(near, faces, np.arange(800), parts):
+            seen = not_hidden(corners, near, faces, part, near_at)
+            left[parts] += len(seen)
+            rasterise(corners, near, faces, seen, True, face_at, weight_at, near_at)
+        wanted = drawn(corners, near, faces, 44, True)
+        assert (face_at == wanted[0]).all() and (weight_at == wanted[1]).all() and (near_at == wanted[2]).all()
+    assert 50 < left[5] < 0.9 * left[1]
+
+
+def test_parts_go_from_near_to_far_and_keep_the_order() -> None:
+    near = np.random.default_rng(6).normal(size=3000).astype(np.float32)
+    faces = np.arange(3000, dtype=np.int32).reshape(-1, 3)
+    parts = nearest_first(near, faces, np.arange(0, 1000, 2), 4)
+    nearest = near[faces].max(1)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(0, 1000, 2))
+    for first, second in pairwise(parts):
+        assert (np.diff(first) > 0).all() and 60 < len(first) < 190
+        assert nearest[first].min() > nearest[second].max() - np.ptp(nearest) / 50
+    assert [len(part) for part in nearest_first(np.ones(9, np.float32), faces[:3], np.arange(3), 2)] == [3, 0]
