@@ -22,13 +22,12 @@ def inside(edge: int, step: int, over: float, last: int) -> tuple[int, int]:
     if step > 0:
         k = max(k, 0)
         k += edge + k * step < 0
-        k -= edge + (k - 1) * step >= 0
         return k, last
     if step < 0:
         k = min(k, last)
         k -= edge + k * step < 0
         k += edge + (k + 1) * step >= 0
-        return 0, k
+        return 0, min(k, last)
     return 0, last if edge >= 0 else -1
 
 

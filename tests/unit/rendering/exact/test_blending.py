@@ -20,7 +20,7 @@ def test_blending_and_normals_are_the_sums_that_they_say() -> None:
     targets[random.uniform(size=(6, 50)) < 0.5] = 0  # what a target leaves alone
     weights = random.normal(size=6).astype(np.float32)
     wanted = rest + np.tensordot(weights.astype(np.float64), targets.astype(np.float64), 1)
-    few = Moves.of(targets)
+    few = Moves.of(list(targets))
     assert len(few) == 6 and 100 < len(few.vertices) < 200
     assert moved(rest, few, weights) == pytest.approx(wanted, abs=1e-4)
     faces = random.integers(0, 50, (80, 3)).astype(np.int32)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.rendering.exact.raster import NOTHING, STEPS, nearest_first, not_hidden, rasterise
+from pipeline.rendering.exact.raster import NOTHING, STEPS, inside, nearest_first, not_hidden, rasterise
 
 Drawn = tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]
 
@@ -72,11 +72,12 @@ def test_as_exact_fractions_have_it(seed: int, both: bool) -> None:
                 assert weight_at[row, column] == pytest.approx([of_b, of_c], abs=1e-5)
 
 
-def test_faces_that_share_edges_leave_no_pixel_out_and_have_none_twice() -> None:
+@pytest.mark.parametrize("off", [300, 0])  # 0: edges along rows and columns of pixels
+def test_faces_that_share_edges_leave_no_pixel_out_and_have_none_twice(off: int) -> None:
     random = np.random.default_rng(3)
     count = 6
     grid = np.stack(np.meshgrid(np.arange(count), np.arange(count), indexing="xy"), 2) * 4 * STEPS
-    grid[1:-1, 1:-1] += random.integers(-300, 300, (count - 2, count - 2, 2))
+    grid[1:-1, 1:-1] += random.integers(-off, off + 1, (count - 2, count - 2, 2))
     i, j = (k.ravel() for k in np.meshgrid(np.arange(count - 1), np.arange(count - 1), indexing="ij"))
     a, b, c, d = i * count + j, i * count + j + 1, (i + 1) * count + j + 1, (i + 1) * count + j
     faces = np.concatenate([np.stack([a, c, b], 1), np.stack([a, d, c], 1)]).astype(np.int32)
@@ -103,7 +104,7 @@ def many(seed: int, side: int, count: int) -> tuple[NDArray[np.int32], NDArray[n
     middles = random.integers(-2 * STEPS, (side + 2) * STEPS, (count, 1, 2))
     corners = (middles + random.integers(-9 * STEPS, 9 * STEPS, (count, 3, 2))).reshape(-1, 2).astype(np.int32)
     near = random.integers(8, 24, (count, 1)) + random.integers(0, 3, (count, 3))
-    return corners, near.ravel().astype(np.float32) / 16, np.arange(3 * count, dtype=np.int32).reshape(-1, 3)
+    return corners, (near.ravel() / 16).astype(np.float32), np.arange(3 * count, dtype=np.int32).reshape(-1, 3)
 
 
 def test_the_order_in_which_triangles_are_drawn_does_not_show() -> None:
@@ -119,18 +120,24 @@ def test_the_order_in_which_triangles_are_drawn_does_not_show() -> None:
 
 
 def test_what_counts_as_hidden_would_not_be_drawn() -> None:
-    corners, near, faces = many(5, 44, 800)
-    left = {1: 0, 5: 0}
-    for parts in left:
-        face_at, weight_at = np.full((44, 44), NOTHING, np.int32), np.zeros((44, 44, 2), np.float32)
-        near_at = np.zeros((44, 44), np.float32)
-        for part in nearest_first(near, faces, np.arange(800), parts):
-            seen = not_hidden(corners, near, faces, part, near_at)
-            left[parts] += len(seen)
-            rasterise(corners, near, faces, seen, True, face_at, weight_at, near_at)
-        wanted = drawn(corners, near, faces, 44, True)
-        assert (face_at == wanted[0]).all() and (weight_at == wanted[1]).all() and (near_at == wanted[2]).all()
-    assert 50 < left[5] < 0.9 * left[1]
+    corners, near, faces = many(5, 44, 1200)
+    face_at, weight_at, near_at = drawn(corners, near, faces[:600], 44, True)
+    seen = not_hidden(corners, near, faces, np.arange(600, 1200), near_at).tolist()
+    shown = []
+    for face in range(600, 1200):
+        after = near_at.copy()
+        rasterise(corners, near, faces, np.array([face]), True, face_at.copy(), weight_at.copy(), after)
+        shown += [face] * bool((after != near_at).any())
+    assert len(shown) > 50 and set(shown) <= set(seen)
+    assert len(seen) < 500 and seen == sorted(seen)
+
+
+@pytest.mark.parametrize("step", [-98 * STEPS, -49 * STEPS, -STEPS, 0, STEPS, 49 * STEPS, 98 * STEPS])
+def test_a_row_begins_and_ends_where_its_edge_says(step: int) -> None:
+    for edge in range(-600 * STEPS, 600 * STEPS, STEPS // 2):
+        first, last = inside(edge, step, 1 / step if step else 0.0, 9)
+        wanted = [k for k in range(10) if edge + k * step >= 0]
+        assert list(range(max(first, 0), last + 1)) == wanted
 
 
 def test_parts_go_from_near_to_far_and_keep_the_order() -> None:
