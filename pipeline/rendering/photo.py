@@ -14,7 +14,7 @@ from pipeline.rendering.exact.draws import Draws
 from pipeline.rendering.people.model import Model, Vectors
 from pipeline.rendering.people.person import Person
 from pipeline.rendering.pixels import sensor
-from pipeline.rendering.pixels.drawing import Drawn, drawn_scene, enlarged
+from pipeline.rendering.pixels.drawing import Drawn, drawn_scene, enlarged, shows
 from pipeline.rendering.pixels.shading import shade
 from pipeline.rendering.pixels.shadows import dark_corners, shadow_map
 from pipeline.rendering.scene.background import drawn_background
@@ -188,8 +188,7 @@ def _taken(
     draws, focus, compression = (Draws(purpose, *key) for purpose in ("sensor", "resolution", "jpeg"))
     settings = sensor.drawn_sensor(draws) if variation.camera else sensor.PLAIN
     picture = sensor.averaged(canvas, _FINE)
-    face_at = drawn.layers[0][0][::_FINE, ::_FINE]
-    bright = sensor.brightness(picture, (face_at >= 0) & (drawn.material[np.maximum(face_at, 0)] == SKIN))
+    bright = sensor.brightness(picture, shows(drawn.layers[0][0], drawn.material, SKIN, _FINE))
     picture, focused = sensor.focused(picture, variation.resolution, focus)
     pixels = sensor.developed(
         picture,

@@ -12,7 +12,7 @@ from pipeline.rendering.exact.raster import NOTHING, STEPS, nearest_first, not_h
 from pipeline.rendering.scene.materials import LASHES, LENS
 from pipeline.rendering.scene.scene import Scene
 
-_PARTS = 6  # in which hair is drawn
+_PARTS = 6  # in which much hair is drawn
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ def drawn_scene(scene: Scene, height: int, width: int, fine: int) -> Drawn:
     rasterise(corners, near, faces, np.flatnonzero(~clear & ~both), False, face_at, weight_at, near_at)
     # Most of the hair lies behind other hair: the nearest first, of the rest only what can be seen still.
     strands_at = np.full(shape, NOTHING, np.int32)
-    for part in nearest_first(near, faces, np.flatnonzero(~clear & both), _PARTS):
+    strands = np.flatnonzero(~clear & both)
+    for part in nearest_first(near, faces, strands, 1 + min(len(strands) // 1000, _PARTS - 1)):
         seen = not_hidden(corners, near, faces, part, near_at)
         rasterise(corners, near, faces, seen, True, strands_at, weight_at, near_at)
     np.copyto(face_at, strands_at, where=strands_at != NOTHING)
@@ -59,6 +60,17 @@ def on_steps(where: NDArray[np.float64], fine: int) -> NDArray[np.int32]:
     for vertex in range(where.shape[0]):
         for k in range(2):
             out[vertex, k] = np.int32(np.rint(((where[vertex, k] + 0.5) * fine - 0.5) * STEPS))
+    return out
+
+
+@compiled
+def shows(face_at: NDArray[np.int32], material: NDArray[np.uint8], kind: int, fine: int) -> NDArray[np.bool_]:
+    """[H, W] where a face of a material is seen, at the first of the `fine` times `fine` drawn pixels of each."""
+    out = np.zeros((face_at.shape[0] // fine, face_at.shape[1] // fine), np.bool_)
+    for row in range(out.shape[0]):
+        for column in range(out.shape[1]):
+            face = face_at[row * fine, column * fine]
+            out[row, column] = face != NOTHING and material[face] == kind
     return out
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pipeline.rendering import Model, Person
-from pipeline.rendering.pixels.drawing import drawn_scene, enlarged
+from pipeline.rendering.pixels.drawing import drawn_scene, enlarged, shows
 from pipeline.rendering.scene.camera import View
 from pipeline.rendering.scene.materials import CAP, CLOTH, HAIR, LASHES, SKIN
 from pipeline.rendering.scene.scene import scene_of
@@ -27,6 +27,8 @@ def test_what_is_at_a_pixel_is_projected_there(model: Model, who: Person, view: 
     assert near == pytest.approx(drawn.near_at[rows, columns], rel=1e-3)
     seen = set(np.unique(drawn.material[face_at[rows, columns]]))
     assert {SKIN, HAIR, CAP, CLOTH} <= seen | {CLOTH} and LASHES not in seen
+    skin = np.where(face_at >= 0, drawn.material[face_at], 255)[::2, ::2] == SKIN
+    assert (shows(face_at, drawn.material, SKIN, 2) == skin).all() and 2000 < skin.sum() < 10_000
     lashes = drawn.layers[1][0]
     assert set(np.unique(drawn.material[lashes[lashes >= 0]])) == {LASHES}
 
