@@ -19,13 +19,14 @@ class Draws:
     """
 
     def __init__(self, purpose: str, *key: int) -> None:
-        self._key = (hash_int(*key), zlib.crc32(purpose.encode()))
+        # A hash goes on from what its first parts gave: `hash_int(a, b)` is `hash_int(hash_int(a) + b)`.
+        self._start = hash_int(hash_int(*key), zlib.crc32(purpose.encode()))
         self._next = 0
 
     def word(self) -> int:
         """64 random bits."""
         self._next += 1
-        return hash_int(*self._key, self._next - 1)
+        return hash_int(self._start + self._next - 1)
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
         """A number from `low` up to `high`."""
@@ -63,4 +64,4 @@ class Draws:
 
     def _words(self, count: int) -> NDArray[np.uint64]:
         first, self._next = self._next, self._next + count
-        return hash64(*self._key, np.arange(first, self._next))
+        return hash64(np.uint64(self._start) + np.arange(first, self._next, dtype=np.uint64))

@@ -1,5 +1,7 @@
 """Triangles to pixels in whole numbers: which triangle is nearest at each pixel, and where in it the pixel lies."""
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -159,30 +161,37 @@ def nearest_first(
     nearness: NDArray[np.float32], faces: NDArray[np.int32], chosen: NDArray[np.int64], parts: int
 ) -> list[NDArray[np.int64]]:
     """The chosen faces in about equal parts by their nearest corners, the nearest part first; each in order."""
-    part = part_of(nearness, faces, chosen, parts)
-    return [chosen[part == k] for k in range(parts)]
+    order, until = by_part(nearness, faces, chosen, parts)
+    return [order[first:last] for first, last in pairwise(until.tolist())]
 
 
 @compiled
-def part_of(
+def by_part(
     nearness: NDArray[np.float32], faces: NDArray[np.int32], chosen: NDArray[np.int64], parts: int
-) -> NDArray[np.int64]:
-    """[len(chosen)] which part each is in, of `nearest_first`."""
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The chosen faces part by part, of `nearest_first`, and [parts + 1] where the parts begin and the last ends."""
     count = len(chosen)
-    out, nearest = np.zeros(count, np.int64), np.empty(count, np.float32)
+    bins, nearest = np.zeros(count, np.int64), np.empty(count, np.float32)
     low, high = np.float32(np.inf), np.float32(-np.inf)
     for n in range(count):
         a, b, c = faces[chosen[n], 0], faces[chosen[n], 1], faces[chosen[n], 2]
         nearest[n] = max(nearness[a], nearness[b], nearness[c])
         low, high = min(low, nearest[n]), max(high, nearest[n])
-    if not high > low:
-        return out
-    until = np.zeros(_BINS + 1, np.int64)
+    nearer = np.zeros(_BINS + 1, np.int64)  # how many are in nearer bins
     for n in range(count):
-        out[n] = min(int((high - nearest[n]) / (high - low) * _BINS), _BINS - 1)
-        until[out[n] + 1] += 1
+        if high > low:
+            bins[n] = min(int((high - nearest[n]) / (high - low) * _BINS), _BINS - 1)
+        nearer[bins[n] + 1] += 1
     for k in range(_BINS):
-        until[k + 1] += until[k]
+        nearer[k + 1] += nearer[k]
+    out, until = np.empty(count, np.int64), np.zeros(parts + 1, np.int64)
     for n in range(count):
-        out[n] = until[out[n]] * parts // count
-    return out
+        bins[n] = nearer[bins[n]] * parts // count
+        until[bins[n] + 1] += 1
+    for k in range(parts):
+        until[k + 1] += until[k]
+    place = until.copy()
+    for n in range(count):
+        out[place[bins[n]]] = chosen[n]
+        place[bins[n]] += 1
+    return out, until
