@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from pipeline.rendering import Model, Person
+from pipeline.rendering.exact.raster import NOTHING
 from pipeline.rendering.pixels.drawing import drawn_scene, enlarged, shows
 from pipeline.rendering.scene.camera import View
 from pipeline.rendering.scene.materials import CAP, CLOTH, HAIR, LASHES, SKIN
@@ -31,6 +32,12 @@ def test_what_is_at_a_pixel_is_projected_there(model: Model, who: Person, view: 
     assert (shows(face_at, drawn.material, SKIN, 2) == skin).all() and 2000 < skin.sum() < 10_000
     lashes = drawn.layers[1][0]
     assert set(np.unique(drawn.material[lashes[lashes >= 0]])) == {LASHES}
+
+
+def test_where_nothing_is_no_material_shows() -> None:
+    face_at = np.full((4, 4), NOTHING, np.int32)
+    face_at[0, 2] = 0
+    assert shows(face_at, np.array([SKIN], np.uint8), SKIN, 2).tolist() == [[False, True], [False, False]]
 
 
 def test_a_background_is_enlarged_pixel_by_pixel() -> None:
