@@ -9,9 +9,9 @@ from pipeline.rendering.exact.compiling import compiled
 
 STEPS = 256  # a pixel has so many steps a side; corners lie on whole steps
 NOTHING = -1
-TILE = 8  # pixels a side
-_SHIFT = 11  # a tile's steps a side are 2 to the power of this
-_BINS = 128
+_TILE = 8  # pixels of a tile a side
+_SHIFT = 11  # the steps of a tile a side are 2 to the power of this
+_BINS = 128  # of nearness, in which parts are told apart
 
 
 @compiled
@@ -123,17 +123,17 @@ def not_hidden(
     """Those of the chosen faces of which `rasterise` may draw something over `near_at`: others lie outside, or behind
     the farthest pixel of each tile that they touch."""
     height, width = near_at.shape
-    down, across = (height + TILE - 1) // TILE, (width + TILE - 1) // TILE
+    down, across = (height + _TILE - 1) // _TILE, (width + _TILE - 1) // _TILE
     tiles = np.full((down, across), np.inf, np.float32)
     farthest = np.empty(width, np.float32)
     for band in range(down):
-        farthest[:] = near_at[band * TILE]
-        for row in range(band * TILE + 1, min((band + 1) * TILE, height)):
+        farthest[:] = near_at[band * _TILE]
+        for row in range(band * _TILE + 1, min((band + 1) * _TILE, height)):
             line = near_at[row]
             for column in range(width):
                 farthest[column] = min(farthest[column], line[column])
         for column in range(width):
-            tiles[band, column // TILE] = min(tiles[band, column // TILE], farthest[column])
+            tiles[band, column // _TILE] = min(tiles[band, column // _TILE], farthest[column])
     out, count = np.empty(len(chosen), np.int64), 0
     for face in chosen:
         a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
