@@ -295,6 +295,25 @@ def test_a_store_that_refuses_a_file_has_no_manifest_and_is_gone_on_with(
     assert sent.count("faces-000000.tar") == 1  # what was there is not sent again
 
 
+def test_a_store_that_keeps_half_a_file_has_no_manifest_and_is_gone_on_with(
+    data: Path, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, store = f"file://{tmp_path}/there", type(fsspec.filesystem("file"))
+    real = store.put_file
+
+    def put(self: Any, here: str, there: str, **more: Any) -> None:
+        real(self, here, there, **more)
+        if there.endswith("faces-000001.tar"):
+            Path(there).write_bytes(b"half")
+
+    with monkeypatch.context() as patch, pytest.raises(NotWrittenError, match=r"1\.tar: not written: got 4 bytes, want"):
+        patch.setattr(store, "put_file", put)
+        make_in_store(plan(data, tmp_path / "way"), url, make_shards)
+    assert "faces-000001.tar" not in [path.name for path in (tmp_path / "there").iterdir()]
+    make_in_store(plan(data, tmp_path / "way"), url, make_shards)
+    assert stored(url) == whole
+
+
 def test_parts_of_parquet_need_nothing_in_common_but_the_store(data: Path, tmp_path: Path) -> None:
     write_parquet(data / "parquet")
     made = []
