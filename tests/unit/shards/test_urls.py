@@ -3,11 +3,12 @@
 import contextlib
 import functools
 import http.server
+import os
 import shutil
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from pipeline.shards.sequential import make_set
 from pipeline.shards.sources import Source
 from pipeline.shards.sources.detect import open_source
 from pipeline.shards.sources.folder import scan_folder
-from pipeline.shards.stores import changed_in
+from pipeline.shards.stores import changed_in, fetch_whole, open_store, remove_progress
 from pipeline.shards.to_store import make_in_store
 from pipeline.shards.workers import each_done
 from tests.shards import noise
@@ -137,6 +138,21 @@ def test_large_files_are_copied_once_and_never_half(
     again = fetched[before:]
     assert again[0] == "faces-000002.tar"
     assert len(set(fetched)) == len(fetched) - 1
+
+
+def test_a_copy_is_on_the_disk_before_it_has_its_name(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+
+    def noted(descriptor: int, real: Callable[[int], None] = os.fsync) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    store, root = open_store(f"file://{data}/tars")
+    fetch_whole(store, f"{root}/faces-000002.tar", tmp_path / "here.tar")
+    assert [name[:9] for name in synced] == ["here.tar."]  # aside
 
 
 def test_a_copy_that_cannot_fit_is_refused_before_it_begins(
@@ -312,6 +328,24 @@ def test_a_store_that_keeps_half_a_file_has_no_manifest_and_is_gone_on_with(
     assert "faces-000001.tar" not in [path.name for path in (tmp_path / "there").iterdir()]
     make_in_store(plan(data, tmp_path / "way"), url, make_shards)
     assert stored(url) == whole
+
+
+def test_what_was_on_the_way_is_removed_while_another_process_removes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".progress" / "a").mkdir(parents=True)
+    store, root = open_store(f"file://{tmp_path}")
+    real, missed = type(store).rm, []
+
+    def remove(self: Any, path: str, **more: Any) -> None:
+        if not missed:
+            missed.append(path)
+            raise FileNotFoundError(path)  # what was listed is gone by now
+        real(self, path, **more)
+
+    monkeypatch.setattr(type(store), "rm", remove)
+    remove_progress(store, root)
+    assert missed and not (tmp_path / ".progress").exists()
 
 
 def test_parts_of_parquet_need_nothing_in_common_but_the_store(data: Path, tmp_path: Path) -> None:
