@@ -3,7 +3,8 @@
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.files import write_file
-from pipeline.shards import claim, one_tar
+from pipeline.shards import build, claim, one_tar
 from pipeline.shards.build import make_shards
 from pipeline.shards.claim import LISTING
 from pipeline.shards.index import open_index
@@ -331,6 +332,23 @@ def test_a_set_that_another_process_finishes_meanwhile_is_taken(
         assert make_shards(plan_of(faces, out)) == Manifest.load(out)
         assert not (out / ".progress").exists()
         assert len(list(out.iterdir())) == 14
+
+
+def test_a_set_that_another_process_finishes_while_this_one_waits_to_is_taken(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    real = build.locked
+
+    @contextmanager
+    def finish_first(path: Path) -> Iterator[None]:
+        monkeypatch.undo()
+        with real(path):
+            make_shards(plan_of(faces, out))
+            yield
+
+    monkeypatch.setattr(build, "locked", finish_first)
+    assert make_shards(plan_of(faces, out)) == Manifest.load(out)
 
 
 def test_a_set_that_another_process_finishes_while_a_record_is_read_is_taken(

@@ -279,6 +279,26 @@ def one_part(data: Path, folder: Path, number: int) -> str | None:
     return manifest.digest if manifest else None
 
 
+def test_a_set_that_another_part_finishes_after_it_was_missing_is_taken(
+    data: Path, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, store = f"file://{tmp_path}/there", type(fsspec.filesystem("file"))
+    other = plan(data, tmp_path / "other" / "way")
+    real = store.ls
+
+    def finish_after(self: Any, path: str, detail: bool = False, **more: Any) -> Any:
+        listed = real(self, path, detail=detail, **more)
+        if path.endswith(".progress") and not detail:
+            monkeypatch.undo()
+            make_in_store(other, url, partial(make_shards, part=(1, 2)))
+        return listed
+
+    monkeypatch.setattr(store, "ls", finish_after)
+    made = make_in_store(plan(data, tmp_path / "way"), url, partial(make_shards, part=(0, 2)))
+    assert made == Manifest.load(tmp_path / "whole")
+    assert stored(url) == whole
+
+
 def test_parts_at_the_same_time_make_the_same_set(data: Path, tmp_path: Path, whole: dict[str, bytes]) -> None:
     digest = Manifest.load(tmp_path / "whole").digest
     for attempt in range(6):
