@@ -140,6 +140,16 @@ def test_large_files_are_copied_once_and_never_half(
     assert len(set(fetched)) == len(fetched) - 1
 
 
+def is_marked(url: str, _job: int) -> bool:
+    return hasattr(open_store(url)[0], "mark")
+
+
+def test_a_store_is_opened_anew_in_each_process(tmp_path: Path) -> None:
+    open_store(f"file://{tmp_path}")[0].mark = True
+    assert is_marked(f"file://{tmp_path}", 0)
+    assert list(each_done(partial(is_marked, f"file://{tmp_path}"), range(2), 2)) == [False, False]
+
+
 def test_a_copy_is_on_the_disk_before_it_has_its_name(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
