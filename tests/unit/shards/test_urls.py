@@ -352,9 +352,10 @@ def test_a_store_that_keeps_half_a_file_has_no_manifest_and_is_gone_on_with(
         if there.endswith("faces-000001.tar"):
             Path(there).write_bytes(b"half")
 
-    with monkeypatch.context() as patch, pytest.raises(NotWrittenError, match=r"1\.tar: not written: got 4 bytes, want"):
-        patch.setattr(store, "put_file", put)
+    monkeypatch.setattr(store, "put_file", put)
+    with pytest.raises(NotWrittenError, match=r"faces-000001\.tar: not written: got 4 bytes, wanted \d+"):
         make_in_store(plan(data, tmp_path / "way"), url, make_shards)
+    monkeypatch.undo()
     assert "faces-000001.tar" not in [path.name for path in (tmp_path / "there").iterdir()]
     make_in_store(plan(data, tmp_path / "way"), url, make_shards)
     assert stored(url) == whole
