@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from PIL import Image
 
 from pipeline.reading.tars import ShardSet
 from pipeline.shards import subset as selection
+from pipeline.shards import views
 from pipeline.shards.build import make_shards
 from pipeline.shards.hygiene import clean
 from pipeline.shards.index import open_index
@@ -404,6 +407,26 @@ def test_a_view_is_made_once_and_after_a_kill(shards: Path, tmp_path: Path) -> N
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["thesis.tex"]
     with pytest.raises(ShardError, match=r"thesis\.tex: is a file, wanted a new folder"):
         select(shards, tmp_path / "c" / "thesis.tex", keep, kind="subset")
+
+
+def test_a_view_that_another_process_has_made_meanwhile_is_not_written_again(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times: dict[Path, int] = {}
+    real = views.held
+
+    @contextmanager
+    def finish_first(folder: Path) -> Iterator[None]:
+        monkeypatch.undo()
+        view(shards, folder, 0)
+        times.update({path: path.stat().st_mtime_ns for path in folder.iterdir()})
+        with real(folder):
+            yield
+
+    monkeypatch.setattr(views, "held", finish_first)
+    view(shards, tmp_path / "b", 0)
+    assert len(times) == 4
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "b").iterdir()} == times
 
 
 def view(shards: Path, out: Path, _job: int) -> str:
