@@ -129,8 +129,9 @@ def supervise(launcher: Launcher, hosts: dict[str, int], start: Start, args: arg
             say("given up: refused, for the reason above; starting again would end the same way")
             return EXIT_REFUSED
         step = last_step(start.run)
-        wait = restarts.unsaved() if code == EXIT_UNSAVED else restarts.failed_at(step)
-        say(f"failed with code {code} after step {step}; starting again in {wait:g} s")
+        wait = restarts.in_vain() if code in (None, EXIT_UNSAVED) else restarts.failed_at(step)
+        ended = f"failed with code {code} after step {step}; starting" if ranks else "waiting for hosts; trying"
+        say(f"{ended} again in {wait:g} s")
         launcher.sleep(wait)
     say("asked to stop")
     return EXIT_STOPPED
@@ -148,7 +149,11 @@ def run_once(launcher: Launcher, ranks: dict[str, int], port: int) -> int | None
 
 
 def ranks_of(launcher: Launcher, hosts: dict[str, int], start: Start, min_ranks: int) -> dict[str, int]:
-    """Ranks for each host that answers: the most that the recipe can be split over; empty if none fits."""
+    """Ranks for each host that answers: the most that the recipe can be split over; empty if none fits yet.
+
+    Raises:
+        ValueError: every host answers, and none fits.
+    """
 
     def fits(ranks: int) -> bool:
         try:
@@ -163,7 +168,10 @@ def ranks_of(launcher: Launcher, hosts: dict[str, int], start: Start, min_ranks:
         say(f"{host} does not answer: left out{f' ({said})' if said else ''}")
     ranks = assign({host: slots for host, slots in hosts.items() if host in there}, fits)
     if not ranks:
-        say(f"no start: {len(there)} of {len(hosts)} hosts answer, and no number of their ranks fits the recipe")
+        why = f"no start: {len(there)} of {len(hosts)} hosts answer, but the recipe fits no {min_ranks} or more ranks"
+        if there == hosts.keys():
+            raise ValueError(why)
+        say(why)
     return ranks
 
 
