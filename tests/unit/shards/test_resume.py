@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.files import write_file
+from pipeline.files import locked, write_file
 from pipeline.shards import build, claim, one_tar
 from pipeline.shards.build import make_shards
 from pipeline.shards.claim import LISTING
@@ -338,12 +338,11 @@ def test_a_set_that_another_process_finishes_while_this_one_waits_to_is_taken(
     faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    real = build.locked
 
     @contextmanager
     def finish_first(path: Path) -> Iterator[None]:
         monkeypatch.undo()
-        with real(path):
+        with locked(path):
             make_shards(plan_of(faces, out))
             yield
 

@@ -366,7 +366,8 @@ def test_what_was_on_the_way_is_removed_while_another_process_removes_it(
 ) -> None:
     (tmp_path / ".progress" / "a").mkdir(parents=True)
     store, root = open_store(f"file://{tmp_path}")
-    real, missed = type(store).rm, []
+    real = type(store).rm
+    missed: list[str] = []
 
     def remove(self: Any, path: str, **more: Any) -> None:
         if not missed:

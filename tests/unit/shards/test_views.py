@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.files import held
 from pipeline.reading.tars import ShardSet
 from pipeline.shards import subset as selection
 from pipeline.shards import views
@@ -413,14 +414,13 @@ def test_a_view_that_another_process_has_made_meanwhile_is_not_written_again(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times: dict[Path, int] = {}
-    real = views.held
 
     @contextmanager
     def finish_first(folder: Path) -> Iterator[None]:
         monkeypatch.undo()
         view(shards, folder, 0)
         times.update({path: path.stat().st_mtime_ns for path in folder.iterdir()})
-        with real(folder):
+        with held(folder):
             yield
 
     monkeypatch.setattr(views, "held", finish_first)
