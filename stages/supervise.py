@@ -6,8 +6,9 @@
 
 The arguments after `--` go to stages/train.py. Before each start every host of the hostfile is probed: one that does
 not answer is left out, one that is back takes part again. The number of ranks is the largest that the recipe's global
-batch can be split over. Training resumes from the newest whole checkpoint: bit for bit the same run on as many ranks
-and threads as before; on others each step is the same to rounding (docs/resume.md).
+batch can be split over; if too few answer for any, it waits for them. Training resumes from the newest whole
+checkpoint: bit for bit the same run on as many ranks and threads as before; on others each step is the same to rounding
+(docs/resume.md).
 
 Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP are passed on to the ranks of every host: they finish the step, save and end. A
 second signal ends everything at once.
