@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measure on these ranks what the planner cannot know: how fast they compute, read, exchange and save.
 
-  deepspeed --num_gpus 8 stages/calibrate.py --recipe stages/recipes/casia_sphereface20.yaml --out rates.json \
+  deepspeed --num_gpus 8 stages/calibrate.py --recipe stages/recipes/casia_sphereface20.yaml --out rates.json \\
       --set data.shards=/data/casia-shards
   python stages/plan.py --recipe ... --set ... --rates rates.json --ranks 64
 

@@ -6,6 +6,8 @@ with the run, so that a run can be repeated from its folder alone. `pipeline/rec
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -356,6 +358,8 @@ def check_against_set(
         raise RecipeError(f"head.ranks: got {sharing}, wanted a divisor of {num_ranks} ranks")
     if samples < recipe.data.global_batch:
         raise RecipeError(f"data.global_batch: got {recipe.data.global_batch}, wanted at most the {samples} samples")
+    if identities < 2:
+        raise RecipeError(f"data.shards: got {identities} identity, wanted at least 2 to tell apart")
     if identities < sharing:
         raise RecipeError(
             f"data.shards: got {identities} identities, wanted at least one for each of {sharing} ranks; "
@@ -363,15 +367,21 @@ def check_against_set(
         )
 
 
+@contextmanager
+def backbone_faults(backbone: Backbone) -> Iterator[None]:
+    """What a network refuses while it is built is refused as of the recipe: its keys lie below ``backbone``."""
+    try:
+        yield
+    except ValueError as error:
+        key = str(error).partition(":")[0]
+        raise RecipeError(f"backbone.{error}" if key in type(backbone).model_fields else str(error)) from None
+
+
 def _check_frozen(recipe: Recipe, image_size: tuple[int, int]) -> None:
     """Refuse names of modules that the network does not have."""
     if recipe.backbone.frozen:
-        with torch.device("meta"):
-            network = recipe.backbone.build(image_size)
-        try:
-            freeze(network, recipe.backbone.frozen)
-        except ValueError as error:
-            raise RecipeError(f"backbone.{error}") from None
+        with torch.device("meta"), backbone_faults(recipe.backbone):
+            freeze(recipe.backbone.build(image_size), recipe.backbone.frozen)
 
 
 def _check_batch_norms(recipe: Recipe, image_size: tuple[int, int], num_ranks: int) -> None:
@@ -380,7 +390,7 @@ def _check_batch_norms(recipe: Recipe, image_size: tuple[int, int], num_ranks: i
     normalised = recipe.micro_batch(num_ranks) * (num_ranks if synchronised else 1)
     if normalised > 1 and not synchronised:
         return  # whether there is a batch norm is only known once the network is built
-    with torch.device("meta"):
+    with torch.device("meta"), backbone_faults(recipe.backbone):
         has_norms = bool(batch_norms(recipe.backbone.build(image_size)))
     if synchronised and not has_norms:
         raise RecipeError(

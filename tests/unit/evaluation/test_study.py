@@ -128,6 +128,12 @@ def test_a_study_that_makes_no_sense_is_refused_by_name(tmp_path: Path, change: 
         load_study(written(tmp_path, tree() | change))
 
 
+def test_a_text_is_no_study(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("hello")
+    with pytest.raises(StudyError, match=r"study.yaml: got str, wanted keys and values"):
+        load_study(tmp_path / "study.yaml")
+
+
 def test_an_arm_may_have_shards_of_its_own(tmp_path: Path) -> None:
     study = tree()
     study["arms"] = {"many": {}, "few": {"shards": "casia.500"}}
