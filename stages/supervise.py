@@ -192,11 +192,7 @@ def why_not(start: Start, ranks: int) -> str:
 
 
 def ranks_of(launcher: Launcher, hosts: dict[str, int], start: Start, min_ranks: int) -> dict[str, int]:
-    """Ranks for each host that answers: the most that the recipe can be split over; empty if none fits yet.
-
-    Raises:
-        ValueError: every host answers, and none fits.
-    """
+    """Ranks for each host that answers: the most that the recipe can be split over; empty if none fits yet."""
 
     def fits(ranks: int) -> bool:
         try:
@@ -211,10 +207,7 @@ def ranks_of(launcher: Launcher, hosts: dict[str, int], start: Start, min_ranks:
         say(f"{host} does not answer: left out{f' ({said})' if said else ''}")
     ranks = assign({host: slots for host, slots in hosts.items() if host in there}, fits)
     if not ranks:
-        why = f"no start: {len(there)} of {len(hosts)} hosts answer, but the recipe fits no {min_ranks} or more ranks"
-        if there == hosts.keys():
-            raise ValueError(why)
-        say(why)
+        say(f"no start: {len(there)} of {len(hosts)} hosts answer, and no number of their ranks fits the recipe")
     return ranks
 
 

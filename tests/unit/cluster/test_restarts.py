@@ -120,11 +120,6 @@ def test_hosts_are_waited_for_until_there_are_as_many_ranks_as_are_wanted(tmp_pa
     assert (waiting.ports, waiting.waits) == ([505], [2, 4, 8, 16, 32])
 
 
-def test_more_ranks_than_there_will_be_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="1 of 1 hosts answer, but the recipe fits no 3 or more ranks"):
-        supervised(Ends(), tmp_path, min_ranks=3)
-
-
 def test_the_last_step_is_that_of_the_last_whole_line(tmp_path: Path) -> None:
     assert supervise.last_step(tmp_path) == 0
     RunFolder(tmp_path).metrics.write_text('{"step": 3}\n{"step": 4}\n{"event": "saved"}\n{"step": 5')
