@@ -12,7 +12,8 @@ from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.head.margins.arcface import ArcFace
 from pipeline.head.margins.softmax import Softmax
 from pipeline.recipe.file import describe_recipe, kind_of, load_recipe
-from pipeline.recipe.schema import RecipeError, check_against_set
+from pipeline.recipe.fit import check_against_set
+from pipeline.recipe.schema import RecipeError
 from pipeline.recipe.suggest import OTHER_NAMES
 
 ROOT = Path(__file__).parents[3]
