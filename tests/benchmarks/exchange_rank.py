@@ -42,6 +42,7 @@ from tests.benchmarks.waiting import Layer, Waiting, at_best, measured
 IMAGES, ROUNDS, RATE = 8, 3, 0.01
 SIZE = (112, 96)
 BACKBONE = SphereFaceBackbone(name="sphereface20", embedding_dim=512)
+OPTIMIZER = SGD(steps=10**6, learning_rate=RATE)
 
 # Here the ranks' products, and gloo's sums and copies, take the same processors. On a GPU products leave them free.
 ON_CPU, ELSEWHERE = "computing on the CPU", "computing elsewhere: each layer waits for as long as it took"
@@ -76,7 +77,7 @@ def ours(
     recipe = Recipe(
         data=Data(shards=Path("none"), global_batch=IMAGES * ranks),
         backbone=BACKBONE,
-        optimizer=SGD(steps=10**6, learning_rate=RATE),
+        optimizer=OPTIMIZER,
         exchange=exchange,
     )
     torch.manual_seed(0)
@@ -92,11 +93,17 @@ def ours(
     return step
 
 
+def optimizer_of(backbone: nn.Module) -> torch.optim.Optimizer:
+    """As our engine makes it."""
+    group = {"params": list(backbone.parameters()), "weight_decay": OPTIMIZER.weight_decay}
+    return OPTIMIZER.for_backbone([group])
+
+
 def deepspeeds(build: Build, ranks: int) -> Step:
     """A step of DeepSpeed's engine as it comes, ZeRO 0."""
     torch.manual_seed(0)
     backbone = build()
-    sgd = torch.optim.SGD(backbone.parameters(), lr=RATE, momentum=0.9)
+    sgd = optimizer_of(backbone)
     config = {"train_batch_size": IMAGES * ranks, "train_micro_batch_size_per_gpu": IMAGES, "steps_per_print": 2**62}
     engine, *_ = deepspeed.initialize(model=backbone, optimizer=sgd, config=config)
     images = torch.randn(IMAGES, 3, *SIZE)
@@ -112,7 +119,7 @@ def torchs(build: Build) -> Step:
     """A step of torch's DistributedDataParallel as it comes."""
     torch.manual_seed(0)
     backbone = DistributedDataParallel(build())
-    sgd = torch.optim.SGD(backbone.parameters(), lr=RATE, momentum=0.9)
+    sgd = optimizer_of(backbone)
     images = torch.randn(IMAGES, 3, *SIZE)
 
     def step() -> None:
