@@ -6,7 +6,6 @@ layer has waited: what trains it, or sends its gradients, can tell the two apart
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ class Layer:
 
 
 def measured(network: nn.Module, images: torch.Tensor, rounds: int) -> list[Layer]:
-    """The layers of a chain of them, in order; medians over rounds, after one that is not counted.
+    """The layers of a chain of them, in order; the least over rounds, after one that is not counted.
 
     A layer's time runs from the end of the one before to its own, so that what lies between belongs to one of them, and
     all together take as long as the network.
@@ -64,8 +63,8 @@ def measured(network: nn.Module, images: torch.Tensor, rounds: int) -> list[Laye
         handle.remove()
     return [
         Layer(
-            statistics.median(times[at] for times in forward[1:]),
-            statistics.median(times[at] for times in backward[1:]),
+            min(times[at] for times in forward[1:]),
+            min(times[at] for times in backward[1:]),
             tuple(numbers[p] for p in module.parameters(recurse=False)),
         )
         for at, module in enumerate(modules)
