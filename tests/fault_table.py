@@ -21,7 +21,8 @@ has done. For a failed start on two hosts it begins when a host reaches the rend
 `timeout_seconds` bounds it. In brackets is the rest of the command's time: before, ssh, DeepSpeed's launcher and
 imports; after, processes that end and the launcher, which polls once a second. For a stop it is the time until every
 process had ended.
-Written by `python -m tests.fault_table` from what the tests recorded in `runs/faults/`, one after another: {measured}.
+Written by `python -m tests.fault_table` from what the tests recorded in `runs/faults/`, one after another:
+{measured}.
 
 | fault | what was done | steps lost | seconds until reported | seconds until the next step | outcome |
 | --- | --- | --- | --- | --- | --- |
