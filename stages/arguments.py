@@ -35,7 +35,7 @@ def parser_of(description: str | None, epilog: str | None = None) -> argparse.Ar
         "run",
         type=Path,
         metavar="RUN",
-        help="folder of a training run; for another network (--onnx, --weights, --embeddings), of its results",
+        help="folder of a training run",
     )
     return parser
 
@@ -55,7 +55,9 @@ def add_step(parser: argparse.ArgumentParser, *, repeatable: bool = False) -> No
 def add_source(parser: argparse.ArgumentParser) -> None:
     """Options for a network that is not of a run."""
     group = parser.add_argument_group(
-        "another network", "instead of a checkpoint; its input is known from flags, metadata or FILE's .json beside it"
+        "another network",
+        "instead of a run's; RUN is then the folder of its results. Its input is known from flags, metadata or FILE's "
+        ".json beside it",
     )
     kind = group.add_mutually_exclusive_group()
     kind.add_argument("--onnx", type=Path, metavar="FILE", help="an ONNX model of faces")
@@ -205,6 +207,11 @@ def device_of_text(text: str) -> torch.device:
     if f"{device.type}:{device.index or 0}".replace("cpu:0", "cpu") not in wanted:
         raise argparse.ArgumentTypeError(f"got {text!r}, wanted one of {', '.join(wanted)}")
     return device
+
+
+def size_in_words(size: int) -> str:
+    """A file's bytes for people: 50.3 MB, 1.2 kB."""
+    return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size / 1e3:,.1f} kB"
 
 
 def name_of(text: str) -> str:

@@ -20,7 +20,7 @@ from pipeline.evaluation.embedding.source import image_files
 from pipeline.evaluation.embedding.trained import load_trained
 from pipeline.evaluation.protocols.pairs import list_images
 from pipeline.evaluation.sets import read_set
-from stages.arguments import add_step, parser_of
+from stages.arguments import add_step, parser_of, size_in_words
 
 if TYPE_CHECKING:
     from pipeline.export.package import Lower
@@ -49,7 +49,7 @@ def main() -> int:
     form = Form(args.raw_pixels, args.mirror, args.opset)
     trained = load_trained(args.run, args.step)
     for file in export(trained, args.out, args.run, form, _lower(args), args.pt2):
-        print(f"{file}: {file.stat().st_size / 1e6:,.1f} MB")
+        print(f"{file}: {size_in_words(file.stat().st_size)}")
     return 0
 
 

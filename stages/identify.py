@@ -107,11 +107,22 @@ def _read(args: argparse.Namespace) -> Searched:
     distractors = _faces(args.distractors, args.distractor_list, noise)
     probes.require_people("--probes")
     gallery.require_people("--gallery")
+    if same := len(_files(probes) & _files(gallery)):
+        print(
+            f"identify: {same:,} of {len(probes):,} probes are files of the gallery, and find themselves",
+            file=sys.stderr,
+        )
     known = Faces(probes.folder, probes.paths + gallery.paths, probes.people + gallery.people)
     if both := in_both(known, distractors):
         named = ", ".join(both[:5])
         print(f"identify: {len(both):,} people are distractors, too, and so their own rivals: {named}", file=sys.stderr)
     return Searched(probes, gallery, distractors, _rates(args, probes, gallery, distractors))
+
+
+def _files(faces: Faces) -> set[Path]:
+    """The files of images, whatever the folder is called."""
+    folder = faces.folder.resolve()
+    return {folder / path for path in faces.paths}
 
 
 def _faces(folder: Path | None, listing: Path | None, noise: frozenset[str]) -> Faces:

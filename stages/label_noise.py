@@ -54,7 +54,9 @@ def main() -> int:
         return torch.cat([rows for _, rows in read_rows(folder.checkpoint(steps[-1]), classes)]).to(args.device)
 
     pairs = pairs_above(*nearest_rows(read, len(names)), args.above)
-    suspects = read_suspects(folder.suspects, shards.manifest.digest) if folder.suspects.is_file() else []
+    listed = folder.suspects.is_file()
+    suspects = read_suspects(folder.suspects, shards.manifest.digest) if listed else []
+    count = f"{len(suspects):,}" if listed else "no list yet: log.suspect_degrees makes one after each epoch"
     out = args.run / "label_noise"
     make_folder(out)
     lines = [f"{names[a]}\t{names[b]}\t{cosine:.4f}\t{images[a]}\t{images[b]}\n" for a, b, cosine in pairs]
@@ -63,7 +65,7 @@ def main() -> int:
     write_file(out / "drop.txt", "".join(f"{name}\n" for name in fewer).encode())
     pictures = Pictures(shards, names, [sample for sample, _ in suspects])
     facts = {
-        "suspects:": f"{len(suspects):,}",
+        "suspects:": count,
         "pairs:": f"{len(pairs):,} above {args.above}",
         "run:": f"{args.run.resolve().name}, step {steps[-1]}",
     }
@@ -73,7 +75,7 @@ def main() -> int:
         [pictures.of_pair(*pair) for pair in pairs[: args.most]],
         facts,
     )
-    print(f"{out / 'label_noise.html'}: {len(suspects):,} suspects, {len(pairs):,} pairs of identities")
+    print(f"{out / 'label_noise.html'}: {len(pairs):,} pairs of identities; suspects: {count}")
     return 0
 
 

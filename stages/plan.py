@@ -60,6 +60,7 @@ class Question:
     """What is asked about: a step's shape on so many ranks, and its recipe and the rates, if they were given."""
 
     backbone: str
+    image_size: tuple[int, int]
     job: Job
     network: Network
     gpu_bytes: int
@@ -79,9 +80,10 @@ def main() -> int:
     try:
         question = _question(args, rates)
         answer = _as_json(question) if args.json else "\n".join(_report(question))
-    except (RecipeError, ShardError):
-        raise
-    except ValueError as error:  # the options'
+    except ValueError as error:
+        if args.recipe and isinstance(error, RecipeError | ShardError):
+            raise
+        # the options'
         print(f"plan: {error}", file=sys.stderr)
         return 2
     print(answer)
@@ -98,7 +100,7 @@ def _with_network(rates: Rates, args: argparse.Namespace) -> Rates:
 def _question(args: argparse.Namespace, rates: Rates | None) -> Question:
     recipe = load_recipe(args.recipe, args.set) if args.recipe else None
     if recipe is None:
-        job, size = _job(args), tuple(args.image_size)
+        job, size = _job(args), _image_size(args, args.backbone)
         backbone = BACKBONES[args.backbone](name=args.backbone, embedding_dim=args.embedding_dim)
     else:
         job, size = _job_of_recipe(recipe, args)
@@ -106,6 +108,7 @@ def _question(args: argparse.Namespace, rates: Rates | None) -> Question:
         backbone = recipe.backbone
     return Question(
         backbone.name,
+        size,
         job,
         network_of(backbone, size, job.bf16),
         int(args.gpu_memory_gib * GIB),
@@ -138,16 +141,25 @@ def _job(args: argparse.Namespace) -> Job:
 def _job_of_recipe(recipe: Recipe, args: argparse.Namespace) -> tuple[Job, tuple[int, int]]:
     """The recipe's job and image size; classes and size are those of its shards, or of the options."""
     if args.identities is not None:
-        return whole_job_of(recipe, args.identities, args.ranks), tuple(args.image_size)
-    manifest = ShardSet(recipe.data.shards).manifest
+        return whole_job_of(recipe, args.identities, args.ranks), _image_size(args, recipe.backbone.name)
+    try:
+        manifest = ShardSet(recipe.data.shards).manifest
+    except ShardError as error:
+        raise ShardError(f"{error}; to plan without shards: --identities C --image-size H W") from None
     return whole_job_of(recipe, manifest.identities, args.ranks), (manifest.image_height, manifest.image_width)
+
+
+def _image_size(args: argparse.Namespace, backbone: str) -> tuple[int, int]:
+    """What the options say or, if they do not, what the authors of the network train on."""
+    height, width = args.image_size or ((112, 96) if backbone.startswith("sphereface") else (112, 112))
+    return height, width
 
 
 def _report(question: Question) -> list[str]:
     job, network, rates = question.job, question.network, question.rates
     lines = [
         f"{question.backbone}, {job.classes:,} identities × {job.embedding_dim}, global batch {job.global_batch:,} "
-        f"({job.micro_batch} images a GPU at a time)",
+        f"({job.micro_batch} images of {' × '.join(map(str, question.image_size))} a GPU at a time)",
         f"{job.ranks} GPUs of {question.gpu_bytes / GIB:.4g} GiB, {'bfloat16' if job.bf16 else 'float32'} products, "
         f"ZeRO {job.zero_stage}, row gradients {'applied block by block' if job.fused_update else 'held'}",
         "",
@@ -263,11 +275,15 @@ def _parser() -> argparse.ArgumentParser:
         "--host-hours", type=float, default=5000, help="mean time between failures of a host (assumed: %(default)s)"
     )
     shape = parser.add_argument_group("a job, without a recipe")
-    shape.add_argument("--identities", type=int, metavar="C", help="classes (of a recipe: instead of its shards')")
+    shape.add_argument(
+        "--identities", type=int, metavar="C", help="classes (of a recipe: instead of its shards', as is --image-size)"
+    )
     shape.add_argument("--embedding-dim", type=int, default=512, metavar="D", help="default %(default)s")
     shape.add_argument("--global-batch", type=int, default=512, metavar="G", help="images a step (default %(default)s)")
     shape.add_argument("--backbone", default="sphereface20", help=f"one of {', '.join(BACKBONES)}")
-    shape.add_argument("--image-size", type=int, nargs=2, default=[112, 96], metavar=("H", "W"), help="default 112 96")
+    shape.add_argument(
+        "--image-size", type=int, nargs=2, metavar=("H", "W"), help="default 112 96 for sphereface…, else 112 112"
+    )
     shape.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16", help="of the products")
     shape.add_argument("--accumulation", type=int, default=1, metavar="K", help="micro-batches a step (default 1)")
     shape.add_argument("--optimizer", default=OPTIMIZERS.default, help=f"one of {', '.join(OPTIMIZERS)}")

@@ -27,7 +27,7 @@ from pipeline.export.card import with_hub_head
 from pipeline.export.push import check_url, push
 from pipeline.files import write_file
 from pipeline.run.folder import RunFolder
-from stages.arguments import add_step
+from stages.arguments import add_step, size_in_words
 
 
 def parse() -> argparse.Namespace:
@@ -65,7 +65,7 @@ def main() -> int:
     for beside in [run.recipe, run.report] if args.report else [run.recipe]:
         files.append(Path(shutil.copyfile(beside, folder / beside.name)))
     for file in files:
-        print(f"{file}: {file.stat().st_size / 1e6:,.1f} MB")
+        print(f"{file}: {size_in_words(file.stat().st_size)}")
     if args.url is not None:
         message = f"{name}: {trained.name} after {trained.step:,} steps"
         print(push(files, args.url, message=message, public=args.public))

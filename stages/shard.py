@@ -5,6 +5,7 @@ python stages/shard.py verify SET           compare a set with its manifest
 python stages/shard.py subset SET OUT ...   some people or fewer images, without copying
 python stages/shard.py merge SET ... OUT    several sets as one, without copying
 python stages/shard.py copy SET OUT         the samples of a subset, merged or cleaned set in tars of its own
+python stages/shard.py make --help          the options of SRC OUT; those of every other command in the same way
 
 SRC and OUT may be URLs of any store that fsspec knows, such as s3://bucket/faces (which needs s3fs).
 """
@@ -63,7 +64,10 @@ def main() -> int:
     if meant := _meant(words):
         print(f"shard: {words[0]}: not found, and no command; did you mean {meant}?", file=sys.stderr)
         return EXIT_REFUSED
-    args = _parser().parse_args(words if words and words[0] in {*COMMANDS, "-h", "--help"} else ["make", *words])
+    if not words:
+        _parser().print_help(sys.stderr)
+        return 2
+    args = _parser().parse_args(words if words[0] in {*COMMANDS, "-h", "--help"} else ["make", *words])
     was_complete = "out" in args and not is_url(args.out) and (Path(args.out) / MANIFEST).is_file()
     try:
         code: int = args.run(args)
@@ -168,8 +172,12 @@ def _augmented(folder: Path, recipe_file: Path) -> NDArray[np.uint8]:
     from pipeline.reading.sheet import augmented_sheet
     from pipeline.reading.tars import ShardSet
     from pipeline.recipe.file import load_recipe
+    from pipeline.recipe.schema import RecipeError
 
-    recipe = load_recipe(recipe_file, [f"data.shards={folder}"])
+    try:
+        recipe = load_recipe(recipe_file, [f"data.shards={folder}"])
+    except RecipeError as error:
+        raise ShardError(str(error)) from None
     return augmented_sheet(ShardSet(folder), recipe.data.augment, recipe.seed)
 
 
@@ -189,7 +197,10 @@ def _pull(args: argparse.Namespace) -> int:
 
 def _subset(args: argparse.Namespace) -> int:
     choices = ("keep", "drop", "people", "min_images", "max_images", "seed")
-    _say(args.out, subset(args.set, args.out, **{choice: getattr(args, choice) for choice in choices}))
+    manifest = subset(args.set, args.out, **{choice: getattr(args, choice) for choice in choices})
+    if args.people and manifest.identities < args.people:
+        print(f"shard: --people: got {manifest.identities:,} people, wanted {args.people:,}", file=sys.stderr)
+    _say(args.out, manifest)
     return 0
 
 
@@ -355,11 +366,10 @@ def _add_writing(parser: argparse.ArgumentParser, max_rejected: float) -> None:
 
 
 def _size(text: str) -> tuple[int, int]:
-    try:
-        height, width = map(int, text.lower().split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted HEIGHTxWIDTH such as 112x96") from None
-    return height, width
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted HEIGHTxWIDTH such as 112x96")
+    return int(height), int(width)
 
 
 def _percent(text: str) -> float:

@@ -6,8 +6,9 @@
 
 The arguments after `--` go to stages/train.py. Before each start every host of the hostfile is probed: one that does
 not answer is left out, one that is back takes part again. The number of ranks is the largest that the recipe's global
-batch can be split over. Training resumes from the newest whole checkpoint: bit for bit the same run on as many ranks
-and threads as before; on others each step is the same to rounding (docs/resume.md).
+batch can be split over; if too few answer for any, it waits for them. Training resumes from the newest whole
+checkpoint: bit for bit the same run on as many ranks and threads as before; on others each step is the same to rounding
+(docs/resume.md).
 
 Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP are passed on to the ranks of every host: they finish the step, save and end. A
 second signal ends everything at once.
@@ -67,24 +68,41 @@ def parse() -> argparse.Namespace:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--hostfile", type=Path, help="lines of 'host slots=N', as deepspeed reads them")
     where.add_argument("--ranks", type=int, help="ranks on this machine, without ssh")
-    parser.add_argument("--min-ranks", type=int, default=1, help="wait for hosts rather than start with fewer")
-    parser.add_argument("--master-port", type=int, default=29500, help="the next port is taken at each start")
     parser.add_argument(
-        "--probe-seconds", type=float, default=15, help="a host that is silent for longer is lost, and left out"
-    )
-    parser.add_argument("--max-restarts", type=int, default=50, help="give up after as many")
-    parser.add_argument("--same-step", type=int, default=3, help="give up after as many failures in a row at one step")
-    parser.add_argument(
-        "--end-seconds", type=float, default=2, help="ranks that go on for longer after one has failed are killed"
+        "--min-ranks", type=int, default=1, help="wait for hosts rather than start with fewer (default 1)"
     )
     parser.add_argument(
-        "--wait-seconds", type=float, default=1, help="before the first restart; doubles without progress"
+        "--master-port", type=int, default=29500, help="of the first start; each takes the next (default 29500)"
+    )
+    parser.add_argument(
+        "--probe-seconds", type=float, default=15, help="a host that is silent for longer is left out (default 15)"
+    )
+    parser.add_argument("--max-restarts", type=int, default=50, help="give up after as many (default 50)")
+    parser.add_argument(
+        "--same-step", type=int, default=3, help="give up after as many failures in a row at one step (default 3)"
+    )
+    parser.add_argument(
+        "--end-seconds",
+        type=float,
+        default=2,
+        help="ranks that go on for longer after one has failed are killed (default 2)",
+    )
+    parser.add_argument(
+        "--wait-seconds", type=float, default=1, help="before the first restart; doubles without progress (default 1)"
     )
     parser.add_argument(
         "--export", action="append", default=[], metavar="NAME=VALUE", help="set on every host; repeatable"
     )
     parser.add_argument("train", nargs=argparse.REMAINDER, help="-- and the arguments of train.py")
-    return parser.parse_args()
+    args = parser.parse_args()
+    for option, number in (("ranks", args.ranks), ("min-ranks", args.min_ranks)):
+        if number is not None and number < 1:
+            parser.error(f"--{option}: got {number}, wanted at least 1")
+    if not set(args.train) - {"--"}:
+        parser.error(
+            "got no arguments of train.py, wanted them after --, such as: --ranks 2 -- --recipe FILE --run RUN"
+        )
+    return args
 
 
 def main() -> int:
@@ -94,6 +112,7 @@ def main() -> int:
     try:
         start = start_of(passed_on)
         hosts = read_hostfile(args.hostfile) if args.hostfile else {HERE: args.ranks}
+        check_ranks(start, sum(hosts.values()), args.min_ranks)
         exports = [*(variables_of_hosts() if args.hostfile else ()), *args.export]
         imports = [*IMPORTS, COMPILER] if start.recipe.backbone.compile else IMPORTS
         with Launcher(TRAIN, passed_on, imports, exports, hosts, args.probe_seconds, args.end_seconds, say) as launcher:
@@ -118,6 +137,8 @@ def supervise(launcher: Launcher, hosts: dict[str, int], start: Start, args: arg
         if ranks:
             places = ", ".join(f"{host} ({count})" for host, count in ranks.items())
             say(f"start {attempt + 1} on {places}")
+            if why := why_not(start, sum(hosts.values())):
+                say(f"{sum(ranks.values())} of {sum(hosts.values())} ranks take part: {why}")
         code = run_once(launcher, ranks, args.master_port + attempt) if ranks else None
         # If a set cannot be judged, a run that has ended well is not evaluated, and starting again would not help.
         trained = has_reached(start.run, start.recipe.optimizer.steps)
@@ -129,8 +150,9 @@ def supervise(launcher: Launcher, hosts: dict[str, int], start: Start, args: arg
             say("given up: refused, for the reason above; starting again would end the same way")
             return EXIT_REFUSED
         step = last_step(start.run)
-        wait = restarts.unsaved() if code == EXIT_UNSAVED else restarts.failed_at(step)
-        say(f"failed with code {code} after step {step}; starting again in {wait:g} s")
+        wait = restarts.in_vain() if code in (None, EXIT_UNSAVED) else restarts.failed_at(step)
+        ended = f"failed with code {code} after step {step}; starting" if ranks else "waiting for hosts; trying"
+        say(f"{ended} again in {wait:g} s")
         launcher.sleep(wait)
     say("asked to stop")
     return EXIT_STOPPED
@@ -147,8 +169,30 @@ def run_once(launcher: Launcher, ranks: dict[str, int], port: int) -> int | None
         return EXIT_UNSAVED
 
 
+def check_ranks(start: Start, slots: int, min_ranks: int) -> None:
+    """Refuse now what would not start on all of the hosts either.
+
+    Raises:
+        RecipeError: if the recipe goes with no number of ranks from `min_ranks` to `slots`: the reason of the lowest.
+        ValueError: if there are fewer slots than that.
+    """
+    if min_ranks > slots:
+        raise ValueError(f"--min-ranks: got {min_ranks}, wanted at most {slots}: there are no more ranks")
+    if all(why_not(start, ranks) for ranks in range(slots, min_ranks, -1)):
+        start.check_ranks(min_ranks)
+
+
+def why_not(start: Start, ranks: int) -> str:
+    """Why the recipe cannot be split over so many ranks; empty if it can."""
+    try:
+        start.check_ranks(ranks)
+    except RecipeError as error:
+        return str(error)
+    return ""
+
+
 def ranks_of(launcher: Launcher, hosts: dict[str, int], start: Start, min_ranks: int) -> dict[str, int]:
-    """Ranks for each host that answers: the most that the recipe can be split over; empty if none fits."""
+    """Ranks for each host that answers: the most that the recipe can be split over; empty if none fits yet."""
 
     def fits(ranks: int) -> bool:
         try:
@@ -173,7 +217,7 @@ def start_of(passed_on: list[str]) -> Start:
     Raises:
         RecipeError, ShardError: what train.py would raise.
     """
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = argparse.ArgumentParser(prog="supervise.py ... --", add_help=False)
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--run", type=Path)

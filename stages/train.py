@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Stage 2: train a backbone and its split classifier on shards.
 
-  deepspeed stages/train.py --recipe stages/recipes/casia_sphereface20.yaml --run runs/casia20 \
+  deepspeed stages/train.py --recipe stages/recipes/casia_sphereface20.yaml --run runs/casia20 \\
       --set data.shards=/data/casia-shards
 
 One node: `deepspeed --num_gpus 8 stages/train.py ...`; on CPUs, --num_gpus is the number of ranks.
@@ -132,8 +132,7 @@ def main() -> int:
         leave(EXIT_REFUSED)  # torch may still be trying to connect
     if start.is_finished:
         if topology.rank == 0:
-            steps = start.recipe.optimizer.steps
-            print(f"train.py: {start.run} is finished: {steps} steps; nothing to do", file=sys.stderr)
+            print(f"train.py: {finished(start.run, changed)}", file=sys.stderr)
         return 0
     with contextlib.ExitStack() as claim:
         try:
@@ -241,8 +240,10 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
         observers = observers_of(trainer, restarts, account)
         train_observed(trainer, evaluator, observers, watchdog, lambda: bool(stop.asked))
     if trainer.step == recipe.optimizer.steps:
+        logger.info("finished: step %d, in %s", trainer.step, RunFolder(start.run).checkpoint(trainer.step))
         return 0
-    logger.warning("stopped by %s after %s; the same command resumes it", stop.asked, place(start.run, trainer.step))
+    asked = stop.asked or "a signal to another rank"
+    logger.warning("stopped by %s after %s; the same command resumes it", asked, place(start.run, trainer.step))
     return EXIT_STOPPED
 
 
@@ -255,7 +256,7 @@ def load(trainer: Trainer, start: Start, newest: int | None, changed: list[str])
     if newest is not None:
         changed = [*changed, *trainer.resume(newest)]
         logger.info("resumed %s at step %d", start.run, trainer.step)
-        for change in changed:
+        for change in changed if rank_in(trainer.group) == 0 else ():  # ranks agree on all of it
             logger.warning("changed since: %s", change)
     elif recipe.init.run is not None:
         inherited = trainer.inherit(recipe.init.run, recipe.init.step, recipe.init.new_rows)
@@ -272,6 +273,13 @@ def step_to_resume(start: Start, group: Group) -> tuple[int | None, list[int]]:
     left = set_aside(start.run, step) if rank_in(group) == 0 else []
     barrier(group)  # others must not see what is being moved
     return step, left
+
+
+def finished(run: Path, changed: list[str]) -> str:
+    """Why nothing is trained, and what of the recipe has not been: many a run is started again for a change to it."""
+    untrained = f"; changed since, and not trained: {', '.join(changed)}" if changed else ""
+    done = complete_steps(run)[-1]
+    return f"{run} is finished: {done} steps; nothing to do; to train another, choose a folder with --run{untrained}"
 
 
 def place(run: Path, step: int) -> str:

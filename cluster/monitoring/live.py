@@ -54,6 +54,8 @@ def main() -> int:
             notifying(Notifier(args.webhook, base, page)) if args.webhook else nullcontext(),
         ):
             print(f"watching {args.run}: {page}   (Prometheus itself: {base}; Ctrl-C ends both)", flush=True)
+            if words := nothing_to_watch(args.run):
+                print(f"monitor: {words}", file=sys.stderr, flush=True)
             signal.pause()
     except (MonitorError, ValueError, OSError) as error:
         print(f"monitor: {error}", file=sys.stderr)
@@ -61,6 +63,16 @@ def main() -> int:
     except KeyboardInterrupt:
         pass
     return 0
+
+
+def nothing_to_watch(run: Path) -> str:
+    """What to know if no rank serves metrics in a run's folder; empty if one does."""
+    if any((run / "targets").glob("*.json")):
+        return ""
+    return (
+        f"{run}: no rank serves metrics there now; the page has what a monitor saw while it trained, "
+        f"and fills if it trains again; every logged step is in {run / 'metrics.jsonl'}"
+    )
 
 
 def configure(run: Path, ca: Path | None = None, certificate: Path | None = None, key: Path | None = None) -> None:

@@ -33,10 +33,10 @@ class TimmBackbone(Backbone):
         try:
             import timm  # noqa: PLC0415 - an extra
         except ImportError as missing:
-            raise ValueError(f"backbone: got {self.name}, wanted the extra timm installed: {missing}") from None
+            raise ValueError(f"name: got {self.name}, wanted pip install -e '.[timm]': {missing}") from None
         model = self.name.partition("/")[2]
         if not timm.is_model(model):
-            raise ValueError(f"backbone: got {self.name}, wanted a network of timm {timm.__version__}")
+            raise ValueError(f"name: got {self.name}, wanted a network of timm {timm.__version__}")
         keys: dict[str, Any] = {"num_classes": self.embedding_dim, "pretrained": False}
         if self.drop_path:
             keys["drop_path_rate"] = self.drop_path
@@ -45,7 +45,7 @@ class TimmBackbone(Backbone):
         try:
             network = timm.create_model(model, **keys)
         except (TypeError, AssertionError) as error:
-            raise ValueError(f"backbone: got {self.name} of images {image_size}: {error}") from None
+            raise ValueError(f"name: got {self.name} of images {image_size}: {error}") from None
         _draw_by_sample(network, timm.layers.DropPath)
         if self.batch_norm == "synchronised":
             self._check_norms(network)
@@ -70,9 +70,7 @@ class TimmBackbone(Backbone):
         """Of torch's own classes alone it is known what they compute."""
         for norm in batch_norms(network):
             if type(norm) not in TORCHS:
-                raise ValueError(
-                    f"backbone.batch_norm: got synchronised, wanted local: {self.name} has {type(norm).__name__}"
-                )
+                raise ValueError(f"batch_norm: got synchronised, wanted local: {self.name} has {type(norm).__name__}")
 
 
 def _draw_by_sample(network: nn.Module, theirs: type[nn.Module]) -> None:

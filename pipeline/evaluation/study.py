@@ -210,6 +210,8 @@ def load_study(file: Path) -> Study:
         StudyError: naming the key, the value got and the value wanted.
     """
     tree = read_yaml(file, "a study file, such as stages/studies/casia.yaml", StudyError)
+    if not isinstance(tree, dict):
+        raise StudyError(f"{file}: got {type(tree).__name__}, wanted keys and values")
     try:
         return Study.model_validate(tree)
     except ValidationError as error:

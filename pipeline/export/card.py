@@ -17,6 +17,7 @@ from pipeline.evaluation.results import Summary
 from pipeline.evaluation.scoring.rates import Rate
 from pipeline.export.loss import Judged
 from pipeline.run.folder import RunFolder
+from pipeline.run.history import read_history
 
 USE = """\
 Embeds an aligned face; two faces are compared by the cosine of their embeddings. Where to put the threshold depends on
@@ -74,9 +75,19 @@ def _training(run: Path) -> str:
         if {"samples", "identities"} <= shards.keys():
             lines.append(f"{shards['samples']:,} images of {shards['identities']:,} people.")
         lines.append(f"On {facts.get('ranks')} × {facts.get('device')}, started {facts.get('started')}.")
+    lines += _changes(run)
     if folder.recipe.is_file():
         lines.append(f"\n```yaml\n{folder.recipe.read_text(encoding='utf-8').strip()}\n```")
     return "\n".join(lines) or "Not recorded."
+
+
+def _changes(run: Path) -> list[str]:
+    """At which steps the recipe, or where it was trained, became another; nothing if it never did."""
+    changed = [line for line in read_history(run) if line.get("changes")]
+    if not changed:
+        return []
+    steps = (f"- at step {line.get('step', 0):,}: {', '.join(line['changes'])}" for line in changed)
+    return ["\nThe recipe below is that of the last start. It had changed:\n", *steps]
 
 
 def _evaluation(reached: Mapping[str, Summary]) -> str:

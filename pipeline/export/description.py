@@ -33,6 +33,9 @@ REFERENCE_POINTS = {
 }
 
 
+OPSETS = range(17, 24)  # torch writes 18, and what converts it changes nothing in these networks down to 17
+
+
 @dataclass(frozen=True)
 class Form:
     """What an exported graph does besides the backbone.
@@ -46,6 +49,11 @@ class Form:
     raw_pixels: bool = False
     mirror: bool = False
     opset: int = 18
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an opset that cannot be had."""
+        if self.opset not in OPSETS:
+            raise ValueError(f"opset: got {self.opset}, wanted {OPSETS.start} to {OPSETS.stop - 1}")
 
 
 def description(trained: TrainedBackbone, form: Form, run: str, reached: Mapping[str, Summary]) -> dict[str, Any]:

@@ -53,6 +53,7 @@ def export(
     """
     reached = evaluated(run, trained)
     told = description(trained, form, run.resolve().name, reached)
+    folder.mkdir(parents=True, exist_ok=True)  # before what takes long
     module = trained.module.cpu().float().eval()
     program = program_of(module, trained.image_size, form)
     models = {"backbone.onnx": with_metadata(onnx_of(program, form.opset), metadata(told))}
@@ -93,7 +94,6 @@ def _facts(loss: Judged) -> dict[str, Any]:
 
 
 def _write(contents: Mapping[str, bytes], folder: Path) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
     files = [folder / name for name in contents]
     with ExitStack() as all_or_none:
         for file, content in zip(files, contents.values(), strict=True):

@@ -14,6 +14,7 @@ from pipeline.backbones.batch_norm import batch_norms
 from pipeline.backbones.size import activation_bytes, count_macs
 from pipeline.planning.job import FP32, Job, Network
 from pipeline.planning.utilisation import Floors, floors
+from pipeline.recipe.fit import backbone_faults
 from pipeline.recipe.schema import Recipe, RecipeError
 
 
@@ -76,9 +77,9 @@ def network_of(backbone: Backbone, image_size: tuple[int, int], bf16: bool) -> N
     """A backbone's numbers, from its shapes alone.
 
     Raises:
-        ValueError: for an impossible image size.
+        RecipeError: if it cannot be built so, such as for an image size.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), backbone_faults(backbone):
         module = backbone.build(image_size)
     dtype = torch.bfloat16 if bf16 else torch.float32
     blocks = backbone.blocks if backbone.activation_checkpointing else lambda _: ()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.reading.augment import Blur, Colour, Grey, LowResolution, Window
-from pipeline.reading.augmentation import Augmentation
+from pipeline.reading.augmentation import AUGMENTATIONS, Augmentation
 
 MIXES: dict[str, tuple[Augmentation, ...]] = {
     # mk-minchul/AdaFace, dataset/augmenter.py, in its order and with the probabilities of its scripts (Kim, Jain & Liu,
@@ -34,10 +34,15 @@ MIXES: dict[str, tuple[Augmentation, ...]] = {
 
 
 def with_mixes(augment: Any) -> Any:
-    """A recipe's list of augmentations with what is in a mix in the place of its word; all else as it is."""
+    """A recipe's list of augmentations with what is in a mix in the place of its word; all else as it is.
+
+    Raises ValueError for a word that is neither a mix nor an augmentation, with those that there are.
+    """
     return tuple(_parts(augment)) if isinstance(augment, (list, tuple)) else augment
 
 
 def _parts(augment: list[Any] | tuple[Any, ...]) -> Iterator[Any]:
-    for one in augment:
+    for place, one in enumerate(augment):
+        if isinstance(one, str) and one not in {*AUGMENTATIONS, *MIXES}:
+            raise ValueError(f"{place}.name: got {one!r}, wanted one of {', '.join((*AUGMENTATIONS, *MIXES))}")
         yield from MIXES[one] if isinstance(one, str) and one in MIXES else (one,)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import textwrap
 from collections.abc import Iterator
 from itertools import starmap
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -19,7 +21,7 @@ from pydantic import ValidationError
 from pipeline.recipe.migrate import migrate
 from pipeline.recipe.schema import Recipe, RecipeError
 from pipeline.recipe.suggest import choices_in, section_in, suggestion
-from pipeline.section import NamedSection, Section, faults
+from pipeline.section import Choices, NamedSection, Section, faults
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +48,20 @@ def load_recipe(path: Path, changes: list[str] = []) -> Recipe:  # noqa: B006 - 
 def read_yaml(path: Path, wanted: str, error: type[ValueError]) -> Any:
     """What a YAML file holds; an `error` that names the file, and what was `wanted`, if there is none."""
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as reason:
         raise error(f"{path}: {reason.strerror}; wanted {wanted}") from None
+    except UnicodeDecodeError:
+        raise error(f"{path}: not text in UTF-8; wanted {wanted}") from None
     except yaml.YAMLError as reason:
-        raise error(f"{path}: not YAML: {' '.join(str(reason).split())}") from None
+        raise error(f"{path}: not YAML: {_of_yaml(reason)}") from None
+
+
+def _of_yaml(reason: yaml.YAMLError) -> str:
+    """What YAML's reader found wrong, and where, in one line."""
+    if not isinstance(reason, yaml.MarkedYAMLError) or reason.problem_mark is None:
+        return " ".join(str(reason).split())
+    return f"{reason.problem}, line {reason.problem_mark.line + 1}, column {reason.problem_mark.column + 1}"
 
 
 def recipe_of(tree: dict[str, Any]) -> Recipe:
@@ -67,12 +78,15 @@ def recipe_of(tree: dict[str, Any]) -> Recipe:
 
 
 def describe_recipe() -> str:
-    """Every key with its type, default and meaning, for ``--help-recipe``."""
-    return "\n".join(_describe(Recipe, ""))
+    """Every key with its type, default and meaning, for ``--help-recipe``; what can be chosen twice stands once."""
+    return "\n".join(_describe(Recipe, "", {}))
 
 
-def _describe(section: type[Section], prefix: str) -> Iterator[str]:
-    """A line or two for each key, the keys of sections inside it, and for a choice the keys of each of its names."""
+def _describe(section: type[Section], prefix: str, places: dict[Choices[Any], str]) -> Iterator[str]:
+    """A line or two for each key, the keys of sections inside it, and for a choice the keys of each of its names.
+
+    `places` has where a table of choices was described, and grows.
+    """
     for name, field in section.model_fields.items():
         if name == "name" and issubclass(section, NamedSection):
             continue  # described with the choice
@@ -82,21 +96,47 @@ def _describe(section: type[Section], prefix: str) -> Iterator[str]:
         if choices:
             yield _describe_field(key, field)
             each = key if isinstance(field.annotation, type) else f"{key}[]"
+            if choices in places:
+                yield f"      Its names and their keys are those of {places[choices]}."
+                continue
+            places[choices] = each
             for chosen, names in choices.by_section().items():
-                yield f"\n{each}.name: {', '.join(names)}: {inspect.getdoc(chosen)}"
-                yield from _describe(chosen, f"{each}.")
+                yield f"\n{each}.name: {', '.join(names)}: {_text(inspect.getdoc(chosen), '  ')}"
+                yield from _describe(chosen, f"{each}.", places)
         elif inner is None:
-            yield _describe_field(key, field)
+            yield _describe_field(key, field, kind_of(field.annotation))
         else:
             alone = isinstance(field.annotation, type)
-            yield f"\n{key}: {inspect.getdoc(inner)}" if alone else _describe_field(key, field)
-            yield from _describe(inner, f"{key}." if alone else f"{key}[].")
+            yield f"\n{key}: {_text(inspect.getdoc(inner), '  ')}" if alone else _describe_field(key, field)
+            yield from _describe(inner, f"{key}." if alone else f"{key}[].", places)
 
 
-def _describe_field(key: str, field: Any) -> str:
+def _describe_field(key: str, field: Any, kind: str = "") -> str:
     default = field.get_default(call_default_factory=True)
     said = "required" if field.is_required() else f"default {json.dumps(default, default=_plain)}"
-    return f"  {key} ({said})\n      {field.description}"
+    return f"  {key} ({kind and kind + '; '}{said})\n      {_text(field.description, '      ')}"
+
+
+def _text(text: str | None, margin: str) -> str:
+    """A text whose lines after the first have a margin."""
+    return textwrap.indent(text or "", margin).strip()
+
+
+def kind_of(annotation: Any) -> str:
+    """What values a key takes, in YAML's words: "int", "float or null", "list of int", "sgd or adamw"."""
+    inside = get_args(annotation)
+    if isinstance(annotation, type) and not inside:
+        return {NoneType: "null", Path: "path", str: "text", bool: "true or false"}.get(annotation, annotation.__name__)
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return " or ".join(map(str, inside))
+    if origin is Annotated:
+        return kind_of(inside[0])
+    if origin is tuple and inside[-1] is Ellipsis:
+        return f"list of {kind_of(inside[0])}"
+    if origin is tuple:
+        return f"[{', '.join(map(kind_of, inside))}]"
+    return " or ".join(map(kind_of, inside))  # a union
 
 
 def _plain(value: Any) -> Any:
@@ -117,7 +157,10 @@ def _apply(tree: dict[str, Any], change: str) -> None:
         if not isinstance(below, dict):
             raise RecipeError(f"--set: got {key!r}, but {name!r} is a value, not a section")
         tree, schema = below, section_in(field.annotation) if field else None
-    tree[last] = yaml.safe_load(value)
+    try:
+        tree[last] = yaml.safe_load(value)
+    except yaml.YAMLError as reason:
+        raise RecipeError(f"--set: got {change!r}, wanted a value in YAML: {_of_yaml(reason)}") from None
 
 
 def _fault(error: Any, section: type[Section] | None = None) -> str:
@@ -132,7 +175,15 @@ def _fault(error: Any, section: type[Section] | None = None) -> str:
         message = str(error["ctx"]["error"])
         return f"{key}.{message}" if key else message
     hint = ""
-    if isinstance(got, str) and error["type"].startswith(("float", "int")):
+    if isinstance(got, str) and error["type"].startswith(("float", "int")) and _is_number(got):
         hint = " (YAML reads 1e-1 as text: write 0.1 or 1.0e-1)"
     wanted = error["msg"].removeprefix("Input should be ")
     return f"{key}: got {json.dumps(got, ensure_ascii=False)}, wanted {wanted}{hint}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

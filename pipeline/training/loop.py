@@ -27,7 +27,8 @@ from pipeline.reading.dali import Decoder
 from pipeline.reading.order import Order
 from pipeline.reading.reader import Reader
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe.schema import Recipe, check_against_set
+from pipeline.recipe.fit import backbone_faults, check_against_set
+from pipeline.recipe.schema import Recipe
 from pipeline.run.changes import with_streams
 from pipeline.run.folder import RunFolder
 from pipeline.run.whole import newest_whole
@@ -97,12 +98,13 @@ class Trainer:
         # Right before the backbone, whose initial weights are all that is drawn from torch's own generator: every rank
         # draws the same, and DeepSpeed, which would send rank 0's, changes nothing.
         torch.manual_seed(recipe.seed)
-        backbone = recipe.backbone.build(size).to(device)
-        freeze(backbone, recipe.backbone.frozen)
-        if recipe.backbone.batch_norm == "synchronised":
-            batch_norm.synchronise(backbone, group)
-        if recipe.backbone.activation_checkpointing:
-            recompute(recipe.backbone.blocks(backbone))
+        with backbone_faults(recipe.backbone):
+            backbone = recipe.backbone.build(size).to(device)
+            freeze(backbone, recipe.backbone.frozen)
+            if recipe.backbone.batch_norm == "synchronised":
+                batch_norm.synchronise(backbone, group)
+            if recipe.backbone.activation_checkpointing:
+                recompute(recipe.backbone.blocks(backbone))
         # From here on there are collectives, so every rank must come by in this order.
         self._remembered = Remembered(RunFolder(run).undecodable, shards, group)
         sharing, replicas = grid(topology.num_ranks, recipe.head.ranks or topology.num_ranks)

@@ -10,7 +10,8 @@ from cluster.versions import code_digest, versions
 from pipeline.evaluation.sets import VerificationSet, is_finished, sets_of
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.file import load_recipe
-from pipeline.recipe.schema import Recipe, check_against_set
+from pipeline.recipe.fit import check_against_set
+from pipeline.recipe.schema import Recipe, RecipeError
 from pipeline.run.changes import changes, changes_since, fixed_keys, flat, with_streams
 from pipeline.run.checkpoint import CheckpointError, Meta, complete_steps, read_meta
 from pipeline.run.folder import RunFolder
@@ -95,7 +96,20 @@ def check_start(start: Start, num_ranks: int, may_resume: bool) -> list[str]:
     if not saved:
         return []
     _check_past(start, saved)
-    return changes(start.run, start.recipe)
+    changed = changes(start.run, start.recipe)
+    _check_network(start.run, changed)
+    return changed
+
+
+def _check_network(run: Path, changed: Sequence[str]) -> None:
+    """Refuse another network than the run's now: its checkpoints would be refused by the names of their tensors."""
+    for change in changed:
+        key, _, values = change.partition(": ")
+        if key == "backbone.name":
+            had, _, now = values.partition(" → ")
+            raise RecipeError(
+                f"{key}: got {now}, wanted {had} as in {RunFolder(run).recipe}; start another run with --run"
+            )
 
 
 def _check_past(start: Start, saved: Sequence[int]) -> None:

@@ -317,7 +317,7 @@ def test_a_margin_from_outside_is_a_choice_of_the_recipe_with_its_keys(tmp_path:
     head = load_recipe(tmp_path / "recipe.yaml", ["head.margin.shift=0.1", "head.phases=[{start: 5, rate: 0.5}]"]).head
     assert head.margin == NormMargin(shift=0.1)
     assert head.margin_at(5) == NormMargin(shift=0.1, rate=0.5)
-    assert "head.margin.rate (default 0.25)\n      How fast the running means follow." in describe_recipe()
+    assert "head.margin.rate (float; default 0.25)\n      How fast the running means follow." in describe_recipe()
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -149,6 +149,19 @@ def test_people_among_the_distractors_are_warned_of(
 
 
 @pytest.mark.usefixtures("scene")
+def test_probes_that_find_themselves_are_warned_of(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    options = ["--probes", folder / "staff", "--gallery", "staff", "--name", "itself"]
+    assert run_stage("identify.py", *RUN, *map(str, options)) == 0
+    words = "identify: 4 of 4 probes are files of the gallery, and find themselves"
+    assert words in capsys.readouterr().err.splitlines()
+    assert run_stage("identify.py", *SEARCH, "--fpir", "0.25", "--name", "others") == 0
+    assert "find themselves" not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("scene")
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -214,7 +215,8 @@ def test_every_rank_is_scraped_until_a_signal_stops_all_after_a_saved_step(
     assert process.returncode == code, output
     saved = complete_steps(tmp_path / "run")[-1]
     assert saved == metrics(tmp_path / "run")[-1]["step"] > 0
-    assert f"after step {saved}, saved; the same command resumes it" in output
+    reasons = re.findall(rf"stopped by (.*) after step {saved}, saved; the same command resumes it", output)
+    assert len(reasons) == 2 and "" not in reasons, output
     deadline = time.monotonic() + PATIENCE_SECONDS  # their output is closed a moment before they are gone
     while left := [rank for rank in ranks if Path(f"/proc/{rank}").exists()]:
         assert time.monotonic() < deadline, left

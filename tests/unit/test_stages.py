@@ -56,6 +56,13 @@ def test_every_stage_is_here() -> None:
     assert ours == STAGES.keys() | APART
 
 
+@pytest.mark.parametrize("stage", sorted(STAGES.keys() | APART))
+def test_no_line_of_its_description_has_lost_its_end(stage: str) -> None:
+    """A backslash at the end of a line joins it to the next, unless it is written twice."""
+    described = importlib.import_module(f"stages.{stage}").__doc__ or ""
+    assert described and all(len(line) <= 120 and "      --" not in line.strip() for line in described.splitlines())
+
+
 @pytest.fixture
 def ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., object]:
     """The code and the lines on standard error of a stage that is called with these options in an empty folder."""

@@ -12,7 +12,8 @@ import pytest
 from cluster.lease import Holder, leased
 from cluster.stop import EXIT_REFUSED, EXIT_UNSAVED, code_of
 from stages import train
-from tests.faces import write_shards
+from tests.faces import ROOT, write_shards
+from tests.warm_stage import run_warm
 
 RECIPE = """
 data: {{shards: {shards}, global_batch: 12, decode_threads: 1}}
@@ -94,3 +95,29 @@ def test_a_folder_that_another_holds(
         code, line = ended(recipe, tmp_path, monkeypatch, capsys)
     assert code == EXIT_REFUSED
     assert line.startswith(f"train.py: {tmp_path}: held by pid {os.getpid()} on ") and "(train me); wanted one" in line
+
+
+def test_the_end_names_the_last_checkpoint_and_what_a_finished_run_was_not_trained_with_is_said(
+    recipe: Path, tmp_path: Path
+) -> None:
+    def last_line(*changes: str) -> str:
+        sets = [word for change in changes for word in ("--set", change)]
+        done = run_warm(ROOT / "stages/train.py", "--recipe", recipe, "--run", tmp_path, *sets)
+        assert done.returncode == 0
+        return done.stderr.splitlines()[-1]
+
+    steps = "optimizer.steps=2"
+    assert last_line(steps) == f"[rank 0] INFO train: finished: step 2, in {tmp_path}/checkpoints/step-00000002"
+    nothing = f"train.py: {tmp_path} is finished: 2 steps; nothing to do; to train another, choose a folder with --run"
+    assert last_line(steps) == nothing
+    changed = last_line("optimizer.steps=1", "optimizer.learning_rate=0.1")
+    assert changed.startswith(f"{nothing}; changed since, and not trained: ")
+    assert "optimizer.steps: 2 → 1" in changed and "optimizer.learning_rate: 0.02 → 0.1" in changed
+
+
+def test_a_network_that_cannot_be_built(recipe: Path, tmp_path: Path) -> None:
+    """It is first built when the ranks have met, unless a key asks for more."""
+    changes = ("--set", "backbone={name: vit_t, mask_ratio: 0.99, patch_size: 16}")
+    done = run_warm(ROOT / "stages/train.py", "--recipe", recipe, "--run", tmp_path / "run", *changes)
+    assert done.returncode == EXIT_REFUSED
+    assert done.stderr.startswith("train.py: backbone.mask_ratio: got 0.99 of ") and done.stderr.count("\n") == 1

@@ -126,7 +126,7 @@ async function drawAlerts(view) {
 // Why the run is not training, or nothing if it is.
 async function condition(view) {
   if (view.frozen) return `No training step for about ${ago(view.moved).replace(" ago", "")}.`;
-  if (view.answers) return Number.isFinite(view.moved) ? "" : "No training step yet.";
+  if (view.answers) return Number.isFinite(view.moved) ? "" : "No step seen yet: in its first two minutes a monitor sees none.";
   const [step, planned] = await Promise.all(["step", "planned_steps"].map(name => valueAt(`max(spherescale_${name}{job="$job"})`, view, view.end)));
   const place = Number.isFinite(step) ? `, step ${part(step, planned)}` : "";
   // A rank that ends deletes its target; one that is killed, or cannot be reached, leaves it.

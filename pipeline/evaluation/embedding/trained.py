@@ -52,6 +52,8 @@ def load_trained(run: Path, step: Step) -> TrainedBackbone:
 
     Raises ValueError naming what is missing or does not fit.
     """
+    if not RunFolder(run).recipe.is_file():
+        raise ValueError(f"{run}: got no {RunFolder(run).recipe.name} in it, wanted the folder of a run")
     recipe = load_recipe(RunFolder(run).recipe)
     size = _image_size(run, recipe)
     number, weights = load_backbone(run, _best_of(run) if step == "best" else step)

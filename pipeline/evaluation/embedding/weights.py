@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,27 @@ def read_published(file: Path, network: str, given: Given) -> Published:
     try:
         published.module()
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
+        wanted = published.backbone.build(feeding.size).state_dict()
+        reason = misfit(weights, wanted) or " ".join(str(error).split())[:300]
         raise ValueError(
             f"{file}: weights do not fit {network} at {feeding.height} × {feeding.width}: {reason}"
         ) from None
     return published
+
+
+def misfit(got: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> str:
+    """In what tensors are not those that a network wants, with an example of each kind; empty if only in values."""
+    shared = got.keys() & wanted.keys()
+    found = {
+        "missing": [name for name in wanted if name not in got],
+        "not wanted": [name for name in got if name not in wanted],
+        "of another shape": [
+            f"{name}: got {list(got[name].shape)}, wanted {list(wanted[name].shape)}"
+            for name in wanted
+            if name in shared and got[name].shape != wanted[name].shape
+        ],
+    }
+    return "; ".join(f"{len(names):,} {what} ({names[0]})" for what, names in found.items() if names)
 
 
 def load_weights(file: Path, network: str, given: Given) -> Network:
@@ -113,7 +130,7 @@ def read_weights(file: Path) -> dict[str, Any]:
             return dict(load_file(file))
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{file}: not a file of weights: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{file}: not a file of weights: {_unread(error)}") from None
     except Exception as error:  # safetensors has an exception of its own, which need not be installed
         if type(error).__module__.startswith("safetensors"):
             raise ValueError(f"{file}: not a file of weights: {error}") from None
@@ -123,6 +140,19 @@ def read_weights(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{file}: got {type(content).__name__}, wanted a dictionary of tensors")  # noqa: TRY004
     return content
+
+
+def _unread(error: Exception) -> str:
+    """Why torch does not read a file, without its advice to run what is in it."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if found := re.search(r"GLOBAL (\S+) was not", str(error)):
+        return (
+            f"got {found[1]} in its pickle, which is not run, wanted tensors alone: torch.save(network.state_dict(), …)"
+        )
+    if isinstance(error, RuntimeError):  # an archive that was cut
+        return str(error).splitlines()[0]
+    return "neither safetensors nor tensors as torch.save writes them"
 
 
 def _backbone_of(content: dict[str, Any]) -> dict[str, torch.Tensor]:

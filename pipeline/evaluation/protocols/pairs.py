@@ -154,6 +154,8 @@ def list_images(folder: Path) -> list[str]:
     """
     images = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
     found = sorted(path.relative_to(folder).as_posix() for path in images)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: got no such folder, wanted one of images")
     if not found:
         raise ValueError(f"{folder}: got no images, wanted at least one of {', '.join(sorted(SUFFIXES))}")
     odd = [path for path in found if not path.isascii() and path.encode(errors="ignore").decode() != path]

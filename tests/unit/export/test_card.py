@@ -39,6 +39,18 @@ def test_the_card_has_training_evaluation_groups_and_precisions(tmp_path: Path) 
         assert words in card, words
 
 
+def test_what_changed_on_the_way_is_said(tmp_path: Path) -> None:
+    """The recipe in the folder is that of the last start, which need not have trained most of it."""
+    told = description(make_trained("sphereface4", (32, 32)), Form(), "casia", {})
+    starts = [{"step": 0, "changes": []}, {"step": 1200, "changes": ["head.margin.name: a → b", "ranks: 2 → 1"]}]
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "history.jsonl").write_text(json.dumps(starts[0]) + "\n")
+    assert "had changed" not in model_card(told, tmp_path, {}, {})
+    (tmp_path / "history.jsonl").write_text("".join(json.dumps(start) + "\n" for start in starts))
+    card = model_card(told, tmp_path, {}, {})
+    assert "had changed:\n\n- at step 1,200: head.margin.name: a → b, ranks: 2 → 1\n" in card
+
+
 def test_what_is_not_known_is_said(tmp_path: Path) -> None:
     told = description(make_trained("sphereface4", (32, 32)), Form(), "casia", {})
     card = model_card(told, tmp_path, {}, {})

@@ -15,6 +15,7 @@ from pipeline.backbones.sphereface import SphereFaceBackbone  # noqa: E402
 from pipeline.evaluation.embedding.feeding import Given  # noqa: E402
 from pipeline.evaluation.embedding.onnx import load_onnx  # noqa: E402
 from pipeline.evaluation.embedding.trained import digest_of  # noqa: E402
+from pipeline.export import package  # noqa: E402
 from pipeline.export.description import Form  # noqa: E402
 from pipeline.export.package import export  # noqa: E402
 from tests import tiny_vit  # noqa: E402, F401 - a backbone by name
@@ -84,6 +85,15 @@ def test_safetensors_hold_the_weights_bit_for_bit(tmp_path: Path) -> None:
     assert digest_of(loaded) == trained.weights_sha256
     again = SphereFaceBackbone(name="sphereface4", embedding_dim=24).build((48, 32))
     again.load_state_dict(loaded)
+
+
+def test_a_place_that_takes_nothing_is_refused_before_anything_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(package, "program_of", None)
+    (tmp_path / "out").touch()
+    with pytest.raises(FileExistsError):
+        export(make_trained("sphereface4", (32, 32)), tmp_path / "out", tmp_path, Form())
 
 
 def test_an_opset_that_cannot_be_had_is_refused(tmp_path: Path) -> None:

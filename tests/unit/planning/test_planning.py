@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from cluster.stop import EXIT_REFUSED
 from pipeline import planning
 from pipeline.head import HeadOptions, ShardedHead
 from pipeline.head.margins.a_softmax import ASoftmax
@@ -230,6 +231,21 @@ def test_the_command_says_what_fits(plan: Plan) -> None:
     assert "no single change is enough" in out
 
 
+def test_the_size_of_images_is_said_and_shards_can_be_done_without(plan: Plan) -> None:
+    recipe = ("--recipe", str(ROOT / "stages/recipes/ms1mv3_r50_arcface.yaml"), "--set", "data.shards=/absent")
+    code, _, err = plan(*recipe)
+    assert code == EXIT_REFUSED
+    assert err.startswith("plan: /absent/manifest.json: not found, ") and err.endswith(
+        ": --identities C --image-size H W\n"
+    )
+    at_112 = plan(*recipe, "--identities", "93431")[1].splitlines()
+    at_96 = plan(*recipe, "--identities", "93431", "--image-size", "112", "96")[1].splitlines()
+    assert at_96[0].endswith(" images of 112 × 96 a GPU at a time)")
+    assert at_112[0].endswith(" images of 112 × 112 a GPU at a time)")
+    assert at_96[2:] != at_112[2:]
+    assert " images of 112 × 96 a GPU" in plan(*LARGE)[1], "as SphereFace's are"
+
+
 def test_json_holds_the_same_numbers(plan: Plan) -> None:
     answer = json.loads(plan(*LARGE, "--json")[1])
     assert answer["fits"] is True
@@ -279,6 +295,7 @@ def test_the_command_says_how_many_classes_a_block_has_and_what_it_takes(plan: P
         ([], "plan: --identities: missing, wanted the number of classes"),
         (["--identities", "3"], "plan: classes: got 3, wanted at least one for each of 8 ranks"),
         (["--identities", "100", "--backbone", "vgg"], "plan: backbone: got 'vgg', wanted one of sphereface4,"),
+        (["--identities", "100", "--image-size", "0", "9"], "plan: image_size: got (0, 9), wanted (height, width) of"),
     ],
 )
 def test_the_command_refuses_in_one_line(flags: list[str], message: str, plan: Plan) -> None:

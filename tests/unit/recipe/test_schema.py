@@ -4,14 +4,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated, Any, Literal, Optional
 
 import pytest
 
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.head.margins.arcface import ArcFace
 from pipeline.head.margins.softmax import Softmax
-from pipeline.recipe.file import describe_recipe, load_recipe
-from pipeline.recipe.schema import RecipeError, check_against_set
+from pipeline.recipe.file import describe_recipe, kind_of, load_recipe
+from pipeline.recipe.fit import check_against_set
+from pipeline.recipe.schema import RecipeError
 from pipeline.recipe.suggest import OTHER_NAMES
 
 ROOT = Path(__file__).parents[3]
@@ -60,6 +62,8 @@ FAULTS = {
     "head.phases=[{m: 2}]": "head.phases.0.start: missing; wanted a value",
     "head.phases=[{start: 5, sample_rate: 2}]": "head.phases.0.sample_rate: got 2, wanted less than or equal to 1",
     "head={ranks: 1, phases: [{start: 5, sample_rate: 0.5}]}": "head.sample_rate: got 0.5 with ranks 1, wanted 1",
+    "head.phases=[{start: 5, sample_rate: 0}]": "head.phases.0.sample_rate: got 0, wanted greater than 0",
+    "data.phases=[{start: 0, augment: []}]": "data.phases.0.start: got 0, wanted greater than or equal to 1",
     "data.phases=[{start: 5}]": "data.phases.0.augment: missing; wanted a value",
     "data.phases=[{start: 5, augment: []}, {start: 5, augment: []}]": "data.phases: got starts [5, 5], wanted rising",
     "data.phases=[{start: 5, augment: [flip]}]": "data.phases.0.augment.0.name: got 'flip', wanted one of mirror",
@@ -72,6 +76,8 @@ FAULTS = {
     "evaluation.every=30": "evaluation.every: got 30, wanted a multiple of checkpoint.every 100",
     "nonsense": "--set: got 'nonsense', wanted key=value",
     "=3": "--set: got '=3', wanted key=value",
+    "data.augment=[mirror": "--set: got 'data.augment=[mirror', wanted a value in YAML: expected ',' or ']', but got",
+    "data.augment=[mirror, flip]": "data.augment.1.name: got 'flip', wanted one of mirror, crop, affine",
     "backbone.name.a=1": "--set: got 'backbone.name.a', but 'name' is a value, not a section",
     "optimizer.steps=1e3": 'optimizer.steps: got "1e3", wanted a valid integer (YAML reads 1e-1 as',
     "seed.a=1": "--set: got 'seed.a', but 'seed' is a value, not a section",
@@ -125,7 +131,7 @@ def test_every_fault_is_reported_at_once() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [", "not YAML"),
+        ("a: [", r"not YAML: expected the node content, but found '<stream end>', line 1, column 5$"),
         ("just text", "got str, wanted keys and values"),
         ("seed: 1", "data: missing; wanted a value"),
     ],
@@ -135,6 +141,23 @@ def test_files_that_are_no_recipe(tmp_path: Path, text: str, message: str) -> No
     path.write_text(text)
     with pytest.raises(RecipeError, match=message):
         load_recipe(path)
+
+
+def test_a_picture_is_no_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(RecipeError, match=r"recipe.yaml: not text in UTF-8; wanted a recipe file$"):
+        load_recipe(path)
+
+
+def test_words_that_are_no_number_get_no_advice_on_how_numbers_are_written() -> None:
+    with pytest.raises(RecipeError, match=r'optimizer.steps: got "many", wanted a valid integer$'):
+        load_recipe(DEMO, ["optimizer.steps=many"])
+
+
+def test_mixes_are_among_the_augmentations_that_are_offered() -> None:
+    with pytest.raises(RecipeError, match=r"wanted one of mirror, .*, adaface, arcface_torch$"):
+        load_recipe(DEMO, ["data.augment=[flip]"])
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -188,7 +211,8 @@ def test_phases_change_any_key_of_the_margin() -> None:
     [
         ((1000, 10, 3), "data.global_batch: got 32, wanted a multiple of 3 (3 ranks × accumulation 1)"),
         ((31, 10, 2), "data.global_batch: got 32, wanted at most the 31 samples"),
-        ((1000, 1, 2), "data.shards: got 1 identities, wanted at least one for each of 2 ranks"),
+        ((1000, 3, 4), "data.shards: got 3 identities, wanted at least one for each of 4 ranks"),
+        ((1000, 1, 1), "data.shards: got 1 identity, wanted at least 2 to tell apart"),
     ],
 )
 def test_what_does_not_go_with_the_set_is_refused(numbers: tuple[int, int, int], message: str) -> None:
@@ -198,6 +222,20 @@ def test_what_does_not_go_with_the_set_is_refused(numbers: tuple[int, int, int],
             load_recipe(DEMO), samples=samples, identities=identities, image_size=(16, 16), num_ranks=ranks
         )
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [["backbone.frozen=[stem]"], ["backbone.batch_norm=synchronised"]])
+def test_a_network_that_cannot_be_built_is_refused(changes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)  # not installed
+    recipe = load_recipe(DEMO, ["backbone.name=timm/convnext_tiny", *changes])
+    with pytest.raises(RecipeError, match=r"^backbone.name: got timm/convnext_tiny, wanted pip install"):
+        check_against_set(recipe, samples=1000, identities=40, image_size=(112, 96), num_ranks=1)
+
+
+def test_the_size_of_images_is_no_key_of_a_network() -> None:
+    recipe = load_recipe(DEMO, ["backbone={name: vit_t, patch_size: 9, frozen: [blocks]}"])
+    with pytest.raises(RecipeError, match=r"^image_size: got \(8, 8\), wanted at least 9 × 9: one patch"):
+        check_against_set(recipe, samples=1000, identities=40, image_size=(8, 8), num_ranks=1)
 
 
 ONE_IMAGE = ": the batch norms of iresnet18 have no variance of one image at a time"
@@ -253,6 +291,26 @@ def test_every_key_is_described() -> None:
     keys = ("seed", "data.shards", "data.augment[].probability", "head.margin.lambda_gamma", "head.phases[].start")
     for key in (*keys, "log.metrics_port"):
         assert key in text
+    assert '  precision (float32 or bfloat16; default "float32")\n' in text
+    assert "  data.global_batch (int; required)\n" in text
+    # What goes on in another line stays below its key: nothing but keys of sections and of choices stand at the margin.
+    assert all(re.match(r"[a-z_.\[\]]+: ", line) for line in text.splitlines() if line and not line.startswith(" "))
+    assert text.count("].name: cutout: ") == 1 and "are those of data.augment[]." in text
+
+
+@pytest.mark.parametrize(
+    ("annotation", "words"),
+    [
+        (bool, "true or false"),
+        (Path | None, "path or null"),
+        (Optional[Annotated[str, "of no matter"]], "text or null"),  # noqa: UP045 - as pydantic keeps it
+        (tuple[int, ...], "list of int"),
+        (tuple[float, Annotated[float, "too"]], "[float, float]"),
+        (Literal[0, "one"], "0 or one"),
+    ],
+)
+def test_a_kind_is_said_as_yaml_has_it(annotation: Any, words: str) -> None:
+    assert kind_of(annotation) == words
 
 
 def test_paths_do_not_depend_on_where_a_run_is_resumed() -> None:

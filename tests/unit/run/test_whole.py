@@ -96,3 +96,8 @@ def test_what_evaluates_embeds_and_exports_opens_no_damaged_network(tmp_path: Pa
     for step in (8, "best"):
         with pytest.raises(ValueError, match=r"step-00000008/backbone.safetensors: damaged"):
             load_trained(tmp_path, step)
+
+
+def test_a_folder_that_is_no_runs_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"absent: got no recipe.yaml in it, wanted the folder of a run$"):
+        load_trained(tmp_path / "absent", None)

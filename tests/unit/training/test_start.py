@@ -64,6 +64,10 @@ def test_a_run_that_is_there_is_resumed_with_its_changes_or_refused(recipe: Path
         check_start(changed, 1, may_resume=False)
     with pytest.raises(RecipeError, match=r"seed: got 1, wanted 0 as in .*; start another run with --run"):
         check_start(start_of(recipe, tmp_path, "seed=1"), 1, may_resume=True)
+    with pytest.raises(
+        RecipeError, match=r"backbone.name: got sphereface10, wanted sphereface4 as in .*recipe.yaml; start another run"
+    ):
+        check_start(start_of(recipe, tmp_path, "backbone.name=sphereface10"), 1, may_resume=True)
     # and that advice helps
     assert check_start(start_of(recipe, tmp_path / "another", "seed=1"), 1, may_resume=True) == []
 

@@ -134,6 +134,8 @@ def test_images_are_found_at_any_depth(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty: got no images, wanted at least one of .jpeg, .jpg, .png"):
         list_images(tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"absent: got no such folder, wanted one of images"):
+        list_images(tmp_path / "absent")
 
 
 def test_names_that_no_list_can_hold_are_refused(tmp_path: Path) -> None:
