@@ -33,8 +33,8 @@ SLOW = \
   cluster/test_rendezvous.py cluster/test_telemetry_tls.py evaluation/embedding/test_sources.py \
   evaluation/reports/test_report.py export/test_package.py \
   export/test_precision.py export/test_readers.py planning/test_measured.py planning/test_planning.py \
-  recipe/test_from_arcface_torch.py rendering/test_camera.py rendering/test_photo.py rendering/test_recognition.py \
-  training/test_advice.py
+  recipe/test_from_arcface_torch.py rendering/scene/test_camera.py rendering/test_photo.py \
+  rendering/test_recognition.py training/test_advice.py
 
 quick: lint ## lint, and the unit tests without the slow files: under two minutes on two cores
 	$(BIN)/pytest -n 2 --dist worksteal tests/unit $(SLOW:%=--ignore=tests/unit/%) $(ARGS)

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -89,4 +90,6 @@ def spy() -> str | None:
 def _recorder() -> Callable[[], bytes] | None:
     """What dumps torch's flight recorder: NCCL's where there is NCCL."""
     c10d = torch._C._distributed_c10d
-    return getattr(c10d, "_dump_nccl_trace" if torch.cuda.is_available() else "_dump_fr_trace", None)
+    dump = getattr(c10d, "_dump_nccl_trace" if torch.cuda.is_available() else "_dump_fr_trace", None)
+    # Without the stack of each: to put names to those takes torch up to two seconds, for which the restart would wait.
+    return dump and partial(dump, includeCollectives=True, includeStackTraces=False)

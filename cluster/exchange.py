@@ -108,15 +108,25 @@ class _Sent:
     work: Any
 
 
-@dataclass(frozen=True)
 class _Bucket:
-    """Parameters whose gradients travel together."""
+    """Parameters whose gradients travel together.
 
-    parameters: tuple[torch.nn.Parameter, ...]
+    On a GPU a bucket's memory is free for the next forward pass. On a CPU it is kept: the system takes back what is
+    freed, and to get it again, page by page, holds the backward pass up for as long as several copies.
+    """
+
+    def __init__(self, parameters: tuple[torch.nn.Parameter, ...]) -> None:
+        self.parameters = parameters
+        self._kept: torch.Tensor | None = None
 
     def take_gradients(self, dtype: torch.dtype) -> torch.Tensor:
         """The gradients in one flat tensor, which replaces them: each is freed. Zeros where there is none."""
-        flat = torch.empty(sum(p.numel() for p in self.parameters), dtype=dtype, device=self.parameters[0].device)
+        device = self.parameters[0].device
+        flat = self._kept
+        if flat is None:
+            flat = torch.empty(sum(p.numel() for p in self.parameters), dtype=dtype, device=device)
+        if device.type == "cpu":
+            self._kept = flat
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         torch._foreach_copy_(self._views(flat), gradients)
         for p in self.parameters:

@@ -44,8 +44,8 @@ class Restarts:
             raise GiveUpError(f"{self._count} failures, {self.limit} restarts allowed")
         return self._wait()
 
-    def unsaved(self) -> float:
-        """Seconds to wait after a start that could write nothing: no failure, as room may come at any time."""
+    def in_vain(self) -> float:
+        """Seconds to wait if hosts are missing or nothing could be written: no failure, both may come at any time."""
         self._without_gain += 1
         return self._wait()
 

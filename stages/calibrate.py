@@ -41,7 +41,8 @@ from pipeline.files import named, write_file
 from pipeline.planning.of_recipe import network_of, whole_job_of
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.file import load_recipe
-from pipeline.recipe.schema import Recipe, RecipeError, check_against_set
+from pipeline.recipe.fit import check_against_set
+from pipeline.recipe.schema import Recipe, RecipeError
 from pipeline.run.checkpoint import CheckpointError
 from pipeline.shards.manifest import ShardError
 

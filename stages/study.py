@@ -56,7 +56,8 @@ from pipeline.evaluation.scoring.estimates import accuracy_draws
 from pipeline.evaluation.study import Run, Study, StudyError, differences, load_study, runs_of
 from pipeline.files import locked, named
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe.schema import Recipe, check_against_set
+from pipeline.recipe.fit import check_against_set
+from pipeline.recipe.schema import Recipe
 from pipeline.run.checkpoint import has_reached
 from pipeline.run.folder import RunFolder
 from pipeline.run.metrics_log import read_metrics

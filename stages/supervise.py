@@ -6,8 +6,9 @@
 
 The arguments after `--` go to stages/train.py. Before each start every host of the hostfile is probed: one that does
 not answer is left out, one that is back takes part again. The number of ranks is the largest that the recipe's global
-batch can be split over. Training resumes from the newest whole checkpoint: bit for bit the same run on as many ranks
-and threads as before; on others each step is the same to rounding (docs/resume.md).
+batch can be split over; if too few answer for any, it waits for them. Training resumes from the newest whole
+checkpoint: bit for bit the same run on as many ranks and threads as before; on others each step is the same to rounding
+(docs/resume.md).
 
 Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP are passed on to the ranks of every host: they finish the step, save and end. A
 second signal ends everything at once.
@@ -149,8 +150,9 @@ def supervise(launcher: Launcher, hosts: dict[str, int], start: Start, args: arg
             say("given up: refused, for the reason above; starting again would end the same way")
             return EXIT_REFUSED
         step = last_step(start.run)
-        wait = restarts.unsaved() if code == EXIT_UNSAVED else restarts.failed_at(step)
-        say(f"failed with code {code} after step {step}; starting again in {wait:g} s")
+        wait = restarts.in_vain() if code in (None, EXIT_UNSAVED) else restarts.failed_at(step)
+        ended = f"failed with code {code} after step {step}; starting" if ranks else "waiting for hosts; trying"
+        say(f"{ended} again in {wait:g} s")
         launcher.sleep(wait)
     say("asked to stop")
     return EXIT_STOPPED
@@ -190,7 +192,7 @@ def why_not(start: Start, ranks: int) -> str:
 
 
 def ranks_of(launcher: Launcher, hosts: dict[str, int], start: Start, min_ranks: int) -> dict[str, int]:
-    """Ranks for each host that answers: the most that the recipe can be split over; empty if none fits."""
+    """Ranks for each host that answers: the most that the recipe can be split over; empty if none fits yet."""
 
     def fits(ranks: int) -> bool:
         try:

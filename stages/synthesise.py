@@ -39,9 +39,9 @@ from cluster.stop import exit_with, faults_in_one_line
 from pipeline.evaluation.protocols.drawn import folder_rows, lfw_like
 from pipeline.evaluation.protocols.pairs_file import write_rows
 from pipeline.rendering import Model, Variation
-from pipeline.rendering.card import CARD, write_card
-from pipeline.rendering.folder import TABLE, make_people
-from pipeline.rendering.source import RenderedSource, refuse_others
+from pipeline.rendering.sets.card import CARD, write_card
+from pipeline.rendering.sets.folder import TABLE, make_people
+from pipeline.rendering.sets.source import RenderedSource, refuse_others
 from pipeline.shards.alignment.similarity import SHIFTS
 from pipeline.shards.index import sound_index
 from pipeline.shards.manifest import FILE_NAME as MANIFEST

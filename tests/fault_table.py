@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from tests.machine import machine
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "runs" / "faults"
@@ -18,7 +21,8 @@ has done. For a failed start on two hosts it begins when a host reaches the rend
 `timeout_seconds` bounds it. In brackets is the rest of the command's time: before, ssh, DeepSpeed's launcher and
 imports; after, processes that end and the launcher, which polls once a second. For a stop it is the time until every
 process had ended.
-Written by `python -m tests.fault_table` from what the tests recorded in `runs/faults/`.
+Written by `python -m tests.fault_table` from what the tests recorded in `runs/faults/`, one after another:
+{measured}.
 
 | fault | what was done | steps lost | seconds until reported | seconds until the next step | outcome |
 | --- | --- | --- | --- | --- | --- |
@@ -27,11 +31,10 @@ Written by `python -m tests.fault_table` from what the tests recorded in `runs/f
 RESTARTS = """
 ## A restart by part
 
-From the fault to the first step after it, on two cores that other work loaded to 5 to 8, with `--wait-seconds` 0.5. The
-ranks that are left end, by their watchdog, or are killed after `--end-seconds` (3 here; the default is 2); the
-supervisor waits and takes the hosts that are there; then rank 0's own parts. Imports are done by the host's agent
-beforehand. After the loss of rank 0's host the meeting has 2.5 s in which an earlier holder of the run's folder would
-notice that it was taken over.
+From the fault to the first step after it, with `--wait-seconds` 0.5. The ranks that are left end, by their watchdog,
+or are killed after `--end-seconds` (2, the default); the supervisor waits and takes the hosts that are there; then
+rank 0's own parts. Imports are done by the host's agent beforehand. After the loss of rank 0's host the meeting has
+2.5 s in which an earlier holder of the run's folder would notice that it was taken over.
 
 | fault | seconds by part |
 | --- | --- |
@@ -56,12 +59,15 @@ def record(row: Row) -> None:
     """Write a row for the table. One file a fault: tests may run side by side."""
     RECORDS.mkdir(parents=True, exist_ok=True)
     name = "".join(letter if letter.isalnum() else "-" for letter in row.fault.lower())
-    (RECORDS / f"{name}.json").write_text(json.dumps(asdict(row)))
+    measured = f"{time.strftime('%Y-%m-%d')}, {machine()}"
+    (RECORDS / f"{name}.json").write_text(json.dumps({"measured": measured, "row": asdict(row)}))
 
 
 def main() -> None:
     """Write docs/faults.md from the records."""
-    rows = [Row(**json.loads(path.read_text())) for path in sorted(RECORDS.glob("*.json"))]
+    records = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
+    rows = [Row(**one["row"]) for one in records]
+    measured = "; ".join(sorted({one["measured"] for one in records}))
     lines = []
     for row in rows:
         lost = "–" if row.steps_lost is None else str(row.steps_lost)
@@ -77,7 +83,8 @@ def main() -> None:
         if row.parts
     ]
     (ROOT / "docs").mkdir(exist_ok=True)
-    (ROOT / "docs" / "faults.md").write_text(HEAD + "".join(lines) + RESTARTS + "".join(restarts))
+    table = HEAD.format(measured=measured) + "".join(lines) + RESTARTS + "".join(restarts)
+    (ROOT / "docs" / "faults.md").write_text(table)
 
 
 if __name__ == "__main__":

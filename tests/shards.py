@@ -76,6 +76,7 @@ def rejected(folder: Path) -> dict[str, str]:
     """What a set's `rejected.tsv` says."""
     header, *lines = (folder / "rejected.tsv").read_text().splitlines()
     assert header == "path\treason"
+    assert lines == sorted(lines)
     return dict(line.split("\t") for line in lines)
 
 

@@ -14,7 +14,8 @@ from pipeline.backbones.batch_norm import batch_norms
 from pipeline.backbones.size import activation_bytes, count_macs
 from pipeline.planning.job import FP32, Job, Network
 from pipeline.planning.utilisation import Floors, floors
-from pipeline.recipe.schema import Recipe, RecipeError, backbone_faults
+from pipeline.recipe.fit import backbone_faults
+from pipeline.recipe.schema import Recipe, RecipeError
 
 
 def job_of(recipe: Recipe, num_classes: int, num_ranks: int, device: str = "cuda") -> Job:

@@ -189,7 +189,7 @@ class Cutout(Augmentation):
         sides = np.rint(between(self.side, drawn[:, :1]) * size)
         start = np.rint(drawn[:, 1:] * size - sides / 2)
         first, last = np.maximum(start, 0), np.minimum(start + sides, size)
-        return np.concatenate([first, np.maximum(last - first, 0)], axis=1)
+        return np.concatenate([first, last - first], axis=1)
 
     def apply(self, fn: Any, pixels: Any, parameters: Any) -> Any:
         """Erase it."""

@@ -9,14 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.rendering import sensor
-from pipeline.rendering.background import drawn_background
-from pipeline.rendering.blending import mean_of, turned
-from pipeline.rendering.camera import View, landmarks_of, rotation, view_of
-from pipeline.rendering.draws import Draws
-from pipeline.rendering.expression import expressed
-from pipeline.rendering.lighting import PLAIN, Lighting, drawn_lighting
-from pipeline.rendering.materials import (
+from pipeline.rendering.exact.blending import mean_of, turned
+from pipeline.rendering.exact.draws import Draws
+from pipeline.rendering.people.model import Model, Vectors
+from pipeline.rendering.people.person import Person
+from pipeline.rendering.pixels import sensor
+from pipeline.rendering.pixels.drawing import Drawn, drawn_scene, enlarged, shows
+from pipeline.rendering.pixels.shading import shade
+from pipeline.rendering.pixels.shadows import dark_corners, shadow_map
+from pipeline.rendering.scene.background import drawn_background
+from pipeline.rendering.scene.camera import View, landmarks_of, rotation, view_of
+from pipeline.rendering.scene.expression import expressed
+from pipeline.rendering.scene.lighting import PLAIN, Lighting, drawn_lighting
+from pipeline.rendering.scene.materials import (
     CAP,
     CLOTH,
     FRAME,
@@ -33,12 +38,7 @@ from pipeline.rendering.materials import (
     WOVEN,
     surfaces,
 )
-from pipeline.rendering.model import Model, Vectors
-from pipeline.rendering.outfit import Outfit, drawn_outfit, dressed
-from pipeline.rendering.person import Person
-from pipeline.rendering.scene import Drawn, drawn_scene
-from pipeline.rendering.shading import shade
-from pipeline.rendering.shadows import dark_corners, shadow_map
+from pipeline.rendering.scene.outfit import Outfit, drawn_outfit, dressed
 from pipeline.rendering.variation import Variation
 from pipeline.shards.alignment.similarity import Points
 
@@ -89,7 +89,7 @@ def photo(
     behind, background = np.full((*size, 3), 0.25, np.float32), "grey"
     if variation.background:
         behind, background = drawn_background(Draws("background", *key), *size)
-    canvas = behind.repeat(_FINE, 0).repeat(_FINE, 1)
+    canvas = enlarged(behind, _FINE)
     _shade(canvas, model, who, outfit, drawn, view, lighting, _eyes(model, who, drawn, view, variation, key))
     pixels, taken = _taken(canvas, drawn, variation, key)
     scene: dict[str, str | float] = {"expression": expression, "light": lighting.kind, "background": background}
@@ -150,11 +150,10 @@ def _shade(
     axes = lighting.axes
     # Locks cast none: a few single ones would draw stripes on the forehead.
     casts = (drawn.material != LASHES) & (drawn.material != LENS) & (drawn.material != HAIR)
-    shadow = shadow_map(drawn.points, drawn.faces, np.flatnonzero(casts), axes)
+    shadow, bounds = shadow_map(drawn.points, drawn.faces, np.flatnonzero(casts), axes)
     step = float(np.sqrt(view.matrix[0, 0] * view.matrix[0, 0] + view.matrix[1, 0] * view.matrix[1, 0]))
     corners = dark_corners(drawn.near_at, view.distance, step, _FINE)
-    attributes = np.zeros((len(drawn.points), 9), np.float32)
-    attributes[:, :3], attributes[:, 3:6], attributes[:, 6:8] = drawn.points, drawn.normals, drawn.places
+    attributes = drawn.attributes
     attributes[: len(model.rest), 8] = model.chart.inside
     for face_at, weight_at in drawn.layers:
         shade(
@@ -170,6 +169,7 @@ def _shade(
             opacity,
             corners,
             shadow,
+            bounds,
             axes,
             lighting.lights,
             lighting.sky,
@@ -188,8 +188,7 @@ def _taken(
     draws, focus, compression = (Draws(purpose, *key) for purpose in ("sensor", "resolution", "jpeg"))
     settings = sensor.drawn_sensor(draws) if variation.camera else sensor.PLAIN
     picture = sensor.averaged(canvas, _FINE)
-    face_at = drawn.layers[0][0][::_FINE, ::_FINE]
-    bright = sensor.brightness(picture, (face_at >= 0) & (drawn.material[np.maximum(face_at, 0)] == SKIN))
+    bright = sensor.brightness(picture, shows(drawn.layers[0][0], drawn.material, SKIN, _FINE))
     picture, focused = sensor.focused(picture, variation.resolution, focus)
     pixels = sensor.developed(
         picture,

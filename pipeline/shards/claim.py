@@ -37,7 +37,7 @@ def claim_folder(plan: Plan) -> Manifest | None:
         ShardError: the folder holds something else, (part of) the shards of another plan, or of a source that changed.
     """
     try:
-        return _finished(plan) or _claim(plan)
+        return _claim(plan)
     except NotWrittenError:
         # Another process may have finished the set, and removed the folder with the lock.
         if manifest := _finished(plan):
@@ -57,10 +57,10 @@ def _finished(plan: Plan) -> Manifest | None:
 
 
 def _claim(plan: Plan) -> Manifest | None:
-    """Say in the folder which plan is being written there, unless another process has finished it by now."""
+    """The manifest if the shards are complete; if not, say in the folder which plan is being written there."""
     folder, progress = plan.folder, plan.folder / PROGRESS
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not progress.is_dir())):
-        if manifest := _finished(plan):  # another process may have finished it, and removed its records, just now
+        if manifest := _finished(plan):  # looked for after its records, which another process removes last
             return manifest
         raise ShardError(f"{folder}: is not empty and holds no shards, wanted a new or an empty folder")
     make_folder(progress)

@@ -27,7 +27,8 @@ from pipeline.reading.dali import Decoder
 from pipeline.reading.order import Order
 from pipeline.reading.reader import Reader
 from pipeline.reading.tars import ShardSet
-from pipeline.recipe.schema import Recipe, backbone_faults, check_against_set
+from pipeline.recipe.fit import backbone_faults, check_against_set
+from pipeline.recipe.schema import Recipe
 from pipeline.run.changes import with_streams
 from pipeline.run.folder import RunFolder
 from pipeline.run.whole import newest_whole

@@ -10,7 +10,8 @@ from cluster.versions import code_digest, versions
 from pipeline.evaluation.sets import VerificationSet, is_finished, sets_of
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.file import load_recipe
-from pipeline.recipe.schema import Init, Recipe, RecipeError, check_against_set
+from pipeline.recipe.fit import check_against_set
+from pipeline.recipe.schema import Init, Recipe, RecipeError
 from pipeline.run.changes import changes, changes_since, fixed_keys, flat, with_streams
 from pipeline.run.checkpoint import CheckpointError, Meta, complete_steps, read_meta
 from pipeline.run.folder import RunFolder

@@ -1,18 +1,19 @@
 """One rank of `test_exchange.py`, on its own host: steps of the backbone with each way to exchange, taking turns.
 
-`python -m tests.benchmarks.exchange_rank ADDRESS RANK RANKS`; rank 0 prints, as JSON, seconds by way, the rates of the
-ring, and what the planner makes of these and of the time of computing alone.
+`python -m tests.benchmarks.exchange_rank ADDRESS RANK RANKS`; rank 0 prints, as JSON, for each form of computing the
+seconds by way, what the planner makes of computing and sending alone, and what hiding all that can be hidden would
+take; and the rates of the ring.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -21,6 +22,8 @@ from unittest import mock
 import deepspeed
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cluster.collective_rates import RingRates, ring_rates
 from cluster.exchange import GradientExchange, in_buckets
@@ -33,11 +36,17 @@ from pipeline.planning.timing import exchange_seconds
 from pipeline.recipe.schema import Data, Recipe
 from pipeline.training import engine as engine_file
 from pipeline.training.engine import Engine
+from tests.benchmarks.waiting import Layer, Waiting, at_best, measured
 
-IMAGES, ROUNDS, RATE = 8, 3, 0.01
+IMAGES, ROUNDS, RATE = 8, 5, 0.01
 SIZE = (112, 96)
 BACKBONE = SphereFaceBackbone(name="sphereface20", embedding_dim=512)
+OPTIMIZER = SGD(steps=10**6, learning_rate=RATE)
 
+# Here the ranks' products, and gloo's sums and copies, take the same processors. On a GPU products leave them free.
+ON_CPU, ELSEWHERE = "computing on the CPU", "computing elsewhere: each layer waits for as long as it took"
+
+Build: TypeAlias = Callable[[], nn.Module]
 Step: TypeAlias = Callable[[], None]
 
 
@@ -60,17 +69,19 @@ def never(parameters: Any, group: Any, dtype: torch.dtype, _: Callable[[], bool]
     return GradientExchange(parameters, group, dtype, lambda: False)
 
 
-def ours(way: Callable[..., GradientExchange], exchange: Literal["float32", "bfloat16"], ranks: int) -> Step:
+def ours(
+    build: Build, way: Callable[..., GradientExchange], exchange: Literal["float32", "bfloat16"], ranks: int
+) -> Step:
     """A step of a new engine of ours."""
     recipe = Recipe(
         data=Data(shards=Path("none"), global_batch=IMAGES * ranks),
         backbone=BACKBONE,
-        optimizer=SGD(steps=10**6, learning_rate=RATE),
+        optimizer=OPTIMIZER,
         exchange=exchange,
     )
     torch.manual_seed(0)
     with mock.patch.object(engine_file, "GradientExchange", way):
-        engine = Engine(recipe.backbone.build(SIZE), recipe, dist.group.WORLD)
+        engine = Engine(build(), recipe, dist.group.WORLD)
     images = torch.randn(IMAGES, 3, *SIZE)
 
     def step() -> None:
@@ -81,11 +92,17 @@ def ours(way: Callable[..., GradientExchange], exchange: Literal["float32", "bfl
     return step
 
 
-def deepspeeds(ranks: int) -> Step:
+def optimizer_of(backbone: nn.Module) -> torch.optim.Optimizer:
+    """As our engine makes it."""
+    group = {"params": list(backbone.parameters()), "weight_decay": OPTIMIZER.weight_decay}
+    return OPTIMIZER.for_backbone([group])
+
+
+def deepspeeds(build: Build, ranks: int) -> Step:
     """A step of DeepSpeed's engine as it comes, ZeRO 0."""
     torch.manual_seed(0)
-    backbone = BACKBONE.build(SIZE)
-    sgd = torch.optim.SGD(backbone.parameters(), lr=RATE, momentum=0.9)
+    backbone = build()
+    sgd = optimizer_of(backbone)
     config = {"train_batch_size": IMAGES * ranks, "train_micro_batch_size_per_gpu": IMAGES, "steps_per_print": 2**62}
     engine, *_ = deepspeed.initialize(model=backbone, optimizer=sgd, config=config)
     images = torch.randn(IMAGES, 3, *SIZE)
@@ -97,20 +114,40 @@ def deepspeeds(ranks: int) -> Step:
     return step
 
 
+def torchs(build: Build) -> Step:
+    """A step of torch's DistributedDataParallel as it comes."""
+    torch.manual_seed(0)
+    backbone = DistributedDataParallel(build())
+    sgd = optimizer_of(backbone)
+    images = torch.randn(IMAGES, 3, *SIZE)
+
+    def step() -> None:
+        (backbone(images) * 1e-3).sum().backward()
+        sgd.step()
+        sgd.zero_grad()
+
+    return step
+
+
 def sending(exchange: str) -> Step:
-    """Only the buckets on the wire, one after another."""
-    with torch.device("meta"):
-        network = BACKBONE.build(SIZE)
+    """Only the buckets on the wire, all of them there at once."""
+    network = shapes()
     dtype = getattr(torch, exchange)
     buckets = [
         torch.zeros(sum(p.numel() for p in bucket), dtype=dtype) for bucket in in_buckets(list(network.parameters()))
     ]
 
     def send() -> None:
-        for bucket in buckets:
-            dist.all_reduce(bucket)
+        for work in [dist.all_reduce(bucket, async_op=True) for bucket in buckets]:
+            work.wait()
 
     return send
+
+
+def shapes() -> nn.Module:
+    """The network without its numbers."""
+    with torch.device("meta"):
+        return BACKBONE.build(SIZE)
 
 
 def planned(ranks: int, ring: RingRates, computing: float) -> dict[str, float]:
@@ -145,23 +182,18 @@ def planned(ranks: int, ring: RingRates, computing: float) -> dict[str, float]:
     return found
 
 
-def main() -> None:
-    """Measure, and print on rank 0."""
-    address, rank, ranks = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK="0")
-    torch.set_num_threads(1)
-    store = dist.TCPStore(address, 29500, ranks, rank == 0, timedelta(seconds=120))
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=120))
+def of_form(build: Build, ranks: int) -> dict[str, float]:
+    """The least seconds of a step by way, all of which take turns: other work on the machine only adds to them."""
     ways = {
-        "computing alone": ours(never, "float32", ranks),
+        "computing alone": ours(build, never, "float32", ranks),
         "sending alone": sending("float32"),
         "sending alone, bfloat16": sending("bfloat16"),
-        "DeepSpeed's, after the backward pass": deepspeeds(ranks),
-        "ours, after the backward pass": ours(Afterwards, "float32", ranks),
-        "ours, under it": ours(GradientExchange, "float32", ranks),
-        "ours, under it, bfloat16": ours(GradientExchange, "bfloat16", ranks),
+        "DeepSpeed's, after the backward pass": deepspeeds(build, ranks),
+        "torch's DistributedDataParallel, under it": torchs(build),
+        "ours, after the backward pass": ours(build, Afterwards, "float32", ranks),
+        "ours, under it": ours(build, GradientExchange, "float32", ranks),
+        "ours, under it, bfloat16": ours(build, GradientExchange, "bfloat16", ranks),
     }
-    ring = ring_rates(torch.device("cpu"))
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(ROUNDS + 1):
         for way, run in ways.items():
@@ -171,10 +203,46 @@ def main() -> None:
             dist.barrier()
             if turn:
                 seconds[way].append(time.perf_counter() - started)
+    return {way: min(times) for way, times in seconds.items()}
+
+
+def layers_of_rank_0(rank: int) -> list[Layer]:
+    """What rank 0 measures of the network while the other ranks wait, on every rank."""
+    layers: list[Any] = [None]
     if rank == 0:
-        medians = {way: statistics.median(times) for way, times in seconds.items()}
-        plan = planned(ranks, ring, medians["computing alone"])
-        print(json.dumps({"seconds": medians, "ring": asdict(ring), "planned": plan}))
+        layers = [measured(BACKBONE.build(SIZE), torch.randn(IMAGES, 3, *SIZE), ROUNDS)]
+    dist.broadcast_object_list(layers)
+    return list(layers[0])
+
+
+def main() -> None:
+    """Measure, and print on rank 0."""
+    address, rank, ranks = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK="0")
+    torch.set_num_threads(1)
+    store = dist.TCPStore(address, 29500, ranks, rank == 0, timedelta(seconds=120))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=120))
+    layers = layers_of_rank_0(rank)
+    ring = ring_rates(torch.device("cpu"))
+    forms: dict[str, tuple[Build, RingRates]] = {
+        ON_CPU: (lambda: BACKBONE.build(SIZE), ring),
+        ELSEWHERE: (
+            lambda: Waiting(BACKBONE.build(SIZE), layers, BACKBONE.embedding_dim),
+            replace(ring, bytes_per_work_second=None),
+        ),
+    }
+    found = {}
+    for form, (build, rates) in forms.items():
+        seconds = of_form(build, ranks)
+        computing = seconds["computing alone"]
+        best = {
+            f"ours, under it{exchange}": at_best(shapes(), layers, computing, seconds[f"sending alone{exchange}"])
+            for exchange in ("", ", bfloat16")
+        }
+        found[form] = {"seconds": seconds, "planned": planned(ranks, rates, computing), "at_best": best}
+        gc.collect()  # the engines, before the next are made
+    if rank == 0:
+        print(json.dumps({"forms": found, "ring": asdict(ring)}))
     dist.destroy_process_group()
 
 

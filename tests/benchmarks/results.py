@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from tests.machine import processor
 
 FOLDER = Path(__file__).parents[2] / "runs" / "bench"
 
@@ -35,7 +36,7 @@ def write(name: str, result: dict[str, Any]) -> None:
     """Print `result` and write it, with the machine and the date, to runs/bench/`name`.json."""
     machine = {
         "date": time.strftime("%Y-%m-%d"),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
@@ -44,10 +45,3 @@ def write(name: str, result: dict[str, Any]) -> None:
     text = json.dumps({"machine": machine, **result}, indent=2)
     (FOLDER / f"{name}.json").write_text(text + "\n")
     print(f"\n{name} {text}")
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()

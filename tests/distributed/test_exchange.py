@@ -112,6 +112,34 @@ def test_when_it_is_sent_changes_no_bit_and_bfloat16_rounds(dtype: torch.dtype) 
         assert ((gradient.double() - owns.mean(0)).abs() <= bound + 1e-5 * owns.abs().sum(0) + 1e-6).all()
 
 
+def in_two_steps(rank: int, _: int) -> list[dict[str, torch.Tensor]]:
+    """The gradients after each of two steps, of which the second leaves a layer out on every rank."""
+    network = Network()
+    averaging = GradientExchange(list(network.parameters()), dist.group.WORLD, torch.float32, lambda: True)
+    found = []
+    for number, (images, _) in enumerate(micro_batches(rank)):
+        network(images, UNUSED if number else None).square().sum().backward()
+        averaging.finish()
+        found.append({name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None})
+        network.zero_grad()
+    return found
+
+
+def test_a_step_has_nothing_of_the_step_before() -> None:
+    for number, gradients in enumerate(run_ranks(in_two_steps, 2)[0]):
+        means = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in Network().named_parameters()}
+        for rank in range(2):
+            network = Network().double()
+            images, _ = list(micro_batches(rank))[number]
+            network(images.double(), UNUSED if number else None).square().sum().backward()
+            for name, p in network.named_parameters():
+                if p.grad is not None:
+                    means[name] += p.grad / 2
+        assert gradients.keys() == means.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient.double(), means[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
 def test_buckets_hold_every_parameter_from_the_last_to_the_first_and_get_smaller() -> None:
     parameters = [nn.Parameter(torch.empty(size << 18, device="meta")) for size in (1, 0, 2, 8, 30, 60, 3, 90)]  # MiB
     buckets = in_buckets(parameters)

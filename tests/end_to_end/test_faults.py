@@ -135,7 +135,9 @@ def check_account(run: Path, wall: float, waited: float) -> None:
     lost = account["lost"]
     assert account["trained"] + sum(lost.values()) == pytest.approx(wall, rel=0.01)
     assert lost["restart"] + lost["lost_work"] > 0.8 * waited
-    assert min(account["trained"], lost["start"], lost["save_stall"], lost["data_wait"], lost["straggler"]) > 0
+    # of the straggler nothing, if rank 0, whose account it is, was the slower one in each of the few steps
+    assert min(account["trained"], lost["start"], lost["save_stall"], lost["data_wait"]) > 0
+    assert lost["straggler"] >= 0
 
 
 def wait_for_another_save(supervised: Supervised) -> None:

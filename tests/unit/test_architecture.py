@@ -20,16 +20,19 @@ FORBIDDEN = {
 # The only modules of a forbidden room that a room may import: arguments that several commands share.
 EXCEPTION = {"stages": ("stages.arguments", "stages.shard_arguments")}
 
-# The folders and modules of pipeline/, the lowest first: each imports only what is on a line above its own.
-LAYERS = (
-    ("files", "hashing", "section"),
-    ("shards", "optim", "backbones", "sinks"),
-    ("reading", "head", "rendering"),
-    ("recipe",),
-    ("run", "planning"),
-    ("evaluation",),
-    ("training", "export"),
-)
+# Folder -> its folders and modules, the lowest first: each imports only what is on a line above its own.
+LAYERS = {
+    "pipeline": (
+        ("files", "hashing", "section"),
+        ("shards", "optim", "backbones", "sinks"),
+        ("reading", "head", "rendering"),
+        ("recipe",),
+        ("run", "planning"),
+        ("evaluation",),
+        ("training", "export"),
+    ),
+    "pipeline/rendering": (("exact", "variation"), ("people",), ("scene",), ("pixels",), ("photo",), ("sets",)),
+}
 
 # Dependency -> the only places that may import it.
 HOMES = {
@@ -46,7 +49,7 @@ HOMES = {
     "mlflow": ("pipeline/sinks/mlflow.py",),
     "jinja2": ("pipeline/evaluation/reports/pages.py", "pipeline/shards/page.py"),
     "matplotlib": ("pipeline/evaluation/reports/plots.py",),
-    "numba": ("pipeline/rendering/compiling.py",),
+    "numba": ("pipeline/rendering/exact/compiling.py",),
     "mtcnnruntime": ("pipeline/shards/alignment/detector.py",),
     "onnxruntime": (
         "pipeline/shards/alignment/detector.py",
@@ -114,23 +117,32 @@ def test_the_rule_sees_a_violation(tmp_path: Path) -> None:
     assert any(within(name, "nvidia") for name in found)
 
 
-def layer_of(name: str) -> int:
-    """The layer of a folder or module of pipeline/, by its name."""
-    found = [number for number, names in enumerate(LAYERS) if name in names]
-    assert found, f"pipeline/{name}: got no layer, wanted it in LAYERS"
+def layer_of(folder: str, name: str) -> int:
+    """The layer of what a folder of `LAYERS` holds, by its name."""
+    found = [number for number, names in enumerate(LAYERS[folder]) if name in names]
+    assert found, f"{folder}/{name}: got no layer, wanted it in LAYERS"
     return found[0]
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if relative(path).startswith("pipeline/")], ids=relative)
-def test_the_folders_of_the_pipeline_import_only_from_lower_layers(path: Path) -> None:
-    own = path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")
+def inside(folder: str) -> list[Path]:
+    return [path for path in SOURCES if relative(path).startswith(f"{folder}/")]
+
+
+@pytest.mark.parametrize(
+    ("folder", "path"),
+    [pytest.param(folder, path, id=f"{folder}: {relative(path)}") for folder in LAYERS for path in inside(folder)],
+)
+def test_folders_import_only_from_lower_layers(folder: str, path: Path) -> None:
+    own = path.relative_to(ROOT / folder).parts[0].removesuffix(".py")
     if own == "__init__":
         return
+    package = folder.replace("/", ".")
     for name in imported_modules(path):
-        room, _, rest = name.partition(".")
-        other = rest.partition(".")[0]
-        if room == "pipeline" and other not in ("", own):
-            assert layer_of(other) < layer_of(own), f"pipeline/{own} imports {name}, whose layer is not below its own"
+        other = name.removeprefix(f"{package}.").partition(".")[0]
+        if within(name, package) and name != package and other != own:
+            assert layer_of(folder, other) < layer_of(folder, own), (
+                f"{folder}/{own} imports {name}, whose layer is not below its own"
+            )
 
 
 # Private names that tests may use: of named tuples and of torch's storages, which have no public one.

@@ -12,7 +12,8 @@ from torch import nn
 from pipeline.backbones.frozen import freeze
 from pipeline.backbones.iresnet import IResNetBackbone
 from pipeline.optim.sgd import SGD
-from pipeline.recipe.schema import Data, Recipe, RecipeError, check_against_set
+from pipeline.recipe.fit import check_against_set
+from pipeline.recipe.schema import Data, Recipe, RecipeError
 
 STAYS = ("conv1", "bn1", "prelu", "layer1", "layer2.0")
 

@@ -66,6 +66,8 @@ def test_an_image_without_features_costs_its_pairs_and_a_rate_that_they_alone_re
     assert found.summary.verification.impostors == 36
     assert [tar.far for tar in found.summary.verification.tar] == [0.1]
     assert found.compared != whole.compared
+    summary = whole.summary.model_copy(update={"settings": settings.model_copy(update={"without_sha256": "some"})})
+    assert replace(whole, summary=summary).compared != whole.compared
 
 
 def test_a_pair_is_as_good_as_its_worse_image() -> None:

@@ -67,6 +67,17 @@ def test_a_run_is_the_base_recipe_with_the_changes_of_study_arm_seed_and_command
     assert load_recipe(tmp_path / "recipes" / "base.yaml", list(run.changes)) == expected
 
 
+def test_an_arm_has_its_way_over_the_study_and_its_seed_over_both(tmp_path: Path) -> None:
+    study = tree()
+    study["set"] += ["seed=5"]
+    study["arms"] = {"m4": {"set": ["optimizer.steps=35", "seed=6"]}}
+    study["tables"] = [{"title": "a", "columns": {"m": "m4"}}]
+    file = written(tmp_path, study)
+    runs = runs_of(load_study(file), file, tmp_path / "da: ta")
+    assert [(run.recipe.optimizer.steps, run.recipe.seed) for run in runs] == [(35, 1), (35, 2)]
+    assert runs[0].recipe.data.shards == tmp_path / "da: ta" / "casia"
+
+
 def test_a_network_from_elsewhere_is_given_as_the_evaluation_takes_it(tmp_path: Path) -> None:
     networks = {
         "r50": {"weights": "r50.pth", "network": "iresnet50"},
@@ -88,6 +99,8 @@ def test_a_network_from_elsewhere_is_given_as_the_evaluation_takes_it(tmp_path: 
     [
         ({"seeds": [1, 1]}, r"seeds: got \[1, 1\], wanted different seeds"),
         ({"seeds": []}, "seeds"),
+        ({"arms": {"m4": {"seeds": [3, 3]}}}, r"arms\.m4\.seeds: got \[3, 3\], wanted different seeds, at least one"),
+        ({"arms": {"m4": {"seeds": []}}}, r"arms\.m4\.seeds: got \[\], wanted different seeds, at least one"),
         ({"arms": {"a/b": {}}}, "a/b"),
         ({"arm": {}}, "arm: unknown key"),
         ({"networks": {"r50": {}}}, "networks: got no file, wanted one of onnx, weights, embeddings"),
@@ -103,6 +116,11 @@ def test_a_network_from_elsewhere_is_given_as_the_evaluation_takes_it(tmp_path: 
             {"tables": [{"title": "a", "columns": {"x": "m4"}, "published": {"LFW": [1, 2]}}]},
             "got 2 numbers for 'LFW', wanted 1",
         ),
+        (
+            {"tables": [{"title": "a", "columns": {"x": "m4"}, "published": {"CFP": [1]}}]},
+            "got 1 numbers for 'CFP', wanted 1 for one of LFW",
+        ),
+        ({"tables": [{"columns": {"x": "m4"}}]}, r"tables\.0\.title: missing"),
     ],
 )
 def test_a_study_that_makes_no_sense_is_refused_by_name(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -164,9 +182,23 @@ def test_only_what_decides_numbers_makes_a_begun_run_another(tmp_path: Path) -> 
     saved = tmp_path / "recipe.yaml"
     saved.write_text(load_recipe(base).to_yaml())
     same = ["log.every=3", "checkpoint.every=7", "data.shards=moved", "timeout_seconds=5", "data.prefetch=1"]
+    same += ["faults.limit=3", "data.decode_threads=1", "data.accept_shards=abcdefabcdef"]
     assert differences(saved, load_recipe(base, same)) == []
     other = load_recipe(base, ["head.margin.m=3", "seed=4", *same])
     assert differences(saved, other) == ["seed: 0 → 4", "head.margin.m: 4.0 → 3.0"]
+
+
+def test_a_run_of_an_earlier_version_is_compared_in_the_keys_that_it_had(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(RECIPE)
+    recipe = load_recipe(tmp_path / "base.yaml")
+    earlier = recipe.model_dump(mode="json")
+    del earlier["data"]["augment"], earlier["precision"]
+    earlier["data"]["mirror"] = True
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(earlier))
+    assert differences(tmp_path / "recipe.yaml", recipe) == []
+    earlier["data"]["mirror"] = False
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(earlier))
+    assert [key.split(":")[0] for key in differences(tmp_path / "recipe.yaml", recipe)] == ["data.augment"]
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)

@@ -49,6 +49,7 @@ def test_only_what_these_weights_reached_is_told(tmp_path: Path) -> None:
         settings = evaluation.summary.settings.model_copy(update={"weights_sha256": digest})
         summary = evaluation.summary.model_copy(update={"settings": settings})
         save(replace(evaluation, summary=summary), tmp_path / "evaluations" / name)
+    save(make_evaluation(80), tmp_path / "evaluations/later")
     (tmp_path / "evaluations/torn").mkdir()
     (tmp_path / "evaluations/torn/step-00000070.json").write_text("{")
     found: dict[str, Summary] = evaluated(tmp_path, trained)

@@ -1,6 +1,7 @@
 """Fewer bits: smaller files that are close to the first, and what they cost on pairs, as it is judged elsewhere."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,11 @@ from pipeline.evaluation.embedding.feeding import Given  # noqa: E402
 from pipeline.evaluation.embedding.onnx import load_onnx  # noqa: E402
 from pipeline.evaluation.embedding.source import How, image_files  # noqa: E402
 from pipeline.evaluation.protocols.drawn import folder_rows  # noqa: E402
-from pipeline.evaluation.protocols.pairs_file import write_rows  # noqa: E402
+from pipeline.evaluation.protocols.pairs_file import Row, write_rows  # noqa: E402
 from pipeline.evaluation.scoring.verification import cosine_scores, kfold_accuracy  # noqa: E402
 from pipeline.evaluation.sets import VerificationSet, read_set  # noqa: E402
 from pipeline.export.description import Form  # noqa: E402
+from pipeline.export.loss import inputs  # noqa: E402
 from pipeline.export.package import Lower, export  # noqa: E402
 from tests.unit.export.trained import make_trained  # noqa: E402
 
@@ -89,6 +91,27 @@ def test_the_loss_is_that_of_the_file_on_the_set(exported: Path, chosen: Verific
     assert json.loads(inside["precisions"])["backbone.int8.onnx"]["accuracy"] == accuracies["backbone.int8.onnx"]
     card = (exported / "MODEL_CARD.md").read_text()
     assert "| backbone.int8.onnx |" in card and "judged on mine" in card
+
+
+def test_ranges_are_those_of_the_images_that_decode(chosen: VerificationSet, tmp_path: Path) -> None:
+    shutil.copytree(chosen.images, tmp_path / "faces")
+    (tmp_path / "faces" / chosen.pairs.paths[1]).write_bytes(b"no image")
+    onnx_file = tmp_path / "backbone.onnx"
+    export(make_trained("sphereface4", SIZE), tmp_path, tmp_path / "casia", Form())
+    found = list(inputs(onnx_file.read_bytes(), image_files(tmp_path / "faces", chosen.pairs.paths[:3]), How(2)))
+    whole = list(inputs(onnx_file.read_bytes(), image_files(chosen.images, chosen.pairs.paths[:3]), How(1)))
+    assert torch.equal(torch.cat(found), torch.cat([whole[0], whole[2]]))
+
+
+def test_folders_of_frames_are_no_measure(chosen: VerificationSet, tmp_path: Path) -> None:
+    shutil.copytree(chosen.images, tmp_path / "faces")
+    shutil.copytree(chosen.images / "p0", tmp_path / "faces" / "p0" / "video")
+    rows = [Row("1", "p0/video", "p1/0.png", False), Row("1", "p2/0.png", "p2/1.png", True)]
+    write_rows([*rows, *(row._replace(fold="2") for row in rows)], tmp_path / "pairs.tsv")
+    measured = read_set("frames", tmp_path / "faces", tmp_path / "pairs.tsv")
+    lower = Lower(("fp16",), measured, image_files(chosen.images, chosen.pairs.paths[:2]), How(batch_size=8))
+    with pytest.raises(ValueError, match="faces: got folders of frames, wanted images"):
+        export(make_trained("sphereface4", SIZE), tmp_path / "out", tmp_path, Form(), lower)
 
 
 def test_an_image_without_features_is_named(chosen: VerificationSet, tmp_path: Path) -> None:

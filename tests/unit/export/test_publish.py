@@ -119,6 +119,7 @@ def test_it_goes_to_the_hub_privately(
     ("url", "message"),
     [
         ("hf://casia20", "publish: hf://casia20: got no repository, wanted hf://owner/name\n"),
+        ("hf://team/casia20/a", "publish: hf://team/casia20/a: got no repository, wanted hf://owner/name\n"),
         ("team/casia20", "publish: team/casia20: got no URL, wanted hf://owner/name, s3://"),
         ("nosuch://a/b", "publish: nosuch://a/b: "),
     ],

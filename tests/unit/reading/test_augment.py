@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline.reading.augment import Mirror
+from pipeline.reading.augment import Blur, Mirror
 from pipeline.reading.augmentation import AUGMENTATIONS, Augmentation, Parameters, Size, Uniform, parameters_of
 from pipeline.reading.dali import Decoder, EncodedBatch
 from pipeline.reading.order import Order
@@ -142,16 +144,40 @@ def test_mirror_is_a_fair_hash_of_seed_epoch_and_sample() -> None:
         assert abs((other == flips).mean() - 0.5) < 0.02
 
 
-def test_mirror_equals_splitmix64_in_plain_integers() -> None:
-    def splitmix(state: int) -> int:
-        z = (state + 0x9E3779B97F4A7C15) % 2**64
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
-        return z ^ (z >> 31)
+def splitmix(state: int) -> int:
+    z = (state + 0x9E3779B97F4A7C15) % 2**64
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+    return z ^ (z >> 31)
 
-    for seed, epoch, sample in [(0, 0, 0), (3, 5, 123_456_789), (2**40, 9, 2**33)]:
-        want = splitmix((splitmix((splitmix(seed) + epoch) % 2**64) + sample) % 2**64) >> 63
-        assert flips_of(seed, epoch, np.array([sample]))[0] == bool(want)
+
+def hashed(seed: int, epoch: int, counter: int) -> int:
+    """In plain integers."""
+    return splitmix((splitmix((splitmix(seed) + epoch) % 2**64) + counter) % 2**64)
+
+
+RUNS = [(0, 0, 0), (3, 5, 123_456_789), (2**40, 9, 2**33)]
+
+
+def test_mirror_equals_splitmix64_in_plain_integers() -> None:
+    for seed, epoch, sample in RUNS:
+        assert flips_of(seed, epoch, np.array([sample]))[0] == bool(hashed(seed, epoch, sample) >> 63)
+
+
+def test_what_is_drawn_is_named_by_augmentation_its_number_and_what_it_is_for() -> None:
+    """So a run that goes on with a later version draws as before."""
+    blurs = [Blur(name="blur", probability=0.5, sigma=(1, 2))] * 2
+
+    def drawn(stream: str, seed: int, epoch: int, sample: int) -> float:
+        start = int.from_bytes(hashlib.sha256(stream.encode()).digest()[:8], "little")
+        return (hashed(seed, epoch, (sample + start) % 2**64) >> 11) / 2**53
+
+    for run in RUNS:
+        found = parameters_of(blurs, *run[:2], np.array([run[2]]), SIZE)
+        for number in range(2):
+            (sigma,), (chosen,) = found[2 * number : 2 * number + 2]
+            assert sigma == pytest.approx(1 + drawn(f"blur {number} 0", *run), rel=1e-6)
+            assert chosen == (drawn(f"blur {number} chosen 0", *run) < 0.5)
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.1, 0.9, 1.0])
@@ -180,12 +206,14 @@ def test_parameters_have_the_types_that_operators_take() -> None:
     assert [rows.dtype for rows in parameters_of(AUGMENT, 0, 0, IDS[:3], SIZE)] == [np.int32, np.int32, np.float32]
 
 
-def test_parameters_without_a_row_for_each_sample_are_refused() -> None:
+@pytest.mark.parametrize("shape", [(2,), (3, 1, 2)])
+def test_parameters_without_a_row_for_each_sample_are_refused(shape: tuple[int, ...]) -> None:
     class Careless(Shift):
         def parameters(self, uniform: Uniform, size: Size) -> Parameters:
-            return uniform(2)[0]
+            return np.zeros(shape)
 
-    with pytest.raises(ValueError, match=r"data.augment: toy_shift: got parameters of shape \(2,\), wanted \(3,\) or"):
+    got = re.escape(f"data.augment: toy_shift: got parameters of shape {shape}, wanted (3,) or")
+    with pytest.raises(ValueError, match=got):
         parameters_of([Careless(name="toy_shift")], 0, 0, IDS[:3], SIZE)
 
 

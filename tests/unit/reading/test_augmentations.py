@@ -186,12 +186,56 @@ def test_a_window_of_the_image_is_left_and_all_else_is_black() -> None:
         assert np.array_equal(got, want)
 
 
+def test_whole_numbers_come_equally_often_with_both_ends() -> None:
+    numbers = named.whole_between(-2, 3, (np.arange(600) + 0.5) / 600)
+    assert np.unique(numbers, return_counts=True)[1].tolist() == [100] * 6
+    assert (numbers.min(), numbers.max()) == (-2, 3)
+
+
+def test_a_crop_moves_as_far_as_its_padding_each_way() -> None:
+    (rows,) = parameters_of([make("crop", padding=3)], 3, 1, np.arange(200), SIZE)
+    for moved in (rows[:, 0], rows[:, 1], rows[:, 2] - H, rows[:, 3] - W):
+        assert set(moved.tolist()) == set(range(-3, 4))
+
+
+@pytest.mark.parametrize(("area", "aspect", "free"), [(28 / W, 28 / H, 13), (W / H, 1.0, 8)])
+def test_a_window_as_tall_or_as_wide_as_the_image_fits(area: float, aspect: float, free: int) -> None:
+    window = named.Window(name="window", area=(area, area), aspect=(aspect, aspect))
+    (rows,) = parameters_of([window], 3, 1, np.arange(200), SIZE)
+    height, width = H - rows[:, 8] - rows[:, 10], W - rows[:, 13] - rows[:, 15]
+    assert ((height == H) | (width == W)).all()
+    assert rows[:, free].min() == 0 and rows[:, free].max() == max(W - width[0], H - height[0])  # not in the middle
+
+
 def test_the_window_that_fits_nowhere_is_the_largest_in_the_middle() -> None:
     tall = named.Window(name="window", area=(1.0, 1.0), aspect=(0.5, 0.5))
     (rows,) = parameters_of([tall], 3, 1, IDS, SIZE)
     assert (H - rows[:, 8] - rows[:, 10] == H).all()
     assert (W - rows[:, 13] - rows[:, 15] == H / 2).all()
     assert (rows[:, 13] == (W - H / 2) // 2).all()
+    wide = named.Window(name="window", area=(1.0, 1.0), aspect=(2.0, 2.0))
+    (rows,) = parameters_of([wide], 3, 1, IDS, SIZE)
+    assert (W - rows[:, 13] - rows[:, 15] == W).all()
+    assert (rows[:, 8] == (H - W / 2) // 2).all() and (rows[:, 10] == rows[:, 8]).all()
+
+
+def test_what_is_erased_has_its_centre_anywhere() -> None:
+    (rows,) = parameters_of([make("cutout", side=(0.4, 0.4))], 3, 1, np.arange(5000), SIZE)
+    for first, last, length in zip(rows.T[:2], rows.T[:2] + rows.T[2:], SIZE, strict=True):
+        for cut in (first == 0, last == length):  # a side that lies beyond the image, which is half of 0.4
+            assert abs(cut.mean() - 0.2) < 0.03
+
+
+def test_lower_resolution_has_whole_pixels_rounded_down() -> None:
+    (rows,) = parameters_of([make("low_resolution", scale=(0.498, 0.498))], 3, 1, IDS, SIZE)
+    assert (rows[:, :2] == (27, 23)).all()
+
+
+def test_without_antialias_each_pixel_is_looked_up_alone() -> None:
+    for got, face in zip(augmented(make("low_resolution", scale=(0.5, 0.5), antialias=False)), FACES, strict=True):
+        small = face.reshape(H // 2, 2, W // 2, 2, 3).mean(axis=(1, 3)).round().astype(np.uint8)
+        want = of_pillow(small, lambda image: image.resize((W, H), Image.Resampling.BILINEAR))
+        assert np.abs(got.astype(int) - want).max() <= 2
 
 
 def test_hue_turns_colours_and_keeps_luma() -> None:

@@ -12,7 +12,8 @@ from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.head.margins.arcface import ArcFace
 from pipeline.head.margins.softmax import Softmax
 from pipeline.recipe.file import describe_recipe, kind_of, load_recipe
-from pipeline.recipe.schema import RecipeError, check_against_set
+from pipeline.recipe.fit import check_against_set
+from pipeline.recipe.schema import RecipeError
 from pipeline.recipe.suggest import OTHER_NAMES
 
 ROOT = Path(__file__).parents[3]
@@ -62,6 +63,8 @@ FAULTS = {
     "head.phases=[{m: 2}]": "head.phases.0.start: missing; wanted a value",
     "head.phases=[{start: 5, sample_rate: 2}]": "head.phases.0.sample_rate: got 2, wanted less than or equal to 1",
     "head={ranks: 1, phases: [{start: 5, sample_rate: 0.5}]}": "head.sample_rate: got 0.5 with ranks 1, wanted 1",
+    "head.phases=[{start: 5, sample_rate: 0}]": "head.phases.0.sample_rate: got 0, wanted greater than 0",
+    "data.phases=[{start: 0, augment: []}]": "data.phases.0.start: got 0, wanted greater than or equal to 1",
     "data.phases=[{start: 5}]": "data.phases.0.augment: missing; wanted a value",
     "data.phases=[{start: 5, augment: []}, {start: 5, augment: []}]": "data.phases: got starts [5, 5], wanted rising",
     "data.phases=[{start: 5, augment: [flip]}]": "data.phases.0.augment.0.name: got 'flip', wanted one of mirror",

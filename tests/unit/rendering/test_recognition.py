@@ -14,7 +14,7 @@ from pipeline.head import ShardedHead
 from pipeline.head.margins import MARGINS
 from pipeline.optim.sgd import SGD
 from pipeline.rendering import Model, Variation
-from pipeline.rendering.source import RenderedSource
+from pipeline.rendering.sets.source import RenderedSource
 from tests.renderer import needs_renderer
 
 pytestmark = needs_renderer

@@ -19,7 +19,7 @@ from pipeline.shards.sources.finished import open_set
 from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.subset import subset
 from pipeline.shards.verify import verify
-from pipeline.shards.views import merge
+from pipeline.shards.views import merge, select
 from tests.shards import HEIGHT, WIDTH, made, noise, plan_of, rejected, write_people
 
 
@@ -94,6 +94,7 @@ def test_a_set_whose_index_points_elsewhere_is_refused(
     commands: list[Callable[[], object]] = [
         lambda: clean(folder, out),
         lambda: subset(folder, out, people=2),
+        lambda: select(folder, out, np.ones(len(rows), bool), kind="subset"),
         lambda: merge([tmp_path / "other", folder], out, same_people=True),
         lambda: mixing_by_default(folder),
         lambda: write_page(folder, tmp_path / "page.html", ""),

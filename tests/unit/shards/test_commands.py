@@ -248,6 +248,7 @@ def on_a_full_disk(case: Case, whole: dict[str, bytes], disk: SmallDisk) -> None
         disk.fill(left)
         done = case.run()
         if not done.code:
+            assert case.made() == whole
             break
         (line,) = done.lines
         assert (done.code, line.rpartition(": ")[2]) == (EXIT_UNSAVED, "No space left on device")

@@ -3,14 +3,16 @@
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pipeline.files import write_file
-from pipeline.shards import claim, one_tar
+from pipeline.files import locked, write_file
+from pipeline.shards import build, claim, one_tar
 from pipeline.shards.build import make_shards
 from pipeline.shards.claim import LISTING
 from pipeline.shards.index import open_index
@@ -21,7 +23,7 @@ from pipeline.shards.plan import PROGRESS, Plan, make_plan
 from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.sources.tar_folder import open_tars
 from pipeline.shards.workers import each_done
-from tests.shards import made, noise, plan_of, snapshot, write_people
+from tests.shards import made, noise, plan_of, snapshot, write_people, write_tar_of
 
 
 @pytest.fixture
@@ -97,6 +99,20 @@ def test_an_unfinished_set_of_a_source_that_changed_is_refused_with_counts(faces
         make_shards(plan_of(faces, out))
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_samples_of_another_kind_of_source_are_not_counted_as_changes(
+    faces: Path, tmp_path: Path, finished: bool
+) -> None:
+    made(plan_of(faces, tmp_path / "tars"))
+    if finished:
+        made(plan_of(faces, tmp_path / "out"))
+    else:
+        interrupt(plan_of(faces, tmp_path / "out"), after=2)
+    other = make_plan(open_tars(tmp_path / "tars"), tmp_path / "out", seed=1, samples_per_tar=6, size=None)
+    with pytest.raises(ShardError, match=r"\(source: got folder, wanted tars, source_sha256: got \w+, wanted \w+\); "):
+        make_shards(other)
+
+
 def test_a_key_of_another_identity_has_changed() -> None:
     before = [("a", 1), ("a", 1), ("a", 2), ("b", 1), ("c", 1)]
     assert changes([("a", 1), ("a", 3), ("a", 2), ("b", 1), ("d", 1), ("d", 1)], before) == Changes(2, 1, 1)
@@ -132,6 +148,27 @@ def test_touched_files_with_the_same_bytes_are_no_change(faces: Path, tmp_path: 
     for path in faces.rglob("*.JPG"):
         path.touch()
     assert make_shards(plan_of(faces, tmp_path / "out")) == Manifest.load(tmp_path / "out")
+
+
+def test_an_image_that_can_no_longer_be_read_has_changed_unless_it_never_could(faces: Path, tmp_path: Path) -> None:
+    source = scan_folder(faces)
+    every = np.arange(len(source.labels))
+    (faces / "person 6" / "3.JPG").unlink()
+    made(make_plan(source, tmp_path / "out", seed=1, samples_per_tar=6, size=None))
+    there = open_tars(tmp_path / "out")
+    assert claim.count_changed(source, every, there) == 0
+    (faces / "person 5" / "1.JPG").unlink()
+    assert claim.count_changed(source, every, there) == 1
+
+
+def test_an_image_is_compared_with_all_that_have_its_key(tmp_path: Path) -> None:
+    """As two sets that were joined may have a key each."""
+    for number in range(2):
+        members = [("1.jpg", noise(number)), ("1.cls", b"0"), ("1.json", b'{"key": "ann/1.jpg"}')]
+        write_tar_of(tmp_path / f"{number}.tar", members)
+    source = open_tars(tmp_path)
+    assert [source.key(sample) for sample in range(2)] == ["ann/1.jpg"] * 2
+    assert claim.count_changed(source, np.arange(2), source) == 0
 
 
 def test_a_resumed_run_writes_tars_of_changed_samples_again(faces: Path, tmp_path: Path) -> None:
@@ -231,10 +268,10 @@ def test_a_run_killed_as_it_claimed_the_folder_goes_on(faces: Path, tmp_path: Pa
 
 def test_a_run_killed_after_its_manifest_is_tidied(faces: Path, tmp_path: Path) -> None:
     make_shards(plan_of(faces, tmp_path / "out"))
-    before = snapshot(tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     (tmp_path / "out" / ".progress").mkdir()
     make_shards(plan_of(faces, tmp_path / "out"))
-    assert snapshot(tmp_path / "out") == before
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
     assert not (tmp_path / "out" / ".progress").exists()
 
 
@@ -295,6 +332,22 @@ def test_a_set_that_another_process_finishes_meanwhile_is_taken(
         assert make_shards(plan_of(faces, out)) == Manifest.load(out)
         assert not (out / ".progress").exists()
         assert len(list(out.iterdir())) == 14
+
+
+def test_a_set_that_another_process_finishes_while_this_one_waits_to_is_taken(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    @contextmanager
+    def finish_first(path: Path) -> Iterator[None]:
+        monkeypatch.undo()
+        with locked(path):
+            make_shards(plan_of(faces, out))
+            yield
+
+    monkeypatch.setattr(build, "locked", finish_first)
+    assert make_shards(plan_of(faces, out)) == Manifest.load(out)
 
 
 def test_a_set_that_another_process_finishes_while_a_record_is_read_is_taken(

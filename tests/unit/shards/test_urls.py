@@ -3,11 +3,12 @@
 import contextlib
 import functools
 import http.server
+import os
 import shutil
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from pipeline.shards.sequential import make_set
 from pipeline.shards.sources import Source
 from pipeline.shards.sources.detect import open_source
 from pipeline.shards.sources.folder import scan_folder
-from pipeline.shards.stores import changed_in
+from pipeline.shards.stores import changed_in, fetch_whole, open_store, remove_progress
 from pipeline.shards.to_store import make_in_store
 from pipeline.shards.workers import each_done
 from tests.shards import noise
@@ -137,6 +138,31 @@ def test_large_files_are_copied_once_and_never_half(
     again = fetched[before:]
     assert again[0] == "faces-000002.tar"
     assert len(set(fetched)) == len(fetched) - 1
+
+
+def is_marked(url: str, _job: int) -> bool:
+    return hasattr(open_store(url)[0], "mark")
+
+
+def test_a_store_is_opened_anew_in_each_process(tmp_path: Path) -> None:
+    open_store(f"file://{tmp_path}")[0].mark = True
+    assert is_marked(f"file://{tmp_path}", 0)
+    assert list(each_done(partial(is_marked, f"file://{tmp_path}"), range(2), 2)) == [False, False]
+
+
+def test_a_copy_is_on_the_disk_before_it_has_its_name(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+
+    def noted(descriptor: int, real: Callable[[int], None] = os.fsync) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    store, root = open_store(f"file://{data}/tars")
+    fetch_whole(store, f"{root}/faces-000002.tar", tmp_path / "here.tar")
+    assert [name[:9] for name in synced] == ["here.tar."]  # aside
 
 
 def test_a_copy_that_cannot_fit_is_refused_before_it_begins(
@@ -263,6 +289,26 @@ def one_part(data: Path, folder: Path, number: int) -> str | None:
     return manifest.digest if manifest else None
 
 
+def test_a_set_that_another_part_finishes_after_it_was_missing_is_taken(
+    data: Path, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, store = f"file://{tmp_path}/there", type(fsspec.filesystem("file"))
+    other = plan(data, tmp_path / "other" / "way")
+    real = store.ls
+
+    def finish_after(self: Any, path: str, detail: bool = False, **more: Any) -> Any:
+        listed = real(self, path, detail=detail, **more)
+        if path.endswith(".progress") and not detail:
+            monkeypatch.undo()
+            make_in_store(other, url, partial(make_shards, part=(1, 2)))
+        return listed
+
+    monkeypatch.setattr(store, "ls", finish_after)
+    made = make_in_store(plan(data, tmp_path / "way"), url, partial(make_shards, part=(0, 2)))
+    assert made == Manifest.load(tmp_path / "whole")
+    assert stored(url) == whole
+
+
 def test_parts_at_the_same_time_make_the_same_set(data: Path, tmp_path: Path, whole: dict[str, bytes]) -> None:
     digest = Manifest.load(tmp_path / "whole").digest
     for attempt in range(6):
@@ -293,6 +339,45 @@ def test_a_store_that_refuses_a_file_has_no_manifest_and_is_gone_on_with(
     make_in_store(plan(data, tmp_path / "way"), url, make_shards)
     assert stored(url) == whole
     assert sent.count("faces-000000.tar") == 1  # what was there is not sent again
+
+
+def test_a_store_that_keeps_half_a_file_has_no_manifest_and_is_gone_on_with(
+    data: Path, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, store = f"file://{tmp_path}/there", type(fsspec.filesystem("file"))
+    real = store.put_file
+
+    def put(self: Any, here: str, there: str, **more: Any) -> None:
+        real(self, here, there, **more)
+        if there.endswith("faces-000001.tar"):
+            Path(there).write_bytes(b"half")
+
+    monkeypatch.setattr(store, "put_file", put)
+    with pytest.raises(NotWrittenError, match=r"faces-000001\.tar: not written: got 4 bytes, wanted \d+"):
+        make_in_store(plan(data, tmp_path / "way"), url, make_shards)
+    monkeypatch.undo()
+    assert "faces-000001.tar" not in [path.name for path in (tmp_path / "there").iterdir()]
+    make_in_store(plan(data, tmp_path / "way"), url, make_shards)
+    assert stored(url) == whole
+
+
+def test_what_was_on_the_way_is_removed_while_another_process_removes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".progress" / "a").mkdir(parents=True)
+    store, root = open_store(f"file://{tmp_path}")
+    real = type(store).rm
+    missed: list[str] = []
+
+    def remove(self: Any, path: str, **more: Any) -> None:
+        if not missed:
+            missed.append(path)
+            raise FileNotFoundError(path)  # what was listed is gone by now
+        real(self, path, **more)
+
+    monkeypatch.setattr(type(store), "rm", remove)
+    remove_progress(store, root)
+    assert missed and not (tmp_path / ".progress").exists()
 
 
 def test_parts_of_parquet_need_nothing_in_common_but_the_store(data: Path, tmp_path: Path) -> None:

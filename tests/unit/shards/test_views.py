@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.files import held
 from pipeline.reading.tars import ShardSet
 from pipeline.shards import subset as selection
+from pipeline.shards import views
 from pipeline.shards.build import make_shards
 from pipeline.shards.hygiene import clean
 from pipeline.shards.index import open_index
@@ -169,6 +173,50 @@ def test_merged_sets_may_share_people(shards: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "m") == contents(shards) + contents(other)
 
 
+def test_people_of_merged_sets_are_sorted_by_name_and_folders_named_in_full(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make(tmp_path, "z", {"bob": 2, "eve": 4}, start=100)
+    merged = merge([other, shards], tmp_path / "m", same_people=True)
+    assert read_identities(tmp_path / "m", merged) == ["ann", "bob", "cat", "dan", "eve"]
+    monkeypatch.chdir(other)
+    apart = merge([Path(), shards], tmp_path / "n", same_people=False)
+    assert read_identities(tmp_path / "n", apart) == ["a/ann", "a/bob", "a/cat", "a/dan", "z/bob", "z/eve"]
+
+
+def test_a_view_of_other_sets_or_in_another_way_is_another(shards: Path, tmp_path: Path) -> None:
+    other = make(tmp_path, "z", {"bob": 2, "eve": 4}, start=100)
+    third = make(tmp_path, "y", {"bob": 2, "eve": 4}, start=200)
+    merge([shards, other], tmp_path / "m", same_people=True)
+    select(other, tmp_path / "s", np.arange(6) != 4, kind="subset")
+    held = r"holds other shards \(source_sha256: got \w+, wanted \w+\); choose"
+    with pytest.raises(ShardError, match=f"m: {held}"):
+        merge([shards, third], tmp_path / "m", same_people=True)
+    with pytest.raises(ShardError, match=f"m: {held}"):
+        merge([shards, other], tmp_path / "m", same_people=False)
+    with pytest.raises(ShardError, match=f"s: {held}"):
+        select(third, tmp_path / "s", np.arange(6) != 4, kind="subset")
+
+
+@pytest.mark.parametrize("linked", ["set", "view"])
+def test_a_view_names_its_tars_from_where_folders_really_are(shards: Path, tmp_path: Path, linked: str) -> None:
+    place, target = tmp_path / "links" / "deep" / linked, tmp_path / ("a" if linked == "set" else "views")
+    target.mkdir(exist_ok=True)
+    place.parent.mkdir(parents=True)
+    place.symlink_to(target)
+    folder, out = (place, tmp_path / "views" / "b") if linked == "set" else (shards, place / "b")
+    select(folder, out, np.ones(11, bool), kind="subset")
+    assert contents(tmp_path / "views" / "b") == contents(shards)
+
+
+def test_a_view_of_an_earlier_version_is_taken(shards: Path, tmp_path: Path) -> None:
+    keep = np.arange(11) != 4
+    made = select(shards, tmp_path / "b", keep, kind="subset")
+    content = made.content.replace(made.made.tool.encode(), b"earlier")
+    (tmp_path / "b" / "manifest.json").write_bytes(content)
+    assert select(shards, tmp_path / "b", keep, kind="subset").made.tool == "earlier"
+
+
 @pytest.mark.parametrize("same_people", [True, False])
 def test_a_set_is_not_merged_with_its_part(shards: Path, tmp_path: Path, same_people: bool) -> None:
     labels = open_index(shards, Manifest.load(shards))["label"]
@@ -229,6 +277,11 @@ def test_sets_that_do_not_fit_are_not_merged(shards: Path, tmp_path: Path) -> No
     text = (shards / "manifest.json").read_text().replace('"image_height": 8', '"image_height": 9')
     (tmp_path / "x" / "manifest.json").write_text(text)
     with pytest.raises(ShardError, match="got images of 8x8 and 9x8, wanted one size"):
+        merge([shards, tmp_path / "x"], tmp_path / "m", same_people=True)
+    (tmp_path / "x" / "manifest.json").write_text(
+        text.replace('"image_height": 9', '"image_height": 8').replace('"image_width": 8', '"image_width": 7')
+    )
+    with pytest.raises(ShardError, match="got images of 8x7 and 8x8, wanted one size"):
         merge([shards, tmp_path / "x"], tmp_path / "m", same_people=True)
     assert manifest == Manifest.load(shards)
 
@@ -339,7 +392,7 @@ def test_every_fault_is_listed_and_none_ends_the_check(shards: Path) -> None:
 def test_a_view_is_made_once_and_after_a_kill(shards: Path, tmp_path: Path) -> None:
     keep = np.arange(11) != 4
     (tmp_path / "b").mkdir()
-    for name in ("identities.txt", "index.npy.0123456789ab.part"):  # what a killed run left
+    for name in ("identities.txt", "rejected.tsv", "index.npy.0123456789ab.part", ".lock"):  # what a killed run left
         (tmp_path / "b" / name).write_bytes(b"half")
     first = select(shards, tmp_path / "b", keep, kind="subset")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "b").iterdir()}
@@ -355,6 +408,25 @@ def test_a_view_is_made_once_and_after_a_kill(shards: Path, tmp_path: Path) -> N
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["thesis.tex"]
     with pytest.raises(ShardError, match=r"thesis\.tex: is a file, wanted a new folder"):
         select(shards, tmp_path / "c" / "thesis.tex", keep, kind="subset")
+
+
+def test_a_view_that_another_process_has_made_meanwhile_is_not_written_again(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times: dict[Path, int] = {}
+
+    @contextmanager
+    def finish_first(folder: Path) -> Iterator[None]:
+        monkeypatch.undo()
+        view(shards, folder, 0)
+        times.update({path: path.stat().st_mtime_ns for path in folder.iterdir()})
+        with held(folder):
+            yield
+
+    monkeypatch.setattr(views, "held", finish_first)
+    view(shards, tmp_path / "b", 0)
+    assert len(times) == 4
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "b").iterdir()} == times
 
 
 def view(shards: Path, out: Path, _job: int) -> str:

@@ -156,6 +156,8 @@ def test_a_post_that_fails_is_repeated_and_reported_once(peer: Peer, capsys: pyt
     for _ in range(2):
         sender.look()
     assert [states(body) for body in peer.received] == [("firing", {"0": "firing"})]
+    peer.alerts = [alert(0), alert(1)]
+    sender.look()
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         "monitor: webhook on 127.0.0.1: HTTP Error 503: Service Unavailable; trying again every 10 s",

@@ -39,7 +39,7 @@ def test_a_matrix_is_found_by_its_name(tmp_path: Path, shape: str) -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 11])
 def test_the_files_of_all_ranks_are_joined_in_their_order(tmp_path: Path, ranks: int) -> None:
-    files = [tmp_path / f"checkpoint_gpu_{rank}.pt" for rank in range(ranks)]
+    files = [tmp_path / f"epoch_3_checkpoint_gpu_{rank}.pt" for rank in range(ranks)]
     for file, part in zip(files, ROWS_CD.tensor_split(ranks), strict=True):
         torch.save({"state_dict_softmax_fc": {"weight": part.clone()}}, file)
     by_shell = sorted(files)  # gpu_10 before gpu_2

@@ -88,7 +88,9 @@ def test_every_submodule_keeps_its_training_mode() -> None:
     assert [part.training for part in backbone.modules()] == before
 
 
-def test_a_folder_of_frames_has_the_mean_of_its_features(faces: tuple[Path, list[str]]) -> None:
+def test_a_folder_of_frames_has_the_mean_of_its_features(
+    faces: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, names = faces
     for i in range(3):
         (folder / f"video/0/{i}.png").parent.mkdir(parents=True, exist_ok=True)
@@ -103,6 +105,10 @@ def test_a_folder_of_frames_has_the_mean_of_its_features(faces: tuple[Path, list
     alone = [slow_features(tiny_backbone(), folder / name) for name in names]
     expected = [alone[3], (alone[0] + alone[1] + alone[2]) / 3, alone[5]]
     np.testing.assert_allclose(found, expected, atol=1e-5)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.evaluation.embedding.kept.PART", 2)  # fewer than the frames
+        parted = keep(folder / "parts", network(tiny_backbone()), image_files(folder, files), How(2))
+        np.testing.assert_allclose(means_of_frames(parted, counts), expected, atol=1e-5)
     (folder / "video/0/1.png").write_bytes(b"no image")
     kept = keep(folder / "kept", network(tiny_backbone()), image_files(folder, files), How(2))
     np.testing.assert_allclose(means_of_frames(kept, counts)[1], (alone[0] + alone[2]) / 2, atol=1e-5)
@@ -144,7 +150,7 @@ def test_a_kept_part_that_is_not_of_these_images_is_made_again(faces: tuple[Path
     images, source = image_files(*faces), network(tiny_backbone())
     whole = np.array(keep(tmp_path / "kept", source, images, How()).parts[0])
     (file,) = (tmp_path / "kept").rglob("*.npy")
-    for wrong in (whole[:3], whole.astype(np.float64), whole[0]):
+    for wrong in (whole[:3], whole.astype(np.float64) + 1, whole[0]):
         np.save(file, wrong)
         np.testing.assert_array_equal(keep(tmp_path / "kept", source, images, How()).parts[0], whole)
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +195,19 @@ def test_a_type_of_several_fields_is_refused(tmp_path: Path) -> None:
         read_bin(tmp_path / "set.bin")
 
 
-def test_an_image_has_the_ending_of_its_kind(tmp_path: Path) -> None:
+def test_an_image_has_the_ending_of_its_kind_and_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = [b"\x89PNG 1", b"\xff\xd8 2"]
+    synced: list[str] = []
+
+    def noted(descriptor: int, real: Callable[[int], None] = os.fsync) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().suffix)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
     extract(BinSet(images, [True]), tmp_path)
+    assert sorted(synced) == [".jpg", ".png"]
     found = {path.suffix: path.read_bytes() for path in tmp_path.rglob("*.*")}
     assert found == {".png": images[0], ".jpg": images[1]}
 

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import time
 from functools import partial
 from pathlib import Path
@@ -220,6 +221,7 @@ def test_the_crops_do_not_depend_on_workers_or_on_a_stop(
     with pytest.raises(ShardError, match="holds crops with another size, min_face"):
         align_photos(source, tmp_path / "one", size=(112, 112), min_face=3)
     assert (tmp_path / "one" / ".progress" / "0.json").exists()
+    (tmp_path / "one" / "ann" / "one.jpg.0123456789ab.part").write_bytes(b"half")
     align_photos(source, tmp_path / "one")
     assert crops(tmp_path / "one") == crops(tmp_path / "two")
     assert (tmp_path / "one.tsv").read_text() == (tmp_path / "two.tsv").read_text()
@@ -340,7 +342,8 @@ def test_new_and_changed_photographs_are_added_to_finished_crops(
         time.sleep(0.01)
     for name, data in late.items():
         (photos / name).write_bytes(data)
-    (photos / "bob/gone.jpg").unlink()
+    for name in ("bob/gone.jpg", "bob/wall.jpg"):
+        (photos / name).unlink()
 
     def stop(_photos: int) -> None:
         raise KeyboardInterrupt
@@ -350,7 +353,7 @@ def test_new_and_changed_photographs_are_added_to_finished_crops(
     seen: list[int] = []
     ends = align_photos(scan_folder(photos), tmp_path / "out", progress=seen.append, part=(0, 1))
     assert sum(seen) == sum(ends.values()) == 3
-    assert "1 photographs are not in the source any more; their crops stay" in caplog.text
+    assert "2 photographs are not in the source any more; their crops stay" in caplog.text
     align_photos(scan_folder(photos), tmp_path / "whole")
     wanted = crops(tmp_path / "whole") | {"bob/gone.jpg": first["bob/gone.jpg"]}
     assert crops(tmp_path / "out") == wanted
@@ -363,6 +366,24 @@ def test_new_and_changed_photographs_are_added_to_finished_crops(
     whole = align_photos(scan_folder(photos), tmp_path / "out", progress=seen.append)
     assert (sum(seen), whole) == (3, align_photos(scan_folder(photos), tmp_path / "whole"))
     assert (tmp_path / "out.csv").stat().st_mtime_ns == before
+
+
+@needs_detector
+def test_photographs_that_are_added_are_aligned_though_records_of_a_finished_plan_are_left(
+    photos: Path, tmp_path: Path
+) -> None:
+    late = photos / "ann" / "one.jpg"
+    content = late.read_bytes()
+    late.unlink()
+
+    def keep(_photos: int) -> None:
+        shutil.copytree(tmp_path / "out" / ".progress", tmp_path / "records")
+
+    align_photos(scan_folder(photos), tmp_path / "out", progress=keep)
+    shutil.copytree(tmp_path / "records", tmp_path / "out" / ".progress")  # as a kill leaves them
+    late.write_bytes(content)
+    assert align_photos(scan_folder(photos), tmp_path / "out") == {"aligned": 1}
+    assert "ann/one.jpg" in crops(tmp_path / "out")
 
 
 @needs_detector

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.shards.manifest import ShardError
 from pipeline.shards.plan import make_plan
 from pipeline.shards.sources.detect import open_source
-from pipeline.shards.sources.labels import sorted_identities
+from pipeline.shards.sources.labels import number_names, ranked, sorted_identities
 from tests.shards import contents, made, noise
 
 
@@ -38,6 +39,18 @@ def test_numbers_as_identities_keep_their_order(images: Path) -> None:
     assert list(source.identities) == ["0", "9", "10"]
     assert source.labels.tolist() == [2, 1, 0, 2]
     assert source.read(2) == noise(2)  # an absolute path
+
+
+def test_numbers_are_ranked_part_by_part_as_all_at_once() -> None:
+    chance = np.random.default_rng(0)
+    parts = [chance.integers(0, 50, size) * 7 for size in (5, 0, 40, 30, 1)]
+    distinct, inverse = np.unique(np.concatenate(parts), return_inverse=True)
+    found, places = ranked(parts)
+    assert (found.tolist(), places.tolist()) == (distinct.tolist(), inverse.tolist())
+
+
+def test_names_of_numbers_sort_as_the_numbers_do() -> None:
+    assert number_names(np.array([0, 7, 45, 123])) == ["000", "007", "045", "123"]
 
 
 def test_identities_keep_their_spelling(images: Path, caplog: pytest.LogCaptureFixture) -> None:

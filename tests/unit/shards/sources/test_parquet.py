@@ -133,6 +133,15 @@ def test_rows_without_label_or_image_are_set_aside(tmp_path: Path) -> None:
     assert "1/a.parquet:3\tno image bytes in the row" in (tmp_path / "out" / "rejected.tsv").read_text()
 
 
+def test_somebody_left_without_images_is_no_sample_that_was_lost(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", [*rows(9), None], [*range(3)] * 3 + [3])
+    source = open_source(tmp_path / "a.parquet")
+    plan = make_plan(source, tmp_path / "out", seed=0, samples_per_tar=9, size=None, max_rejected=0.1)
+    manifest = make_set(plan)
+    assert manifest is not None
+    assert (manifest.samples, manifest.identities, manifest.set_aside) == (9, 3, 2)
+
+
 def test_parquet_becomes_the_shards_of_the_same_images_in_folders(tmp_path: Path) -> None:
     labels = [i % 4 for i in range(20)]
     write(tmp_path / "a.parquet", rows(20), labels)

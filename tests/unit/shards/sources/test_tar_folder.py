@@ -123,6 +123,16 @@ def test_a_tar_cut_anywhere_gives_what_is_whole(shards: Path) -> None:
         assert set(contents(open_source(shards)).values()) <= set(truth.values())
 
 
+def test_a_tar_cut_between_two_samples_is_said_to_be_cut(tmp_path: Path) -> None:
+    """`tarfile` takes the end of the file for that of the tar."""
+    whole = tar_of([(f"{n}.{end}", noise(n) if end == "jpg" else b"5") for n in range(4) for end in ("jpg", "cls")])
+    (tmp_path / "a.tar").write_bytes(whole[: whole.index(b"2.jpg")])
+    source = open_source(tmp_path)
+    assert len(source.labels) == 2
+    ((path, reason, _),) = source.set_aside
+    assert (path, reason) == ("a.tar", "cut: it ends without the zeros that close a tar")
+
+
 def test_a_label_cut_in_two_is_no_label(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_of([("a.jpg", noise(1)), ("a.cls", b"12")]))
     whole = (tmp_path / "a.tar").read_bytes()

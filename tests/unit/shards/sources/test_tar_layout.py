@@ -178,8 +178,14 @@ def test_a_tar_of_one_person_each_is_a_source_on_request(tmp_path: Path) -> None
     with pytest.raises(ShardError, match="without labelled images"):
         open_source(tmp_path)
     assert sorted(found(open_source(tmp_path, options=Options(Columns(label="tar"))))) == sorted(TRUTH[:2])
-    write_tar_of(tmp_path / "dr. who.tar", [("7.jpg", noise(7))])
+    write_tar_of(tmp_path / "dr. who.tar", [(f"{part}/7/7.jpg", noise(7)) for part in ("train", "test")])  # no splits
     assert list(open_source(tmp_path, options=Options(Columns(label="tar"))).identities) == ["adam", "dr. who", "zoe"]
+
+
+def test_a_tar_of_the_folder_that_it_was_made_in_has_no_identity_folder(tmp_path: Path) -> None:
+    write_tar_of(tmp_path / "a.tar", [("./0.jpg", noise(0))])
+    with pytest.raises(ShardError, match=r"got 1 tars without labelled images, wanted \.jpg or \.png with \.cls"):
+        open_source(tmp_path)
 
 
 def test_a_cut_tar_of_identity_folders_says_what_is_lost(tmp_path: Path) -> None:
@@ -224,11 +230,14 @@ def test_a_compressed_tar_is_unpacked_once(tmp_path: Path, name: str, samples: M
 
 
 @pytest.mark.parametrize("name", COMPRESSIONS)
-def test_a_cut_compressed_tar_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_cut_or_damaged_compressed_tar_is_refused(tmp_path: Path, name: str) -> None:
     write_tar_of(tmp_path / "plain", IN_FOLDERS)
-    (tmp_path / name).write_bytes(COMPRESSIONS[name]((tmp_path / "plain").read_bytes())[:-20])
-    with pytest.raises(ShardError, match=f"{name}: not unpacked: .*; wanted a whole file"):
-        open_source(tmp_path / name, copies=tmp_path / "copies")
+    packed = COMPRESSIONS[name]((tmp_path / "plain").read_bytes())
+    middle = len(packed) // 2
+    for content in (packed[:-20], packed[:middle] + bytes(20) + packed[middle + 20 :]):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ShardError, match=f"{name}: not unpacked: .*; wanted a whole file"):
+            open_source(tmp_path / name, copies=tmp_path / "copies")
     assert not list((tmp_path / "copies" / ".unpacked").glob("[!.]*"))
 
 

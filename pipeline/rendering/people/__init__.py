@@ -1,0 +1,1 @@
+"""Who a person is: shape, skin, hair and beard, from MakeHuman's assets, a seed and a number."""
