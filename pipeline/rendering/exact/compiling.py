@@ -1,7 +1,9 @@
 """Functions as machine code: numba's compiler, without any of its freedoms in arithmetic."""
 
+import inspect
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -30,3 +32,13 @@ def compiled(function: F) -> F:
     except RuntimeError:  # neither the source's folder nor the user's can be written: every process compiles
         fast = _numba.njit(**options)(function)
     return fast
+
+
+def is_kept(function: Callable[..., Any]) -> bool:
+    """Whether the machine code of a `compiled` function is on the disk, and no older than the function's file."""
+    folder = function.stats.cache_path if hasattr(function, "stats") else None  # None: not compiled, or never kept
+    if folder is None:
+        return False
+    source = Path(inspect.getfile(inspect.unwrap(function)))
+    kept = Path(folder).glob(f"{source.stem}.{function.__name__}-*.nbi")
+    return any(file.stat().st_mtime >= source.stat().st_mtime for file in kept)

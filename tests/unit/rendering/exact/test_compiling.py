@@ -1,10 +1,14 @@
+import importlib
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
-from pipeline.rendering.exact.compiling import compiled
+from pipeline.rendering.exact.compiling import compiled, is_kept
 from tests.renderer import needs_renderer
 
 pytestmark = needs_renderer
@@ -44,3 +48,19 @@ def test_where_nothing_can_be_kept_it_compiles_each_time() -> None:
     exec("def double(x):\n    return 2 * x\n", namespace)
     double: Callable[[int], int] = compiled(namespace["double"])
     assert double(21) == 42
+    assert not is_kept(double)
+
+
+def test_what_is_kept_is_known_before_the_first_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "kept_here.py"
+    file.write_text(
+        "from pipeline.rendering.exact.compiling import compiled\n@compiled\ndef twice(x):\n    return 2 * x\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    twice = importlib.import_module("kept_here").twice
+    assert not is_kept(twice)
+    assert twice(21) == 42
+    assert is_kept(twice)
+    later = file.stat().st_mtime + 10
+    os.utime(file, (later, later))
+    assert not is_kept(twice)
