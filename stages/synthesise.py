@@ -38,15 +38,18 @@ from pathlib import Path
 from cluster.stop import exit_with, faults_in_one_line
 from pipeline.evaluation.protocols.drawn import folder_rows, lfw_like
 from pipeline.evaluation.protocols.pairs_file import write_rows
+from pipeline.files import LOCK
 from pipeline.rendering import Model, Variation
+from pipeline.rendering.exact.compiling import is_kept
+from pipeline.rendering.pixels.sensor import developed
 from pipeline.rendering.sets.card import CARD, write_card
-from pipeline.rendering.sets.folder import TABLE, make_people
+from pipeline.rendering.sets.folder import MADE, TABLE, make_people
 from pipeline.rendering.sets.source import RenderedSource, refuse_others
 from pipeline.shards.alignment.similarity import SHIFTS
 from pipeline.shards.index import sound_index
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
-from pipeline.shards.manifest import Manifest
-from pipeline.shards.plan import make_plan
+from pipeline.shards.manifest import Manifest, ShardError
+from pipeline.shards.plan import PROGRESS, make_plan
 from pipeline.shards.progress import bar_of
 from pipeline.shards.sequential import make_set
 from pipeline.shards.sources.finished import open_set
@@ -86,6 +89,8 @@ def main() -> int:
     source = open_rendered(args)
     held_out = replace(source, first=source.first + source.people, people=args.pairs)
     was_complete = all(path.is_file() for path in _written_last(args))
+    if not was_complete and not is_kept(developed):  # the last that a photograph passes through
+        print("synthesise: compiling the renderer, once: the first photograph takes longer", file=sys.stderr)
     try:
         shards = args.form == "shards"
         # Shards are written twice: person by person, and then shuffled.
@@ -120,6 +125,17 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             parser.error(f"--fewer: got {people}, wanted fewer than the {args.people} of --people")
     if args.pairs:
         lfw_like(args.pairs, args.images, FOLDS)
+    for out in (args.out, *([_beside(args.out, "pairs")] if args.pairs else [])):
+        _refuse_in_the_way(out)
+
+
+def _refuse_in_the_way(out: Path) -> None:
+    """Refuse what holds something else now: the folder of a set is not looked at before its last photograph."""
+    if out.exists() and not out.is_dir():
+        raise ShardError(f"{out}: is a file, wanted a new or an empty folder")
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if found and not found & {PROGRESS, LOCK, MANIFEST, MADE}:
+        raise ShardError(f"{out}: is not empty and holds no rendered people, wanted a new or an empty folder")
 
 
 def _beside(out: Path, ending: str) -> Path:

@@ -202,6 +202,26 @@ def test_a_folder_with_something_else_is_left_alone(
     (line,) = capfd.readouterr().err.splitlines()
     assert "is not empty and holds no" in line
     assert snapshot(tmp_path) == {"thesis.txt": b"years of work"}
+    (tmp_path / "set.pairs").mkdir()
+    (tmp_path / "set.pairs" / "thesis.txt").touch()
+    for out, more, words in (
+        (tmp_path / "set", ["--pairs", 20], "set.pairs: is not empty and holds no rendered people"),
+        (tmp_path / "thesis.txt", [], "thesis.txt: is a file, wanted a new or an empty folder"),
+    ):
+        assert synthesise(out, "--as", form, *more) == EXIT_REFUSED
+        assert words in capfd.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set.pairs", "thesis.txt"]
+
+
+def test_compiling_is_announced_unless_it_is_kept_or_nothing_is_left_to_render(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.rendering.exact.compiling.is_kept", lambda _: False)
+    few = ("--people", 1, "--images", 1, "--as", "folder")
+    for words in ("compiling the renderer, once: the first photograph takes longer", "already complete, nothing done"):
+        assert synthesise(tmp_path / "set", *few) == 0
+        (line,) = capfd.readouterr().err.splitlines()
+        assert words in line
 
 
 def test_without_the_extra_it_is_named(
