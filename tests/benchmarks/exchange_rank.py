@@ -1,7 +1,7 @@
 """One rank of `test_exchange.py`, on its own host: steps of the backbone with each way to exchange, taking turns.
 
-`python -m tests.benchmarks.exchange_rank ADDRESS RANK RANKS`; rank 0 prints, as JSON, for each form of computing the
-seconds by way, what the planner makes of computing and sending alone, and what hiding all that can be hidden would
+`python -m tests.benchmarks.exchange_rank ADDRESS RANK RANKS IMAGES`; rank 0 prints, as JSON, for each form of computing
+the seconds by way, what the planner makes of computing and sending alone, and what hiding all that can be hidden would
 take; and the rates of the ring.
 """
 
@@ -38,7 +38,7 @@ from pipeline.training import engine as engine_file
 from pipeline.training.engine import Engine
 from tests.benchmarks.waiting import Layer, Waiting, at_best, measured
 
-IMAGES, ROUNDS, RATE = 8, 5, 0.01
+ROUNDS, RATE = 5, 0.01
 SIZE = (112, 96)
 BACKBONE = SphereFaceBackbone(name="sphereface20", embedding_dim=512)
 OPTIMIZER = SGD(steps=10**6, learning_rate=RATE)
@@ -70,11 +70,15 @@ def never(parameters: Any, group: Any, dtype: torch.dtype, _: Callable[[], bool]
 
 
 def ours(
-    build: Build, way: Callable[..., GradientExchange], exchange: Literal["float32", "bfloat16"], ranks: int
+    build: Build,
+    way: Callable[..., GradientExchange],
+    exchange: Literal["float32", "bfloat16"],
+    ranks: int,
+    images_a_rank: int,
 ) -> Step:
     """A step of a new engine of ours."""
     recipe = Recipe(
-        data=Data(shards=Path("none"), global_batch=IMAGES * ranks),
+        data=Data(shards=Path("none"), global_batch=images_a_rank * ranks),
         backbone=BACKBONE,
         optimizer=OPTIMIZER,
         exchange=exchange,
@@ -82,7 +86,7 @@ def ours(
     torch.manual_seed(0)
     with mock.patch.object(engine_file, "GradientExchange", way):
         engine = Engine(build(), recipe, dist.group.WORLD)
-    images = torch.randn(IMAGES, 3, *SIZE)
+    images = torch.randn(images_a_rank, 3, *SIZE)
 
     def step() -> None:
         embeddings = engine.embed(images)
@@ -98,14 +102,18 @@ def optimizer_of(backbone: nn.Module) -> torch.optim.Optimizer:
     return OPTIMIZER.for_backbone([group])
 
 
-def deepspeeds(build: Build, ranks: int) -> Step:
+def deepspeeds(build: Build, ranks: int, images_a_rank: int) -> Step:
     """A step of DeepSpeed's engine as it comes, ZeRO 0."""
     torch.manual_seed(0)
     backbone = build()
     sgd = optimizer_of(backbone)
-    config = {"train_batch_size": IMAGES * ranks, "train_micro_batch_size_per_gpu": IMAGES, "steps_per_print": 2**62}
+    config = {
+        "train_batch_size": images_a_rank * ranks,
+        "train_micro_batch_size_per_gpu": images_a_rank,
+        "steps_per_print": 2**62,
+    }
     engine, *_ = deepspeed.initialize(model=backbone, optimizer=sgd, config=config)
-    images = torch.randn(IMAGES, 3, *SIZE)
+    images = torch.randn(images_a_rank, 3, *SIZE)
 
     def step() -> None:
         engine.backward((engine(images) * 1e-3).sum())
@@ -114,12 +122,12 @@ def deepspeeds(build: Build, ranks: int) -> Step:
     return step
 
 
-def torchs(build: Build) -> Step:
+def torchs(build: Build, images_a_rank: int) -> Step:
     """A step of torch's DistributedDataParallel as it comes."""
     torch.manual_seed(0)
     backbone = DistributedDataParallel(build())
     sgd = optimizer_of(backbone)
-    images = torch.randn(IMAGES, 3, *SIZE)
+    images = torch.randn(images_a_rank, 3, *SIZE)
 
     def step() -> None:
         (backbone(images) * 1e-3).sum().backward()
@@ -150,10 +158,10 @@ def shapes() -> nn.Module:
         return BACKBONE.build(SIZE)
 
 
-def planned(ranks: int, ring: RingRates, computing: float) -> dict[str, float]:
+def planned(ranks: int, images_a_rank: int, ring: RingRates, computing: float) -> dict[str, float]:
     """Seconds of a step with our exchange, as the planner has them."""
     network = network_of(BACKBONE, SIZE, bf16=False)
-    work = 6 * network.macs * IMAGES
+    work = 6 * network.macs * images_a_rank
     rates = Rates(
         ranks=ranks,
         network_flops_per_second=work / computing,
@@ -174,25 +182,25 @@ def planned(ranks: int, ring: RingRates, computing: float) -> dict[str, float]:
     )
     found = {}
     for way, size in (("ours, under it", FP32), ("ours, under it, bfloat16", BF16)):
-        job = Job(1000, 512, IMAGES * ranks, ranks, bf16=False, exchange=size, ranks_per_host=1)
+        job = Job(1000, 512, images_a_rank * ranks, ranks, bf16=False, exchange=size, ranks_per_host=1)
         found[way] = computing + exchange_seconds(job, network, rates, computing)
-    job = Job(1000, 512, IMAGES * ranks, ranks, bf16=False, ranks_per_host=1)
+    job = Job(1000, 512, images_a_rank * ranks, ranks, bf16=False, ranks_per_host=1)
     # ours, sent after the backward pass: nothing is hidden
     found["ours, after the backward pass"] = computing + exchange_seconds(job, network, rates, 0.0)
     return found
 
 
-def of_form(build: Build, ranks: int) -> dict[str, float]:
+def of_form(build: Build, ranks: int, images_a_rank: int) -> dict[str, float]:
     """The least seconds of a step by way, all of which take turns: other work on the machine only adds to them."""
     ways = {
-        "computing alone": ours(build, never, "float32", ranks),
+        "computing alone": ours(build, never, "float32", ranks, images_a_rank),
         "sending alone": sending("float32"),
         "sending alone, bfloat16": sending("bfloat16"),
-        "DeepSpeed's, after the backward pass": deepspeeds(build, ranks),
-        "torch's DistributedDataParallel, under it": torchs(build),
-        "ours, after the backward pass": ours(build, Afterwards, "float32", ranks),
-        "ours, under it": ours(build, GradientExchange, "float32", ranks),
-        "ours, under it, bfloat16": ours(build, GradientExchange, "bfloat16", ranks),
+        "DeepSpeed's, after the backward pass": deepspeeds(build, ranks, images_a_rank),
+        "torch's DistributedDataParallel, under it": torchs(build, images_a_rank),
+        "ours, after the backward pass": ours(build, Afterwards, "float32", ranks, images_a_rank),
+        "ours, under it": ours(build, GradientExchange, "float32", ranks, images_a_rank),
+        "ours, under it, bfloat16": ours(build, GradientExchange, "bfloat16", ranks, images_a_rank),
     }
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(ROUNDS + 1):
@@ -206,23 +214,23 @@ def of_form(build: Build, ranks: int) -> dict[str, float]:
     return {way: min(times) for way, times in seconds.items()}
 
 
-def layers_of_rank_0(rank: int) -> list[Layer]:
+def layers_of_rank_0(rank: int, images_a_rank: int) -> list[Layer]:
     """What rank 0 measures of the network while the other ranks wait, on every rank."""
     layers: list[Any] = [None]
     if rank == 0:
-        layers = [measured(BACKBONE.build(SIZE), torch.randn(IMAGES, 3, *SIZE), ROUNDS)]
+        layers = [measured(BACKBONE.build(SIZE), torch.randn(images_a_rank, 3, *SIZE), ROUNDS)]
     dist.broadcast_object_list(layers)
     return list(layers[0])
 
 
 def main() -> None:
     """Measure, and print on rank 0."""
-    address, rank, ranks = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    address, (rank, ranks, images_a_rank) = sys.argv[1], map(int, sys.argv[2:])
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK="0")
     torch.set_num_threads(1)
     store = dist.TCPStore(address, 29500, ranks, rank == 0, timedelta(seconds=120))
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=120))
-    layers = layers_of_rank_0(rank)
+    layers = layers_of_rank_0(rank, images_a_rank)
     ring = ring_rates(torch.device("cpu"))
     forms: dict[str, tuple[Build, RingRates]] = {
         ON_CPU: (lambda: BACKBONE.build(SIZE), ring),
@@ -233,13 +241,13 @@ def main() -> None:
     }
     found = {}
     for form, (build, rates) in forms.items():
-        seconds = of_form(build, ranks)
+        seconds = of_form(build, ranks, images_a_rank)
         computing = seconds["computing alone"]
         best = {
             f"ours, under it{exchange}": at_best(shapes(), layers, computing, seconds[f"sending alone{exchange}"])
             for exchange in ("", ", bfloat16")
         }
-        found[form] = {"seconds": seconds, "planned": planned(ranks, rates, computing), "at_best": best}
+        found[form] = {"seconds": seconds, "planned": planned(ranks, images_a_rank, rates, computing), "at_best": best}
         gc.collect()  # the engines, before the next are made
     if rank == 0:
         print(json.dumps({"forms": found, "ring": asdict(ring)}))

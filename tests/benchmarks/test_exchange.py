@@ -21,8 +21,16 @@ from tests.benchmarks.slow_links import slow_links
 from tests.end_to_end.hosts import Hosts, run, why_not
 
 DELAY_SECONDS = 0.002
-# around computing = sending, where the least of either can be hidden under the other
-SETTINGS = [(2, "1gbit"), (2, "750mbit"), (2, "400mbit"), (3, "1gbit")]
+# Hosts, rate, images of a rank: around computing = sending, where the least of either can be hidden under the other,
+# and with twice as much to compute as there is to send.
+SETTINGS = [
+    (2, "1gbit", 8),
+    (2, "750mbit", 8),
+    (2, "400mbit", 8),
+    (3, "1gbit", 8),
+    (2, "1gbit", 16),
+    (3, "1gbit", 16),
+]
 
 
 def throttle(hosts: Hosts, number: int, rate: str) -> None:
@@ -47,8 +55,8 @@ def ratios(found: dict[str, Any]) -> dict[str, dict[str, float]]:
     }
 
 
-@pytest.mark.parametrize(("count", "rate"), SETTINGS)
-def test_exchange(tmp_path: Path, count: int, rate: str) -> None:
+@pytest.mark.parametrize(("count", "rate", "images"), SETTINGS)
+def test_exchange(tmp_path: Path, count: int, rate: str, images: int) -> None:
     if reason := why_not():
         pytest.skip(reason)
     with Hosts(tmp_path / "hosts", count) as hosts:
@@ -57,7 +65,7 @@ def test_exchange(tmp_path: Path, count: int, rate: str) -> None:
             ranks = []
             for number, space in enumerate(addresses):
                 throttle(hosts, number, rate)
-                program = [sys.executable, "-m", "tests.benchmarks.exchange_rank", "10.99.0.1", number, count]
+                program = [sys.executable, "-m", "tests.benchmarks.exchange_rank", "10.99.0.1", number, count, images]
                 command = ["ip", "netns", "exec", space, *map(str, program)]
                 environment = {**os.environ, "GLOO_SOCKET_IFNAME": "eth1", "DS_ACCELERATOR": "cpu"}
                 ranks.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
@@ -65,4 +73,5 @@ def test_exchange(tmp_path: Path, count: int, rate: str) -> None:
     assert not any(rank.returncode for rank in ranks)
     found = json.loads(printed[0].splitlines()[-1])
     forms = {form: {**of_form, **ratios(of_form)} for form, of_form in found.pop("forms").items()}
-    write(f"exchange_{count}_hosts_{rate}", {"rate": rate, "delay_seconds": DELAY_SECONDS, **found, **forms})
+    name = f"exchange_{count}_hosts_{rate}_{images}_images"
+    write(name, {"rate": rate, "images": images, "delay_seconds": DELAY_SECONDS, **found, **forms})
