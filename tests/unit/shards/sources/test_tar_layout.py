@@ -184,7 +184,7 @@ def test_a_tar_of_one_person_each_is_a_source_on_request(tmp_path: Path) -> None
 
 def test_a_tar_of_the_folder_that_it_was_made_in_has_no_identity_folder(tmp_path: Path) -> None:
     write_tar_of(tmp_path / "a.tar", [("./0.jpg", noise(0))])
-    with pytest.raises(ShardError, match=r"got 1 tars without labelled images, wanted \.jpg or \.png with \.cls"):
+    with pytest.raises(ShardError, match=r"got 1 tar without labelled images, wanted \.jpg or \.png with \.cls"):
         open_source(tmp_path)
 
 
