@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
+from pipeline.reading.augment import Mirror
 from pipeline.reading.augmentation import Augmentation
 from pipeline.reading.salvage import DecodedBatch, EncodedBatch, Salvage, UndecodableError, encoded_black
 
@@ -48,8 +49,12 @@ def _decode_graph(source: Any, on_gpu: bool, hardware_share: float, augment: Seq
         use_fast_idct=False,
         hw_decoder_load=hardware_share,
     )
-    for augmentation in augment:
+    mirror: Any = 0
+    for place, augmentation in enumerate(augment, start=1):
         rows = fed.pop(0)
+        if isinstance(augmentation, Mirror) and place == len(augment):
+            mirror = rows  # what normalises flips as well, for nothing
+            continue
         if augmentation.parts_batch:
             chosen = fed.pop(0)
             # A condition on a node: DALI parts the batch by it, and joins it again.
@@ -57,7 +62,9 @@ def _decode_graph(source: Any, on_gpu: bool, hardware_share: float, augment: Seq
                 pixels = augmentation.apply(fn, pixels, rows)
         else:
             pixels = augmentation.apply(fn, pixels, rows)
-    normalised = fn.crop_mirror_normalize(pixels, mean=127.5, std=128.0, dtype=types.FLOAT, output_layout="CHW")
+    normalised = fn.crop_mirror_normalize(
+        pixels, mirror=mirror, mean=127.5, std=128.0, dtype=types.FLOAT, output_layout="CHW"
+    )
     return normalised, size, serial
 
 
