@@ -13,6 +13,12 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 
+RECIPE = """
+data: {{shards: {shards}, global_batch: 12, decode_threads: 1}}
+backbone: {{name: sphereface4, embedding_dim: 8}}
+optimizer: {{steps: 4, learning_rate: 0.02}}
+"""
+
 
 def write_faces(folder: Path, identities: int, images: int, height: int = 32, width: int = 32, seed: int = 0) -> Path:
     """`identities` folders of `images` JPEGs: a smooth pattern of the identity plus a little noise of the image."""
@@ -66,3 +72,10 @@ def write_shards(folder: Path, identities: int = 7, images: int = 6, **size: int
     command: list[str | Path] = [sys.executable, ROOT / "stages" / "shard.py", faces, folder / "shards"]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return folder / "shards"
+
+
+def write_recipe(folder: Path) -> Path:
+    """A recipe of four steps of a small network on such shards, which lie beside it."""
+    file = folder / "night.yaml"
+    file.write_text(RECIPE.format(shards=write_shards(folder)))
+    return file

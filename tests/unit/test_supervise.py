@@ -11,21 +11,12 @@ import pytest
 
 from cluster.stop import EXIT_REFUSED, EXIT_STOPPED
 from stages import supervise
-from tests.faces import write_shards
-
-RECIPE = """
-data: {{shards: {shards}, global_batch: 12, decode_threads: 1}}
-backbone: {{name: sphereface4, embedding_dim: 8}}
-optimizer: {{steps: 4, learning_rate: 0.02}}
-"""
+from tests.faces import write_recipe
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("supervise")
-    file = folder / "night.yaml"
-    file.write_text(RECIPE.format(shards=write_shards(folder)))
-    return file
+    return write_recipe(tmp_path_factory.mktemp("supervise"))
 
 
 @pytest.fixture

@@ -12,14 +12,8 @@ import pytest
 from cluster.lease import Holder, leased
 from cluster.stop import EXIT_REFUSED, EXIT_UNSAVED, code_of
 from stages import train
-from tests.faces import ROOT, write_shards
+from tests.faces import ROOT, write_recipe
 from tests.warm_stage import run_warm
-
-RECIPE = """
-data: {{shards: {shards}, global_batch: 12, decode_threads: 1}}
-backbone: {{name: sphereface4, embedding_dim: 8}}
-optimizer: {{steps: 4, learning_rate: 0.02}}
-"""
 
 
 class LeftError(Exception):
@@ -28,10 +22,7 @@ class LeftError(Exception):
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("train")
-    file = folder / "night.yaml"
-    file.write_text(RECIPE.format(shards=write_shards(folder)))
-    return file
+    return write_recipe(tmp_path_factory.mktemp("train"))
 
 
 @pytest.fixture
