@@ -77,14 +77,13 @@ def read_published(file: Path, network: str, given: Given) -> Published:
 
 def misfit(got: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> str:
     """In what tensors are not those that a network wants, with an example of each kind; empty if only in values."""
-    shared = got.keys() & wanted.keys()
     found = {
         "missing": [name for name in wanted if name not in got],
         "not wanted": [name for name in got if name not in wanted],
         "of another shape": [
             f"{name}: got {list(got[name].shape)}, wanted {list(wanted[name].shape)}"
             for name in wanted
-            if name in shared and got[name].shape != wanted[name].shape
+            if name in got and got[name].shape != wanted[name].shape
         ],
     }
     return "; ".join(f"{len(names):,} {what} ({names[0]})" for what, names in found.items() if names)
