@@ -48,8 +48,8 @@ from pipeline.rendering.sets.source import RenderedSource, refuse_others
 from pipeline.shards.alignment.similarity import SHIFTS
 from pipeline.shards.index import sound_index
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
-from pipeline.shards.manifest import Manifest, ShardError
-from pipeline.shards.plan import PROGRESS, make_plan
+from pipeline.shards.manifest import PROGRESS, Manifest, ShardError
+from pipeline.shards.plan import make_plan
 from pipeline.shards.progress import bar_of
 from pipeline.shards.sequential import make_set
 from pipeline.shards.sources.finished import open_set

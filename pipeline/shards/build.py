@@ -19,10 +19,10 @@ from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.index import write_index
 from pipeline.shards.loss import ESCAPES, TooManyRejectedError, check_loss, summary
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
-from pipeline.shards.manifest import Manifest, TarEntry
+from pipeline.shards.manifest import PROGRESS, Manifest, TarEntry
 from pipeline.shards.names import IDENTITIES_NAME
 from pipeline.shards.one_tar import Written, files_of, has_record, read_record, write_tar
-from pipeline.shards.plan import PROGRESS, Plan
+from pipeline.shards.plan import Plan
 from pipeline.shards.sources import SetAside
 from pipeline.shards.workers import each_done
 

@@ -20,8 +20,8 @@ from pipeline.files import NotWrittenError, locked, make_folder, write_file
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.listing import Changes, changes, hashes_in, names_in, read_hashes, write_hashes
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
-from pipeline.shards.manifest import Manifest, ShardError
-from pipeline.shards.plan import PROGRESS, Plan
+from pipeline.shards.manifest import PROGRESS, Manifest, ShardError
+from pipeline.shards.plan import Plan
 from pipeline.shards.sources import Source
 from pipeline.shards.sources.tar_folder import open_tars
 

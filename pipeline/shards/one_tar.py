@@ -19,8 +19,8 @@ from pipeline.files import locked, named, remove_asides, write_file, written_who
 from pipeline.shards.fields import Fields, to_json
 from pipeline.shards.images import SetAsideError, extension_of
 from pipeline.shards.index import SAMPLE, dali_lines
-from pipeline.shards.manifest import TarEntry
-from pipeline.shards.plan import PROGRESS, Plan
+from pipeline.shards.manifest import PROGRESS, TarEntry
+from pipeline.shards.plan import Plan
 from pipeline.shards.sources import SetAside
 from pipeline.shards.tars import TarStream
 

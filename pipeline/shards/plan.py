@@ -12,7 +12,6 @@ from pipeline.hashing import INCREMENT, mix64
 from pipeline.shards.images import SetAsideError, read_header
 from pipeline.shards.loss import check_loss
 from pipeline.shards.manifest import FORMAT, Made, ShardError
-from pipeline.shards.manifest import PROGRESS as PROGRESS  # noqa: PLC0414 - what plans write is named here
 from pipeline.shards.sources import Source
 from pipeline.shards.tars import BLOCK
 

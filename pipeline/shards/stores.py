@@ -13,8 +13,7 @@ from uuid import uuid4
 import fsspec
 
 from pipeline.files import NotWrittenError, aside_of, named, sync
-from pipeline.shards.manifest import ShardError
-from pipeline.shards.plan import PROGRESS
+from pipeline.shards.manifest import PROGRESS, ShardError
 
 FILE_SYSTEMS = {"file", "local", "sftp", "ssh"}
 # What stores call the time of an object's last change; of a file, `created` is when its name or mode last changed.

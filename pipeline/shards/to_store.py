@@ -17,10 +17,10 @@ from pipeline.shards.build import REJECTED_NAME
 from pipeline.shards.claim import refuse_other, refuse_other_plan
 from pipeline.shards.index import FILE_NAME as INDEX
 from pipeline.shards.manifest import FILE_NAME as MANIFEST
-from pipeline.shards.manifest import Manifest, ShardError
+from pipeline.shards.manifest import PROGRESS, Manifest, ShardError
 from pipeline.shards.names import IDENTITIES_NAME
 from pipeline.shards.one_tar import Written, has_record, record_files, write_tar
-from pipeline.shards.plan import PROGRESS, Plan
+from pipeline.shards.plan import Plan
 from pipeline.shards.stores import fetch_whole, named_place, open_store, remove_progress, send
 from pipeline.shards.transfer import THREADS
 

@@ -21,8 +21,7 @@ import pytest
 from cluster.stop import EXIT_REFUSED
 from cluster.versions import how_to_install
 from pipeline.evaluation.protocols.pairs import read_pairs
-from pipeline.shards.manifest import Manifest
-from pipeline.shards.plan import PROGRESS
+from pipeline.shards.manifest import PROGRESS, Manifest
 from pipeline.shards.sources.finished import open_set
 from pipeline.shards.sources.list_file import read_list
 from pipeline.shards.verify import verify

@@ -17,9 +17,9 @@ from pipeline.shards.build import make_shards
 from pipeline.shards.claim import LISTING
 from pipeline.shards.index import open_index
 from pipeline.shards.listing import Changes, changes, hashes_in, read_hashes, write_hashes
-from pipeline.shards.manifest import Manifest, ShardError
+from pipeline.shards.manifest import PROGRESS, Manifest, ShardError
 from pipeline.shards.one_tar import Written
-from pipeline.shards.plan import PROGRESS, Plan, make_plan
+from pipeline.shards.plan import Plan, make_plan
 from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.sources.tar_folder import open_tars
 from pipeline.shards.workers import each_done
