@@ -11,7 +11,7 @@ STEPS = 256  # a pixel has so many steps a side; corners lie on whole steps
 NOTHING = -1
 _TILE = 8  # pixels of a tile a side
 _SHIFT = 11  # the steps of a tile a side are 2 to the power of this
-_BINS = 128  # of nearness, in which parts are told apart
+_BINS = 128  # counts of triangles by nearness, from which the parts are cut
 
 
 @compiled
