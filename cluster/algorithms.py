@@ -1,4 +1,4 @@
-"""Which of their algorithms the libraries may choose on a GPU: repeatable ones, or the fastest."""
+"""Which algorithms the libraries may choose on a GPU, repeatable ones or the fastest; and what a device computes in."""
 
 from __future__ import annotations
 
@@ -38,6 +38,17 @@ def choose_algorithms(repeatable: bool, compiles: bool) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
     # Trial runs of a convolution's algorithms: the winner may be another one after a restart.
     torch.backends.cudnn.benchmark = not repeatable
+
+
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies in bfloat16 itself; else products are emulated, and slower than those in float32.
+
+    A CPU whose torch does not say (before `torch.cpu.get_capabilities`) is taken to.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    return capabilities is None or any(capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _leave_compiler_out() -> None:

@@ -36,7 +36,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.algorithms import choose_algorithms, keep_compiled
+from cluster.algorithms import choose_algorithms, computes_in_bfloat16, keep_compiled
 from cluster.collectives import Group, barrier, gather_objects, rank_in
 from cluster.lease import HeldError, Holder, leased
 from cluster.marks import ATTEMPT_VARIABLE, START_VARIABLE
@@ -221,6 +221,8 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
         if recipe.backbone.compile:
             keep_compiled()
         choose_algorithms(recipe.deterministic, recipe.backbone.compile)
+        if topology.rank_of_node == 0 and recipe.precision == "bfloat16" and not computes_in_bfloat16(device):
+            logger.warning("precision: bfloat16 is emulated on this %s: float32 is faster here", device.type.upper())
         STARTUP.done("more imports")
         trainer = Trainer(recipe, start.shards, start.run, topology, together.group, device)
         STARTUP.done("building")

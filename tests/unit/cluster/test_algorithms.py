@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.algorithms import choose_algorithms, keep_compiled
+from cluster.algorithms import choose_algorithms, computes_in_bfloat16, keep_compiled
 
 FILL = "fill_uninitialized_memory"
 
@@ -53,3 +53,33 @@ def test_what_is_compiled_is_kept_in_the_users_cache_or_where_the_user_says(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     keep_compiled()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "torchinductor")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "computes"),
+    [
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"avx512_f": True, "avx512_bf16": True, "amx_bf16": False}, True),
+        ({"avx512_bf16": False, "amx_bf16": True}, True),
+        ({"neon": True, "bf16": True}, True),
+        ({"neon": True, "bf16": False}, False),
+    ],
+)
+def test_a_cpu_computes_in_bfloat16_by_its_instructions(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], computes: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert computes_in_bfloat16(torch.device("cpu")) is computes
+
+
+def test_a_cpu_that_does_not_say_is_taken_to_compute_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert computes_in_bfloat16(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("capability", "computes"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_a_gpu_computes_in_bfloat16_from_the_a100_on(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], computes: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert computes_in_bfloat16(torch.device("cuda", 0)) is computes
