@@ -48,7 +48,7 @@ from cluster.topology import Topology, TopologyError
 from cluster.watchdog import Watchdog, end
 from pipeline.files import NotWrittenError, named
 from pipeline.recipe.file import describe_recipe
-from pipeline.recipe.schema import RecipeError
+from pipeline.recipe.schema import Recipe, RecipeError
 from pipeline.run.checkpoint import CheckpointError, complete_steps
 from pipeline.run.folder import RunFolder
 from pipeline.run.history import Begun, has_gone_back, note_start
@@ -61,6 +61,8 @@ from pipeline.training.saves import UnsavedError
 from pipeline.training.start import Start, check_start, read_start
 
 if TYPE_CHECKING:
+    import torch
+
     from pipeline.training.loop import Trainer
 
 logger = logging.getLogger("train")
@@ -218,11 +220,7 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
         from pipeline.training.observers import observers_of
         from pipeline.training.observers.goodput import read_account
 
-        if recipe.backbone.compile:
-            keep_compiled()
-        choose_algorithms(recipe.deterministic, recipe.backbone.compile)
-        if topology.rank_of_node == 0 and recipe.precision == "bfloat16" and not computes_in_bfloat16(device):
-            logger.warning("precision: bfloat16 is emulated on this %s: float32 is faster here", device.type.upper())
+        prepare_libraries(recipe, topology, device)
         STARTUP.done("more imports")
         trainer = Trainer(recipe, start.shards, start.run, topology, together.group, device)
         STARTUP.done("building")
@@ -256,6 +254,15 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
     asked = stop.asked or "a signal to another rank"
     logger.warning("stopped by %s after %s; the same command resumes it", asked, place(start.run, trainer.step))
     return EXIT_STOPPED
+
+
+def prepare_libraries(recipe: Recipe, topology: Topology, device: torch.device) -> None:
+    """Choose the libraries' algorithms, and say if the recipe's precision costs time instead of saving it."""
+    if recipe.backbone.compile:
+        keep_compiled()
+    choose_algorithms(recipe.deterministic, recipe.backbone.compile)
+    if topology.rank_of_node == 0 and recipe.precision == "bfloat16" and not computes_in_bfloat16(device):
+        logger.warning("precision: bfloat16 is emulated on this %s: float32 is faster here", device.type.upper())
 
 
 def load(trainer: Trainer, start: Start, newest: int | None, changed: list[str]) -> list[str]:

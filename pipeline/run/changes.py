@@ -68,6 +68,19 @@ def changes(run: Path, recipe: Recipe) -> list[str]:
     return [f"{key}: {saved[key]} → {now[key]}" for key in now if key in saved and saved[key] != now[key]]
 
 
+def refuse_another_network(run: Path, recipe: Recipe) -> None:
+    """Refuse another backbone than the run's before it is built: checkpoints would be refused by their tensors' names.
+
+    Raises:
+        RecipeError: it is another.
+    """
+    had, now = _saved_keys(run).get("backbone.name"), recipe.backbone.name
+    if had not in (None, now):
+        raise RecipeError(
+            f"backbone.name: got {now}, wanted {had} as in {RunFolder(run).recipe}; start another run with --run"
+        )
+
+
 def changes_since(run: Path, saved: Meta, now: Meta, recipe: Recipe) -> list[str]:
     """What differs from the checkpoint that the run resumes from, besides the recipe, as ``what: old → new``.
 

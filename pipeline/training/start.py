@@ -12,7 +12,7 @@ from pipeline.reading.tars import ShardSet
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.fit import check_against_set
 from pipeline.recipe.schema import Init, Recipe, RecipeError
-from pipeline.run.changes import changes, changes_since, fixed_keys, flat, with_streams
+from pipeline.run.changes import changes, changes_since, fixed_keys, flat, refuse_another_network, with_streams
 from pipeline.run.checkpoint import CheckpointError, Meta, complete_steps, read_meta
 from pipeline.run.folder import RunFolder
 from pipeline.training.observers.exporter import endpoint_tls
@@ -97,9 +97,8 @@ def check_start(start: Start, num_ranks: int, may_resume: bool) -> list[str]:
         _check_init(start.recipe.init)
         return []
     _check_past(start, saved)
-    changed = changes(start.run, start.recipe)
-    _check_network(start.run, changed)
-    return changed
+    refuse_another_network(start.run, start.recipe)
+    return changes(start.run, start.recipe)
 
 
 def _check_init(init: Init) -> None:
@@ -112,17 +111,6 @@ def _check_init(init: Init) -> None:
         raise RecipeError(f"init.run: got {got}, wanted the folder of a run that has saved one, or null")
     if init.step is not None and init.step not in steps:
         raise RecipeError(f"init.step: got {init.step}, wanted one of {steps} in {init.run}, or null for the newest")
-
-
-def _check_network(run: Path, changed: Sequence[str]) -> None:
-    """Refuse another network than the run's now: its checkpoints would be refused by the names of their tensors."""
-    for change in changed:
-        key, _, values = change.partition(": ")
-        if key == "backbone.name":
-            had, _, now = values.partition(" → ")
-            raise RecipeError(
-                f"{key}: got {now}, wanted {had} as in {RunFolder(run).recipe}; start another run with --run"
-            )
 
 
 def _check_past(start: Start, saved: Sequence[int]) -> None:
