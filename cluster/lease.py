@@ -130,6 +130,19 @@ def leased(
             mine.unlink()
 
 
+def last_holder(folder: Path, *, beat_seconds: float = BEAT_SECONDS) -> tuple[Holder | None, bool]:
+    """Who holds a folder, or did last and has not given it back; and whether that process lives.
+
+    To look, not to take it: of a process elsewhere a few beats decide, where `leased` waits for `SILENT_SECONDS`.
+    """
+    for path in reversed(_claims(folder)):
+        holder = _read(path)
+        lives = not _is_dead(path, holder, Holder(""), beat_seconds, 5 * beat_seconds)
+        if path.exists():
+            return holder, lives
+    return None, False
+
+
 def _take(folder: Path, me: Holder, beat_seconds: float, silent_seconds: float) -> tuple[Path, bool]:
     """This process's claim; and whether an earlier one of the same mark may live."""
     while True:

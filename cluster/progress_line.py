@@ -26,8 +26,8 @@ class ProgressLine:
         end = ""
         if part > self._first:
             left = gone * (1 - part) / (part - self._first)
-            end = f", {_duration(left)} left, until {time.strftime('%a %H:%M', time.localtime(time.time() + left))}"
-        line = f"{part:4.0%}  {what}, {_duration(gone)} gone{end}"
+            end = f", {duration(left)} left, until {time.strftime('%a %H:%M', time.localtime(time.time() + left))}"
+        line = f"{part:4.0%}  {what}, {duration(gone)} gone{end}"
         print(f"\r\033[K{line}" if self._rewrite else line, end="" if self._rewrite else "\n", file=sys.stderr)
         sys.stderr.flush()
 
@@ -39,6 +39,7 @@ class ProgressLine:
         return sum(w * s for w, s in zip(self._work, shares, strict=True)) / sum(self._work)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: ``1:02:03``."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -37,6 +37,7 @@ STAGES = {
     "publish": (["run"], "load_trained"),
     "report": (["run"], "write_report"),
     "shard": (["faces", "out"], "open_named"),
+    "status": (["run"], "runs_in"),
     "study": (["study.yaml"], "load_study"),
     "suite": (["run", "--data", "d"], "sets_in"),
     "synthesise": (["out", "--people", "8", "--images", "4"], "open_rendered"),

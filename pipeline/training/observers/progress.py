@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from typing_extensions import override
 
+from cluster.progress_line import duration
 from cluster.stopwatch import STARTUP
 from pipeline.training.observers.observer import Observer
 from pipeline.training.record import Record, Window
@@ -45,7 +46,7 @@ class Progress(Observer):
         line = (
             f"step {record.step}/{self._total}  epoch {record.epoch:.2f}  loss {record.loss:.4f}  "
             f"{lambda_}lr {record.learning_rate:.3g}  {window.samples_per_second:,.0f} images/s  "
-            f"data wait {waiting:.0%}  {_duration(left)} left{self._reached}"
+            f"data wait {waiting:.0%}  {duration(math.ceil(left))} left{self._reached}"
         )
         self._write(f"\r\033[K{line}" if self._rewrite else line + "\n")
 
@@ -70,8 +71,3 @@ class Progress(Observer):
         with contextlib.suppress(OSError):
             self._stream.write(text)
             self._stream.flush()
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(math.ceil(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.lease import HeldError, Holder, leased
+from cluster.lease import HeldError, Holder, last_holder, leased
 
 ME = Holder("train me")
 QUICK = {"beat_seconds": 0.05, "silent_seconds": 0.6}
@@ -23,7 +23,7 @@ QUICK = {"beat_seconds": 0.05, "silent_seconds": 0.6}
 HOLD = """
 import sys
 from pathlib import Path
-from cluster.lease import HeldError, Holder, leased
+from cluster.lease import HeldError, Holder, last_holder, leased
 try:
     with leased(Path(sys.argv[1]), Holder("the other"), print):
         print("held", flush=True)
@@ -191,3 +191,17 @@ def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.json").write_text("mine")
     take(tmp_path)
     assert claims(tmp_path) == ["notes.json"]
+
+
+def test_a_look_names_who_holds_a_folder_or_died_there_and_takes_nothing(tmp_path: Path) -> None:
+    assert last_holder(tmp_path / "claims") == (None, False)
+    with leased(tmp_path, ME, no_loss, **QUICK):
+        assert last_holder(tmp_path, beat_seconds=0.05) == (ME, True)
+    assert last_holder(tmp_path) == (None, False)
+    file = elsewhere(tmp_path)
+    with beating(file):
+        assert last_holder(tmp_path, beat_seconds=0.1) == (replace(ME, host="far", machine="another", pid=7), True)
+    assert last_holder(tmp_path, beat_seconds=0.05)[1] is False
+    file.write_text("")  # of a disk that was full
+    assert last_holder(tmp_path, beat_seconds=0.05) == (None, False)
+    assert claims(tmp_path) == [file.name]
