@@ -1,6 +1,7 @@
 """Files that are whole or absent: written aside, synced, renamed."""
 
 import fcntl
+import hashlib
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -193,3 +194,14 @@ def sync(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes; the empty string if it is not there."""
+    if not path.is_file():
+        return ""
+    digest = hashlib.sha256()
+    with named(path, "not read"), path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

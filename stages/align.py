@@ -19,8 +19,8 @@ from pathlib import Path
 from cluster.stop import exit_with, faults_in_one_line
 from pipeline.shards.alignment.photos import FINISHED, align_photos
 from pipeline.shards.alignment.similarity import SHIFTS
-from pipeline.shards.manifest import ShardError
-from pipeline.shards.progress import bar_of
+from pipeline.shards.format.manifest import ShardError
+from pipeline.shards.making.progress import bar_of
 from stages.shard_arguments import add_part, add_source, open_named, refuse_inside
 
 

@@ -44,7 +44,7 @@ from pipeline.recipe.file import load_recipe
 from pipeline.recipe.fit import check_against_set
 from pipeline.recipe.schema import Recipe, RecipeError
 from pipeline.run.checkpoint import CheckpointError
-from pipeline.shards.manifest import ShardError
+from pipeline.shards.format.manifest import ShardError
 
 
 @faults_in_one_line("calibrate", (TopologyError, RecipeError, ShardError, CheckpointError, OSError))

@@ -31,7 +31,7 @@ from pipeline.planning.timing import Course, course, scaling, step_parts, step_s
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe, RecipeError
-from pipeline.shards.manifest import ShardError
+from pipeline.shards.format.manifest import ShardError
 
 EXAMPLES = """\
 examples:

@@ -30,25 +30,25 @@ from numpy.typing import NDArray
 
 from cluster.stop import EXIT_REFUSED, exit_with, faults_in_one_line
 from pipeline.reading.mixing import mixing_by_default
-from pipeline.shards.build import read_rejected
-from pipeline.shards.hygiene import clean
-from pipeline.shards.loss import TooManyRejectedError, amount, summary
-from pipeline.shards.manifest import FILE_NAME as MANIFEST
-from pipeline.shards.manifest import Manifest, ShardError
-from pipeline.shards.names import read_names
-from pipeline.shards.page import write_page
-from pipeline.shards.plan import make_plan, samples_in
-from pipeline.shards.progress import Endpoint, bar_of, progress_of
-from pipeline.shards.sequential import make_set
-from pipeline.shards.sources import SetAside, Source
+from pipeline.shards.checking.page import write_page
+from pipeline.shards.checking.verify import verify
+from pipeline.shards.format.manifest import FILE_NAME as MANIFEST
+from pipeline.shards.format.manifest import Manifest, ShardError
+from pipeline.shards.format.names import read_names
+from pipeline.shards.format.rejected import SetAside, read_rejected
+from pipeline.shards.making.plan import make_plan, samples_in
+from pipeline.shards.making.progress import Endpoint, bar_of, progress_of
+from pipeline.shards.making.sequential import make_set
+from pipeline.shards.making.to_store import make_in_store
+from pipeline.shards.sources import Source
 from pipeline.shards.sources.finished import open_set
 from pipeline.shards.sources.fitted import WAYS, DecodedSource, FittedSource
-from pipeline.shards.stores import is_url
-from pipeline.shards.subset import subset
-from pipeline.shards.to_store import make_in_store
-from pipeline.shards.transfer import pull, push
-from pipeline.shards.verify import verify
-from pipeline.shards.views import merge
+from pipeline.shards.sources.loss import TooManyRejectedError, amount, summary
+from pipeline.shards.stores.transfer import pull, push
+from pipeline.shards.stores.urls import is_url
+from pipeline.shards.views.hygiene import clean
+from pipeline.shards.views.select import merge
+from pipeline.shards.views.subset import subset
 from stages.shard_arguments import add_part, add_source, count_of, open_named, refuse_inside
 
 CPUS = len(os.sched_getaffinity(0))

@@ -3,12 +3,12 @@
 import argparse
 from pathlib import Path
 
-from pipeline.shards.manifest import ShardError
+from pipeline.shards.format.manifest import ShardError
 from pipeline.shards.sources import Source
 from pipeline.shards.sources.columns import Columns
 from pipeline.shards.sources.detect import Options, open_source
 from pipeline.shards.sources.splits import Choice
-from pipeline.shards.stores import is_url
+from pipeline.shards.stores.urls import is_url
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:

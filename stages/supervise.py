@@ -37,7 +37,7 @@ from cluster.stop import EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED, code_of, exit
 from pipeline.recipe.schema import RecipeError
 from pipeline.run.checkpoint import has_reached
 from pipeline.run.folder import RunFolder
-from pipeline.shards.manifest import ShardError
+from pipeline.shards.format.manifest import ShardError
 from pipeline.training.start import Start, read_start
 
 TRAIN = Path(__file__).with_name("train.py")

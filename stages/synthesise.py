@@ -46,15 +46,15 @@ from pipeline.rendering.sets.card import CARD, write_card
 from pipeline.rendering.sets.folder import MADE, TABLE, make_people
 from pipeline.rendering.sets.source import RenderedSource, refuse_others
 from pipeline.shards.alignment.similarity import SHIFTS
-from pipeline.shards.index import sound_index
-from pipeline.shards.manifest import FILE_NAME as MANIFEST
-from pipeline.shards.manifest import PROGRESS, Manifest, ShardError
-from pipeline.shards.plan import make_plan
-from pipeline.shards.progress import bar_of
-from pipeline.shards.sequential import make_set
+from pipeline.shards.format.index import sound_index
+from pipeline.shards.format.manifest import FILE_NAME as MANIFEST
+from pipeline.shards.format.manifest import PROGRESS, Manifest, ShardError
+from pipeline.shards.making.plan import make_plan
+from pipeline.shards.making.progress import bar_of
+from pipeline.shards.making.sequential import make_set
 from pipeline.shards.sources.finished import open_set
 from pipeline.shards.sources.list_file import read_list
-from pipeline.shards.views import select
+from pipeline.shards.views.select import select
 from stages.shard_arguments import count_of
 
 PAIRS = "pairs.tsv"

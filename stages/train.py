@@ -55,7 +55,7 @@ from pipeline.run.history import Begun, has_gone_back, note_start
 from pipeline.run.record import record_run, restarts_of
 from pipeline.run.set_aside import set_aside
 from pipeline.run.whole import newest_whole, whole_step
-from pipeline.shards.manifest import ShardError
+from pipeline.shards.format.manifest import ShardError
 from pipeline.training.guard import NonFiniteError
 from pipeline.training.saves import UnsavedError
 from pipeline.training.start import Start, check_start, read_start

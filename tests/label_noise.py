@@ -12,8 +12,8 @@ from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Recipe
 from pipeline.run.angles import TargetCosines
 from pipeline.run.folder import RunFolder
-from pipeline.shards.build import make_shards
-from pipeline.shards.plan import make_plan
+from pipeline.shards.making.build import make_shards
+from pipeline.shards.making.plan import make_plan
 from pipeline.shards.sources.detect import open_source
 from tests.distributed.trainer import trainer_of
 

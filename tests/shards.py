@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.shards.build import make_shards
+from pipeline.shards.format.manifest import Manifest
 from pipeline.shards.images import SetAsideError
-from pipeline.shards.manifest import Manifest
-from pipeline.shards.plan import Plan, make_plan
+from pipeline.shards.making.build import make_shards
+from pipeline.shards.making.plan import Plan, make_plan
 from pipeline.shards.sources import Source
 from pipeline.shards.sources.folder import scan_folder
 

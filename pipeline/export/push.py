@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.versions import how_to_install
-from pipeline.shards.manifest import ShardError
-from pipeline.shards.stores import open_store, send
+from pipeline.shards.format.manifest import ShardError
+from pipeline.shards.stores.urls import open_store, send
 
 HUB = "hf://"
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.reading.order import Order
-from pipeline.shards.index import sound_index
-from pipeline.shards.manifest import Manifest, TarEntry
+from pipeline.shards.format.index import sound_index
+from pipeline.shards.format.manifest import Manifest, TarEntry
 
 LEAST, MOST = 8, 64  # streams; each is a place on the disk that is read in turn with the others
 MISSED = 0.01  # the share of batches that may have none of the smallest of the sets that were joined

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.reading.mapped import map_file
-from pipeline.shards.index import open_index
-from pipeline.shards.manifest import Manifest, ShardError
-from pipeline.shards.presence import check_size, check_tars
+from pipeline.shards.format.index import open_index
+from pipeline.shards.format.manifest import Manifest, ShardError
+from pipeline.shards.format.presence import check_size, check_tars
 
 # A quarter of what the kernel allows a process. A rank reads from its share of data.streams × data.window tars side by
 # side, thousands at the most; if there were more, each would be mapped again, which costs tens of microseconds.

@@ -85,7 +85,7 @@ def write_suspects(path: Path, shards: ShardSet, mean_cosine: NDArray[np.float32
     """List the samples with a mean target angle above `degrees`, the largest first, and say how many there are.
 
     In ArcFace's training noise gathers there: Deng et al. (Sub-center ArcFace, ECCV 2020, section 3.3) drop what is
-    beyond 75°. The list has the form of `pipeline.shards.undecodable`, and ``clean --suspects`` takes it.
+    beyond 75°. The list has the form of `pipeline.shards.views.undecodable`, and ``clean --suspects`` takes it.
 
     Raises:
         NotWrittenError: the disk is full or read-only.

@@ -14,7 +14,7 @@ from pipeline.recipe.migrate import migrate
 from pipeline.recipe.schema import Recipe, RecipeError
 from pipeline.run.checkpoint import META, CheckpointError, Meta, complete_steps, read_meta
 from pipeline.run.folder import RunFolder
-from pipeline.shards.manifest import Manifest
+from pipeline.shards.format.manifest import Manifest
 
 # These decide which sample stands at which position: with another value it would be another run.
 FIXED = ("seed", "data.global_batch", "data.streams", "data.window")

@@ -45,7 +45,7 @@ class RunFolder:
 
     @property
     def undecodable(self) -> Path:
-        """The samples that could not be decoded, a line each; see `pipeline.shards.undecodable`."""
+        """The samples that could not be decoded, a line each; see `pipeline.shards.views.undecodable`."""
         return self.path / "undecodable.tsv"
 
     @property

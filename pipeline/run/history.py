@@ -19,7 +19,7 @@ from pipeline.files import append
 from pipeline.recipe.schema import Recipe
 from pipeline.run.folder import RunFolder
 from pipeline.run.record import device_name
-from pipeline.shards.manifest import Manifest
+from pipeline.shards.format.manifest import Manifest
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pipeline.files import named, write_file
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Recipe
 from pipeline.run.folder import RunFolder
-from pipeline.shards.names import IDENTITIES_NAME
+from pipeline.shards.format.names import IDENTITIES_NAME
 
 
 def device_name(device: torch.device) -> str:

@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any, TypeVar
 
-from pipeline.shards.manifest import ShardError
+from pipeline.shards.format.manifest import ShardError
 
 Result = TypeVar("Result")
 

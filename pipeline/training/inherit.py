@@ -28,7 +28,7 @@ from pipeline.reading.tars import ShardSet
 from pipeline.run.checkpoint import CheckpointError, read_backbone, read_meta, read_rows
 from pipeline.run.folder import RunFolder
 from pipeline.run.whole import whole_step
-from pipeline.shards.views import read_identities
+from pipeline.shards.format.names import read_identities
 from pipeline.training.engine import Engine
 
 logger = logging.getLogger(__name__)

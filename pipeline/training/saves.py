@@ -19,7 +19,7 @@ from pipeline.run.checkpoint import CheckpointError, Meta, State
 from pipeline.run.folder import RunFolder
 from pipeline.run.record import device_name
 from pipeline.run.saver import Saved, Saver
-from pipeline.shards.manifest import Manifest
+from pipeline.shards.format.manifest import Manifest
 
 if TYPE_CHECKING:  # the engine loads DeepSpeed, which takes seconds: a start is checked before
     from pipeline.training.engine import Engine

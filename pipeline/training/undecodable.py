@@ -11,8 +11,8 @@ from cluster.collectives import Group, gather_objects, rank_in
 from cluster.stop import one_line
 from pipeline.files import NotWrittenError
 from pipeline.reading.tars import ShardSet
-from pipeline.shards.manifest import ShardError
-from pipeline.shards.undecodable import note_undecodable, read_undecodable
+from pipeline.shards.format.manifest import ShardError
+from pipeline.shards.views.undecodable import note_undecodable, read_undecodable
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.shards.build import make_shards
-from pipeline.shards.plan import make_plan
+from pipeline.shards.making.build import make_shards
+from pipeline.shards.making.plan import make_plan
 from pipeline.shards.sources.detect import open_source
 from tests.faces import write_noisy_faces
 

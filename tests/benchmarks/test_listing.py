@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.shards.build import make_shards
-from pipeline.shards.plan import make_plan
+from pipeline.shards.making.build import make_shards
+from pipeline.shards.making.plan import make_plan
 from pipeline.shards.sources.detect import open_source
 from tests.benchmarks.results import write
 from tests.shards import noise
@@ -31,7 +31,7 @@ PLAN = """
 import re, sys, time
 from pathlib import Path
 import pyarrow.parquet
-from pipeline.shards.plan import make_plan
+from pipeline.shards.making.plan import make_plan
 from pipeline.shards.sources.detect import open_source
 
 def peak():  # not ru_maxrss, which remembers the process that this one was forked from

@@ -20,8 +20,8 @@ from pipeline.rendering.exact.raster import NOTHING, STEPS, rasterise
 from pipeline.rendering.scene.camera import view_of
 from pipeline.rendering.sets.folder import make_people
 from pipeline.rendering.sets.source import RenderedSource
-from pipeline.shards.plan import make_plan
-from pipeline.shards.sequential import make_set
+from pipeline.shards.making.plan import make_plan
+from pipeline.shards.making.sequential import make_set
 from tests.benchmarks.results import write
 from tests.renderer import needs_renderer
 

@@ -37,8 +37,8 @@ def processor_seconds():
 """
 
 OURS = f"""{CLOCK}
-from pipeline.shards.build import make_shards
-from pipeline.shards.plan import make_plan
+from pipeline.shards.making.build import make_shards
+from pipeline.shards.making.plan import make_plan
 from pipeline.shards.sources.detect import open_source
 faces, out, per_tar, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 before, start = processor_seconds(), time.perf_counter()

@@ -25,7 +25,7 @@ from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.optim.sgd import SGD
 from pipeline.recipe.schema import Checkpoint, Data, Faults, Head, Log, Recipe
 from pipeline.run.checkpoint import complete_steps
-from pipeline.shards.manifest import ShardError
+from pipeline.shards.format.manifest import ShardError
 from pipeline.training.evaluator import Evaluator
 from pipeline.training.guard import NonFiniteError
 from pipeline.training.loop import Trainer

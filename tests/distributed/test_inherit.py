@@ -18,7 +18,7 @@ from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Data, Head, Recipe
 from pipeline.run.checkpoint import CheckpointError
 from pipeline.run.imported import write_imported
-from pipeline.shards.views import read_identities
+from pipeline.shards.format.names import read_identities
 from pipeline.training.inherit import Inherited, match
 from tests.distributed.ranks import run_ranks
 from tests.distributed.trainer import trainer_of

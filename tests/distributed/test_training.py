@@ -32,8 +32,8 @@ from pipeline.reading.tars import ShardSet
 from pipeline.recipe.phases import Phase
 from pipeline.recipe.schema import Checkpoint, Data, Faults, Head, Log, Recipe
 from pipeline.run.whole import load_backbone
-from pipeline.shards.manifest import Manifest
-from pipeline.shards.undecodable import read_undecodable
+from pipeline.shards.format.manifest import Manifest
+from pipeline.shards.views.undecodable import read_undecodable
 from pipeline.training.guard import NonFiniteError
 from pipeline.training.record import Record
 from tests.distributed.dense import dense_loss

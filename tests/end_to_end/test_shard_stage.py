@@ -19,7 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.stop import EXIT_REFUSED, EXIT_UNSAVED
-from pipeline.shards.manifest import Manifest
+from pipeline.shards.format.manifest import Manifest
 from tests.full_disk import SmallDisk, small_disk
 from tests.ports import free_port
 

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from cluster.topology import Topology
-from pipeline.shards.manifest import Manifest
+from pipeline.shards.format.manifest import Manifest
 from tests.end_to_end.launcher import metrics, train_alone, write_recipe
 from tests.end_to_end.slurm import Slurm, why_not
 from tests.faces import ROOT, write_faces, write_shards

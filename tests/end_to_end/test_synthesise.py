@@ -21,11 +21,11 @@ import pytest
 from cluster.stop import EXIT_REFUSED
 from cluster.versions import how_to_install
 from pipeline.evaluation.protocols.pairs import read_pairs
-from pipeline.shards.manifest import PROGRESS, Manifest
+from pipeline.shards.checking.verify import verify
+from pipeline.shards.format.manifest import PROGRESS, Manifest
+from pipeline.shards.format.names import read_identities
 from pipeline.shards.sources.finished import open_set
 from pipeline.shards.sources.list_file import read_list
-from pipeline.shards.verify import verify
-from pipeline.shards.views import read_identities
 from tests.end_to_end.stage import STAGES, run_stage
 from tests.renderer import needs_renderer
 from tests.shards import contents, extracted, snapshot

@@ -18,7 +18,7 @@ from pipeline.evaluation.protocols.pairs_file import identity_of
 from pipeline.evaluation.scoring.verification import IntArray
 from pipeline.reading.images import Images, read_image
 from pipeline.reading.tars import ShardSet
-from pipeline.shards.views import read_identities
+from pipeline.shards.format.names import read_identities
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pipeline.recipe.schema import Recipe
 from pipeline.run.best import read_best
 from pipeline.run.folder import RunFolder
 from pipeline.run.whole import load_backbone
-from pipeline.shards.manifest import Manifest
+from pipeline.shards.format.manifest import Manifest
 
 
 @dataclass(frozen=True)

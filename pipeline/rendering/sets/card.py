@@ -15,8 +15,8 @@ import numpy as np
 
 from pipeline.files import write_file
 from pipeline.rendering.sets.source import RenderedSource
-from pipeline.shards.fields import Fields
-from pipeline.shards.plan import tool_version
+from pipeline.shards.format.fields import Fields
+from pipeline.shards.making.plan import tool_version
 from pipeline.shards.sources import Source
 
 CARD = "README.md"

@@ -19,8 +19,8 @@ import numpy as np
 
 from pipeline.files import LOCK, held, make_folder, remove_asides, write_file
 from pipeline.rendering.sets.source import RenderedSource, refuse_others
+from pipeline.shards.format.manifest import PROGRESS, ShardError
 from pipeline.shards.images import SetAsideError
-from pipeline.shards.manifest import PROGRESS, ShardError
 from pipeline.shards.sources.list_rows import to_cell
 from pipeline.shards.workers import each_done
 

@@ -17,8 +17,9 @@ from pipeline.rendering.people.model import Model
 from pipeline.rendering.people.person import Person, person
 from pipeline.rendering.photo import Photo, jpeg, photo
 from pipeline.rendering.variation import Variation
-from pipeline.shards.manifest import ShardError
-from pipeline.shards.sources import OneByOne, Read, SetAside
+from pipeline.shards.format.manifest import ShardError
+from pipeline.shards.format.rejected import SetAside
+from pipeline.shards.sources import OneByOne, Read
 
 # Counted up when a release renders other pixels than the one before, by the digest in test_photo.py: sets of two looks
 # are not mixed.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cluster.versions import how_to_install
 from pipeline.shards.alignment.similarity import Points
-from pipeline.shards.manifest import ShardError
+from pipeline.shards.format.manifest import ShardError
 
 
 class Face(NamedTuple):

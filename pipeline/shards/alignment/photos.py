@@ -30,8 +30,8 @@ from pipeline.shards.alignment.results import (
 )
 from pipeline.shards.alignment.similarity import crop, reference_points
 from pipeline.shards.decode import decoded
+from pipeline.shards.format.manifest import PROGRESS, ShardError
 from pipeline.shards.images import SetAsideError
-from pipeline.shards.manifest import PROGRESS, ShardError
 from pipeline.shards.sources import Read, Source
 from pipeline.shards.workers import each_done
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.files import remove_asides, write_file
-from pipeline.shards.sources import SetAside
+from pipeline.shards.format.rejected import SetAside
 from pipeline.shards.sources.list_rows import of_cell, to_cell
 
 ALIGNED, SEVERAL, NO_FACE, TINY = "aligned", "several faces, the nearest the centre taken", "no face", "tiny face"

@@ -8,16 +8,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.shards.fields import NO_FIELDS, Fields
+from pipeline.shards.format.fields import NO_FIELDS, Fields
+from pipeline.shards.format.rejected import SetAside
 from pipeline.shards.images import SetAsideError
-
-
-class SetAside(NamedTuple):
-    """One source file that is not in the shards, why, and how many samples are lost by it as far as is known."""
-
-    path: str
-    reason: str
-    samples: int = 1
 
 
 class Read(NamedTuple):

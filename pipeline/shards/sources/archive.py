@@ -18,14 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.files import named
+from pipeline.shards.format.manifest import ShardError
+from pipeline.shards.format.names import UNUSABLE, usable_name
+from pipeline.shards.format.rejected import SetAside
 from pipeline.shards.images import NO_SUFFIX, SUFFIXES, SetAsideError
-from pipeline.shards.loss import summary
-from pipeline.shards.manifest import ShardError
-from pipeline.shards.names import UNUSABLE, usable_name
-from pipeline.shards.sources import OneByOne, SetAside, changed_at
+from pipeline.shards.sources import OneByOne, changed_at
 from pipeline.shards.sources.files import Texts
 from pipeline.shards.sources.folder import lost_by
 from pipeline.shards.sources.labels import sorted_identities
+from pipeline.shards.sources.loss import summary
 from pipeline.shards.sources.splits import EVERYTHING, Choice, choose, matching
 from pipeline.shards.sources.tar_files import TARS, TarFiles
 from pipeline.shards.sources.tar_walk import DamagedError, is_apple, walk

@@ -6,9 +6,9 @@ from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from pipeline.shards.format.manifest import FILE_NAME as MANIFEST
+from pipeline.shards.format.manifest import ShardError
 from pipeline.shards.images import SUFFIXES
-from pipeline.shards.manifest import FILE_NAME as MANIFEST
-from pipeline.shards.manifest import ShardError
 from pipeline.shards.sources import Source
 from pipeline.shards.sources.archive import ZIP, open_person_tars, open_zips
 from pipeline.shards.sources.columns import HUGGING_FACE, Columns
@@ -22,7 +22,7 @@ from pipeline.shards.sources.splits import EVERYTHING, Choice, matches, split_pa
 from pipeline.shards.sources.tar_files import TARS, find_tars
 from pipeline.shards.sources.tar_folder import list_tars
 from pipeline.shards.sources.tar_layout import FOLDER, TAR, layout_of
-from pipeline.shards.stores import is_url
+from pipeline.shards.stores.urls import is_url
 
 LOOKED_INTO = 8  # folders, to see whether they hold tars
 

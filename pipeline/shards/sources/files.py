@@ -10,10 +10,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.shards.fields import NO_FIELDS, Fields, of_json
+from pipeline.shards.format.fields import NO_FIELDS, Fields, of_json
+from pipeline.shards.format.manifest import ShardError
+from pipeline.shards.format.rejected import SetAside
 from pipeline.shards.images import SetAsideError
-from pipeline.shards.manifest import ShardError
-from pipeline.shards.sources import Read, SetAside, changed_at
+from pipeline.shards.sources import Read, changed_at
 
 READ_BYTES = 1 << 14
 # Faults of one file. Any other error of the system (a mount gone, too many open files) ends the run.

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.shards.index import open_index, sound_index
-from pipeline.shards.manifest import Manifest
-from pipeline.shards.presence import check_tars
+from pipeline.shards.format.index import open_index, sound_index
+from pipeline.shards.format.manifest import Manifest
+from pipeline.shards.format.names import read_identities
+from pipeline.shards.format.presence import check_tars
 from pipeline.shards.sources.tar_folder import TarSource, texts_of
 from pipeline.shards.sources.tar_listing import PLACE
-from pipeline.shards.views import read_identities
 from pipeline.shards.workers import each_done
 
 

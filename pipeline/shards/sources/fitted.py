@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pipeline.shards.decode import decoded
+from pipeline.shards.format.rejected import SetAside
 from pipeline.shards.images import SetAsideError, extension_of
-from pipeline.shards.sources import Read, SetAside, Source
+from pipeline.shards.sources import Read, Source
 
 WAYS = ("stretch", "crop")
 JPEG_QUALITY = 95

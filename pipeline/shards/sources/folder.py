@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.shards.format.manifest import ShardError
+from pipeline.shards.format.names import UNUSABLE, usable_name, warn_respelled
+from pipeline.shards.format.rejected import SetAside
 from pipeline.shards.images import NO_SUFFIX, SUFFIXES
-from pipeline.shards.loss import amount
-from pipeline.shards.manifest import ShardError
-from pipeline.shards.names import UNUSABLE, usable_name, warn_respelled
-from pipeline.shards.sources import SetAside
 from pipeline.shards.sources.files import FileSource, Texts
+from pipeline.shards.sources.loss import amount
 from pipeline.shards.sources.splits import matching
 
 # Files beside images that are none. Anything else that is not read may have been one, and counts as lost.

@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.shards.manifest import ShardError
-from pipeline.shards.sources import OneByOne, SetAside, changed_at
+from pipeline.shards.format.manifest import ShardError
+from pipeline.shards.format.rejected import SetAside
+from pipeline.shards.sources import OneByOne, changed_at
 from pipeline.shards.sources.labels import number_names, ranked
 from pipeline.shards.sources.recordio import (
     FIRST,

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.shards.manifest import ShardError
-from pipeline.shards.names import BYTE_ORDER_MARK, UNUSABLE, usable_name, warn_respelled
-from pipeline.shards.sources import SetAside
+from pipeline.shards.format.manifest import ShardError
+from pipeline.shards.format.names import BYTE_ORDER_MARK, UNUSABLE, usable_name, warn_respelled
+from pipeline.shards.format.rejected import SetAside
 from pipeline.shards.sources.columns import HUGGING_FACE, Columns
 from pipeline.shards.sources.files import FileSource, Texts
 from pipeline.shards.sources.labels import sorted_identities

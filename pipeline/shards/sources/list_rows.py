@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
-from pipeline.shards.fields import NO_FIELDS, Fields
-from pipeline.shards.manifest import ShardError
-from pipeline.shards.names import BLANKS
+from pipeline.shards.format.fields import NO_FIELDS, Fields
+from pipeline.shards.format.manifest import ShardError
+from pipeline.shards.format.names import BLANKS
 from pipeline.shards.sources.columns import Columns, place_of
 
 DELIMITERS = ",;\t"

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.shards.format.manifest import ShardError
+from pipeline.shards.format.names import UNUSABLE, usable_name, warn_respelled
+from pipeline.shards.format.rejected import SetAside
 from pipeline.shards.images import SetAsideError
-from pipeline.shards.manifest import ShardError
-from pipeline.shards.names import UNUSABLE, usable_name, warn_respelled
-from pipeline.shards.sources import Read, SetAside, changed_at
+from pipeline.shards.sources import Read, changed_at
 from pipeline.shards.sources.columns import HUGGING_FACE, Columns
 from pipeline.shards.sources.labels import number_names
 from pipeline.shards.sources.parquet_rows import Rows, library, line_of, saved_table, schema_of

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.versions import how_to_install
-from pipeline.shards.manifest import ShardError
+from pipeline.shards.format.manifest import ShardError
 
 AT_ONCE = 64  # rows
 READ_BYTES = 1 << 20  # of a column at a time

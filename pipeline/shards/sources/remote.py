@@ -18,16 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.files import locked, make_folder
+from pipeline.shards.format.manifest import ShardError
+from pipeline.shards.format.names import UNUSABLE, usable_name, warn_respelled
+from pipeline.shards.format.rejected import SetAside
 from pipeline.shards.images import NO_SUFFIX, SUFFIXES, SetAsideError
-from pipeline.shards.manifest import ShardError
-from pipeline.shards.names import UNUSABLE, usable_name, warn_respelled
-from pipeline.shards.sources import Read, SetAside
+from pipeline.shards.sources import Read
 from pipeline.shards.sources.columns import HUGGING_FACE, Columns
 from pipeline.shards.sources.files import FileSource, Texts
 from pipeline.shards.sources.folder import lost_by
 from pipeline.shards.sources.list_file import parse_list
 from pipeline.shards.sources.splits import matches
-from pipeline.shards.stores import changed_in, fetch_whole, named_place, open_store
+from pipeline.shards.stores.urls import changed_in, fetch_whole, named_place, open_store
 
 Patterns = tuple[tuple[str, ...], tuple[str, ...]]  # of names that show a kind of source, and of others that it needs
 

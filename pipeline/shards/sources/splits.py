@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from braceexpand import braceexpand
 
-from pipeline.shards.manifest import ShardError
+from pipeline.shards.format.manifest import ShardError
 
 # `train-00000-of-00003.parquet`; in a saved dataset the files are called `data-...` and the split is their folder.
 NUMBERED = re.compile(r"(.+)-\d{5}-of-\d{5}$")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.files import locked, make_folder, named, write_all, written_whole
-from pipeline.shards.manifest import ShardError
+from pipeline.shards.format.manifest import ShardError
 from pipeline.shards.sources.splits import Choice, choose, matching
 from pipeline.shards.sources.tar_walk import compression_of
 

@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.files import named
-from pipeline.shards.fields import Fields, of_json
+from pipeline.shards.format.fields import Fields, of_json
+from pipeline.shards.format.manifest import ShardError
+from pipeline.shards.format.names import IDENTITIES_NAME, UNUSABLE, usable_name, warn_respelled
+from pipeline.shards.format.rejected import SetAside
 from pipeline.shards.images import SetAsideError
-from pipeline.shards.loss import amount, summary
-from pipeline.shards.manifest import ShardError
-from pipeline.shards.names import IDENTITIES_NAME, UNUSABLE, usable_name, warn_respelled
-from pipeline.shards.sources import Read, SetAside, changed_at
+from pipeline.shards.sources import Read, changed_at
 from pipeline.shards.sources.labels import number_names, ranked, sorted_identities
+from pipeline.shards.sources.loss import amount, summary
 from pipeline.shards.sources.splits import EVERYTHING, Choice
 from pipeline.shards.sources.tar_files import TarFiles, find_tars
 from pipeline.shards.sources.tar_headers import stem_before

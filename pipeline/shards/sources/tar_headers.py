@@ -11,6 +11,7 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.shards.format.tars import BLOCK, RECORD
 from pipeline.shards.sources.tar_walk import (
     APPLE,
     DIGITS,
@@ -22,7 +23,6 @@ from pipeline.shards.sources.tar_walk import (
     Layout,
     split_name,
 )
-from pipeline.shards.tars import BLOCK, RECORD
 
 # Offsets and sizes of the payloads of a sample, in bytes; 0 if there is none. All is as in `TarSample`, and `header`
 # is that of the first member, which has the sample's name.

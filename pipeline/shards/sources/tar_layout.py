@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.files import named
-from pipeline.shards.fields import Fields, of_json
-from pipeline.shards.manifest import ShardError
-from pipeline.shards.names import IDENTITIES_NAME
+from pipeline.shards.format.fields import Fields, of_json
+from pipeline.shards.format.manifest import ShardError
+from pipeline.shards.format.names import IDENTITIES_NAME
 from pipeline.shards.sources.columns import USUAL, Columns
 from pipeline.shards.sources.tar_files import TarFiles
 from pipeline.shards.sources.tar_walk import KINDS, LONGEST_TEXT, DamagedError, Layout, Member, walk

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.files import named
-from pipeline.shards.fields import of_json
-from pipeline.shards.names import usable_name
-from pipeline.shards.sources import SetAside
+from pipeline.shards.format.fields import of_json
+from pipeline.shards.format.names import usable_name
+from pipeline.shards.format.rejected import SetAside
 from pipeline.shards.sources.tar_files import TarFiles
 from pipeline.shards.sources.tar_headers import SAMPLE, name_at, plain_samples
 from pipeline.shards.sources.tar_walk import (

@@ -8,8 +8,8 @@ import tarfile
 from collections.abc import Collection, Generator, Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
+from pipeline.shards.format.tars import BLOCK
 from pipeline.shards.images import SUFFIXES, SetAsideError
-from pipeline.shards.tars import BLOCK
 
 KINDS = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)  # of images
 DIGITS = 18  # so many of a label fit 64 bits

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.reading.mixing import MOST, mixing_by_default, mixing_of, streams_that_mix
 from pipeline.reading.order import Order
-from pipeline.shards.manifest import Made, Manifest, TarEntry
+from pipeline.shards.format.manifest import Made, Manifest, TarEntry
 from tests.faces import write_shards
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pipeline.reading.tars import ShardSet
-from pipeline.shards.manifest import ShardError
+from pipeline.shards.format.manifest import ShardError
 from tests.faces import ROOT, write_shards
 
 

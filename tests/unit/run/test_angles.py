@@ -13,8 +13,8 @@ from pipeline.files import NotWrittenError
 from pipeline.reading.order import Order
 from pipeline.reading.tars import ShardSet
 from pipeline.run.angles import EPOCHS, TargetCosines, read_suspects, write_suspects
-from pipeline.shards.hygiene import clean
-from pipeline.shards.undecodable import read_undecodable
+from pipeline.shards.views.hygiene import clean
+from pipeline.shards.views.undecodable import read_undecodable
 from tests.faces import write_shards
 
 # 26 samples in batches of 8: three steps an epoch, and two samples that an epoch leaves out.

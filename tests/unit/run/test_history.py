@@ -13,7 +13,7 @@ from pipeline.recipe.schema import Recipe
 from pipeline.run.checkpoint import CheckpointError
 from pipeline.run.folder import RunFolder
 from pipeline.run.history import Begun, has_gone_back, note_start, read_history
-from pipeline.shards.manifest import Made, Manifest
+from pipeline.shards.format.manifest import Made, Manifest
 from pipeline.training.start import Start
 from stages.train import step_to_resume
 from tests.unit.run.saved import save_steps

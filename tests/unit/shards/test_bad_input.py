@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from pipeline.reading.mixing import mixing_by_default
-from pipeline.shards.build import make_shards
-from pipeline.shards.hygiene import clean
-from pipeline.shards.index import open_index
-from pipeline.shards.loss import summary
-from pipeline.shards.manifest import ShardError
-from pipeline.shards.page import write_page
+from pipeline.shards.checking.page import write_page
+from pipeline.shards.checking.verify import verify
+from pipeline.shards.format.index import open_index
+from pipeline.shards.format.manifest import ShardError
+from pipeline.shards.making.build import make_shards
 from pipeline.shards.sources.finished import open_set
 from pipeline.shards.sources.folder import scan_folder
-from pipeline.shards.subset import subset
-from pipeline.shards.verify import verify
-from pipeline.shards.views import merge, select
+from pipeline.shards.sources.loss import summary
+from pipeline.shards.views.hygiene import clean
+from pipeline.shards.views.select import merge, select
+from pipeline.shards.views.subset import subset
 from tests.shards import HEIGHT, WIDTH, made, noise, plan_of, rejected, write_people
 
 

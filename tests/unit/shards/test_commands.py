@@ -26,7 +26,7 @@ from cluster.stop import EXIT_REFUSED, EXIT_UNSAVED
 from pipeline.shards.alignment import photos
 from pipeline.shards.alignment.detector import Face
 from pipeline.shards.alignment.similarity import reference_points
-from pipeline.shards.subset import subset
+from pipeline.shards.views.subset import subset
 from stages import align, shard
 from tests.full_disk import SmallDisk, small_disk
 from tests.shards import made, plan_of, snapshot, write_people

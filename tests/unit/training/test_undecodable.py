@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.reading.tars import ShardSet
-from pipeline.shards.manifest import ShardError
+from pipeline.shards.format.manifest import ShardError
 from pipeline.training.undecodable import Remembered, UndecodableLimit
 from stages.train import REFUSALS
 from tests.shards import made, plan_of, write_people

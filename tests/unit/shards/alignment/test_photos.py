@@ -18,7 +18,7 @@ from pipeline.shards.alignment.detector import Face, detect, nearest_centre
 from pipeline.shards.alignment.photos import align_photo, align_photos
 from pipeline.shards.alignment.results import crop_path
 from pipeline.shards.alignment.similarity import Points, crop, fit_similarity, reference_points
-from pipeline.shards.manifest import ShardError
+from pipeline.shards.format.manifest import ShardError
 from pipeline.shards.sources.detect import open_source
 from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.workers import each_done

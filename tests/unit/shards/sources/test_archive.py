@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.shards.checking.verify import verify
+from pipeline.shards.format.manifest import ShardError
 from pipeline.shards.images import SetAsideError
-from pipeline.shards.manifest import ShardError
-from pipeline.shards.plan import make_plan
+from pipeline.shards.making.plan import make_plan
 from pipeline.shards.sources.detect import open_source
-from pipeline.shards.verify import verify
 from tests.shards import contents, made, noise, write_people, write_tar_of
 
 PEOPLE = ["佐藤 健", "ann", "ann"]

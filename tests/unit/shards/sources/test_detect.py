@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.shards.manifest import Manifest, ShardError
-from pipeline.shards.plan import make_plan
-from pipeline.shards.sequential import make_set
-from pipeline.shards.sources import OneByOne, SetAside, detect
+from pipeline.shards.checking.verify import verify
+from pipeline.shards.format.manifest import Manifest, ShardError
+from pipeline.shards.format.rejected import SetAside
+from pipeline.shards.making.plan import make_plan
+from pipeline.shards.making.sequential import make_set
+from pipeline.shards.sources import OneByOne, detect
 from pipeline.shards.sources.detect import Kind, Options, open_source
-from pipeline.shards.verify import verify
 from tests.shards import contents, noise
 
 

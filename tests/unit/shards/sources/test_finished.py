@@ -8,18 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.shards.hygiene import clean
-from pipeline.shards.index import open_index
-from pipeline.shards.manifest import Manifest, ShardError
-from pipeline.shards.plan import make_plan
-from pipeline.shards.sequential import make_set
+from pipeline.shards.checking.verify import verify
+from pipeline.shards.format.index import open_index
+from pipeline.shards.format.manifest import Manifest, ShardError
+from pipeline.shards.format.names import read_identities
+from pipeline.shards.making.plan import make_plan
+from pipeline.shards.making.sequential import make_set
 from pipeline.shards.sources.detect import open_source
 from pipeline.shards.sources.finished import open_set
 from pipeline.shards.sources.tar_folder import open_tars
-from pipeline.shards.subset import subset
-from pipeline.shards.transfer import push
-from pipeline.shards.verify import verify
-from pipeline.shards.views import merge, read_identities
+from pipeline.shards.stores.transfer import push
+from pipeline.shards.views.hygiene import clean
+from pipeline.shards.views.select import merge
+from pipeline.shards.views.subset import subset
 from tests.shards import HEIGHT, WIDTH, contents, made, noise, plan_of, write_people
 
 GONE = "person 4"

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from pipeline.shards import decode
-from pipeline.shards.build import make_shards
 from pipeline.shards.images import SetAsideError, read_header
-from pipeline.shards.plan import make_plan
+from pipeline.shards.making.build import make_shards
+from pipeline.shards.making.plan import make_plan
 from pipeline.shards.sources.detect import open_source
 from pipeline.shards.sources.fitted import DecodedSource, FittedSource, fit
 from tests.encodings import HEIC, ramps

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.shards.index import open_index
-from pipeline.shards.manifest import ShardError
-from pipeline.shards.plan import make_plan
+from pipeline.shards.format.index import open_index
+from pipeline.shards.format.manifest import ShardError
+from pipeline.shards.making.plan import make_plan
 from pipeline.shards.sources import insightface
 from pipeline.shards.sources.detect import Options, open_source
 from pipeline.shards.sources.recordio import part_starts, read_record

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.shards.manifest import ShardError
-from pipeline.shards.plan import make_plan
+from pipeline.shards.format.manifest import ShardError
+from pipeline.shards.making.plan import make_plan
 from pipeline.shards.sources.detect import open_source
 from pipeline.shards.sources.labels import number_names, ranked, sorted_identities
 from tests.shards import contents, made, noise

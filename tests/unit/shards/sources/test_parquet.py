@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.shards.checking.verify import verify
+from pipeline.shards.format.index import open_index
+from pipeline.shards.format.manifest import Manifest, ShardError
 from pipeline.shards.images import SetAsideError
-from pipeline.shards.index import open_index
-from pipeline.shards.manifest import Manifest, ShardError
-from pipeline.shards.one_tar import Written
-from pipeline.shards.plan import make_plan
-from pipeline.shards.sequential import make_set
+from pipeline.shards.making.one_tar import Written
+from pipeline.shards.making.plan import make_plan
+from pipeline.shards.making.sequential import make_set
 from pipeline.shards.sources import Read, Source
 from pipeline.shards.sources.columns import Columns
 from pipeline.shards.sources.detect import Options, open_source
@@ -23,7 +24,6 @@ from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.sources.parquet import ParquetSource
 from pipeline.shards.sources.splits import Choice
 from pipeline.shards.sources.tar_folder import open_tars
-from pipeline.shards.verify import verify
 from pipeline.shards.workers import each_done
 from tests.shards import made as complete
 from tests.shards import noise, snapshot
@@ -214,7 +214,7 @@ def test_a_set_that_another_process_finishes_meanwhile_is_taken(
         make_set(plan)
         return open_tars(folder, workers=workers)
 
-    monkeypatch.setattr("pipeline.shards.sequential.open_tars", finish_first)
+    monkeypatch.setattr("pipeline.shards.making.sequential.open_tars", finish_first)
     assert make_set(plan) == Manifest.load(tmp_path / "out")
 
 

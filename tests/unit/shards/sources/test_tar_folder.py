@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.shards.build import make_shards
+from pipeline.shards.format.manifest import ShardError
 from pipeline.shards.images import SetAsideError
-from pipeline.shards.loss import TooManyRejectedError
-from pipeline.shards.manifest import ShardError
-from pipeline.shards.plan import make_plan
+from pipeline.shards.making.build import make_shards
+from pipeline.shards.making.plan import make_plan
 from pipeline.shards.sources.detect import Options, open_source
+from pipeline.shards.sources.loss import TooManyRejectedError
 from pipeline.shards.sources.splits import Choice
 from pipeline.shards.sources.tar_folder import TarSource
 from pipeline.shards.sources.tar_headers import name_at, plain_samples

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.shards.manifest import ShardError
-from pipeline.shards.plan import make_plan
+from pipeline.shards.format.manifest import ShardError
+from pipeline.shards.making.plan import make_plan
 from pipeline.shards.sources import Source
 from pipeline.shards.sources.columns import Columns
 from pipeline.shards.sources.detect import Options, open_source

@@ -1,0 +1,69 @@
+"""How far a command is: a bar on a terminal and, if they are wanted, metrics for Prometheus."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from tqdm import tqdm
+
+from pipeline.shards.making.one_tar import Written
+
+if TYPE_CHECKING:
+    from cluster.telemetry import Telemetry
+
+# No thread may run while the workers are forked: the bar's would.
+tqdm.monitor_interval = 0
+
+
+class Endpoint(NamedTuple):
+    """Where metrics are served, and of what: `job` names the set, `rank` the part."""
+
+    port: int
+    address: str
+    job: str
+    rank: int
+
+
+def bar_of(total: int | None, unit: str = " images") -> tqdm[NoReturn]:
+    """A bar up to `total`, or one that counts only; none if standard error is no terminal."""
+    return tqdm(total=total, unit=unit, smoothing=0.1, disable=None)
+
+
+@contextmanager
+def progress_of(samples: int, endpoint: Endpoint | None) -> Iterator[Callable[[Written], None]]:
+    """Yield a function to call for each tar: it updates the bar and, with an endpoint, the metrics.
+
+    Args:
+        samples: in all tars.
+        endpoint: where metrics are served; None: nowhere.
+    """
+    with bar_of(samples) as bar, ExitStack() as stack:
+        telemetry: Telemetry | None = None
+
+        def progress(written: Written) -> None:
+            nonlocal telemetry
+            bar.update(written.samples)
+            if endpoint is None:
+                return
+            # Only after the workers are forked: they would pay for its imports, and its thread would not follow them.
+            first = telemetry is None
+            telemetry = telemetry or stack.enter_context(_telemetry(samples, endpoint))
+            telemetry.add("sharded_samples_total", written.samples)
+            telemetry.add("sharded_bytes_total", written.bytes)
+            telemetry.add("set_aside_samples_total", written.set_aside)
+            if first:  # after everything is set: the first scrape may come at once
+                telemetry.serve(endpoint.port, endpoint.address)
+
+        yield progress
+
+
+def _telemetry(samples: int, endpoint: Endpoint) -> Telemetry:
+    from cluster.metrics import SHARDING_METRICS  # noqa: PLC0415 - after the workers are forked
+    from cluster.telemetry import Telemetry  # noqa: PLC0415
+
+    telemetry = Telemetry(rank=endpoint.rank, host=socket.gethostname(), job=endpoint.job, metrics=SHARDING_METRICS)
+    telemetry.set("samples_to_shard", samples)
+    return telemetry

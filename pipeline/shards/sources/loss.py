@@ -1,0 +1,66 @@
+"""How much of a source is lost: the limit on it, and the reasons in one line."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from pipeline.shards.format.manifest import ShardError
+from pipeline.shards.format.rejected import ESCAPES, SetAside
+from pipeline.shards.images import WRONG_SIZE
+
+SHOWN = 3  # reasons in a line
+
+# What helps if images have several sizes.
+OTHER_SIZES = "the size wanted is the first image's or --size; --fit crop or --fit stretch brings others to --size"
+
+
+class TooManyRejectedError(ShardError):
+    """More samples were set aside than the user allows. The set is not finished; a larger limit finishes it."""
+
+
+def check_loss(where: str, kept: int, set_aside: Iterable[SetAside], limit: float) -> None:
+    """Compare the share of samples that were set aside with a limit.
+
+    Args:
+        where: the source or the set, for the message.
+        kept: samples that were not set aside.
+        set_aside: what was.
+        limit: the largest share, from 0 to 1.
+
+    Raises:
+        TooManyRejectedError: there were more; gives the share, the limit, and the first reasons with their counts.
+    """
+    lost = list(set_aside)
+    count = sum(one.samples for one in lost)
+    if count > limit * (kept + count):
+        share = f"{count:,} of {kept + count:,} samples set aside ({count / (kept + count):.1%})"
+        raise TooManyRejectedError(f"{where}: {share}, wanted at most {limit:.1%} (--max-rejected): {summary(lost)}")
+
+
+def summary(set_aside: Iterable[SetAside]) -> str:
+    """Reasons with counts in one line, most first, each with the first path: `2 × empty file (ann/1.jpg)`.
+
+    If images of other sizes are among them, the options that help are named last.
+    """
+    tally: Counter[str] = Counter()
+    example: dict[str, str] = {}
+    for path, reason, samples in set_aside:
+        kind = kind_of(reason)
+        tally[kind] += max(1, samples)
+        name = path.translate(ESCAPES)
+        example.setdefault(kind, f"{name}: {reason}" if kind != reason else name)
+    parts = [f"{count:,} × {kind} ({example[kind]})" for kind, count in tally.most_common(SHOWN)]
+    more = len(tally) - len(parts)
+    parts += [f"and {amount(more, 'other reason')}"] if more else []
+    parts += [OTHER_SIZES] if any(kind.startswith(WRONG_SIZE) for kind in tally) else []
+    return "; ".join(parts)
+
+
+def kind_of(reason: str) -> str:
+    """A reason without its numbers: those that differ in numbers only are one."""
+    return re.sub(r"got \S+|\(label [^)]*\)|\bat byte \d+( of \d+)?", "…", reason)
+
+
+def amount(count: int, one: str, many: str = "") -> str:
+    """A number of things in words: `1 tar`, `2,000 tars`; `many` if the plural takes more than an s."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"

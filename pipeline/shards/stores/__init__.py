@@ -1,0 +1,1 @@
+"""Object stores and other machines: whole sets to and from any URL that fsspec knows."""
