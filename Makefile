@@ -30,7 +30,7 @@ lint: $(STAMP) ## ruff and mypy
 # processor time, with `--durations`; a file that is renamed must be renamed here.)
 SLOW = \
   cluster/monitoring/test_gone_run.py cluster/monitoring/test_monitoring.py cluster/monitoring/test_notifier.py \
-  cluster/test_rendezvous.py cluster/test_telemetry_tls.py evaluation/embedding/test_sources.py \
+  cluster/ranks/test_rendezvous.py cluster/test_telemetry_tls.py evaluation/embedding/test_sources.py \
   evaluation/reports/test_report.py export/test_package.py \
   export/test_precision.py export/test_readers.py planning/test_measured.py planning/test_planning.py \
   recipe/test_from_arcface_torch.py rendering/scene/test_camera.py rendering/test_photo.py \

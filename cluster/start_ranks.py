@@ -19,14 +19,14 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
+from cluster.ranks.topology import Topology
 from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, SIGNALS, exit_with
-from cluster.topology import Topology
 
 _POLL_SECONDS = 0.1
 
 
 def environment_of(rank_of_node: int, host: int, hosts: int, ranks: int, address: str, port: int) -> dict[str, str]:
-    """The variables that `cluster.topology` and the rendezvous read, for one of the `ranks` of each of the `hosts`."""
+    """The variables of one of the `ranks` of each of the `hosts`: what topology and rendezvous read."""
     topology = Topology(host * ranks + rank_of_node, hosts * ranks, rank_of_node, ranks)
     return {**topology.to_environment(), "MASTER_ADDR": address, "MASTER_PORT": str(port)}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from cluster.process_group import device_of
-from cluster.topology import Topology
+from cluster.ranks.process_group import device_of
+from cluster.ranks.topology import Topology
 from pipeline.evaluation.embedding.feeding import CHANNELS, Given
 from pipeline.evaluation.embedding.kept import keep_share
 from pipeline.evaluation.embedding.source import How, ImageList, Source

@@ -31,11 +31,11 @@ import time
 from pathlib import Path
 
 from cluster.algorithms import choose_algorithms, keep_compiled
-from cluster.process_group import device_of, process_group
-from cluster.rendezvous import DisagreeError, StartError
+from cluster.ranks.process_group import device_of, process_group
+from cluster.ranks.rendezvous import DisagreeError, StartError
+from cluster.ranks.topology import Topology, TopologyError
 from cluster.stop import EXIT_LOST, EXIT_REFUSED, exit_with, faults_in_one_line
 from cluster.stopwatch import STARTUP
-from cluster.topology import Topology, TopologyError
 from cluster.versions import versions
 from pipeline.files import named, write_file
 from pipeline.planning.of_recipe import network_of, whole_job_of

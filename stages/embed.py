@@ -16,9 +16,9 @@ import os
 import sys
 from pathlib import Path
 
-from cluster.process_group import device_of
+from cluster.ranks.process_group import device_of
+from cluster.ranks.topology import Topology, split_range
 from cluster.stop import exit_with, faults_in_one_line
-from cluster.topology import Topology, split_range
 from cluster.versions import how_to_install
 from pipeline.evaluation.embedding.source import How, image_files, reasons, shown
 from pipeline.evaluation.protocols.pairs import list_images

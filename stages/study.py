@@ -44,8 +44,8 @@ import torch
 from cluster.lease import HeldError, Holder, leased
 from cluster.marks import marked, sweep
 from cluster.progress_line import ProgressLine
+from cluster.ranks.watchdog import end
 from cluster.stop import EXIT_STOPPED, SIGNALS, exit_with, faults_in_one_line
-from cluster.watchdog import end
 from pipeline.backbones import Backbone
 from pipeline.backbones.size import count_macs
 from pipeline.evaluation.protocols.pairs import read_pairs

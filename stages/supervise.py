@@ -30,10 +30,10 @@ import json
 import sys
 from pathlib import Path
 
-from cluster.hosts import HERE, assign, read_hostfile, variables_of_hosts
-from cluster.launcher import Launcher
-from cluster.restarts import GiveUpError, Restarts
 from cluster.stop import EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED, code_of, exit_with, one_line
+from cluster.supervision.hosts import HERE, assign, read_hostfile, variables_of_hosts
+from cluster.supervision.launcher import Launcher
+from cluster.supervision.restarts import GiveUpError, Restarts
 from pipeline.recipe.schema import RecipeError
 from pipeline.run.checkpoint import has_reached
 from pipeline.run.folder import RunFolder
@@ -44,8 +44,8 @@ TRAIN = Path(__file__).with_name("train.py")
 
 # What train.py imports, and what it imports later: an agent on every host keeps them ready for the next start.
 IMPORTS = (
-    "cluster.process_group",
-    "cluster.watchdog",
+    "cluster.ranks.process_group",
+    "cluster.ranks.watchdog",
     "pipeline.recipe.file",
     "pipeline.run.history",
     "pipeline.run.record",

@@ -37,15 +37,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.algorithms import choose_algorithms, computes_in_bfloat16, keep_compiled
-from cluster.collectives import Group, barrier, gather_objects, rank_in
 from cluster.lease import HeldError, Holder, leased
 from cluster.marks import ATTEMPT_VARIABLE, START_VARIABLE
-from cluster.process_group import device_of, process_group, refuse
-from cluster.rendezvous import DisagreeError, StartError
+from cluster.ranks.collectives import Group, barrier, gather_objects, rank_in
+from cluster.ranks.process_group import device_of, process_group, refuse
+from cluster.ranks.rendezvous import DisagreeError, StartError
+from cluster.ranks.topology import Topology, TopologyError
+from cluster.ranks.watchdog import Watchdog, end
 from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED, StopRequest, code_of, exit_with, leave
 from cluster.stopwatch import STARTUP
-from cluster.topology import Topology, TopologyError
-from cluster.watchdog import Watchdog, end
 from pipeline.files import NotWrittenError, named
 from pipeline.recipe.file import describe_recipe
 from pipeline.recipe.schema import Recipe, RecipeError

@@ -24,11 +24,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import cluster.begin  # noqa: F401 - Ctrl-C is one line
-from cluster.hosts import read_hostfile
 from cluster.preflight import checks, probe
 from cluster.preflight.checks import GIB, Check, Planned
 from cluster.preflight.facts import Facts
 from cluster.stop import exit_with
+from cluster.supervision.hosts import read_hostfile
 
 # Without a plan: a backbone of 24 million parameters, and 128 embeddings of 512.
 GRADIENT_BYTES, EMBEDDING_BYTES = 4 * 24_000_000, 4 * 128 * 512

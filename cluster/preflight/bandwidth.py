@@ -14,10 +14,10 @@ from itertools import accumulate
 import torch
 import torch.distributed as dist
 
-from cluster.collective_rates import fastest
 from cluster.preflight.checks import Measured
-from cluster.process_group import device_of, process_group
-from cluster.topology import Topology
+from cluster.ranks.collective_rates import fastest
+from cluster.ranks.process_group import device_of, process_group
+from cluster.ranks.topology import Topology
 
 RESULT = "PREFLIGHT_RESULT "
 _LINK_BYTES = 2**24

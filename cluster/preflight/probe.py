@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.hosts import KEEP_ALIVE, SSH_ARGUMENTS, answers
 from cluster.preflight.bandwidth import RESULT
 from cluster.preflight.checks import Measured
 from cluster.preflight.facts import Facts
+from cluster.supervision.hosts import KEEP_ALIVE, SSH_ARGUMENTS, answers
 from cluster.versions import ROOT
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cluster.collectives import Group, Sent, sum_over_ranks
+from cluster.ranks.collectives import Group, Sent, sum_over_ranks
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from cluster.collectives import Group, average_over_ranks_, sum_over_ranks
+from cluster.ranks.collectives import Group, average_over_ranks_, sum_over_ranks
 from pipeline.optim import Optimizer
 
 

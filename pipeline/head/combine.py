@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from cluster.collectives import Group, max_over_ranks, sum_over_ranks
+from cluster.ranks.collectives import Group, max_over_ranks, sum_over_ranks
 
 
 def softmax_losses(

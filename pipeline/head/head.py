@@ -26,7 +26,7 @@ from typing import Literal
 
 import torch
 
-from cluster.collectives import (
+from cluster.ranks.collectives import (
     Group,
     average_over_ranks_,
     gather_rows,
@@ -35,7 +35,7 @@ from cluster.collectives import (
     sum_over_ranks,
     world,
 )
-from cluster.topology import split_range
+from cluster.ranks.topology import split_range
 from pipeline.head.bias import LearnedBias
 from pipeline.head.combine import binary_losses, softmax_losses
 from pipeline.head.draws import normal

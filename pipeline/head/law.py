@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
-from cluster.collectives import Group, num_ranks
+from cluster.ranks.collectives import Group, num_ranks
 
 BackboneGradient: TypeAlias = Literal["averaged", "summed"]
 """What the trainer does with the backbone's gradient over all ranks: DDP, FSDP and DeepSpeed average it."""

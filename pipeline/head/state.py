@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from cluster.collectives import Group, gather_rows
+from cluster.ranks.collectives import Group, gather_rows
 from pipeline.head.bias import LearnedBias
 from pipeline.head.margins import Margin, Observed, State
 

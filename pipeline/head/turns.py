@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cluster.collectives import Group
+from cluster.ranks.collectives import Group
 from pipeline.head.margins import Margin
 from pipeline.head.margins.binary import BinaryMargin
 from pipeline.head.options import HeadOptions

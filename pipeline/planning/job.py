@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.topology import split_range
+from cluster.ranks.topology import split_range
 from pipeline.head.margins import Margin
 from pipeline.head.margins.a_softmax import ASoftmax
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from cluster.collectives import Group, barrier, gather_objects, rank_in
+from cluster.ranks.collectives import Group, barrier, gather_objects, rank_in
 from pipeline.files import named, sync, write_file
 from pipeline.run.checkpoint import BACKBONE, META, Meta, State, complete_steps, encoded, rows_file
 from pipeline.run.folder import RunFolder

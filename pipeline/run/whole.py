@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from cluster.collectives import Group, gather_objects, num_ranks, rank_in
+from cluster.ranks.collectives import Group, gather_objects, num_ranks, rank_in
 from pipeline.run.checkpoint import BACKBONE, CheckpointError, complete_steps, read_backbone, read_meta
 from pipeline.run.folder import RunFolder
 from pipeline.run.tensor_file import file_facts

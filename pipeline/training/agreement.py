@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from cluster.collectives import Group, max_over_ranks, num_ranks, rank_in
+from cluster.ranks.collectives import Group, max_over_ranks, num_ranks, rank_in
 
 
 class Agreed(NamedTuple):

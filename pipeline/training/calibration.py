@@ -10,9 +10,9 @@ from itertools import islice
 
 import torch
 
-from cluster.collective_rates import RingRates, ring_rates
-from cluster.collectives import barrier, gather_objects
-from cluster.process_group import grid
+from cluster.ranks.collective_rates import RingRates, ring_rates
+from cluster.ranks.collectives import barrier, gather_objects
+from cluster.ranks.process_group import grid
 from cluster.stopwatch import STARTUP, STEP
 from pipeline.head import ShardedHead
 from pipeline.planning.job import FP32, Job, Network

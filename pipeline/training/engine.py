@@ -34,8 +34,8 @@ from deepspeed.utils import (
 )
 from torch import nn
 
-from cluster.collectives import Group, num_ranks
-from cluster.exchange import GradientExchange
+from cluster.ranks.collectives import Group, num_ranks
+from cluster.ranks.exchange import GradientExchange
 from cluster.stopwatch import STEP
 from pipeline.backbones import draws
 from pipeline.optim import Slot

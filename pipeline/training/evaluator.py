@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cluster.collectives import SENT, Group, gather_objects, gather_rows, num_ranks, rank_in
+from cluster.ranks.collectives import SENT, Group, gather_objects, gather_rows, num_ranks, rank_in
 from cluster.stop import one_line
 from cluster.stopwatch import STEP
 from pipeline.evaluation.embedding.embed import embed, files_of, means_of_runs

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cluster.collectives import Group, num_ranks, rank_in, sum_over_ranks
-from cluster.topology import split_range
+from cluster.ranks.collectives import Group, num_ranks, rank_in, sum_over_ranks
+from cluster.ranks.topology import split_range
 from pipeline.backbones import Backbone
 from pipeline.head import ShardedHead
 from pipeline.reading.dali import Decoder

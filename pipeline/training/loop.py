@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from cluster.collectives import SENT, Group
-from cluster.process_group import grid
+from cluster.ranks.collectives import SENT, Group
+from cluster.ranks.process_group import grid
+from cluster.ranks.topology import Topology
 from cluster.stopwatch import STEP
-from cluster.topology import Topology
 from pipeline.backbones import batch_norm
 from pipeline.backbones.frozen import freeze
 from pipeline.backbones.recompute import recompute

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from cluster.watchdog import Watchdog, end, in_short
+from cluster.ranks.watchdog import Watchdog, end, in_short
 from pipeline.training.guard import NonFiniteError
 from pipeline.training.observers.observer import Observer, Observers
 from pipeline.training.record import Window

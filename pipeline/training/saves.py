@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cluster.collectives import Group, num_ranks, rank_in
-from cluster.process_group import background_group
+from cluster.ranks.collectives import Group, num_ranks, rank_in
+from cluster.ranks.process_group import background_group
 from pipeline.head import ShardedHead
 from pipeline.recipe.schema import Recipe
 from pipeline.run import checkpoint

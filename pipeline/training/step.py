@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cluster.collectives import Group, any_rank, average_over_ranks_, num_ranks, rank_in
+from cluster.ranks.collectives import Group, any_rank, average_over_ranks_, num_ranks, rank_in
 from cluster.stopwatch import STEP
 from pipeline.backbones import draws
 from pipeline.backbones.backbone import seed_forward

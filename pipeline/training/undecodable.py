@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 
-from cluster.collectives import Group, gather_objects, rank_in
+from cluster.ranks.collectives import Group, gather_objects, rank_in
 from cluster.stop import one_line
 from pipeline.files import NotWrittenError
 from pipeline.reading.tars import ShardSet

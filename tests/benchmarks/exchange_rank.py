@@ -25,8 +25,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cluster.collective_rates import RingRates, ring_rates
-from cluster.exchange import GradientExchange, in_buckets
+from cluster.ranks.collective_rates import RingRates, ring_rates
+from cluster.ranks.exchange import GradientExchange, in_buckets
 from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.optim.sgd import SGD
 from pipeline.planning import FP32, Job, Rates

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cluster.process_group import process_group
-from cluster.topology import Topology
+from cluster.ranks.process_group import process_group
+from cluster.ranks.topology import Topology
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
 from stages.demo_faces import orl_folder, write_faces

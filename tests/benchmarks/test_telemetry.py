@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from cluster.process_group import process_group
+from cluster.ranks.process_group import process_group
+from cluster.ranks.topology import Topology
 from cluster.telemetry import Telemetry
-from cluster.topology import Topology
 from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.optim.sgd import SGD
 from pipeline.reading.tars import ShardSet

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from cluster.process_group import process_group
+from cluster.ranks.process_group import process_group
+from cluster.ranks.topology import Topology
 from cluster.telemetry import Telemetry
-from cluster.topology import Topology
 from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.head.margins import Target
 from pipeline.head.margins.a_softmax import ASoftmax

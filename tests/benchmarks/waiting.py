@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cluster.exchange import in_buckets
+from cluster.ranks.exchange import in_buckets
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cluster.topology import split_range
+from cluster.ranks.topology import split_range
 from pipeline.run import checkpoint
 from pipeline.run.checkpoint import Meta, State
 from pipeline.run.saver import Saver

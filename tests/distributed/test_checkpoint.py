@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cluster.topology import split_range
+from cluster.ranks.topology import split_range
 from pipeline.run import checkpoint
 from pipeline.run import saver as saver_module
 from pipeline.run.checkpoint import Meta, State

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cluster.topology import split_range
+from cluster.ranks.topology import split_range
 from pipeline.recipe.file import load_recipe
 from pipeline.run import checkpoint
 from pipeline.run.checkpoint import State

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cluster.collective_rates import ring_rates
-from cluster.collectives import any_rank, gather_objects, gather_rows, max_over_ranks, sum_over_ranks
+from cluster.ranks.collective_rates import ring_rates
+from cluster.ranks.collectives import any_rank, gather_objects, gather_rows, max_over_ranks, sum_over_ranks
 from tests.distributed.ranks import run_ranks
 
 

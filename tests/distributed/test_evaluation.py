@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
-from cluster.collectives import SENT
+from cluster.ranks.collectives import SENT
 from cluster.stopwatch import STEP
 from pipeline.backbones.iresnet import IResNetBackbone
 from pipeline.backbones.sphereface import SphereFaceBackbone

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cluster import exchange
-from cluster.exchange import GradientExchange, in_buckets
+from cluster.ranks import exchange
+from cluster.ranks.exchange import GradientExchange, in_buckets
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_training import recipe, train_on
 from tests.faces import write_shards

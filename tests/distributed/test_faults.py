@@ -18,7 +18,7 @@ import torch.distributed as dist
 from typing_extensions import override
 
 from cluster.goodput import Account
-from cluster.watchdog import Watchdog
+from cluster.ranks.watchdog import Watchdog
 from pipeline.backbones.iresnet import IResNetBackbone
 from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.head.margins.a_softmax import ASoftmax

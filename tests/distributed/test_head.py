@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cluster.collectives import num_ranks, rank_in
-from cluster.process_group import grid
+from cluster.ranks.collectives import num_ranks, rank_in
+from cluster.ranks.process_group import grid
 from pipeline.head import HeadOptions, ShardedHead
 from pipeline.head.margins import MARGINS, Margin
 from pipeline.head.margins.a_softmax import ASoftmax

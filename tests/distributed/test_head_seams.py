@@ -14,8 +14,8 @@ import pytest
 import torch
 from pydantic import Field
 
-from cluster.process_group import grid
-from cluster.topology import split_range
+from cluster.ranks.process_group import grid
+from cluster.ranks.topology import split_range
 from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.head import HeadOptions, ShardedHead
 from pipeline.head.kernels import FusedUpdate, Kernel, Scoring, Sink

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from cluster.topology import Topology
+from cluster.ranks.topology import Topology
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.schema import Recipe
 from pipeline.training.loop import Trainer

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.black_box import spy
+from cluster.ranks.black_box import spy
 from cluster.stop import EXIT_STOPPED
 from pipeline.run.checkpoint import complete_steps
 from pipeline.run.folder import RunFolder

@@ -99,7 +99,7 @@ def test_a_host_that_has_something_else(hosts: Hosts, folders: tuple[Path, Path]
     (other_set / "manifest.json").write_text('{"another": 1}')
     there = {
         "project": {ROOT / "cluster" / "preflight": empty},
-        "versions": {ROOT / "cluster" / "watchdog.py": changed},
+        "versions": {ROOT / "cluster" / "ranks" / "watchdog.py": changed},
         "shards": {shards: other_set},
         "run folder": {run: empty},
     }

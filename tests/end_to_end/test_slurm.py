@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from cluster.topology import Topology
+from cluster.ranks.topology import Topology
 from pipeline.shards.format.manifest import Manifest
 from tests.end_to_end.launcher import metrics, train_alone, write_recipe
 from tests.end_to_end.slurm import Slurm, why_not
@@ -130,7 +130,7 @@ def test_a_job_that_is_not_to_queue_again_stops_for_good(slurm: Slurm, tmp_path:
 def test_srun_says_which_rank_a_process_is_and_a_batch_script_that_it_is_alone(slurm: Slurm, tmp_path: Path) -> None:
     program = tmp_path / "place.py"
     program.write_text(
-        "import os\nfrom cluster.topology import Topology\nprint(Topology.from_environment(os.environ))\n"
+        "import os\nfrom cluster.ranks.topology import Topology\nprint(Topology.from_environment(os.environ))\n"
     )
     script = tmp_path / "job.sh"
     script.write_text(

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cluster.collectives import Group
+from cluster.ranks.collectives import Group
 from pipeline.head import HeadOptions, ShardedHead
 from pipeline.head.kernels import BlockLoop
 from pipeline.head.margins import MARGINS

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from cluster.connection import Connection
 from cluster.marks import AGENT_VARIABLE
+from cluster.supervision.connection import Connection
 from tests.faces import ROOT
 
 RANK = """
@@ -29,7 +29,7 @@ place.with_suffix(".part").rename(place)
 
 def test_a_forked_rank_computes_on_the_device(device: torch.device, tmp_path: Path) -> None:
     (tmp_path / "rank.py").write_text(RANK)
-    command = [sys.executable, "-m", "cluster.host_agent", "--import", "pipeline.training.loop"]
+    command = [sys.executable, "-m", "cluster.supervision.host_agent", "--import", "pipeline.training.loop"]
     command += [str(tmp_path / "rank.py"), str(tmp_path), device.type]
     marks = {AGENT_VARIABLE: str(tmp_path), "PYTHONPATH": str(ROOT)}
     agent = Connection(command, os.environ | marks, prefix=None)

@@ -31,6 +31,14 @@ LAYERS = {
         ("evaluation",),
         ("training", "export"),
     ),
+    "cluster": (
+        ("algorithms", "cards", "deepspeed_command", "lease", "marks", "metrics", "pace", "progress_line"),
+        ("begin", "goodput", "stop", "stopwatch", "telemetry", "versions"),
+        ("ranks",),
+        ("start_ranks",),
+        ("supervision",),
+        ("monitoring", "preflight"),
+    ),
     "pipeline/shards": (
         ("format", "images"),
         ("decode", "workers"),
@@ -224,8 +232,8 @@ def test_tests_touch_no_private_name(path: Path) -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "from cluster.watchdog import _Peer",
-        "from cluster import watchdog\nwatchdog._BEAT",
+        "from cluster.ranks.watchdog import _Peer",
+        "from cluster.ranks import watchdog\nwatchdog._BEAT",
         "make().inner[0]._state",
         "monkeypatch.setattr(module, '_BLOCK', 3)",
         "monkeypatch.setattr('pipeline.reading._BLOCK', 3)",

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cluster.topology import split_range
+from cluster.ranks.topology import split_range
 from pipeline.evaluation.embedding.source import How, ImageList, Network, Rows, Source, Table, reasons
 from pipeline.evaluation.scoring.verification import BoolArray, FloatArray, IntArray
 from pipeline.files import write_file

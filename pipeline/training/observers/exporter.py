@@ -11,8 +11,8 @@ from typing_extensions import override
 
 from cluster.metrics import METRICS, evaluation_metrics
 from cluster.pace import Pace
+from cluster.ranks.topology import Topology
 from cluster.telemetry import Telemetry, Tls
-from cluster.topology import Topology
 from pipeline.planning import head_bytes
 from pipeline.planning.of_recipe import job_of
 from pipeline.recipe.schema import Recipe, RecipeError

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cluster.collectives import Group
-from cluster.topology import Topology
+from cluster.ranks.collectives import Group
+from cluster.ranks.topology import Topology
 from pipeline.backbones import BACKBONES
 from pipeline.backbones.size import count_macs
 from pipeline.optim.sgd import SGD

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from cluster.collectives import Group
+from cluster.ranks.collectives import Group
 from tests.benchmarks.gpu import arcface_torch
 from tests.benchmarks.gpu.backbones import Case, bare_step, deterministic, peer_of, trainer_of
 from tests.benchmarks.gpu.head import Shape, products

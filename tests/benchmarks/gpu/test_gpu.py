@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cluster.process_group import process_group
-from cluster.topology import Topology
+from cluster.ranks.process_group import process_group
+from cluster.ranks.topology import Topology
 from tests.benchmarks.gpu import backbones, head, reading, step
 from tests.benchmarks.gpu.timing import report
 

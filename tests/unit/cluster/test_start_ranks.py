@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster.ranks.topology import Topology
 from cluster.start_ranks import environment_of, most_severe
-from cluster.topology import Topology
 from tests.faces import ROOT
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.hosts import read_hostfile
 from cluster.preflight.__main__ import read_plan
+from cluster.supervision.hosts import read_hostfile
 from tests.warm_stage import run_warm
 
 

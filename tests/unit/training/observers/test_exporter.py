@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from cluster.metrics import METRICS, Metric, evaluation_metrics
+from cluster.ranks.topology import Topology
 from cluster.telemetry import Telemetry
-from cluster.topology import Topology
 from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.optim.sgd import SGD
 from pipeline.planning import head_bytes

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cluster.rendezvous import DisagreeError, StartError, differences, meet, refusals
-from cluster.topology import Topology
+from cluster.ranks.rendezvous import DisagreeError, StartError, differences, meet, refusals
+from cluster.ranks.topology import Topology
 from tests.ports import free_port
 
 SECONDS = 5.0  # of a machine busy with other tests: those that join must do so in this time

@@ -20,7 +20,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from cluster.deepspeed_command import hosts_by_rank
-from cluster.topology import Topology
+from cluster.ranks.topology import Topology
 
 # Rank 0 ends at most this long after its verdict, and the store ends with it.
 _READING_SECONDS = 5.0

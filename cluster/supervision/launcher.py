@@ -1,8 +1,8 @@
 """Starts the ranks of a run through an agent on each host, passes signals on to them, and ends what is left of a start.
 
 DeepSpeed's launcher passes on no signal that ranks could obey, and waits 30 seconds for a rank that does not end. The
-agents stay from start to start, with the imports done (`cluster.host_agent`). A host that is lost is connected to again
-in the background, and takes part in the next start.
+agents stay from start to start, with the imports done (`host_agent`). A host that is lost is connected to again in the
+background, and takes part in the next start.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from cluster.connection import Connection
-from cluster.hosts import HERE, KEEP_ALIVE, SSH_ARGUMENTS
 from cluster.marks import AGENT_VARIABLE, START_VARIABLE
-from cluster.start import Start
 from cluster.stop import stop_signals
+from cluster.supervision.connection import Connection
+from cluster.supervision.hosts import HERE, KEEP_ALIVE, SSH_ARGUMENTS
+from cluster.supervision.start import Start
 
 _POLL_SECONDS = 0.1
 _GREETING_SECONDS = 1.0
@@ -40,7 +40,7 @@ class Launcher:
         script, arguments: what every rank runs.
         modules: that agents import before.
         exports: ``NAME=VALUE``, set on every host.
-        hosts: where agents are wanted; `cluster.hosts.HERE` alone needs no ssh.
+        hosts: where agents are wanted; `cluster.supervision.hosts.HERE` alone needs no ssh.
         patience_seconds: how long a host may take to answer; one that is silent for as long is lost.
         end_seconds: how long ranks may go on after one has failed; then they are killed.
         report: takes a line for the user.
@@ -57,7 +57,8 @@ class Launcher:
         end_seconds: float,
         report: Callable[[str], object],
     ) -> None:
-        self._agent = [sys.executable, "-m", "cluster.host_agent", "--import", ",".join(modules), str(script)]
+        agent = "cluster.supervision.host_agent"
+        self._agent = [sys.executable, "-m", agent, "--import", ",".join(modules), str(script)]
         self._agent += arguments
         self._mark, self._exports = uuid.uuid4().hex, list(exports)
         self._patience, self._end_seconds, self._report = patience_seconds, end_seconds, report

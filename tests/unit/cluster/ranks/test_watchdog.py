@@ -15,12 +15,12 @@ from threading import Event
 import pytest
 import torch.distributed as dist
 
-from cluster import watchdog
-from cluster.black_box import BlackBox, spy
+from cluster.ranks import watchdog
+from cluster.ranks.black_box import BlackBox, spy
+from cluster.ranks.topology import Topology
+from cluster.ranks.watchdog import Watchdog, in_short
 from cluster.stop import EXIT_LOST
 from cluster.stopwatch import STEP
-from cluster.topology import Topology
-from cluster.watchdog import Watchdog, in_short
 
 BEAT_SECONDS, SILENT_SECONDS = 0.02, 0.5
 PATIENCE_SECONDS = 60  # of a busy machine; a test that passes waits for a second or a few
@@ -113,8 +113,8 @@ def test_who_is_silent_comes_first_and_a_librarys_words_last_without_its_path(st
 HANGS = """
 import sys, time, torch.distributed as dist
 from pathlib import Path
-from cluster import watchdog
-from cluster.topology import Topology
+from cluster.ranks import watchdog
+from cluster.ranks.topology import Topology
 stacks = Path(sys.argv[1])
 with watchdog.Watchdog(dist.HashStore(), Topology(), 0.2, 0.05, 0.05, stacks) as dog:
     dog.tick(6)
@@ -138,7 +138,7 @@ def test_a_step_that_never_ends_ends_the_process_with_its_stack(tmp_path: Path) 
 LOCKED = """
 import ctypes, sys, time
 from pathlib import Path
-from cluster.black_box import BlackBox
+from cluster.ranks.black_box import BlackBox
 box = BlackBox(Path(sys.argv[1]), 3)
 box.arm(0.2)
 def in_a_library():
@@ -204,7 +204,7 @@ def test_a_frozen_ranks_stack_is_read_by_the_lowest_that_answers_on_its_host(
 COLLECTIVES = """
 import sys, torch, torch.distributed as dist
 from pathlib import Path
-from cluster.black_box import BlackBox, record_collectives
+from cluster.ranks.black_box import BlackBox, record_collectives
 record_collectives()
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 dist.all_reduce(torch.ones(5))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 from collections.abc import Mapping
 
-from cluster.connection import Connection
 from cluster.marks import ATTEMPT_VARIABLE
+from cluster.ranks.topology import Topology
 from cluster.start_ranks import most_severe
 from cluster.stop import EXIT_LOST, EXIT_STOPPED
-from cluster.topology import Topology
+from cluster.supervision.connection import Connection
 
 
 class Start:

@@ -11,15 +11,15 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-from cluster.start import Start
 from cluster.stop import EXIT_LOST, EXIT_STOPPED
+from cluster.supervision.start import Start
 from tests.faces import ROOT
 
 # Supervises the script next to it, one start; two hosts, of which the command `ssh` makes two agents on this machine.
 SUPERVISOR = """
 import sys
 from pathlib import Path
-from cluster.launcher import Launcher
+from cluster.supervision.launcher import Launcher
 hosts = {"alpha": 1, "beta": 2}
 report = lambda line: print(line, flush=True)
 with Launcher(Path(sys.argv[1]), sys.argv[2:], [], ["OF_ALL=1"], hosts, 60, 0.3, report) as launcher:

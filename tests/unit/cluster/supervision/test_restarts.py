@@ -10,10 +10,10 @@ from typing import cast
 
 import pytest
 
-from cluster.hosts import HERE
-from cluster.launcher import Launcher
-from cluster.restarts import GiveUpError, Restarts
 from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED
+from cluster.supervision.hosts import HERE
+from cluster.supervision.launcher import Launcher
+from cluster.supervision.restarts import GiveUpError, Restarts
 from pipeline.run.folder import RunFolder
 from pipeline.training.start import Start
 from stages import supervise

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cluster.collectives import Group, num_ranks
+from cluster.ranks.collectives import Group, num_ranks
 from cluster.stopwatch import STEP
 
 # Bytes of a bucket in fp32: an eighth of what is still to come, within these. Large ones cost little latency; the last,

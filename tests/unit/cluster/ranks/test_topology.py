@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.topology import Topology, split_range
+from cluster.ranks.topology import Topology, split_range
 
 
 @given(st.integers(0, 10_000), st.integers(1, 64))

@@ -14,9 +14,9 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from cluster.black_box import record_collectives
-from cluster.rendezvous import StartError, meet
-from cluster.topology import Topology
+from cluster.ranks.black_box import record_collectives
+from cluster.ranks.rendezvous import StartError, meet
+from cluster.ranks.topology import Topology
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def process_group(
     what must be the same on every rank.
 
     Raises:
-        StartError: on every rank, if one does not join or has other facts; see `cluster.rendezvous`.
+        StartError: on every rank, if one does not join or has other facts; see `cluster.ranks.rendezvous`.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)

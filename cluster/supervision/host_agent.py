@@ -161,7 +161,7 @@ def _stopped(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
 
 def main() -> int:
     """Parse, end what an earlier agent has left, and serve; in a rank run the script."""
-    parser = argparse.ArgumentParser(prog="python -m cluster.host_agent", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m cluster.supervision.host_agent", description=__doc__)
     parser.add_argument("--import", dest="modules", default="", help="modules, separated by commas")
     parser.add_argument("script", nargs=argparse.REMAINDER, help="a Python file and its arguments, the same every rank")
     args = parser.parse_args()

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.connection import Connection
 from cluster.marks import AGENT_VARIABLE
+from cluster.supervision.connection import Connection
 from tests.faces import ROOT
 
 PATIENCE_SECONDS = 120
@@ -63,7 +63,8 @@ class Scene:
 
     def connect(self) -> Connection:
         # there, since -m looks first where it is
-        command = ["env", "-C", str(self.code), sys.executable, "-m", "cluster.host_agent", "--import", "slow,absent"]
+        agent = [sys.executable, "-m", "cluster.supervision.host_agent", "--import", "slow,absent"]
+        command = ["env", "-C", str(self.code), *agent]
         command += [str(self.folder / "rank.py"), str(self.folder)]
         mark = {AGENT_VARIABLE: str(self.folder), "PYTHONPATH": str(self.code)}
         made = Connection(command, os.environ | mark, prefix=None)
@@ -134,7 +135,7 @@ def test_ranks_are_asked_to_stop_when_the_agent_is_killed(scene: Scene) -> None:
 
 def test_an_agent_without_ranks_that_hears_nothing_ends(scene: Scene) -> None:
     scene.agent.close(PATIENCE_SECONDS)
-    file = scene.code / "cluster" / "host_agent.py"
+    file = scene.code / "cluster" / "supervision" / "host_agent.py"
     file.write_text(file.read_text().replace("_SILENT_SECONDS = 60.0", "_SILENT_SECONDS = 1.2"))
     scene.agent = scene.connect()
     scene.start(1)

@@ -3,7 +3,7 @@
 Every rank's watchdog writes a heartbeat into the run's store each second: how far its main thread is. If the main
 thread makes no progress within the limit, as in a collective that another rank never enters, the watchdog prints which
 ranks are silent (host lost, process frozen) or behind, then this rank's stacks, and ends the process. The launcher then
-ends the others. The stacks of every rank stay in the run's folder (`cluster.black_box`).
+ends the others. The stacks of every rank stay in the run's folder (`cluster.ranks.black_box`).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
-from cluster.black_box import BlackBox
-from cluster.rendezvous import host_at
+from cluster.ranks.black_box import BlackBox
+from cluster.ranks.rendezvous import host_at
+from cluster.ranks.topology import Topology
 from cluster.stop import EXIT_LOST, leave
 from cluster.stopwatch import STEP
-from cluster.topology import Topology
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Watchdog:
         limit_seconds: the longest that one step, with its collectives, may take.
         beat_seconds: between two heartbeats.
         silent_seconds: a rank without a heartbeat for this long is silent.
-        stacks: folder that the stacks of a hung run are written to, see `cluster.black_box`; None: nowhere.
+        stacks: folder that the stacks of a hung run are written to, see `cluster.ranks.black_box`; None: nowhere.
     """
 
     def __init__(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.hosts import answers, assign, read_hostfile, variables_of_hosts
+from cluster.supervision.hosts import answers, assign, read_hostfile, variables_of_hosts
 
 
 def test_a_hostfile_is_read_in_order(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The supervisor's end of an agent: a process on each host that starts ranks there (`cluster.host_agent`)."""
+"""The supervisor's end of an agent: a process on each host that starts ranks there (`host_agent`)."""
 
 from __future__ import annotations
 
