@@ -61,7 +61,8 @@ def runs_in(folder: Path) -> list[Path]:
 
     def found() -> Iterator[Path]:
         for place, folders, _ in os.walk(folder):
-            if RunFolder(Path(place)).recipe.is_file():
+            run = RunFolder(Path(place))
+            if run.recipe.is_file() and run.facts.is_file():  # a recipe alone may be anybody's
                 folders.clear()
                 yield Path(place)
 

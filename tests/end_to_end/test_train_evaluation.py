@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import urllib.request
@@ -98,6 +99,10 @@ def test_the_best_is_kept_and_every_stage_finds_it(run: Path, tmp_path: Path) ->
     table = stage("evaluate.py", run, *options, "--name", "again", "--step", "best", "--report").splitlines()
     assert table[1].split()[:2] == [str(step), f"{accuracies[step]:.2%}"]
     assert "accuracy while training" in (run / "report.html").read_text()
+    (head, line) = stage("status.py", run.parent).splitlines()
+    assert head.split()[:3] == ["run", "state", "step"]
+    assert re.split("  +", line)[:3] == [str(run), "finished", "14/14"]
+    assert f"strangers {accuracies[14]:.2%}" in line and f"{best['accuracy']:.2%} at {step}" in line
     stage("embed.py", run, run.parent / "strangers", tmp_path / "faces.parquet", "--step", "best")
     stage("export.py", run, tmp_path / "exported", "--step", "best")
     assert json.loads((tmp_path / "exported/backbone.json").read_text())["step"] == step

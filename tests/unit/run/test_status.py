@@ -32,6 +32,7 @@ def make_run(run: Path, *saved: int, rows: list[dict[str, Any]] = ROWS) -> Path:
     run.mkdir(parents=True)
     folder = RunFolder(run)
     folder.recipe.write_text(RECIPE)
+    folder.facts.write_text("{}")
     folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 1')
     folder.history.write_text('{"step": 0}\n{"step": 100}\n')
     folder.goodput.write_text('{"goodput_ratio": 0.875}')
@@ -98,6 +99,7 @@ def test_a_recipe_that_is_none_is_named(tmp_path: Path, content: str) -> None:
 def test_runs_are_found_below_a_folder_and_none_within_a_run(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "study" / name) for name in ("b/seed1", "a/seed1", "a/seed2")]
     make_run(runs[0] / "left" / "1")
+    (tmp_path / "study" / "recipe.yaml").write_text(RECIPE)
     assert runs_in(tmp_path) == sorted(runs)
     assert runs_in(runs[0]) == [runs[0]]
     assert runs_in(tmp_path / "nothing") == []
