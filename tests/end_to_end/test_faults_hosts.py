@@ -19,6 +19,9 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 STEPS = 100  # a start must still have many to go when it is harmed, however quick the machine
 
+# Two ranks round otherwise than one, which grows from step to step, on some processors to 1e-5.
+ROUNDING = 1e-4
+
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -78,7 +81,7 @@ def test_a_killed_host_is_left_out_and_taken_back(
     assert f"{hosts.addresses[2]} does not answer: left out" in output
     first, second, third = (line for line in output.splitlines() if line.startswith("supervise.py: start"))
     assert hosts.addresses[2] in first and hosts.addresses[2] not in second and hosts.addresses[2] in third
-    assert losses(supervised.run) == pytest.approx(uninterrupted, rel=1e-5, abs=1e-6)
+    assert losses(supervised.run) == pytest.approx(uninterrupted, rel=ROUNDING, abs=ROUNDING)
 
 
 def test_a_host_cut_off_is_named_by_every_survivor_and_left_out(
@@ -104,4 +107,4 @@ def test_a_host_cut_off_is_named_by_every_survivor_and_left_out(
         assert len(named) == 1, output
         assert f"silent: rank {lost} on host{lost + 1}" in named[0]
     assert f"{hosts.addresses[lost]} does not answer: left out" in output
-    assert losses(supervised.run) == pytest.approx(uninterrupted, rel=1e-5, abs=1e-6)
+    assert losses(supervised.run) == pytest.approx(uninterrupted, rel=ROUNDING, abs=ROUNDING)
