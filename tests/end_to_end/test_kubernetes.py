@@ -187,7 +187,7 @@ def test_an_evicted_pod_stops_the_run_saved_and_the_run_resumes(tmp_path: Path) 
     assert [row["step"] for row in rows] == list(range(1, last + 1)), "a step is missing, or was done twice"
     train_alone(tmp_path, "--recipe", recipe, "--run", "whole")
     assert [row["loss"] for row in rows] == pytest.approx(
-        [row["loss"] for row in metrics(tmp_path / "whole")], rel=1e-5, abs=1e-5
+        [row["loss"] for row in metrics(tmp_path / "whole")], rel=1e-4, abs=1e-4
     )
 
 

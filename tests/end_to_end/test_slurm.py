@@ -78,7 +78,7 @@ def test_a_run_near_its_limit_and_then_preempted_has_the_losses_of_an_unharmed_o
     assert [row["step"] for row in rows] == list(range(1, last + 1)), "a step is missing, or was done twice"
     train_alone(tmp_path, "--recipe", recipe, "--run", "whole")
     assert [row["loss"] for row in rows] == pytest.approx(
-        [row["loss"] for row in metrics(tmp_path / "whole")], rel=1e-5, abs=1e-5
+        [row["loss"] for row in metrics(tmp_path / "whole")], rel=1e-4, abs=1e-4
     )
 
 
