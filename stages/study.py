@@ -60,11 +60,12 @@ from pipeline.recipe.fit import check_against_set
 from pipeline.recipe.schema import Recipe
 from pipeline.run.checkpoint import has_reached
 from pipeline.run.folder import RunFolder
-from pipeline.run.metrics_log import read_metrics
+from pipeline.run.metrics_log import read_metrics, series
 
 STAGES = Path(__file__).resolve().parent
 CLAIMS = "study-claims"  # in a run's folder: the process that trains and evaluates it
 POLL_SECONDS = 1.0
+LAST_ROWS = 5  # of the log, from which a run is known to have trained or not
 
 
 @faults_in_one_line("study")
@@ -267,7 +268,17 @@ class Conductor:
             if _evaluated(result, _digest(self.args.data / places.pairs)):
                 samples[name][network, 0] = _draws(result, self.args.resamples)
         with locked(self.args.out / "tables.lock"):  # others may write them too
-            write_tables(self.study, samples, self.args.out)
+            write_tables(self.study, samples, self.args.out, self._over_chance())
+
+    def _over_chance(self) -> dict[str, float]:
+        """Of each run that is done, its loss over that of guessing: the mean of the last rows of its log."""
+        ratios = {}
+        for run in self.runs:
+            if self._is_done(run):
+                _, values = series(read_metrics(RunFolder(self._folder(run)).metrics), "loss_over_chance_ratio")
+                if len(values):
+                    ratios[run.name] = float(values[-LAST_ROWS:].mean())
+        return ratios
 
     def _is_done(self, run: Run) -> bool:
         """Whether it is trained, and evaluated on these very pairs."""

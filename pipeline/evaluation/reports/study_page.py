@@ -24,6 +24,11 @@ from pipeline.files import write_file
 # Of one evaluation set: arm and seed to what the run reached.
 Samples = Mapping[tuple[str, int], Draws]
 
+NOTE = (
+    "Accuracy is the mean over folds, each at the threshold of the others. Intervals are 95% over seeds and people "
+    "together, and over people alone for a single seed; differences are taken on the same people and seeds."
+)
+
 
 @dataclass(frozen=True)
 class Column:
@@ -70,14 +75,28 @@ def comparisons(study: Study, samples: Mapping[str, Samples]) -> list[Comparison
     return found
 
 
-def write_tables(study: Study, samples: Mapping[str, Samples], out: Path) -> None:
-    """Write ``study.md`` and ``study.html`` to the folder `out`."""
-    found = comparisons(study, samples)
-    write_file(out / "study.md", markdown(study, found).encode())
-    write_file(out / "study.html", page(study, found).encode())
+def write_tables(
+    study: Study, samples: Mapping[str, Samples], out: Path, over_chance: Mapping[str, float] | None = None
+) -> None:
+    """Write ``study.md`` and ``study.html`` to the folder `out`; `over_chance` as for `notes`."""
+    found, below = comparisons(study, samples), notes(over_chance or {})
+    write_file(out / "study.md", markdown(study, found, below).encode())
+    write_file(out / "study.html", page(study, found, below).encode())
 
 
-def markdown(study: Study, found: Sequence[Comparison]) -> str:
+def notes(over_chance: Mapping[str, float]) -> str:
+    """What stands below the tables: how to read them, and which runs did not train.
+
+    Args:
+        over_chance: of each run that is done, its loss at the end over that of guessing.
+    """
+    untrained = [f"{name} ({ratio:.2f} ×)" for name, ratio in over_chance.items() if ratio >= 1]
+    if not untrained:
+        return NOTE
+    return f"{NOTE} No better than guessing at the end, by the loss over that of guessing: {', '.join(untrained)}."
+
+
+def markdown(study: Study, found: Sequence[Comparison], note: str = NOTE) -> str:
     """The tables for a README or an issue."""
     lines = [f"# {study.title}", "", lead(found), ""]
     for comparison in found:
@@ -88,12 +107,12 @@ def markdown(study: Study, found: Sequence[Comparison]) -> str:
         lines += [""]
         if comparison.table.source:
             lines += [f"Published: {comparison.table.source}", ""]
-    return "\n".join([*lines, NOTE, ""])
+    return "\n".join([*lines, note, ""])
 
 
-def page(study: Study, found: Sequence[Comparison]) -> str:
+def page(study: Study, found: Sequence[Comparison], note: str = NOTE) -> str:
     """The tables and their plots as an HTML page that needs nothing beside it."""
-    return render("study.html", title=study.title, lead=lead(found), note=NOTE, sections=list(map(_section, found)))
+    return render("study.html", title=study.title, lead=lead(found), note=note, sections=list(map(_section, found)))
 
 
 def lead(found: Sequence[Comparison]) -> str:
@@ -119,12 +138,6 @@ def rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
         ("seeds done", list(map(_seeds_done, columns))),
     ]
     return lines if comparison.table.published else lines[1:]
-
-
-NOTE = (
-    "Accuracy is the mean over folds, each at the threshold of the others. Intervals are 95% over seeds and people "
-    "together, and over people alone for a single seed; differences are taken on the same people and seeds."
-)
 
 
 def _columns(study: Study, table: Table, name: str, samples: Samples) -> tuple[Column, ...]:

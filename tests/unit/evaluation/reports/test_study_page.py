@@ -120,6 +120,18 @@ def test_the_page_is_self_contained_and_escapes_what_the_study_says(tmp_path: Pa
     assert (tmp_path / "study.md").exists()
 
 
+def test_runs_that_ended_no_better_than_guessing_are_named_below_the_tables(tmp_path: Path) -> None:
+    write_tables(STUDY, SAMPLES, tmp_path, {"m4-seed1": 0.3, "m5-seed1": 1.024, "m5-seed2": 1.0})
+    named = (
+        "No better than guessing at the end, by the loss over that of guessing: m5-seed1 (1.02 ×), m5-seed2 (1.00 ×)."
+    )
+    for name in ("study.md", "study.html"):
+        text = (tmp_path / name).read_text()
+        assert named in text and "m4-seed1 (" not in text
+    write_tables(STUDY, SAMPLES, tmp_path, {"m4-seed1": 0.999})
+    assert "guessing" not in (tmp_path / "study.md").read_text()
+
+
 def test_a_study_without_a_finished_run_has_tables_all_the_same() -> None:
     text = page(STUDY, comparisons(STUDY, {"LFW": {}, "YTF": {}}))
     assert "0 of 2" in text
