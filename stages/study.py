@@ -272,13 +272,9 @@ class Conductor:
 
     def _over_chance(self) -> dict[str, float]:
         """Of each run that is done, its loss over that of guessing: the mean of the last rows of its log."""
-        ratios = {}
-        for run in self.runs:
-            if self._is_done(run):
-                _, values = series(read_metrics(RunFolder(self._folder(run)).metrics), "loss_over_chance_ratio")
-                if len(values):
-                    ratios[run.name] = float(values[-LAST_ROWS:].mean())
-        return ratios
+        done = [run.name for run in self.runs if self._is_done(run)]
+        ratios = {name: _last_over_chance(RunFolder(self.args.out / name).metrics) for name in done}
+        return {name: ratio for name, ratio in ratios.items() if ratio is not None}
 
     def _is_done(self, run: Run) -> bool:
         """Whether it is trained, and evaluated on these very pairs."""
@@ -326,6 +322,12 @@ def _macs(backbone: Backbone, image_size: tuple[int, int]) -> int:
 @cache
 def _draws(file: Path, resamples: int) -> Draws:
     return accuracy_draws(load(file).pairs, resamples)
+
+
+@cache
+def _last_over_chance(log: Path) -> float | None:
+    _, values = series(read_metrics(log), "loss_over_chance_ratio")
+    return float(values[-LAST_ROWS:].mean()) if len(values) else None
 
 
 @cache
