@@ -52,7 +52,7 @@ def _streams_of(run: Path) -> int | None:
         if fixed := read_meta(RunFolder(run).checkpoint(steps[-1])).fixed:
             return int(fixed["data.streams"])
     # One was the default when checkpoints did not say it yet.
-    return int(_saved_keys(run).get("data.streams") or 1)
+    return int(saved_keys(run).get("data.streams") or 1)
 
 
 def changes(run: Path, recipe: Recipe) -> list[str]:
@@ -74,7 +74,7 @@ def refuse_another_network(run: Path, recipe: Recipe) -> None:
     Raises:
         RecipeError: it is another.
     """
-    had, now = _saved_keys(run).get("backbone.name"), recipe.backbone.name
+    had, now = saved_keys(run).get("backbone.name"), recipe.backbone.name
     if had not in (None, now):
         raise RecipeError(
             f"backbone.name: got {now}, wanted {had} as in {RunFolder(run).recipe}; start another run with --run"
@@ -93,7 +93,7 @@ def changes_since(run: Path, saved: Meta, now: Meta, recipe: Recipe) -> list[str
     Raises:
         RecipeError: when one of `FIXED` changed, or the shards have and the recipe does not accept that.
     """
-    fixed = saved.fixed or {key: value for key, value in _saved_keys(run).items() if key in FIXED}
+    fixed = saved.fixed or {key: value for key, value in saved_keys(run).items() if key in FIXED}
     where = RunFolder(run).checkpoint(saved.step) / META if saved.fixed else RunFolder(run).recipe
     for key, value in fixed.items():
         if now.fixed[key] != value:
@@ -119,7 +119,8 @@ def changes_since(run: Path, saved: Meta, now: Meta, recipe: Recipe) -> list[str
     return [f"{what}: {old} → {new}" for what, (old, new) in pairs.items() if old not in ("", None, new)]
 
 
-def _saved_keys(run: Path) -> dict[str, Any]:
+def saved_keys(run: Path) -> dict[str, Any]:
+    """The keys of the recipe in a run's folder, by today's names; none if it is lost or damaged."""
     return flat(_saved_tree(run))
 
 

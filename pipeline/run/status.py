@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from cluster.lease import BEAT_SECONDS, Holder, last_holder
 from pipeline.run.best import Best, read_best
+from pipeline.run.changes import saved_keys
 from pipeline.run.checkpoint import complete_steps
 from pipeline.run.folder import RunFolder
 from pipeline.run.history import read_history
@@ -78,7 +77,7 @@ def status_of(run: Path, *, beat_seconds: float = BEAT_SECONDS) -> Status:
         ValueError: naming the file that holds no recipe.
     """
     folder = RunFolder(run)
-    steps, batch = _course(folder.recipe)
+    steps, batch = _course(run)
     saved = max(complete_steps(run), default=None)
     records = read_metrics(folder.metrics)
     logged: dict[str, Any] = next((record for record in reversed(records) if "loss" in record), {})
@@ -113,13 +112,13 @@ def status_of(run: Path, *, beat_seconds: float = BEAT_SECONDS) -> Status:
     )
 
 
-def _course(recipe: Path) -> tuple[int, int]:
-    """Steps and samples of a step. As YAML: a recipe of another version has these keys too."""
+def _course(run: Path) -> tuple[int, int]:
+    """Steps and samples of a step."""
+    keys = saved_keys(run)
     try:
-        tree = yaml.safe_load(recipe.read_text())
-        return int(tree["optimizer"]["steps"]), int(tree["data"]["global_batch"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{recipe}: got {error!r}, wanted the recipe of a run") from None
+        return int(keys["optimizer.steps"]), int(keys["data.global_batch"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{RunFolder(run).recipe}: got {error!r}, wanted the recipe of a run") from None
 
 
 def _goodput(file: Path) -> float | None:
