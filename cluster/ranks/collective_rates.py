@@ -1,4 +1,4 @@
-"""How fast the ranks' collectives are: one timed, and the bandwidth and latency of a ring."""
+"""How fast the ranks' collectives are: one timed, a ring's bandwidth and latency, and what it takes from computing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch.distributed as dist
 _REPEATS = 5
 # Large enough that its bytes take the time, and not the steps of the ring.
 _RING_BYTES = 2**24
+# What is sent beside computing: as long as a backward pass, two thirds of it, hides; no more than a network's gradient.
+_BESIDE, _MOST_BESIDE_BYTES = 0.6, 2**27
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,10 @@ class RingRates:
     Attributes:
         bytes_per_second: that a rank sends in a large all-reduce.
         hop_seconds: of one step of the ring in a small one.
-        bytes_per_work_second: sent in a second of this process's processor time; None on a GPU.
     """
 
     bytes_per_second: float
     hop_seconds: float
-    bytes_per_work_second: float | None
 
 
 def fastest(work: Callable[[], object], device: torch.device) -> float:
@@ -44,13 +44,38 @@ def fastest(work: Callable[[], object], device: torch.device) -> float:
 
 def ring_rates(device: torch.device, group: dist.ProcessGroup | None = None) -> RingRates:
     """Of the ranks of a group, more than one; None: of all. All ranks of the run take part, each in a group."""
-    ranks = dist.get_world_size(group)
-    steps = 2 * (ranks - 1)
+    steps = 2 * (dist.get_world_size(group) - 1)
     small, large = torch.zeros(64, device=device), torch.zeros(_RING_BYTES // 4, device=device)
-    sent = steps * large.nbytes / ranks
     latency = fastest(lambda: dist.all_reduce(small, group=group), device)
-    worked = time.process_time()
     whole = fastest(lambda: dist.all_reduce(large, group=group), device)
-    work = (time.process_time() - worked) / (_REPEATS + 1)
-    per_work = None if device.type == "cuda" else sent / max(work, 1e-9)
-    return RingRates(sent / max(whole - latency, 1e-9), latency / steps, per_work)
+    return RingRates(_sent(large, group) / max(whole - latency, 1e-9), latency / steps)
+
+
+def bytes_per_work_second(computing: Callable[[], object], ring: RingRates, device: torch.device) -> float:
+    """Bytes that a rank sends in a second by which it lengthens what the rank computes meanwhile; of all ranks.
+
+    An exchange takes processors, caches and memory from the products beside it. Its own processor time does not say how
+    much: on one processor it was that, on another twice as much.
+
+    Args:
+        computing: a network's passes, without collectives.
+        ring: of all ranks.
+    """
+    alone = fastest(computing, device)
+    hidden = min(_BESIDE * alone * ring.bytes_per_second, _MOST_BESIDE_BYTES)
+    numbers = torch.tensor(max(int(hidden) // 4, 1), device=device)
+    dist.all_reduce(numbers, dist.ReduceOp.MIN)
+    sent = torch.zeros(int(numbers), device=device)
+
+    def both() -> None:
+        work = dist.all_reduce(sent, async_op=True)
+        computing()
+        work.wait()
+
+    return _sent(sent) / max(fastest(both, device) - alone, 1e-9)
+
+
+def _sent(reduced: torch.Tensor, group: dist.ProcessGroup | None = None) -> float:
+    """Bytes that a rank sends in a ring that reduces this."""
+    ranks = dist.get_world_size(group)
+    return 2 * (ranks - 1) * reduced.nbytes / ranks

@@ -46,8 +46,8 @@ class Rates:
             latency of one step of their ring; None if each host had one rank.
         host_bytes_per_second, host_hop_seconds: the same of a ring through several hosts, which is as fast as its
             slowest link; None if one host was measured.
-        exchange_bytes_per_work_second: sent in a second of a processor's work, which computing cannot have; None for
-            GPUs, which exchange beside it.
+        exchange_bytes_per_work_second: of the network's gradient, sent in a second by which that lengthens the backward
+            pass beside it; None if one rank was measured, or ZeRO, which sends later.
         copy_bytes_per_second: out of the live tensors, which holds training up.
         write_bytes_per_second: to the run's folder, in the background, all ranks together.
         start_seconds: from the start of a process to its first step done.

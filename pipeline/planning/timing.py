@@ -132,7 +132,7 @@ def exchange_seconds(job: Job, network: Network, rates: Rates, pass_seconds: flo
     """By how much the exchange of the network's gradient lengthens a step.
 
     Without ZeRO it hides under the last backward pass, two thirds of forward and backward; what is longer is waited
-    for. Where processors exchange, the work of it takes as long again from computing.
+    for. What the exchange takes from the products beside it (processors, caches, memory) is not hidden.
 
     Args:
         pass_seconds: forward and backward pass of a micro-batch.

@@ -10,7 +10,7 @@ from itertools import islice
 
 import torch
 
-from cluster.ranks.collective_rates import RingRates, ring_rates
+from cluster.ranks.collective_rates import RingRates, bytes_per_work_second, ring_rates
 from cluster.ranks.collectives import barrier, gather_objects
 from cluster.ranks.process_group import grid
 from cluster.stopwatch import STARTUP, STEP
@@ -50,7 +50,11 @@ def calibrate(trainer: Trainer, job: Job, network: Network, steps: int, say: Cal
     head_rate, head_call = _head_rates(trainer, job)
     say("exchanges between ranks")
     within, between = _ring_rates(trainer)
-    slowest = between or within
+    whole = between or within
+    per_work = None
+    if whole and not job.zero_stage:
+        images_BCHW = _images(trainer, job.micro_batch)
+        per_work = bytes_per_work_second(lambda: _pass_alone(trainer, images_BCHW), whole, trainer.device)
     say("saving")
     copy_rate, write_rate = _save_rates(trainer, job, network)
 
@@ -70,13 +74,13 @@ def calibrate(trainer: Trainer, job: Job, network: Network, steps: int, say: Cal
         hop_seconds=within.hop_seconds if within else None,
         host_bytes_per_second=between.bytes_per_second if between else None,
         host_hop_seconds=between.hop_seconds if between else None,
-        exchange_bytes_per_work_second=slowest.bytes_per_work_second if slowest else None,
+        exchange_bytes_per_work_second=per_work,
         copy_bytes_per_second=copy_rate,
         write_bytes_per_second=write_rate,
         start_seconds=start_seconds,
     )
-    whole = statistics.median(record.seconds - record.parts.get("data_wait", 0) for record in records)
-    rest = max(0.0, whole - step_seconds(job, network, rates))
+    step = statistics.median(record.seconds - record.parts.get("data_wait", 0) for record in records)
+    rest = max(0.0, step - step_seconds(job, network, rates))
     return _slowest(gather_objects(replace(rates, other_seconds=rest), trainer.group))
 
 
@@ -139,10 +143,11 @@ def _network_rates(trainer: Trainer, job: Job, network: Network) -> tuple[float,
 
 def _network_seconds(trainer: Trainer, job: Job, images: int) -> float:
     """Of one forward and backward pass of so many images a rank, without its collectives; nothing is updated."""
-    engine, manifest = trainer.engine, trainer.shards.manifest
-    images_BCHW = torch.randn(images, 3, manifest.image_height, manifest.image_width, device=trainer.device)
+    images_BCHW = _images(trainer, images)
+    if not job.zero_stage:  # whose exchange would be at work under it
+        return _median_seconds(trainer, "network", lambda: _pass_alone(trainer, images_BCHW))
+    engine = trainer.engine
     grad_BD = torch.full((images, job.embedding_dim), 1e-6, device=trainer.device)
-
     dropped = torch.ones((), device=trainer.device)
 
     def work() -> None:
@@ -155,6 +160,16 @@ def _network_seconds(trainer: Trainer, job: Job, images: int) -> float:
         engine.restore_buffers()
 
     return _median_seconds(trainer, "network", work) / job.accumulation
+
+
+def _images(trainer: Trainer, number: int) -> torch.Tensor:
+    manifest = trainer.shards.manifest
+    return torch.randn(number, 3, manifest.image_height, manifest.image_width, device=trainer.device)
+
+
+def _pass_alone(trainer: Trainer, images_BCHW: torch.Tensor) -> None:
+    with STEP.part("network"):
+        trainer.engine.pass_alone(images_BCHW)
 
 
 def _head_rates(trainer: Trainer, job: Job) -> tuple[float, float]:

@@ -126,13 +126,20 @@ class Engine:
         device = next(self.module.parameters()).device
         images = torch.zeros(self._engine.train_micro_batch_size_per_gpu(), 3, *image_size, device=device)
         draws.draw(self.module, 0, 0, np.arange(len(images)), device)  # as in a step, or the first would compile again
+        self.pass_alone(images)
+        return time.perf_counter() - started
+
+    def pass_alone(self, images_BCHW: torch.Tensor) -> None:
+        """Forward and backward pass of which nothing is left: no gradient, nothing exchanged, buffers as they were.
+
+        Not under ZeRO 3, whose parameters are not there.
+        """
         self.keep_buffers()
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._autocast):  # as DeepSpeed calls the module
-            embeddings_BD = self.module(images.contiguous(memory_format=self._memory_format))
+        with torch.autocast(images_BCHW.device.type, torch.bfloat16, enabled=self._autocast):  # as DeepSpeed calls it
+            embeddings_BD = self.module(images_BCHW.contiguous(memory_format=self._memory_format))
         # Not by `backward`: that is DeepSpeed's, which would count a micro-batch and reduce.
         torch.autograd.grad(embeddings_BD.sum(), [p for _, p in self._trained()])
         self.restore_buffers()
-        return time.perf_counter() - started
 
     def backward(self, embeddings_BD: torch.Tensor, grad_BD: torch.Tensor) -> None:
         """Backpropagate the gradient that the head has left at the embeddings of a micro-batch."""

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cluster.ranks.collective_rates import RingRates, ring_rates
+from cluster.ranks.collective_rates import RingRates, bytes_per_work_second, ring_rates
 from cluster.ranks.exchange import GradientExchange, in_buckets
 from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.optim.sgd import SGD
@@ -158,7 +158,7 @@ def shapes() -> nn.Module:
         return BACKBONE.build(SIZE)
 
 
-def planned(ranks: int, images_a_rank: int, ring: RingRates, computing: float) -> dict[str, float]:
+def planned(ranks: int, images_a_rank: int, ring: RingRates, per_work: float, computing: float) -> dict[str, float]:
     """Seconds of a step with our exchange, as the planner has them."""
     network = network_of(BACKBONE, SIZE, bf16=False)
     work = 6 * network.macs * images_a_rank
@@ -175,7 +175,7 @@ def planned(ranks: int, images_a_rank: int, ring: RingRates, computing: float) -
         hop_seconds=None,
         host_bytes_per_second=ring.bytes_per_second,
         host_hop_seconds=ring.hop_seconds,
-        exchange_bytes_per_work_second=ring.bytes_per_work_second,
+        exchange_bytes_per_work_second=per_work,
         copy_bytes_per_second=1,
         write_bytes_per_second=1,
         start_seconds=1,
@@ -232,22 +232,22 @@ def main() -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=120))
     layers = layers_of_rank_0(rank, images_a_rank)
     ring = ring_rates(torch.device("cpu"))
-    forms: dict[str, tuple[Build, RingRates]] = {
-        ON_CPU: (lambda: BACKBONE.build(SIZE), ring),
-        ELSEWHERE: (
-            lambda: Waiting(BACKBONE.build(SIZE), layers, BACKBONE.embedding_dim),
-            replace(ring, bytes_per_work_second=None),
-        ),
+    forms: dict[str, Build] = {
+        ON_CPU: lambda: BACKBONE.build(SIZE),
+        ELSEWHERE: lambda: Waiting(BACKBONE.build(SIZE), layers, BACKBONE.embedding_dim),
     }
     found = {}
-    for form, (build, rates) in forms.items():
+    for form, build in forms.items():
+        computes = ours(build, never, "float32", ranks, images_a_rank)
+        per_work = bytes_per_work_second(computes, ring, torch.device("cpu"))
         seconds = of_form(build, ranks, images_a_rank)
         computing = seconds["computing alone"]
         best = {
             f"ours, under it{exchange}": at_best(shapes(), layers, computing, seconds[f"sending alone{exchange}"])
             for exchange in ("", ", bfloat16")
         }
-        found[form] = {"seconds": seconds, "planned": planned(ranks, images_a_rank, rates, computing), "at_best": best}
+        plan = planned(ranks, images_a_rank, ring, per_work, computing)
+        found[form] = {"seconds": seconds, "planned": plan, "at_best": best, "sent_bytes_per_work_second": per_work}
         gc.collect()  # the engines, before the next are made
     if rank == 0:
         print(json.dumps({"forms": found, "ring": asdict(ring)}))

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cluster.ranks.collective_rates import ring_rates
+from cluster.ranks.collective_rates import bytes_per_work_second, ring_rates
 from cluster.ranks.collectives import any_rank, gather_objects, gather_rows, max_over_ranks, sum_over_ranks
 from tests.distributed.ranks import run_ranks
 
@@ -15,6 +15,13 @@ def inputs(num_ranks: int) -> list[torch.Tensor]:
     return [
         torch.randn(2, 3, generator=torch.Generator().manual_seed(r), dtype=torch.float64) for r in range(num_ranks)
     ]
+
+
+def rates(device: torch.device) -> torch.Tensor:
+    """A ring's, and what it takes from products."""
+    matrix = torch.randn(256, 256)
+    ring = ring_rates(device, dist.group.WORLD)
+    return torch.tensor([*astuple(ring), bytes_per_work_second(lambda: matrix @ matrix, ring, device)])
 
 
 def on_a_rank(rank: int, num_ranks: int) -> dict[str, torch.Tensor]:
@@ -38,7 +45,7 @@ def on_a_rank(rank: int, num_ranks: int) -> dict[str, torch.Tensor]:
         "maximum": max_over_ranks(x, group),
         "any": torch.tensor([any_rank(rank == 1, group, x.device), any_rank(False, group, x.device)]),
         "objects": torch.tensor(gather_objects(rank * 10, group)),
-        "ring": torch.tensor(astuple(ring_rates(x.device, group)) if num_ranks > 1 else [1.0]),
+        "ring": rates(x.device) if num_ranks > 1 else torch.ones(1),
     }
 
 

@@ -73,7 +73,7 @@ def test_the_networks_exchange_costs_what_its_last_backward_pass_does_not_hide()
     assert step_parts(parted, NETWORK, slow)["communication"] == pytest.approx(others + of_network), "nothing is hidden"
 
 
-def test_where_processors_exchange_their_work_is_not_hidden() -> None:
+def test_what_the_exchange_takes_from_computing_is_not_hidden() -> None:
     worked = replace(RATES, exchange_bytes_per_work_second=1e8)  # 4 MB: 40 ms
     assert exchange_seconds(JOB, NETWORK, worked, 1.0) == pytest.approx(0.04)
     assert exchange_seconds(replace(JOB, exchange=2), NETWORK, worked, 1.0) == pytest.approx(0.02)
