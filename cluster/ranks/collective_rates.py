@@ -48,7 +48,7 @@ def ring_rates(device: torch.device, group: dist.ProcessGroup | None = None) -> 
     small, large = torch.zeros(64, device=device), torch.zeros(_RING_BYTES // 4, device=device)
     latency = fastest(lambda: dist.all_reduce(small, group=group), device)
     whole = fastest(lambda: dist.all_reduce(large, group=group), device)
-    return RingRates(_sent(large, group) / max(whole - latency, 1e-9), latency / steps)
+    return RingRates(_passes(group) * large.nbytes / max(whole - latency, 1e-9), latency / steps)
 
 
 def bytes_per_work_second(computing: Callable[[], object], ring: RingRates, device: torch.device) -> float:
@@ -63,7 +63,7 @@ def bytes_per_work_second(computing: Callable[[], object], ring: RingRates, devi
     """
     alone = fastest(computing, device)
     hidden = min(_BESIDE * alone * ring.bytes_per_second, _MOST_BESIDE_BYTES)
-    numbers = torch.tensor(max(int(hidden) // 4, 1), device=device)
+    numbers = torch.tensor(max(int(hidden / _passes() / 4), 1), device=device)
     dist.all_reduce(numbers, dist.ReduceOp.MIN)
     sent = torch.zeros(int(numbers), device=device)
 
@@ -72,10 +72,10 @@ def bytes_per_work_second(computing: Callable[[], object], ring: RingRates, devi
         computing()
         work.wait()
 
-    return _sent(sent) / max(fastest(both, device) - alone, 1e-9)
+    return _passes() * sent.nbytes / max(fastest(both, device) - alone, 1e-9)
 
 
-def _sent(reduced: torch.Tensor, group: dist.ProcessGroup | None = None) -> float:
-    """Bytes that a rank sends in a ring that reduces this."""
+def _passes(group: dist.ProcessGroup | None = None) -> float:
+    """How many times over a rank sends what a ring reduces."""
     ranks = dist.get_world_size(group)
-    return 2 * (ranks - 1) * reduced.nbytes / ranks
+    return 2 * (ranks - 1) / ranks

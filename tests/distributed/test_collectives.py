@@ -1,12 +1,15 @@
 """Collectives and their gradients against plain sums over the ranks' inputs."""
 
 from dataclasses import astuple
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from cluster.ranks.collective_rates import bytes_per_work_second, ring_rates
+from cluster.ranks import collective_rates
+from cluster.ranks.collective_rates import RingRates, bytes_per_work_second, ring_rates
 from cluster.ranks.collectives import any_rank, gather_objects, gather_rows, max_over_ranks, sum_over_ranks
 from tests.distributed.ranks import run_ranks
 
@@ -61,6 +64,24 @@ def test_forward_and_backward(num_ranks: int) -> None:
         assert got["any"].tolist() == [num_ranks > 1, False]
         assert bool((got["ring"] > 0).all() and got["ring"].isfinite().all())
         assert got["objects"].tolist() == [r * 10 for r in range(num_ranks)]
+
+
+def what_is_lost(rank: int, _: int) -> dict[str, Any]:
+    """Of computing that takes 2 s alone, and 2.5 s beside a ring that sends for 60% of that."""
+    ring, device = RingRates(1e6 * (1 + rank), 1e-3), torch.device("cpu")
+    with mock.patch.object(collective_rates, "fastest", mock.Mock(side_effect=[2.0, 2.5])):
+        known = bytes_per_work_second(lambda: None, ring, device)
+    with mock.patch.object(collective_rates, "fastest", mock.Mock(side_effect=[2.0, 2.0])):
+        nothing = bytes_per_work_second(lambda: None, ring, device)
+    return {"known": known, "nothing": nothing}
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_what_a_ring_takes_from_computing(num_ranks: int) -> None:
+    sent = 0.6 * 2 * 1e6  # on all ranks as much as the slowest sends in that time
+    for found in run_ranks(what_is_lost, num_ranks):
+        assert found["known"] == pytest.approx(sent / 0.5, rel=1e-5)
+        assert found["nothing"] == pytest.approx(sent / 1e-9, rel=1e-5), "beside a GPU's products it may take nothing"
 
 
 def test_without_a_group_everything_is_the_identity() -> None:
