@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import math
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -164,9 +165,16 @@ def _take(folder: Path, lock: Path) -> BinaryIO:
             file.close()
         except (FileNotFoundError, FileExistsError):
             # The holder before has removed the folder just now, or the lock; else a file is where a folder should be.
-            nearest = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
-            if not nearest.is_dir():
+            if any(_is_in_the_way(place) for place in (folder, *folder.parents)):
                 raise
+
+
+def _is_in_the_way(place: Path) -> bool:
+    """Whether something is there that is no folder: one look, since a folder may be removed between two."""
+    try:
+        return not stat.S_ISDIR(place.stat().st_mode)
+    except OSError:
+        return place.is_symlink()  # to nothing
 
 
 def _open_locked(path: Path) -> BinaryIO:
