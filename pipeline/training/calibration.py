@@ -54,7 +54,7 @@ def calibrate(trainer: Trainer, job: Job, network: Network, steps: int, say: Cal
     per_work = None
     if whole and not job.zero_stage:
         images_BCHW = _images(trainer, job.micro_batch)
-        per_work = bytes_per_work_second(lambda: _pass_alone(trainer, images_BCHW), whole, trainer.device)
+        per_work = bytes_per_work_second(lambda: trainer.engine.pass_alone(images_BCHW), whole, trainer.device)
     say("saving")
     copy_rate, write_rate = _save_rates(trainer, job, network)
 
@@ -143,10 +143,7 @@ def _network_rates(trainer: Trainer, job: Job, network: Network) -> tuple[float,
 
 def _network_seconds(trainer: Trainer, job: Job, images: int) -> float:
     """Of one forward and backward pass of so many images a rank, without its collectives; nothing is updated."""
-    images_BCHW = _images(trainer, images)
-    if not job.zero_stage:  # whose exchange would be at work under it
-        return _median_seconds(trainer, "network", lambda: _pass_alone(trainer, images_BCHW))
-    engine = trainer.engine
+    engine, images_BCHW = trainer.engine, _images(trainer, images)
     grad_BD = torch.full((images, job.embedding_dim), 1e-6, device=trainer.device)
     dropped = torch.ones((), device=trainer.device)
 
@@ -159,17 +156,18 @@ def _network_seconds(trainer: Trainer, job: Job, images: int) -> float:
             engine.step(0.0, dropped)
         engine.restore_buffers()
 
+    def work_alone() -> None:
+        with STEP.part("network"):
+            engine.pass_alone(images_BCHW)
+
+    if not job.zero_stage:  # whose exchange would be at work under the backward pass
+        return _median_seconds(trainer, "network", work_alone)
     return _median_seconds(trainer, "network", work) / job.accumulation
 
 
 def _images(trainer: Trainer, number: int) -> torch.Tensor:
     manifest = trainer.shards.manifest
     return torch.randn(number, 3, manifest.image_height, manifest.image_width, device=trainer.device)
-
-
-def _pass_alone(trainer: Trainer, images_BCHW: torch.Tensor) -> None:
-    with STEP.part("network"):
-        trainer.engine.pass_alone(images_BCHW)
 
 
 def _head_rates(trainer: Trainer, job: Job) -> tuple[float, float]:
