@@ -16,11 +16,11 @@ import shutil
 import sys
 from pathlib import Path
 
+from cluster.progress import progress_bar
 from cluster.stop import exit_with, faults_in_one_line
 from pipeline.shards.alignment.photos import FINISHED, align_photos
 from pipeline.shards.alignment.similarity import SHIFTS
 from pipeline.shards.format.manifest import ShardError
-from pipeline.shards.making.progress import bar_of
 from stages.shard_arguments import add_part, add_source, open_named, refuse_inside
 
 
@@ -43,11 +43,11 @@ def main() -> int:
     try:
         refuse_inside(args.out, args.src)
         source = open_named(args, copies)
-        with bar_of(len(source.labels), " photos") as bar:
+        with progress_bar(len(source.labels), "photos") as advance:
 
             def look(photos: int) -> None:
                 looked_at.append(photos)
-                bar.update(photos)
+                advance(photos)
 
             ends = align_photos(
                 source,

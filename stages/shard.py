@@ -28,6 +28,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.progress import progress_bar
 from cluster.stop import EXIT_REFUSED, exit_with, faults_in_one_line
 from pipeline.reading.mixing import mixing_by_default
 from pipeline.shards.checking.page import write_page
@@ -37,7 +38,7 @@ from pipeline.shards.format.manifest import Manifest, ShardError
 from pipeline.shards.format.names import read_names
 from pipeline.shards.format.rejected import SetAside, read_rejected
 from pipeline.shards.making.plan import make_plan, samples_in
-from pipeline.shards.making.progress import Endpoint, bar_of, progress_of
+from pipeline.shards.making.progress import Endpoint, progress_of
 from pipeline.shards.making.sequential import make_set
 from pipeline.shards.making.to_store import make_in_store
 from pipeline.shards.sources import Source
@@ -149,9 +150,9 @@ def _write(args: argparse.Namespace, source: Source, size: tuple[int, int] | Non
 def _verify(args: argparse.Namespace) -> int:
     manifest = Manifest.load(args.set)
     without = read_names(args.without) if args.without else []
-    with bar_of(manifest.samples) as bar:
+    with progress_bar(manifest.samples) as advance:
         faults = verify(
-            args.set, decode_every=args.decode_every, without=without, workers=args.workers, progress=bar.update
+            args.set, decode_every=args.decode_every, without=without, workers=args.workers, progress=advance
         )
     for file, what in faults:
         print(f"{file}: {what}")
@@ -184,15 +185,15 @@ def _augmented(folder: Path, recipe_file: Path) -> NDArray[np.uint8]:
 
 
 def _push(args: argparse.Namespace) -> int:
-    with bar_of(Manifest.load(args.set).samples) as bar:
-        push(args.set, args.url, progress=bar.update)
+    with progress_bar(Manifest.load(args.set).samples) as advance:
+        push(args.set, args.url, progress=advance)
     print(f"{args.url}: complete")
     return 0
 
 
 def _pull(args: argparse.Namespace) -> int:
-    with bar_of(None) as bar:
-        manifest = pull(args.url, args.out, progress=bar.update)
+    with progress_bar(None) as advance:
+        manifest = pull(args.url, args.out, progress=advance)
     _say(args.out, manifest)
     return 0
 
@@ -212,7 +213,7 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _clean(args: argparse.Namespace) -> int:
-    with bar_of(Manifest.load(args.set).samples) as bar:
+    with progress_bar(Manifest.load(args.set).samples) as advance:
         cleaned = clean(
             args.set,
             args.out,
@@ -223,7 +224,7 @@ def _clean(args: argparse.Namespace) -> int:
             undecodable=args.undecodable,
             suspects=args.suspects,
             workers=args.workers,
-            progress=bar.update,
+            progress=advance,
         )
     for counter, fate in ((cleaned.left_out, "left out"), (cleaned.only_counted, "kept")):
         for reason, samples in counter.most_common():

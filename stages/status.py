@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cluster.progress_line import duration
+from cluster.progress import duration
 from cluster.stop import exit_with, faults_in_one_line
 from pipeline.run.status import Status, runs_in, status_of
 

@@ -43,7 +43,7 @@ import torch
 
 from cluster.lease import HeldError, Holder, leased
 from cluster.marks import marked, sweep
-from cluster.progress_line import ProgressLine
+from cluster.progress import ProgressLine
 from cluster.ranks.watchdog import end
 from cluster.stop import EXIT_STOPPED, SIGNALS, exit_with, faults_in_one_line
 from pipeline.backbones import Backbone

@@ -35,6 +35,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
+from cluster.progress import progress_bar
 from cluster.stop import exit_with, faults_in_one_line
 from pipeline.evaluation.protocols.drawn import folder_rows, lfw_like
 from pipeline.evaluation.protocols.pairs_file import write_rows
@@ -50,7 +51,6 @@ from pipeline.shards.format.index import sound_index
 from pipeline.shards.format.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.format.manifest import PROGRESS, Manifest, ShardError
 from pipeline.shards.making.plan import make_plan
-from pipeline.shards.making.progress import bar_of
 from pipeline.shards.making.sequential import make_set
 from pipeline.shards.sources.finished import open_set
 from pipeline.shards.sources.list_file import read_list
@@ -94,13 +94,13 @@ def main() -> int:
     try:
         shards = args.form == "shards"
         # Shards are written twice: person by person, and then shuffled.
-        with bar_of(len(source.labels) * (2 if shards else 1) + len(held_out.labels)) as bar:
+        with progress_bar(len(source.labels) * (2 if shards else 1) + len(held_out.labels)) as advance:
             write = _write_shards if shards else _write_folder
-            write(args, source, args.out, bar.update)
+            write(args, source, args.out, advance)
             for people in args.fewer:
                 _write_fewer(args.out, people)
             if args.pairs:
-                _write_pairs(args, held_out, _beside(args.out, "pairs"), bar.update)
+                _write_pairs(args, held_out, _beside(args.out, "pairs"), advance)
     except KeyboardInterrupt:
         print("synthesise: stopped; run the same command again to resume", file=sys.stderr)
         return 130

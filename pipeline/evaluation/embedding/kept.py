@@ -8,14 +8,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from cluster.progress import Advance
 from cluster.ranks.topology import split_range
-from pipeline.evaluation.embedding.source import How, ImageList, Network, Rows, Source, Table, reasons
+from pipeline.evaluation.embedding.source import How, ImageList, Network, Rows, Source, Table, bar_named, reasons
 from pipeline.evaluation.scoring.verification import BoolArray, FloatArray, IntArray
 from pipeline.files import write_file
 
@@ -125,15 +124,13 @@ def _make(
 ) -> None:
     """Make the parts of these numbers that are not there, in this order."""
     home.mkdir(parents=True, exist_ok=True)
-    with tqdm(
-        total=len(images), unit=" images", desc=progress, smoothing=0.1, disable=None if progress is not None else True
-    ) as bar:
+    with bar_named(progress, images) as advance:
         for number in numbers:
             some, file = _part(images, number), _file(home, number)
             if _load(file, len(some)) is None:
-                _write(file, source, some, how, bar)
+                _write(file, source, some, how, advance)
             else:
-                bar.update(len(some))
+                advance(len(some))
 
 
 def _parts(images: ImageList) -> int:
@@ -163,11 +160,11 @@ def _key(source: Source, images: ImageList) -> str:
     return hashlib.sha256(f"{source.digest} {images.digest} {crop}".encode()).hexdigest()[:32]
 
 
-def _write(file: Path, source: Source, images: ImageList, how: How, bar: Any) -> None:
+def _write(file: Path, source: Source, images: ImageList, how: How, advance: Advance) -> None:
     found: list[NDArray[np.float32]] = []
     for rows in source.features(images, how):
         found.append(rows)
-        bar.update(len(rows))
+        advance(len(rows))
     stream = io.BytesIO()
     np.save(stream, np.concatenate(found))
     write_file(file, stream.getvalue())

@@ -6,6 +6,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
 
+from cluster.progress import Advance, progress_bar
 from pipeline.evaluation.embedding.embed import embed
 from pipeline.evaluation.scoring.verification import BoolArray
 from pipeline.reading.crops import LOOKED_AT, Crop, crop_for
@@ -204,16 +205,15 @@ def reasons(source: Source, images: ImageList, positions: Sequence[int]) -> str:
 
 def shown(source: Source, images: ImageList, how: How, progress: str | None) -> Iterator[Rows]:
     """The features with a progress bar of this name; None: no bar."""
-    with tqdm(
-        total=len(images),
-        unit=" images",
-        desc=progress,
-        smoothing=0.1,
-        disable=None if progress is not None else True,
-    ) as bar:
+    with bar_named(progress, images) as advance:
         for rows in source.features(images, how):
-            bar.update(len(rows))
+            advance(len(rows))
             yield rows
+
+
+def bar_named(name: str | None, images: ImageList) -> AbstractContextManager[Advance]:
+    """A progress bar over the images; None: no bar, such as on all ranks but the first."""
+    return nullcontext(lambda _: None) if name is None else progress_bar(len(images), what=name)
 
 
 def _read(folder: Path, paths: Sequence[str], part: slice) -> Images:

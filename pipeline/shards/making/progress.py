@@ -1,21 +1,17 @@
-"""How far a command is: a bar on a terminal and, if they are wanted, metrics for Prometheus."""
+"""How far the making of a set is: a bar and, if they are wanted, metrics for Prometheus."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple
 
-from tqdm import tqdm
-
+from cluster.progress import progress_bar
 from pipeline.shards.making.one_tar import Written
 
 if TYPE_CHECKING:
     from cluster.telemetry import Telemetry
-
-# No thread may run while the workers are forked: the bar's would.
-tqdm.monitor_interval = 0
 
 
 class Endpoint(NamedTuple):
@@ -27,11 +23,6 @@ class Endpoint(NamedTuple):
     rank: int
 
 
-def bar_of(total: int | None, unit: str = " images") -> tqdm[NoReturn]:
-    """A bar up to `total`, or one that counts only; none if standard error is no terminal."""
-    return tqdm(total=total, unit=unit, smoothing=0.1, disable=None)
-
-
 @contextmanager
 def progress_of(samples: int, endpoint: Endpoint | None) -> Iterator[Callable[[Written], None]]:
     """Yield a function to call for each tar: it updates the bar and, with an endpoint, the metrics.
@@ -40,12 +31,12 @@ def progress_of(samples: int, endpoint: Endpoint | None) -> Iterator[Callable[[W
         samples: in all tars.
         endpoint: where metrics are served; None: nowhere.
     """
-    with bar_of(samples) as bar, ExitStack() as stack:
+    with progress_bar(samples) as advance, ExitStack() as stack:
         telemetry: Telemetry | None = None
 
         def progress(written: Written) -> None:
             nonlocal telemetry
-            bar.update(written.samples)
+            advance(written.samples)
             if endpoint is None:
                 return
             # Only after the workers are forked: they would pay for its imports, and its thread would not follow them.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from typing_extensions import override
 
-from cluster.progress_line import duration
+from cluster.progress import duration
 from cluster.stopwatch import STARTUP
 from pipeline.training.observers.observer import Observer
 from pipeline.training.record import Record, Window

@@ -1,12 +1,53 @@
-"""One line that says how far a long piece of work is, and when it will end."""
+"""How far long work is, and when it will end: rewritten in place on a terminal, a line a minute in a log."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias
+
+from tqdm import tqdm
 
 LOG_SECONDS = 60.0  # between lines if they are not rewritten in place
+
+# No thread may run while workers are forked: the bar's would.
+tqdm.monitor_interval = 0
+
+# To be called with how much more is done.
+Advance: TypeAlias = Callable[[int], object]
+
+
+@contextmanager
+def progress_bar(total: int | None, unit: str = "images", what: str | None = None) -> Iterator[Advance]:
+    """A bar of `what` up to `total` (None: it counts only), for work whose parts take equally long.
+
+    In a log there is a line every `LOG_SECONDS`: work that takes less says nothing.
+    """
+    if sys.stderr.isatty():
+        with tqdm(total=total, unit=f" {unit}", desc=what, smoothing=0.1) as bar:
+            yield bar.update
+    else:
+        yield _LogBar(total, unit, what)
+
+
+class _LogBar:
+    def __init__(self, total: int | None, unit: str, what: str | None) -> None:
+        self._total, self._unit, self._what = total, unit, what
+        self._done, self._began = 0, time.monotonic()
+        self._shown = self._began
+
+    def __call__(self, more: int) -> None:
+        self._done += more
+        now = time.monotonic()
+        if now < self._shown + LOG_SECONDS:
+            return
+        self._shown = now
+        line = tqdm.format_meter(
+            self._done, self._total or 0, now - self._began, ncols=0, prefix=self._what or "", unit=f" {self._unit}"
+        )
+        print(line, file=sys.stderr, flush=True)
 
 
 class ProgressLine:
