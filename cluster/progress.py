@@ -20,12 +20,16 @@ Advance: TypeAlias = Callable[[int], object]
 
 
 @contextmanager
-def progress_bar(total: int | None, unit: str = "images", what: str | None = None) -> Iterator[Advance]:
+def progress_bar(
+    total: int | None, unit: str = "images", what: str | None = None, *, shown: bool = True
+) -> Iterator[Advance]:
     """A bar of `what` up to `total` (None: it counts only), for work whose parts take equally long.
 
-    In a log there is a line every `LOG_SECONDS`: work that takes less says nothing.
+    In a log there is a line every `LOG_SECONDS`: work that takes less says nothing. One rank of many has it `shown`.
     """
-    if sys.stderr.isatty():
+    if not shown:
+        yield lambda _: None
+    elif sys.stderr.isatty():
         with tqdm(total=total, unit=f" {unit}", desc=what, smoothing=0.1) as bar:
             yield bar.update
     else:

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cluster.ranks.collectives import Group, num_ranks, rank_in, sum_over_ranks
+from cluster.progress import progress_bar
+from cluster.ranks.collectives import Group, num_ranks, rank_in, sum_over_ranks, world
 from cluster.ranks.topology import split_range
 from pipeline.backbones import Backbone
 from pipeline.head import ShardedHead
@@ -162,9 +163,11 @@ def _images_of(
     ids = np.flatnonzero(place[labels] >= 0)
     share = split_range(len(ids), num_ranks(group), rank_in(group))
     ids = ids[share.start : share.stop]
-    for part, batch in decode_images(decoder, len(ids), lambda part: shards.read(ids[part])):
-        good = torch.from_numpy(batch.good).to(batch.images.device)
-        yield batch.images[good], labels[ids[part][batch.good]]
+    with progress_bar(len(ids), what="images of new identities", shown=rank_in(world()) == 0) as advance:
+        for part, batch in decode_images(decoder, len(ids), lambda part: shards.read(ids[part])):
+            good = torch.from_numpy(batch.good).to(batch.images.device)
+            yield batch.images[good], labels[ids[part][batch.good]]
+            advance(len(batch.good))
 
 
 def _usual_length(head: ShardedHead, old_rows: Rows, group: Group) -> torch.Tensor:

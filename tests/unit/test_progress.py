@@ -54,3 +54,10 @@ def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         advance(10)
     shown = capsys.readouterr().err
     assert "\r" in shown and "10/10" in shown
+
+
+def test_one_rank_of_many_shows_it(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar(10, shown=False) as advance:
+        clock.now += 61
+        advance(10)
+    assert capsys.readouterr().err == ""

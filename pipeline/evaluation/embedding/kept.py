@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.progress import Advance
+from cluster.progress import Advance, progress_bar
 from cluster.ranks.topology import split_range
-from pipeline.evaluation.embedding.source import How, ImageList, Network, Rows, Source, Table, bar_named, reasons
+from pipeline.evaluation.embedding.source import How, ImageList, Network, Rows, Source, Table, reasons
 from pipeline.evaluation.scoring.verification import BoolArray, FloatArray, IntArray
 from pipeline.files import write_file
 
@@ -124,7 +124,7 @@ def _make(
 ) -> None:
     """Make the parts of these numbers that are not there, in this order."""
     home.mkdir(parents=True, exist_ok=True)
-    with bar_named(progress, images) as advance:
+    with progress_bar(len(images), what=progress, shown=progress is not None) as advance:
         for number in numbers:
             some, file = _part(images, number), _file(home, number)
             if _load(file, len(some)) is None:

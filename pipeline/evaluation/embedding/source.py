@@ -6,7 +6,6 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from cluster.progress import Advance, progress_bar
+from cluster.progress import progress_bar
 from pipeline.evaluation.embedding.embed import embed
 from pipeline.evaluation.scoring.verification import BoolArray
 from pipeline.reading.crops import LOOKED_AT, Crop, crop_for
@@ -205,15 +204,10 @@ def reasons(source: Source, images: ImageList, positions: Sequence[int]) -> str:
 
 def shown(source: Source, images: ImageList, how: How, progress: str | None) -> Iterator[Rows]:
     """The features with a progress bar of this name; None: no bar."""
-    with bar_named(progress, images) as advance:
+    with progress_bar(len(images), what=progress, shown=progress is not None) as advance:
         for rows in source.features(images, how):
             advance(len(rows))
             yield rows
-
-
-def bar_named(name: str | None, images: ImageList) -> AbstractContextManager[Advance]:
-    """A progress bar over the images; None: no bar, such as on all ranks but the first."""
-    return nullcontext(lambda _: None) if name is None else progress_bar(len(images), what=name)
 
 
 def _read(folder: Path, paths: Sequence[str], part: slice) -> Images:
