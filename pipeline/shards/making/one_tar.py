@@ -61,10 +61,19 @@ class Written(NamedTuple):
     set_aside: int
 
 
-def write_tar(plan: Plan, tar: int, *, send: Callable[[Path], object] | None = None) -> Written:
+def write_tar(
+    plan: Plan,
+    tar: int,
+    *,
+    send: Callable[[Path], object] | None = None,
+    is_sent: Callable[[], bool] = lambda: True,
+) -> Written:
     """Write tar number `tar` of the plan unless it is there.
 
-    `send` takes the tar and then its index elsewhere, before the record says that they are whole.
+    Args:
+        plan, tar: what to write.
+        send: takes every file of the tar elsewhere, its record last.
+        is_sent: whether that record is there; if not, one that is here was sent to another place, and does not count.
 
     Raises:
         ShardError: the disk is full, or the source is gone.
@@ -72,7 +81,8 @@ def write_tar(plan: Plan, tar: int, *, send: Callable[[Path], object] | None = N
     # Of two processes on one part, the second waits and then finds the record; a dead one's lock is free at once. It is
     # no lease of `cluster.lease`: that beats in a thread and is judged by silence, too much for a second's work.
     with locked(_record_path(plan, tar).with_suffix(".lock")):
-        record = _whole_record(plan, tar, is_here=send is None) or _write(plan, tar, send or (lambda _path: None))
+        record = _whole_record(plan, tar, is_here=send is None) if is_sent() else None
+        record = record or _write(plan, tar, send or (lambda _path: None))
     samples = int(plan.bounds[tar + 1] - plan.bounds[tar])
     return Written(samples, record.entry.bytes if record.entry.samples else 0, len(record.set_aside))
 
@@ -128,6 +138,8 @@ def _write(plan: Plan, tar: int, send: Callable[[Path], object]) -> TarRecord:
         path.unlink()  # DALI refuses a tar without samples
     record = TarRecord(entry, hashlib.sha256(index).hexdigest(), set_aside, np.concatenate(rows))
     _save_record(plan, tar, record)
+    for file in record_files(plan, tar):
+        send(file)
     return record
 
 

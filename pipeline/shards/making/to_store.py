@@ -44,6 +44,8 @@ def make_in_store(plan: Plan, url: str, make: Callable[..., Manifest | None]) ->
     try:
         if manifest is None:
             _claim(plan, url)
+            if (plan.folder / MANIFEST).is_file() and not _all_are_sent(plan, url):
+                shutil.rmtree(plan.folder)  # a set that was made for another place
             make = partial(make, plan, write=partial(_write, url))
             manifest = make()
             if manifest is None and _fetch_records(plan, url):
@@ -88,27 +90,33 @@ def _claim(plan: Plan, url: str) -> None:
 
 def _write(url: str, plan: Plan, tar: int) -> Written:
     """Write a tar and send it and its record, unless they are there."""
-    place = f"{url}/{PROGRESS}"
-    store, path = open_store(place)
-    with named_place(place, "not read"):
-        is_sent = store.exists(f"{path}/{record_files(plan, tar)[-1].name}")
-    if is_sent and not has_record(plan, tar):
+
+    def is_sent() -> bool:
+        place = f"{url}/{PROGRESS}"
+        store, path = open_store(place)
+        with named_place(place, "not read"):
+            return bool(store.exists(f"{path}/{record_files(plan, tar)[-1].name}"))
+
+    if not has_record(plan, tar) and is_sent():
         _fetch_record(plan, url, tar)
-    written = write_tar(plan, tar, send=lambda file: _send(file, f"{url}/{file.name}"))
-    if not is_sent:
-        for file in record_files(plan, tar):
-            _send(file, f"{place}/{file.name}")
-    return written
+    return write_tar(
+        plan, tar, send=lambda file: _send(file, f"{url}/{file.relative_to(plan.folder)}"), is_sent=is_sent
+    )
 
 
-def _fetch_records(plan: Plan, url: str) -> bool:
-    """Copy the records of all tars from the store, if all are there."""
+def _all_are_sent(plan: Plan, url: str) -> bool:
+    """Whether the store has the records of all tars."""
     place = f"{url}/{PROGRESS}"
     store, path = open_store(place)
     with named_place(place, "not listed"):
         store.invalidate_cache()
         there = {name.rpartition("/")[2] for name in store.ls(path, detail=False)}
-    if not all(record_files(plan, tar)[-1].name in there for tar in range(plan.tars)):
+    return all(record_files(plan, tar)[-1].name in there for tar in range(plan.tars))
+
+
+def _fetch_records(plan: Plan, url: str) -> bool:
+    """Copy the records of all tars from the store, if all are there."""
+    if not _all_are_sent(plan, url):
         return False
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(partial(_fetch_record, plan, url), range(plan.tars)))

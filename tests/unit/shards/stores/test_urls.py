@@ -283,6 +283,40 @@ def test_another_machine_goes_on_without_writing_a_tar_twice(
     assert len(set(sent)) == len(sent)
 
 
+@pytest.mark.parametrize("stop_at", ["faces-000001.json", "faces-000003.json", "identities.txt"])
+def test_what_was_sent_to_another_url_is_sent_to_this_one_too(
+    data: Path, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, stop_at: str
+) -> None:
+    store = type(fsspec.filesystem("file"))
+    real = store.put_file
+
+    def stop(self: Any, here: str, there: str, **more: Any) -> None:
+        real(self, here, there, **more)
+        if there.endswith(stop_at):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "put_file", stop)
+    with pytest.raises(KeyboardInterrupt):
+        make_in_store(plan(data, tmp_path / "way"), f"file://{tmp_path}/first", make_shards)
+    monkeypatch.undo()
+    make_in_store(plan(data, tmp_path / "way"), f"file://{tmp_path}/second", make_shards)
+    assert stored(f"file://{tmp_path}/second") == whole
+    make_in_store(plan(data, tmp_path / "way"), f"file://{tmp_path}/first", make_shards)
+    assert stored(f"file://{tmp_path}/first") == whole
+
+
+def test_the_record_of_a_tar_that_is_written_again_is_sent_again(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "folders", tmp_path / "folders")
+    url = f"file://{tmp_path}/there"
+    make_in_store(plan(tmp_path, tmp_path / "one" / "way"), url, partial(make_shards, part=(0, 2)))
+    for image in (tmp_path / "folders").rglob("*.jpg"):
+        image.write_bytes(noise(50 + int(image.stem)))
+    make_in_store(plan(tmp_path, tmp_path / "one" / "way"), url, partial(make_shards, part=(0, 2)))
+    make_in_store(plan(tmp_path, tmp_path / "two" / "way"), url, partial(make_shards, part=(1, 2)))
+    make_shards(plan(tmp_path, tmp_path / "whole"))
+    assert stored(url) == snapshot(tmp_path / "whole")
+
+
 def one_part(data: Path, folder: Path, number: int) -> str | None:
     own = plan(data, folder / str(number) / "way")
     manifest = make_in_store(own, f"file://{folder}/there", partial(make_shards, part=(number, 4)))
