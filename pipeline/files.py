@@ -25,8 +25,8 @@ class NotWrittenError(OSError):
 
 
 @contextmanager
-def named(path: Path, what: str = "not written") -> Iterator[None]:
-    """Turn an `OSError` into a `NotWrittenError` that names the file."""
+def named(path: Path | str, what: str = "not written") -> Iterator[None]:
+    """Turn an `OSError` into a `NotWrittenError` that names the file, or the URL."""
     try:
         yield
     except NotWrittenError:

@@ -28,7 +28,7 @@ from pipeline.shards.sources.files import FileSource, Texts
 from pipeline.shards.sources.folder import lost_by
 from pipeline.shards.sources.list_file import parse_list
 from pipeline.shards.sources.splits import matches
-from pipeline.shards.stores.urls import changed_in, fetch_whole, named_place, open_store
+from pipeline.shards.stores.urls import changed_in, fetch_whole, named_place, open_store, system_error
 
 Patterns = tuple[tuple[str, ...], tuple[str, ...]]  # of names that show a kind of source, and of others that it needs
 
@@ -62,12 +62,13 @@ class RemoteSource(FileSource):
         paths = [f"{root}/{quote(key) if _is_web(store) else key}" for key in keys]
         pieces = store.cat_ranges(paths, None, None)
         for key, data, fields in zip(keys, pieces, self._fields(samples), strict=True):
-            if isinstance(data, (FileNotFoundError, PermissionError)):
-                yield Read(key, SetAsideError(f"unreadable: {type(data).__name__}"))
-            elif isinstance(data, Exception):
-                raise ShardError(f"{self.root}/{key}: {data or type(data).__name__}") from data
-            else:
+            if not isinstance(data, Exception):
                 yield Read(key, data, fields)
+            elif isinstance(fault := system_error(data), (FileNotFoundError, PermissionError)):
+                yield Read(key, SetAsideError(f"unreadable: {type(fault).__name__}"))
+            else:
+                with named_place(f"{self.root}/{key}", "not read"):
+                    raise fault
 
 
 def copy_large(url: str, copies: Path | None, kinds: Sequence[Patterns], pattern: str = "*") -> Path | None:
@@ -82,17 +83,16 @@ def copy_large(url: str, copies: Path | None, kinds: Sequence[Patterns], pattern
         pattern: of those wanted among them.
 
     Raises:
-        ShardError: the URL cannot be listed, a file arrives cut, or the disk has not the room.
+        ShardError: a file arrives cut, or the disk has not the room.
+        NotWrittenError: the store cannot be listed or read, or the disk is full after all.
     """
     store, root = open_store(url)
     folder, _, name = root.rpartition("/")
     if names := _large([name], kinds, "*"):
         root = folder
     else:
-        try:
+        with named_place(url, "not listed"):
             names = _large(_listed(store, root, kinds), kinds, pattern)
-        except OSError as error:
-            raise ShardError(f"{url}: not listed: {error}") from error
     if not names:
         return None
     if copies is None:
@@ -150,16 +150,15 @@ def list_remote(url: str, columns: Columns = HUGGING_FACE, pattern: str = "*") -
     """List the images of identity folders of this pattern at a URL, or those of a list file there.
 
     Raises:
-        ShardError: the URL is of no known kind, cannot be listed, or has no images in identity folders.
+        ShardError: the URL is of no known kind, or has no images in identity folders.
+        NotWrittenError: the store cannot be listed.
     """
     store, root = open_store(url)
-    try:
+    with named_place(url, "not listed"):
         if not store.isdir(root):
             with store.open(root, "r", encoding="utf-8", newline="\n") as lines:
                 return RemoteSource("list", url.rpartition("/")[0], *parse_list(lines, url, columns))
         found = [path[len(root) + 1 :] for path in store.find(root)]
-    except OSError as error:
-        raise ShardError(f"{url}: not listed: {error}") from error
     found = sorted(map(unquote, found) if _is_web(store) else found)
     return _identity_folders(url, [path for path in found if matches(path.partition("/")[0], pattern)])
 

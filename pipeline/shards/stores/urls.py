@@ -16,6 +16,8 @@ from pipeline.files import NotWrittenError, aside_of, named, sync
 from pipeline.shards.format.manifest import PROGRESS, ShardError
 
 FILE_SYSTEMS = {"file", "local", "sftp", "ssh"}
+# HTTP's answers that the system has words for.
+OF_STATUS = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 410: errno.ENOENT}
 # What stores call the time of an object's last change; of a file, `created` is when its name or mode last changed.
 TIMES = ("mtime", "created", "LastModified", "last_modified", "updated")
 
@@ -39,7 +41,7 @@ def _opened(url: str, _process: int) -> tuple[Any, str]:
     """Anew in each process: connections do not survive a fork."""
     try:
         store, root = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
+    except Exception as error:  # also what a library raises without credentials
         raise ShardError(f"{url}: {error}") from error
     return store, root.rstrip("/")
 
@@ -47,12 +49,30 @@ def _opened(url: str, _process: int) -> tuple[Any, str]:
 @contextmanager
 def named_place(place: str, what: str = "not written") -> Iterator[None]:
     """Turn an error of a store into a `NotWrittenError` that names the place."""
+    with named(place, what), _system_errors():
+        yield
+
+
+@contextmanager
+def _system_errors() -> Iterator[None]:
+    """Turn what the library of a store raises into an `OSError`."""
     try:
         yield
-    except NotWrittenError:
+    except (OSError, ShardError):
         raise
-    except OSError as error:
-        raise NotWrittenError(error.errno, f"{what}: {error.strerror or error}", place) from error
+    except Exception as error:
+        raise system_error(error) from error
+
+
+def system_error(error: Exception) -> OSError:
+    """The error of a store's library as the system would say it.
+
+    Those of aiohttp and botocore are no `OSError`, such as a connection that ended, or that there are no credentials.
+    """
+    if isinstance(error, OSError):
+        return error
+    number = OF_STATUS.get(getattr(error, "status", 0), errno.EIO)
+    return OSError(number, " ".join(str(error).split()) or type(error).__name__)
 
 
 def changed_in(info: dict[str, Any]) -> float:
@@ -82,7 +102,7 @@ def fetch(store: Any, there: str, here: Path, check: Callable[[Path], object]) -
     """
     aside = aside_of(here)
     try:
-        with named(here, "not copied"):
+        with named(here, "not copied"), _system_errors():
             store.get_file(there, str(aside))
             check(aside)
             sync(aside)

@@ -211,7 +211,7 @@ def test_an_object_that_is_gone_is_set_aside_and_a_lost_store_ends_the_run(
         raise ConnectionError("no route")
 
     monkeypatch.setattr(type(fsspec.filesystem("file")), "cat_file", lost)
-    with pytest.raises(ShardError, match=r"0/0\.jpg: no route"):
+    with pytest.raises(NotWrittenError, match=r"0/0\.jpg: not read: no route"):
         source.read(0)
 
 

@@ -1,0 +1,99 @@
+"""Web servers that refuse or break off: a fault names the place, and is of a kind that the commands show in a line."""
+
+import contextlib
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.files import NotWrittenError
+from pipeline.shards.images import SetAsideError
+from pipeline.shards.sources.detect import open_source
+from tests.shards import noise
+
+pytest.importorskip("aiohttp")
+
+# What is sent for a path: a status, bytes, and how many bytes are promised.
+Answer = tuple[int, bytes, int]
+REFUSED, BROKEN = (403, b"", 0), (503, b"", 0)
+
+
+@contextlib.contextmanager
+def served(answers: Callable[[str], Answer]) -> Iterator[str]:
+    """A server that answers each path so, and ends the connection if it has fewer bytes than it promised."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            status, body, length = answers(self.path)
+            self.send_response(status)
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+            self.close_connection = True
+
+        def log_message(self, *_args: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/faces"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def whole(body: bytes) -> Answer:
+    return 200, body, len(body)
+
+
+def links(*names: str) -> Answer:
+    return whole("".join(f'<a href="{name}">{name}</a>' for name in names).encode())
+
+
+def faces(path: str, image: Answer) -> Answer:
+    """Two images of one person, the second of which is sent so."""
+    there = {"/faces": links("ann/"), "/faces/ann": links("1.jpg", "2.jpg"), "/faces/ann/1.jpg": whole(noise(1))}
+    return there.get(path.rstrip("/"), image)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [(REFUSED, "not listed: 403.*Forbidden"), (BROKEN, "not listed: 503"), ((200, b"<a", 99), "not listed: Response")],
+)
+def test_a_server_that_lists_nothing_is_named(tmp_path: Path, answer: Answer, words: str) -> None:
+    with served(lambda _path: answer) as url, pytest.raises(NotWrittenError, match=f"{url}: {words}"):
+        open_source(url, copies=tmp_path / "copies")
+
+
+def test_a_large_file_that_is_cut_on_the_way_is_not_taken(tmp_path: Path) -> None:
+    def cut(path: str) -> Answer:
+        return (200, b"half", 99) if path.endswith(".tar") else links("a.tar")
+
+    with served(cut) as url, pytest.raises(NotWrittenError, match=r"copies/a\.tar: not copied: Response"):
+        open_source(url, copies=tmp_path / "copies")
+    assert not list((tmp_path / "copies").glob("*.tar*"))
+
+
+def test_an_image_that_is_refused_is_set_aside(tmp_path: Path) -> None:
+    with served(lambda path: faces(path, REFUSED)) as url:
+        source = open_source(url, copies=tmp_path / "copies")
+        assert source.read(0) == noise(1)
+        with pytest.raises(SetAsideError, match="unreadable: PermissionError"):
+            source.read(1)
+
+
+@pytest.mark.parametrize("image", [BROKEN, (200, noise(2)[:99], 9999)])
+def test_an_image_that_does_not_arrive_ends_the_run(tmp_path: Path, image: Answer) -> None:
+    with served(lambda path: faces(path, image)) as url:
+        source = open_source(url, copies=tmp_path / "copies")
+        with pytest.raises(NotWrittenError, match=r"ann/2\.jpg: not read: "):
+            source.read(1)
