@@ -6,6 +6,7 @@ weeks.
 """
 
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,11 @@ from pipeline.shards.sources.folder import lost_by
 from pipeline.shards.sources.list_file import parse_list
 from pipeline.shards.sources.splits import matches
 from pipeline.shards.stores.urls import changed_in, fetch_whole, named_place, open_store, system_error
+
+# Faults of one object. Any other may pass, as that of a store that is busy: the object is asked for again after each of
+# these pauses, in seconds. The libraries of S3 and GCS do that themselves, that of HTTP does not.
+FAULTS_OF_ONE = (FileNotFoundError, PermissionError)
+PAUSES = (1, 4, 16)
 
 Patterns = tuple[tuple[str, ...], tuple[str, ...]]  # of names that show a kind of source, and of others that it needs
 
@@ -55,20 +61,37 @@ class RemoteSource(FileSource):
     def read_many(self, samples: NDArray[np.int64]) -> Iterator[Read]:
         """Objects, which a store that can is asked for at the same time.
 
-        One that is missing or forbidden is set aside; a store that is gone ends the run.
+        One that is missing or forbidden is set aside; a store that is gone for longer than `PAUSES` ends the run.
         """
         store, root = open_store(self.root)
         keys = self.paths.some(samples)
         paths = [f"{root}/{quote(key) if _is_web(store) else key}" for key in keys]
-        pieces = store.cat_ranges(paths, None, None)
-        for key, data, fields in zip(keys, pieces, self._fields(samples), strict=True):
-            if not isinstance(data, Exception):
+        for key, data, fields in zip(keys, _objects(store, paths), self._fields(samples), strict=True):
+            if isinstance(data, bytes):
                 yield Read(key, data, fields)
-            elif isinstance(fault := system_error(data), (FileNotFoundError, PermissionError)):
-                yield Read(key, SetAsideError(f"unreadable: {type(fault).__name__}"))
+            elif isinstance(data, FAULTS_OF_ONE):
+                yield Read(key, SetAsideError(f"unreadable: {type(data).__name__}"))
             else:
                 with named_place(f"{self.root}/{key}", "not read"):
-                    raise fault
+                    raise data
+
+
+def _objects(store: Any, paths: list[str]) -> list[bytes | OSError]:
+    """Objects, or why each cannot be read; those that may yet arrive are asked for again."""
+    found = _asked(store, paths)
+    for pause in PAUSES:
+        late = [place for place, one in enumerate(found) if not isinstance(one, (bytes, *FAULTS_OF_ONE))]
+        if not late:
+            break
+        time.sleep(pause)
+        for place, one in zip(late, _asked(store, [paths[place] for place in late]), strict=True):
+            found[place] = one
+    return found
+
+
+def _asked(store: Any, paths: list[str]) -> list[bytes | OSError]:
+    pieces = store.cat_ranges(paths, None, None)
+    return [piece if isinstance(piece, bytes) else system_error(piece) for piece in pieces]
 
 
 def copy_large(url: str, copies: Path | None, kinds: Sequence[Patterns], pattern: str = "*") -> Path | None:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.files import NotWrittenError
 from pipeline.shards.images import SetAsideError
+from pipeline.shards.sources import remote
 from pipeline.shards.sources.detect import open_source
 from tests.shards import noise
 
@@ -92,7 +94,27 @@ def test_an_image_that_is_refused_is_set_aside(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("image", [BROKEN, (200, noise(2)[:99], 9999)])
-def test_an_image_that_does_not_arrive_ends_the_run(tmp_path: Path, image: Answer) -> None:
+def test_an_image_that_does_not_arrive_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: Answer
+) -> None:
+    monkeypatch.setattr(remote, "PAUSES", (0, 0))
+    asked: list[str] = []
+
+    def later(path: str) -> Answer:
+        asked.append(path)
+        return faces(path, whole(noise(2)) if asked.count("/faces/ann/2.jpg") == 3 else image)
+
+    with served(later) as url:
+        both = open_source(url, copies=tmp_path / "copies").read_many(np.arange(2))
+        assert [data for _, data, _ in both] == [noise(1), noise(2)]
+    assert [asked.count(f"/faces/ann/{number}.jpg") for number in (1, 2)] == [1, 3]
+
+
+@pytest.mark.parametrize("image", [BROKEN, (200, noise(2)[:99], 9999)])
+def test_an_image_that_never_arrives_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: Answer
+) -> None:
+    monkeypatch.setattr(remote, "PAUSES", (0, 0))
     with served(lambda path: faces(path, image)) as url:
         source = open_source(url, copies=tmp_path / "copies")
         with pytest.raises(NotWrittenError, match=r"ann/2\.jpg: not read: "):

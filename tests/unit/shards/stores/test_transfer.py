@@ -15,6 +15,7 @@ from pipeline.shards.format.manifest import Manifest, ShardError
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.making.build import make_shards
 from pipeline.shards.making.plan import make_plan
+from pipeline.shards.sources import remote
 from pipeline.shards.sources.detect import open_source
 from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.stores.transfer import pull, push
@@ -211,6 +212,7 @@ def test_an_object_that_is_gone_is_set_aside_and_a_lost_store_ends_the_run(
         raise ConnectionError("no route")
 
     monkeypatch.setattr(type(fsspec.filesystem("file")), "cat_file", lost)
+    monkeypatch.setattr(remote, "PAUSES", ())
     with pytest.raises(NotWrittenError, match=r"0/0\.jpg: not read: no route"):
         source.read(0)
 
