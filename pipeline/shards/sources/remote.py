@@ -29,7 +29,7 @@ from pipeline.shards.sources.files import FileSource, Texts
 from pipeline.shards.sources.folder import lost_by
 from pipeline.shards.sources.list_file import parse_list
 from pipeline.shards.sources.splits import matches
-from pipeline.shards.stores.urls import changed_in, fetch_whole, named_place, open_store, system_error
+from pipeline.shards.stores.urls import changed_in, fetch_whole, is_web, named_place, open_store, system_error
 
 # Faults of one object. Any other may pass, as that of a store that is busy: the object is asked for again after each of
 # these pauses, in seconds. The libraries of S3 and GCS do that themselves, that of HTTP does not.
@@ -55,7 +55,7 @@ class RemoteSource(FileSource):
         store, root = open_store(self.root)
         with named_place(self.root, "not listed"):
             found = store.find(root, detail=True)
-        name_of = unquote if _is_web(store) else str
+        name_of = unquote if is_web(store) else str
         return {name_of(path[len(root) + 1 :]): changed_in(info) for path, info in found.items()}
 
     def read_many(self, samples: NDArray[np.int64]) -> Iterator[Read]:
@@ -65,7 +65,7 @@ class RemoteSource(FileSource):
         """
         store, root = open_store(self.root)
         keys = self.paths.some(samples)
-        paths = [f"{root}/{quote(key) if _is_web(store) else key}" for key in keys]
+        paths = [f"{root}/{quote(key) if is_web(store) else key}" for key in keys]
         for key, data, fields in zip(keys, _objects(store, paths), self._fields(samples), strict=True):
             if isinstance(data, bytes):
                 yield Read(key, data, fields)
@@ -182,13 +182,8 @@ def list_remote(url: str, columns: Columns = HUGGING_FACE, pattern: str = "*") -
             with store.open(root, "r", encoding="utf-8", newline="\n") as lines:
                 return RemoteSource("list", url.rpartition("/")[0], *parse_list(lines, url, columns))
         found = [path[len(root) + 1 :] for path in store.find(root)]
-    found = sorted(map(unquote, found) if _is_web(store) else found)
+    found = sorted(map(unquote, found) if is_web(store) else found)
     return _identity_folders(url, [path for path in found if matches(path.partition("/")[0], pattern)])
-
-
-def _is_web(store: Any) -> bool:
-    """Whether the store's paths are percent-encoded."""
-    return "http" in store.protocol
 
 
 def _identity_folders(url: str, found: list[str]) -> RemoteSource:

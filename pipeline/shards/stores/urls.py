@@ -1,11 +1,13 @@
 """Object stores and other machines, by any URL that fsspec knows: s3://, gs://, sftp://, https:// ..."""
 
+import asyncio
 import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,6 +18,7 @@ from pipeline.files import NotWrittenError, aside_of, named, sync
 from pipeline.shards.format.manifest import PROGRESS, ShardError
 
 FILE_SYSTEMS = {"file", "local", "sftp", "ssh"}
+SILENCE = 60  # seconds in which a web server has to answer or go on
 # HTTP's answers that the system has words for.
 OF_STATUS = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 410: errno.ENOENT}
 # What stores call the time of an object's last change; of a file, `created` is when its name or mode last changed.
@@ -43,6 +46,11 @@ def _opened(url: str, _process: int) -> tuple[Any, str]:
         store, root = fsspec.core.url_to_fs(url)
     except Exception as error:  # also what a library raises without credentials
         raise ShardError(f"{url}: {error}") from error
+    if is_web(store):
+        # Its library gives each transfer five minutes, in which no large file arrives. It may take as long as it likes,
+        # but not be silent for longer than this.
+        limit = import_module("aiohttp").ClientTimeout(sock_connect=SILENCE, sock_read=SILENCE)
+        store.client_kwargs.setdefault("timeout", limit)
     return store, root.rstrip("/")
 
 
@@ -58,10 +66,12 @@ def _system_errors() -> Iterator[None]:
     """Turn what the library of a store raises into an `OSError`."""
     try:
         yield
-    except (OSError, ShardError):
+    except ShardError:
         raise
     except Exception as error:
-        raise system_error(error) from error
+        if (said := system_error(error)) is error:
+            raise
+        raise said from error
 
 
 def system_error(error: Exception) -> OSError:
@@ -69,10 +79,17 @@ def system_error(error: Exception) -> OSError:
 
     Those of aiohttp and botocore are no `OSError`, such as a connection that ended, or that there are no credentials.
     """
+    if isinstance(error, (TimeoutError, asyncio.TimeoutError)):  # one class from Python 3.11 on; its message is empty
+        return TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
     if isinstance(error, OSError):
         return error
     number = OF_STATUS.get(getattr(error, "status", 0), errno.EIO)
     return OSError(number, " ".join(str(error).split()) or type(error).__name__)
+
+
+def is_web(store: Any) -> bool:
+    """Whether a store is reached by HTTP, whose paths are percent-encoded."""
+    return "http" in store.protocol
 
 
 def changed_in(info: dict[str, Any]) -> float:

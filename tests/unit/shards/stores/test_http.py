@@ -3,10 +3,12 @@
 import contextlib
 import http.server
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -14,9 +16,10 @@ from pipeline.files import NotWrittenError
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.sources import remote
 from pipeline.shards.sources.detect import open_source
+from pipeline.shards.stores import urls
 from tests.shards import noise
 
-pytest.importorskip("aiohttp")
+aiohttp = pytest.importorskip("aiohttp")
 
 # What is sent for a path: a status, bytes, and how many bytes are promised.
 Answer = tuple[int, bytes, int]
@@ -24,8 +27,11 @@ REFUSED, BROKEN = (403, b"", 0), (503, b"", 0)
 
 
 @contextlib.contextmanager
-def served(answers: Callable[[str], Answer]) -> Iterator[str]:
-    """A server that answers each path so, and ends the connection if it has fewer bytes than it promised."""
+def served(answers: Callable[[str], Answer], pause: float = 0) -> Iterator[str]:
+    """A server that answers each path so, and ends the connection if it has fewer bytes than it promised.
+
+    With a pause, in seconds, it sends four bytes at a time.
+    """
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -37,7 +43,10 @@ def served(answers: Callable[[str], Answer]) -> Iterator[str]:
             self.send_header("Content-Length", str(length))
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(body)
+                with contextlib.suppress(ConnectionError):
+                    for first in range(0, len(body), 4 if pause else 1 << 20):
+                        time.sleep(pause)
+                        self.wfile.write(body[first : first + (4 if pause else 1 << 20)])
             self.close_connection = True
 
         def log_message(self, *_args: Any) -> None:
@@ -83,6 +92,28 @@ def test_a_large_file_that_is_cut_on_the_way_is_not_taken(tmp_path: Path) -> Non
     with served(cut) as url, pytest.raises(NotWrittenError, match=r"copies/a\.tar: not copied: Response"):
         open_source(url, copies=tmp_path / "copies")
     assert not list((tmp_path / "copies").glob("*.tar*"))
+
+
+@pytest.fixture
+def opened_anew() -> Iterator[None]:
+    """The library keeps what it has opened, with how long it waits."""
+    fsspec.get_filesystem_class("http").clear_instance_cache()
+    yield
+    fsspec.get_filesystem_class("http").clear_instance_cache()
+
+
+@pytest.mark.usefixtures("opened_anew")
+@pytest.mark.parametrize("silence", [0.1, 30])
+def test_a_large_file_may_take_long_but_not_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silence: float
+) -> None:
+    monkeypatch.setattr(aiohttp.client, "DEFAULT_TIMEOUT", aiohttp.ClientTimeout(total=0.5))
+    monkeypatch.setattr(urls, "SILENCE", silence)
+    stopped: Any = pytest.raises(NotWrittenError, match=r"a\.rec: not copied: Connection timed out")
+    end = stopped if silence < 0.25 else contextlib.nullcontext()
+    with served(lambda _path: (200, b"slow" * 4, 16), pause=0.25) as url, end:
+        urls.fetch_whole(*urls.open_store(url), tmp_path / "a.rec")
+    assert (tmp_path / "a.rec").is_file() == (silence > 0.25)
 
 
 def test_an_image_that_is_refused_is_set_aside(tmp_path: Path) -> None:
