@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.files import locked, make_folder
+from pipeline.files import locked, make_folder, write_file
 from pipeline.shards.format.manifest import ShardError
 from pipeline.shards.format.names import UNUSABLE, usable_name, warn_respelled
 from pipeline.shards.format.rejected import SetAside
@@ -30,6 +30,8 @@ from pipeline.shards.sources.folder import lost_by
 from pipeline.shards.sources.list_file import parse_list
 from pipeline.shards.sources.splits import matches
 from pipeline.shards.stores.urls import changed_in, fetch_whole, is_web, named_place, open_store, system_error
+
+ORIGIN = ".url"  # in a folder of copies: what they are copies of
 
 # Faults of one object. Any other may pass, as that of a store that is busy: the object is asked for again after each of
 # these pauses, in seconds. The libraries of S3 and GCS do that themselves, that of HTTP does not.
@@ -106,7 +108,7 @@ def copy_large(url: str, copies: Path | None, kinds: Sequence[Patterns], pattern
         pattern: of those wanted among them.
 
     Raises:
-        ShardError: a file arrives cut, or the disk has not the room.
+        ShardError: `copies` holds those of another URL, a file arrives cut, or the disk has not the room.
         NotWrittenError: the store cannot be listed or read, or the disk is full after all.
     """
     store, root = open_store(url)
@@ -122,12 +124,24 @@ def copy_large(url: str, copies: Path | None, kinds: Sequence[Patterns], pattern
         raise ShardError(f"{url}: got {names[0]}, wanted a folder to copy it to")
     make_folder(copies)
     with locked(copies / ".lock"):
+        _refuse_other(copies, store.unstrip_protocol(root))
         missing = [name for name in names if not (copies / name).is_file()]
         _require_room(copies, sum(store.size(f"{root}/{name}") or 0 for name in missing))
         for name in missing:
             make_folder((copies / name).parent)
             fetch_whole(store, f"{root}/{name}", copies / name)
     return copies
+
+
+def _refuse_other(copies: Path, place: str) -> None:
+    """Say whose copies a folder holds: files of one name would be taken for those of another place."""
+    origin = copies / ORIGIN
+    if not origin.is_file():
+        write_file(origin, place.encode())
+    elif (there := origin.read_bytes().decode()) != place:
+        raise ShardError(
+            f"{copies}: holds copies of {there}, wanted those of {place}; remove it, or name another output"
+        )
 
 
 def _require_room(folder: Path, wanted: int) -> None:

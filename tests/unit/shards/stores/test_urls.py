@@ -140,6 +140,16 @@ def test_large_files_are_copied_once_and_never_half(
     assert len(set(fetched)) == len(fetched) - 1
 
 
+def test_copies_of_another_url_are_not_taken_for_its_own(data: Path, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        shutil.copytree(data / "tars", tmp_path / name)
+    with served(tmp_path) as url:
+        for _ in range(2):
+            open_source(f"{url}/first", copies=tmp_path / "copies")
+        with pytest.raises(ShardError, match=f"copies: holds copies of {url}/first, wanted those of {url}/second; rem"):
+            open_source(f"{url}/second", copies=tmp_path / "copies")
+
+
 def is_marked(url: str, _job: int) -> bool:
     return hasattr(open_store(url)[0], "mark")
 
