@@ -122,7 +122,7 @@ def _shows(path: Path, mark: str, pattern: str) -> bool:
 def _has_folders_of_tars(path: Path) -> bool:
     """Whether the first folders in a folder hold tars and no images."""
     with os.scandir(path) as entries:
-        folders = list(islice((entry.path for entry in entries if entry.is_dir()), LOOKED_INTO))
+        folders = list(islice((entry.path for entry in entries if Path(entry).is_dir()), LOOKED_INTO))
     names = list(chain.from_iterable(map(os.listdir, folders)))
     are_tars = [any(PurePosixPath(name).match(ending) for ending in TARS) for name in names]
     return any(are_tars) and not any(name.lower().endswith(SUFFIXES) for name in names)

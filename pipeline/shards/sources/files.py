@@ -18,7 +18,16 @@ from pipeline.shards.sources import Read, changed_at
 
 READ_BYTES = 1 << 14
 # Faults of one file. Any other error of the system (a mount gone, too many open files) ends the run.
-FAULTS_OF_ONE_FILE = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
+FAULTS_OF_ONE_FILE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EIO,
+}
 
 
 @dataclass(frozen=True)

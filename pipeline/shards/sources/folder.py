@@ -9,7 +9,7 @@ from pipeline.shards.format.manifest import ShardError
 from pipeline.shards.format.names import UNUSABLE, usable_name, warn_respelled
 from pipeline.shards.format.rejected import SetAside
 from pipeline.shards.images import NO_SUFFIX, SUFFIXES
-from pipeline.shards.sources.files import FileSource, Texts
+from pipeline.shards.sources.files import FAULTS_OF_ONE_FILE, FileSource, Texts
 from pipeline.shards.sources.loss import amount
 from pipeline.shards.sources.splits import matching
 
@@ -95,8 +95,14 @@ def _entries(folder: Path, *, want_folders: bool) -> tuple[list[str], list[SetAs
     wanted = []
     others = []
     for entry in entries:
-        if is_wanted(entry):
-            wanted.append(entry.name)
+        try:
+            why = "" if is_wanted(entry) else reason
+        except OSError as error:  # a link in a circle, or to a place that is forbidden
+            if error.errno not in FAULTS_OF_ONE_FILE:
+                raise
+            why = f"unreadable: {error.strerror}"
+        if why:
+            others.append(SetAside(entry.name, why, lost_by(entry.name)))
         else:
-            others.append(SetAside(entry.name, reason, lost_by(entry.name)))
+            wanted.append(entry.name)
     return sorted(wanted), sorted(others)

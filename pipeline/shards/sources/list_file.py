@@ -66,6 +66,9 @@ def parse_list(lines: Iterable[str], name: str, columns: Columns = HUGGING_FACE)
                 where = f"{name.rpartition('/')[2]}:{line}"
                 set_aside.append(SetAside(where, "no identity: wanted path, tab, identity"))
                 continue
+            if "\0" in image:  # in which the system sees the end of the path
+                set_aside.append(SetAside(image, "a null character in the path"))
+                continue
             person = usable_name(identity)
             if person is None:
                 set_aside.append(SetAside(image, f"identity {identity!r}: {UNUSABLE}"))

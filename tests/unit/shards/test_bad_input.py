@@ -14,6 +14,7 @@ from pipeline.shards.checking.verify import verify
 from pipeline.shards.format.index import open_index
 from pipeline.shards.format.manifest import ShardError
 from pipeline.shards.making.build import make_shards
+from pipeline.shards.sources.detect import open_source
 from pipeline.shards.sources.finished import open_set
 from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.sources.loss import summary
@@ -39,6 +40,8 @@ def test_bad_files_are_set_aside_counted_and_named(faces: Path, tmp_path: Path) 
     (person / "deeper").mkdir()
     (person / ".hidden.jpg").touch()
     (person / "gone.jpg").symlink_to("nowhere")
+    (person / "circle.jpg").symlink_to("circle.jpg")
+    (faces / "circle").symlink_to("circle")
     (faces / "nobody").mkdir()
     (faces / "all bad").mkdir()
     (faces / "all bad" / "x.jpg").touch()
@@ -48,7 +51,9 @@ def test_bad_files_are_set_aside_counted_and_named(faces: Path, tmp_path: Path) 
         "README": "not in an identity folder",
         "all bad": "identity left empty",
         "all bad/x.jpg": "empty file",
+        "circle": "unreadable: Too many levels of symbolic links",
         "nobody": "identity without images",
+        "person 6/circle.jpg": "unreadable: Too many levels of symbolic links",
         "person 6/cut.jpg": "truncated: the JPEG has no end marker",
         "person 6/deeper": "not a file",
         "person 6/empty.jpg": "empty file",
@@ -57,7 +62,8 @@ def test_bad_files_are_set_aside_counted_and_named(faces: Path, tmp_path: Path) 
         "person 6/small.jpg": f"wrong size: got 10x9, wanted {HEIGHT}x{WIDTH}",
         "person 6/text.jpg": "not a JPEG or PNG",
     }
-    assert manifest.set_aside == 11
+    assert manifest.set_aside == 13
+    assert open_source(faces).set_aside == scan_folder(faces).set_aside
     assert manifest.samples == clean.samples
     # An identity all of whose images are bad keeps its label, since labels are in the tars by then.
     assert manifest.identities == clean.identities + 1

@@ -124,13 +124,16 @@ def test_7_and_07_may_be_two_people(images: Path) -> None:
 
 
 def test_a_list_becomes_shards(images: Path) -> None:
-    (images / "list.txt").write_text("my face 0.jpg 1\nmy face 1.jpg 2\nabsent.jpg 2\nnothing\n")
+    lines = ["my face 0.jpg 1", "my face 1.jpg 2", "absent.jpg 2", "nothing", f"{'x' * 300}.jpg 1", "zero\0.jpg 1"]
+    (images / "list.txt").write_text("\n".join(lines))
     plan = make_plan(open_source(images / "list.txt"), images / "out", seed=0, samples_per_tar=9, size=None)
     manifest = made(plan)
     assert (manifest.samples, manifest.identities, manifest.made.source) == (2, 2, "list")
     assert (images / "out" / "rejected.tsv").read_text().splitlines()[1:] == [
         "absent.jpg\tunreadable: No such file or directory",
         "list.txt:4\tno identity: wanted path, tab, identity",
+        f"{'x' * 300}.jpg\tunreadable: File name too long",
+        "zero\0.jpg\ta null character in the path",
     ]
 
 
