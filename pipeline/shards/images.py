@@ -29,6 +29,10 @@ class SetAsideError(ValueError):
     """One source image cannot be used. The message is its reason in `rejected.tsv`; the run continues without it."""
 
 
+class UnreadableError(SetAsideError):
+    """The bytes of an image could not be had: it is gone or forbidden, and perhaps all others of its source are."""
+
+
 class ImageHeader(NamedTuple):
     """Format by content (`jpg` or `png`, whatever the file was called) and size in pixels."""
 

@@ -33,6 +33,7 @@ from pipeline.shards.decode import decoded
 from pipeline.shards.format.manifest import PROGRESS, ShardError
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.sources import Read, Source
+from pipeline.shards.sources.loss import refuse_lost
 from pipeline.shards.workers import each_done
 
 logger = logging.getLogger(__name__)
@@ -202,8 +203,11 @@ def _align_batch(work: Alignment, batch: int) -> list[Result]:
         if not record.is_file():
             photos = work.todo[batch * BATCH : (batch + 1) * BATCH]
             people = [work.source.identities[label] for label in work.source.labels[photos].tolist()]
-            read = work.source.read_many(photos)
-            results = [_align_one(work, one, identity) for one, identity in zip(read, people, strict=True)]
+            results, images = [], []
+            for one, identity in zip(work.source.read_many(photos), people, strict=True):
+                results.append(_align_one(work, one, identity))
+                images.append(one.image if isinstance(one.image, SetAsideError) else b"")
+            refuse_lost([result.key for result in results], images)
             write_file(record, json.dumps(results).encode())
             return results
         return _results(work.out, batch)

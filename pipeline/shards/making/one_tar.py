@@ -23,6 +23,7 @@ from pipeline.shards.format.rejected import SetAside
 from pipeline.shards.format.tars import TarStream
 from pipeline.shards.images import SetAsideError, extension_of
 from pipeline.shards.making.plan import Plan
+from pipeline.shards.sources.loss import refuse_lost
 
 # Samples that are read and then written at once: enough to spread the cost of a call, few enough to stay in the
 # processor's cache from one pass over them to the next.
@@ -76,7 +77,8 @@ def write_tar(
         is_sent: whether that record is there; if not, one that is here was sent to another place, and does not count.
 
     Raises:
-        ShardError: the disk is full, or the source is gone.
+        ShardError: the source is gone.
+        NotWrittenError: the disk is full, read-only or broken.
     """
     # Of two processes on one part, the second waits and then finds the record; a dead one's lock is free at once. It is
     # no lease of `cluster.lease`: that beats in a thread and is judged by silence, too much for a second's work.
@@ -138,8 +140,8 @@ def _write(plan: Plan, tar: int, send: Callable[[Path], object]) -> TarRecord:
         path.unlink()  # DALI refuses a tar without samples
     record = TarRecord(entry, hashlib.sha256(index).hexdigest(), set_aside, np.concatenate(rows))
     _save_record(plan, tar, record)
-    for file in record_files(plan, tar):
-        send(file)
+    for saved in record_files(plan, tar):
+        send(saved)
     return record
 
 
@@ -147,6 +149,7 @@ def _read(plan: Plan, start: int, stop: int, set_aside: list[SetAside]) -> Batch
     """Samples at places start..stop of the order; those that cannot be used are appended to `set_aside`."""
     numbers = plan.order[start:stop]
     keys, images, fields = zip(*plan.source.read_many(numbers), strict=True)
+    refuse_lost(keys, images)
     checks = [_check(plan, image) for image in images]
     set_aside += [SetAside(key, str(why)) for key, why in zip(keys, checks, strict=True) if not isinstance(why, str)]
     usable = [isinstance(check, str) for check in checks]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.shards.format.fields import NO_FIELDS, Fields, of_json
 from pipeline.shards.format.manifest import ShardError
 from pipeline.shards.format.rejected import SetAside
-from pipeline.shards.images import SetAsideError
+from pipeline.shards.images import SetAsideError, UnreadableError
 from pipeline.shards.sources import Read, changed_at
 
 READ_BYTES = 1 << 14
@@ -97,7 +97,7 @@ class FileSource:
             except OSError as error:
                 if error.errno not in FAULTS_OF_ONE_FILE:
                     raise ShardError(f"{self.root}: {path}: {error.strerror}") from error
-                yield Read(path, SetAsideError(f"unreadable: {error.strerror}"))
+                yield Read(path, UnreadableError(f"unreadable: {error.strerror}"))
 
     def _fields(self, samples: NDArray[np.int64]) -> Sequence[Fields]:
         if self.notes is None:

@@ -2,13 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pipeline.shards.format.manifest import ShardError
 from pipeline.shards.format.rejected import ESCAPES, SetAside
-from pipeline.shards.images import WRONG_SIZE
+from pipeline.shards.images import WRONG_SIZE, UnreadableError
 
 SHOWN = 3  # reasons in a line
+MANY = 64  # samples read one after another, of which one at least is there as long as the source is
 
 # What helps if images have several sizes.
 OTHER_SIZES = "the size wanted is the first image's or --size; --fit crop or --fit stretch brings others to --size"
@@ -35,6 +36,25 @@ def check_loss(where: str, kept: int, set_aside: Iterable[SetAside], limit: floa
     if count > limit * (kept + count):
         share = f"{count:,} of {kept + count:,} samples set aside ({count / (kept + count):.1%})"
         raise TooManyRejectedError(f"{where}: {share}, wanted at most {limit:.1%} (--max-rejected): {summary(lost)}")
+
+
+def refuse_lost(keys: Sequence[str], images: Sequence[object]) -> None:
+    """Make sure that a source is still there, by the samples that were read together.
+
+    Each would be set aside, and stay so: a record of what is done says that they were looked at.
+
+    Args:
+        keys: [samples] how they are named.
+        images: [samples] what reading gave: an image, or why there is none.
+
+    Raises:
+        ShardError: there are many, and none of them could be read.
+    """
+    if len(images) >= MANY and all(isinstance(image, UnreadableError) for image in images):
+        last = f"{keys[-1]}: {images[-1]}"
+        raise ShardError(
+            f"none of {len(images)} images could be read, the last is {last}; is their source still there?"
+        )
 
 
 def summary(set_aside: Iterable[SetAside]) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.shards.format.manifest import ShardError
 from pipeline.shards.format.names import UNUSABLE, usable_name, warn_respelled
 from pipeline.shards.format.rejected import SetAside
-from pipeline.shards.images import SetAsideError
+from pipeline.shards.images import SetAsideError, UnreadableError
 from pipeline.shards.sources import Read, changed_at
 from pipeline.shards.sources.columns import HUGGING_FACE, Columns
 from pipeline.shards.sources.labels import number_names
@@ -88,7 +88,7 @@ class ParquetSource:
         try:
             return (self.files[self.table.file_of(row)].parent / path).read_bytes()
         except OSError as error:
-            return SetAsideError(f"no image bytes in the row, and its file: {error.strerror}")
+            return UnreadableError(f"no image bytes in the row, and its file: {error.strerror}")
 
 
 def open_parquet(path: Path, columns: Columns = HUGGING_FACE, choice: Choice = EVERYTHING) -> ParquetSource:

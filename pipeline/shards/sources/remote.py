@@ -22,7 +22,7 @@ from pipeline.files import locked, make_folder, write_file
 from pipeline.shards.format.manifest import ShardError
 from pipeline.shards.format.names import UNUSABLE, usable_name, warn_respelled
 from pipeline.shards.format.rejected import SetAside
-from pipeline.shards.images import NO_SUFFIX, SUFFIXES, SetAsideError
+from pipeline.shards.images import NO_SUFFIX, SUFFIXES, UnreadableError
 from pipeline.shards.sources import Read
 from pipeline.shards.sources.columns import HUGGING_FACE, Columns
 from pipeline.shards.sources.files import FileSource, Texts
@@ -72,7 +72,7 @@ class RemoteSource(FileSource):
             if isinstance(data, bytes):
                 yield Read(key, data, fields)
             elif isinstance(data, FAULTS_OF_ONE):
-                yield Read(key, SetAsideError(f"unreadable: {type(data).__name__}"))
+                yield Read(key, UnreadableError(f"unreadable: {type(data).__name__}"))
             else:
                 with named_place(f"{self.root}/{key}", "not read"):
                     raise data

@@ -128,6 +128,20 @@ def test_a_source_that_is_gone_ends_the_run(faces: Path, tmp_path: Path, monkeyp
         make_shards(plan_of(faces, tmp_path / "out"))
 
 
+def test_a_source_that_goes_while_it_is_read_is_not_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "faces" / "ann").mkdir(parents=True)
+    for number in range(200):
+        (tmp_path / "faces" / "ann" / f"{number}.jpg").write_bytes(noise(0))
+    planned = plan_of(tmp_path / "faces", tmp_path / "out", per_tar=100)
+    with monkeypatch.context() as gone:
+        fail_to_open(gone, ".jpg", errno.EIO)
+        with pytest.raises(
+            ShardError, match=r"none of 100 images could be read, the last is ann/\d+\.jpg: unreadable: In"
+        ):
+            make_shards(planned)
+    assert made(planned).set_aside == 0
+
+
 def fail_to_open(monkeypatch: pytest.MonkeyPatch, ending: str, fault: int) -> None:
     """Root may read every file, and tests may run as root, so the system's answer is set here."""
 

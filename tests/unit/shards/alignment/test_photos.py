@@ -444,3 +444,19 @@ def test_without_the_detector_it_says_what_to_install(monkeypatch: pytest.Monkey
         ShardError, match=r"alignment needs mtcnn-runtime: pip install -e '.*\[align\]' \(onnxruntime\)"
     ):
         detect(np.zeros((9, 9, 3), np.uint8))
+
+
+def test_photographs_that_went_all_together_are_not_listed_as_unreadable(tmp_path: Path) -> None:
+    there, away = tmp_path / "photos" / "ann", tmp_path / "away"
+    there.mkdir(parents=True)
+    for number in range(64):
+        (there / f"{number}.jpg").write_bytes(b"no image")
+    source = scan_folder(tmp_path / "photos")
+    there.rename(away)
+    with pytest.raises(
+        ShardError, match=r"none of 64 images could be read, the last is ann/9\.jpg: unreadable: No such"
+    ):
+        align_photos(source, tmp_path / "out")
+    away.rename(there)
+    align_photos(source, tmp_path / "out")
+    assert (tmp_path / "out.tsv").read_text().count("does not decode") == 64
