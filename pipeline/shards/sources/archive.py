@@ -64,7 +64,7 @@ class ArchiveSource(OneByOne):
     sequential: bool = False
 
     def digest(self) -> str:
-        """SHA-256 of identities, labels, paths in the archives, and places."""
+        """SHA-256 of identities, labels, keys, and places in the archives."""
         digest = hashlib.sha256("\n".join(self.identities).encode())
         for column in (self.labels, self.paths.ends, self.places):
             digest.update(column.tobytes())
@@ -72,7 +72,7 @@ class ArchiveSource(OneByOne):
         return digest.hexdigest()
 
     def key(self, sample: int) -> str:
-        """The path in the archive."""
+        """The path in the archive, behind the person's name if that is the archive's."""
         return self.paths[sample]
 
     def modified(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -189,8 +189,9 @@ class _Found:
         above = f"{archive}/{folder.parent}" if person is None else archive
         self.person_of.append(self.people.setdefault(identity, len(self.people)))
         self.place_of.append(self.places.setdefault(above, len(self.places)))
-        self.paths += packed.name.encode("utf-8", "surrogateescape")
-        self.lengths.append(len(packed.name))
+        path = packed.name if person is None else f"{identity}/{packed.name}"
+        self.paths += path.encode("utf-8", "surrogateescape")
+        self.lengths.append(len(path))
         self.rows += ROW.pack(number, *packed[1:])
 
     def source(self, archives: Sequence[Path], choice: Choice, where: str) -> ArchiveSource:
