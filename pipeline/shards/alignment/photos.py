@@ -125,12 +125,27 @@ def align_photos(
 
 
 def _check_paths(source: Source, keys: Sequence[str]) -> None:
-    """Refuse two photographs that would have one crop: it would be of either."""
-    key_of: dict[str, str] = {}
-    for key, label in zip(keys, source.labels.tolist(), strict=True):
+    """Refuse two photographs that would have one crop, or two crops that would have one row in the table.
+
+    A photograph that is listed twice is one.
+    """
+    photo_of: dict[str, int] = {}
+    for photo, (key, label) in enumerate(zip(keys, source.labels.tolist(), strict=True)):
         path = crop_path(key, source.identities[label])
-        if key_of.setdefault(path, key) != key:
-            raise ShardError(f"{key_of[path]} and {key}: got one crop, {path}, for two photographs; rename one")
+        other = photo_of.setdefault(path, photo)
+        if other != photo and not (keys[other] == key and _are_one(source, photo, other)):
+            raise ShardError(f"{keys[other]} and {key}: got one crop, {path}, for two photographs; rename one")
+    crops = Counter(map(keys.__getitem__, photo_of.values()))
+    if shared := [key for key, count in crops.items() if count > 1]:
+        others = f" and {len(shared) - 1:,} more" if len(shared) > 1 else ""
+        raise ShardError(f"{shared[0]}{others}: got several people of one photograph, wanted one")
+
+
+def _are_one(source: Source, photo: int, other: int) -> bool:
+    try:
+        return source.read(photo) == source.read(other)
+    except SetAsideError:  # neither has a crop then
+        return True
 
 
 def _left_to_do(source: Source, keys: Sequence[str], out: Path, facts: dict[str, object]) -> NDArray[np.int64]:

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import time
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -322,7 +323,22 @@ def test_two_photographs_with_one_crop_are_refused(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("ann/1.jpg\tann\nann/1.jpg\tann\n1.jpg\tann\n")
     with pytest.raises(ShardError, match=r"ann/1\.jpg and 1\.jpg: got one crop, ann/1\.jpg, for two photographs"):
         align_photos(open_source(tmp_path / "list.txt"), tmp_path / "out")
+    for name in ("a.zip", "b.zip"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("ann/1.jpg", name)
+    with pytest.raises(ShardError, match=r"ann/1\.jpg and ann/1\.jpg: got one crop, ann/1\.jpg, for two photographs"):
+        align_photos(open_source(tmp_path), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_photograph_may_be_listed_twice_but_for_one_person(tmp_path: Path) -> None:
+    for name in ("1.jpg", "2.jpg"):
+        (tmp_path / name).write_bytes(b"no image")
+    (tmp_path / "list.txt").write_text("1.jpg\tann\n2.jpg\tann\n1.jpg\tann\ngone.jpg\tann\ngone.jpg\tann\n")
+    align_photos(open_source(tmp_path / "list.txt"), tmp_path / "out")
+    (tmp_path / "list.txt").write_text("1.jpg\tann\n2.jpg\tann\n1.jpg\tbob\n")
+    with pytest.raises(ShardError, match=r"^1\.jpg: got several people of one photograph, wanted one"):
+        align_photos(open_source(tmp_path / "list.txt"), tmp_path / "other")
 
 
 @needs_detector
