@@ -35,18 +35,19 @@ def make_set(
     Raises:
         ShardError: as `make_shards` does.
     """
-    if not plan.source.sequential or (plan.folder / MANIFEST).is_file():
+    if not plan.source.sequential:
         return make_shards(plan, workers=workers, part=part, progress=progress, write=write)
     between = plan.folder.with_name(plan.folder.name + ".unshuffled")
     try:
-        shuffled = _shuffled(plan, between, workers, part, progress)
+        is_made = (plan.folder / MANIFEST).is_file()
+        shuffled = plan if is_made else _shuffled(plan, between, workers, part, progress)
         manifest = make_shards(shuffled, workers=workers, part=part, progress=progress, write=write)
     except (ShardError, NotWrittenError):
         # Another process may have finished the set, and removed the tars that this one was about to read.
         if not (plan.folder / MANIFEST).is_file():
             raise
         return make_shards(plan)
-    if manifest is not None:
+    if manifest is not None:  # now, or by a run that was killed before this
         shutil.rmtree(between, ignore_errors=True)
     return manifest
 

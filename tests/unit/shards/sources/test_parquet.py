@@ -1,6 +1,7 @@
 """Parquet as Hugging Face `datasets` lays it out: labels of every kind, damaged files, and the shards of it."""
 
 import json
+import shutil
 import tracemalloc
 from collections.abc import Sequence
 from functools import partial
@@ -184,6 +185,7 @@ def test_parts_of_parquet_need_no_second_round(tmp_path: Path) -> None:
     whole = complete(make_plan(open_source(file), tmp_path / "whole", seed=1, samples_per_tar=3, size=None)).digest
     assert [one_part(file, tmp_path / "out", number) for number in (2, 0, 1)] == [None, None, whole]
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")
+    shutil.copytree(tmp_path / "out", tmp_path / "out.unshuffled")  # as a run leaves it that was killed at its end
     assert one_part(file, tmp_path / "out", 0) == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "out", "whole"]
 
