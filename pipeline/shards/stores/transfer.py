@@ -6,16 +6,19 @@ Files that are there already are not copied again.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.files import file_sha256, held, remove_asides
 from pipeline.shards.format.index import FILE_NAME as INDEX
 from pipeline.shards.format.manifest import FILE_NAME as MANIFEST
-from pipeline.shards.format.manifest import Manifest, ShardError
+from pipeline.shards.format.manifest import PROGRESS, Manifest, ShardError
 from pipeline.shards.format.names import IDENTITIES_NAME
 from pipeline.shards.format.rejected import REJECTED_NAME
 from pipeline.shards.stores.urls import fetch, named_place, open_store, remove_progress, send
+
+Group = tuple[str, ...]  # names of files that are moved one after another
 
 THREADS = 8  # transfers at a time: stores answer slowly but many at once
 
@@ -36,20 +39,31 @@ def push(folder: Path, url: str, *, progress: Callable[[int], object] = lambda _
     _refuse_foreign(manifest, folder)
     digests = _digests(manifest)
     store, root = open_store(url)
+    # A file that a stopped copy of another set has left may have the size of this set's: a note says whose each is.
+    notes, mine = f"{root}/{PROGRESS}/sent", manifest.digest.encode()
 
-    def send_one(name: str) -> None:
-        _compare(folder / name, digests.get(name))
-        there = f"{root}/{name}"
-        if not store.exists(there) or store.size(there) != (folder / name).stat().st_size:
-            send(folder / name, store, there)
+    def has_arrived(name: str) -> bool:
+        try:
+            is_mine = is_complete or store.cat_file(f"{notes}/{name}") == mine
+            return is_mine and store.size(f"{root}/{name}") == (folder / name).stat().st_size
+        except FileNotFoundError:
+            return False
+
+    def send_group(names: Group) -> None:
+        for name in names:
+            _compare(folder / name, digests.get(name))
+            if not has_arrived(name):
+                send(folder / name, store, f"{root}/{name}")
+                store.makedirs(notes, exist_ok=True)
+                store.pipe_file(f"{notes}/{name}", mine)
 
     with named_place(url, "not copied"):
         try:
             is_complete = _is_at(store, root, url, manifest)
-            _transfer(send_one, manifest, progress)
+            _transfer(send_group, manifest, progress)
             if not is_complete:
                 send(folder / MANIFEST, store, f"{root}/{MANIFEST}")
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):  # the second of a folder that goes while it is made
             # Another process may have been last at the same time, and have removed what this one had on the way.
             if not _is_at(store, root, url, manifest):
                 raise
@@ -77,19 +91,18 @@ def pull(url: str, folder: Path, *, progress: Callable[[int], object] = lambda _
     _refuse_foreign(manifest, url)
     digests = _digests(manifest)
 
-    def is_here(name: str) -> bool:
-        path = folder / name
-        return path.is_file() and digests.get(name) in {None, file_sha256(path)}
+    def is_here(names: Group) -> bool:
+        paths = {name: folder / name for name in names}
+        return all(path.is_file() and digests.get(name) in {None, file_sha256(path)} for name, path in paths.items())
 
-    def receive(name: str) -> None:
-        if name in missing and not is_here(name):
-            path = folder / name
-            fetch(store, f"{root}/{name}", path, lambda copy: _compare(copy, digests.get(name), path))
+    def receive(names: Group) -> None:
+        if names in missing and not is_here(names):
+            for name, path in ((name, folder / name) for name in names):
+                fetch(store, f"{root}/{name}", path, partial(_compare, wanted=digests.get(name), shown=path))
 
+    groups = _groups(manifest)
     with ThreadPoolExecutor(THREADS) as pool:
-        missing = {
-            name for name, here in zip(_names(manifest), pool.map(is_here, _names(manifest)), strict=True) if not here
-        }
+        missing = {group for group, here in zip(groups, pool.map(is_here, groups), strict=True) if not here}
     if not missing and _is_in(folder, manifest):
         return manifest
     with held(folder):
@@ -139,20 +152,22 @@ def _refuse_foreign(manifest: Manifest, where: Path | str) -> None:
             raise ShardError(f"{where}: its tars lie in other folders ({tar.name}): make tars of its own with `copy`")
 
 
-def _names(manifest: Manifest) -> list[str]:
-    """Every file of a set but the manifest."""
-    names = []
-    for tar in manifest.tars:
-        names += [tar.name, tar.name.removesuffix(".tar") + ".idx"]
-    return [*names, IDENTITIES_NAME, REJECTED_NAME, INDEX]
+def _groups(manifest: Manifest) -> list[Group]:
+    """Every file of a set but the manifest.
+
+    The manifest has no digest of some files. Each of them is moved before one whose digest it has, so that where that
+    one is, this one is of the same set.
+    """
+    tars = [(tar.name.removesuffix(".tar") + ".idx", tar.name) for tar in manifest.tars]
+    return [*tars, (IDENTITIES_NAME,), (REJECTED_NAME, INDEX)]
 
 
-def _transfer(move: Callable[[str], None], manifest: Manifest, progress: Callable[[int], object]) -> None:
+def _transfer(move: Callable[[Group], None], manifest: Manifest, progress: Callable[[int], object]) -> None:
     """Move every file but the manifest, several at a time."""
-    samples = {tar.name: tar.samples for tar in manifest.tars}
+    groups, samples = _groups(manifest), {tar.name: tar.samples for tar in manifest.tars}
     with ThreadPoolExecutor(THREADS) as pool:
-        for name, _ in zip(_names(manifest), pool.map(move, _names(manifest)), strict=True):
-            progress(samples.get(name, 0))
+        for group, _ in zip(groups, pool.map(move, groups), strict=True):
+            progress(samples.get(group[-1], 0))
 
 
 def _digests(manifest: Manifest) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Sets to and from a store: complete or without a manifest, compared on the way, not copied twice; faces in a store."""
 
 import io
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,9 @@ def test_a_stopped_push_has_no_manifest_and_goes_on(shards: Path, tmp_path: Path
     with pytest.raises(ShardError, match=r"manifest\.json: not found, wanted a finished set"):
         pull(url, tmp_path / "back")
     store.fail_at = ""
+    store.moved.clear()
     push(shards, url)
+    assert "faces-000000.tar" not in store.moved
     assert pull(url, tmp_path / "back") == Manifest.load(shards)
 
 
@@ -181,6 +184,34 @@ def test_a_set_is_not_pulled_over_another(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="b: holds another set; choose another folder or remove it"):
         pull(f"file://{shards}", tmp_path / "b")
     assert snapshot(tmp_path / "b") == before
+
+
+@pytest.mark.parametrize("job", ["push", "pull"])
+@pytest.mark.parametrize("fail_at", ["", "faces-000000.idx", "faces-000001.tar", "rejected.tsv", "index.npy"])
+def test_what_is_there_of_another_set_is_not_taken_for_its_own(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, fail_at: str
+) -> None:
+    """Tars are filled up to few sizes, and no manifest is there that says whose they are."""
+    there, store = tmp_path / "there", type(fsspec.filesystem("file"))
+    make_shards(make_plan(scan_folder(tmp_path / "faces"), there, seed=1, samples_per_tar=4, size=None))
+    assert {tar.bytes for tar in Manifest.load(there).tars} == {tar.bytes for tar in Manifest.load(shards).tars}
+    (there / "manifest.json").unlink()  # as a copy leaves it that was stopped
+
+    def refusing(real: Any) -> Any:
+        def moved(self: Any, one: str, other: str, **more: Any) -> None:
+            if Path(one).name == fail_at:
+                raise OSError(5, "Input/output error")
+            real(self, one, other, **more)
+
+        return moved
+
+    for name in ("put_file", "get_file"):
+        monkeypatch.setattr(store, name, refusing(getattr(store, name)))
+    with pytest.raises(NotWrittenError) if fail_at else nullcontext():
+        copy(job, shards, there, 0)
+    fail_at = ""
+    copy(job, shards, there, 0)
+    assert snapshot(there) == snapshot(shards)
 
 
 def test_an_unknown_kind_of_url_is_named(shards: Path) -> None:
