@@ -90,6 +90,7 @@ def open_source(place: str | Path, *, copies: Path | None = None, options: Optio
     if is_url(place):
         path = copy_large(str(place), copies, [kind[:2] for kind in KINDS], options.choice.pattern)
         if path is None:
+            _refuse_splits(str(place), options.choice)
             return list_remote(str(place), options.columns, options.choice.pattern)
         return _open_local(path, options)
     return _open_local(Path(place), options)
@@ -99,16 +100,23 @@ def _open_local(path: Path, options: Options) -> Source:
     for kind in KINDS:
         if any(_shows(path, mark, options.choice.pattern) for mark in kind.marks):
             return kind.open(path, options)
-    if path.is_file():
-        return read_list(path, options.columns)
     if not path.exists():
         wanted = ", ".join(kind.marks[0] for kind in KINDS)
         raise ShardError(f"{path}: not found, wanted identity folders, a list file, or a folder that holds {wanted}")
-    if (path / MANIFEST).is_file():  # over the tars of other sets: it holds none
-        return open_set(path, options.workers)
-    if _has_folders_of_tars(path):
+    is_set = (path / MANIFEST).is_file()  # over the tars of other sets: it holds none
+    if path.is_dir() and not is_set and _has_folders_of_tars(path):
         return _open_tars(path, options)
-    return scan_folder(path, options.choice.pattern)
+    _refuse_splits(str(path), options.choice)
+    if path.is_file():
+        return read_list(path, options.columns)
+    return open_set(path, options.workers) if is_set else scan_folder(path, options.choice.pattern)
+
+
+def _refuse_splits(place: str, choice: Choice) -> None:
+    """Refuse a choice among splits where there are none, rather than read everything."""
+    if choice.splits:
+        wanted = "wanted the folder or the list of one"
+        raise ShardError(f"{place}: has no splits: got --split {' --split '.join(choice.splits)}, {wanted}")
 
 
 def _shows(path: Path, mark: str, pattern: str) -> bool:

@@ -144,7 +144,7 @@ def open_records(place: Path, choice: Choice = EVERYTHING) -> RecordSource:
 def _record_file(place: Path, choice: Choice) -> Path:
     """A record file, or that of a folder: `train.rec`, the one that is chosen, or the only one."""
     if not place.is_dir():
-        return place
+        return place.parent / choose([place.name], choice, str(place))[0]
     names = sorted(path.name for path in place.glob("*.rec"))
     if choice == EVERYTHING and "train.rec" in names:
         return place / "train.rec"

@@ -198,7 +198,7 @@ def _read_column(file: Path, label: str, image: str) -> tuple[Any, list[int]]:
 def _files(path: Path, choice: Choice) -> list[Path]:
     """The Parquet or Arrow files of a folder that are chosen; the first of these layouts that is there counts."""
     if path.is_file() and path.name != "dataset_dict.json":
-        return [path]
+        return [path.parent / name for name in choose([path.name], choice, str(path))]
     path = path if path.is_dir() else path.parent
     for pattern in ("*.parquet", "data/*.parquet", "*.arrow", "*/*.arrow"):
         if found := sorted(file.relative_to(path).as_posix() for file in path.glob(pattern)):

@@ -15,6 +15,8 @@ from pipeline.shards.making.plan import make_plan
 from pipeline.shards.making.sequential import make_set
 from pipeline.shards.sources import OneByOne, detect
 from pipeline.shards.sources.detect import Kind, Options, open_source
+from pipeline.shards.sources.splits import Choice
+from pipeline.shards.views.select import select
 from tests.shards import contents, noise
 
 
@@ -53,6 +55,21 @@ def open_tape(path: Path, _options: Options) -> Tape:
             file.seek(int(size), 1)
     identities, labels = np.unique(names, return_inverse=True)
     return Tape(Path(file.name), identities.tolist(), labels.astype(np.uint32), starts, sizes, [])
+
+
+@pytest.mark.parametrize("kind", ["folder", "list", "set", "url", "rec"])
+def test_a_split_of_a_source_that_has_none_is_refused(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "faces" / "ann").mkdir(parents=True)
+    (tmp_path / "faces" / "ann" / "1.jpg").write_bytes(noise(1))
+    (tmp_path / "faces.csv").write_text("path,identity,split\nfaces/ann/1.jpg,ann,test\n")
+    (tmp_path / "faces.rec").touch()
+    planned = make_plan(open_source(tmp_path / "faces"), tmp_path / "tars", seed=0, samples_per_tar=9, size=None)
+    make_set(planned)
+    select(tmp_path / "tars", tmp_path / "set", np.ones(1, bool), kind="subset")
+    places = {"list": "faces.csv", "set": "set", "rec": "faces.rec"}
+    place = f"file://{tmp_path}/faces" if kind == "url" else tmp_path / places.get(kind, "faces")
+    with pytest.raises(ShardError, match=r"(has no splits: got --split train|got splits \(no split\)), wanted"):
+        open_source(place, options=Options(choice=Choice(splits=("train",))))
 
 
 @pytest.fixture
