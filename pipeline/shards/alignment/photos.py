@@ -6,9 +6,10 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -170,12 +171,10 @@ def _join(work: Alignment) -> None:
     with locked(records / "lock"):
         if not all(_record(out, batch).is_file() for batch in range(work.batches)):
             return
-        results: list[Result] = []
-        for batch in range(work.batches):
-            results += _results(out, batch)
         for folder in (out, *out.iterdir()):
             remove_asides(folder)
-        write_lists(out, results, work.source.set_aside, frozenset(work.keys))
+        new = frozenset(work.keys[photo] for photo in work.todo.tolist())
+        write_lists(out, partial(_all_results, work), new, work.source.set_aside, frozenset(work.keys))
         # A photograph that changes from the beginning on is looked at again.
         began = (records / "plan.json").stat().st_mtime
         write_file(out / FINISHED, json.dumps({**work.facts(), "began": began}).encode())
@@ -235,6 +234,10 @@ def _record(out: Path, batch: int) -> Path:
 def _results(out: Path, batch: int) -> list[Result]:
     """Of a finished batch: what became of each photograph."""
     return [Result(*fields) for fields in json.loads(_record(out, batch).read_bytes())]
+
+
+def _all_results(work: Alignment) -> Iterator[Result]:
+    return chain.from_iterable(_results(work.out, batch) for batch in range(work.batches))
 
 
 def _align_one(work: Alignment, photo: Read, identity: str) -> Result:

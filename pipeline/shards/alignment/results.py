@@ -6,15 +6,15 @@ photographs that gave no crop, or had several faces.
 """
 
 import csv
-import io
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.files import remove_asides, write_file
+from pipeline.files import remove_asides
 from pipeline.shards.format.rejected import SetAside
-from pipeline.shards.sources.list_rows import of_cell, to_cell
+from pipeline.shards.sources.list_rows import of_cell, to_cell, write_table
 
 ALIGNED, SEVERAL, NO_FACE, TINY = "aligned", "several faces, the nearest the centre taken", "no face", "tiny face"
 
@@ -52,22 +52,41 @@ def _escaped(name: str) -> str:
     return f"%2E{name[1:]}" if name.startswith(".") else name
 
 
-def write_lists(out: Path, results: Iterable[Result], set_aside: Iterable[SetAside], keys: Collection[str]) -> None:
+def write_lists(
+    out: Path,
+    results: Callable[[], Iterable[Result]],
+    new: Collection[str],
+    set_aside: Iterable[SetAside],
+    keys: Collection[str],
+) -> None:
     """Write `out.csv` and `out.tsv`, with what they have of photographs before; one process at a time may.
+
+    Of all results one is in memory at a time.
 
     Args:
         out: the folder of the crops.
-        results: of photographs that were looked at now.
+        results: gives those of the photographs that were looked at now, each time that it is called.
+        new: keys of these photographs.
         set_aside: what the listing of their source left out.
         keys: of all photographs of their source. A crop of any other stays, other lines of it do not.
     """
-    new = {result.key: result for result in results}
-    rows = [row for row in _rows(_table(out), ",") if _key(row) not in new]
-    rows += [_row(out, result) for result in new.values() if result.crop]
-    others = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
-    _write(_table(out), ",", [*COLUMNS, *sorted(others)], rows)
+
+    def before() -> Iterator[dict[str, str]]:
+        return (row for row in _rows(_table(out), ",") if _key(row) not in new)
+
+    def now() -> Iterator[dict[str, str]]:
+        left = set(new)
+        for result in results():
+            if result.crop and result.key in left:  # a photograph that is listed twice has one row
+                left.remove(result.key)
+                yield _row(out, result)
+
+    others = {name for row in before() for name in row}
+    others |= {name for result in results() if result.crop for name in result.fields}
+    _write(_table(out), ",", [*COLUMNS, *sorted(others.difference(COLUMNS))], chain(before(), now()))
     listed = [row for row in _rows(_list(out), "\t") if row["path"] in keys and row["path"] not in new]
-    listed += [{"path": result.key, "what": result.what} for result in new.values() if result.what != ALIGNED]
+    what_of = {result.key: result.what for result in results() if result.what != ALIGNED}
+    listed += [{"path": path, "what": what} for path, what in what_of.items()]
     listed += [{"path": one.path, "what": one.reason} for one in set_aside]
     _write(_list(out), "\t", ["path", "what"], sorted(listed, key=lambda row: (row["path"], row["what"])))
 
@@ -115,9 +134,5 @@ def _rows(path: Path, delimiter: str) -> Iterator[dict[str, str]]:
 
 
 def _write(path: Path, delimiter: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", delimiter=delimiter, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
     remove_asides(path.parent, path.name)
-    write_file(path, text.getvalue().encode("utf-8", "surrogateescape"))
+    write_table(path, columns, rows, delimiter)

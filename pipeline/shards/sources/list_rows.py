@@ -1,17 +1,21 @@
 """The lines of lists in all their forms: path and identity, MXNet's and InsightFace's `.lst`, tables with a header."""
 
 import csv
+import io
 import json
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.files import write_all, written_whole
 from pipeline.shards.format.fields import NO_FIELDS, Fields
 from pipeline.shards.format.manifest import ShardError
 from pipeline.shards.format.names import BLANKS
 from pipeline.shards.sources.columns import Columns, place_of
 
 DELIMITERS = ",;\t"
+AT_ONCE = 1 << 10  # rows that are written together
 
 
 class Row(NamedTuple):
@@ -105,6 +109,24 @@ def of_cell(cell: str) -> Any:
 def to_cell(value: Any) -> str:
     """The cell that is read as a value."""
     return value if isinstance(value, str) and of_cell(value) == value else json.dumps(value)
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], delimiter: str = ",") -> None:
+    """Write a table with a header, whole or not at all; a few rows are in memory at a time.
+
+    Raises:
+        NotWrittenError: the disk is full or read-only, or the path cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", delimiter=delimiter, lineterminator="\n")
+    writer.writeheader()
+    rows = iter(rows)
+    with written_whole(path) as file:
+        while text.tell():
+            write_all(file, text.getvalue().encode("utf-8", "surrogateescape"))
+            text.seek(0)
+            text.truncate()
+            writer.writerows(islice(rows, AT_ONCE))
 
 
 def _number(text: str) -> float | None:
