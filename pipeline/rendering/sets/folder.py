@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,7 +19,7 @@ from pipeline.files import LOCK, held, make_folder, remove_asides, write_file
 from pipeline.rendering.sets.source import RenderedSource, refuse_others
 from pipeline.shards.format.manifest import PROGRESS, ShardError
 from pipeline.shards.images import SetAsideError
-from pipeline.shards.sources.list_rows import to_cell
+from pipeline.shards.sources.list_rows import to_cell, write_table
 from pipeline.shards.workers import each_done
 
 TABLE = "faces.csv"
@@ -55,7 +53,7 @@ def make_people(
             for _ in each_done(partial(_write_person, source, out), range(source.people), workers):
                 progress(source.images)
             remove_asides(out)
-            write_file(out / TABLE, _table(source, out))
+            _write_table(source, out)
             write_file(out / MADE, _facts(source))
         # A run killed between its last two steps has its records still.
         shutil.rmtree(out / PROGRESS, ignore_errors=True)
@@ -110,14 +108,10 @@ def _rows(source: RenderedSource, out: Path) -> Iterator[dict[str, Any]]:
         yield from json.loads(_record(source, out, one).read_bytes())
 
 
-def _table(source: RenderedSource, out: Path) -> bytes:
+def _write_table(source: RenderedSource, out: Path) -> None:
     """The table: path, identity, and a column for each field, by name; the cells are JSON."""
     names = dict.fromkeys(("path", "identity"))
     others = {name for row in _rows(source, out) for name in row}
     names |= dict.fromkeys(sorted(others))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")
-    writer.writeheader()
-    for row in _rows(source, out):
-        writer.writerow({name: to_cell(value) for name, value in row.items()})
-    return text.getvalue().encode()
+    rows = ({name: to_cell(value) for name, value in row.items()} for row in _rows(source, out))
+    write_table(out / TABLE, list(names), rows)
