@@ -21,7 +21,7 @@ from cluster.stop import exit_with, faults_in_one_line
 from pipeline.shards.alignment.photos import FINISHED, align_photos
 from pipeline.shards.alignment.similarity import SHIFTS
 from pipeline.shards.format.manifest import ShardError
-from stages.shard_arguments import add_part, add_source, open_named, refuse_inside
+from stages.shard_arguments import add_part, add_source, count_of, open_named, refuse_inside
 
 
 @faults_in_one_line("align", (ShardError, OSError))
@@ -32,8 +32,10 @@ def main() -> int:
     parser.add_argument("src", help="photographs: identity folders, a list, tars, Parquet, an archive, or a URL")
     parser.add_argument("out", type=Path, help="folder for the crops; one that is there is resumed, or added to")
     parser.add_argument("--size", choices=sizes, default="112x96", help="height x width of a crop (112x96)")
-    parser.add_argument("--min-face", type=int, default=32, help="shorter side of the smallest face, in pixels (32)")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (one a CPU)")
+    parser.add_argument(
+        "--min-face", type=count_of, default=32, help="shorter side of the smallest face, in pixels (32)"
+    )
+    parser.add_argument("--workers", type=count_of, default=len(os.sched_getaffinity(0)), help="processes (one a CPU)")
     add_part(parser, "align part I of N (from 0), on machines that share OUT")
     add_source(parser)
     args = parser.parse_args()

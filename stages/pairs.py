@@ -17,6 +17,7 @@ from pipeline.evaluation.protocols.pairs import assemble
 from pipeline.evaluation.protocols.pairs_file import Row, write_rows
 from pipeline.evaluation.protocols.path_lists import list_rows
 from pipeline.evaluation.protocols.published import CFP_SPLITS, cfp_rows, lfw_rows, ytf_rows
+from stages.shard_arguments import count_of
 
 EXAMPLES = """\
 examples:
@@ -84,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     binary = kinds.add_parser("bin", help="a verification set of InsightFace; read without executing its pickle")
     binary.add_argument("--images", type=Path, required=True, help="folder for the images that the set holds")
     folder = kinds.add_parser("folder", help="identity folders; no person appears in two folds")
-    folder.add_argument("--folds", type=int, default=10, help="(default 10)")
-    folder.add_argument("--size", type=int, default=300, help="pairs of each kind in a fold (default 300, as LFW)")
+    folder.add_argument("--folds", type=count_of, default=10, help="(default 10)")
+    folder.add_argument("--size", type=count_of, default=300, help="pairs of each kind in a fold (default 300, as LFW)")
     folder.add_argument("--seed", type=int, default=0, help="of the draw (default 0)")
     for kind in (lfw, ytf, cfp, lists, binary, folder):
         kind.add_argument("source", type=Path, help="what to read")

@@ -50,7 +50,7 @@ from pipeline.shards.stores.urls import is_url
 from pipeline.shards.views.hygiene import clean
 from pipeline.shards.views.select import merge
 from pipeline.shards.views.subset import subset
-from stages.shard_arguments import add_part, add_source, count_of, open_named, refuse_inside
+from stages.shard_arguments import add_part, add_source, count_of, open_named, port_of, refuse_inside
 
 CPUS = len(os.sched_getaffinity(0))
 TOO_MANY_REJECTED = 3  # exit code
@@ -364,7 +364,7 @@ def _add_writing(parser: argparse.ArgumentParser, max_rejected: float) -> None:
         "write part I of N (from 0), on machines that share OUT, a folder or a URL: "
         "srun bash -c 'python stages/shard.py SRC OUT --part $SLURM_PROCID/$SLURM_NTASKS'",
     )
-    parser.add_argument("--metrics-port", type=int, help="serve progress to Prometheus there (0: any free port)")
+    parser.add_argument("--metrics-port", type=port_of, help="serve progress to Prometheus there (0: any free port)")
     parser.add_argument("--metrics-address", default="127.0.0.1", help="address to serve on (127.0.0.1)")
 
 

@@ -163,6 +163,21 @@ def test_a_full_disk_without_a_stand_in(tmp_path: Path, ended: Callable[..., tup
             "evaluate.py: error: argument --batch-size: got '0', wanted a whole number of at least 1",
         ),
         (
+            "shard",
+            ["make", "faces", "out", "--metrics-port", "99999"],
+            "shard.py make: error: argument --metrics-port: got '99999', wanted 0 to 65535",
+        ),
+        (
+            "pairs",
+            ["folder", "faces", "p.tsv", "--size", "-2"],
+            "pairs.py folder: error: argument --size: got '-2', wanted a whole number of at least 1",
+        ),
+        (
+            "align",
+            ["photos", "out", "--workers", "0"],
+            "align.py: error: argument --workers: got '0', wanted a whole number of at least 1",
+        ),
+        (
             "convert_recipe",
             ["c.py", "r.yaml", "--shards", "s", "--ranks", "0"],
             "convert_recipe.py: error: --ranks: got 0, wanted at least 1",
