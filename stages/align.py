@@ -20,7 +20,7 @@ from cluster.progress import progress_bar
 from cluster.stop import exit_with, faults_in_one_line
 from pipeline.shards.alignment.photos import FINISHED, align_photos
 from pipeline.shards.alignment.similarity import SHIFTS
-from pipeline.shards.format.manifest import ShardError
+from pipeline.shards.format.manifest import PROGRESS, ShardError
 from stages.shard_arguments import add_part, add_source, count_of, open_named, refuse_inside
 
 
@@ -63,7 +63,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("align: stopped; run the same command again to resume", file=sys.stderr)
         return 130
-    if (args.out / FINISHED).is_file():
+    if (args.out / FINISHED).is_file() and not (args.out / PROGRESS).is_dir():  # by all parts
         shutil.rmtree(copies, ignore_errors=True)
     if was_complete and not looked_at:
         print(f"align: {args.out}: already complete, nothing done", file=sys.stderr)
