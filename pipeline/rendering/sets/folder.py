@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -53,6 +54,7 @@ def make_people(
             for _ in each_done(partial(_write_person, source, out), range(source.people), workers):
                 progress(source.images)
             remove_asides(out)
+            os.sync()  # all images by one call: to wait for each of a million would take as long as to render them
             _write_table(source, out)
             write_file(out / MADE, _facts(source))
         # A run killed between its last two steps has its records still.
@@ -86,9 +88,18 @@ def _record(source: RenderedSource, out: Path, one: int) -> Path:
     return out / PROGRESS / f"{source.identities[one]}.json"
 
 
+def _is_whole(source: RenderedSource, out: Path, one: int) -> bool:
+    """Whether a person's record is there and whole, and so are the images: a power cut leaves empty files."""
+    try:
+        rows = json.loads(_record(source, out, one).read_bytes())
+        return len(rows) == source.images and all((out / row["path"]).stat().st_size for row in rows)
+    except (FileNotFoundError, ValueError):
+        return False
+
+
 def _write_person(source: RenderedSource, out: Path, one: int) -> int:
     record = _record(source, out, one)
-    if record.is_file():
+    if _is_whole(source, out, one):
         return one
     folder = out / source.identities[one]
     make_folder(folder)
