@@ -145,10 +145,10 @@ def _stored(plan: Plan, url: str) -> Manifest | None:
         ShardError: it is of another plan.
     """
     store, root = open_store(url)
-    store.invalidate_cache()
-    if not store.exists(f"{root}/{MANIFEST}"):
-        return None
     with named_place(f"{url}/{MANIFEST}", "not read"):
+        store.invalidate_cache()
+        if not store.exists(f"{root}/{MANIFEST}"):
+            return None
         manifest = Manifest.parse(store.cat_file(f"{root}/{MANIFEST}"), f"{url}/{MANIFEST}")
     refuse_other_plan(plan, manifest, url)
     return manifest

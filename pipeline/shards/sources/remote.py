@@ -126,7 +126,9 @@ def copy_large(url: str, copies: Path | None, kinds: Sequence[Patterns], pattern
     with locked(copies / ".lock"):
         _refuse_other(copies, store.unstrip_protocol(root))
         missing = [name for name in names if not (copies / name).is_file()]
-        _require_room(copies, sum(store.size(f"{root}/{name}") or 0 for name in missing))
+        with named_place(url, "not listed"):
+            wanted = sum(store.size(f"{root}/{name}") or 0 for name in missing)
+        _require_room(copies, wanted)
         for name in missing:
             make_folder((copies / name).parent)
             fetch_whole(store, f"{root}/{name}", copies / name)

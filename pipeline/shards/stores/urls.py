@@ -172,7 +172,7 @@ def remove_progress(store: Any, folder: str) -> None:
     """Remove what was on the way in a folder of a store, as far as that is possible."""
     path = f"{folder}/{PROGRESS}"
     for _ in range(3):  # another process may do the same now, and each then misses what the other has removed
-        with suppress(OSError):
+        with suppress(OSError), _system_errors():
             store.invalidate_cache()
             if store.exists(path):
                 store.rm(path, recursive=True)

@@ -405,6 +405,26 @@ def test_a_store_that_keeps_half_a_file_has_no_manifest_and_is_gone_on_with(
     assert stored(url) == whole
 
 
+class LibraryError(Exception):
+    """What a store's library may raise that is no `OSError`."""
+
+
+@pytest.mark.parametrize("method", ["exists", "makedirs", "pipe_file", "glob", "put_file", "mv"])
+def test_whatever_a_store_raises_is_named_with_its_place(
+    data: Path, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def fail(*_args: Any, **_more: Any) -> None:
+        raise LibraryError("no credentials")
+
+    url = f"file://{tmp_path}/there"
+    monkeypatch.setattr(type(fsspec.filesystem("file")), method, fail)
+    with pytest.raises(NotWrittenError, match=rf"^{url}.*: not (read|written): no credentials$"):
+        make_in_store(plan(data, tmp_path / "way"), url, make_shards)
+    monkeypatch.undo()
+    make_in_store(plan(data, tmp_path / "way"), url, make_shards)
+    assert stored(url) == whole
+
+
 def test_what_was_on_the_way_is_removed_while_another_process_removes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
