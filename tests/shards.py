@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from pipeline.shards.format.manifest import Manifest
@@ -37,6 +38,22 @@ def write_people(root: Path) -> Path:
             path = folder / f"{number}.{'png' if kind == 'PNG' else 'JPG'}"
             path.write_bytes(noise(10 * person + number, kind, HEIGHT, WIDTH))
     return root
+
+
+def write_ten_faces(root: Path) -> None:
+    """Ten images of three people; as whole paths, `ann smith/...` would stand before `ann/...`."""
+    for number in range(10):
+        folder = root / ("ann", "ann smith", "bob")[number % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.jpg").write_bytes(noise(number))
+
+
+def write_parquet(folder: Path) -> None:
+    """The same ten images as `folder/a.parquet`, in groups of four rows; a test without pyarrow is skipped."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder.mkdir(exist_ok=True)
+    table = arrow.table({"image": [noise(n) for n in range(10)], "label": [n % 3 for n in range(10)]})
+    parquet.write_table(table, folder / "a.parquet", row_group_size=4)
 
 
 def plan_of(root: Path, out: Path, seed: int = 1, per_tar: int = 6, size: tuple[int, int] | None = None) -> Plan:
