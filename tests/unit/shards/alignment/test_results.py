@@ -1,12 +1,13 @@
 """The table of crops and the list beside it."""
 
+import re
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pipeline.shards.alignment.results import Result, done_keys, write_lists
+from pipeline.shards.alignment.results import Result, crop_path, done_keys, write_lists
 
 LANDMARKS = [[12.5, 34.75]] * 5
 
@@ -36,3 +37,12 @@ def test_lists_are_written_a_row_at_a_time(tmp_path: Path, is_added: bool) -> No
     assert peak / photos < 400  # bytes; the rows alone would be 2,500
     assert done_keys(tmp_path / "out") == set(keys)
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 1 + photos * 99 // 100
+
+
+def test_the_path_of_a_crop_stays_in_its_folder() -> None:
+    keys = ["1.jpg", "x/ann/1.jpg", "/abs/1.jpg", "../1.jpg", ".1.png", "a.tar:1", "ann/a%2Fb.jpg", "ann/a/b.jpg"]
+    paths = [crop_path(key, "ann") for key in keys]
+    assert paths[0] == crop_path("ann/1.jpg", "ann") == "ann/1.jpg"
+    assert len(set(paths)) == len(keys)
+    for path in [*paths, crop_path("1.jpg", ".."), crop_path("1.jpg", "a/b")]:
+        assert re.fullmatch(r"[^/.][^/]*/[^/.][^/]*\.jpg", path)
