@@ -56,6 +56,18 @@ def write_parquet(folder: Path) -> None:
     parquet.write_table(table, folder / "a.parquet", row_group_size=4)
 
 
+def make_set_of(root: Path, name: str, people: dict[str, int], start: int = 0) -> Path:
+    """The set `root/name` of so many images of each person, four in a tar; each fifth from `start` is a PNG."""
+    for person, images in people.items():
+        (root / f"{name}_faces" / person).mkdir(parents=True)
+        for number in range(images):
+            start += 1
+            image = noise(start, "JPEG" if start % 5 else "PNG")
+            (root / f"{name}_faces" / person / f"{number}.jpg").write_bytes(image)
+    made(plan_of(root / f"{name}_faces", root / name, seed=0, per_tar=4))
+    return root / name
+
+
 def plan_of(root: Path, out: Path, seed: int = 1, per_tar: int = 6, size: tuple[int, int] | None = None) -> Plan:
     """Identity folders to tars."""
     return make_plan(scan_folder(root), out, seed=seed, samples_per_tar=per_tar, size=size)

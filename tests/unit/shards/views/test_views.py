@@ -1,7 +1,5 @@
-"""Sets over the tars of other sets, and the check of a set against its manifest."""
+"""Sets over the tars of other sets."""
 
-import hashlib
-import io
 import os
 import re
 import shutil
@@ -15,7 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from pipeline.files import held
 from pipeline.reading.tars import ShardSet
@@ -32,31 +29,14 @@ from pipeline.shards.views import subset as selection
 from pipeline.shards.views.hygiene import clean
 from pipeline.shards.views.select import merge, select
 from pipeline.shards.workers import each_done
-from tests.shards import snapshot
+from tests.shards import make_set_of, snapshot
 
 LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=60).map(np.array)
 
 
-def face(number: int) -> bytes:
-    pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG" if number % 5 == 0 else "JPEG")
-    return buffer.getvalue()
-
-
-def make(root: Path, name: str, people: dict[str, int], start: int = 0) -> Path:
-    for person, images in people.items():
-        (root / f"{name}_faces" / person).mkdir(parents=True)
-        for number in range(images):
-            (root / f"{name}_faces" / person / f"{number}.jpg").write_bytes(face(start := start + 1))
-    source = scan_folder(root / f"{name}_faces")
-    make_shards(make_plan(source, root / name, seed=0, samples_per_tar=4, size=None))
-    return root / name
-
-
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    return make(tmp_path, "a", {"ann": 3, "bob": 1, "cat": 5, "dan": 2})
+    return make_set_of(tmp_path, "a", {"ann": 3, "bob": 1, "cat": 5, "dan": 2})
 
 
 def contents(folder: Path) -> Counter[tuple[str, bytes]]:
@@ -158,7 +138,7 @@ def test_the_digest_of_a_subset_depends_on_the_choice(shards: Path, tmp_path: Pa
 
 
 def test_merged_sets_keep_their_people_apart(shards: Path, tmp_path: Path) -> None:
-    other = make(tmp_path, "z", {"bob": 2, "eve": 4}, start=100)
+    other = make_set_of(tmp_path, "z", {"bob": 2, "eve": 4}, start=100)
     merged = merge([shards, other], tmp_path / "m", same_people=False)
     assert (merged.samples, merged.identities) == (17, 6)
     wanted = Counter({(f"a/{who}", image): n for (who, image), n in contents(shards).items()})
@@ -168,7 +148,7 @@ def test_merged_sets_keep_their_people_apart(shards: Path, tmp_path: Path) -> No
 
 
 def test_merged_sets_may_share_people(shards: Path, tmp_path: Path) -> None:
-    other = make(tmp_path, "z", {"bob": 2, "eve": 4}, start=100)
+    other = make_set_of(tmp_path, "z", {"bob": 2, "eve": 4}, start=100)
     merged = merge([shards, other], tmp_path / "m", same_people=True)
     assert (merged.samples, merged.identities) == (17, 5)
     assert contents(tmp_path / "m") == contents(shards) + contents(other)
@@ -177,7 +157,7 @@ def test_merged_sets_may_share_people(shards: Path, tmp_path: Path) -> None:
 def test_people_of_merged_sets_are_sorted_by_name_and_folders_named_in_full(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = make(tmp_path, "z", {"bob": 2, "eve": 4}, start=100)
+    other = make_set_of(tmp_path, "z", {"bob": 2, "eve": 4}, start=100)
     merged = merge([other, shards], tmp_path / "m", same_people=True)
     assert read_identities(tmp_path / "m", merged) == ["ann", "bob", "cat", "dan", "eve"]
     monkeypatch.chdir(other)
@@ -186,8 +166,8 @@ def test_people_of_merged_sets_are_sorted_by_name_and_folders_named_in_full(
 
 
 def test_a_view_of_other_sets_or_in_another_way_is_another(shards: Path, tmp_path: Path) -> None:
-    other = make(tmp_path, "z", {"bob": 2, "eve": 4}, start=100)
-    third = make(tmp_path, "y", {"bob": 2, "eve": 4}, start=200)
+    other = make_set_of(tmp_path, "z", {"bob": 2, "eve": 4}, start=100)
+    third = make_set_of(tmp_path, "y", {"bob": 2, "eve": 4}, start=200)
     merge([shards, other], tmp_path / "m", same_people=True)
     select(other, tmp_path / "s", np.arange(6) != 4, kind="subset")
     held = r"holds other shards \(source_sha256: got \w+, wanted \w+\); choose"
@@ -295,99 +275,6 @@ def test_a_view_needs_samples_names_and_a_new_folder(shards: Path, tmp_path: Pat
     (shards / "identities.txt").write_text("someone\n")
     with pytest.raises(ShardError, match="got other names, wanted those of"):
         select(shards, tmp_path / "b", np.ones(11, bool), kind="subset")
-
-
-# --- verify ------------------------------------------------------------------------------------------------
-
-
-def rewrite(shards: Path, name: str, change: bytes, at: int) -> None:
-    """Change a tar and make the manifest agree, so that only deeper checks can see it."""
-    path = shards / name
-    content = bytearray(path.read_bytes())
-    old = Manifest.load(shards)
-    content[at : at + len(change)] = change
-    path.write_bytes(content)
-    agree(shards, old)
-
-
-def agree(shards: Path, old: Manifest) -> None:
-    text = (shards / "manifest.json").read_text()
-    for tar in old.tars:
-        text = text.replace(tar.sha256, hashlib.sha256((shards / tar.name).read_bytes()).hexdigest())
-    text = text.replace(old.index_sha256, hashlib.sha256((shards / "index.npy").read_bytes()).hexdigest())
-    (shards / "manifest.json").write_text(text)
-
-
-def test_a_sound_set_has_no_faults(shards: Path) -> None:
-    seen: list[int] = []
-    assert verify(shards, decode_every=1, workers=2, progress=seen.append) == []
-    assert sum(seen) == 11
-
-
-@pytest.mark.parametrize("name", ["faces-000001.tar", "index.npy", "identities.txt"])
-def test_a_changed_byte_is_found_by_the_digest(shards: Path, name: str) -> None:
-    content = bytearray((shards / name).read_bytes())
-    content[-1] ^= 1
-    (shards / name).write_bytes(content)
-    assert (name, "sha256: got") in [(file, what[:11]) for file, what in verify(shards)]
-
-
-def test_a_missing_tar_is_a_fault(shards: Path) -> None:
-    (shards / "faces-000001.tar").unlink()
-    assert [(file, what[:24]) for file, what in verify(shards)] == [("faces-000001.tar", "sha256: got no file, wan")]
-
-
-def test_an_index_that_points_elsewhere_is_found(shards: Path) -> None:
-    old = Manifest.load(shards)
-    rows = np.load(shards / "index.npy")
-    rows["offset"][2] += 1
-    rows["label"][7] = (rows["label"][7] + 1) % 4
-    rows["label"][9] = 77
-    np.save(shards / "index.npy", rows)
-    agree(shards, old)
-    faults = [what for _, what in verify(shards)]
-    found = [fault.split(", wanted")[0] for fault in faults if fault.startswith("index row")]
-    assert found == [
-        f"index row 2: got {rows['size'][2]} bytes at {rows['offset'][2]}",
-        f"index row 7: got label {rows['label'][7]}",
-        "index row 9: got label 77",
-    ]
-    assert "label: got 77, wanted less than 4" in faults
-
-
-def test_an_image_that_does_not_decode_is_found(shards: Path) -> None:
-    # A PNG carries checksums; libjpeg fills what it cannot decode with grey and says nothing.
-    name, at = next((p.name, p.read_bytes().find(b"IDAT")) for p in shards.glob("*.tar") if b"IDAT" in p.read_bytes())
-    rewrite(shards, name, b"\0\0\0\0", at + 20)
-    assert [file for file, _ in verify(shards, decode_every=1)] == [name]
-    assert verify(shards, decode_every=0) == []
-
-
-def test_an_idx_of_another_tar_is_found(shards: Path) -> None:
-    (shards / "faces-000000.idx").write_text((shards / "faces-000001.idx").read_text())
-    assert verify(shards) == [("faces-000000.tar", "its .idx is of another tar")]
-
-
-def test_every_fault_is_listed_and_none_ends_the_check(shards: Path) -> None:
-    tars = Manifest.load(shards).tars
-    (shards / tars[0].name).unlink()
-    content = bytearray((shards / tars[1].name).read_bytes())
-    content[1] ^= 1  # of the first header
-    (shards / tars[1].name).write_bytes(content)
-    (shards / tars[2].name).with_suffix(".idx").unlink()
-    (shards / "index.npy").unlink()
-    (shards / "identities.txt").unlink()
-    faults = verify(shards, decode_every=1)
-    found = [(file, re.split(": got|,|;", what)[0]) for file, what in faults]
-    assert found == [
-        ("faces-000000.tar", "sha256"),
-        ("faces-000001.tar", "damaged: bad checksum"),
-        ("faces-000001.tar", "sha256"),
-        ("faces-000002.tar", "its .idx"),
-        ("identities.txt", "sha256"),
-        ("index.npy", f"{shards}/index.npy: not found"),
-        ("index.npy", "sha256"),
-    ]
 
 
 def test_a_view_is_made_once_and_after_a_kill(shards: Path, tmp_path: Path) -> None:
