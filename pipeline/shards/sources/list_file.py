@@ -1,6 +1,5 @@
 """A list file: one image a line, with its path, its identity and perhaps more, in any form of `list_rows`."""
 
-import csv
 import json
 import logging
 from array import array
@@ -80,8 +79,6 @@ def parse_list(lines: Iterable[str], name: str, columns: Columns = HUGGING_FACE)
             note = json.dumps(fields).encode() if fields else b""
             notes += note
             note_lengths.append(len(note))
-    except csv.Error as error:
-        raise ShardError(f"{name}: not a table ({error})") from error
     except UnicodeDecodeError as error:
         raise ShardError(f"{name}: not UTF-8 ({error})") from error
     if not lengths:

@@ -89,13 +89,29 @@ def _table(lines: Iterable[str], name: str, columns: Columns) -> Iterator[Row]:
     if image is None or label is None:
         missing = f"{columns.image} and {columns.label} (--image-column, --label-column)"
         raise ShardError(f"{name}: got columns {', '.join(header)}, wanted {missing}")
-    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
-    for cells in reader:
+    # If it were not strict, a quotation mark that opens a cell by mistake would swallow all lines up to the next one.
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
+    for cells in _rows_of(reader, name):
         if any(cells):
             named = dict(zip(header, cells, strict=False))
             path, identity = named.pop(header[image], ""), named.pop(header[label], "")
             fields = {column: of_cell(cell) for column, cell in named.items() if cell}
             yield Row(reader.line_num + 1, path, identity, fields)
+
+
+def _rows_of(reader: Any, name: str) -> Iterator[list[str]]:
+    """The rows behind the header.
+
+    Raises:
+        ShardError: one cannot be read; names the line in which it begins.
+    """
+    line = 2
+    try:
+        for row in reader:
+            yield row
+            line = reader.line_num + 2
+    except csv.Error as error:
+        raise ShardError(f"{name}:{line}: not a table ({error})") from error
 
 
 def of_cell(cell: str) -> Any:

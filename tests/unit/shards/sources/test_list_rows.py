@@ -130,7 +130,15 @@ def test_a_table_becomes_shards_with_its_fields(images: Path, caplog: pytest.Log
 
 def test_a_broken_table_is_named(images: Path) -> None:
     (images / "a.csv").write_text(f"path,label\nx,{'1' * 200_000}\n")
-    with pytest.raises(ShardError, match=r"a\.csv: not a table \(field larger than field limit"):
+    with pytest.raises(ShardError, match=r"a\.csv:2: not a table \(field larger than field limit"):
+        open_source(images / "a.csv")
+
+
+@pytest.mark.parametrize("row", ['"my face 0.jpg,ann', 'my face 0.jpg,"ann', '"my" face 0.jpg,ann'])
+@pytest.mark.parametrize("last", ["my face 1.jpg,bob", 'my" face 1.jpg,bob'])
+def test_a_quotation_mark_swallows_no_lines(images: Path, row: str, last: str) -> None:
+    (images / "a.csv").write_text(f"path,label\nmy face 2.jpg,ann\n{row}\n{last}\n")
+    with pytest.raises(ShardError, match=r"a\.csv:3: not a table"):
         open_source(images / "a.csv")
 
 
