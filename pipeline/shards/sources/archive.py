@@ -245,7 +245,7 @@ def _zipped(archive: Path, set_aside: list[SetAside]) -> Iterator[Packed]:
     with named(archive, "not read"), archive.open("rb") as file:
         try:
             listed = zipfile.ZipFile(file).infolist()
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, NotImplementedError) as error:  # of a later version of the format
             raise ShardError(f"{archive}: not a whole zip: {error}") from error
         for info in listed:
             if info.is_dir():

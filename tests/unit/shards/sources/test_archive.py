@@ -112,6 +112,10 @@ def test_what_cannot_be_read_of_a_zip_has_its_reason(tmp_path: Path) -> None:
     path.write_bytes(data[:-30])
     with pytest.raises(ShardError, match=r"faces\.zip: not a whole zip: File is not a zip file"):
         open_source(path)
+    data[data.index(b"PK\1\2") + 6] = 200  # the version that is needed to read it, 20.0
+    path.write_bytes(data)
+    with pytest.raises(ShardError, match=r"faces\.zip: not a whole zip: zip file version 20\.0"):
+        open_source(path)
 
 
 def test_an_archive_without_identity_folders_is_refused(tmp_path: Path) -> None:
