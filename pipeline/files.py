@@ -15,6 +15,8 @@ from uuid import uuid4
 ASIDE = ".part"
 LOCK = ".lock"
 SYNCS_AT_ONCE = 8
+UNIQUE = 12  # hexadecimal digits in the name of a file aside
+LONGEST_NAME = 255 - len(".") - UNIQUE - len(ASIDE)  # bytes of a file's name that leave room for the one aside
 
 
 class NotWrittenError(OSError):
@@ -56,7 +58,7 @@ def make_folder(path: Path) -> None:
 
 def aside_of(path: Path) -> Path:
     """A name beside a file that no other writer has, in this process or on another machine."""
-    return path.with_name(f"{path.name}.{uuid4().hex[:12]}{ASIDE}")
+    return path.with_name(f"{path.name}.{uuid4().hex[:UNIQUE]}{ASIDE}")
 
 
 def remove_asides(folder: Path, name: str = "*") -> None:

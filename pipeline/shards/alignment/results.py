@@ -6,13 +6,14 @@ photographs that gave no crop, or had several faces.
 """
 
 import csv
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.files import remove_asides
+from pipeline.files import LONGEST_NAME, remove_asides
 from pipeline.shards.format.rejected import SetAside
 from pipeline.shards.sources.list_rows import of_cell, to_cell, write_table
 
@@ -40,16 +41,27 @@ class Result(NamedTuple):
 def crop_path(key: str, identity: str) -> str:
     """Where the crop of a photograph lies: `identity/file.jpg`, whatever its source calls it.
 
-    Of a key that is not `identity/file`, slashes are escaped, so that no two keys have one path.
+    Of a key that is not `identity/file`, slashes are escaped, so that no two keys have one path; what is too long for a
+    name ends in a digest of all of it.
     """
     name = _escaped(key.removeprefix(f"{identity}/"))
-    return f"{_escaped(identity)}/{name if name.lower().endswith(('.jpg', '.jpeg')) else f'{name}.jpg'}"
+    name = name if name.lower().endswith((".jpg", ".jpeg")) else f"{name}.jpg"
+    return f"{_shortened(_escaped(identity))}/{_shortened(name, '.jpg')}"
 
 
 def _escaped(name: str) -> str:
     """A name that is no path and is not hidden."""
     name = name.translate(ESCAPED)
     return f"%2E{name[1:]}" if name.startswith(".") else name
+
+
+def _shortened(name: str, ending: str = "") -> str:
+    """A name that the system takes, with that of the file aside."""
+    encoded = name.encode("utf-8", "surrogateescape")
+    if len(encoded) <= LONGEST_NAME:
+        return name
+    end = f"-{hashlib.sha256(encoded).hexdigest()[:16]}{ending}"
+    return encoded[: LONGEST_NAME - len(end)].decode("utf-8", "ignore") + end
 
 
 def write_lists(

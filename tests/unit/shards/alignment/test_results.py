@@ -1,5 +1,6 @@
 """The table of crops and the list beside it."""
 
+import os
 import re
 import tracemalloc
 from collections.abc import Iterator
@@ -7,9 +8,23 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.files import LONGEST_NAME, write_file
 from pipeline.shards.alignment.results import Result, crop_path, done_keys, write_lists
 
 LANDMARKS = [[12.5, 34.75]] * 5
+
+
+@pytest.mark.parametrize("letter", ["x", "健", "\udcff"])
+def test_the_path_of_a_crop_is_no_longer_than_a_name_may_be(tmp_path: Path, letter: str) -> None:
+    keys = [letter * 300 + end for end in ("1.jpg", "2.jpg", "3.png")]
+    paths = [crop_path(key, letter * 300) for key in keys]
+    assert len(set(paths)) == 3 and len({Path(path).parent for path in paths}) == 1
+    for path in paths:
+        assert path.endswith(".jpg")
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        write_file(tmp_path / path, b"crop", synced=False)
+    longest = letter * (LONGEST_NAME // len(os.fsencode(letter)))
+    assert crop_path(f"ann/{longest[:-4]}.jpg", "ann") == f"ann/{longest[:-4]}.jpg"
 
 
 def results(photos: int) -> Iterator[Result]:
