@@ -12,6 +12,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", 
 NO_SUFFIX = "not named as an image (.jpg, .png, .webp, .bmp, .tif, .heic)"
 WRONG_SIZE = "wrong size"
 
+# No photograph is so large. A file that is would end the worker that reads it, for its memory and without a word.
+LARGEST_IMAGE = 1 << 30  # bytes
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"IEND\xaeB`\x82"
 JPEG_END = b"\xff\xd9"
@@ -60,6 +63,16 @@ def read_header(data: bytes) -> ImageHeader:
     if not height or not width:
         raise SetAsideError(f"image of {height}x{width} pixels")
     return header
+
+
+def check_bytes(size: int) -> None:
+    """Refuse an image before it is read whole.
+
+    Raises:
+        SetAsideError: it has more bytes than any photograph.
+    """
+    if size > LARGEST_IMAGE:
+        raise SetAsideError(f"too large: got {size:,} bytes, wanted at most {LARGEST_IMAGE:,}")
 
 
 def is_heif(data: bytes) -> bool:

@@ -21,7 +21,7 @@ from pipeline.files import named
 from pipeline.shards.format.manifest import ShardError
 from pipeline.shards.format.names import UNUSABLE, usable_name
 from pipeline.shards.format.rejected import SetAside
-from pipeline.shards.images import NO_SUFFIX, SUFFIXES, SetAsideError
+from pipeline.shards.images import LARGEST_IMAGE, NO_SUFFIX, SUFFIXES, SetAsideError, check_bytes
 from pipeline.shards.sources import OneByOne, changed_at
 from pipeline.shards.sources.files import Texts
 from pipeline.shards.sources.folder import lost_by
@@ -82,6 +82,7 @@ class ArchiveSource(OneByOne):
     def read(self, sample: int) -> bytes:
         """The encoded image; one that is cut or damaged is set aside."""
         archive, at, size, crc, deflated = self.places[sample].tolist()
+        check_bytes(size)
         path = self.archives[archive]
         try:
             descriptor = os.open(path, os.O_RDONLY)
@@ -98,7 +99,12 @@ class ArchiveSource(OneByOne):
 
 def _inflated(data: bytes, crc: int) -> bytes:
     try:
-        return _checked(zlib.decompress(data, -zlib.MAX_WBITS), crc)
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        image = inflater.decompress(data, LARGEST_IMAGE + 1)
+        check_bytes(len(image))
+        if not inflater.eof:
+            raise SetAsideError("damaged in the archive: it ends too early")
+        return _checked(image, crc)
     except zlib.error as error:
         raise SetAsideError(f"damaged in the archive: {error}") from error
 

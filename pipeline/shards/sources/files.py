@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.shards.format.fields import NO_FIELDS, Fields, of_json
 from pipeline.shards.format.manifest import ShardError
 from pipeline.shards.format.rejected import SetAside
-from pipeline.shards.images import SetAsideError, UnreadableError
+from pipeline.shards.images import SetAsideError, UnreadableError, check_bytes
 from pipeline.shards.sources import Read, changed_at
 
 READ_BYTES = 1 << 14
@@ -98,6 +98,8 @@ class FileSource:
                 if error.errno not in FAULTS_OF_ONE_FILE:
                     raise ShardError(f"{self.root}: {path}: {error.strerror}") from error
                 yield Read(path, UnreadableError(f"unreadable: {error.strerror}"))
+            except SetAsideError as error:
+                yield Read(path, error)
 
     def _fields(self, samples: NDArray[np.int64]) -> Sequence[Fields]:
         if self.notes is None:
@@ -117,6 +119,7 @@ def _read_file(path: str, folder: int) -> bytes:
         data = os.read(descriptor, READ_BYTES)
         if len(data) < READ_BYTES:
             return data
+        check_bytes(os.fstat(descriptor).st_size)
         pieces = [data]
         while data := os.read(descriptor, READ_BYTES):
             pieces.append(data)

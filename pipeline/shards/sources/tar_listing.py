@@ -13,6 +13,7 @@ from pipeline.files import named
 from pipeline.shards.format.fields import of_json
 from pipeline.shards.format.names import usable_name
 from pipeline.shards.format.rejected import SetAside
+from pipeline.shards.images import LARGEST_IMAGE
 from pipeline.shards.sources.tar_files import TarFiles
 from pipeline.shards.sources.tar_headers import SAMPLE, name_at, plain_samples
 from pipeline.shards.sources.tar_walk import (
@@ -65,7 +66,7 @@ def list_tar(tars: TarFiles, layout: Layout, number: int) -> TarListing:
     with named(path, "not read"):
         samples, names, stems, damage = samples_in(path, layout)
         read = damage.at if damage else path.stat().st_size
-    good = (samples["label"] >= 0) & (samples["image_size"] > 0)
+    good = ~_are_bad(samples)
     faults = zip(stems, samples[~good], strict=True)
     set_aside = [_fault(f"{name}:{stem}", sample, layout) for stem, sample in faults]
     samples = samples[good]
@@ -82,6 +83,8 @@ def _fault(name: str, sample: np.void, layout: Layout) -> SetAside:
         return SetAside(name, f"neither image nor label: wanted .jpg or .png, and .{layout.label}", 0)
     if not sample["image_size"]:
         return SetAside(name, "no whole image: wanted .jpg or .png")
+    if sample["image_size"] > LARGEST_IMAGE:
+        return SetAside(name, f"too large: got {sample['image_size']:,} bytes, wanted at most {LARGEST_IMAGE:,}")
     if sample["label"] == NO_LABEL:
         return SetAside(name, f"no label: wanted .{layout.label}")
     what = "number" if layout.is_number else "printable name"
@@ -106,7 +109,8 @@ def samples_in(path: Path, layout: Layout) -> SamplesIn:
 
 
 def _are_bad(samples: NDArray[np.void]) -> NDArray[np.bool_]:
-    bad: NDArray[np.bool_] = (samples["label"] < 0) | (samples["image_size"] == 0)
+    size = samples["image_size"]
+    bad: NDArray[np.bool_] = (samples["label"] < 0) | (size == 0) | (size > LARGEST_IMAGE)
     return bad
 
 

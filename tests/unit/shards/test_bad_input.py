@@ -13,6 +13,7 @@ from pipeline.shards.checking.page import write_page
 from pipeline.shards.checking.verify import verify
 from pipeline.shards.format.index import open_index
 from pipeline.shards.format.manifest import ShardError
+from pipeline.shards.images import LARGEST_IMAGE
 from pipeline.shards.making.build import make_shards
 from pipeline.shards.sources.detect import open_source
 from pipeline.shards.sources.finished import open_set
@@ -120,6 +121,13 @@ def test_an_unreadable_file_is_set_aside(
     fail_to_open(monkeypatch, "person 1/0.JPG", fault)
     make_shards(plan_of(faces, tmp_path / "out"))
     assert rejected(tmp_path / "out") == {"person 1/0.JPG": f"unreadable: {reason}"}
+
+
+def test_a_file_that_is_larger_than_any_image_is_set_aside(faces: Path, tmp_path: Path) -> None:
+    os.truncate(faces / "person 1" / "0.JPG", LARGEST_IMAGE + 1)  # with a hole, which takes no room
+    make_shards(plan_of(faces, tmp_path / "out", size=(HEIGHT, WIDTH)))
+    reason = "too large: got 1,073,741,825 bytes, wanted at most 1,073,741,824"
+    assert rejected(tmp_path / "out") == {"person 1/0.JPG": reason}
 
 
 def test_a_source_that_is_gone_ends_the_run(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

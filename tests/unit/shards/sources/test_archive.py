@@ -85,6 +85,19 @@ def test_a_damaged_image_is_set_aside(tmp_path: Path) -> None:
         open_source(tmp_path / "faces.zip").read(1)
 
 
+def test_an_image_that_is_too_large_is_not_read_or_inflated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("ann/0.jpg", bytes(1 << 20))
+        archive.writestr("ann/1.jpg", noise(1), zipfile.ZIP_STORED)
+    source = open_source(tmp_path / "a.zip")
+    for module in ("images", "sources.archive"):
+        monkeypatch.setattr(f"pipeline.shards.{module}.LARGEST_IMAGE", 600)
+    assert len(noise(1)) > 600
+    for sample in range(2):
+        with pytest.raises(SetAsideError, match=r"too large: got .* bytes, wanted at most 600"):
+            source.read(sample)
+
+
 def test_an_image_that_the_archive_ends_in_is_set_aside(tmp_path: Path) -> None:
     write_tar_of(tmp_path / "a.tar", [("ann/1.jpg", noise(1))])
     source = open_source(tmp_path / "a.tar")

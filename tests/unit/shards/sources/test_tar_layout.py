@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -182,6 +183,22 @@ def test_a_tar_of_one_person_each_is_a_source_on_request(tmp_path: Path) -> None
     assert [source.key(number) for number in range(2)] == ["adam/1.jpg", "zoe/1.jpg"]
     write_tar_of(tmp_path / "dr. who.tar", [(f"{part}/7/7.jpg", noise(7)) for part in ("train", "test")])  # no splits
     assert list(open_source(tmp_path, options=Options(Columns(label="tar"))).identities) == ["adam", "dr. who", "zoe"]
+
+
+def test_a_member_that_is_larger_than_any_image_is_no_sample(tmp_path: Path) -> None:
+    members = [("0.jpg", noise(0), (1 << 30) + 1), ("0.cls", b"7", 1), ("1.jpg", noise(1), 0), ("1.cls", b"7", 1)]
+    with (tmp_path / "a.tar").open("wb") as file:
+        for name, content, size in members:
+            info = tarfile.TarInfo(name)
+            info.size = size or len(content)
+            file.write(info.tobuf())
+            start = file.tell()
+            file.write(content)
+            file.seek(start + -(-info.size // 512) * 512)  # a hole, which takes no room
+        file.truncate(file.tell() + 1024)
+    source = open_source(tmp_path / "a.tar")
+    assert [source.read(sample) for sample in range(len(source.labels))] == [noise(1)]
+    assert [(one.path, one.reason[:24]) for one in source.set_aside] == [("a.tar:0", "too large: got 1,073,741")]
 
 
 def test_a_tar_of_the_folder_that_it_was_made_in_has_no_identity_folder(tmp_path: Path) -> None:
