@@ -106,6 +106,8 @@ def _hop(tar: mmap.mmap) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[
         while at <= end:
             size = int(tar[at + SIZE.start : at + SIZE.stop], 8)
             kind = tar[at + KIND]
+            if size < 0:  # it would lead back to a header before
+                return None
             if kind == REGULAR:
                 headers.append(at)
                 sizes.append(size)

@@ -178,6 +178,8 @@ def _walk_one(file: BinaryIO, at: int) -> Generator[Member, None, int]:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
                 at = info.offset
+                if info.size < 0:  # Python before CVE-2025-8194 was mended goes back there for ever
+                    raise DamagedError(f"damaged: a file of {info.size} bytes", at)
                 if info.isreg() and not info.issparse() and not is_apple(info.name):
                     yield Member(*split_name(info.name), info.offset_data, info.size)
                 tar.members.clear()  # type: ignore[attr-defined]  # else memory grows with every member

@@ -256,6 +256,23 @@ def test_what_lies_behind_damage_counts_as_lost(tmp_path: Path) -> None:
         make_plan(source, tmp_path / "out", seed=0, samples_per_tar=9, size=None, max_rejected=0.01)
 
 
+@pytest.mark.parametrize("is_signed", [False, True])
+def test_a_size_below_zero_is_damage_and_leads_nowhere(tmp_path: Path, is_signed: bool) -> None:
+    tar = bytearray(
+        tar_of([(f"{n}.{end}", noise(n) if end == "jpg" else b"5") for n in (0, 1) for end in ("jpg", "cls")])
+    )
+    at = tar.index(b"1.jpg")
+    tar[at + 124 : at + 135] = b"-0000001000"  # from the header's end back to its beginning
+    if is_signed:
+        tar[at + 148 : at + 156] = b" " * 8
+        tar[at + 148 : at + 156] = b"%06o\0 " % sum(tar[at : at + 512])
+    (tmp_path / "a.tar").write_bytes(tar)
+    source = open_source(tmp_path)
+    assert [source.read(sample) for sample in range(len(source.labels))] == [noise(0)]
+    ((_, reason, _),) = source.set_aside
+    assert reason.startswith("damaged: ")
+
+
 @pytest.mark.parametrize(
     ("members", "reason", "samples"),
     [
