@@ -20,12 +20,13 @@ from pipeline.files import named
 from pipeline.shards.decode import decoded
 from pipeline.shards.format.index import open_index, sound_index
 from pipeline.shards.format.manifest import Manifest, ShardError
+from pipeline.shards.format.names import read_identities
 from pipeline.shards.format.presence import check_tars
 from pipeline.shards.format.rejected import SetAside
 from pipeline.shards.images import SetAsideError
 from pipeline.shards.sources.tar_folder import keys_of
 from pipeline.shards.views.near_copies import BANDS, HASH, load_imagehash, near_copies, near_hash
-from pipeline.shards.views.select import select
+from pipeline.shards.views.select import refuse_in_the_way, select
 from pipeline.shards.views.subset import with_at_least
 from pipeline.shards.views.undecodable import read_undecodable
 from pipeline.shards.workers import each_done
@@ -43,6 +44,8 @@ GREY_BELOW = 1.5
 SWAPPED_ABOVE = 10.0
 # Decoders give what is missing of a JPEG the level 128; saved again, it keeps that within two levels.
 MISSING_LEVEL, MISSING_WITHIN, MISSING_ABOVE = 128, 2, 0.25
+
+KIND = "clean"  # of a set without what is at fault
 
 KEPT, UNREADABLE, CUT, TWO_PEOPLE, COPY, NEAR_TWO_PEOPLE, NEAR_COPY, GREY, SWAPPED, FEW_IMAGES, SUSPECT = range(11)
 REASONS = (
@@ -103,6 +106,8 @@ def clean(
     """
     manifest = Manifest.load(folder)
     check_tars(folder, manifest)
+    read_identities(folder, manifest)
+    refuse_in_the_way(out, KIND)
     if drop_near:
         load_imagehash()
     listed = _listed(undecodable, folder, manifest) if undecodable else []
@@ -126,7 +131,7 @@ def clean(
     few = ~with_at_least(np.where(kept, labels + 1, 0), min_images)
     verdicts[kept & few] = FEW_IMAGES
     set_aside = list(_name(folder, manifest, verdicts))
-    view = select(folder, out, verdicts == KEPT, kind="clean", set_aside=set_aside)
+    view = select(folder, out, verdicts == KEPT, kind=KIND, set_aside=set_aside)
     return Cleaned(view, Counter(one.reason for one in set_aside), only_counted)
 
 

@@ -153,11 +153,32 @@ def _write(
     return manifest
 
 
+def refuse_in_the_way(out: Path, kind: str) -> None:
+    """Make sure, before hours of work for it, that a set of this kind may be written to a folder.
+
+    Raises:
+        ShardError: it holds something else, or a set of another kind.
+    """
+    if (there := _finished_in(out)) is not None:
+        refuse_other(out, {"source": there.made.source}, {"source": kind})
+
+
 def _there(out: Path, made: Made) -> Manifest | None:
     """The finished set in a folder, if there is one.
 
     Raises:
         ShardError: the folder holds another set, or something else.
+    """
+    if (there := _finished_in(out)) is not None:
+        refuse_other(out, asdict(there.made) | {"tool": made.tool}, asdict(made))
+    return there
+
+
+def _finished_in(out: Path) -> Manifest | None:
+    """The finished set in a folder, whatever it is.
+
+    Raises:
+        ShardError: the folder holds something else.
     """
     try:
         # One listing: between two looks another process can finish the set.
@@ -167,9 +188,7 @@ def _there(out: Path, made: Made) -> Manifest | None:
     except NotADirectoryError:
         raise ShardError(f"{out}: is a file, wanted a new folder") from None
     if MANIFEST in found:
-        there = Manifest.load(out)
-        refuse_other(out, asdict(there.made) | {"tool": made.tool}, asdict(made))
-        return there
+        return Manifest.load(out)
     # An earlier run that was killed leaves nothing but these.
     own = {IDENTITIES_NAME, REJECTED_NAME, INDEX, LOCK}
     if any(name not in own and not name.endswith(ASIDE) for name in found):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.shards.checking.verify import verify
 from pipeline.shards.format.index import open_index
-from pipeline.shards.format.manifest import Manifest
+from pipeline.shards.format.manifest import Manifest, ShardError
 from pipeline.shards.making.build import make_shards
 from pipeline.shards.making.plan import make_plan
 from pipeline.shards.sources.folder import scan_folder
@@ -156,6 +156,21 @@ def test_a_clean_set_leaves_out_what_is_wrong_and_names_it(shards: Path, tmp_pat
     assert (cleaned.manifest.samples, cleaned.manifest.identities) == (7, 4)
     assert verify(tmp_path / "clean", decode_every=1) == []
     assert {path: path.read_bytes() for path in shards.iterdir()} == before
+
+
+def test_what_keeps_a_clean_set_from_being_written_is_said_before_any_image_is_read(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.shards.views.hygiene.look_at", lambda *_: pytest.fail("an image was looked at"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(ShardError, match="mine: is not empty, wanted a new folder"):
+        clean(shards, tmp_path / "mine")
+    with pytest.raises(ShardError, match=r"holds other shards \(source: got folder, wanted clean\)"):
+        clean(shards, shards)
+    (shards / "identities.txt").write_text("someone\n")
+    with pytest.raises(ShardError, match=r"identities\.txt: got other names, wanted those of"):
+        clean(shards, tmp_path / "out")
 
 
 def test_grey_swapped_and_small_identities_go_when_asked(shards: Path, tmp_path: Path) -> None:
