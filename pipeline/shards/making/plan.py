@@ -13,7 +13,7 @@ from pipeline.shards.format.manifest import FORMAT, Made, ShardError
 from pipeline.shards.format.tars import BLOCK
 from pipeline.shards.images import SetAsideError, read_header
 from pipeline.shards.sources import Source
-from pipeline.shards.sources.loss import check_loss
+from pipeline.shards.sources.loss import MANY, check_loss, refuse_lost
 
 AT_ONCE = 1 << 20  # samples whose hashes are made together: a plan of 42 million is a gigabyte as it is
 
@@ -98,14 +98,18 @@ def tool_version() -> str:
 
 
 def _first_size(source: Source) -> tuple[int, int]:
-    """(height, width) of the first readable image of the listing."""
-    reason = ""
+    """(height, width) of the first readable image of the listing; not all are tried if many cannot even be had."""
+    keys: list[str] = []
+    faults: list[SetAsideError] = []
     for sample in range(len(source.labels)):
         try:
             return read_header(source.read(sample))[1:]
         except SetAsideError as error:
-            reason = reason or f"{source.key(sample)}: {error}"
-    raise ShardError(f"no readable image in {len(source.labels)} files; the first: {reason}")
+            if len(faults) < MANY:
+                keys.append(source.key(sample))
+                faults.append(error)
+                refuse_lost(keys, faults)
+    raise ShardError(f"no readable image in {len(source.labels)} files; the first: {keys[0]}: {faults[0]}")
 
 
 def permutation(samples: int, seed: int) -> NDArray[np.int64]:

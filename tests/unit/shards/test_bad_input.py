@@ -147,6 +147,8 @@ def test_a_source_that_goes_while_it_is_read_is_not_set_aside(tmp_path: Path, mo
             ShardError, match=r"none of 100 images could be read, the last is ann/\d+\.jpg: unreadable: In"
         ):
             make_shards(planned)
+        with pytest.raises(ShardError, match=r"none of 64 images could be read, the last is ann/"):
+            plan_of(tmp_path / "faces", tmp_path / "other")
     assert made(planned).set_aside == 0
 
 
