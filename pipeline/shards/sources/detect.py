@@ -1,8 +1,10 @@
 """Which kind of source a path or a URL is: the table of all kinds."""
 
+import logging
 import os
-from collections.abc import Callable
-from itertools import chain, islice
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -23,6 +25,8 @@ from pipeline.shards.sources.tar_files import TARS, find_tars
 from pipeline.shards.sources.tar_folder import list_tars
 from pipeline.shards.sources.tar_layout import FOLDER, TAR, layout_of
 from pipeline.shards.stores.urls import is_url
+
+logger = logging.getLogger(__name__)
 
 LOOKED_INTO = 8  # folders, to see whether they hold tars
 
@@ -98,7 +102,9 @@ def open_source(place: str | Path, *, copies: Path | None = None, options: Optio
 
 def _open_local(path: Path, options: Options) -> Source:
     for kind in KINDS:
-        if any(_shows(path, mark, options.choice.pattern) for mark in kind.marks):
+        if mark := next((mark for mark in kind.marks if _shows(path, mark, options.choice.pattern)), None):
+            if path.is_dir() and options.choice.pattern == "*" and _has_images(_in_folders(path)):
+                logger.warning("%s: its %s is read, its folders of images are not", path, mark)
             return kind.open(path, options)
     if not path.exists():
         wanted = ", ".join(kind.marks[0] for kind in KINDS)
@@ -129,8 +135,21 @@ def _shows(path: Path, mark: str, pattern: str) -> bool:
 
 def _has_folders_of_tars(path: Path) -> bool:
     """Whether the first folders in a folder hold tars and no images."""
+    names = _in_folders(path)
+    are_tars = [any(PurePosixPath(name).match(ending) for ending in TARS) for name in names]
+    return any(are_tars) and not _has_images(names)
+
+
+def _in_folders(path: Path) -> list[str]:
+    """The names in the first folders in a folder."""
     with os.scandir(path) as entries:
         folders = list(islice((entry.path for entry in entries if Path(entry).is_dir()), LOOKED_INTO))
-    names = list(chain.from_iterable(map(os.listdir, folders)))
-    are_tars = [any(PurePosixPath(name).match(ending) for ending in TARS) for name in names]
-    return any(are_tars) and not any(name.lower().endswith(SUFFIXES) for name in names)
+    names: list[str] = []
+    for folder in folders:
+        with suppress(PermissionError):  # as of ext4's lost+found: whoever reads it says so
+            names += [file.name for file in Path(folder).iterdir()]
+    return names
+
+
+def _has_images(names: Sequence[str]) -> bool:
+    return any(name.lower().endswith(SUFFIXES) for name in names)

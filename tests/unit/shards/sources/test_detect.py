@@ -1,5 +1,8 @@
 """The table of sources: a new kind is a file and a line, here both from outside the project."""
 
+import errno
+import os
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +73,28 @@ def test_a_split_of_a_source_that_has_none_is_refused(tmp_path: Path, kind: str)
     place = f"file://{tmp_path}/faces" if kind == "url" else tmp_path / places.get(kind, "faces")
     with pytest.raises(ShardError, match=r"(has no splits: got --split train|got splits \(no split\)), wanted"):
         open_source(place, options=Options(choice=Choice(splits=("train",))))
+
+
+def forbidden(folder: Path) -> list[Path]:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+def test_folders_beside_what_is_read_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody may have unpacked an archive where it lay, or only one of several."""
+    (tmp_path / "ann").mkdir()
+    (tmp_path / "ann" / "1.jpg").write_bytes(noise(1))
+    with zipfile.ZipFile(tmp_path / "bob.zip", "w") as archive:
+        archive.writestr("bob/2.jpg", noise(2))
+    assert list(open_source(tmp_path).identities) == ["bob"]
+    assert f"{tmp_path}: its *.zip is read, its folders of images are not" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    assert list(open_source(tmp_path).identities) == ["bob"]
+    monkeypatch.undo()
+    assert list(open_source(tmp_path / "*.zip").identities) == ["bob"]
+    assert not caplog.text
 
 
 @pytest.fixture
