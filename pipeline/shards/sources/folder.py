@@ -17,6 +17,10 @@ from pipeline.shards.sources.splits import matching
 NO_IMAGES = (".txt", ".json", ".csv", ".tsv", ".xml", ".pts", ".mat", ".npy", ".md", ".db", ".ini", ".log", ".html")
 
 
+# Of ext4, at the root of a disk; it may be listed by root only.
+LOST_AND_FOUND = "lost+found"
+
+
 def scan_folder(root: Path, pattern: str = "*") -> FileSource:
     """List the images of identity folders, both sorted by name; hidden names are skipped.
 
@@ -89,7 +93,7 @@ def _entries(folder: Path, *, want_folders: bool) -> tuple[list[str], list[SetAs
     reason = "not in an identity folder" if want_folders else "not a file"
     try:
         with os.scandir(folder) as listing:
-            entries = [entry for entry in listing if entry.name[0] != "."]
+            entries = [entry for entry in listing if entry.name[0] != "." and entry.name != LOST_AND_FOUND]
     except OSError as error:
         raise ShardError(f"{folder}: not listed: {error.strerror}") from error
     wanted = []
