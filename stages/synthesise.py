@@ -54,11 +54,12 @@ from pipeline.shards.making.plan import make_plan
 from pipeline.shards.making.sequential import make_set
 from pipeline.shards.sources.finished import open_set
 from pipeline.shards.sources.list_file import read_list
-from pipeline.shards.views.select import select
+from pipeline.shards.views.select import refuse_in_the_way, select
 from stages.shard_arguments import count_of
 
 PAIRS = "pairs.tsv"
 FOLDS = 10  # as LFW has
+FEWER = "subset"  # the kind of a set of --fewer
 
 SIZES = {f"{height}x{width}": (height, width) for height, width in SHIFTS}
 SWITCHES = {
@@ -127,6 +128,8 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         lfw_like(args.pairs, args.images, FOLDS)
     for out in (args.out, *([_beside(args.out, "pairs")] if args.pairs else [])):
         _refuse_in_the_way(out)
+    for people in args.fewer:
+        refuse_in_the_way(_beside(args.out, str(people)), FEWER)
 
 
 def _refuse_in_the_way(out: Path) -> None:
@@ -162,7 +165,7 @@ def _write_shards(args: argparse.Namespace, source: RenderedSource, out: Path, p
 def _write_fewer(out: Path, people: int) -> None:
     """The set of the first people of another."""
     labels = sound_index(out, Manifest.load(out))["label"]
-    _say(_beside(out, str(people)), select(out, _beside(out, str(people)), labels < people, kind="subset"))
+    _say(_beside(out, str(people)), select(out, _beside(out, str(people)), labels < people, kind=FEWER))
 
 
 def _say(out: Path, manifest: Manifest) -> None:

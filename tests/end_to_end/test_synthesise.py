@@ -212,6 +212,16 @@ def test_a_folder_with_something_else_is_left_alone(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set.pairs", "thesis.txt"]
 
 
+def test_what_is_in_the_way_of_a_smaller_set_is_seen_before_anything_is_rendered(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "set.2").mkdir()
+    (tmp_path / "set.2" / "thesis.txt").touch()
+    assert synthesise(tmp_path / "set", "--fewer", 2) == EXIT_REFUSED
+    assert "set.2: is not empty, wanted a new folder" in capfd.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["set.2"]
+
+
 def test_compiling_is_announced_unless_it_is_kept_or_nothing_is_left_to_render(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
