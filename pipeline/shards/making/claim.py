@@ -20,7 +20,7 @@ from pipeline.files import NotWrittenError, locked, make_folder, write_file
 from pipeline.shards.format.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.format.manifest import PROGRESS, Manifest, ShardError
 from pipeline.shards.images import SetAsideError
-from pipeline.shards.making.listing import Changes, changes, hashes_in, names_in, read_hashes, write_hashes
+from pipeline.shards.making.listing import Changes, changes, hashes_of, read_hashes, write_hashes
 from pipeline.shards.making.plan import Plan
 from pipeline.shards.sources import Source
 from pipeline.shards.sources.tar_folder import open_tars
@@ -79,7 +79,7 @@ def _claim(plan: Plan) -> Manifest | None:
 def _refuse_changes(plan: Plan, manifest: Manifest) -> None:
     """Make sure that a finished set here is the plan's, and that its source still has the same bytes."""
     if manifest.made.source_sha256 != plan.made.source_sha256 and manifest.made.source == plan.made.source:
-        found = changes(names_in(plan.source), names_in(open_tars(plan.folder)))
+        found = changes(hashes_of(plan.source), hashes_of(open_tars(plan.folder)))
         refuse_other_plan(plan, manifest, plan.folder, str(found))
     refuse_other_plan(plan, manifest, plan.folder)
     modified = plan.source.modified(np.arange(len(plan.source.labels)))
@@ -94,8 +94,8 @@ def _changes_since(listing: Path, plan: Plan, there: dict[str, object]) -> str:
     if there.get("source_sha256") == plan.made.source_sha256 or there.get("source") != plan.made.source:
         return ""
     try:
-        return str(changes(hashes_in(plan.source), read_hashes(listing)))
-    except FileNotFoundError:  # begun by an older version
+        return str(changes(hashes_of(plan.source), read_hashes(listing)))
+    except (FileNotFoundError, ValueError):  # begun by an older version, or torn by a power cut
         return ""
 
 

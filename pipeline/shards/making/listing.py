@@ -1,22 +1,24 @@
 """How a source differs from the set that was made of it: samples that came, went or changed, by key and identity.
 
 A finished set has its samples' names in its tars. One that is being made has few of them, so the names that it began
-with are kept beside its plan, as hashes: 16 bytes a sample, until the set is finished.
+with are kept beside its plan until the set is finished. Names are kept, and compared, as hashes: 16 bytes a sample.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator
-from itertools import chain, islice
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.files import write_all, written_whole
 from pipeline.shards.sources import Source
+
+Hashes = NDArray[np.uint64]  # [samples, 2] of 64 bits: of a sample's key, and of its identity
 
 AT_ONCE = 1 << 16  # samples whose hashes are written together
 
@@ -32,30 +34,32 @@ class Changes(NamedTuple):
         return f"{self.came:,} samples came, {self.went:,} went, {self.changed:,} changed"
 
 
-def changes(now: Iterable[tuple[Hashable, Hashable]], before: Iterable[tuple[Hashable, Hashable]]) -> Changes:
-    """Compare two listings of (key, identity); a key may have several samples, and those of others have changed."""
-    new, old = _identities_by_key(now), _identities_by_key(before)
-    came = went = changed = 0
-    for key in new.keys() | old.keys():
-        more, less = new.get(key, Counter()), old.get(key, Counter())
-        extra, lost = (more - less).total(), (less - more).total()
-        changed += min(extra, lost)
-        came += max(0, extra - lost)
-        went += max(0, lost - extra)
-    return Changes(came, went, changed)
+def changes(now: Hashes, before: Hashes) -> Changes:
+    """Compare two listings; a key may have several samples, and one that is another identity's now has changed."""
+    rows = np.concatenate([now, before])
+    order = np.lexsort((rows[:, 1], rows[:, 0]))
+    rows, sign = rows[order], np.repeat([1, -1], [len(now), len(before)])[order]
+    is_key, is_pair = np.ones((2, len(rows)), bool)  # whether another key, and another key or identity, begins
+    is_key[1:] = rows[1:, 0] != rows[:-1, 0]
+    is_pair[1:] = is_key[1:] | (rows[1:, 1] != rows[:-1, 1])
+    more = np.add.reduceat(sign, np.flatnonzero(is_pair))  # samples of a pair that are there now and were not
+    keys = np.flatnonzero(is_key[is_pair])
+    extra, lost = np.add.reduceat(more.clip(0), keys), np.add.reduceat((-more).clip(0), keys)
+    sums = (extra - lost).clip(0), (lost - extra).clip(0), np.minimum(extra, lost)
+    return Changes(*(int(column.sum()) for column in sums))
 
 
-def names_in(source: Source) -> Iterator[tuple[str, str]]:
+def hashes_of(source: Source) -> Hashes:
     """Key and identity of each sample."""
-    for sample, label in enumerate(source.labels.tolist()):
-        yield source.key(sample), source.identities[label]
+    return np.fromiter(_hashes_in(source), "<u8", 2 * len(source.labels)).reshape(-1, 2)
 
 
-def hashes_in(source: Source) -> Iterator[tuple[int, int]]:
-    """Those as hashes of 64 bits."""
+def _hashes_in(source: Source) -> Iterator[int]:
+    """Those of the samples, one after another."""
     identities = [_hash(name) for name in source.identities]
     for sample, label in enumerate(source.labels.tolist()):
-        yield _hash(source.key(sample)), identities[label]
+        yield _hash(source.key(sample))
+        yield identities[label]
 
 
 def write_hashes(path: Path, source: Source) -> None:
@@ -64,24 +68,16 @@ def write_hashes(path: Path, source: Source) -> None:
     Raises:
         NotWrittenError: the disk is full or read-only.
     """
-    numbers = chain.from_iterable(hashes_in(source))
+    numbers = _hashes_in(source)
     with written_whole(path, synced=False) as file:
         while some := list(islice(numbers, 2 * AT_ONCE)):
             write_all(file, np.array(some, "<u8").tobytes())
 
 
-def read_hashes(path: Path) -> Iterator[tuple[int, int]]:
+def read_hashes(path: Path) -> Hashes:
     """What `write_hashes` has kept."""
-    for key, identity in np.fromfile(path, "<u8").reshape(-1, 2):
-        yield int(key), int(identity)
+    return np.fromfile(path, "<u8").reshape(-1, 2)
 
 
 def _hash(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest(), "little")
-
-
-def _identities_by_key(names: Iterable[tuple[Hashable, Hashable]]) -> dict[Hashable, Counter[Hashable]]:
-    found: dict[Hashable, Counter[Hashable]] = {}
-    for key, identity in names:
-        found.setdefault(key, Counter())[identity] += 1
-    return found

@@ -17,7 +17,6 @@ from pipeline.shards.format.manifest import PROGRESS, Manifest, ShardError
 from pipeline.shards.making import build, claim, one_tar
 from pipeline.shards.making.build import make_shards
 from pipeline.shards.making.claim import LISTING
-from pipeline.shards.making.listing import Changes, changes, hashes_in, read_hashes, write_hashes
 from pipeline.shards.making.one_tar import Written
 from pipeline.shards.making.plan import Plan, make_plan
 from pipeline.shards.sources.folder import scan_folder
@@ -111,22 +110,6 @@ def test_samples_of_another_kind_of_source_are_not_counted_as_changes(
     other = make_plan(open_tars(tmp_path / "tars"), tmp_path / "out", seed=1, samples_per_tar=6, size=None)
     with pytest.raises(ShardError, match=r"\(source: got folder, wanted tars, source_sha256: got \w+, wanted \w+\); "):
         make_shards(other)
-
-
-def test_a_key_of_another_identity_has_changed() -> None:
-    before = [("a", 1), ("a", 1), ("a", 2), ("b", 1), ("c", 1)]
-    assert changes([("a", 1), ("a", 3), ("a", 2), ("b", 1), ("d", 1), ("d", 1)], before) == Changes(2, 1, 1)
-    assert changes(before, before) == Changes(0, 0, 0)
-
-
-def test_the_names_of_a_listing_may_have_any_bytes(tmp_path: Path) -> None:
-    (tmp_path / "ann").mkdir()
-    for name in (b"Jos\xe9.jpg", "José.jpg".encode()):
-        (tmp_path / "ann" / os.fsdecode(name)).write_bytes(noise(1))
-    source = scan_folder(tmp_path)
-    write_hashes(tmp_path / "listing", source)
-    kept = list(read_hashes(tmp_path / "listing"))
-    assert kept == list(hashes_in(source)) and len(set(kept)) == 2
 
 
 def test_bytes_that_changed_inside_a_large_file_are_noticed(faces: Path, tmp_path: Path) -> None:
