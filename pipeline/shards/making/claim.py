@@ -9,7 +9,6 @@ again; for a finished set the changed files are compared with the bytes in its t
 
 import json
 import shutil
-from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from pipeline.files import NotWrittenError, locked, make_folder, write_file
 from pipeline.shards.format.manifest import FILE_NAME as MANIFEST
 from pipeline.shards.format.manifest import PROGRESS, Manifest, ShardError
 from pipeline.shards.images import SetAsideError
-from pipeline.shards.making.listing import Changes, changes, hashes_of, read_hashes, write_hashes
+from pipeline.shards.making.listing import Changes, changes, hash_of, hashes_of, read_hashes, write_hashes
 from pipeline.shards.making.plan import Plan
 from pipeline.shards.sources import Source
 from pipeline.shards.sources.tar_folder import open_tars
@@ -101,14 +100,15 @@ def _changes_since(listing: Path, plan: Plan, there: dict[str, object]) -> str:
 
 def count_changed(source: Source, samples: NDArray[np.int64], there: Source) -> int:
     """How many of some samples of a source have other bytes than in the tars that were made of it."""
-    places_of: defaultdict[str, list[int]] = defaultdict(list)
-    for place in range(len(there.labels)):
-        places_of[there.key(place)].append(place)
+    keys = hashes_of(there)[:, 0]
+    places = np.argsort(keys)
+    keys = keys[places]
     changed = 0
     for first in range(0, len(samples), AT_ONCE):
         for key, image, _ in source.read_many(samples[first : first + AT_ONCE]):
             # Sets that were joined may have a key each.
-            images = [there.read(place) for place in places_of.get(key, [])]
+            ends = (np.searchsorted(keys, np.uint64(hash_of(key)), side) for side in ("left", "right"))
+            images = [there.read(place) for place in places[slice(*ends)].tolist()]
             if isinstance(image, SetAsideError):
                 changed += bool(images)
             else:

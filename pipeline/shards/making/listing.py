@@ -56,9 +56,9 @@ def hashes_of(source: Source) -> Hashes:
 
 def _hashes_in(source: Source) -> Iterator[int]:
     """Those of the samples, one after another."""
-    identities = [_hash(name) for name in source.identities]
+    identities = [hash_of(name) for name in source.identities]
     for sample, label in enumerate(source.labels.tolist()):
-        yield _hash(source.key(sample))
+        yield hash_of(source.key(sample))
         yield identities[label]
 
 
@@ -79,5 +79,6 @@ def read_hashes(path: Path) -> Hashes:
     return np.fromfile(path, "<u8").reshape(-1, 2)
 
 
-def _hash(name: str) -> int:
+def hash_of(name: str) -> int:
+    """64 bits that stand for a name, whatever bytes it has."""
     return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest(), "little")
