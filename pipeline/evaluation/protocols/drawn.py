@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from itertools import chain, combinations, islice, product
+from bisect import bisect_right
+from itertools import accumulate, chain, combinations, islice, product
 from math import comb
 from pathlib import Path
 
@@ -26,15 +27,24 @@ def folder_rows(images: Path, folds: int, pairs_of_a_kind: int, seed: int) -> li
     rows = []
     for fold in range(folds):
         mine = [people[name] for name in names[fold::folds]]
-        same = list(chain.from_iterable(combinations(files, 2) for files in mine))
-        if len(same) < pairs_of_a_kind:
+        ends = list(accumulate(comb(len(files), 2) for files in mine))  # of each person's pairs, if all were listed
+        same = ends[-1] if ends else 0
+        if same < pairs_of_a_kind:
             raise ValueError(
-                f"{images}: fold {fold + 1}: got {len(same)} same pairs, wanted {pairs_of_a_kind}; "
+                f"{images}: fold {fold + 1}: got {same} same pairs, wanted {pairs_of_a_kind}; "
                 "ask for fewer pairs (--size) or fewer folds (--folds)"
             )
-        rows += [Row(str(fold + 1), a, b, True) for a, b in generator.sample(same, pairs_of_a_kind)]
+        drawn = (_pair_at(place, ends, mine) for place in generator.sample(range(same), pairs_of_a_kind))
+        rows += [Row(str(fold + 1), a, b, True) for a, b in drawn]
         rows += [Row(str(fold + 1), a, b, False) for a, b in _strangers(mine, pairs_of_a_kind, generator, images)]
     return rows
+
+
+def _pair_at(place: int, ends: list[int], people: list[list[str]]) -> tuple[str, str]:
+    """The pair at a place in the list of each person's pairs, one person after another, which is not made."""
+    person = bisect_right(ends, place)
+    before = ends[person - 1] if person else 0
+    return next(islice(combinations(people[person], 2), place - before, None))
 
 
 def lfw_like(people: int, images: int, folds: int) -> int:

@@ -1,12 +1,14 @@
 """Pairs drawn from identity folders: right, distinct, and no person in two folds."""
 
+import random
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 
 from pipeline.evaluation.protocols.drawn import folder_rows, lfw_like
-from pipeline.evaluation.protocols.pairs import assemble, read_pairs
+from pipeline.evaluation.protocols.pairs import assemble, frames_of, read_pairs
 from pipeline.evaluation.protocols.pairs_file import write_rows
 
 
@@ -35,6 +37,17 @@ def test_drawn_pairs_are_right_distinct_and_no_person_is_in_two_folds(people: Pa
     for row in rows:
         for path in (row.path_a, row.path_b):
             assert folds.setdefault(path.split("/")[0], row.fold) == row.fold
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_same_pairs_are_those_drawn_from_a_list_of_all(people: Path, size: int) -> None:
+    rows = folder_rows(people, 2, size, 3)
+    generator = random.Random(3)
+    names = [f"p{person}" for person in range(9)]
+    generator.shuffle(names)
+    every = [pair for name in names[::2] for pair in combinations(frames_of(people, name), 2)]
+    drawn = [(row.path_a, row.path_b) for row in rows if row.fold == "1" and row.same]
+    assert drawn == generator.sample(every, size)
 
 
 def test_the_seed_decides_the_draw(people: Path) -> None:
