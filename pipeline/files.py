@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
@@ -61,9 +62,12 @@ def aside_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.{uuid4().hex[:UNIQUE]}{ASIDE}")
 
 
-def remove_asides(folder: Path, name: str = "*") -> None:
-    """Remove what killed writers left of a file, or of all files of a folder; the caller holds their lock."""
-    for aside in folder.glob(f"{name}.*{ASIDE}"):
+def remove_asides(folder: Path, name: str = "") -> None:
+    """Remove what killed writers left of files whose name is this, or this and a dot and more, or of all of a folder.
+
+    The caller holds their lock.
+    """
+    for aside in folder.glob(f"{escape(name) or '*'}.*{ASIDE}"):  # a name may have brackets
         aside.unlink(missing_ok=True)
 
 

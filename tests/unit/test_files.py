@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import NotWrittenError, append, held, locked, named, sync, write_file, written_whole
+from pipeline.files import NotWrittenError, append, held, locked, named, remove_asides, sync, write_file, written_whole
 from pipeline.shards.workers import each_done
 
 
@@ -116,3 +116,21 @@ def test_a_file_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert stat.filemode((tmp_path / "exported").stat().st_mode) == "-rw-r--r--"
+
+
+def test_what_is_left_of_a_file_goes_and_nothing_of_another(tmp_path: Path) -> None:
+    names = [
+        "a[1].csv.1.part",
+        "a1.csv.1.part",
+        "a[1].csv",
+        "tar-1.tar.1.part",
+        "tar-1.idx.1.part",
+        "tar-10.tar.1.part",
+    ]
+    for name in names:
+        (tmp_path / name).touch()
+    remove_asides(tmp_path, "a[1].csv")
+    remove_asides(tmp_path, "tar-1")
+    assert {path.name for path in tmp_path.iterdir()} == {"a1.csv.1.part", "a[1].csv", "tar-10.tar.1.part"}
+    remove_asides(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"a[1].csv"}

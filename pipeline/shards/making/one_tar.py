@@ -116,7 +116,7 @@ def files_of(plan: Plan, tar: int) -> list[Path]:
 
 def _write(plan: Plan, tar: int, send: Callable[[Path], object]) -> TarRecord:
     path = _tar_path(plan, tar)
-    remove_asides(path.parent, f"{plan.tar_name(tar)}.*")
+    remove_asides(path.parent, plan.tar_name(tar))
     rows = [np.empty(0, SAMPLE)]
     lines: list[str] = []
     set_aside: list[SetAside] = []
