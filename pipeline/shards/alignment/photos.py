@@ -221,7 +221,7 @@ def _align_batch(work: Alignment, batch: int) -> list[Result]:
             for one, identity in zip(work.source.read_many(photos), people, strict=True):
                 results.append(_align_one(work, one, identity))
                 images.append(one.image if isinstance(one.image, SetAsideError) else b"")
-            refuse_lost([result.key for result in results], images)
+            refuse_lost(work.source, [result.key for result in results], images)
             write_file(record, json.dumps(results).encode())
             return results
         return _results(work.out, batch)

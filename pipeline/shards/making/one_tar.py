@@ -149,7 +149,7 @@ def _read(plan: Plan, start: int, stop: int, set_aside: list[SetAside]) -> Batch
     """Samples at places start..stop of the order; those that cannot be used are appended to `set_aside`."""
     numbers = plan.order[start:stop]
     keys, images, fields = zip(*plan.source.read_many(numbers), strict=True)
-    refuse_lost(keys, images)
+    refuse_lost(plan.source, keys, images)
     checks = [_check(plan, image) for image in images]
     set_aside += [SetAside(key, str(why)) for key, why in zip(keys, checks, strict=True) if not isinstance(why, str)]
     usable = [isinstance(check, str) for check in checks]

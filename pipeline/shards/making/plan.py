@@ -98,7 +98,7 @@ def tool_version() -> str:
 
 
 def _first_size(source: Source) -> tuple[int, int]:
-    """(height, width) of the first readable image of the listing; not all are tried if many cannot even be had."""
+    """(height, width) of the first readable image of the listing; not all are tried if the source is not there."""
     keys: list[str] = []
     faults: list[SetAsideError] = []
     for sample in range(len(source.labels)):
@@ -108,7 +108,7 @@ def _first_size(source: Source) -> tuple[int, int]:
             if len(faults) < MANY:
                 keys.append(source.key(sample))
                 faults.append(error)
-                refuse_lost(keys, faults)
+                refuse_lost(source, keys, faults)
     raise ShardError(f"no readable image in {len(source.labels)} files; the first: {keys[0]}: {faults[0]}")
 
 

@@ -4,12 +4,15 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from pipeline.shards.format.manifest import ShardError
 from pipeline.shards.format.rejected import ESCAPES, SetAside
 from pipeline.shards.images import WRONG_SIZE, UnreadableError
+from pipeline.shards.sources import Source
 
 SHOWN = 3  # reasons in a line
-MANY = 64  # samples read one after another, of which one at least is there as long as the source is
+MANY = 64  # samples, of which one at least can be read as long as the source is there
 
 # What helps if images have several sizes.
 OTHER_SIZES = "the size wanted is the first image's or --size; --fit crop or --fit stretch brings others to --size"
@@ -38,23 +41,32 @@ def check_loss(where: str, kept: int, set_aside: Iterable[SetAside], limit: floa
         raise TooManyRejectedError(f"{where}: {share}, wanted at most {limit:.1%} (--max-rejected): {summary(lost)}")
 
 
-def refuse_lost(keys: Sequence[str], images: Sequence[object]) -> None:
-    """Make sure that a source is still there, by the samples that were read together.
+def refuse_lost(source: Source, keys: Sequence[str], images: Sequence[object]) -> None:
+    """Make sure that a source is still there, by samples of it that were read together.
 
-    Each would be set aside, and stay so: a record of what is done says that they were looked at.
+    If it is not, each would be set aside, and stay so: a record of what is done says that they were looked at. They may
+    also be those of a person whose folder is missing; so if none could be read, others are tried, all over the source.
 
     Args:
+        source: the source.
         keys: [samples] how they are named.
         images: [samples] what reading gave: an image, or why there is none.
 
     Raises:
-        ShardError: there are many, and none of them could be read.
+        ShardError: there are many, and neither one of them nor one of the others can be read.
     """
-    if len(images) >= MANY and all(isinstance(image, UnreadableError) for image in images):
+    if len(images) < MANY or not _are_unreadable(images):
+        return
+    others = np.linspace(0, len(source.labels) - 1, MANY).astype(np.int64)
+    if _are_unreadable([image for _, image, _ in source.read_many(others)]):
         last = f"{keys[-1]}: {images[-1]}"
         raise ShardError(
             f"none of {len(images)} images could be read, the last is {last}; is their source still there?"
         )
+
+
+def _are_unreadable(images: Iterable[object]) -> bool:
+    return all(isinstance(image, UnreadableError) for image in images)
 
 
 def summary(set_aside: Iterable[SetAside]) -> str:

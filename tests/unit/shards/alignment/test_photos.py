@@ -332,6 +332,14 @@ def test_parts_at_the_same_time_make_the_same_crops_and_list(
     assert (tmp_path / "parts.tsv").read_text() == (tmp_path / "whole.tsv").read_text()
 
 
+def test_a_person_whose_photographs_are_missing_is_not_taken_for_the_whole_source(tmp_path: Path) -> None:
+    (tmp_path / "bob.jpg").write_bytes(b"no image")
+    (tmp_path / "list.txt").write_text("".join(f"{n}.jpg\tann\n" for n in range(200)) + "bob.jpg\tbob\n")
+    align_photos(open_source(tmp_path / "list.txt"), tmp_path / "out")
+    lines = (tmp_path / "out.tsv").read_text()
+    assert (lines.count("No such file"), lines.count("does not decode")) == (200, 1)
+
+
 def test_photographs_that_went_all_together_are_not_listed_as_unreadable(tmp_path: Path) -> None:
     there, away = tmp_path / "photos" / "ann", tmp_path / "away"
     there.mkdir(parents=True)

@@ -137,6 +137,12 @@ def test_a_list_becomes_shards(images: Path) -> None:
     ]
 
 
+def test_a_list_may_begin_with_a_person_who_is_missing(images: Path) -> None:
+    (images / "list.txt").write_text("".join(f"{n}.jpg\tann\n" for n in range(200)) + "my face 1.jpg\tbob\n")
+    manifest = made(make_plan(open_source(images / "list.txt"), images / "out", seed=0, samples_per_tar=150, size=None))
+    assert (manifest.samples, manifest.set_aside) == (1, 201)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
