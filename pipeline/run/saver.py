@@ -21,10 +21,20 @@ import torch
 
 from cluster.ranks.collectives import Group, barrier, gather_objects, rank_in
 from pipeline.files import named, sync, write_file
-from pipeline.run.checkpoint import BACKBONE, META, Meta, State, complete_steps, encoded, rows_file
+from pipeline.run.checkpoint import (
+    BACKBONE,
+    META,
+    CheckpointError,
+    Meta,
+    State,
+    complete_steps,
+    encoded,
+    rows_file,
+)
 from pipeline.run.folder import RunFolder
 from pipeline.run.retention import discard, drop_superseded, put_in_place, sweep
 from pipeline.run.tensor_file import FileFacts, write_tensors
+from pipeline.run.whole import damage_at_sight
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +182,8 @@ class Saver:
     def _commit(self, partial: Path, meta: Meta, drops: bool) -> None:
         """Make the written files a checkpoint, then drop those that are no longer kept."""
         write_file(partial / META, encoded(meta))
+        if missing := damage_at_sight(partial):
+            raise CheckpointError(f"{missing[0]}, as another rank has written; wanted one folder that all hosts share")
         # From here on the folder is whole, and `sweep` would finish what a kill interrupts.
         put_in_place(partial, self._folder.checkpoint(meta.step))
         self._doubted.discard(meta.step)

@@ -154,7 +154,7 @@ class Saves:
         except CheckpointError as error:
             newest = self.saver.newest()
             then = "starts over" if newest is None else f"resumes from the checkpoint of step {newest}"
-            raise UnsavedError(f"{error}. Make room; the same command then {then}") from None
+            raise UnsavedError(f"{error}. Mend that; the same command then {then}") from None
 
     def _meta(self, step: int) -> Meta:
         return Meta(

@@ -64,6 +64,23 @@ def test_a_folder_that_is_not_shared_is_reported(tmp_path: Path) -> None:
         assert "sees [10]; wanted one folder that all hosts share" in text
 
 
+def save_where_each_rank_has_its_own_folder(rank: int, ranks: int, run: Path) -> str | None:
+    saver = Saver(run / str(rank), dist.group.WORLD, 1)
+    saver.begin(share(truth(), rank, ranks, fill=True), meta(10, ranks))
+    saved = saver.finish()
+    assert saved is not None
+    return saved.error
+
+
+def test_what_is_saved_into_folders_that_are_not_shared_is_no_checkpoint(tmp_path: Path) -> None:
+    for error in run_ranks(save_where_each_rank_has_its_own_folder, 2, tmp_path):
+        assert error is not None and error.startswith("rank 0 on ") and "step-00000010.partial/rows-" in error
+        assert error.endswith(
+            "No such file or directory, as another rank has written; wanted one folder that all hosts share"
+        )
+    assert not list((tmp_path / "0/checkpoints").iterdir())
+
+
 def save_on_a_full_disk(rank: int, ranks: int, run: Path) -> list[str | None]:
     saver = Saver(run, dist.group.WORLD, 1)
     outcomes = []

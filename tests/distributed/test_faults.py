@@ -214,7 +214,7 @@ def test_a_first_checkpoint_that_cannot_be_written_ends_the_run(shards: Path, tm
     (tmp_path / "checkpoints").write_text("mine")
     (reason,) = run_ranks(train_unsaved, 1, recipe(shards), tmp_path)
     assert "checkpoint of step 0 not written: rank 0 on" in reason
-    assert reason.endswith("Not a directory. Make room; the same command then starts over")
+    assert reason.endswith("Not a directory. Mend that; the same command then starts over")
     assert (tmp_path / "checkpoints").read_text() == "mine"
 
 

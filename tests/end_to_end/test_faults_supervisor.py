@@ -52,7 +52,7 @@ def test_a_last_save_that_fails_is_told_and_tried_again(shards: Path, tmp_path: 
         supervised.stop()
     assert f"supervise.py: failed with code {EXIT_UNSAVED} after step 3; starting again" in supervised.output
     assert "checkpoint of step 4 not written: rank 0 on" in supervised.output
-    assert "Make room; the same command then resumes from the checkpoint of step 0" in supervised.output
+    assert "Mend that; the same command then resumes from the checkpoint of step 0" in supervised.output
     assert complete_steps(supervised.run)[-1] == 4
     done = "a file where the last checkpoint wants its folder, until it was reported"
     outcome = f"exit code {EXIT_UNSAVED}, newest good checkpoint named; supervisor starts again, resumed from there"
