@@ -144,8 +144,9 @@ def class_mean_rows(
     sums_ND = torch.zeros(len(new), head.weight_SD.shape[1], device=device)
     training = backbone.training
     backbone.eval()
-    for images, labels in _images_of(shards, place, decoder, group):
-        sums_ND.index_add_(0, torch.from_numpy(place[labels]).to(device), F.normalize(backbone(images).float(), dim=1))
+    for images, labels, counts in _images_of(shards, place, decoder, group):
+        directions_BD = F.normalize(backbone(images).float(), dim=1)[counts]
+        sums_ND.index_add_(0, torch.from_numpy(place[labels]).to(device), directions_BD)
     backbone.train(training)
     sums_ND = sum_over_ranks(sums_ND, group)
     mine = np.flatnonzero((new >= head.classes.start) & (new < head.classes.stop))
@@ -157,17 +158,22 @@ def class_mean_rows(
 
 def _images_of(
     shards: ShardSet, place: Rows, decoder: Decoder, group: Group
-) -> Iterator[tuple[torch.Tensor, np.ndarray[Any, Any]]]:
-    """This rank's share of the images whose identity has a place, in tar order, and their labels."""
+) -> Iterator[tuple[torch.Tensor, np.ndarray[Any, Any], torch.Tensor]]:
+    """This rank's share of the images whose identity has a place, in as many batches as any other rank has.
+
+    Yields images, the labels of those that count, and which these are: an image that cannot be decoded does not count,
+    nor does one that fills up a share. (Under ZeRO 3 each forward pass is a collective.)
+    """
     labels = shards.labels(np.arange(shards.manifest.samples))
     ids = np.flatnonzero(place[labels] >= 0)
     share = split_range(len(ids), num_ranks(group), rank_in(group))
-    ids = ids[share.start : share.stop]
-    with progress_bar(len(ids), what="images of new identities", shown=rank_in(world()) == 0) as advance:
-        for part, batch in decode_images(decoder, len(ids), lambda part: shards.read(ids[part])):
-            good = torch.from_numpy(batch.good).to(batch.images.device)
-            yield batch.images[good], labels[ids[part][batch.good]]
-            advance(len(batch.good))
+    mine = ids[np.arange(share.start, share.start + -(-len(ids) // num_ranks(group))) % max(1, len(ids))]
+    own = np.arange(len(mine)) < len(share)
+    with progress_bar(len(mine), what="images of new identities", shown=rank_in(world()) == 0) as advance:
+        for part, batch in decode_images(decoder, len(mine), lambda part: shards.read(mine[part])):
+            counts = batch.good & own[part]
+            yield batch.images, labels[mine[part][counts]], torch.from_numpy(counts).to(batch.images.device)
+            advance(len(counts))
 
 
 def _usual_length(head: ShardedHead, old_rows: Rows, group: Group) -> torch.Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,6 @@ def test_match_is_by_name() -> None:
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Seven people, and another set without the first two of them and with three newcomers."""
-    import subprocess
-    import sys
-
     root = tmp_path_factory.mktemp("inherit")
     old = write_shards(root, identities=7, images=6)
     faces = root / "new"
@@ -48,8 +47,12 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     write_faces(root / "more", identities=3, images=6, seed=9)
     for number, name in enumerate(("aaa", "person003b", "zzz")):
         shutil.copytree(root / "more" / f"person{number:03d}", faces / name)
-    subprocess.run([sys.executable, ROOT / "stages/shard.py", faces, root / "other"], check=True, capture_output=True)
-    return old, root / "other"
+    return old, shards_of(faces, root / "other")
+
+
+def shards_of(faces: Path, folder: Path) -> Path:
+    subprocess.run([sys.executable, ROOT / "stages/shard.py", faces, folder], check=True, capture_output=True)
+    return folder
 
 
 def recipe(shards: Path, steps: int = 4, **head: Any) -> Recipe:
@@ -115,6 +118,23 @@ def test_rows_go_by_name_and_newcomers_start_from_their_mean(
             want = mean_directions(new_set, backbone, label) * length
             torch.testing.assert_close(rows[label].double(), want, rtol=1e-4, atol=1e-5)
     assert results[0]["losses"][-1] < np.log(8), "does not train from there"
+
+
+def test_under_zero_3_a_rank_without_an_image_of_a_newcomer_embeds_with_the_others(
+    sets: tuple[Path, Path], tmp_path: Path
+) -> None:
+    old, _ = sets
+    shutil.copytree(old.with_name("faces"), tmp_path / "faces")
+    write_faces(tmp_path / "more", identities=1, images=1, seed=9)
+    shutil.copytree(tmp_path / "more/person000", tmp_path / "faces/zzz")
+    new = shards_of(tmp_path / "faces", tmp_path / "shards")
+    run_ranks(train_old, 1, recipe(old, steps=1), tmp_path / "old")
+    plain, parted = (recipe(new, steps=1).model_copy(update={"zero_stage": stage}) for stage in (0, 3))
+    (alone,) = run_ranks(start_new, 1, plain, tmp_path / "alone", tmp_path / "old", "class_mean")
+    results = run_ranks(start_new, 2, parted, tmp_path / "new", tmp_path / "old", "class_mean")
+    assert all(result["inherited"] == Inherited(kept=7, new=1, dropped=0) for result in results)
+    rows = torch.cat([result["rows"] for result in results])
+    torch.testing.assert_close(rows, alone["rows"], rtol=1e-5, atol=1e-6)
 
 
 def test_random_newcomers_keep_their_first_rows(sets: tuple[Path, Path], tmp_path: Path) -> None:
