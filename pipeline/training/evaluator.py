@@ -125,6 +125,8 @@ class Evaluator:
             weights = digest_of(parameters) if self._first else ""
             outcomes = {chosen.name: self._outcome(chosen, weights) for chosen in self._sets}
             results = {name: outcome.result for name, outcome in outcomes.items() if outcome.result}
+            # The best must be there. All ranks wait: in the exchange below a long save would exhaust the time-out.
+            self._trainer.saves.saver.wait()
             settled = self._settle(results) if self._first else None
             highest, best, unsettled = gather_objects(settled, self._group)[0]
         STEP.take(), SENT.take()  # neither time nor traffic of a step
@@ -224,7 +226,6 @@ class Evaluator:
 
         Raises nothing that a disk may do: the other ranks wait for an answer.
         """
-        self._trainer.saves.saver.wait()  # the best must be there
         highest, best, faults = {name: found.accuracy.value for name, found in results.items()}, None, []
         try:
             reached = self._reached(results)

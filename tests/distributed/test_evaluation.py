@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+import threading
+import time
 from contextlib import nullcontext
 from itertools import combinations
 from pathlib import Path
@@ -15,7 +18,7 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
-from cluster.ranks.collectives import SENT
+from cluster.ranks.collectives import SENT, gather_objects
 from cluster.stopwatch import STEP
 from pipeline.backbones.iresnet import IResNetBackbone
 from pipeline.backbones.sphereface import SphereFaceBackbone
@@ -35,6 +38,7 @@ from pipeline.recipe.schema import (
     Recipe,
     RecipeError,
 )
+from pipeline.run import saver
 from pipeline.run.best import Best, read_best
 from pipeline.run.checkpoint import complete_steps
 from pipeline.run.folder import RunFolder
@@ -201,6 +205,40 @@ def test_the_best_checkpoint_stays_through_saves_and_resume(shards: Path, strang
     assert first == {file.name: file.stat().st_ino for file in RunFolder(tmp_path).checkpoint(0).iterdir()}, (
         "a run resumed from its first checkpoint wrote that again"
     )
+
+
+def evaluate_beside_a_long_save(rank: int, ranks: int, plan: Recipe, run: Path) -> tuple[list[int], int]:
+    """How many files of the save this rank had written at each exchange of an evaluation, and how many there are."""
+    trainer = trainer_of(rank, ranks, plan, run)
+    saving: Any = saver
+    evaluating: Any = sys.modules[Evaluator.__module__]
+    evaluator, write = Evaluator(trainer, sets_of(plan)), saving.write_tensors
+    began, written, seen = threading.Event(), [], []
+
+    def write_long(*arguments: Any) -> Any:
+        began.wait()
+        time.sleep(2)
+        written.append(arguments)
+        return write(*arguments)
+
+    def gather(value: Any, group: Any) -> list[Any]:
+        seen.append(len(written))
+        began.set()
+        return gather_objects(value, group)
+
+    for record in trainer.train():
+        if record.step == 1:  # the save of step 0 is over, that of step 2 to come
+            saving.write_tensors, evaluating.gather_objects = write_long, gather
+        elif record.step == 2:
+            evaluator.evaluate()
+            return seen, len(written)
+    raise AssertionError("two steps are too many")
+
+
+def test_every_rank_waits_for_the_save_and_not_in_an_exchange(shards: Path, strangers: Path, tmp_path: Path) -> None:
+    """An exchange has `timeout_seconds`, a save as long as the disk takes."""
+    for seen, written in run_ranks(evaluate_beside_a_long_save, 2, recipe(shards, strangers), tmp_path):
+        assert seen[0] == 0 and seen[-1] == written
 
 
 def break_in_mid_run(rank: int, ranks: int, plan: Recipe, run: Path, image: Path) -> list[Evaluated]:
