@@ -32,8 +32,9 @@ from pipeline.recipe.schema import Recipe
 from pipeline.run.changes import with_streams
 from pipeline.run.folder import RunFolder
 from pipeline.run.whole import newest_whole
+from pipeline.shards.format.manifest import ShardError
 from pipeline.training.engine import Engine
-from pipeline.training.guard import Guard, fault_of
+from pipeline.training.guard import Guard, NonFiniteError, fault_of
 from pipeline.training.inherit import Inherited, inherit
 from pipeline.training.record import Record, Values, measured, memory_by_part, shares_of
 from pipeline.training.saves import Saves
@@ -177,6 +178,9 @@ class Trainer:
                     reader.close()  # first, since it decodes batches of steps that will not be taken
                     self._go_back()
                     reader = self.reader()
+        except (NonFiniteError, ShardError, OSError):
+            self.saves.end()  # what was saved before this step is good
+            raise
         finally:
             reader.close()
 
@@ -290,7 +294,7 @@ class Trainer:
 
     def _go_back(self) -> None:
         """Load the newest whole checkpoint; the steps to be left out are then passed without being applied."""
-        self.saves.saver.finish()  # it may become that checkpoint
+        self.saves.saver.wait()  # it may become that checkpoint
         with self.saves.saver.patience("a roll-back"):
             newest = newest_whole(self.run, self.group)
             assert newest is not None, "a run saves before its first step"

@@ -127,13 +127,7 @@ class Saves:
         now = last or (self._due and good)
         # Saves are written one at a time, so the one before has to end; how it did is reported before the next begins.
         saved = self.saver.finish() if now else self.saver.poll()
-        if saved is not None and saved.error is not None and rank_in(self._group) == 0:
-            newest = self.saver.newest()
-            logger.error(
-                "checkpoint of step %d not written: %s. Training continues; after a crash now it would resume from "
-                "step %s",
-                *(saved.step, saved.error, "0 of a new run" if newest is None else newest),
-            )
+        self._report(saved, "Training continues; after a crash now it would resume")
         if not now:
             return None, saved
         started = time.perf_counter()
@@ -142,6 +136,13 @@ class Saves:
         else:
             self.begin(step)
         return time.perf_counter() - started, saved
+
+    def end(self) -> None:
+        """Wait for the save under way, if any, of a run that ends though no rank is lost: the next start resumes there.
+
+        All ranks together, or those that are left: a save needs no step of theirs. One that fails is logged.
+        """
+        self._report(self.saver.finish(), "The next start resumes")
 
     def save_surely(self, step: int, *, drops: bool = True) -> Saved:
         """As `save`, for the first and the last checkpoint, without which the run ends.
@@ -155,6 +156,12 @@ class Saves:
             newest = self.saver.newest()
             then = "starts over" if newest is None else f"resumes from the checkpoint of step {newest}"
             raise UnsavedError(f"{error}. Mend that; the same command then {then}") from None
+
+    def _report(self, saved: Saved | None, then: str) -> None:
+        if saved is not None and saved.error is not None and rank_in(self._group) == 0:
+            newest = self.saver.newest()
+            place = "0 of a new run" if newest is None else newest
+            logger.error("checkpoint of step %d not written: %s. %s from step %s", saved.step, saved.error, then, place)
 
     def _meta(self, step: int) -> Meta:
         return Meta(

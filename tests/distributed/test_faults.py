@@ -24,7 +24,10 @@ from pipeline.backbones.sphereface import SphereFaceBackbone
 from pipeline.head.margins.a_softmax import ASoftmax
 from pipeline.optim.sgd import SGD
 from pipeline.recipe.schema import Checkpoint, Data, Faults, Head, Log, Recipe
+from pipeline.run import saver
 from pipeline.run.checkpoint import complete_steps
+from pipeline.run.folder import RunFolder
+from pipeline.run.saver import Saved
 from pipeline.shards.format.manifest import ShardError
 from pipeline.training.evaluator import Evaluator
 from pipeline.training.guard import NonFiniteError
@@ -201,6 +204,42 @@ def test_in_a_series_of_skipped_steps_nothing_is_saved_and_nothing_dropped(shard
     plan = recipe(shards, checkpoint=Checkpoint(every=1, keep=2))
     (seen,) = run_ranks(keep_nothing_of_a_series, 1, plan, tmp_path)
     assert seen[2:] == [(3, [0, 2, 3]), *((step, [0, 3, 4]) for step in (4, 5, 6, 7)), (8, [0, 3, 4, 8])]
+
+
+def train_beside_a_long_save(
+    rank: int, ranks: int, plan: Recipe, run: Path, fails: bool
+) -> tuple[list[Saved], list[int], str]:
+    """Batch `BAD` goes wrong while a save is being written: the saves that ended, what is there, and the error."""
+    saving: Any = saver
+    trainer, write, error = trainer_of(rank, ranks, plan, run), saving.write_tensors, ""
+    spoil(trainer, "embedding")
+
+    def write_long(path: Path, *arguments: Any) -> Any:
+        if path.parent == RunFolder(run).partial(BAD):
+            time.sleep(2)
+            if fails:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, *arguments)
+
+    saving.write_tensors = write_long
+    saves = []
+    try:
+        saves += [record.saved for record in trainer.train() if record.saved]
+    except NonFiniteError as stopped:
+        error = str(stopped)
+    return saves, complete_steps(run), error
+
+
+def test_a_save_under_way_is_finished_by_a_run_that_ends_and_reported_by_one_that_goes_back(
+    shards: Path, tmp_path: Path
+) -> None:
+    every = Checkpoint(every=BAD)
+    plan = recipe(shards, checkpoint=every, faults=Faults(action="stop"))
+    for _, steps, error in run_ranks(train_beside_a_long_save, 2, plan, tmp_path / "a", False):
+        assert error.startswith(f"step {BAD}: loss nan") and steps == [0, BAD]
+    plan = recipe(shards, checkpoint=every, faults=Faults(action="roll_back"))
+    for saves, _, _ in run_ranks(train_beside_a_long_save, 2, plan, tmp_path / "b", True):
+        assert saves[0].step == BAD and saves[0].error is not None and "No space left on device" in saves[0].error
 
 
 def train_unsaved(rank: int, ranks: int, plan: Recipe, run: Path) -> str:
