@@ -29,9 +29,7 @@ import contextlib
 import logging
 import os
 import shlex
-import socket
 import sys
-import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +39,7 @@ from cluster.lease import HeldError, Holder, leased
 from cluster.marks import ATTEMPT_VARIABLE, START_VARIABLE
 from cluster.ranks.collectives import Group, barrier, gather_objects, rank_in
 from cluster.ranks.process_group import device_of, process_group, refuse
+from cluster.ranks.reasons import Reasons
 from cluster.ranks.rendezvous import DisagreeError, StartError
 from cluster.ranks.topology import Topology, TopologyError
 from cluster.ranks.watchdog import Watchdog, end
@@ -127,6 +126,7 @@ def main() -> int:
     except TopologyError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return EXIT_REFUSED
+    reasons = Reasons("train.py", topology)
     os.environ.update(topology.to_environment())  # DeepSpeed reads them, also those of one rank without a launcher
     logging.basicConfig(
         level=logging.INFO if topology.rank == 0 else logging.WARNING,
@@ -138,7 +138,7 @@ def main() -> int:
         start = read_start(arguments.recipe, arguments.set, arguments.run, arguments.from_step)
         changed = check_start(start, topology.num_ranks, may_resume=arguments.resume == "auto")
     except REFUSALS as error:
-        say(topology, str(error))
+        reasons.say(str(error))
         refuse(topology, str(error))
         leave(EXIT_REFUSED)  # torch may still be trying to connect
     if start.is_finished:
@@ -151,27 +151,27 @@ def main() -> int:
                 claim.enter_context(claim_of(start, topology))
         except HeldError as error:
             reason = f"{error}; wanted one trainer in a folder: stop it, or choose another folder with --run"
-            say(topology, reason)
+            reasons.say(reason)
             refuse(topology, reason)
             leave(EXIT_REFUSED)
         except NotWrittenError as error:
-            say(topology, str(error))
+            reasons.say(str(error))
             refuse(topology, str(error))
             leave(code_of(error))
         try:
-            return train(start, changed, topology)
+            return train(start, changed, topology, reasons)
         except (*REFUSALS, NonFiniteError, DisagreeError) as error:
-            say(topology, str(error))
+            reasons.say(str(error))
             return EXIT_REFUSED
         except StartError as error:
-            say(topology, str(error))
+            reasons.say(str(error))
             claim.close()
             leave(EXIT_LOST)  # as above
         except UnsavedError as error:
-            say(topology, str(error))
+            reasons.say(str(error))
             return EXIT_UNSAVED
         except NotWrittenError as error:
-            say(topology, str(error))
+            reasons.say(str(error))
             return code_of(error)
 
 
@@ -188,19 +188,7 @@ def start_mark() -> str:
     return os.environ.get(START_VARIABLE, "")
 
 
-def say(topology: Topology, reason: str) -> None:
-    """Print why this ends. Ranks of one host have the same reason, hosts may differ: one rank of each host prints.
-
-    The others wait a little: as soon as one rank has ended, launchers end those that are left.
-    """
-    if topology.rank_of_node == 0:
-        several = topology.num_ranks > topology.ranks_of_node
-        print(f"train.py{f' on {socket.gethostname()}' if several else ''}: {reason}", file=sys.stderr)
-    else:
-        time.sleep(1)
-
-
-def train(start: Start, changed: list[str], topology: Topology) -> int:
+def train(start: Start, changed: list[str], topology: Topology, reasons: Reasons) -> int:
     """Train from the newest checkpoint to the end; returns the exit code."""
     recipe = start.recipe
     stop = StopRequest()
@@ -210,8 +198,9 @@ def train(start: Start, changed: list[str], topology: Topology) -> int:
     if topology.num_ranks > 1:
         where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         if topology.rank_of_node == 0:
-            say(topology, f"meeting: {topology.num_ranks} ranks at {where}, within {recipe.timeout_seconds:g} s")
+            reasons.say(f"meeting: {topology.num_ranks} ranks at {where}, within {recipe.timeout_seconds:g} s")
     with process_group(topology, device, recipe.timeout_seconds, start.facts()) as together:
+        reasons.met(together.store)
         STARTUP.done("meeting")
         # DeepSpeed and DALI take seconds to import: ranks that do not agree are refused before.
         from pipeline.training.evaluator import Evaluator

@@ -24,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cluster.stop import EXIT_REFUSED, EXIT_STOPPED
 from pipeline.run.checkpoint import BACKBONE, complete_steps
 from pipeline.run.folder import RunFolder
+from tests.end_to_end.cut_for_one import REASON
 from tests.end_to_end.launcher import (
     DEEPSPEED,
     PATIENCE_SECONDS,
@@ -298,6 +299,23 @@ def test_faulty_starts_are_refused_in_one_line(shards: Path, uninterrupted: Path
         "--recipe", recipe, "--run", uninterrupted, "--resume", "never"
     )
     assert not run.exists(), "a refused start left something behind"
+
+
+def test_what_one_rank_alone_finds_wrong_is_said(shards: Path, tmp_path: Path) -> None:
+    place = ["--host", 0, "--hosts", 1, "--ranks", 2, "--master-addr", "127.0.0.1", "--master-port", free_port()]
+    recipe = write_recipe(tmp_path / "recipe.yaml", shards, 100)
+    command = [sys.executable, "-m", "cluster.start_ranks", *place, Path(__file__).with_name("cut_for_one.py")]
+    done = subprocess.run(
+        [str(part) for part in (*command, "--recipe", recipe, "--run", tmp_path / "run")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert done.returncode == EXIT_REFUSED
+    assert done.stderr.splitlines().count(f"train.py: {REASON}") == 1, done.stderr
+    assert "silent: rank 1 on " in done.stderr
 
 
 def test_shards_of_other_people_do_not_fit_the_checkpoint(uninterrupted: Path, tmp_path: Path) -> None:
