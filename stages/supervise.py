@@ -220,7 +220,7 @@ def start_of(passed_on: list[str]) -> Start:
     parser = argparse.ArgumentParser(prog="supervise.py ... --", add_help=False)
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[])
-    parser.add_argument("--run", type=Path)
+    parser.add_argument("--run", "--run-folder", type=Path)
     parser.add_argument("--from-step", type=int)
     known, _ = parser.parse_known_args(passed_on)
     return read_start(known.recipe, known.set, known.run, known.from_step)

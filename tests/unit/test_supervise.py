@@ -78,6 +78,11 @@ def test_what_no_number_of_ranks_would_mend_is_not_tried(
     assert code == EXIT_REFUSED and line.startswith(f"supervise.py: given up: {message}")
 
 
+@pytest.mark.parametrize("option", ["--run", "--run-folder"])
+def test_the_folder_is_the_one_that_train_takes(recipe: Path, tmp_path: Path, option: str) -> None:
+    assert supervise.start_of(["--recipe", str(recipe), option, str(tmp_path), "--resume", "auto"]).run == tmp_path
+
+
 class Host:
     """Stands in for a launcher with one host that answers, whose ranks are asked to stop at once."""
 
