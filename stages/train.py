@@ -50,7 +50,7 @@ from pipeline.recipe.file import describe_recipe
 from pipeline.recipe.schema import Recipe, RecipeError
 from pipeline.run.checkpoint import CheckpointError, complete_steps
 from pipeline.run.folder import RunFolder
-from pipeline.run.history import Begun, has_gone_back, note_start
+from pipeline.run.history import Begun, has_begun, has_gone_back, note_start
 from pipeline.run.record import record_run, restarts_of
 from pipeline.run.set_aside import set_aside
 from pipeline.run.whole import newest_whole, whole_step
@@ -88,7 +88,7 @@ def parse() -> argparse.Namespace:
         choices=["auto", "never"],
         default="auto",
         help="auto (default): resume from the newest complete checkpoint of the run's folder; "
-        "never: refuse a folder that holds a run",
+        "never: refuse a folder that holds a run, unless a start of the same supervisor began it",
     )
     parser.add_argument(
         "--from-step",
@@ -136,7 +136,8 @@ def main() -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         start = read_start(arguments.recipe, arguments.set, arguments.run, arguments.from_step)
-        changed = check_start(start, topology.num_ranks, may_resume=arguments.resume == "auto")
+        may_resume = arguments.resume == "auto" or has_begun(start.run, start_mark())
+        changed = check_start(start, topology.num_ranks, may_resume)
     except REFUSALS as error:
         reasons.say(str(error))
         refuse(topology, str(error))

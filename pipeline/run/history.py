@@ -84,6 +84,11 @@ def read_history(run: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def has_begun(run: Path, mark: str) -> bool:
+    """Whether a start of this supervisor has begun or resumed the run: those after it resume it, whatever was asked."""
+    return bool(mark) and any(line.get("mark") == mark for line in read_history(run))
+
+
 def has_gone_back(run: Path, step: int, mark: str) -> bool:
     """Whether a start of this supervisor has gone back to the step: those after it resume from the newest."""
     return bool(mark) and any((line.get("from_step"), line.get("mark")) == (step, mark) for line in read_history(run))

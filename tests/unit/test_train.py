@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.lease import Holder, leased
+from cluster.marks import START_VARIABLE
 from cluster.stop import EXIT_REFUSED, EXIT_UNSAVED, code_of
 from stages import train
 from tests.faces import ROOT, write_recipe
@@ -112,3 +113,21 @@ def test_a_network_that_cannot_be_built(recipe: Path, tmp_path: Path) -> None:
     done = run_warm(ROOT / "stages/train.py", "--recipe", recipe, "--run", tmp_path / "run", *changes)
     assert done.returncode == EXIT_REFUSED
     assert done.stderr.startswith("train.py: backbone.mask_ratio: got 0.99 of ") and done.stderr.count("\n") == 1
+
+
+def test_a_run_that_must_be_new_is_resumed_by_restarts_of_the_supervisor_that_began_it(
+    recipe: Path, tmp_path: Path
+) -> None:
+    def train_to(step: int, mark: str) -> tuple[int, str]:
+        options = ("--recipe", recipe, "--run", tmp_path, "--resume", "never", "--set", f"optimizer.steps={step}")
+        done = run_warm(ROOT / "stages/train.py", *options, environment={**os.environ, START_VARIABLE: mark})
+        return done.returncode, done.stderr
+
+    assert train_to(1, "one")[0] == 0
+    code, said = train_to(2, "one")
+    assert code == 0 and f"resumed {tmp_path} at step 1" in said
+    for mark in ("two", ""):
+        assert train_to(3, mark) == (
+            EXIT_REFUSED,
+            f"train.py: {tmp_path}: holds checkpoints up to step 2; wanted an empty folder\n",
+        )
