@@ -316,7 +316,7 @@ class Recipe(Section):
 
     def evaluates_after(self, step: int) -> bool:
         """Whether there is an evaluation after `step` steps."""
-        due = step % (self.evaluation.every or self.checkpoint.every) == 0 or step == self.optimizer.steps
+        due = step % (self.evaluation.every or self.checkpoint.every) == 0 or step >= self.optimizer.steps
         return bool(self.evaluation.sets) and step > 0 and due
 
     @property

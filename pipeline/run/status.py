@@ -86,7 +86,7 @@ def status_of(run: Path, *, beat_seconds: float = BEAT_SECONDS) -> Status:
     )
     holder, lives = last_holder(folder.claims, beat_seconds=beat_seconds)
     state: State = "training" if lives else "stopped"
-    if not lives and saved == steps:
+    if not lives and saved is not None and saved >= steps:
         state = "finished"
     elif not lives and holder:
         state = "killed"

@@ -12,8 +12,9 @@ import pytest
 from cluster.lease import Holder, leased
 from cluster.marks import START_VARIABLE
 from cluster.stop import EXIT_REFUSED, EXIT_UNSAVED, code_of
+from pipeline.run.status import status_of
 from stages import train
-from tests.faces import ROOT, write_recipe
+from tests.faces import ROOT, write_faces, write_pairs, write_recipe
 from tests.warm_stage import run_warm
 
 
@@ -131,3 +132,21 @@ def test_a_run_that_must_be_new_is_resumed_by_restarts_of_the_supervisor_that_be
             EXIT_REFUSED,
             f"train.py: {tmp_path}: holds checkpoints up to step 2; wanted an empty folder\n",
         )
+
+
+def test_a_run_beyond_its_last_step_is_evaluated_where_it_stands_and_finished(recipe: Path, tmp_path: Path) -> None:
+    faces = write_faces(tmp_path / "faces", identities=4, images=3, seed=9)
+    sets = f"evaluation.sets={{strangers: {{images: {faces}, pairs: {write_pairs(faces)}}}}}"
+
+    def train_to(step: int, *changes: str) -> str:
+        options = [word for change in (f"optimizer.steps={step}", *changes) for word in ("--set", change)]
+        done = run_warm(ROOT / "stages/train.py", "--recipe", recipe, "--run", tmp_path / "run", *options)
+        assert done.returncode == 0, done.stderr
+        return done.stderr.splitlines()[-1]
+
+    train_to(2)
+    finished = f"[rank 0] INFO train: finished: step 2, in {tmp_path}/run/checkpoints/step-00000002"
+    assert train_to(1, sets, "evaluation.resamples=10") == finished
+    assert (tmp_path / "run/evaluations/strangers/step-00000002.json").is_file()
+    assert train_to(1, sets, "evaluation.resamples=10").startswith(f"train.py: {tmp_path}/run is finished: 2 steps")
+    assert status_of(tmp_path / "run").state == "finished"
