@@ -25,14 +25,14 @@ def device_of(topology: Topology) -> torch.device:
     """The GPU of this rank if the host has GPUs, else the CPU.
 
     Raises:
-        StartError: if the host has GPUs, but fewer than ranks.
+        StartError: on every rank of a host that has GPUs, but fewer than ranks.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    if topology.rank_of_node >= torch.cuda.device_count():
+    if topology.ranks_of_node > torch.cuda.device_count():
         raise StartError(
-            f"rank {topology.rank} on {socket.gethostname()}: got {topology.ranks_of_node} ranks on this host, "
-            f"wanted at most one for each of its {torch.cuda.device_count()} GPUs"
+            f"{socket.gethostname()}: got {topology.ranks_of_node} ranks on this host, wanted at most one for each of "
+            f"the {torch.cuda.device_count()} GPUs that a rank sees"
         )
     return torch.device("cuda", topology.rank_of_node)
 
