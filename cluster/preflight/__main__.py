@@ -32,7 +32,8 @@ from cluster.supervision.hosts import read_hostfile
 
 # Without a plan: a backbone of 24 million parameters, and 128 embeddings of 512.
 GRADIENT_BYTES, EMBEDDING_BYTES = 4 * 24_000_000, 4 * 128 * 512
-CHECKPOINTS_KEPT = 3
+# At once, as a recipe has it by default: of step 0, the newest three, and the one that is written.
+CHECKPOINTS = 5
 
 
 def parse() -> argparse.Namespace:
@@ -114,7 +115,7 @@ def alike(
     if args.run:
         with probe.token_in(hosts, args.run) as (token, read):
             yield checks.shared(token, read, str(args.run))
-        planned = CHECKPOINTS_KEPT * plan.checkpoint_bytes if plan else 0
+        planned = CHECKPOINTS * plan.checkpoint_bytes if plan else 0
         yield checks.disk(facts, max(planned, args.free_gib * GIB))
     yield checks.port(facts, args.master_port)
 

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.preflight.__main__ import read_plan
+from cluster.preflight.__main__ import CHECKPOINTS, read_plan
 from cluster.supervision.hosts import read_hostfile
+from pipeline.recipe.schema import Checkpoint
+from pipeline.run.checkpoint import complete_steps
+from tests.unit.run.saved import save_steps
 from tests.warm_stage import run_warm
 
 
@@ -31,3 +34,8 @@ def test_a_plan_as_the_planner_prints_it_is_read(tmp_path: Path) -> None:
     file.write_text("{}")
     with pytest.raises(ValueError, match="wanted the output of stages/plan"):
         read_plan(file, ranks=4)
+
+
+def test_the_room_that_is_wanted_is_that_of_a_run_which_saves(tmp_path: Path) -> None:
+    save_steps(tmp_path, *range(6), keep=Checkpoint().keep)
+    assert CHECKPOINTS == len(complete_steps(tmp_path)) + 1, "an older one goes when the new one is there"
