@@ -98,6 +98,9 @@ def parse() -> argparse.Namespace:
     for option, number in (("ranks", args.ranks), ("min-ranks", args.min_ranks)):
         if number is not None and number < 1:
             parser.error(f"--{option}: got {number}, wanted at least 1")
+    for export in args.export:
+        if not export.partition("=")[0].isidentifier() or "=" not in export:
+            parser.error(f"--export: got {export!r}, wanted NAME=VALUE")
     if not set(args.train) - {"--"}:
         parser.error(
             "got no arguments of train.py, wanted them after --, such as: --ranks 2 -- --recipe FILE --run RUN"
