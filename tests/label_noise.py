@@ -68,7 +68,7 @@ def angles_by_epoch(rank: int, ranks: int, plan: Recipe, run: Path, faces: Path)
     """Train a recipe that keeps target angles on a set that `write_mislabelled` made of `faces`; what is known after
     each epoch."""
     trainer = trainer_of(rank, ranks, plan, run)
-    kept = TargetCosines(RunFolder(run).cosines, trainer.order)
+    kept = TargetCosines(RunFolder(run).cosines, trainer.order, trainer.shards.manifest.digest)
     wrong = is_mislabelled(trainer.shards, faces)
     found = []
     for record in trainer.train():

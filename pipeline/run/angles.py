@@ -30,10 +30,12 @@ class TargetCosines:
     Args:
         folder: where.
         order: which sample stands where.
+        digest: of the manifest of the set that the order is of. A run may resume with another set of the same people:
+            what stood at a place in the set before says nothing of the samples of this one.
     """
 
-    def __init__(self, folder: Path, order: Order) -> None:
-        self._folder, self._order = folder, order
+    def __init__(self, folder: Path, order: Order, digest: str) -> None:
+        self._folder, self._order, self._digest = folder, order, digest
 
     def put(self, step: int, cosine_G: NDArray[np.float32]) -> None:
         """Keep what the global batch of `step` gave, in its order; NaN for a sample that gave nothing.
@@ -78,7 +80,7 @@ class TargetCosines:
                     yield self._order.batch(one * steps + step), here
 
     def _file(self, epoch: int) -> Path:
-        return self._folder / f"epoch-{epoch:05d}.f16"
+        return self._folder / f"epoch-{epoch:05d}-{self._digest[:12]}.f16"
 
 
 def write_suspects(path: Path, shards: ShardSet, mean_cosine: NDArray[np.float32], degrees: float) -> int:

@@ -29,7 +29,8 @@ class Suspects:
     def __init__(self, run: Path, shards: ShardSet, order: Order, degrees: float) -> None:
         folder = RunFolder(run)
         # An order of its own: the reader's keeps the permutations of the newest batch.
-        self._cosines, self._file = TargetCosines(folder.cosines, replace(order)), folder.suspects
+        self._cosines = TargetCosines(folder.cosines, replace(order), shards.manifest.digest)
+        self._file = folder.suspects
         self._shards, self._order, self._degrees = shards, order, degrees
         self._failing = False
 

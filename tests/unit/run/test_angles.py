@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def cosines_of(step: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
 
 @pytest.mark.parametrize("epoch", [0, 1, 4])
 def test_means_are_those_of_the_last_epochs(tmp_path: Path, epoch: int) -> None:
-    kept = TargetCosines(tmp_path / "cosines", ORDER)
+    kept = TargetCosines(tmp_path / "cosines", ORDER, "ab")
     seen: dict[int, list[float]] = defaultdict(list)
     for step in range(3 * (epoch + 1)):
         cosine_G = cosines_of(step)
@@ -45,7 +46,7 @@ def test_means_are_those_of_the_last_epochs(tmp_path: Path, epoch: int) -> None:
 
 
 def test_a_run_that_goes_back_leaves_what_one_that_did_not_leaves(tmp_path: Path) -> None:
-    whole, back = (TargetCosines(tmp_path / name, ORDER) for name in ("whole", "back"))
+    whole, back = (TargetCosines(tmp_path / name, ORDER, "ab") for name in ("whole", "back"))
     for step in range(6):
         whole.put(step, cosines_of(step))
     for step in (0, 1, 2, 3, 4):
@@ -55,8 +56,19 @@ def test_a_run_that_goes_back_leaves_what_one_that_did_not_leaves(tmp_path: Path
     np.testing.assert_array_equal(whole.means(1), back.means(1))
 
 
+def test_what_stood_in_another_set_is_of_other_samples(tmp_path: Path) -> None:
+    """Sample 3 was cleaned away, so that what was sample 20 is 19; an epoch has as many steps as before."""
+    cleaned = replace(ORDER, samples_per_tar=(9, 9, 7))
+    for epoch, digest, order, doubtful in ((0, "ab", ORDER, 20), (1, "cd", cleaned, 19)):
+        kept = TargetCosines(tmp_path, order, digest)
+        for step in range(3 * epoch, 3 * epoch + 3):
+            kept.put(step, np.where(order.batch(step) == doubtful, -0.5, 0.5).astype(np.float32))
+    means = kept.means(1)
+    assert np.flatnonzero(means < 0.5).tolist() == [19] and means[19] == -0.5
+
+
 def test_epochs_without_a_file_are_passed_over(tmp_path: Path) -> None:
-    kept = TargetCosines(tmp_path / "cosines", ORDER)
+    kept = TargetCosines(tmp_path / "cosines", ORDER, "ab")
     kept.put(3, np.full(8, 0.5, np.float32))
     means = kept.means(1)
     assert (means[ORDER.batch(3)] == 0.5).all()
@@ -70,7 +82,7 @@ def test_epochs_without_a_file_are_passed_over(tmp_path: Path) -> None:
 def test_a_disk_that_takes_nothing_is_named(tmp_path: Path) -> None:
     (tmp_path / "cosines").touch()
     with pytest.raises(NotWrittenError, match="cosines"):
-        TargetCosines(tmp_path / "cosines", ORDER).put(0, cosines_of(0))
+        TargetCosines(tmp_path / "cosines", ORDER, "ab").put(0, cosines_of(0))
 
 
 def test_suspects_are_listed_by_angle_and_clean_leaves_them_out(tmp_path: Path) -> None:
