@@ -141,7 +141,7 @@ def shards(facts: Mapping[str, Facts]) -> Check:
 
 def shared(token: str, read: Mapping[str, str], folder: str) -> Check:
     """Every host can read what the first wrote to the run's folder."""
-    apart = [host for host, text in read.items() if text.strip() != token]
+    apart = [host for host, text in read.items() if text != token]
     return Check(
         "run folder",
         f"{folder} is shared",

@@ -56,7 +56,7 @@ def facts(hosts: Hosts, shards: Path | None, run: Path | None, port: int) -> tup
     command = f"cd {shlex.quote(str(ROOT))} && {shlex.join(map(str, words))}"
     found, without = {}, {}
     for host, output in hosts.ask(f"({command}) 2>&1 || true").items():
-        last = (output.strip().splitlines() or ["nothing"])[-1]
+        last = _last_line(output) or "nothing"
         try:
             found[host] = Facts(**json.loads(last))
         except (ValueError, TypeError):
@@ -67,7 +67,7 @@ def facts(hosts: Hosts, shards: Path | None, run: Path | None, port: int) -> tup
 def clocks(hosts: Hosts) -> tuple[dict[str, float], float, float]:
     """Every host's clock, and this machine's before and after they were read: seconds since 1970."""
     asked = time.time()
-    readings = {host: float(output) for host, output in hosts.ask("date +%s.%N").items()}
+    readings = {host: float(_last_line(output)) for host, output in hosts.ask("date +%s.%N").items()}
     return readings, asked, time.time()
 
 
@@ -79,7 +79,8 @@ def token_in(hosts: Hosts, folder: Path) -> Iterator[tuple[str, dict[str, str]]]
     first = Hosts({hosts.first: 1}, hosts.patience_seconds)
     first.ask(f"mkdir -p {shlex.quote(str(folder))} && echo {token} > {file}")
     try:
-        yield token, hosts.ask(f"cat {file} 2>/dev/null || true")
+        read = hosts.ask(f"cat {file} 2>/dev/null || true")
+        yield token, {host: _last_line(output) for host, output in read.items()}
     finally:
         first.ask(f"rm -f {file}")
 
@@ -121,6 +122,11 @@ def exchange(
             result = json.loads(line.partition(RESULT)[2])
             return [Measured(**one) for one in result["collectives"]], result["links"]
     raise ProbeError(f"deepspeed: got exit code {process.returncode}: {_last_words(output)}")
+
+
+def _last_line(output: str) -> str:
+    """What a command printed; a shell's start-up file may have greeted before."""
+    return (output.strip().splitlines() or [""])[-1]
 
 
 def _last_words(output: str) -> str:
