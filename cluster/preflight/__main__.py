@@ -59,7 +59,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--exchange-seconds", type=float, default=180, help="time limit for the ranks' measurement (180)"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    # From here, as in training: ssh begins in the home folder.
+    args.run, args.shards = (folder and folder.absolute() for folder in (args.run, args.shards))
+    return args
 
 
 def main() -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.preflight.__main__ import CHECKPOINTS, read_plan
+from cluster.preflight.__main__ import CHECKPOINTS, parse, read_plan
 from cluster.supervision.hosts import read_hostfile
 from pipeline.recipe.schema import Checkpoint
 from pipeline.run.checkpoint import complete_steps
@@ -39,3 +39,10 @@ def test_a_plan_as_the_planner_prints_it_is_read(tmp_path: Path) -> None:
 def test_the_room_that_is_wanted_is_that_of_a_run_which_saves(tmp_path: Path) -> None:
     save_steps(tmp_path, *range(6), keep=Checkpoint().keep)
     assert CHECKPOINTS == len(complete_steps(tmp_path)) + 1, "an older one goes when the new one is there"
+
+
+def test_folders_are_looked_for_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["preflight", "--hostfile", "hosts", "--run", "runs/night"])
+    args = parse()
+    assert (args.run, args.shards) == (tmp_path / "runs/night", None)
