@@ -45,10 +45,22 @@ def load_recipe(path: Path, changes: list[str] = []) -> Recipe:  # noqa: B006 - 
     return recipe_of(tree)
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice: YAML's own reader takes the last value, and drops the first without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for number, key in enumerate(keys):
+            if any(key.value == before.value for before in keys[:number]):
+                raise yaml.composer.ComposerError(None, None, f"{key.value} stands twice", key.start_mark)
+        return node
+
+
 def read_yaml(path: Path, wanted: str, error: type[ValueError]) -> Any:
     """What a YAML file holds; an `error` that names the file, and what was `wanted`, if there is none."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as reason:
         raise error(f"{path}: {reason.strerror}; wanted {wanted}") from None
     except UnicodeDecodeError:

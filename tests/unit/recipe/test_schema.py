@@ -133,6 +133,7 @@ def test_every_fault_is_reported_at_once() -> None:
     ("text", "message"),
     [
         ("a: [", r"not YAML: expected the node content, but found '<stream end>', line 1, column 5$"),
+        ("data: {window: 1}\nseed: 1\ndata: {window: 2}", r"not YAML: data stands twice, line 3, column 1$"),
         ("just text", "got str, wanted keys and values"),
         ("seed: 1", "data: missing; wanted a value"),
     ],
