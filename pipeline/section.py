@@ -33,7 +33,9 @@ from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_sc
 class Section(BaseModel):
     """A part of a recipe: unknown keys and other types are refused, and every field is documented where it stands."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class NamedSection(Section):
