@@ -170,6 +170,12 @@ class Init(Section):
     new_rows: Literal["class_mean", "random"] = "class_mean"
     """Rows of identities that the other run did not have: the mean direction of their images, or random."""
 
+    @model_validator(mode="after")
+    def _possible(self) -> Init:
+        if self.step is not None and self.run is None:
+            raise ValueError(f"step: got {self.step} with run null, wanted a run to start from")
+        return self
+
 
 class Log(Section):
     """What is logged and exported."""

@@ -30,6 +30,7 @@ FAULTS = {
     "optimizer.learning_rate=1e-1": 'optimizer.learning_rate: got "1e-1", wanted a valid number (YAML reads 1e-1 as',
     "optimizer.learning_rate=-1": "optimizer.learning_rate: got -1, wanted greater than 0",
     "faults.step_seconds=.inf": "faults.step_seconds: got Infinity, wanted a finite number",
+    "init.step=5": "init.step: got 5 with run null, wanted a run to start from",
     "optimizer.steps=1.5": "optimizer.steps: got 1.5, wanted a valid integer",
     "data.mirror=1": "data.mirror: unknown key; it is data.augment now",
     "data.augment=mirror": 'data.augment: got "mirror", wanted a valid array',
