@@ -16,6 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from cluster.marks import START_VARIABLE
 from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED
 from pipeline.recipe.file import load_recipe
 from tests.end_to_end.launcher import metrics, train_alone, write_recipe
@@ -85,6 +86,7 @@ def test_pods_ranks_ports_and_names_agree() -> None:
     assert POD["subdomain"] == SERVICE["metadata"]["name"]
     assert SERVICE["spec"]["selector"].items() <= JOB["spec"]["template"]["metadata"]["labels"].items()
     assert MONITOR["spec"]["selector"]["matchLabels"].items() <= SERVICE["metadata"]["labels"].items()
+    assert START_VARIABLE in {variable["name"] for variable in CONTAINER["env"]}
     assert [endpoint["port"] for endpoint in MONITOR["spec"]["endpoints"]] == list(ports)
 
 

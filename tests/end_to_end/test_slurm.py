@@ -96,7 +96,8 @@ def test_what_is_queued_again(slurm: Slurm, tmp_path: Path, codes: list[int], st
     python = tmp_path / "python"
     python.write_text(
         f"#!/bin/bash\necho rank $RANK of $WORLD_SIZE, $LOCAL_RANK of $LOCAL_SIZE at $MASTER_ADDR:$MASTER_PORT "
-        f"hosts $SPHERESCALE_HOSTS: $@\ncodes=({' '.join(map(str, codes))})\n"
+        f"hosts $SPHERESCALE_HOSTS, $SPHERESCALE_START start $SPHERESCALE_ATTEMPT: $@\n"
+        f"codes=({' '.join(map(str, codes))})\n"
         "[ $RANK = 1 ] || exit ${codes[${SLURM_RESTART_COUNT:-0}]}\n"
     )
     python.chmod(0o755)
@@ -105,12 +106,12 @@ def test_what_is_queued_again(slurm: Slurm, tmp_path: Path, codes: list[int], st
     slurm.wait_for(lambda: slurm.facts(job)["JobState"] in ("COMPLETED", "FAILED"))
     assert message in output.read_text()
     assert slurm.facts(job)["Restarts"] == str(starts - 1)
-    first = (run / "logs" / f"{job}-start0-rank1.log").read_text()
-    assert re.fullmatch(
-        rf"rank 1 of 2, 0 of 1 at 127.0.0.1:2\d{{4}} hosts 127.0.0.1,127.0.0.2: "
-        rf"stages/train.py --run {run} --recipe a recipe\n",
-        first,
-    )
+    for start in range(starts):
+        assert re.fullmatch(
+            rf"rank 1 of 2, 0 of 1 at 127.0.0.1:2\d{{4}} hosts 127.0.0.1,127.0.0.2, Slurm {job} start {start}: "
+            rf"stages/train.py --run {run} --recipe a recipe\n",
+            (run / "logs" / f"{job}-start{start}-rank1.log").read_text(),
+        )
 
 
 def test_a_job_that_is_not_to_queue_again_stops_for_good(slurm: Slurm, tmp_path: Path) -> None:
