@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -46,6 +47,12 @@ def one_line(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+def tell(line: str) -> None:
+    """Print a line on standard error if that takes one: a log on a full disk, or a closed terminal, ends nothing."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
 def faults_in_one_line(
     command: str, faults: tuple[type[Exception], ...] = (ValueError, OSError)
 ) -> Callable[[Callable[[], int]], Callable[[], int]]:
@@ -62,7 +69,7 @@ def faults_in_one_line(
             except BrokenPipeError:
                 raise
             except faults as error:
-                print(f"{command}: {one_line(error)}", file=sys.stderr)
+                tell(f"{command}: {one_line(error)}")
                 return code_of(error)
 
         return guarded
@@ -98,7 +105,8 @@ def _reader_has_ended(stream: TextIO) -> bool:
 def leave(code: int) -> NoReturn:
     """End this process at once: without clean-up, which would wait for threads and for ranks that are gone."""
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(code)
 
 
@@ -132,7 +140,7 @@ class StopRequest:
     def _remember(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if not self._deferred:
             name = signal.Signals(number).name
-            print(f"stopped by {name} before there was anything to save", file=sys.stderr, flush=True)
+            tell(f"stopped by {name} before there was anything to save")
             leave(EXIT_STOPPED)
         self._signal = signal.Signals(number)
         if number in (signal.SIGINT, signal.SIGTERM):

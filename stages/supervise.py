@@ -27,10 +27,9 @@ except ModuleNotFoundError as missing:
 import argparse
 import itertools
 import json
-import sys
 from pathlib import Path
 
-from cluster.stop import EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED, code_of, exit_with, one_line
+from cluster.stop import EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED, code_of, exit_with, one_line, tell
 from cluster.supervision.hosts import HERE, assign, read_hostfile, variables_of_hosts
 from cluster.supervision.launcher import Launcher
 from cluster.supervision.restarts import GiveUpError, Restarts
@@ -245,7 +244,7 @@ def last_step(run: Path) -> int:
 
 def say(text: str) -> None:
     """Print one line for the user."""
-    print(f"supervise.py: {text}", file=sys.stderr, flush=True)
+    tell(f"supervise.py: {text}")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,17 @@ from cluster.ranks.reasons import Reasons
 from cluster.ranks.rendezvous import DisagreeError, StartError
 from cluster.ranks.topology import Topology, TopologyError
 from cluster.ranks.watchdog import Watchdog, end
-from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED, StopRequest, code_of, exit_with, leave
+from cluster.stop import (
+    EXIT_LOST,
+    EXIT_REFUSED,
+    EXIT_STOPPED,
+    EXIT_UNSAVED,
+    StopRequest,
+    code_of,
+    exit_with,
+    leave,
+    tell,
+)
 from cluster.stopwatch import STARTUP
 from pipeline.files import NotWrittenError, named
 from pipeline.recipe.file import describe_recipe
@@ -124,7 +134,7 @@ def main() -> int:
     try:
         topology = Topology.from_environment(os.environ)
     except TopologyError as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        tell(f"train.py: {error}")
         return EXIT_REFUSED
     reasons = Reasons("train.py", topology)
     os.environ.update(topology.to_environment())  # DeepSpeed reads them, also those of one rank without a launcher
@@ -144,7 +154,7 @@ def main() -> int:
         leave(EXIT_REFUSED)  # torch may still be trying to connect
     if start.is_finished:
         if topology.rank == 0:
-            print(f"train.py: {finished(start.run, changed)}", file=sys.stderr)
+            tell(f"train.py: {finished(start.run, changed)}")
         return 0
     with contextlib.ExitStack() as claim:
         try:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import socket
-import sys
 import time
 
 import torch.distributed as dist
 
 from cluster.ranks.topology import Topology
+from cluster.stop import tell
 
 
 class Reasons:
@@ -33,7 +33,7 @@ class Reasons:
         if self._is_first(reason):
             several = self._topology.num_ranks > self._topology.ranks_of_node
             where = f" on {socket.gethostname()}" if several else ""
-            print(f"{self._command}{where}: {reason}", file=sys.stderr, flush=True)
+            tell(f"{self._command}{where}: {reason}")
         else:
             time.sleep(1)
 

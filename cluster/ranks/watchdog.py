@@ -15,7 +15,6 @@ import logging
 import os
 import re
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ import torch.distributed as dist
 from cluster.ranks.black_box import BlackBox
 from cluster.ranks.rendezvous import host_at
 from cluster.ranks.topology import Topology
-from cluster.stop import EXIT_LOST, leave
+from cluster.stop import EXIT_LOST, leave, tell
 from cluster.stopwatch import STEP
 
 logger = logging.getLogger(__name__)
@@ -217,7 +216,7 @@ def in_short(error: Exception) -> str:
 
 def end(message: str, stacks: bool = False) -> NoReturn:
     """Print `message`, and with `stacks` every thread's stack, and end this process at once with `EXIT_LOST`."""
-    print(message, file=sys.stderr, flush=True)
+    tell(message)
     if stacks:
         faulthandler.dump_traceback(all_threads=True)
     leave(EXIT_LOST)

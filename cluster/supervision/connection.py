@@ -106,7 +106,8 @@ class Connection:
         with self._pipe(self._process.stderr) as lines:
             for line in lines:
                 if self.has_answered:
-                    os.write(2, prefix + line)  # in one piece, whatever other hosts write
+                    with contextlib.suppress(OSError):  # of a full disk: later lines may find room
+                        os.write(2, prefix + line)  # in one piece, whatever other hosts write
                 else:
                     self.said = line.decode(errors="replace").strip()
 

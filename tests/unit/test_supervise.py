@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -84,6 +87,13 @@ def test_the_folder_is_the_one_that_train_takes(recipe: Path, tmp_path: Path, op
     assert supervise.start_of(["--recipe", str(recipe), option, str(tmp_path), "--resume", "auto"]).run == tmp_path
 
 
+class Full(io.StringIO):
+    """A log on a full disk."""
+
+    def write(self, text: str) -> int:  # noqa: ARG002 - a stream's
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 class Host:
     """Stands in for a launcher with one host that answers, whose ranks are asked to stop at once."""
 
@@ -132,3 +142,13 @@ def test_ranks_that_take_no_part_are_said(
     assert supervise.main() == EXIT_STOPPED
     lines = capsys.readouterr().err.splitlines()
     assert lines == [f"supervise.py: {line}" for line in [*said, "asked to stop"]]
+
+
+def test_a_full_disk_under_its_log_does_not_end_it(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "Launcher", Host)
+    monkeypatch.setattr(sys, "argv", ["supervise.py", "--ranks", "4", "--", "--recipe", str(recipe), "--run", "run"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stderr", Full())
+    assert supervise.main() == EXIT_STOPPED

@@ -99,3 +99,9 @@ def test_a_second_one_ends_at_once(number: signal.Signals) -> None:
 def test_under_nohup_a_closed_terminal_does_not_ask() -> None:
     before = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
     assert asked_by("SIGHUP", before=before) == ("nothing", 0)
+
+
+def test_a_standard_error_that_takes_nothing_ends_nothing() -> None:
+    script = "from cluster.stop import leave, tell; tell('why'); leave(75)"
+    with Path("/dev/full").open("w") as full:
+        assert subprocess.run([sys.executable, "-c", script], stderr=full, check=False).returncode == 75
