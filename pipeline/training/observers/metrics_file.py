@@ -78,7 +78,7 @@ class MetricsFile(Observer):
             for line in _lines(self._path)
             if (row := _row_of(line)) is not None and row["step"] <= (evaluated if "evaluation" in row else step)
         ]
-        write_file(self._path, "".join(line + "\n" for line in kept).encode(), synced=False)
+        write_file(self._path, "".join(line + "\n" for line in kept).encode())
         self._torn = False
 
     def _append(self, row: dict[str, Any]) -> None:
@@ -91,11 +91,11 @@ class MetricsFile(Observer):
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.is_file() else []
+    return path.read_text(errors="replace").splitlines() if path.is_file() else []
 
 
 def _row_of(line: str) -> dict[str, Any] | None:
-    """The row; None for the torn last line of a killed run."""
+    """The row; None for the torn last line of a killed run, and for what a power cut left in a row's place."""
     try:
         row = json.loads(line)
         return row if isinstance(row["step"], int) else None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,23 @@ def test_every_step_and_evaluation_stands_once(tmp_path: Path) -> None:
     assert rows(file) == whole
     write(resumed, range(5, 8))  # rolled back to 4
     assert rows(file) == whole
+
+
+def test_a_power_cut_costs_the_newest_rows_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, synced = tmp_path / "metrics.jsonl", list[bytes]()
+    write(started(file), range(1, 4))
+    file.write_bytes(file.read_bytes() + b"\xff\x00\xff\n")
+    sync = os.fsync
+
+    def see(descriptor: int) -> None:
+        with suppress(OSError):  # a folder
+            synced.append(Path(f"/proc/self/fd/{descriptor}").read_bytes())
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", see)
+    started(file, 3)
+    assert rows(file) == [1, 2, (2,), 3]
+    assert file.read_bytes() in synced, "it took the place of the rows before it was on the disk"
 
 
 def test_a_row_has_gauges_totals_and_means_under_their_names_in_prometheus(tmp_path: Path) -> None:
