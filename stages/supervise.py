@@ -231,14 +231,14 @@ def start_of(passed_on: list[str]) -> Start:
 def last_step(run: Path) -> int:
     """The last step in the run's log; 0 before the first."""
     try:
-        lines = RunFolder(run).metrics.read_text().splitlines()
+        lines = RunFolder(run).metrics.read_text(errors="replace").splitlines()
     except OSError:
         return 0
     for line in reversed(lines):
         try:
             return int(json.loads(line)["step"])
-        except (ValueError, KeyError):
-            continue  # torn by a kill
+        except (ValueError, KeyError, TypeError):
+            continue  # torn by a kill, or what a power cut left
     return 0
 
 
