@@ -257,6 +257,19 @@ def test_a_first_checkpoint_that_cannot_be_written_ends_the_run(shards: Path, tm
     assert (tmp_path / "checkpoints").read_text() == "mine"
 
 
+def observe_unsaved(rank: int, ranks: int, plan: Recipe, run: Path) -> str:
+    with pytest.raises(UnsavedError) as caught:
+        observe(trainer_of(rank, ranks, plan, run), [])
+    return str(caught.value)
+
+
+def test_an_error_is_not_a_lost_ranks_by_the_name_of_the_folder(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "silent"
+    run.mkdir()
+    (run / "checkpoints").write_text("mine")
+    assert run_ranks(observe_unsaved, 1, recipe(shards), run)[0].startswith(f"{run}: checkpoint of step 0 not written")
+
+
 def test_a_roll_back_leaves_out_as_many_batches_as_asked(shards: Path, tmp_path: Path) -> None:
     plan = recipe(shards, faults=Faults(action="roll_back", leave_out=2))
     result = run_ranks(train_spoilt, 1, plan, tmp_path, "gradient")[0]
