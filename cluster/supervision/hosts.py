@@ -20,7 +20,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
     """Hosts and their slots, in the file's order: lines of ``host slots=N``; # begins a comment.
 
     Raises:
-        ValueError: naming a faulty line; if there is no host.
+        ValueError: naming a faulty line; if there is no host, or one that the others would look for on themselves.
     """
     hosts: dict[str, int] = {}
     for number, line in enumerate(path.read_text().splitlines(), start=1):
@@ -33,6 +33,8 @@ def read_hostfile(path: Path) -> dict[str, int]:
         hosts[name] = int(slots)
     if not hosts:
         raise ValueError(f"{path}: got no host, wanted lines of 'name slots=N'")
+    if HERE in hosts and len(hosts) > 1:
+        raise ValueError(f"{path}: got {HERE} beside other hosts, wanted a name by which they too reach this one")
     return hosts
 
 

@@ -29,6 +29,15 @@ def test_an_empty_hostfile_is_refused(tmp_path: Path) -> None:
         read_hostfile(tmp_path / "hosts")
 
 
+def test_a_host_that_others_would_look_for_on_themselves_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text("localhost slots=8\n")
+    assert read_hostfile(path) == {"localhost": 8}
+    path.write_text("localhost slots=8\nbeta slots=8\n")
+    with pytest.raises(ValueError, match="got localhost beside other hosts, wanted a name by which they too reach"):
+        read_hostfile(path)
+
+
 def test_ranks_are_as_many_as_divide_the_batch() -> None:
     hosts = {"a": 4, "b": 4, "c": 4}
     assert assign(hosts, lambda ranks: 16 % ranks == 0) == {"a": 4, "b": 4}
