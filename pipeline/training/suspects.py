@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.files import NotWrittenError
+from cluster.stop import one_line
 from pipeline.reading.order import Order
 from pipeline.reading.tars import ShardSet
 from pipeline.run.angles import TargetCosines, write_suspects
@@ -37,7 +37,7 @@ class Suspects:
     def put(self, step: int, outcome: Outcome) -> None:
         """Keep what the batch at `step` gave, and write the list if it was the epoch's last.
 
-        A disk that takes nothing is reported once, and training continues.
+        A disk that takes or gives nothing is reported once, and training continues.
         """
         cosine_G = np.full(self._order.global_batch, np.nan, np.float32)
         if outcome.severity == Severity.GOOD:
@@ -47,9 +47,9 @@ class Suspects:
             self._cosines.put(step, cosine_G)
             if (step + 1) % self._order.steps_per_epoch == 0:
                 self._list(self._order.epoch_of(step))
-        except NotWrittenError as error:
+        except OSError as error:
             if not self._failing:
-                logger.warning("%s; training continues, its target angles are not kept", error)
+                logger.warning("%s; training continues without its target angles", one_line(error))
             self._failing = True
         else:
             self._failing = False
