@@ -6,7 +6,7 @@
   watch -n 60 python stages/status.py runs/study
 
 A folder that is no run's is searched for runs. All comes from the files in their folders: a run on another host is
-seen through the disk that both share. Code 65: there is no run.
+seen through the disk that both share. Code 65: there is no run, or one that cannot be read; the others are shown.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.progress import duration
-from cluster.stop import exit_with, faults_in_one_line
+from cluster.stop import EXIT_REFUSED, exit_with, one_line, tell
 from pipeline.run.status import Status, runs_in, status_of
 
 COLUMNS: dict[str, Callable[[Status], str]] = {
@@ -41,23 +41,29 @@ COLUMNS: dict[str, Callable[[Status], str]] = {
 }
 
 
-@faults_in_one_line("status", (ValueError, OSError))
 def main() -> int:
     """Print the table, and whose command trains each run or was killed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="folder of a run, or of several")
     args = parser.parse_args()
-    found = []
+    found, faults = [], []
     for folder in args.folders:
         runs = runs_in(folder)
         if not runs:
-            raise ValueError(f"{folder}: got {'no run in it' if folder.is_dir() else 'no folder'}, wanted runs")
-        found += [status_of(run) for run in runs]
-    print(table(found))
+            faults.append(f"{folder}: got {'no run in it' if folder.is_dir() else 'no folder'}, wanted runs")
+        for run in runs:
+            try:
+                found.append(status_of(run))
+            except (ValueError, OSError) as error:
+                faults.append(one_line(error))
+    if found:
+        print(table(found))
     for status in found:
         if status.holder:
             print(f"{status.run}: {status.state}: {status.holder}")
-    return 0
+    for fault in faults:
+        tell(f"status: {fault}")
+    return EXIT_REFUSED if faults else 0
 
 
 def number_in(status: Status, name: str, form: str) -> str:

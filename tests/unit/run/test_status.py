@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from cluster.lease import Holder, leased
+from cluster.stop import EXIT_REFUSED
 from pipeline.run.best import Best, write_best
 from pipeline.run.folder import RunFolder
 from pipeline.run.status import runs_in, status_of
@@ -125,3 +126,19 @@ def test_the_table_has_a_line_for_each_run_and_no_empty_column(
     assert " | ".join(re.split("  +", second)) == expected
     assert head.index("logged") == first.index("1:02:02") == second.index("1:02:04")
     assert why.startswith(f"{killed}: killed: pid ") and why.endswith(" (deepspeed train.py)")
+
+
+def test_a_run_that_cannot_be_read_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b", "c"):
+        make_run(tmp_path / name, 100)
+    RunFolder(tmp_path / "b").recipe.write_text("{")
+    monkeypatch.setattr(sys, "argv", ["status.py", str(tmp_path), str(tmp_path / "none")])
+    assert stage.main() == EXIT_REFUSED
+    said = capsys.readouterr()
+    assert [line.split()[0] for line in said.out.splitlines()] == ["run", str(tmp_path / "a"), str(tmp_path / "c")]
+    assert said.err.splitlines() == [
+        f"status: {tmp_path}/b/recipe.yaml: got KeyError('optimizer.steps'), wanted the recipe of a run",
+        f"status: {tmp_path}/none: got no folder, wanted runs",
+    ]
