@@ -13,8 +13,8 @@ metrics.jsonl and checkpoints/.
 When a rank gets SIGINT, SIGTERM, SIGUSR1 or SIGHUP, or its deepspeed command has ended, all ranks finish the step, save
 and exit with code 75; the same command then resumes the run. The deepspeed command itself does not wait for that:
 stages/supervise.py does. Code 65: recipe, shards, folder or numbers are refused. Code 69: a rank or its host was lost,
-or did not come in time. Code 74: the first or last save failed. After 69 and 74 stages/supervise.py starts again, on
-the hosts that answer.
+or did not come in time. Code 74: the first or last save failed, or the disk did not give the checkpoint to resume from.
+After 69 and 74 stages/supervise.py starts again, on the hosts that answer.
 """
 
 from __future__ import annotations

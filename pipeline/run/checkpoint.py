@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 
+from pipeline.files import named
 from pipeline.run.folder import RunFolder
 from pipeline.run.tensor_file import FileFacts, TensorFile
 
@@ -178,6 +179,7 @@ def load(run: Path, step: int, state: State, meta: Meta) -> None:
 
     Raises:
         CheckpointError: when its classes, size, identities, optimizer or backbone are not those of `meta` and `state`.
+        NotWrittenError: when a file cannot be read. Whoever loads has verified it just before: it may be read later.
     """
     folder = RunFolder(run).checkpoint(step)
     saved, meta = read_meta(folder), replace(meta, slots=list(state.row_slots))
@@ -191,11 +193,12 @@ def load(run: Path, step: int, state: State, meta: Meta) -> None:
         if got != wanted:
             raise CheckpointError(f"{folder}: {key}: got {got}, wanted {wanted} as saved: {why}; start another run")
     try:
-        _load_backbone(folder, state)
-        _load_rows(folder, saved, state)
+        with named(folder, "not read"):
+            _load_backbone(folder, state)
+            _load_rows(folder, saved, state)
     except CheckpointError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         raise CheckpointError(f"{folder}: {error}") from error
 
 

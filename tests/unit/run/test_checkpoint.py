@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +13,13 @@ from typing import Any
 import pytest
 import torch
 
+from cluster.stop import EXIT_UNSAVED, code_of
+from pipeline.files import NotWrittenError
 from pipeline.run import checkpoint
 from pipeline.run.checkpoint import CheckpointError, State
 from pipeline.run.folder import RunFolder
 from pipeline.run.saver import Saver
+from pipeline.run.tensor_file import TensorFile
 from tests.unit.run.saved import meta, save_steps, state
 
 
@@ -93,3 +98,15 @@ def test_another_format_is_refused_with_those_that_are_read(tmp_path: Path, numb
     (folder / "meta.json").write_text(json.dumps({"format": number}))
     with pytest.raises(CheckpointError, match=f"meta.json: format: {message}, wanted 2 or 3"):
         checkpoint.read_meta(folder)
+
+
+def test_a_disk_that_does_not_answer_is_no_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_steps(tmp_path, 4)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(TensorFile, "read", fail)
+    with pytest.raises(NotWrittenError, match="step-00000004: not read: Stale file handle") as unread:
+        checkpoint.load(tmp_path, 4, state(), meta(4))
+    assert code_of(unread.value) == EXIT_UNSAVED
