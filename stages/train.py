@@ -247,8 +247,8 @@ def train(start: Start, changed: list[str], topology: Topology, reasons: Reasons
         stacks = RunFolder(start.run).stacks
         watchdog = Watchdog(together.store, topology, recipe.faults.step_seconds, stacks=stacks)
         observers = observers_of(trainer, restarts, account)
-        train_observed(trainer, evaluator, observers, watchdog, lambda: bool(stop.asked))
-    if trainer.step >= recipe.optimizer.steps:  # more, if the recipe now wants fewer
+        evaluation_left = train_observed(trainer, evaluator, observers, watchdog, lambda: bool(stop.asked))
+    if trainer.step >= recipe.optimizer.steps and not evaluation_left:  # more steps, if the recipe now wants fewer
         logger.info("finished: step %d, in %s", trainer.step, RunFolder(start.run).checkpoint(trainer.step))
         return 0
     asked = stop.asked or "a signal to another rank"

@@ -22,7 +22,7 @@ def train_observed(
     observers: Sequence[Observer],
     watchdog: Watchdog,
     stop_asked: Callable[[], bool],
-) -> None:
+) -> bool:
     """Train to the end or until asked to stop, evaluating after saves and notifying the observers. All ranks together.
 
     An error that comes of a lost rank ends this process, naming the rank.
@@ -34,6 +34,9 @@ def train_observed(
         observers: of this rank.
         watchdog: ends a hung run; patient with a save, a roll-back and an evaluation.
         stop_asked: whether this rank is asked to stop.
+
+    Returns:
+        whether an evaluation that is due is left to the next start, since the run was stopped.
 
     Raises:
         NonFiniteError, UnsavedError: see `Trainer.train`.
@@ -65,6 +68,7 @@ def train_observed(
             if due and saved and not record.stopping:
                 due = False
                 evaluate()
+        return due
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from PIL import Image
 
 from cluster.ranks.collectives import SENT, gather_objects
+from cluster.ranks.watchdog import Watchdog
 from cluster.stopwatch import STEP
 from pipeline.backbones.iresnet import IResNetBackbone
 from pipeline.backbones.sphereface import SphereFaceBackbone
@@ -44,6 +45,8 @@ from pipeline.run.checkpoint import complete_steps
 from pipeline.run.folder import RunFolder
 from pipeline.shards.alignment.similarity import SHIFTS
 from pipeline.training.evaluator import Evaluated, Evaluator
+from pipeline.training.loop import Trainer
+from pipeline.training.observed import train_observed
 from tests.distributed.ranks import run_ranks
 from tests.distributed.trainer import trainer_of
 from tests.faces import write_faces, write_shards
@@ -239,6 +242,28 @@ def test_every_rank_waits_for_the_save_and_not_in_an_exchange(shards: Path, stra
     """An exchange has `timeout_seconds`, a save as long as the disk takes."""
     for seen, written in run_ranks(evaluate_beside_a_long_save, 2, recipe(shards, strangers), tmp_path):
         assert seen[0] == 0 and seen[-1] == written
+
+
+def stop_in_the_last_step(rank: int, ranks: int, plan: Recipe, run: Path) -> list[tuple[bool, bool]]:
+    """Of a start that is stopped there, and of the next: whether an evaluation is left, and its result there."""
+    found = []
+    for stops, resume in ((True, None), (False, STEPS)):
+        trainer = trainer_of(rank, ranks, plan, run, resume)
+        watchdog = Watchdog(dist.HashStore(), trainer.topology, 300)
+
+        def asked(trainer: Trainer = trainer, stops: bool = stops) -> bool:
+            return stops and trainer.step == STEPS - 1
+
+        left = train_observed(trainer, Evaluator(trainer, sets_of(plan)), [], watchdog, asked)
+        found.append((left, result_file(run / "evaluations/strangers", STEPS).is_file()))
+    return found
+
+
+def test_a_run_that_is_stopped_in_its_last_step_is_not_finished_before_it_is_evaluated(
+    shards: Path, strangers: Path, tmp_path: Path
+) -> None:
+    (found,) = run_ranks(stop_in_the_last_step, 1, recipe(shards, strangers), tmp_path)
+    assert found == [(True, False), (False, True)]
 
 
 def break_in_mid_run(rank: int, ranks: int, plan: Recipe, run: Path, image: Path) -> list[Evaluated]:
