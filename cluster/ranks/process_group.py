@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -101,16 +102,21 @@ def _meet(topology: Topology, timeout_seconds: float, facts: Mapping[str, str], 
 def background_group() -> dist.ProcessGroup:
     """A second group of all ranks, between CPUs, for a background thread's own exchanges. A collective.
 
-    Its time-out is a day, as long as the slowest disk: the other groups and the watchdog detect a lost rank.
+    Its time-out is a day, as long as the slowest disk: the other groups and the watchdog detect a lost rank. So do they
+    here: a rank that never comes exhausts the time-out of the group of all.
     """
+    dist.barrier()
     return dist.new_group(backend="gloo", timeout=timedelta(days=1))
 
 
-def grid(num_ranks: int, width: int) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:
+def grid(
+    num_ranks: int, width: int, timeout_seconds: float
+) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:
     """This rank's row and column of the ranks laid out in rows of `width`: a row shares, a column replicates.
 
     Row k holds ranks [k·width, (k+1)·width); a column holds the ranks at one place of every row. With a single row the
-    row is the whole world and the column None. A collective of all ranks.
+    row is the whole world and the column None. A collective of all ranks. `timeout_seconds` bounds those of rows and
+    columns: torch would not take it over from the group of all.
 
     Raises:
         ValueError: if `width` does not divide the ranks.
@@ -121,6 +127,7 @@ def grid(num_ranks: int, width: int) -> tuple[dist.ProcessGroup | None, dist.Pro
         return dist.group.WORLD, None
     rank = dist.get_rank()
     # every rank must take part in creating every group
-    rows = [dist.new_group(list(range(k, k + width))) for k in range(0, num_ranks, width)]
-    columns = [dist.new_group(list(range(place, num_ranks, width))) for place in range(width)]
+    make = partial(dist.new_group, timeout=timedelta(seconds=timeout_seconds))
+    rows = [make(list(range(k, k + width))) for k in range(0, num_ranks, width)]
+    columns = [make(list(range(place, num_ranks, width))) for place in range(width)]
     return rows[rank // width], columns[rank % width]

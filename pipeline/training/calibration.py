@@ -104,7 +104,7 @@ def _ring_rates(trainer: Trainer) -> tuple[RingRates | None, RingRates | None]:
         return (ring_rates(trainer.device) if topology.num_ranks > 1 else None), None
     if topology.num_ranks % topology.ranks_of_node:  # hosts that differ: only the whole is measured
         return None, ring_rates(trainer.device)
-    beside, _ = grid(topology.num_ranks, topology.ranks_of_node)
+    beside, _ = grid(topology.num_ranks, topology.ranks_of_node, trainer.recipe.timeout_seconds)
     within = ring_rates(trainer.device, beside) if topology.ranks_of_node > 1 else None
     return within, ring_rates(trainer.device)
 

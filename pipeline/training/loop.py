@@ -108,7 +108,7 @@ class Trainer:
                 recompute(recipe.backbone.blocks(backbone))
         # From here on there are collectives, so every rank must come by in this order.
         self._remembered = Remembered(RunFolder(run).undecodable, shards, group)
-        sharing, replicas = grid(topology.num_ranks, recipe.head.ranks or topology.num_ranks)
+        sharing, replicas = grid(topology.num_ranks, recipe.head.ranks or topology.num_ranks, recipe.timeout_seconds)
         self.engine = Engine(backbone, recipe, group)
         self.head = ShardedHead(
             manifest.identities,

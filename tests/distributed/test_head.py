@@ -19,7 +19,7 @@ from pipeline.head.margins.softmax import Softmax
 from pipeline.head.rows import initial_rows, sampled_rows
 from pipeline.optim.sgd import SGD
 from tests.distributed.dense import dense_loss
-from tests.distributed.ranks import run_ranks
+from tests.distributed.ranks import TIMEOUT_SECONDS, run_ranks
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def train_rows(rank: int, ranks: int, options: HeadOptions, width: int | None, s
     case = Case()
     x, labels = case.inputs()
     share = slice(rank * case.batch // ranks, (rank + 1) * case.batch // ranks)
-    sharing, replicas = grid(ranks, width or ranks)
+    sharing, replicas = grid(ranks, width or ranks, TIMEOUT_SECONDS)
     head = ShardedHead(
         case.classes, case.dim, case.margin, sharing, replicas=replicas, seed=3, optimizer=sgd(0.01), options=options
     )

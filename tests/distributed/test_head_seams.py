@@ -26,7 +26,7 @@ from pipeline.head.rows import initial_rows
 from pipeline.optim.sgd import SGD
 from pipeline.recipe.file import describe_recipe, load_recipe
 from pipeline.recipe.schema import Checkpoint, Data, Head, Recipe
-from tests.distributed.ranks import run_ranks
+from tests.distributed.ranks import TIMEOUT_SECONDS, run_ranks
 from tests.distributed.trainer import trainer_of
 from tests.faces import write_shards
 
@@ -126,7 +126,7 @@ def train_head(
     rank: int, ranks: int, margin: Margin, width: int | None, parts: int, options: HeadOptions
 ) -> dict[str, torch.Tensor]:
     """Steps of the head alone, the one at `BAD` dropped after its backward pass; width: ranks that share classes."""
-    sharing, replicas = grid(ranks, width or ranks)
+    sharing, replicas = grid(ranks, width or ranks, TIMEOUT_SECONDS)
     head = ShardedHead(
         CLASSES,
         DIM,
