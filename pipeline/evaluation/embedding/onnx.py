@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime  # type: ignore[import-untyped]
 import torch
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from torch import nn
 
 from pipeline.evaluation.embedding.feeding import Fed, Given, of_description, read_description
 from pipeline.evaluation.embedding.source import Network
+from pipeline.files import file_sha256
 
 METADATA = "input"  # key of a model's metadata: the "input" of a backbone.json, as JSON
 DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
@@ -67,10 +70,11 @@ def load_onnx(file: Path, given: Given, device: torch.device) -> Network:
     Raises ValueError naming the file and what it lacks.
     """
     try:
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        content = file.read_bytes()
     except OSError as error:
         raise ValueError(f"{file}: cannot be read: {error.strerror}") from None
     module = OnnxModule(file, device)
+    digest = _digest(content, file.parent)
     known = given.filled(_metadata(module, file)).filled(read_description(file.with_suffix(".json")))
     feeding = known.filled(_shape(module)).feeding(str(file))
     shape = _shape(module).size
@@ -81,6 +85,15 @@ def load_onnx(file: Path, given: Given, device: torch.device) -> Network:
     return Network(
         file.stem, hashlib.sha256(f"{digest} {feeding}".encode()).hexdigest(), 0, Fed(module, feeding), feeding.size
     )
+
+
+def _digest(content: bytes, folder: Path) -> str:
+    """Of a model and of the files in its folder that hold its weights, as torch's exporter leaves them by default."""
+    digest = hashlib.sha256(content)
+    tensors = onnx.load_from_string(content).graph.initializer
+    for name in sorted({ExternalDataInfo(tensor).location for tensor in tensors if uses_external_data(tensor)}):
+        digest.update(file_sha256(folder / name).encode())
+    return digest.hexdigest()
 
 
 def _metadata(module: OnnxModule, file: Path) -> Given:

@@ -31,10 +31,15 @@ PLAIN = Given(mean=(0.0,), scale=(1.0,))
 
 
 def write_model(
-    file: Path, batch: Any = "batch", layout: str = "NCHW", metadata: dict[str, Any] | None = None, dtype: int = 1
+    file: Path,
+    batch: Any = "batch",
+    layout: str = "NCHW",
+    metadata: dict[str, Any] | None = None,
+    dtype: int = 1,
+    seed: int = 0,
 ) -> np.ndarray:
     """A model of one matrix: the sums of its rows weighted by pixels; returns the matrix [3 * H * W, 5]."""
-    matrix = np.random.default_rng(0).normal(size=(3 * HEIGHT * WIDTH, 5)).astype(np.float32)
+    matrix = np.random.default_rng(seed).normal(size=(3 * HEIGHT * WIDTH, 5)).astype(np.float32)
     shape = [batch, 3, HEIGHT, WIDTH] if layout == "NCHW" else [batch, HEIGHT, WIDTH, 3]
     nodes = [
         helper.make_node("Cast", ["images"], ["numbers"], to=TensorProto.FLOAT),
@@ -113,6 +118,24 @@ def test_the_input_is_known_from_metadata_a_json_or_flags(
     assert load_onnx(file, Given(channels="RGB"), CPU).digest != by_metadata.digest
     with pytest.raises(ValueError, match=r"net.onnx: size: got 20x12, wanted that of its input, 16x12"):
         load_onnx(file, Given(size=(20, 12)), CPU)
+
+
+def test_weights_in_a_file_beside_the_model_count_for_its_digest(tmp_path: Path) -> None:
+    """The graph of two networks is then the same to the byte, and features are kept by the digest."""
+    digests = []
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        (tmp_path / name).mkdir()
+        write_model(tmp_path / "whole.onnx", seed=seed)
+        onnx.save(
+            onnx.load(tmp_path / "whole.onnx"),
+            tmp_path / name / "net.onnx",
+            save_as_external_data=True,
+            location="net.data",
+        )
+        digests.append(load_onnx(tmp_path / name / "net.onnx", PLAIN, CPU).digest)
+    one, _, other = (tmp_path / name / "net.onnx" for name in ("one", "same", "other"))
+    assert one.read_bytes() == other.read_bytes()
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_what_is_no_model_of_faces_is_named(tmp_path: Path) -> None:
