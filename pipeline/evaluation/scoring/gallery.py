@@ -33,7 +33,7 @@ def search_gallery(
 
     `gallery_identity` is of every row; distractors are `NOBODY`. Raises ValueError as `search_draws` does.
     """
-    found = nearest(probes_PD, gallery, ranks, device=device)
+    found = nearest(probes_PD, gallery, ranks + 1, device=device)
     return search_draws(found, probe_identity, gallery_identity, range(1, ranks + 1), fpirs, resamples, seed)
 
 
@@ -48,8 +48,9 @@ def search_draws(
 ) -> Draws:
     """The share of mated probes within each of `ranks`, then TPIR at each of `fpirs`: `R + F` statistics.
 
-    Thresholds are held while the people of the mated probes are drawn. Raises ValueError if there is no mated probe, or
-    the others cannot resolve one of `fpirs`.
+    `found` has one neighbour more than the last of `ranks`, or the whole gallery (see `mate_ranks`). Thresholds are
+    held while the people of the mated probes are drawn. Raises ValueError if there is no mated probe, or the others
+    cannot resolve one of `fpirs`.
     """
     mated = np.isin(probe_identity, gallery_identity)
     if not mated.any():

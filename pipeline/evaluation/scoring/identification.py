@@ -23,12 +23,15 @@ def mate_ranks(found: Neighbours, probe_identity: IntArray, gallery_identity: In
     """Rank `[P]` of each probe's best mate: 1 when no row of another identity scores as high.
 
     Rows of the probe's own identity do not compete with each other. `UNRANKED` if no mate is among the kept
-    neighbours, because the gallery holds none or because K others are closer.
+    neighbours, because the gallery holds none or because K others are closer, and if the best one scores as the last
+    that was kept: any number of rows that were not may tie with it. So ranks up to K - 1 are known.
     """
     best_P = mate_scores(found, probe_identity, gallery_identity)
     rivals_PK = gallery_identity[found.index_PK] != probe_identity[:, None]
     ahead_P = np.sum(rivals_PK & (found.scores_PK >= best_P[:, None]), axis=1)
-    return np.where(np.isfinite(best_P), ahead_P + 1, UNRANKED).astype(np.int64)
+    whole = found.scores_PK.shape[1] == len(gallery_identity)
+    known_P = best_P > (-np.inf if whole else found.scores_PK[:, -1])
+    return np.where(known_P, ahead_P + 1, UNRANKED).astype(np.int64)
 
 
 def mate_scores(found: Neighbours, probe_identity: IntArray, gallery_identity: IntArray) -> NDArray[np.float32]:

@@ -136,7 +136,7 @@ def search_templates(
     rows = templates.features_TD[templates.rows(probes[0])]
     draws = {}
     for number, (name, (ids, subject)) in enumerate(galleries.items()):
-        found = nearest(rows, blocks_of(templates.features_TD[templates.rows(ids)]), max(RANKS))
+        found = nearest(rows, blocks_of(templates.features_TD[templates.rows(ids)]), max(RANKS) + 1)
         # Galleries share no subject, so their draws are independent.
         draws[name] = search_draws(found, probes[1], subject, RANKS, fpirs, resamples, seed + number)
     if len(draws) > 1:

@@ -51,3 +51,15 @@ def test_a_closed_set_has_no_open_rates_and_a_gallery_of_others_no_rates() -> No
         search_gallery(rows, np.arange(3), [rows], np.arange(3, 6), 2, (), 5)
     with pytest.raises(ValueError, match=r"fpir: got 0.5 with 1 searches for people outside the gallery"):
         search_gallery(rows, np.arange(3), [rows], np.array([0, 1, 4]), 2, (0.5,), 5)
+
+
+@pytest.mark.parametrize("value", [0, 1])
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_collapsed_network_finds_nobody_whatever_number_of_neighbours_is_kept(value: float, images: int) -> None:
+    """All rows alike: of a tie any rows are kept, the mate perhaps among them, and all others count against it."""
+    gallery, probes = np.full((60, 4), value, np.float32), np.full((30, 4), value, np.float32)
+    for ranks in (1, 5, 60 - images):
+        found = search_gallery(probes, np.arange(30), [gallery], np.arange(60) // images, ranks, (), 3)
+        assert not found.value_K.any()
+    found = search_gallery(probes, np.arange(30), [gallery], np.arange(60) // images, 60, (), 3)
+    assert found.value_K.tolist() == [0.0] * (60 - images) + [1.0] * images
