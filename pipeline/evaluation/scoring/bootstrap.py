@@ -37,7 +37,7 @@ def identity_draws(
 ) -> Draws:
     """`statistics`, a function to `[K]` numbers, as measured and under draws that depend on no score.
 
-    A draw that leaves fewer than two folds, or no pair of one kind, has no accuracy or no ROC and is drawn
+    A draw that leaves fewer than two folds, or no pair of a kind that there is, has no accuracy or no ROC and is drawn
     again. `units` `[K]` is how many independent people each statistic rests on (default: those of all pairs). Raises
     ValueError when such draws crowd out all others.
     """
@@ -145,7 +145,8 @@ def _identities(pairs: ScoredPairs) -> int:
 
 
 def _has_every_kind(pairs: ScoredPairs) -> bool:
-    """Whether accuracy and ROC exist: both kinds, and two folds if the whole set has them."""
+    """Whether accuracy and ROC exist as they do of the whole set: the same kinds, and two folds if it has them."""
     alive: BoolArray = pairs.weight > 0
     folds, wanted = np.unique(pairs.fold[alive]), min(2, len(np.unique(pairs.fold)))
-    return bool(len(folds) >= wanted and 0 < np.count_nonzero(pairs.same[alive]) < np.count_nonzero(alive))
+    kinds = np.unique(pairs.same[alive])
+    return len(folds) >= wanted and np.array_equal(kinds, np.unique(pairs.same))

@@ -5,6 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
+from pipeline.evaluation.scoring import bootstrap
 from pipeline.evaluation.scoring.bootstrap import (
     draw_pairs,
     identity_draws,
@@ -123,12 +124,12 @@ def test_a_draw_without_impostors_is_drawn_again() -> None:
     assert np.isfinite(identity_draws(pairs, accuracy_and_auc, resamples=20).rates()).all()
 
 
-def test_a_set_too_small_for_an_interval_is_refused() -> None:
-    pairs = ScoredPairs.of(
-        np.arange(4.0), [True, True, True, True], [0, 1, 0, 1], identity_a=range(4), identity_b=range(4)
-    )
-    with pytest.raises(ValueError, match=r"bootstrap: 0 of 50 draws of 4 identities .* too small"):
-        identity_draws(pairs, accuracy_and_auc, resamples=1)
+def test_a_set_too_small_for_an_interval_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two pairs: two draws of nine hold all three people."""
+    pairs = ScoredPairs.of([0.0, 1.0], [True, False], [0, 1], identity_a=[0, 1], identity_b=[0, 2])
+    monkeypatch.setattr(bootstrap, "PATIENCE", 1)
+    with pytest.raises(ValueError, match=r"bootstrap: \d of 20 draws of 3 identities .*, wanted 20: .* too small"):
+        identity_draws(pairs, accuracy_and_auc, resamples=20)
     with pytest.raises(ValueError, match=r"got 0 resamples"):
         identity_draws(pairs, accuracy_and_auc, resamples=0)
 

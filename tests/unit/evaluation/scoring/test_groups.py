@@ -69,3 +69,14 @@ def test_intervals_are_over_the_people_at_the_same_threshold() -> None:
 def test_images_of_no_group_leave_nothing_to_report() -> None:
     pairs, one, _ = make()
     assert errors_by_group(pairs, np.full_like(one, -1), one, NAMES, TARS, resamples=5) == ()
+
+
+@pytest.mark.parametrize("kind", [True, False])
+def test_groups_whose_pairs_are_of_one_kind_have_the_error_of_that_kind(kind: bool) -> None:
+    """Of one grouped person there are same pairs alone, of two groups of one person each perhaps different ones."""
+    pairs, one, other = make()
+    mine = pairs.same == kind
+    east, *_ = errors_by_group(pairs.select(mine), one[mine], other[mine], NAMES, TARS, resamples=20)
+    given, absent = (east.errors[0].fnmr, east.errors[0].fmr)[:: 1 if kind else -1]
+    assert absent is None and given is not None and given.low <= given.value <= given.high
+    assert (east.genuine > 0, east.impostors > 0) == (kind, not kind)
