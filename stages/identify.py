@@ -29,7 +29,7 @@ from pipeline.evaluation.results import Identification, load_identification, res
 from pipeline.evaluation.scoring.distractors import identify
 from pipeline.evaluation.scoring.draws import Draws
 from pipeline.evaluation.scoring.gallery import NOBODY, search_gallery, search_rates
-from pipeline.evaluation.scoring.verification import IntArray, require_resolvable, resolvable_fars
+from pipeline.evaluation.scoring.verification import IntArray, require_resolvable, resolvable, resolvable_fars
 from pipeline.run.folder import RunFolder
 from stages.arguments import (
     add_bootstrap,
@@ -152,7 +152,7 @@ def _rates(args: argparse.Namespace, probes: Faces, gallery: Faces, distractors:
                 f"{args.probes}: got {len(probes)} images, no two of one person, wanted some to find again"
             )
         compared = len(probes) * len(distractors)
-        fars = tuple(args.far or resolvable_fars(compared)[-1:])
+        fars = tuple(args.far or _default_far(compared))
         for far in fars:
             require_resolvable(far, compared, of="pairs of probe and distractor")
         return fars
@@ -161,7 +161,12 @@ def _rates(args: argparse.Namespace, probes: Faces, gallery: Faces, distractors:
         raise ValueError(f"{args.probes}: got nobody who is in {args.gallery}, wanted some to find")
     for fpir in args.fpir or ():
         require_resolvable(fpir, strangers, "fpir", "searches for people outside the gallery")
-    return tuple(args.fpir or (fpir for fpir in FPIRS if fpir * strangers >= 1))
+    return tuple(args.fpir or resolvable(FPIRS, strangers))
+
+
+def _default_far(compared: int) -> tuple[float, ...]:
+    """The lowest power of ten that so many pairs of probe and distractor resolve."""
+    return resolvable_fars(compared)[-1:]
 
 
 def _result(args: argparse.Namespace, source: Source, searched: Searched) -> Identification:
@@ -184,13 +189,16 @@ def _among_distractors(args: argparse.Namespace, source: Source, searched: Searc
     others = _features(args, source, searched.distractors, "distractors")
     person = np.unique(searched.probes.people, return_inverse=True)[1][known.good]
     count = int(others.good.sum())
+    compared = int(known.good.sum()) * count
+    # One broken image must not cost a rate: one that its search alone resolved is left out with it.
+    fars = resolvable(args.far, compared) if args.far else _default_far(compared)
     found = identify(
         known.rows(np.flatnonzero(known.good)),
         person,
         others.blocks(),
         count,
         args.ranks,
-        searched.rates,
+        fars,
         args.resamples,
         args.seed,
         how_of(args).device,
@@ -207,7 +215,7 @@ def _among_distractors(args: argparse.Namespace, source: Source, searched: Searc
         confidence=CONFIDENCE,
         network=source.name,
         drawn=digest_of([searched.digest, args.seed, args.resamples], known.good),
-        draws=_some([f"TAR at FAR {far:g}" for far in searched.rates], args.ranks, found.draws),
+        draws=_some([f"TAR at FAR {far:g}" for far in fars], args.ranks, found.draws),
     )
 
 
@@ -220,8 +228,7 @@ def _in_gallery(args: argparse.Namespace, source: Source, searched: Searched) ->
     person: IntArray = numbers[: len(searched.probes)][probes.good]
     owner: IntArray = numbers[len(searched.probes) :][members.good]
     mated = np.isin(person, owner)
-    # One broken image must not cost a rate: one that its search alone resolved is left out with it.
-    fpirs = [fpir for fpir in searched.rates if fpir * np.sum(~mated) >= 1]
+    fpirs = resolvable(searched.rates, int(np.sum(~mated)))  # as with distractors, a broken image costs no other
     found = search_gallery(
         probes.rows(np.flatnonzero(probes.good)),
         person,

@@ -29,7 +29,7 @@ from pipeline.evaluation.scoring.draws import Draws
 from pipeline.evaluation.scoring.fusion import Fusion
 from pipeline.evaluation.scoring.gallery import search_rates
 from pipeline.evaluation.scoring.templates import RANKS, Templates, fuse, search_templates, verify_templates
-from pipeline.evaluation.scoring.verification import require_resolvable
+from pipeline.evaluation.scoring.verification import require_resolvable, resolvable
 from pipeline.run.folder import RunFolder
 from stages.arguments import (
     add_bootstrap,
@@ -82,9 +82,8 @@ def _check(args: argparse.Namespace, source: Source, protocol: Protocol) -> None
         require_resolvable(far, int(np.sum(~protocol.pairs[2])))
     for name, gallery in protocol.galleries.items():
         assert protocol.probes is not None, "there are no galleries without probes"
-        strangers = int(np.sum(~np.isin(protocol.probes.subject, gallery.subject)))
         for fpir in args.fpir:
-            require_resolvable(fpir, strangers, "fpir", f"probes outside {name}")
+            require_resolvable(fpir, _strangers(protocol.probes, gallery), "fpir", f"probes outside {name}")
 
 
 def _judge(args: argparse.Namespace, source: Source, protocol: Protocol) -> TemplateResult:
@@ -95,14 +94,14 @@ def _judge(args: argparse.Namespace, source: Source, protocol: Protocol) -> Temp
     same = same[kept]
     impostors = int(np.sum(~same))
     # One broken image must not cost a rate: one that its pairs alone resolved is left out with them.
-    fars = tuple(far for far in args.far if far * impostors >= 1) or tuple(args.far)
+    fars = resolvable(args.far, impostors) or tuple(args.far)
     verified = verify_templates(
         templates, (first[kept], second[kept], same), protocol.subject_of, fars, args.resamples, args.seed
     )
-    found = _search(args, templates, protocol)
+    found, fpirs = _search(args, templates, protocol)
     draws = by_name([f"TAR at FAR {far:g}" for far in fars], verified.draws)
     for name, searched in found.items():
-        names = [*(f"rank {rank}" for rank in RANKS), *(f"TPIR at FPIR {fpir:g}" for fpir in args.fpir)]
+        names = [*(f"rank {rank}" for rank in RANKS), *(f"TPIR at FPIR {fpir:g}" for fpir in fpirs)]
         draws |= by_name([f"{name}, {statistic}" for statistic in names], searched)
     return TemplateResult(
         step=source.step,
@@ -113,7 +112,7 @@ def _judge(args: argparse.Namespace, source: Source, protocol: Protocol) -> Temp
         tar=verified.tar,
         curve=verified.curve,
         listing_sha256=protocol.digest,
-        galleries=tuple(_gallery(name, one, tuple(args.fpir)) for name, one in found.items()),
+        galleries=tuple(_gallery(name, one, fpirs) for name, one in found.items()),
         network=source.name,
         fusion=str(args.fuse),
         drawn=digest_of([protocol.digest, args.seed, args.resamples], templates.ids),
@@ -121,13 +120,21 @@ def _judge(args: argparse.Namespace, source: Source, protocol: Protocol) -> Temp
     )
 
 
-def _search(args: argparse.Namespace, templates: Templates, protocol: Protocol) -> dict[str, Draws]:
-    """1:N in each gallery, and their mean; nothing without probes."""
-    if protocol.probes is None:
-        return {}
+def _search(
+    args: argparse.Namespace, templates: Templates, protocol: Protocol
+) -> tuple[dict[str, Draws], tuple[float, ...]]:
+    """1:N in each gallery, and their mean, with the FPIRs that all of them still resolve; nothing without probes."""
+    if protocol.probes is None or not protocol.galleries:
+        return {}, ()
     probes = _known(templates, protocol.probes, "probes")
     galleries = {name: _known(templates, one, f"templates of {name}") for name, one in protocol.galleries.items()}
-    return search_templates(templates, galleries, probes, tuple(args.fpir), args.resamples, args.seed)
+    fpirs = resolvable(args.fpir, min(_strangers(probes, gallery) for gallery in galleries.values()))
+    return search_templates(templates, galleries, probes, fpirs, args.resamples, args.seed), fpirs
+
+
+def _strangers(probes: Subjects, gallery: Subjects) -> int:
+    """How many probes are of nobody in the gallery."""
+    return int(np.sum(~np.isin(probes.subject, gallery.subject)))
 
 
 def _gallery(name: str, searched: Draws, fpirs: tuple[float, ...]) -> Gallery:

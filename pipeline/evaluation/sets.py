@@ -26,6 +26,7 @@ from pipeline.evaluation.scoring.verification import (
     centred_kfold,
     cosine_scores,
     require_resolvable,
+    resolvable,
     resolvable_fars,
 )
 from pipeline.recipe.schema import Recipe, RecipeError
@@ -136,7 +137,7 @@ def judge(
         features_ND = features_ND[[path in remaining for path in chosen.pairs.paths]]
     scored = pairs.scored(cosine_scores(features_ND, pairs.a, pairs.b))
     # One broken image must not cost a rate: one that its pairs alone resolved is left out with them.
-    fars = settings.far if not left_out else tuple(far for far in settings.far if far * pairs.impostors >= 1)
+    fars = resolvable(settings.far, pairs.impostors) if left_out else settings.far
     verified = verify(scored, fars, settings.resamples, settings.seed)
     by_authors = centred_kfold(features_ND, pairs.a, pairs.b, scored)
     by_insightface = None

@@ -196,3 +196,20 @@ def test_a_search_that_cannot_be_is_refused_in_one_line(
     assert run_stage("identify.py", *RUN, *options) == EXIT_REFUSED
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("identify: ") and message in line
+
+
+@pytest.mark.usefixtures("scene")
+def test_a_broken_image_costs_no_rate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten probes among ten distractors resolve a FAR of 0.01; when one is broken, 0.1 is the lowest power of ten."""
+    monkeypatch.chdir(folder)
+    Path("probes.txt").write_text("".join(f"p{person}/{shot} #.png\n" for person in (4, 5, 6) for shot in range(3)))
+    with Path("probes.txt").open("a") as lines:
+        lines.write("p3/1 #.png\n")
+    Path("ten").mkdir()
+    for number in range(10):
+        Path(f"ten/{number}.png").write_bytes(Path(f"crowd/{number}.png").read_bytes() if number else b"no image")
+    among = [*RUN, "--probes", "visitors", "--probe-list", "probes.txt", "--distractors", "ten"]
+    assert run_stage("identify.py", *among) == 0
+    assert [entry.far for entry in result("ten").tar] == [0.1] and result("ten").distractors == 9
+    assert run_stage("identify.py", *among, "--far", "0.01", "0.5", "--name", "asked") == 0
+    assert [entry.far for entry in result("asked").tar] == [0.5]

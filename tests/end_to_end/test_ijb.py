@@ -189,3 +189,18 @@ def test_a_template_whose_images_are_broken_costs_itself_and_what_is_missing_is_
     options = ["--onnx", net, *OPTIONS[2:], "--images", "loose", "--fpir", "0.4"]
     assert run_stage("ijb.py", "run", *options, "--fuse", "N1D1F1") == EXIT_REFUSED
     assert "meta: got no ijbb_name_5pts_score.txt, wanted it for --align and D1" in capsys.readouterr().err
+
+
+def test_a_broken_image_costs_no_rate(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of five probes outside a gallery a FPIR of 0.2 is one; of the four that are left no rate is as low."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "aligned").mkdir()
+    for file in (scene.folder / "aligned").iterdir():
+        (tmp_path / "aligned" / file.name).write_bytes(file.read_bytes())
+    for image in (38, 39):  # the second template of the last person
+        Path(f"aligned/{image} #.png").write_bytes(b"no image")
+    places = ["--onnx", scene.folder / "net.onnx", "--meta", scene.folder / "meta", "--images", "aligned"]
+    rates = ["--far", "0.1", "--fpir", "0.2", "0.4", "--resamples", "10", "--set", "ijbb"]
+    assert run_stage("ijb.py", "run", *places, *rates) == 0
+    galleries = json.loads(Path("run/ijb/ijbb/step-00000000.json").read_text())["galleries"]
+    assert [[entry["fpir"] for entry in gallery["tpir"]] for gallery in galleries] == [[0.4]] * 3

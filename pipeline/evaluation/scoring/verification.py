@@ -174,17 +174,21 @@ def require_resolvable(rate: float, attempts: float, name: str = "far", of: str 
     """
     if not 0 < rate <= 1:
         raise ValueError(f"{name}: got {rate:g}, wanted above 0 and at most 1")
-    # 1/49 × 49 falls a rounding short of 1.
-    if rate * attempts < 1 - 1e-9:
+    if not resolvable((rate,), attempts):
         raise ValueError(
             f"{name}: got {rate:g} with {attempts:g} {of}, which resolve no rate below"
             f" {1 / max(attempts, 1):.2g}; wanted at least {int(np.ceil(1 / rate - 1e-9))} {of}"
         )
 
 
-def resolvable_fars(impostors: float) -> list[float]:
-    """The powers of ten from 0.1 down to 1e-6 that so many impostors resolve; never empty above 10 of them."""
-    return [far for far in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6) if far * impostors >= 1 - 1e-9]
+def resolvable(rates: Sequence[float], attempts: float) -> tuple[float, ...]:
+    """Those of `rates` that so many impostor attempts can show."""
+    return tuple(rate for rate in rates if rate * attempts >= 1 - 1e-9)  # 1/49 × 49 falls a rounding short of 1
+
+
+def resolvable_fars(impostors: float) -> tuple[float, ...]:
+    """The powers of ten from 0.1 down to 1e-6 that so many impostors resolve; none of fewer than 10."""
+    return resolvable((1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6), impostors)
 
 
 def tar_at_far(curve: Roc, far: float) -> float:
