@@ -174,9 +174,11 @@ def _result(args: argparse.Namespace, source: Source, searched: Searched) -> Ide
     place = args.gallery or args.distractors
     folder = RunFolder(args.run).identifications / (args.name or place.resolve().name)
     stored = None if args.force else _stored(result_file(folder, source.step))
-    if stored and (stored.weights_sha256, stored.listing_sha256) == (source.digest, searched.digest):
-        rates = tuple(entry.far for entry in stored.tar) + tuple(entry.fpir for entry in stored.tpir)
-        if rates == searched.rates and len(stored.cmc) == args.ranks:
+    if stored:
+        rates = (*(entry.far for entry in stored.tar), *(entry.fpir for entry in stored.tpir))
+        depended_on = (stored.weights_sha256, stored.listing_sha256, rates, len(stored.cmc))
+        options = (args.ranks, args.resamples, args.seed)
+        if (*depended_on, stored.resamples, stored.seed) == (source.digest, searched.digest, searched.rates, *options):
             return stored
     judge = _among_distractors if args.gallery is None else _in_gallery
     result = judge(args, source, searched)
@@ -214,6 +216,8 @@ def _among_distractors(args: argparse.Namespace, source: Source, searched: Searc
         distractors=count,
         confidence=CONFIDENCE,
         network=source.name,
+        resamples=args.resamples,
+        seed=args.seed,
         drawn=digest_of([searched.digest, args.seed, args.resamples], known.good),
         draws=_some([f"TAR at FAR {far:g}" for far in fars], args.ranks, found.draws),
     )
@@ -252,6 +256,8 @@ def _in_gallery(args: argparse.Namespace, source: Source, searched: Searched) ->
         distractors=count,
         confidence=CONFIDENCE,
         network=source.name,
+        resamples=args.resamples,
+        seed=args.seed,
         gallery=len(owner),
         strangers=int(np.sum(~mated)),
         tpir=tpir,

@@ -78,6 +78,7 @@ class Identification(Drawn):
         listing_sha256: digest of the lists of images and their people.
         gallery: images of known people that were searched; 0 if there was no gallery.
         strangers: searches for people outside the gallery.
+        resamples, seed: of the bootstrap; 0 resamples: not known.
         tpir: true positive identification rates at FPIRs over the strangers' searches.
     """
 
@@ -93,6 +94,8 @@ class Identification(Drawn):
     network: str = ""
     gallery: int = 0
     strangers: int = 0
+    resamples: int = 0
+    seed: int = 0
     tpir: tuple[TpirAtFpir, ...] = ()
 
     @property

@@ -349,6 +349,11 @@ def test_identification_among_distractors(
     before = Path("run/identifications/others/step-00000020.json").stat().st_mtime_ns
     assert run_stage("identify.py", *options) == 0
     assert Path("run/identifications/others/step-00000020.json").stat().st_mtime_ns == before
+    drawn = {result.drawn}
+    for other in (["--resamples", "30"], ["--seed", "1"]):  # its intervals are of other draws
+        assert run_stage("identify.py", *options, *other) == 0
+        drawn.add(load_identification(Path("run/identifications/others/step-00000020.json")).drawn)
+    assert len(drawn) == 3
     assert run_stage("identify.py", *options, "--far", "0.1") == 0
     assert Path("run/identifications/others/step-00000020.json").stat().st_mtime_ns > before
     assert run_stage("identify.py", *options, "--far", "0.001") == EXIT_REFUSED
