@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from http.client import HTTPException
 from threading import Event, Thread
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -104,11 +106,8 @@ class Notifier:
     """
 
     def __init__(self, webhook: str, prometheus: str, page: str) -> None:
-        parts = urlsplit(webhook)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"--webhook: got {webhook!r}, wanted a URL such as https://host/path")
         self._webhook, self._prometheus, self._page = webhook, prometheus, page
-        self._name = f"webhook on {parts.hostname}"  # the URL itself may hold a secret
+        self._name = f"webhook on {_host_of(webhook)}"  # the URL itself may hold a secret
         self._sent: dict[tuple[str, str], _Sent] = {}
         self._failing: set[str] = set()
 
@@ -153,15 +152,26 @@ class Notifier:
         """The result of `work`, or None after an error, which is printed once until it works again."""
         try:
             result = work()
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, HTTPException, ValueError, KeyError) as error:  # what speaks no HTTP, or breaks off, included
             if whom not in self._failing:
-                print(f"monitor: {whom}: {error}; trying again every {LOOK_SECONDS:g} s", file=sys.stderr, flush=True)
+                words = f"{str(error).strip()}; trying again every {LOOK_SECONDS:g} s"
+                print(f"monitor: {whom}: {words}", file=sys.stderr, flush=True)
             self._failing.add(whom)
             return None
         if whom in self._failing:
             print(f"monitor: {whom}: works again", file=sys.stderr, flush=True)
         self._failing.discard(whom)
         return result
+
+
+def _host_of(webhook: str) -> str:
+    """The host of a URL that can be posted to; ValueError for any other."""
+    with suppress(ValueError):  # of a port that is no number
+        parts = urlsplit(webhook)
+        whole = re.fullmatch(r"[!-~]+", webhook) and parts.port != 0
+        if whole and parts.scheme in ("http", "https") and parts.hostname:
+            return parts.hostname
+    raise ValueError(f"--webhook: got {webhook!r}, wanted a URL such as https://host/path")
 
 
 @contextmanager

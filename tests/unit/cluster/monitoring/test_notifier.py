@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -188,12 +189,36 @@ def test_an_answer_of_another_kind_is_reported_and_ends_no_alert(
     assert capsys.readouterr().err.startswith("monitor: Prometheus: 'state'; trying again")
 
 
+@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.0 200 OK\r\nContent-Length: 99\r\n\r\n{"])
+def test_what_speaks_no_http_or_breaks_off_is_reported_and_asked_again(
+    peer: Peer, capsys: pytest.CaptureFixture[str], answer: bytes
+) -> None:
+    """Such an error is no OSError: it must not end the thread in which the notifier looks."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def serve() -> None:
+            for _ in range(2):
+                connection, _ = other.accept()
+                with connection:
+                    connection.recv(1 << 16)
+                    connection.sendall(answer)
+
+        Thread(target=serve, daemon=True).start()
+        sender = Notifier(peer.url, f"http://127.0.0.1:{other.getsockname()[1]}", "http://page")
+        sender.look()
+        sender.look()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("monitor: Prometheus: ") and line.endswith("; trying again every 10 s")
+
+
 def test_an_alert_is_the_same_in_whatever_order_its_labels_come() -> None:
     one, same, other = (Alert(labels, {}, "") for labels in ({"a": "1", "b": "2"}, {"b": "2", "a": "1"}, {"a": "1"}))
     assert one.fingerprint == same.fingerprint != other.fingerprint
 
 
-@pytest.mark.parametrize("url", ["example.com/hook", "file:///etc/passwd", "https://"])
+@pytest.mark.parametrize(
+    "url", ["example.com/hook", "file:///etc/passwd", "https://", "https://host:port/", "https://host/a b"]
+)
 def test_a_webhook_is_a_url_of_a_host(url: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"--webhook: got {url!r}, wanted a URL such as https://host/path")):
         Notifier(url, "http://x", "http://page")
