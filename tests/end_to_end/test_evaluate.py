@@ -117,7 +117,7 @@ def test_only_what_changed_is_evaluated_again(scene: Path, monkeypatch: pytest.M
     [
         (["--step", "7"], "wanted one of [0, 20]"),
         (["--step", "best"], "step: got 'best' without run/best.json, wanted a recipe with evaluation.sets"),
-        (["--without", "none.tsv"], "decisions: cannot read none.tsv"),
+        (["--without", "none.tsv"], "none.tsv: cannot be read: No such file"),
         (["--far", "0.01"], "far: got 0.01 with 18 different pairs"),
         (["--pairs", "none.tsv"], "none.tsv: cannot be read: No such file"),
         (["--images", "none"], "images: got none, wanted an existing folder"),

@@ -7,14 +7,15 @@ person, whose images are then all of that group.
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from pipeline.evaluation.protocols.lines import read_lines
 from pipeline.evaluation.scoring.verification import IntArray
+from pipeline.files import file_sha256
 
 COLUMNS = ("path", "group")
 NO_GROUP = -1
@@ -44,13 +45,7 @@ class Groups:
 
 def read_groups(file: Path, images: Sequence[str]) -> Groups:
     """Read a file of groups for `images`; raises ValueError naming the line, or if no image has a group."""
-    try:
-        content = file.read_bytes()
-        reader = csv.DictReader(content.decode("utf-8-sig").splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
-    except OSError as error:
-        raise ValueError(f"groups: cannot read {file}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: got bytes that are no UTF-8 at {error.start}, wanted text") from None
+    reader = csv.DictReader(read_lines(file), delimiter="\t", quoting=csv.QUOTE_NONE)
     if any(name not in (reader.fieldnames or []) for name in COLUMNS):
         raise ValueError(f"{file}: got columns {reader.fieldnames}, wanted {' and '.join(COLUMNS)} (tab-separated)")
     of: dict[str, str] = {}
@@ -60,7 +55,7 @@ def read_groups(file: Path, images: Sequence[str]) -> Groups:
             raise ValueError(f"{file}, line {reader.line_num}: got path {path!r} and group {group!r}, wanted both")
         if of.setdefault(path, group) != group:
             raise ValueError(f"{file}, line {reader.line_num}: got {path} as {group} and as {of[path]}, wanted one")
-    groups = Groups(of, hashlib.sha256(content).hexdigest())
+    groups = Groups(of, file_sha256(file))
     if (groups.numbers(images) == NO_GROUP).all():
         raise ValueError(f"{file}: got {len(of)} paths, none of an image of the pairs such as {images[0]}")
     return groups

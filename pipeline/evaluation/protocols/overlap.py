@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.evaluation.protocols.lines import read_lines
 from pipeline.evaluation.scoring.search import blocks_of, nearest
 from pipeline.files import write_file
 
@@ -78,10 +79,7 @@ def read_decisions(file: Path) -> list[Candidate]:
 
     Raises ValueError naming the file, the line, the value got and the value wanted.
     """
-    try:
-        header, *lines = file.read_text(encoding="utf-8").splitlines() or [""]
-    except OSError as error:
-        raise ValueError(f"decisions: cannot read {file}: {error.strerror}") from None
+    header, *lines = read_lines(file) or [""]
     if tuple(header.split("\t")) != COLUMNS:
         raise ValueError(f"{file}: got the header {header!r}, wanted {', '.join(COLUMNS)} (tab-separated)")
     return [_pair(line, f"{file}, line {number}") for number, line in enumerate(lines, 2) if line.strip()]

@@ -75,5 +75,17 @@ def test_a_faulty_decision_file_is_named(tmp_path: Path, text: str, message: str
     with pytest.raises(ValueError, match=message) as caught:
         read_decisions(file)
     assert str(file) in str(caught.value)
-    with pytest.raises(ValueError, match="cannot read"):
+    with pytest.raises(ValueError, match=r"none.tsv: cannot be read"):
         read_decisions(tmp_path / "none.tsv")
+
+
+def test_decisions_pass_through_an_editor_and_names_may_have_any_letter(tmp_path: Path) -> None:
+    """A spreadsheet puts a byte order mark before UTF-8; a name may have what some take for the end of a line."""
+    file = tmp_path / "decisions.tsv"
+    decided = [Candidate("zoë\u2028k.", "bo\x85b", 0.7, "same")]
+    write_decisions(file, decided)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert read_decisions(file) == decided
+    file.write_bytes(HEADER.encode() + "zoë\tbob\t0.7\tsame\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"decisions.tsv, line 2: got byte 0xeb, wanted UTF-8"):
+        read_decisions(file)
