@@ -19,13 +19,13 @@ except ModuleNotFoundError as missing:
 import argparse
 import io
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cluster.stop import exit_with, faults_in_one_line
+from pipeline.arrays import read_npz
 from pipeline.evaluation.embedding.people import People, centres, people_in
 from pipeline.evaluation.embedding.source import Source
 from pipeline.evaluation.protocols.overlap import (
@@ -83,10 +83,10 @@ def _centres(args: argparse.Namespace, source: Source, people: People, kind: str
     file = args.out / f"centres.{kind}.npz"
     key = f"{source.digest} {people.digest}"
     try:
-        with np.load(file) as stored:
-            if str(stored["key"]) == key:
-                return np.asarray(stored["centres"])
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        stored = read_npz(file)
+        if str(stored["key"]) == key:
+            return stored["centres"]
+    except (OSError, KeyError, ValueError):
         pass  # none yet, or none of ours
     crop = source.crop(people.images)
     if crop and crop.words:

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, InstanceOf
 
+from pipeline.arrays import read_npz
 from pipeline.evaluation.scoring.draws import Draws
 from pipeline.evaluation.scoring.rates import Record
 
@@ -67,9 +67,8 @@ def read_draws(file: Path) -> dict[str, Draws]:
     if not file.is_file():
         return {}
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as found:
-            arrays = dict(found)
+        arrays = read_npz(file)
         names = dict.fromkeys(key.rpartition(_BETWEEN)[0] for key in arrays)
         return {name: Draws(*(arrays[f"{name}{_BETWEEN}{field.name}"] for field in fields(Draws))) for name in names}
-    except (OSError, KeyError, ValueError, BadZipFile) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{file}: not the draws of a result: {str(error).splitlines()[0]}") from error

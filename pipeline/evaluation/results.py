@@ -11,11 +11,11 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.arrays import read_npz
 from pipeline.evaluation.drawn import Drawn, draws_to_bytes, read_draws
 from pipeline.evaluation.scoring.angles import ClassAngles
 from pipeline.evaluation.scoring.groups import GroupErrors
@@ -229,12 +229,11 @@ def load(file: Path) -> Evaluation:
     """Read what `save` wrote, given the summary's path; raises ValueError naming a file it cannot use."""
     try:
         summary = Summary.model_validate_json(file.read_bytes())
-        with file.with_suffix(".npz").open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            columns = dict(arrays)
+        columns = read_npz(file.with_suffix(".npz"))
         paths = columns.pop("path_a"), columns.pop("path_b")
         stored = [name for name in columns if name.startswith(_ANGLES)]
         angles = {name.removeprefix(_ANGLES): columns.pop(name) for name in stored}
         return Evaluation(summary, ScoredPairs.of(**columns), *paths, ClassAngles(**angles) if angles else None)
-    except (OSError, KeyError, TypeError, ValueError, BadZipFile) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{file}: not a complete evaluation: {reason}; evaluate again with --force") from error

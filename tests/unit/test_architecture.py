@@ -23,7 +23,7 @@ EXCEPTION = {"stages": ("stages.arguments", "stages.shard_arguments")}
 # Folder -> its folders and modules, the lowest first: each imports only what is on a line above its own.
 LAYERS = {
     "pipeline": (
-        ("files", "hashing", "section"),
+        ("arrays", "files", "hashing", "section"),
         ("shards", "optim", "backbones", "sinks"),
         ("reading", "head", "rendering"),
         ("recipe",),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.arrays import read_npz
 from pipeline.evaluation.embedding.source import Table
 
 COLUMNS = ("path", "embedding")
@@ -25,7 +25,7 @@ def load_table(file: Path) -> Table:
     try:
         digest = _digest(file)
         paths, rows = _read_npz(file) if file.suffix == ".npz" else _read_parquet(file)
-    except (OSError, KeyError, ValueError, BadZipFile) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{file}: not a file of embeddings: {str(error).splitlines()[0]}") from None
     if rows.ndim != 2 or len(paths) != len(rows) or rows.dtype.kind != "f":
         raise ValueError(
@@ -49,11 +49,10 @@ def _digest(place: Path) -> str:
 
 
 def _read_npz(file: Path) -> tuple[list[str], NDArray[Any]]:
-    with np.load(file, allow_pickle=False) as arrays:
-        missing = [name for name in ARRAYS if name not in arrays]
-        if missing:
-            raise ValueError(f"got arrays {', '.join(arrays)}, wanted {' and '.join(ARRAYS)}")
-        return arrays[ARRAYS[0]].tolist(), arrays[ARRAYS[1]]
+    arrays = read_npz(file)
+    if not set(ARRAYS) <= arrays.keys():
+        raise ValueError(f"got arrays {', '.join(arrays)}, wanted {' and '.join(ARRAYS)}")
+    return arrays[ARRAYS[0]].tolist(), arrays[ARRAYS[1]]
 
 
 def _read_parquet(file: Path) -> tuple[list[str], NDArray[Any]]:

@@ -84,10 +84,11 @@ def test_an_evaluation_comes_back_as_it_was_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".json", ".npz"])
-def test_a_torn_file_is_named(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("left", [0, 50])
+def test_a_torn_file_is_named(tmp_path: Path, suffix: str, left: int) -> None:
     file = save(make_evaluation(1), tmp_path)
     torn = file.with_suffix(suffix)
-    torn.write_bytes(torn.read_bytes()[:50])
+    torn.write_bytes(torn.read_bytes()[:left])
     with pytest.raises(ValueError, match=r"step-00000001.json: not a complete evaluation: .*--force") as caught:
         load(file)
     assert "\n" not in str(caught.value)

@@ -280,3 +280,19 @@ def test_a_faulty_table_is_named(tmp_path: Path, arrays: dict[str, Any], message
     np.savez(tmp_path / "made.npz", **arrays)
     with pytest.raises(ValueError, match=rf"made.npz: .*{message}|made.npz: {message}"):
         load_table(tmp_path / "made.npz")
+
+
+@pytest.mark.parametrize("fault", ["empty", "an array", "cut", "damaged"])
+def test_a_table_that_is_no_npz_is_named(tmp_path: Path, fault: str) -> None:
+    file = tmp_path / "made.npz"
+    np.savez_compressed(file, paths=np.array(["a"]), embeddings=np.random.default_rng(0).normal(size=(1, 300)))
+    content = bytearray(file.read_bytes())
+    if fault == "an array":
+        np.save(tmp_path / "one.npy", np.ones(3))
+        content = bytearray((tmp_path / "one.npy").read_bytes())
+    elif fault == "damaged":
+        begin = content.index(b"embeddings.npy") + 40  # within its compressed numbers
+        content[begin : begin + 8] = b"\xff" * 8
+    file.write_bytes(content[: {"empty": 0, "cut": len(content) // 2}.get(fault)])
+    with pytest.raises(ValueError, match=r"made.npz: not a file of embeddings: "):
+        load_table(file)
