@@ -29,10 +29,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from cluster.stop import exit_with, faults_in_one_line
+from pipeline.evaluation.embedding.trained import load_trained
 from pipeline.evaluation.reports.suite import FAR, Column, pairs_column, templates_column, write_suite
 from pipeline.evaluation.results import Evaluation, TemplateResult, load, load_templates, result_file
-from pipeline.run.best import read_best
-from pipeline.run.checkpoint import complete_steps
 from pipeline.run.folder import RunFolder
 from stages.arguments import add_embedding, add_source, add_step, options_of, parser_of
 
@@ -57,11 +56,17 @@ class Judgement:
 def main() -> int:
     """Judge the network on every set that is there, and tabulate; returns the exit code."""
     args = _parser().parse_args()
+    for run in args.beside:
+        if not run.is_dir():
+            raise ValueError(f"--beside: got {run}, wanted the folder of a run, or of a network's results")
+    step = _step(args)
+    if not _is_other(args):
+        args.step = step  # of every set, whatever a run that goes on saves meanwhile
     wanted, missing = sets_in(args)
     if missing:
         print(f"suite: not in {args.data}: {', '.join(missing)}", file=sys.stderr)
     judged = [judgement for judgement in wanted if _carry_out(judgement)]
-    names, columns = _columns(args, judged)
+    names, columns = _columns(args, judged, step)
     if columns:
         sets = "1 set" if len(columns) == 1 else f"{len(columns)} sets"
         for file in write_suite(f"{names[0]} on {sets}", names, columns, args.out):
@@ -123,7 +128,7 @@ def _carry_out(judgement: Judgement) -> bool:
     return True
 
 
-def _columns(args: argparse.Namespace, judged: Sequence[Judgement]) -> tuple[list[str], list[Column]]:
+def _columns(args: argparse.Namespace, judged: Sequence[Judgement], step: int) -> tuple[list[str], list[Column]]:
     """The networks' names, and a column for each set."""
     runs = [args.run, *args.beside]
     short = [run.resolve().name for run in runs]
@@ -134,34 +139,40 @@ def _columns(args: argparse.Namespace, judged: Sequence[Judgement]) -> tuple[lis
         title, kind = judgement.title, judgement.results
         if title in PAIRS.values():
             places = {name: folder.evaluations for name, folder in folders.items()}
-            columns.append(pairs_column(title, _results(places, kind, _step(args), load)))
+            columns.append(pairs_column(title, _results(places, kind, step, load)))
         else:
             places = {name: folder.templates for name, folder in folders.items()}
-            columns.append(templates_column(title, _results(places, kind, _step(args), load_templates)))
+            columns.append(templates_column(title, _results(places, kind, step, load_templates)))
     return names, columns
 
 
 def _step(args: argparse.Namespace) -> int:
-    """The checkpoint that was judged; 0 for a network of another origin."""
-    if any((args.onnx, args.weights, args.embeddings)):
-        return 0
-    if args.step == "best":
-        best = read_best(args.run)
-        assert best is not None, "it was judged"
-        return best.step
-    return complete_steps(args.run)[-1] if args.step is None else int(args.step)
+    """The checkpoint that is judged; 0 for a network of another origin. ValueError if there is none."""
+    return 0 if _is_other(args) else load_trained(args.run, args.step).step
+
+
+def _is_other(args: argparse.Namespace) -> bool:
+    """Whether the network is not of a run."""
+    return any((args.onnx, args.weights, args.embeddings))
 
 
 def _results(places: Mapping[str, Path], kind: str, step: int, read: Callable[[Path], Result]) -> dict[str, Result]:
-    """Of the first network its result on the set; of the others their last step on the same comparison."""
+    """Of the first network its result on the set; of the others their last step on the same comparison.
+
+    What cannot be read of the others is said and left out: it must not cost the table.
+    """
     (first, folder), *others = places.items()
     base = read(result_file(folder / kind, step))
     found = {first: base}
     for name, place in others:
-        steps = sorted(place.glob("*/step-*.json"), key=lambda file: file.name)
-        same = [result for result in map(read, steps) if result.compared == base.compared]
-        if same:
-            found[name] = same[-1]
+        for file in sorted(place.glob("*/step-*.json"), key=lambda file: file.name):
+            try:
+                result = read(file)
+            except ValueError as error:
+                print(f"suite: {error}", file=sys.stderr)
+                continue
+            if result.compared == base.compared:
+                found[name] = result
     return found
 
 

@@ -14,9 +14,13 @@ import pytest
 from PIL import Image
 
 from cluster.stop import EXIT_REFUSED
+from pipeline.backbones import BACKBONES
 from pipeline.evaluation.protocols.drawn import folder_rows
 from pipeline.evaluation.protocols.pairs_file import write_rows
 from pipeline.evaluation.results import load
+from pipeline.run.checkpoint import BACKBONE
+from pipeline.run.folder import RunFolder
+from pipeline.run.imported import write_imported
 from stages.arguments import FORWARDED
 from stages.suite import sets_in
 from tests.end_to_end.stage import run_stage
@@ -86,6 +90,14 @@ def test_what_is_there_is_judged_and_stands_in_one_table(scene: Path, capsys: py
     assert (scene / "results/theirs/evaluations/LFW/step-00000000.npz").stat().st_mtime_ns == before
     assert "| theirs above raw, points | " in Path("suite/suite.md").read_text()
 
+    Path("results/theirs/evaluations/CFP-FP/step-00000000.json").write_text("{")
+    capsys.readouterr()
+    assert run_stage("suite.py", "results/raw", *OPTIONS, *other) == 0
+    assert "theirs/evaluations/CFP-FP/step-00000000.json: not a complete evaluation" in capsys.readouterr().err
+    (row,) = (line for line in Path("suite/suite.md").read_text().splitlines() if line.startswith("| theirs |"))
+    lfw_cell, cfp_cell = (cell.strip() for cell in row.split("|")[2:4])
+    assert lfw_cell.strip("*")[0].isdigit() and cfp_cell == "–"
+
 
 @pytest.mark.usefixtures("scene")
 def test_a_set_that_fails_does_not_cost_the_others(capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,6 +106,30 @@ def test_a_set_that_fails_does_not_cost_the_others(capsys: pytest.CaptureFixture
     assert run_stage("suite.py", "results/theirs", *OPTIONS, *NETWORK) == 1
     assert "suite: CFP-FP was not judged, see above" in capsys.readouterr().err
     assert "LFW" in Path("suite/suite.md").read_text() and "CFP" not in Path("suite/suite.md").read_text()
+
+
+@pytest.mark.usefixtures("scene")
+def test_every_set_is_judged_at_the_checkpoint_that_is_the_last_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last that is whole; and a run that trains on saves others while its sets are judged."""
+    backbone = BACKBONES["sphereface4"](name="sphereface4", embedding_dim=8)
+    size = (HEIGHT, WIDTH)
+    write_imported(Path("run"), backbone, backbone.build(size).state_dict(), size, {"file": "net.pth", "sha256": "0"})
+    folder = RunFolder(Path("run"))
+
+    def save(step: int) -> Path:
+        return Path(shutil.copytree(folder.checkpoint(0), folder.checkpoint(step), dirs_exist_ok=True))
+
+    def judge_and_save(command: list[str], check: bool) -> Any:
+        done = run_here(command, check)
+        save(7)
+        return done
+
+    (save(5) / BACKBONE).write_bytes(b"damaged")
+    monkeypatch.setattr("subprocess.run", judge_and_save)
+    shutil.rmtree("val/ijbc")
+    assert run_stage("suite.py", "run", *OPTIONS) == 0
+    found = sorted(str(file.relative_to(folder.evaluations)) for file in folder.evaluations.glob("*/*.json"))
+    assert found == ["CFP-FP/step-00000000.json", "LFW/step-00000000.json"]
 
 
 def test_loose_crops_are_aligned_and_fused_as_arcface_torch_does_it(tmp_path: Path) -> None:
@@ -115,3 +151,13 @@ def test_loose_crops_are_aligned_and_fused_as_arcface_torch_does_it(tmp_path: Pa
 def test_a_folder_without_sets_is_refused(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_stage("suite.py", "results/theirs", "--data", scene / "results", *NETWORK) == EXIT_REFUSED
     assert "got none of the sets, wanted one of LFW (lfw.tsv or lfw.bin)" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("scene")
+def test_what_is_not_there_is_refused_before_anything_is_judged(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_stage("suite.py", "results/theirs", *OPTIONS, *NETWORK, "--beside", "runs/tpyo") == EXIT_REFUSED
+    words = "suite: --beside: got runs/tpyo, wanted the folder of a run, or of a network's results\n"
+    assert capsys.readouterr().err == words
+    assert run_stage("suite.py", "run", *OPTIONS) == EXIT_REFUSED
+    assert capsys.readouterr().err.startswith("suite: run: got no recipe.yaml in it")
+    assert not Path("results").exists() and not Path("run").exists()

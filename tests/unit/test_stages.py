@@ -39,7 +39,7 @@ STAGES = {
     "shard": (["faces", "out"], "open_named"),
     "status": (["run"], "runs_in"),
     "study": (["study.yaml"], "load_study"),
-    "suite": (["run", "--data", "d"], "sets_in"),
+    "suite": (["run", "--data", "d"], "load_trained"),
     "synthesise": (["out", "--people", "8", "--images", "4"], "open_rendered"),
 }
 
