@@ -124,8 +124,14 @@ def sources_of(args: argparse.Namespace, *, results: bool = True) -> Iterator[So
 def other_source(args: argparse.Namespace) -> Source | None:
     """The network that is not of a run; None if the arguments name none. Raises ValueError as `sources_of`."""
     given = given_of(args)
+    file = args.onnx or args.weights or args.embeddings
     if (args.network is None) != (args.weights is None):
         raise ValueError("--weights and --network: got one without the other, wanted both")
+    if given != Given() and file in (None, args.embeddings):
+        got = "embeddings, whose pixels nobody looks at" if file else "a run, which knows them"
+        raise ValueError(f"--size, --channels, --mean, --scale: got {got}, wanted --onnx or --weights")
+    if file and args.step is not None:
+        raise ValueError(f"--step: got it with {file}, wanted a run: other networks have no checkpoints")
     if args.onnx is not None:
         from pipeline.evaluation.embedding.onnx import load_onnx  # here, since the extra may be missing
 
@@ -138,8 +144,6 @@ def other_source(args: argparse.Namespace) -> Source | None:
         from pipeline.evaluation.embedding.table import load_table
 
         return load_table(args.embeddings)
-    if given != Given():
-        raise ValueError("--size, --channels, --mean, --scale: got a run, which knows them, wanted --onnx or --weights")
     return None
 
 

@@ -109,6 +109,7 @@ def test_a_network_from_elsewhere_is_given_as_the_evaluation_takes_it(tmp_path: 
             r"networks: got \['onnx', 'weights'\], wanted one of onnx, weights, embeddings",
         ),
         ({"networks": {"r50": {"weights": "b.pth"}}}, r"got \['weights'\], .* network with weights"),
+        ({"networks": {"r50": {"embeddings": "e.npz", "mean": [0]}}}, "networks: got embeddings with an input"),
         ({"networks": {"m4": {"onnx": "a.onnx"}}}, "networks: got 'm4', which is an arm"),
         ({"networks": {"r50": {"onnx": "a.onnx", "size": "112"}}}, r"networks.r50.size: got '112'"),
         ({"tables": [{"title": "a", "columns": {"x": "m5"}}]}, "got arm 'm5', wanted one of softmax, m4, deep"),
