@@ -24,7 +24,6 @@ except ModuleNotFoundError as missing:
 
 import argparse
 import contextlib
-import hashlib
 import json
 import shlex
 import signal
@@ -54,7 +53,7 @@ from pipeline.evaluation.results import load, result_file
 from pipeline.evaluation.scoring.draws import Draws
 from pipeline.evaluation.scoring.estimates import accuracy_draws
 from pipeline.evaluation.study import Run, Study, StudyError, differences, load_study, runs_of
-from pipeline.files import locked, named
+from pipeline.files import file_sha256, locked, named
 from pipeline.reading.tars import ShardSet
 from pipeline.recipe.fit import check_against_set
 from pipeline.recipe.schema import Recipe
@@ -66,6 +65,8 @@ STAGES = Path(__file__).resolve().parent
 CLAIMS = "study-claims"  # in a run's folder: the process that trains and evaluates it
 POLL_SECONDS = 1.0
 LAST_ROWS = 5  # of the log, from which a run is known to have trained or not
+
+_digest = cache(file_sha256)  # of a pairs file, which each look at a run asks for
 
 
 @faults_in_one_line("study")
@@ -328,11 +329,6 @@ def _draws(file: Path, resamples: int) -> Draws:
 def _last_over_chance(log: Path) -> float | None:
     _, values = series(read_metrics(log), "loss_over_chance_ratio")
     return float(values[-LAST_ROWS:].mean()) if len(values) else None
-
-
-@cache
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _evaluated(file: Path, pairs_sha256: str) -> bool:

@@ -29,6 +29,7 @@ from pipeline.evaluation.scoring.verification import (
     resolvable,
     resolvable_fars,
 )
+from pipeline.files import file_sha256
 from pipeline.recipe.schema import Recipe, RecipeError
 from pipeline.run.checkpoint import complete_steps, has_reached
 from pipeline.run.folder import RunFolder
@@ -87,8 +88,7 @@ def read_set(name: str, images: Path, file: Path, fars: Sequence[float] = ()) ->
     Raises ValueError naming what is wrong (see `pairs.read_pairs`), or the rate that so few pairs do not resolve.
     """
     pairs = read_pairs(file, images)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return VerificationSet(name, images, file, digest, pairs, _resolved(fars, pairs))
+    return VerificationSet(name, images, file, file_sha256(file), pairs, _resolved(fars, pairs))
 
 
 def sets_of(recipe: Recipe) -> tuple[VerificationSet, ...]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.arrays import read_npz
 from pipeline.evaluation.embedding.source import Table
+from pipeline.files import file_sha256
 
 COLUMNS = ("path", "embedding")
 ARRAYS = ("paths", "embeddings")
@@ -40,12 +41,9 @@ def load_table(file: Path) -> Table:
 
 
 def _digest(place: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(place.glob("*.parquet")) if place.is_dir() else [place]:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()
+    if not place.is_dir():
+        return file_sha256(place)
+    return hashlib.sha256("\n".join(map(file_sha256, sorted(place.glob("*.parquet")))).encode()).hexdigest()
 
 
 def _read_npz(file: Path) -> tuple[list[str], NDArray[Any]]:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.evaluation.protocols.lines import read_lines
 from pipeline.evaluation.scoring.verification import BoolArray, FloatArray, IntArray
+from pipeline.files import file_sha256
 
 GALLERIES = {"ijbb": ("S1", "S2"), "ijbc": ("G1", "G2")}
 COLUMNS = ("TEMPLATE_ID", "SUBJECT_ID")
@@ -204,5 +205,4 @@ def _named(file: Path, count: int, wanted: str) -> tuple[list[str], NDArray[Any]
 
 
 def _digest(files: list[Path]) -> str:
-    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    return hashlib.sha256("\n".join(filter(None, map(file_sha256, files))).encode()).hexdigest()
