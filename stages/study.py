@@ -59,7 +59,7 @@ from pipeline.recipe.fit import check_against_set
 from pipeline.recipe.schema import Recipe
 from pipeline.run.checkpoint import has_reached
 from pipeline.run.folder import RunFolder
-from pipeline.run.metrics_log import read_metrics, series
+from pipeline.run.metrics_log import last_step, read_metrics, series
 
 STAGES = Path(__file__).resolve().parent
 CLAIMS = "study-claims"  # in a run's folder: the process that trains and evaluates it
@@ -300,8 +300,7 @@ class Conductor:
         return [1.0 if run.name in self._done else self._step(run) / run.recipe.optimizer.steps for run in self.runs]
 
     def _step(self, run: Run) -> int:
-        records = read_metrics(RunFolder(self._folder(run)).metrics)
-        return int(records[-1]["step"]) if records else 0
+        return last_step(RunFolder(self._folder(run)).metrics)
 
     def _show(self, run: Run, what: str) -> None:
         at = f", step {self._step(run):,} of {run.recipe.optimizer.steps:,}" if what == "training" else ""

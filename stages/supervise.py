@@ -26,7 +26,6 @@ except ModuleNotFoundError as missing:
 
 import argparse
 import itertools
-import json
 from pathlib import Path
 
 from cluster.stop import EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED, code_of, exit_with, one_line, tell
@@ -36,6 +35,7 @@ from cluster.supervision.restarts import GiveUpError, Restarts
 from pipeline.recipe.schema import RecipeError
 from pipeline.run.checkpoint import has_reached
 from pipeline.run.folder import RunFolder
+from pipeline.run.metrics_log import last_step
 from pipeline.shards.format.manifest import ShardError
 from pipeline.training.start import Start, read_start
 
@@ -151,7 +151,7 @@ def supervise(launcher: Launcher, hosts: dict[str, int], start: Start, args: arg
         if code in FINAL:
             say("given up: refused, for the reason above; starting again would end the same way")
             return EXIT_REFUSED
-        step = last_step(start.run)
+        step = last_step(RunFolder(start.run).metrics)
         wait = restarts.in_vain() if code in (None, EXIT_UNSAVED) else restarts.failed_at(step)
         ended = f"failed with code {code} after step {step}; starting" if ranks else "waiting for hosts; trying"
         say(f"{ended} again in {wait:g} s")
@@ -226,20 +226,6 @@ def start_of(passed_on: list[str]) -> Start:
     parser.add_argument("--from-step", type=int)
     known, _ = parser.parse_known_args(passed_on)
     return read_start(known.recipe, known.set, known.run, known.from_step)
-
-
-def last_step(run: Path) -> int:
-    """The last step in the run's log; 0 before the first."""
-    try:
-        lines = RunFolder(run).metrics.read_text(errors="replace").splitlines()
-    except OSError:
-        return 0
-    for line in reversed(lines):
-        try:
-            return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):
-            continue  # torn by a kill, or what a power cut left
-    return 0
 
 
 def say(text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.metrics import PERCENTILES
+
+_END_BYTES = 1 << 16  # of the log, in which some records are whole
 
 # What rows were called before they had the names that Prometheus has: a log may begin with such rows.
 _RENAMED = {
@@ -50,6 +53,22 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
             else:
                 records[step] = record
     return [records[step] for step in sorted(records)]
+
+
+def last_step(file: Path) -> int:
+    """The step of the log's last whole record; 0 if there is none. Of a log, which grows for days, the end is read."""
+    try:
+        with file.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _END_BYTES))
+            lines = log.read().splitlines()
+    except OSError:
+        return 0
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            continue  # torn by a kill, or no record
+    return 0
 
 
 def series(records: list[dict[str, Any]], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -152,9 +152,3 @@ def test_a_full_disk_under_its_log_does_not_end_it(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stderr", Full())
     assert supervise.main() == EXIT_STOPPED
-
-
-def test_the_last_step_is_found_before_what_a_kill_or_a_power_cut_left(tmp_path: Path) -> None:
-    assert supervise.last_step(tmp_path) == 0
-    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 7}\n\xff\x00\n8\n{"ste')
-    assert supervise.last_step(tmp_path) == 7

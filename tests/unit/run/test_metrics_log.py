@@ -1,12 +1,13 @@
 """Reading the training log through tears, repeats and keys that come and go."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.evaluation.reports.plots import running_median
-from pipeline.run.metrics_log import mean_seconds, read_metrics, series
+from pipeline.run.metrics_log import last_step, mean_seconds, read_metrics, series
 
 
 def test_torn_lines_are_skipped_and_the_last_word_on_a_step_counts(tmp_path: Path) -> None:
@@ -19,6 +20,20 @@ def test_torn_lines_are_skipped_and_the_last_word_on_a_step_counts(tmp_path: Pat
         stream.write('{"step": 1, "loss": 6}\n{"step": 3, "los')
     assert [record["step"] for record in read_metrics(file)] == [1, 2]
     assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_the_last_step_is_that_of_the_last_whole_record_however_long_the_log(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    assert last_step(file) == 0
+    file.write_text('{"step": 3}\n{"step": 4}\n{"event": "saved"}\n7\n{"step": 5')
+    assert last_step(file) == 4
+    with file.open("w") as log:
+        for step in range(20_000):
+            log.write(json.dumps({"step": step, "loss": 1 / 3}) + "\n")
+    assert last_step(file) == 19_999
+    with file.open("ab") as log:
+        log.write(b'\xff\x00\n8\n{"ste')  # what a power cut or a kill leaves
+    assert last_step(file) == 19_999
 
 
 def test_a_series_leaves_out_what_is_missing_or_not_finite() -> None:

@@ -14,7 +14,6 @@ from cluster.stop import EXIT_LOST, EXIT_REFUSED, EXIT_STOPPED, EXIT_UNSAVED
 from cluster.supervision.hosts import HERE
 from cluster.supervision.launcher import Launcher
 from cluster.supervision.restarts import GiveUpError, Restarts
-from pipeline.run.folder import RunFolder
 from pipeline.training.start import Start
 from stages import supervise
 
@@ -118,9 +117,3 @@ def test_hosts_are_waited_for_until_there_are_as_many_ranks_as_are_wanted(tmp_pa
     waiting = Ends(EXIT_STOPPED, absent=5)
     assert supervised(waiting, tmp_path, min_ranks=2) == EXIT_STOPPED
     assert (waiting.ports, waiting.waits) == ([505], [2, 4, 8, 16, 32])
-
-
-def test_the_last_step_is_that_of_the_last_whole_line(tmp_path: Path) -> None:
-    assert supervise.last_step(tmp_path) == 0
-    RunFolder(tmp_path).metrics.write_text('{"step": 3}\n{"step": 4}\n{"event": "saved"}\n{"step": 5')
-    assert supervise.last_step(tmp_path) == 4
