@@ -44,7 +44,7 @@ def line_plot(lines: Mapping[str, tuple[FloatArray, FloatArray]], title: str, lo
         smooth = running_median(values)
         if smooth is not None:
             axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.3)
-        axes.plot(steps, values if smooth is None else smooth, color=color, label=name)
+        axes.plot(steps, values if smooth is None else smooth, color=color, label=_plain(name))
     axes.set(xlabel="step")
     positive = all(values.min() > 0 for _, values in lines.values())
     axes.set_yscale("log" if log and positive else "linear")
@@ -76,7 +76,7 @@ def roc_plot(curves: Mapping[str, Roc], grid: FloatArray, bands: Mapping[str, Fl
     figure, axes = _figure(4.6, 3.4)
     for (name, curve), color in zip(curves.items(), _colors(len(curves)), strict=True):
         # A step curve: between two attainable points no threshold lies.
-        axes.step(np.maximum(curve.far, grid[0] / 2), curve.tar, where="post", color=color, label=name)
+        axes.step(np.maximum(curve.far, grid[0] / 2), curve.tar, where="post", color=color, label=_plain(name))
         axes.fill_between(grid, *bands[name].T, step="post", color=color, alpha=0.15, linewidth=0)
     axes.plot(grid, grid, color=MUTED, linewidth=0.8, linestyle=":", label="chance")
     axes.set(xscale="log", xlim=(grid[0], 1), ylim=(0, 1.01))
@@ -89,7 +89,7 @@ def template_roc_plot(curves: Mapping[str, FloatArray]) -> str:
     """The 1:1 ROC of templates: for each model `[2, n]`, FAR and TAR."""
     figure, axes = _figure(4.6, 3.4)
     for (name, (far, tar)), color in zip(curves.items(), _colors(len(curves)), strict=True):
-        axes.step(far, tar, where="post", color=color, label=name)
+        axes.step(far, tar, where="post", color=color, label=_plain(name))
     axes.set(xscale="log", ylim=(0, 1.01), xlabel="false accept rate", ylabel="true accept rate")
     axes.legend(loc="best", fontsize=8)
     return _svg(figure, axes, "ROC of templates")
@@ -101,7 +101,7 @@ def det_plot(curves: Mapping[str, Roc], grid: FloatArray, bands: Mapping[str, Fl
     floor = min(1 / curve.genuine for curve in curves.values())
     for (name, curve), color in zip(curves.items(), _colors(len(curves)), strict=True):
         rejected = np.maximum(1 - curve.tar, floor / 2)
-        axes.step(np.maximum(curve.far, grid[0] / 2), rejected, where="post", color=color, label=name)
+        axes.step(np.maximum(curve.far, grid[0] / 2), rejected, where="post", color=color, label=_plain(name))
         low, high = 1 - bands[name].T
         axes.fill_between(
             grid,
@@ -123,7 +123,7 @@ def reject_plot(rejected: Sequence[float], curves: Mapping[str, Sequence[float]]
     """False reject rate of the pairs that remain, against the share of pairs of low ‖x‖ that are left out."""
     figure, axes = _figure(4.6, 3.4)
     for (name, errors), color in zip(curves.items(), _colors(len(curves)), strict=True):
-        axes.plot(rejected, errors, "o-", markersize=3, color=color, label=name)
+        axes.plot(rejected, errors, "o-", markersize=3, color=color, label=_plain(name))
     axes.set(xlabel="share of same pairs left out, lowest ‖x‖ first", ylabel="false reject rate")
     axes.set_ylim(bottom=0)
     axes.legend(loc="best", fontsize=8)
@@ -135,7 +135,7 @@ def cmc_plot(curves: Mapping[str, FloatArray]) -> str:
     figure, axes = _figure(4.6, 3.4)
     for (name, curve), color in zip(curves.items(), _colors(len(curves)), strict=True):
         ranks = np.arange(1, len(curve) + 1)
-        axes.plot(ranks, curve[:, 0], "o-", markersize=3, color=color, label=name)
+        axes.plot(ranks, curve[:, 0], "o-", markersize=3, color=color, label=_plain(name))
         axes.fill_between(ranks, curve[:, 1], curve[:, 2], color=color, alpha=0.15, linewidth=0)
     axes.set(xlabel="rank", ylabel="identification rate", ylim=(0, 1.01))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -148,7 +148,7 @@ def progress_plot(lines: Mapping[str, tuple[FloatArray, FloatArray]]) -> str:
     figure, axes = _figure(4.6, 3.4)
     for (name, (steps, accuracy)), color in zip(lines.items(), _colors(len(lines)), strict=True):
         axes.fill_between(steps, accuracy[:, 1], accuracy[:, 2], color=color, alpha=0.15, linewidth=0)
-        axes.plot(steps, accuracy[:, 0], "o-", markersize=3, color=color, label=name)
+        axes.plot(steps, accuracy[:, 0], "o-", markersize=3, color=color, label=_plain(name))
     axes.set(xlabel="step")
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     if len(lines) > 1:
@@ -209,7 +209,7 @@ def fold_plot(accuracies: Mapping[str, Sequence[float]]) -> str:
     for i, ((name, values), color) in enumerate(zip(accuracies.items(), _colors(len(accuracies)), strict=True)):
         # Beside each other, so that equal accuracies do not hide one another.
         places = np.arange(1, len(values) + 1) + 0.12 * (i - (len(accuracies) - 1) / 2)
-        axes.plot(places, values, "o", color=color, markersize=5, label=name)
+        axes.plot(places, values, "o", color=color, markersize=5, label=_plain(name))
         axes.axhline(float(np.nanmean(values)), color=color, linewidth=0.9, linestyle="--")
     axes.grid(visible=False, axis="x")
     axes.set_xticks(range(1, max(map(len, accuracies.values())) + 1))
@@ -235,7 +235,7 @@ def study_plot(here: Mapping[str, Sequence[float] | None], published: Mapping[st
             drawn[0].plot(place, mean, "o", color=SAME, clip_on=False)
             drawn[0].plot([place + 0.18] * len(seeds), seeds, "o", color=DIFFERENT, markersize=3, clip_on=False)
     for axes, names in zip(drawn, (here, published), strict=False):
-        axes.set_xticks(range(len(names)), names)
+        axes.set_xticks(range(len(names)), list(map(_plain, names)))
         axes.set_xlim(-0.5, len(names) - 0.5)
         axes.grid(visible=False, axis="x")
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
@@ -258,6 +258,11 @@ def running_median(values: FloatArray, width: int = 15) -> FloatArray | None:
     return np.asarray(np.median(windows, axis=1))
 
 
+def _plain(name: str) -> str:
+    """A name for Matplotlib, which takes what stands between two $ for a formula and hides labels that begin with _."""
+    return ("\u200b" if name.startswith("_") else "") + name.replace("$", r"\$")  # a space of no width
+
+
 def _colors(count: int) -> list[str]:
     return [MODELS[i % len(MODELS)] for i in range(count)] if count > 1 else [SAME]
 
@@ -271,7 +276,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 def _svg(figure: Any, axes: Any, title: str) -> str:
     """The figure as an `<svg>` element whose ids meet no other plot's on the same page."""
-    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.set_title(_plain(title), loc="left", fontsize=10, color=INK)
     stream = io.StringIO()
     with mpl.rc_context(STYLE):
         figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))

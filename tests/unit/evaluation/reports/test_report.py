@@ -1,6 +1,7 @@
 """The report: complete, well-formed, self-contained, and safe from what a run's files may hold."""
 
 import base64
+import html
 import io
 import json
 import re
@@ -248,6 +249,16 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
     assert len(outline.ids) == len(set(outline.ids))
     twins = write_report([one, one.parent / "." / ".." / "a" / "quick"], tmp_path / "twins.html").read_text()
     assert str(one) in twins
+
+
+def test_a_run_may_have_any_name(tmp_path: Path) -> None:
+    """Matplotlib takes what stands between two $ for a formula, and leaves labels that begin with _ out of a legend."""
+    names = ("_base", r"a$\frac$ & <b>")
+    runs = [make_run(tmp_path / str(number)).rename(tmp_path / name) for number, name in enumerate(names)]
+    page = write_report(runs, tmp_path / "page.html").read_text()
+    parse(page)
+    words = [html.unescape(found).strip("\u200b") for found in re.findall(r"<text[^>]*>([^<]*)</text>", page)]
+    assert [words.count(name) for name in names] == [8, 8]  # in seven legends and the title of a histogram
 
 
 def test_what_is_compared_decides_and_not_its_name(tmp_path: Path) -> None:
