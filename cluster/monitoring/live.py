@@ -149,12 +149,14 @@ def serving(address: str, port: int, base: str) -> Iterator[str]:
     `port` 0 takes any free port, and so does one that is in use.
 
     Raises:
-        MonitorError: if the address cannot be listened on.
+        MonitorError: if the address or the port cannot be listened on.
     """
     server_class = type("_Server", (ThreadingHTTPServer,), {"address_family": _family(address)})
     try:
         where = (address, free_or_any(address, port))
         server = server_class(where, partial(_Handler, base, build_page().encode()))
+    except PermissionError as error:
+        raise MonitorError(f"--port {port}: {error.strerror}; wanted one above 1023, or 0 for any free one") from None
     except OSError as error:
         raise MonitorError(f"--address {address}: {error.strerror}; wanted an address of this machine") from None
     thread = Thread(target=server.serve_forever, daemon=True)
@@ -254,11 +256,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, during the run or after it")
     parser.add_argument(
-        "--port", type=int, default=9099, help="the page's port (default %(default)s; 0 or in use: any free one)"
+        "--port", type=_port, default=9099, help="the page's port (default %(default)s; 0 or in use: any free one)"
     )
     parser.add_argument("--address", default="127.0.0.1", help="the page's address (default %(default)s)")
     # Not 9090: Debian's package starts a Prometheus of its own there.
-    parser.add_argument("--prometheus-port", type=int, default=0, metavar="PORT", help="(default 0: any free one)")
+    parser.add_argument("--prometheus-port", type=_port, default=0, metavar="PORT", help="(default 0: any free one)")
     parser.add_argument("--webhook", metavar="URL", help="post alerts there, as Prometheus' Alertmanager does")
     parser.add_argument(
         "--ca", type=Path, metavar="FILE", help="authority that signed the endpoints' certificates (PEM)"
@@ -268,6 +270,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--key", type=Path, metavar="FILE", help="key of the client's certificate (PEM)")
     return parser
+
+
+def _port(text: str) -> int:
+    """A port from its option; 0 is any free one."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a port: 0 to 65535")
+    return int(text)
 
 
 if __name__ == "__main__":

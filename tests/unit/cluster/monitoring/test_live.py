@@ -1,8 +1,10 @@
 """The live page as a file, and its server; tests/end_to_end/test_monitor.py draws it in a browser."""
 
+import errno
 import json
 import re
 import socket
+import sys
 import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -91,6 +93,24 @@ def test_an_error_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         pass
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(live.MonitorError, match="'prometheus' not found: install it"), live.prometheus(tmp_path, 0):
+        pass
+
+
+def test_a_port_that_cannot_be_had_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option in ("--port", "--prometheus-port"):
+        monkeypatch.setattr(sys, "argv", ["live", "run", option, "70000"])
+        with pytest.raises(SystemExit, match="2"):
+            live.main()
+        assert f"argument {option}: got '70000', wanted a port: 0 to 65535" in capsys.readouterr().err
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")  # as those below 1024 are, but to root
+
+    monkeypatch.setattr(live, "free_or_any", refuse)
+    words = r"--port 80: Permission denied; wanted one above 1023"
+    with pytest.raises(live.MonitorError, match=words), live.serving("127.0.0.1", 80, "http://x"):
         pass
 
 
