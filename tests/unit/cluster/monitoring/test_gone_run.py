@@ -18,10 +18,7 @@ pytestmark = needs_prometheus
 
 @pytest.fixture
 def prometheus(tmp_path: Path) -> Iterator[str]:
-    """As `make monitor` on tmp_path, with a second instead of minutes before two alerts fire; its base URL.
-
-    Not before the others: these ranks take no step, which from their second scrape on is NoProgress.
-    """
+    """As `make monitor` on tmp_path, with a second instead of minutes before two alerts fire; its base URL."""
     live.configure(tmp_path)
     config, rules = tmp_path / "prometheus.yml", tmp_path / "alerts.yml"
     config.write_text(config.read_text().replace("5s", "500ms"))
