@@ -190,12 +190,15 @@ def folder_of(run: Path, chosen: VerificationSet) -> Path:
 
 
 def stored(run: Path, chosen: VerificationSet, step: int, settings: Settings) -> Evaluation | None:
-    """A run's evaluation of `step`; None unless it is whole, of this version and has these settings."""
+    """A run's evaluation of `step`; None unless it is whole, of this version, and has these settings and all images.
+
+    (An image that was left out may have been repaired; what is kept of the others makes another look cheap.)
+    """
     try:
         found = load(result_file(folder_of(run, chosen), step))
     except ValueError:
         return None
-    return found if found.summary.settings == settings else None
+    return found if found.summary.settings == settings and not found.summary.left_out else None
 
 
 def is_finished(run: Path, recipe: Recipe, sets: Sequence[VerificationSet]) -> bool:

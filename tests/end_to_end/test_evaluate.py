@@ -263,8 +263,13 @@ def test_a_broken_image_costs_its_pairs_and_what_was_embedded_is_used_again(
     assert len(result.pairs) == 36 - 4
     kept = sorted(Path("run/embeddings").rglob("*.npy"))
     before = [file.stat().st_mtime_ns for file in kept]
-    assert run_stage("evaluate.py", *OPTIONS, "--name", "torn", "--seed", "1") == 0
+    for _ in range(2):
+        assert run_stage("evaluate.py", *OPTIONS, "--name", "torn", "--seed", "1") == 0
+        assert "1 of 18 images left out: p1/1.jpg" in capsys.readouterr().err
     assert [file.stat().st_mtime_ns for file in sorted(Path("run/embeddings").rglob("*.npy"))] == before
+    Path("faces/p1/1.jpg").write_bytes((scene / "faces/p1/1.jpg").read_bytes())
+    assert run_stage("evaluate.py", *OPTIONS, "--name", "torn", "--seed", "1") == 0
+    assert load(Path("run/evaluations/torn/step-00000020.json")).summary.left_out == ()
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
