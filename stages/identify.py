@@ -112,6 +112,10 @@ def _read(args: argparse.Namespace) -> Searched:
             f"identify: {same:,} of {len(probes):,} probes are files of the gallery, and find themselves",
             file=sys.stderr,
         )
+    if args.gallery is None and (twice := len(probes) - len(set(probes.paths))):
+        print(
+            f"identify: {twice:,} of {len(probes):,} probes are listed once more, and find themselves", file=sys.stderr
+        )
     known = Faces(probes.folder, probes.paths + gallery.paths, probes.people + gallery.people)
     if both := in_both(known, distractors):
         named = ", ".join(both[:5])

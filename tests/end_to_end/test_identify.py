@@ -159,6 +159,11 @@ def test_probes_that_find_themselves_are_warned_of(
     assert words in capsys.readouterr().err.splitlines()
     assert run_stage("identify.py", *SEARCH, "--fpir", "0.25", "--name", "others") == 0
     assert "find themselves" not in capsys.readouterr().err
+    Path("twice.txt").write_text("p5/0 #.png\np6/0 #.png\np6/1 #.png\np6/0 #.png\n")
+    options = ["--probes", "visitors", "--probe-list", "twice.txt", "--distractors", "crowd", "--name", "twice"]
+    assert run_stage("identify.py", *RUN, *options) == 0
+    words = "identify: 1 of 4 probes are listed once more, and find themselves"
+    assert words in capsys.readouterr().err.splitlines()
 
 
 @pytest.mark.usefixtures("scene")
