@@ -55,6 +55,20 @@ CASES = (
 )
 
 
+# Options of a job without a recipe, which has them all: what they are if they are not given.
+SHAPE = {
+    "embedding_dim": 512,
+    "global_batch": 512,
+    "backbone": "sphereface20",
+    "precision": "bfloat16",
+    "accumulation": 1,
+    "optimizer": OPTIMIZERS.default,
+    "margin": MARGINS.default,
+    "zero_stage": 0,
+    "fused_update": False,
+}
+
+
 @dataclass(frozen=True)
 class Question:
     """What is asked about: a step's shape on so many ranks, and its recipe and the rates, if they were given."""
@@ -76,6 +90,10 @@ def main() -> int:
     if args.published_cases:
         print("\n".join(_published_cases()))
         return 0
+    if ignored := _ignored(args):
+        print(f"plan: {ignored}", file=sys.stderr)
+        return 2
+    args = argparse.Namespace(**SHAPE | vars(args))
     rates = _with_network(planning.read_rates(args.rates), args) if args.rates else None
     try:
         question = _question(args, rates)
@@ -88,6 +106,20 @@ def main() -> int:
         return 2
     print(answer)
     return 0 if planning.peak(question.job, question.network)[1] <= question.gpu_bytes else 1
+
+
+def _ignored(args: argparse.Namespace) -> str:
+    """What is wrong with options that would have no effect beside the others; empty if there is none."""
+    given = [f"--{name.replace('_', '-')}" for name in SHAPE if hasattr(args, name)]
+    if args.recipe and given:
+        return f"{', '.join(given)}: got it with --recipe, which is planned as it is, wanted --set KEY=VALUE"
+    if args.set and not args.recipe:
+        return "--set: got it without --recipe, wanted both"
+    if args.recipe and args.image_size and args.identities is None:
+        return "--image-size: got it without --identities, wanted both: shards say how large their images are"
+    if args.host_gbit is not None and not args.rates:
+        return "--host-gbit: got it without --rates, wanted both: without rates there are no times"
+    return ""
 
 
 def _with_network(rates: Rates, args: argparse.Namespace) -> Rates:
@@ -274,25 +306,42 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--host-hours", type=float, default=5000, help="mean time between failures of a host (assumed: %(default)s)"
     )
-    shape = parser.add_argument_group("a job, without a recipe")
+    shape = parser.add_argument_group("a job, without a recipe", argument_default=argparse.SUPPRESS)
     shape.add_argument(
-        "--identities", type=int, metavar="C", help="classes (of a recipe: instead of its shards', as is --image-size)"
+        "--identities",
+        type=int,
+        default=None,
+        metavar="C",
+        help="classes (of a recipe: instead of its shards', as is --image-size)",
     )
-    shape.add_argument("--embedding-dim", type=int, default=512, metavar="D", help="default %(default)s")
-    shape.add_argument("--global-batch", type=int, default=512, metavar="G", help="images a step (default %(default)s)")
-    shape.add_argument("--backbone", default="sphereface20", help=f"one of {', '.join(BACKBONES)}")
+    shape.add_argument("--embedding-dim", type=int, metavar="D", help=_or_default("", "embedding_dim"))
+    shape.add_argument("--global-batch", type=int, metavar="G", help=_or_default("images a step", "global_batch"))
+    shape.add_argument("--backbone", help=_or_default(f"one of {', '.join(BACKBONES)}", "backbone"))
     shape.add_argument(
-        "--image-size", type=int, nargs=2, metavar=("H", "W"), help="default 112 96 for sphereface…, else 112 112"
+        "--image-size",
+        type=int,
+        nargs=2,
+        default=None,
+        metavar=("H", "W"),
+        help="default 112 96 for sphereface…, else 112 112",
     )
-    shape.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16", help="of the products")
-    shape.add_argument("--accumulation", type=int, default=1, metavar="K", help="micro-batches a step (default 1)")
-    shape.add_argument("--optimizer", default=OPTIMIZERS.default, help=f"one of {', '.join(OPTIMIZERS)}")
-    shape.add_argument("--margin", default=MARGINS.default, help=f"one of {', '.join(MARGINS)}")
-    shape.add_argument("--zero-stage", type=int, default=0, help="DeepSpeed ZeRO of the backbone: 0 to 3")
+    shape.add_argument("--precision", choices=["bfloat16", "float32"], help=_or_default("of the products", "precision"))
+    shape.add_argument(
+        "--accumulation", type=int, metavar="K", help=_or_default("micro-batches a step", "accumulation")
+    )
+    shape.add_argument("--optimizer", help=_or_default(f"one of {', '.join(OPTIMIZERS)}", "optimizer"))
+    shape.add_argument("--margin", help=_or_default(f"one of {', '.join(MARGINS)}", "margin"))
+    shape.add_argument(
+        "--zero-stage", type=int, help=_or_default("DeepSpeed ZeRO of the backbone, 0 to 3", "zero_stage")
+    )
     shape.add_argument("--fused-update", action="store_true", help="rows updated block by block, no row gradient held")
     parser.add_argument("--json", action="store_true", help="print the same numbers as JSON, in bytes and seconds")
     parser.add_argument("--published-cases", action="store_true", help="print published large runs as planned here")
     return parser
+
+
+def _or_default(words: str, name: str) -> str:
+    return f"{words} (default {SHAPE[name]})".strip()
 
 
 if __name__ == "__main__":

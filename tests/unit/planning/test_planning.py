@@ -217,6 +217,7 @@ def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return run
 
 
+DEMO = ("--recipe", str(ROOT / "stages/recipes/demo.yaml"))
 LARGE = ("--identities", "29000000", "--ranks", "8", "--backbone", "sphereface4", "--global-batch", "512")
 
 
@@ -300,6 +301,13 @@ def test_a_name_of_arcface_torch_is_answered_with_ours(plan: Plan) -> None:
         (["--identities", "3"], "plan: classes: got 3, wanted at least one for each of 8 ranks"),
         (["--identities", "100", "--backbone", "vgg"], "plan: backbone: got 'vgg', wanted one of sphereface4,"),
         (["--identities", "100", "--image-size", "0", "9"], "plan: image_size: got (0, 9), wanted (height, width) of"),
+        (
+            [*DEMO, "--global-batch", "512", "--fused-update"],
+            "plan: --global-batch, --fused-update: got it with --recipe",
+        ),
+        (["--identities", "100", "--set", "seed=2"], "plan: --set: got it without --recipe, wanted both"),
+        ([*DEMO, "--image-size", "112", "112"], "plan: --image-size: got it without --identities, wanted both"),
+        (["--identities", "100", "--host-gbit", "100"], "plan: --host-gbit: got it without --rates, wanted both"),
     ],
 )
 def test_the_command_refuses_in_one_line(flags: list[str], message: str, plan: Plan) -> None:
