@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -80,9 +81,11 @@ def read_embeddings(file: Path) -> tuple[list[str], NDArray[Any]]:
     table = pq.read_table(file, columns=["path", "embedding"]).combine_chunks()
     column = table.column("embedding")
     lists = column.chunk(0) if column.num_chunks else pa.array([], column.type)
+    widths = pc.unique(pc.list_value_length(lists)).to_pylist()  # None of a row that is null
+    if len(widths) != 1 or not widths[0]:
+        found = ", ".join(map(str, widths[:3])) or "no"
+        raise ValueError(f"got {len(table)} rows with {found} numbers, wanted the same number in each row")
     numbers = lists.flatten().to_numpy(zero_copy_only=False)
-    if not len(table) or len(numbers) % len(table) or lists.null_count:
-        raise ValueError(f"got {len(table)} rows with {len(numbers)} numbers, wanted the same number in each row")
     return table.column("path").to_pylist(), np.asarray(numbers.reshape(len(table), -1), np.float32)
 
 

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 from pipeline.evaluation.embedding import parquet  # noqa: E402
-from pipeline.evaluation.embedding.parquet import write_embeddings  # noqa: E402
+from pipeline.evaluation.embedding.parquet import read_embeddings, write_embeddings  # noqa: E402
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8, 50])
@@ -37,3 +39,20 @@ def test_a_failure_leaves_no_file_under_its_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"e.parquet: got 2 embeddings, wanted 3"):
         write_embeddings(tmp_path / "e.parquet", ["a", "b", "c"], [np.ones((2, 3), np.float32)], {})
     assert not (tmp_path / "e.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[1.0, 2.0, 3.0], [4.0]], "got 2 rows with 3, 1 numbers, wanted the same number in each row"),  # 2 on average
+        ([[1.0, 2.0], None], "got 2 rows with 2, None numbers"),
+        ([[], []], "got 2 rows with 0 numbers"),
+        ([], "got 0 rows with no numbers"),
+    ],
+)
+def test_rows_of_different_lengths_are_no_embeddings(tmp_path: Path, rows: list[Any], message: str) -> None:
+    paths = [f"{number}.jpg" for number in range(len(rows))]
+    kinds = pa.schema([("path", pa.string()), ("embedding", pa.list_(pa.float32()))])
+    pq.write_table(pa.table({"path": paths, "embedding": rows}, schema=kinds), tmp_path / "made.parquet")
+    with pytest.raises(ValueError, match=message):
+        read_embeddings(tmp_path / "made.parquet")
