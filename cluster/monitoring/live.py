@@ -26,6 +26,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 from cluster.monitoring.notifier import Notifier, notifying
 from cluster.monitoring.panels import PANELS, TILES, TITLES
@@ -151,7 +152,7 @@ def serving(address: str, port: int, base: str) -> Iterator[str]:
     Raises:
         MonitorError: if the address or the port cannot be listened on.
     """
-    server_class = type("_Server", (ThreadingHTTPServer,), {"address_family": _family(address)})
+    server_class = type("_PageServer", (_Server,), {"address_family": _family(address)})
     try:
         where = (address, free_or_any(address, port))
         server = server_class(where, partial(_Handler, base, build_page().encode()))
@@ -207,6 +208,15 @@ def build_page() -> str:
     for place, text in parts.items():
         page = page.replace(place, text)
     return page
+
+
+class _Server(ThreadingHTTPServer):
+    """Takes it for no error that a page which is reloaded or closed does not wait for its answers."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """As `socketserver` does, but for a client that is gone."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -5,11 +5,12 @@ import json
 import re
 import socket
 import sys
+import threading
 import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 import yaml
@@ -17,7 +18,7 @@ import yaml
 from cluster.monitoring import live
 from cluster.monitoring.panels import PANELS, TILES
 from cluster.monitoring.runbooks import read_runbooks
-from tests.unit.cluster.monitoring.test_monitoring import has_ipv6, needs_prometheus
+from tests.unit.cluster.monitoring.test_monitoring import has_ipv6, needs_prometheus, wait_for
 
 MONITORING = Path(live.__file__).parent
 ALONE = "127.44.3.2"  # on 127.0.0.1 another process could be given a port that this test wants
@@ -112,6 +113,37 @@ def test_a_port_that_cannot_be_had_is_named(
     words = r"--port 80: Permission denied; wanted one above 1023"
     with pytest.raises(live.MonitorError, match=words), live.serving("127.0.0.1", 80, "http://x"):
         pass
+
+
+def test_a_page_that_is_closed_before_its_answers_come_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """A reload leaves dozens of queries so."""
+    gone = Event()
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            assert gone.wait(10)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(bytes(1 << 24))
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as behind:
+        Thread(target=behind.serve_forever, daemon=True).start()
+        with live.serving("127.0.0.1", 0, f"http://127.0.0.1:{behind.server_port}") as page:
+            with socket.create_connection(("127.0.0.1", int(page.rpartition(":")[2]))) as client:
+                client.sendall(b"GET /api/v1/query?query=up HTTP/1.0\r\n\r\n")
+                wait_for(answering)
+            gone.set()
+            wait_for(lambda: not answering())
+        behind.shutdown()
+    assert capsys.readouterr().err == ""
+
+
+def answering() -> bool:
+    """Whether a thread of a server is at a request."""
+    return any("process_request_thread" in thread.name for thread in threading.enumerate())
 
 
 def test_a_page_whose_port_is_in_use_takes_another() -> None:
