@@ -91,6 +91,10 @@ def test_what_is_odd_is_said_when_it_is_written(scene: Path, capsys: pytest.Capt
 def test_a_fault_is_one_line(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_stage("pairs.py", "lfw", "splits.txt", "out.tsv") == EXIT_REFUSED
     assert run_stage("pairs.py", "bin", "pairs.txt", "out.tsv", "--images", "set") == EXIT_REFUSED
+    assert run_stage("pairs.py", "folder", "none", "out.tsv") == EXIT_REFUSED
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["pairs", "pairs"]
+    assert [line.split(":")[0] for line in lines] == ["pairs", "pairs", "pairs"]
+    for option in ("--folds", "--size"):
+        assert run_stage("pairs.py", "folder", ".", "out.tsv", option, "-3") == 2
+        assert f"argument {option}: got '-3', wanted a whole number of at least 1" in capsys.readouterr().err
     assert not (scene / "out.tsv").exists()

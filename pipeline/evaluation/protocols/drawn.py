@@ -18,8 +18,10 @@ def folder_rows(images: Path, folds: int, pairs_of_a_kind: int, seed: int) -> li
     """Draw pairs from identity folders: in each fold `pairs_of_a_kind` same and as many different, none twice.
 
     No identity appears in two folds, so that a threshold is never chosen on the people it is judged on. The same folder
-    and seed give the same pairs. Raises ValueError when a fold cannot hold so many.
+    and seed give the same pairs. Raises ValueError when there is no such folder, or a fold cannot hold so many.
     """
+    if not images.is_dir():
+        raise ValueError(f"{images}: got no such folder, wanted one with a folder for each person")
     generator = random.Random(seed)
     people = {folder.name: frames_of(images, folder.name) for folder in images.iterdir() if folder.is_dir()}
     names = sorted(name for name, files in people.items() if files)
