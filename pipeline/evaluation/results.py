@@ -155,6 +155,11 @@ class Evaluation:
     path_b: NDArray[np.str_]
     angles: ClassAngles | None = None
 
+    def without_scores(self) -> Evaluation:
+        """The summary alone: a long run has hundreds of evaluations, whose scores take megabytes each."""
+        none = np.zeros(0, np.int64)
+        return Evaluation(self.summary, self.pairs.select(none), self.path_a[none], self.path_b[none])
+
     @property
     def step(self) -> int:
         """The checkpoint that was evaluated."""

@@ -43,7 +43,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     ValueError when no run holds a result.
     """
     named = _names(runs)
-    verified = _by_set(named, lambda run: run.evaluations, load)
+    verified = _by_set(named, lambda run: run.evaluations, load, Evaluation.without_scores)
     identified = _by_set(named, lambda run: run.identifications, load_identification)
     templates = _by_set(named, lambda run: run.templates, load_templates)
     if not verified and not identified and not templates:
@@ -87,12 +87,15 @@ def _names(runs: Sequence[Path]) -> dict[str, RunFolder]:
 
 
 def _by_set(
-    runs: Mapping[str, RunFolder], folder_of: Callable[[RunFolder], Path], read: Callable[[Path], Result]
+    runs: Mapping[str, RunFolder],
+    folder_of: Callable[[RunFolder], Path],
+    read: Callable[[Path], Result],
+    between: Callable[[Result], Result] | None = None,
 ) -> dict[str, dict[str, list[Result]]]:
     """Each comparison in the runs' folders of a kind, with the results of the runs that have made it, by rising steps.
 
     What is compared decides, not the name that it was given: two names of one list are one comparison, and one name of
-    two lists is two.
+    two lists is two. `between` gives what is kept of a run's results but the first and the last.
     """
     found: dict[str, dict[str, list[Result]]] = {}
     names: dict[str, dict[str, None]] = {}
@@ -103,6 +106,8 @@ def _by_set(
             if results and results[-1].step == result.step:  # under two names: the last one says it, once
                 results.pop()
             results.append(result)
+            if between and len(results) > 2:
+                results[-2] = between(results[-2])
             names.setdefault(result.compared, {})[file.parent.name] = None
     titles = {digest: ", ".join(given) for digest, given in names.items()}
     uses = Counter(titles.values())

@@ -5,6 +5,7 @@ import html
 import io
 import json
 import re
+import weakref
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipeline.evaluation.results import (
     Settings,
     Summary,
     TemplateResult,
+    load,
     save,
     save_summary,
 )
@@ -347,6 +349,24 @@ def test_checkpoints_between_are_drawn_over_the_steps(tmp_path: Path) -> None:
     _, text = parse(report_of(run).read_text())
     assert "accuracy while training" in text
     assert "before training after step 90 accuracy" in text
+
+
+def test_the_scores_of_checkpoints_between_are_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long run has hundreds of evaluations, of megabytes each."""
+    run = make_run(tmp_path)
+    for step in range(1, 9):
+        save(make_evaluation(tmp_path / "faces", step, 1.0), run / "evaluations" / "held_out")
+    held: list[weakref.ref[ScoredPairs]] = []
+
+    def loaded(file: Path) -> Evaluation:
+        found = load(file)
+        held.append(weakref.ref(found.pairs))
+        assert sum(pairs() is not None for pairs in held) <= 3, "the first, the last, and the one that is read"
+        return found
+
+    monkeypatch.setattr("pipeline.evaluation.reports.report.load", loaded)
+    report_of(run)
+    assert len(held) == 10
 
 
 def test_identification_has_its_table_and_curve(tmp_path: Path) -> None:
