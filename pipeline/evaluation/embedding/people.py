@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from pipeline.evaluation.embedding.source import How, ImageList, Source, shown
+from pipeline.evaluation.embedding.source import How, ImageList, Source, read_files, shown
 from pipeline.evaluation.protocols.pairs import list_images
 from pipeline.evaluation.protocols.pairs_file import identity_of
 from pipeline.evaluation.scoring.verification import IntArray
-from pipeline.reading.images import Images, read_image
+from pipeline.reading.images import Images
 from pipeline.reading.tars import ShardSet
 from pipeline.shards.format.names import read_identities
 
@@ -71,7 +71,7 @@ def _in_folders(folder: Path) -> People:
     return People(
         names.tolist(),
         labels.astype(np.int64),
-        lambda positions: [read_image(folder / paths[i]) for i in positions],
+        lambda positions: read_files(folder, [paths[i] for i in positions]),
         digest.hexdigest(),
         paths,
     )

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -70,7 +69,7 @@ def image_files(folder: Path, paths: Sequence[str]) -> ImageList:
             digest.update(os.fsencode(f"\n{path}\t{facts.st_size}\t{facts.st_mtime_ns}"))
         except OSError:
             digest.update(os.fsencode(f"\n{path}\tabsent"))
-    return ImageList(paths, partial(_read, folder, paths), digest.hexdigest())
+    return ImageList(paths, lambda part: read_files(folder, paths[part]), digest.hexdigest())
 
 
 @dataclass(frozen=True)
@@ -210,9 +209,10 @@ def shown(source: Source, images: ImageList, how: How, progress: str | None) -> 
             yield rows
 
 
-def _read(folder: Path, paths: Sequence[str], part: slice) -> Images:
+def read_files(folder: Path, paths: Iterable[str]) -> Images:
+    """The image files `paths` below `folder`, encoded; empty for one that cannot be read."""
     found: Images = []
-    for path in paths[part]:
+    for path in paths:
         try:
             found.append(read_image(folder / path))
         except ValueError:

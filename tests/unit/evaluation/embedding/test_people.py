@@ -47,3 +47,7 @@ def test_centres_are_the_same_from_shards_and_folders_and_leave_out_what_does_no
     np.testing.assert_allclose(rest[[0, 3, 4]], other[[0, 3, 4]], atol=1e-6)
     features = torch.cat([unit[people.label == 2][1:]] * 2, dim=1).sum(0)
     np.testing.assert_allclose(rest[2], features / features.norm(), atol=1e-5)
+
+    (folder / "person003/0000.jpg").unlink()  # after it was listed
+    assert centres(source, torn, how)[1] == 5
+    assert [len(image) > 0 for image in torn.of(3, 3)] == [False, True, True]
