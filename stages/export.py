@@ -58,12 +58,15 @@ def _lower(args: argparse.Namespace) -> Lower | None:
     from pipeline.export.package import Lower
 
     if not args.precision:
+        given = [f"--{name}" for name in ("images", "pairs", "calibration") if getattr(args, name)]
+        if given:
+            raise ValueError(f"{', '.join(given)}: got it without --precision, wanted both")
         return None
     if args.images is None or args.pairs is None:
         raise ValueError("--precision: got no --images and --pairs, wanted both: they measure what it costs")
     folder = args.calibration or args.images
     every = list_images(folder)
-    some = every[:: max(1, len(every) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES]
+    some = every[:: -(-len(every) // CALIBRATION_IMAGES)]  # of all people, whose folders lie in a row
     chosen = read_set(args.pairs.stem, args.images, args.pairs)
     return Lower(tuple(args.precision), chosen, image_files(folder, some))
 

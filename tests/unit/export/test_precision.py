@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ pytest.importorskip("onnxruntime")
 
 import torch  # noqa: E402
 
+from cluster.stop import EXIT_REFUSED  # noqa: E402
 from pipeline.evaluation.embedding.feeding import Given  # noqa: E402
 from pipeline.evaluation.embedding.onnx import load_onnx  # noqa: E402
 from pipeline.evaluation.embedding.source import How, image_files  # noqa: E402
@@ -23,6 +26,7 @@ from pipeline.evaluation.sets import VerificationSet, read_set  # noqa: E402
 from pipeline.export.description import Form  # noqa: E402
 from pipeline.export.loss import inputs  # noqa: E402
 from pipeline.export.package import Lower, export  # noqa: E402
+from stages import export as stage  # noqa: E402
 from tests.unit.export.trained import make_trained  # noqa: E402
 
 SIZE = (32, 32)
@@ -120,3 +124,41 @@ def test_an_image_without_features_is_named(chosen: VerificationSet, tmp_path: P
     with pytest.raises(ValueError, match=r"p\d/\d.png: got no features, wanted images 48 high and 32 wide"):
         export(make_trained("sphereface4", (48, 32)), tmp_path / "out", tmp_path, Form(), lower)
     assert not list((tmp_path / "out").iterdir())
+
+
+def export_with(options: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[Lower | None]]:
+    """The code of the stage with these options, and the precisions that it would have exported in."""
+    asked: list[Lower | None] = []
+
+    def exported(*given: Any) -> list[Path]:
+        asked.append(given[4])
+        return []
+
+    monkeypatch.setattr(sys, "argv", ["export.py", "run", "out", *options])
+    monkeypatch.setattr(stage, "load_trained", lambda *_: None)
+    monkeypatch.setattr("pipeline.export.package.export", exported)
+    return stage.main(), asked
+
+
+@pytest.mark.parametrize("count", [3, 512, 513, 1000])
+def test_faces_that_set_the_ranges_are_of_all_people(
+    chosen: VerificationSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    for number in range(count):
+        file = tmp_path / f"p{number // 10:03d}/{number:04d}.jpg"
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    options = ["--precision", "int8", "--images", chosen.images, "--pairs", chosen.file, "--calibration", tmp_path]
+    code, (lower,) = export_with(list(map(str, options)), monkeypatch)
+    assert code == 0 and lower is not None
+    names = lower.calibration.names
+    assert len(names) <= stage.CALIBRATION_IMAGES < 2 * len(names) or len(names) == count
+    assert {name[:4] for name in names} == {f"p{number // 10:03d}" for number in range(count)}
+
+
+def test_a_set_without_a_precision_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, asked = export_with(["--images", "faces", "--pairs", "pairs.tsv"], monkeypatch)
+    assert (code, asked) == (EXIT_REFUSED, [])
+    assert capsys.readouterr().err == "export: --images, --pairs: got it without --precision, wanted both\n"
