@@ -53,6 +53,7 @@ def read_groups(file: Path, images: Sequence[str]) -> Groups:
         path, group = (line[name] for name in COLUMNS)
         if not path or not group:
             raise ValueError(f"{file}, line {reader.line_num}: got path {path!r} and group {group!r}, wanted both")
+        path = path.rstrip("/")  # a shell's `ls -d */` ends folders so
         if of.setdefault(path, group) != group:
             raise ValueError(f"{file}, line {reader.line_num}: got {path} as {group} and as {of[path]}, wanted one")
     groups = Groups(of, file_sha256(file))

@@ -17,7 +17,7 @@ def write(folder: Path, text: str) -> Path:
 
 def test_a_group_is_of_an_image_or_of_a_person(tmp_path: Path) -> None:
     file = write(
-        tmp_path, '\ufeffpath\tnote\tgroup\r\nann\t\tyoung\r\nann/2.jpg\tlater\told\r\nbob\t\told\r\n"dan"\t\told\r\n'
+        tmp_path, '\ufeffpath\tnote\tgroup\r\nann\t\tyoung\r\nann/2.jpg\tlater\told\r\nbob/\t\told\r\n"dan"\t\told\r\n'
     )
     found = read_groups(file, IMAGES)
     assert found.names == ["old", "young"]
