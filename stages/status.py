@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.progress import duration
-from cluster.stop import EXIT_REFUSED, exit_with, one_line, tell
+from cluster.stop import EXIT_REFUSED, exit_with, faults_in_one_line, one_line, tell
 from pipeline.run.status import Status, runs_in, status_of
 
 COLUMNS: dict[str, Callable[[Status], str]] = {
@@ -41,6 +41,7 @@ COLUMNS: dict[str, Callable[[Status], str]] = {
 }
 
 
+@faults_in_one_line("status", (ValueError, OSError))
 def main() -> int:
     """Print the table, and whose command trains each run or was killed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
