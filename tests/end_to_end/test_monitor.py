@@ -247,9 +247,11 @@ def test_of_many_ranks_the_slowest_comes_first(tmp_path: Path) -> None:
             assert left_out(document) == {"Margin angle beyond pi", "Margin lambda"}
             card = cards(document)["Communication by rank"]
             named = re.findall(r"rank \d+ on h|and \d+ more, \w+", card)
-            return named if named[:1] == ["rank 10 on h"] and len(named) == 5 else []
+            # On a busy machine a rank whose scrape is late is not drawn yet.
+            is_whole = named[:1] == ["rank 10 on h"] and named[-1] == "and 8 more, higher"
+            return named if is_whole else []
 
-        assert wait_for(legend, missing="rank 10 first of twelve")[-1] == "and 8 more, higher"
+        assert len(wait_for(legend, missing="rank 10 first of twelve")) == 5
 
 
 LABELS = """<link rel="stylesheet" href="style.css"><div class="plot" style="width: 345px"></div>
