@@ -28,6 +28,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.ports import port_of
 from cluster.progress import progress_bar
 from cluster.stop import EXIT_REFUSED, exit_with, faults_in_one_line
 from pipeline.reading.mixing import mixing_by_default
@@ -50,7 +51,7 @@ from pipeline.shards.stores.urls import is_url
 from pipeline.shards.views.hygiene import clean
 from pipeline.shards.views.select import merge
 from pipeline.shards.views.subset import subset
-from stages.shard_arguments import add_part, add_source, count_of, open_named, port_of, refuse_inside
+from stages.shard_arguments import add_part, add_source, count_of, open_named, refuse_inside
 
 CPUS = len(os.sched_getaffinity(0))
 TOO_MANY_REJECTED = 3  # exit code

@@ -10,8 +10,6 @@ from pipeline.shards.sources.detect import Options, open_source
 from pipeline.shards.sources.splits import Choice
 from pipeline.shards.stores.urls import is_url
 
-LAST_PORT = 65_535
-
 
 def add_source(parser: argparse.ArgumentParser) -> None:
     """``--split`` and what the image and the label of a sample are called."""
@@ -56,13 +54,6 @@ def count_of(text: str) -> int:
     """A number of things, of which there is one at least."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, wanted a whole number of at least 1")
-    return int(text)
-
-
-def port_of(text: str) -> int:
-    """The number of a port; 0 for any that is free."""
-    if not text.isdecimal() or int(text) > LAST_PORT:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted 0 to {LAST_PORT}")
     return int(text)
 
 

@@ -31,6 +31,7 @@ from typing import Any
 from cluster.monitoring.notifier import Notifier, notifying
 from cluster.monitoring.panels import PANELS, TILES, TITLES
 from cluster.monitoring.runbooks import read_runbooks
+from cluster.ports import port_of
 from cluster.stop import exit_with
 
 HERE = Path(__file__).parent
@@ -266,11 +267,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, during the run or after it")
     parser.add_argument(
-        "--port", type=_port, default=9099, help="the page's port (default %(default)s; 0 or in use: any free one)"
+        "--port", type=port_of, default=9099, help="the page's port (default %(default)s; 0 or in use: any free one)"
     )
     parser.add_argument("--address", default="127.0.0.1", help="the page's address (default %(default)s)")
     # Not 9090: Debian's package starts a Prometheus of its own there.
-    parser.add_argument("--prometheus-port", type=_port, default=0, metavar="PORT", help="(default 0: any free one)")
+    parser.add_argument("--prometheus-port", type=port_of, default=0, metavar="PORT", help="(default 0: any free one)")
     parser.add_argument("--webhook", metavar="URL", help="post alerts there, as Prometheus' Alertmanager does")
     parser.add_argument(
         "--ca", type=Path, metavar="FILE", help="authority that signed the endpoints' certificates (PEM)"
@@ -280,13 +281,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--key", type=Path, metavar="FILE", help="key of the client's certificate (PEM)")
     return parser
-
-
-def _port(text: str) -> int:
-    """A port from its option; 0 is any free one."""
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a port: 0 to 65535")
-    return int(text)
 
 
 if __name__ == "__main__":

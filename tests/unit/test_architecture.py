@@ -32,7 +32,7 @@ LAYERS = {
         ("training", "export"),
     ),
     "cluster": (
-        ("algorithms", "cards", "deepspeed_command", "lease", "marks", "metrics", "pace", "progress"),
+        ("algorithms", "cards", "deepspeed_command", "lease", "marks", "metrics", "pace", "ports", "progress"),
         ("begin", "goodput", "stop", "stopwatch", "telemetry", "versions"),
         ("ranks",),
         ("start_ranks",),

@@ -165,7 +165,7 @@ def test_a_full_disk_without_a_stand_in(tmp_path: Path, ended: Callable[..., tup
         (
             "shard",
             ["make", "faces", "out", "--metrics-port", "99999"],
-            "shard.py make: error: argument --metrics-port: got '99999', wanted 0 to 65535",
+            "shard.py make: error: argument --metrics-port: got '99999', wanted a port: 0 to 65535",
         ),
         (
             "pairs",
