@@ -10,6 +10,8 @@ from typing import TypeAlias
 
 from tqdm import tqdm
 
+from cluster.stop import tell
+
 LOG_SECONDS = 60.0  # between lines if they are not rewritten in place
 
 # No thread may run while workers are forked: the bar's would.
@@ -51,7 +53,7 @@ class _LogBar:
         line = tqdm.format_meter(
             self._done, self._total or 0, now - self._began, ncols=0, prefix=self._what or "", unit=f" {self._unit}"
         )
-        print(line, file=sys.stderr, flush=True)
+        tell(line)
 
 
 class ProgressLine:
@@ -73,12 +75,14 @@ class ProgressLine:
             left = gone * (1 - part) / (part - self._first)
             end = f", {duration(left)} left, until {time.strftime('%a %H:%M', time.localtime(time.time() + left))}"
         line = f"{part:4.0%}  {what}, {duration(gone)} gone{end}"
-        print(f"\r\033[K{line}" if self._rewrite else line, end="" if self._rewrite else "\n", file=sys.stderr)
-        sys.stderr.flush()
+        if self._rewrite:
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+        else:
+            tell(line)
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        print(f"\r\033[K{text}" if self._rewrite else text, file=sys.stderr, flush=True)
+        tell(f"\r\033[K{text}" if self._rewrite else text)
 
     def _part(self, shares: Sequence[float]) -> float:
         return sum(w * s for w, s in zip(self._work, shares, strict=True)) / sum(self._work)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import resource
 import subprocess
@@ -11,6 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+
+class FullLog(io.StringIO):
+    """A log on a full disk."""
+
+    def write(self, text: str) -> int:  # noqa: ARG002 - a stream's
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @contextmanager

@@ -32,9 +32,9 @@ LAYERS = {
         ("training", "export"),
     ),
     "cluster": (
-        ("algorithms", "cards", "deepspeed_command", "lease", "marks", "metrics", "pace", "ports", "progress"),
+        ("algorithms", "cards", "deepspeed_command", "lease", "marks", "metrics", "pace", "ports"),
         ("begin", "goodput", "stop", "stopwatch", "telemetry", "versions"),
-        ("ranks",),
+        ("progress", "ranks"),
         ("start_ranks",),
         ("supervision",),
         ("monitoring", "preflight"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from cluster import progress
-from cluster.progress import progress_bar
+from cluster.progress import ProgressLine, progress_bar
+from tests.full_disk import FullLog
 
 
 class Clock:
@@ -61,3 +64,15 @@ def test_one_rank_of_many_shows_it(clock: Clock, capsys: pytest.CaptureFixture[s
         clock.now += 61
         advance(10)
     assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_under_the_log_ends_no_work(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", FullLog())
+    with pytest.raises(OSError, match="No space left"):
+        print("a line", file=sys.stderr)
+    with progress_bar(10) as advance:
+        clock.now += 61
+        advance(10)
+    line = ProgressLine([1.0], [0.0])
+    line.show("training", [0.0])
+    line.say("one run is done")

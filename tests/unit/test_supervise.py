@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import io
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +12,7 @@ import pytest
 from cluster.stop import EXIT_REFUSED, EXIT_STOPPED
 from stages import supervise
 from tests.faces import write_recipe
+from tests.full_disk import FullLog
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +85,6 @@ def test_the_folder_is_the_one_that_train_takes(recipe: Path, tmp_path: Path, op
     assert supervise.start_of(["--recipe", str(recipe), option, str(tmp_path), "--resume", "auto"]).run == tmp_path
 
 
-class Full(io.StringIO):
-    """A log on a full disk."""
-
-    def write(self, text: str) -> int:  # noqa: ARG002 - a stream's
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 class Host:
     """Stands in for a launcher with one host that answers, whose ranks are asked to stop at once."""
 
@@ -150,5 +141,5 @@ def test_a_full_disk_under_its_log_does_not_end_it(
     monkeypatch.setattr(supervise, "Launcher", Host)
     monkeypatch.setattr(sys, "argv", ["supervise.py", "--ranks", "4", "--", "--recipe", str(recipe), "--run", "run"])
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "stderr", Full())
+    monkeypatch.setattr(sys, "stderr", FullLog())
     assert supervise.main() == EXIT_STOPPED
