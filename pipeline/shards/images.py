@@ -72,7 +72,12 @@ def check_bytes(size: int) -> None:
         SetAsideError: it has more bytes than any photograph.
     """
     if size > LARGEST_IMAGE:
-        raise SetAsideError(f"too large: got {size:,} bytes, wanted at most {LARGEST_IMAGE:,}")
+        raise SetAsideError(too_large(size))
+
+
+def too_large(size: int) -> str:
+    """Why an image of so many bytes is not read."""
+    return f"too large: got {size:,} bytes, wanted at most {LARGEST_IMAGE:,}"
 
 
 def is_heif(data: bytes) -> bool:

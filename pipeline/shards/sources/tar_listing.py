@@ -13,7 +13,7 @@ from pipeline.files import named
 from pipeline.shards.format.fields import of_json
 from pipeline.shards.format.names import usable_name
 from pipeline.shards.format.rejected import SetAside
-from pipeline.shards.images import LARGEST_IMAGE
+from pipeline.shards.images import LARGEST_IMAGE, too_large
 from pipeline.shards.sources.tar_files import TarFiles
 from pipeline.shards.sources.tar_headers import SAMPLE, name_at, plain_samples
 from pipeline.shards.sources.tar_walk import (
@@ -84,7 +84,7 @@ def _fault(name: str, sample: np.void, layout: Layout) -> SetAside:
     if not sample["image_size"]:
         return SetAside(name, "no whole image: wanted .jpg or .png")
     if sample["image_size"] > LARGEST_IMAGE:
-        return SetAside(name, f"too large: got {sample['image_size']:,} bytes, wanted at most {LARGEST_IMAGE:,}")
+        return SetAside(name, too_large(int(sample["image_size"])))
     if sample["label"] == NO_LABEL:
         return SetAside(name, f"no label: wanted .{layout.label}")
     what = "number" if layout.is_number else "printable name"
