@@ -124,7 +124,7 @@ def sources_of(args: argparse.Namespace, *, results: bool = True) -> Iterator[So
 def other_source(args: argparse.Namespace) -> Source | None:
     """The network that is not of a run; None if the arguments name none. Raises ValueError as `sources_of`."""
     given = given_of(args)
-    file = args.onnx or args.weights or args.embeddings
+    file = file_of(args)
     if (args.network is None) != (args.weights is None):
         raise ValueError("--weights and --network: got one without the other, wanted both")
     if given != Given() and file in (None, args.embeddings):
@@ -145,6 +145,11 @@ def other_source(args: argparse.Namespace) -> Source | None:
 
         return load_table(args.embeddings)
     return None
+
+
+def file_of(args: argparse.Namespace) -> Path | None:
+    """The file of a network that is not of a run; None if the arguments name none."""
+    return args.onnx or args.weights or args.embeddings
 
 
 def given_of(args: argparse.Namespace) -> Given:
@@ -227,7 +232,8 @@ def name_of(text: str) -> str:
 
 def _register(args: argparse.Namespace, source: Source) -> None:
     """Note the network in the folder of its results: one folder holds the results of one network."""
-    file = args.onnx or args.weights or args.embeddings
+    file = file_of(args)
+    assert file is not None, "only networks of a file are registered"
     if RunFolder(args.run).recipe.exists():
         raise ValueError(f"{args.run}: got the folder of a training run, wanted another for the results of {file}")
     record = RunFolder(args.run).network

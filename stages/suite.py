@@ -33,7 +33,7 @@ from pipeline.evaluation.embedding.trained import load_trained
 from pipeline.evaluation.reports.suite import FAR, Column, pairs_column, templates_column, write_suite
 from pipeline.evaluation.results import Evaluation, TemplateResult, load, load_templates, result_file
 from pipeline.run.folder import RunFolder
-from stages.arguments import add_embedding, add_source, add_step, options_of, parser_of
+from stages.arguments import add_embedding, add_source, add_step, file_of, options_of, parser_of
 
 STAGES = Path(__file__).resolve().parent
 PAIRS = {"lfw": "LFW", "cfp_fp": "CFP-FP", "agedb_30": "AgeDB-30", "calfw": "CALFW", "cplfw": "CPLFW"}
@@ -60,7 +60,7 @@ def main() -> int:
         if not run.is_dir():
             raise ValueError(f"--beside: got {run}, wanted the folder of a run, or of a network's results")
     step = _step(args)
-    if not _is_other(args):
+    if file_of(args) is None:
         args.step = step  # of every set, whatever a run that goes on saves meanwhile
     wanted, missing = sets_in(args)
     if missing:
@@ -148,12 +148,7 @@ def _columns(args: argparse.Namespace, judged: Sequence[Judgement], step: int) -
 
 def _step(args: argparse.Namespace) -> int:
     """The checkpoint that is judged; 0 for a network of another origin. ValueError if there is none."""
-    return 0 if _is_other(args) else load_trained(args.run, args.step).step
-
-
-def _is_other(args: argparse.Namespace) -> bool:
-    """Whether the network is not of a run."""
-    return any((args.onnx, args.weights, args.embeddings))
+    return 0 if file_of(args) else load_trained(args.run, args.step).step
 
 
 def _results(places: Mapping[str, Path], kind: str, step: int, read: Callable[[Path], Result]) -> dict[str, Result]:
