@@ -19,6 +19,7 @@ from cluster.monitoring import live
 from cluster.monitoring.panels import PANELS, TILES
 from cluster.monitoring.runbooks import read_runbooks
 from tests.unit.cluster.monitoring.test_monitoring import has_ipv6, needs_prometheus, wait_for
+from tests.web import serving
 
 MONITORING = Path(live.__file__).parent
 ALONE = "127.44.3.2"  # on 127.0.0.1 another process could be given a port that this test wants
@@ -129,15 +130,12 @@ def test_a_page_that_is_closed_before_its_answers_come_is_no_error(capsys: pytes
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as behind:
-        Thread(target=behind.serve_forever, daemon=True).start()
-        with live.serving("127.0.0.1", 0, f"http://127.0.0.1:{behind.server_port}") as page:
-            with socket.create_connection(("127.0.0.1", int(page.rpartition(":")[2]))) as client:
-                client.sendall(b"GET /api/v1/query?query=up HTTP/1.0\r\n\r\n")
-                wait_for(answering)
-            gone.set()
-            wait_for(lambda: not answering())
-        behind.shutdown()
+    with serving(Slow) as behind, live.serving("127.0.0.1", 0, behind) as page:
+        with socket.create_connection(("127.0.0.1", int(page.rpartition(":")[2]))) as client:
+            client.sendall(b"GET /api/v1/query?query=up HTTP/1.0\r\n\r\n")
+            wait_for(answering)
+        gone.set()
+        wait_for(lambda: not answering())
     assert capsys.readouterr().err == ""
 
 

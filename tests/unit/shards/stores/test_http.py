@@ -2,7 +2,6 @@
 
 import contextlib
 import http.server
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from pipeline.shards.sources import remote
 from pipeline.shards.sources.detect import open_source
 from pipeline.shards.stores import urls
 from tests.shards import noise
+from tests.web import serving
 
 aiohttp = pytest.importorskip("aiohttp")
 
@@ -52,14 +52,8 @@ def served(answers: Callable[[str], Answer], pause: float = 0) -> Iterator[str]:
         def log_message(self, *_args: Any) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/faces"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Handler) as url:
+        yield f"{url}/faces"
 
 
 def whole(body: bytes) -> Answer:

@@ -1,12 +1,10 @@
 """Every source at a URL is the same bytes as on a local disk."""
 
 import contextlib
-import functools
 import http.server
 import os
 import shutil
 import struct
-import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -27,6 +25,7 @@ from pipeline.shards.sources.folder import scan_folder
 from pipeline.shards.stores.urls import changed_in, fetch_whole, open_store, remove_progress
 from pipeline.shards.workers import each_done
 from tests.shards import noise, write_parquet, write_ten_faces
+from tests.web import serving
 
 SOURCES = ("folders", "list", "recordio", "tars", "parquet")
 
@@ -62,14 +61,8 @@ def served(folder: Path) -> Iterator[str]:
         def log_message(self, *_args: Any) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(partial(Quiet, directory=folder)) as url:
+        yield url
 
 
 @contextlib.contextmanager
