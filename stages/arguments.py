@@ -128,7 +128,7 @@ def other_source(args: argparse.Namespace) -> Source | None:
     if (args.network is None) != (args.weights is None):
         raise ValueError("--weights and --network: got one without the other, wanted both")
     if given != Given() and file in (None, args.embeddings):
-        got = "embeddings, whose pixels nobody looks at" if file else "a run, which knows them"
+        got = "embeddings, which need none" if file else "a run, which has its own"
         raise ValueError(f"--size, --channels, --mean, --scale: got {got}, wanted --onnx or --weights")
     if file and args.step is not None:
         raise ValueError(f"--step: got it with {file}, wanted a run: other networks have no checkpoints")

@@ -133,7 +133,7 @@ def _search(
 
 
 def _strangers(probes: Subjects, gallery: Subjects) -> int:
-    """How many probes are of nobody in the gallery."""
+    """How many probes are of people who are not in the gallery."""
     return int(np.sum(~np.isin(probes.subject, gallery.subject)))
 
 

@@ -88,7 +88,7 @@ class GivenNetwork(_Section):
                 f"networks: got {given or 'no file'}, wanted one of {', '.join(FILES)}; network with weights"
             )
         if self.embeddings is not None and self.model_fields_set & {"size", "channels", "mean", "scale"}:
-            raise ValueError("networks: got embeddings with an input, whose pixels nobody looks at, wanted them alone")
+            raise ValueError("networks: got embeddings with an input, which is for images, wanted them alone")
         return self
 
     @property

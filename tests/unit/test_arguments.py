@@ -18,8 +18,8 @@ def test_a_small_file_is_not_one_of_nothing(size: int, words: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--mean 127.5", "--scale: got a run, which knows them, wanted --onnx or --weights"),
-        ("--embeddings e.npz --size 112x96", "--scale: got embeddings, whose pixels nobody looks at, wanted --onnx"),
+        ("--mean 127.5", "--scale: got a run, which has its own, wanted --onnx or --weights"),
+        ("--embeddings e.npz --size 112x96", "--scale: got embeddings, which need none, wanted --onnx"),
         ("--onnx n.onnx --step 0", "--step: got it with n.onnx, wanted a run: other networks have no checkpoints"),
         ("--weights n.pth", "--weights and --network: got one without the other, wanted both"),
     ],

@@ -146,7 +146,7 @@ def _in_folders(path: Path) -> list[str]:
         folders = list(islice((entry.path for entry in entries if Path(entry).is_dir()), LOOKED_INTO))
     names: list[str] = []
     for folder in folders:
-        with suppress(PermissionError):  # as of ext4's lost+found: whoever reads it says so
+        with suppress(PermissionError):  # as of ext4's lost+found: reported when it is read
             names += [file.name for file in Path(folder).iterdir()]
     return names
 
